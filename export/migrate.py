@@ -20,7 +20,14 @@ from typing import Any
 from sol_rt.atomic_write import replacing_folder
 from sol_rt.bundle import selection
 from sol_rt.bundle.bundle import Bundle, sha256
-from sol_rt.bundle.config import CONFIG_NAME, FORMAT_VERSION, SAME_WEIGHTS_SINCE, FileEntry, SolConfig
+from sol_rt.bundle.config import (
+    CONFIG_NAME,
+    FORMAT_VERSION,
+    FORMAT_VERSION_OF_THREE_BITS,
+    SAME_WEIGHTS_SINCE,
+    FileEntry,
+    SolConfig,
+)
 from sol_rt.bundle.config_reader import parse_config
 from sol_rt.errors import BundleError
 from sol_rt.export.graphs.graph import build_graph
@@ -52,7 +59,7 @@ class Migrated:
 
 
 def migrate(folder: Path) -> Migrated:
-    """Brings the bundle in `folder` to FORMAT_VERSION; a bundle that has it gets its graphs anew.
+    """Brings the bundle in `folder` to FORMAT_VERSION; a bundle that has it or a later one gets its graphs anew.
 
     The new bundle is written aside and takes the folder's place at the end; its weights are not copied. The bundle's
     device calibrations are removed, as they belong to the old config.
@@ -64,8 +71,9 @@ def migrate(folder: Path) -> Migrated:
     path = folder / CONFIG_NAME
     document = _read(path)
     version = document.get("format_version")
-    if not isinstance(version, int) or not SAME_WEIGHTS_SINCE <= version <= FORMAT_VERSION:
-        raise BundleError(path, "format_version", version, f"{SAME_WEIGHTS_SINCE} to {FORMAT_VERSION}")
+    if not isinstance(version, int) or not SAME_WEIGHTS_SINCE <= version <= FORMAT_VERSION_OF_THREE_BITS:
+        expected = f"{SAME_WEIGHTS_SINCE} to {FORMAT_VERSION_OF_THREE_BITS}"
+        raise BundleError(path, "format_version", version, expected)
     old_files = {str(variant["file"]) for variant in _tables(document.get("variants")) if "file" in variant}
     identity = sha256(path)
     config = parse_config(_upgraded(document) if version < FORMAT_VERSION else document, path)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from sol_rt import __version__, ops
 from sol_rt.bundle.actions import Action
+from sol_rt.bundle.bits import THREE
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import KV_DTYPES, ActionEntry, FileEntry, KvLayout, SolConfig
 from sol_rt.bundle.selection import Selection
@@ -140,7 +141,7 @@ def export_bundle(
     Args:
         source: checkpoint folder, `.gguf` file, alias or hub id.
         output: the bundle's folder. A bundle that is there already is replaced.
-        bits: weight bits, of 8, 6, MIXED and 4.
+        bits: weight bits, of 8, 6, MIXED, 4 and 3.
         channel_density: shares of the layers' base-plane weights that a step reads, 1 among them.
         kv_density: shares of the old cached tokens that a step reads, 1 among them.
         max_context: longest context in tokens; by default the model's own.
@@ -175,7 +176,8 @@ def export_bundle(
     family, decoder = family_of(checkpoint.config), from_hf_config(checkpoint.config, max_context)
     check_tensors(checkpoint, decoder, family)
     precisions = graph_precisions(levels.bits, checkpoint, decoder, family.names)
-    tensors = layout(decoder, family.names, planes=(max(each.stored for each in precisions) - 4) // 2)
+    planes = (max(each.stored for each in precisions) - 4) // 2
+    tensors = layout(decoder, family.names, planes, precisions)
 
     # check memory and disk
     size = blob_bytes(tensors.values())
@@ -215,10 +217,12 @@ def export_bundle(
         text: CalibrationText | None = None
         write_weights = partial(fill_blob, folder / WEIGHTS, checkpoint, decoder, family, tensors, precisions)
         if stored is None and calibration in (None, QUICK, FULL):
+            nested = [each.bits for each in precisions if each.bits != THREE] or [THREE]
+            writer = Action(0.25, 1.0, nested[-1]) if effort.writes_cheaply else config.dense
             with stages(_ROUND) as report:
-                write_weights(report, search=not effort.plain_grid)  # for the model to write the text with
+                # for the model to write the text with
+                write_weights(report, search=not effort.plain_grid, three_bits=writer.bits == THREE)
             save(config)
-            writer = Action(0.25, 1.0, precisions[-1].bits) if effort.writes_cheaply else config.dense
             with stages(_WRITE) as report:
                 text = calibration_text.generate_text(folder, writer, effort.windows, effort.long, report)
         elif stored is None and calibration != NO_TEXT:

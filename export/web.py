@@ -50,6 +50,7 @@ def write_web_bundle(
         source: the bundle.
         output: the folder of the new bundle. A bundle that is there already is replaced.
         bits, channel_density, kv_density: levels to keep, those of the dense action among them; by default all bits.
+            Graphs of 3 bits are left out: a browser would hold them in 8.
         progress: reports how far the work is.
 
     The policy stays only if all its actions do.
@@ -100,7 +101,9 @@ def _kept(
     variants = {
         key: variant
         for key, variant in config.variants.items()
-        if variant.channel_density in channel_density and (bits is None or variant.bits in bits)
+        if variant.channel_density in channel_density
+        and not variant.precision.reads_three_bits
+        and (bits is None or variant.bits in bits)
     }
     actions = tuple(
         entry for entry in config.actions if entry.action.variant in variants and entry.action.kv_density in kv_density

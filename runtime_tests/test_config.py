@@ -18,6 +18,7 @@ from helpers.tiny_bundle import write_bundle
 from sol_rt.bundle.bits import MIXED
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import CONFIG_NAME, FORMAT_VERSION
+from sol_rt.bundle.config import FORMAT_VERSION_OF_THREE_BITS as NEWEST
 from sol_rt.bundle.config_reader import parse_config, read_config
 from sol_rt.errors import BundleError, SolError
 from sol_rt.generate.model import SolModel
@@ -87,7 +88,7 @@ def _set(raw: dict[str, Any], key: str, value: object) -> None:
     ("key", "value", "parts"),
     [
         ("format", "other", ["format", '"other"', "sol_rt.bundle"]),
-        ("format_version", FORMAT_VERSION + 1, ["format_version", f"got {FORMAT_VERSION + 1}", "newer sol_rt"]),
+        ("format_version", NEWEST + 1, ["format_version", f"got {NEWEST + 1}", "newer sol_rt"]),
         ("format_version", 1, ["format_version", "got 1", f"expected {FORMAT_VERSION}", "export the bundle again"]),
         ("model/vocab_sizes", 3, ["model.vocab_sizes", "unknown key", "'vocab_size'"]),
         ("model/hidden_size", "64", ["model.hidden_size", '"64"', "integer"]),

@@ -9,11 +9,13 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from helpers.core_build import ADDRESS, core_build, run_lines
 from helpers.poison import texts
+from helpers.random_decoder import THREE_BIT_LAYERS
 from helpers.tiny_bundle import seal, write_bundle
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
@@ -187,11 +189,44 @@ def test_wrong_folders(program: Path, tmp_path: Path) -> None:
 
 def test_config_of_a_newer_and_an_older_format(program: Path, bundle: Path) -> None:
     config = bundle / CONFIG_NAME
-    for version in (4, 6, 1):
+    for version in (4, 6, 7, 1):
         document = json.loads(config.read_text(encoding="utf-8")) | {"format_version": version}
         config.write_text(json.dumps(document), encoding="utf-8")
         ((core, python),) = compare(program, "config", read_config, [config])
         assert core == python
+
+
+def test_bundles_of_three_bits(program: Path, tmp_path: Path) -> None:
+    """Core and Python take them, and say the same of configs that tell of the level wrongly."""
+    pristine = write_bundle(tmp_path / "three", bits=(8, 4, 3), three_bit_layers=THREE_BIT_LAYERS)
+    ((core, python),) = compare(program, "bundle", open_fully, [pristine])
+    assert (core, python) == ("ok", "ok")
+    document = json.loads((pristine / CONFIG_NAME).read_text(encoding="utf-8"))
+    tensors = document["weights"]["tensors"]
+    edits: list[dict[str, Any]] = [
+        document | {"format_version": 5},
+        *(
+            _with_row(document, row)
+            for row in ([3, 3, 3, 6], [3, 3, 3, True], [3, 3, 3], [3, 3, 3, 3, 3], [2, 3, 3, 3], "3333", [3.5, 3, 3, 3])
+        ),
+        *(
+            document
+            | {"weights": document["weights"] | {"tensors": tensors | {"codebook": tensors["codebook"] | edit}}}
+            for edit in ({"shape": [8, 4]}, {"dtype": "uint8"}, {"shape": [32]})
+        ),
+    ]
+    folders = []
+    for number, edited in enumerate(edits):
+        folders.append(Path(shutil.copytree(pristine, tmp_path / str(number))))
+        (folders[-1] / CONFIG_NAME).write_text(json.dumps(edited), encoding="utf-8")
+    for core, python in compare(program, "bundle", open_fully, folders):
+        assert core == python != "ok"
+
+
+def _with_row(document: dict[str, Any], row: object) -> dict[str, Any]:
+    variants = {key: variant | {} for key, variant in document["variants"].items()}
+    variants["s050-q3"]["layer_bits"] = [variants["s050-q3"]["layer_bits"][0], row]
+    return document | {"variants": variants}
 
 
 def test_action_tags(program: Path) -> None:

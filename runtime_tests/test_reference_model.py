@@ -18,7 +18,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from helpers.random_decoder import CONFIGS, describe  # noqa: E402
+from helpers.random_decoder import CONFIGS, THREE_BIT_LAYERS, describe  # noqa: E402
 from helpers.reference_steps import (  # noqa: E402
     CONTEXT,
     EXACT,
@@ -33,7 +33,7 @@ from helpers.reference_steps import (  # noqa: E402
 )
 from helpers.tiny_bundle import write_bundle  # noqa: E402
 from sol_rt.bundle.actions import Action  # noqa: E402
-from sol_rt.bundle.bits import MIXED, Precision  # noqa: E402
+from sol_rt.bundle.bits import MIXED, THREE, Precision  # noqa: E402
 from sol_rt.bundle.bundle import Bundle  # noqa: E402
 from sol_rt.engine.engine import Engine  # noqa: E402
 from sol_rt.train.reference_model.model import UNROUNDED, Arithmetic, ReferenceModel  # noqa: E402
@@ -68,9 +68,11 @@ def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     """A bundle of random codes and its reference model."""
     family, kv, dense_layers, lm_head_bits = request.param
     folder = tmp_path_factory.mktemp(family)
-    levels = {"dense_layers": dense_layers, "lm_head_bits": lm_head_bits}
+    levels = {"dense_layers": dense_layers, "lm_head_bits": lm_head_bits, "three_bit_layers": THREE_BIT_LAYERS}
     bundle = Bundle.open(
-        write_bundle(folder, family, channel_densities=(1.0, 0.75, 0.5, 0.25), bits=(8, 6, MIXED, 4), kv=kv, **levels)
+        write_bundle(
+            folder, family, channel_densities=(1.0, 0.75, 0.5, 0.25), bits=(8, 6, MIXED, 4, THREE), kv=kv, **levels
+        )
     )
     config = bundle.config
     weights = read_blob(folder / config.weights_file, config.tensors, describe(family), config.variants)

@@ -6,6 +6,7 @@ graphs, for a browser's bodies round neither activations (wasm) nor keys and val
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ import onnxruntime as ort
 import pytest
 from onnx import numpy_helper
 
+from helpers.random_decoder import hf_config
+from helpers.tiny_bundle import seal, write_bundle
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.cli import main
@@ -157,6 +160,16 @@ def test_by_default_only_bits_are_left_to_choose(tmp_path: Path) -> None:
     ]
     assert "policy.onnx" not in config.files
     Bundle.open(tmp_path / "web")
+
+
+def test_three_bits_are_left_out(tmp_path: Path) -> None:
+    source = write_bundle(tmp_path / "source", bits=(8, 4, 3))
+    (source / "config.json").write_text(json.dumps(hf_config("llama")), encoding="utf-8")
+    seal(source, Bundle.open(source).config)
+    config = write_web_bundle(source, tmp_path / "web")
+    assert {variant.bits for variant in config.variants.values()} == {8, 4}
+    assert not [name for name in config.tensors if name == "codebook" or name.endswith((".low", ".high"))]
+    assert config.format_version == 5
 
 
 def test_only_tensors_that_are_read_stay(tmp_path: Path) -> None:

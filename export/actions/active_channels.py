@@ -68,7 +68,7 @@ class MlpSizes:
 
     @classmethod
     def of(cls, config: SolConfig) -> MlpSizes:
-        (hidden, columns), (inner, outputs) = (config.tensors[f"layers.0.{name}.base"].shape for name in ("up", "down"))
+        (hidden, columns), (inner, outputs) = (_shape(config, f"layers.0.{name}") for name in ("up", "down"))
         return cls(config.model.num_layers, hidden, inner, columns, outputs)
 
     @property
@@ -100,6 +100,13 @@ class MlpSizes:
     def share(self, levels: DensityLevels) -> float:
         """The share of all MLP weights that these counts read; exactly 1 if all channels are active."""
         return (sum(levels.active_up) * self.weights_in + sum(levels.active_down) * self.weights_mid) / self.total
+
+
+def _shape(config: SolConfig, matrix: str) -> tuple[int, int]:
+    """Input channels and outputs of a layer's matrix, which may have nested levels, level 3, or both."""
+    base = config.tensors.get(f"{matrix}.base")
+    channels, columns = (base or config.tensors[f"{matrix}.low"]).shape
+    return channels, columns if base is not None else 4 * columns
 
 
 def find_levels(

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sol_rt.bundle.actions import Action, density
-from sol_rt.bundle.bits import MIXED, Precision, bits_name, bits_tag
+from sol_rt.bundle.bits import MIXED, THREE, Precision, bits_name, bits_tag
 from sol_rt.bundle.config import Variant
 from sol_rt.errors import UsageError
 from sol_rt.export.graphs.graph import LayerShapes, active_counts
 from sol_rt.export.sources.decoder import Decoder
 
-BITS = (8, 6, MIXED, 4)
-CHANNEL_DENSITIES = (1.0, 0.75, 0.5, 0.4, 0.25)
+BITS = (8, 6, MIXED, 4, THREE)
+CHANNEL_DENSITIES = (1.0, 0.75, 0.62, 0.5, 0.4, 0.25)
 KV_DENSITIES = (1.0, 0.5, 0.25, 0.1)
 
 
@@ -22,7 +22,7 @@ class Levels:
     """The levels of the three axes, each in descending order.
 
     Attributes:
-        bits: of 8, 6, MIXED and 4.
+        bits: of 8, 6, MIXED, 4 and 3.
         channel_density, kv_density: shares, 1 among them.
     """
 

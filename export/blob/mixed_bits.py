@@ -12,6 +12,9 @@ bits that suit its source:
 If every matrix of the layers has 4-bit codes, what a 4-bit graph loses is in its activations, which have 8 bits. Those
 of a matrix read at 8 bits have 16. So the graph then reads all matrices at 8 bits except the largest, the MLP's first.
 
+A graph of 3 bits reads only the MLP's first matrix at 3, and the others at 4. That matrix is half of a layer, and the
+cheapest place: docs/results/low-bits.md has other choices at the same bytes.
+
 A source without 4-bit codes has no mixed-precision graph: taking steps of 4 and 6 bits in turn reaches what a mix of
 both would. On a 135M model of full precision, 6 bits in half of the layers left 0.026 nats of loss, 4 bits 0.045, 6
 bits 0.009.
@@ -23,12 +26,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from sol_rt.bundle.bits import MIXED, LayerBits, Precision
+from sol_rt.bundle.bits import MIXED, THREE, LayerBits, Precision
 from sol_rt.errors import CheckpointError
 from sol_rt.export.sources.checkpoint import Checkpoint, matrices, matrix_shape
 from sol_rt.export.sources.decoder import Decoder
 from sol_rt.export.sources.families import TensorNames
 
+_THREE_BITS = LayerBits(qkv=4, o=4, up=3, down=4)
 _ONLY_CODES = LayerBits(qkv=8, o=8, up=4, down=8)
 _LEFT_OUT = {
     MIXED: "mixed bits left out: they keep a source's own 4-bit codes, and this one has none",
@@ -42,14 +46,16 @@ def graph_precisions(
     """The precision of every graph, the dense one first.
 
     Args:
-        bits: the bits asked for, of 8, 6, MIXED and 4. `left_out` says which of them get no graph.
+        bits: the bits asked for, of 8, 6, MIXED, 4 and 3. `left_out` says which of them get no graph.
         checkpoint, decoder, names: the source.
 
     Raises:
         CheckpointError: mixed precision alone is asked for, and the source has no 4-bit codes.
     """
     mixed = mixed_precision(checkpoint, decoder, names) if MIXED in bits else None
-    found = [Precision(level, level) for level in bits if level != MIXED]
+    found = [Precision(level, level) for level in bits if level not in (THREE, MIXED)]
+    if THREE in bits:
+        found.append(Precision(THREE, 4, (_THREE_BITS,) * decoder.num_layers))
     if mixed is not None:
         if 8 not in bits or is_mostly_coded(checkpoint, decoder, names):
             found = [each for each in found if each.bits != 6]

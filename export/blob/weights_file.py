@@ -19,11 +19,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sol_rt.bundle.bits import Precision
-from sol_rt.bundle.config import ALIGNMENT, BLOCK, TensorEntry, tensor_bytes
+from sol_rt.bundle.bits import THREE, Precision
+from sol_rt.bundle.config import ALIGNMENT, BLOCK, CODEBOOK, CODEBOOK_SHAPE, TensorEntry, tensor_bytes
 from sol_rt.export.blob.hessian import Inputs, matrix_inputs
 from sol_rt.export.blob.memory import PIECE_WEIGHTS
 from sol_rt.export.blob.padding import PaddedTensors
+from sol_rt.export.quantize.codebook import (
+    Codebook,
+    choose_grid,
+    learn_codebook,
+    pack_block_scale,
+    pack_high,
+    pack_low,
+)
+from sol_rt.export.quantize.codebook import (
+    choose_codes as choose_three_bit_codes,
+)
 from sol_rt.export.quantize.gptq import HessianFactor, choose_codes, one_thread_each
 from sol_rt.export.quantize.nested import (
     FloatArray,
@@ -41,16 +52,21 @@ from sol_rt.export.sources.families import Family, TensorNames
 from sol_rt.export.sources.rope import table_names, tables
 from sol_rt.store.progress import Progress
 
+_SAMPLED_ROWS, _SAMPLED_BLOCKS = 2048, 8192  # of the weights from which the tables of level 3 are learned
 _MATRICES_AHEAD = 4  # whose pieces are in the pool at once, those of a layer
 
 
-def layout(decoder: Decoder, names: TensorNames, planes: int) -> dict[str, TensorEntry]:
+def layout(
+    decoder: Decoder, names: TensorNames, planes: int, precisions: Collection[Precision] = ()
+) -> dict[str, TensorEntry]:
     """The place of every tensor in weights.bin, in file order: tensors that a step reads together lie together.
 
     Args:
         decoder: the model.
         names: its modules. Only their grouping into matrices matters here.
         planes: number of residual planes stored, 0 to 2.
+        precisions: of the graphs. A matrix has level 3 where one of them reads it so, and the nested levels unless all
+            of them do.
     """
     entries: dict[str, TensorEntry] = {}
     end = 0
@@ -66,7 +82,13 @@ def layout(decoder: Decoder, names: TensorNames, planes: int) -> dict[str, Tenso
     for index in range(len(decoder.ropes)):
         for table in table_names(index):
             place(table, "float32", decoder.max_context, decoder.rotary_dim // 2)
-    for matrix in matrices(decoder, names):
+    of_graphs = {
+        matrix: {precision.of(matrix) for precision in precisions} if is_channel_major(matrix) else set()
+        for matrix in matrices(decoder, names)
+    }
+    for matrix, levels in of_graphs.items():
+        if levels == {THREE}:
+            continue
         rows, channels = matrix_shape(decoder, matrix)
         blocks = channels // BLOCK
         if is_channel_major(matrix):
@@ -77,6 +99,15 @@ def layout(decoder: Decoder, names: TensorNames, planes: int) -> dict[str, Tenso
         place(f"{matrix}.zero", "uint8", blocks, rows)
         for plane in range(planes):
             place(f"{matrix}.plane{plane + 1}", "uint8", blocks, rows, BLOCK // 4)
+    coded = [matrix for matrix, levels in of_graphs.items() if THREE in levels]
+    if coded:
+        place(CODEBOOK, "int8", *CODEBOOK_SHAPE)
+    for matrix in coded:
+        rows, channels = matrix_shape(decoder, matrix)
+        place(f"{matrix}.low", "uint8", channels, rows // 4)
+        place(f"{matrix}.high", "uint8", channels, rows // 8)
+        place(f"{matrix}.block_scale", "uint8", channels // BLOCK, rows)
+        place(f"{matrix}.output_scale", "float16", rows)
     return entries
 
 
@@ -148,6 +179,7 @@ def fill_blob(
     most_channels: int | None = None,
     *,
     search: bool = True,
+    three_bits: bool = True,
 ) -> None:
     """Writes weights.bin from a checkpoint.
 
@@ -163,6 +195,7 @@ def fill_blob(
             text. None: every weight is rounded by itself.
         most_channels: of a group of input channels that GPTQ fits together; by default all of a matrix.
         search: as in `quantize_matrix`.
+        three_bits: level 3 is written where `tensors` has it; if not, it stays zero.
 
     Raises:
         CheckpointError: weights are not finite, too large, or of an unreadable type.
@@ -174,7 +207,11 @@ def fill_blob(
         for vector, parts in vectors(decoder, family.names).items():
             blob.view(vector)[:] = _vector(padded, vector, parts)
         _write_rope(blob, decoder)
-        fill = _MatrixFiller(blob, padded, tensors, precisions, search)
+        codebook = None
+        if three_bits and CODEBOOK in tensors:
+            codebook = _sampled_codebook(padded, {name: sources[name] for name in sources if f"{name}.low" in tensors})
+            blob.view(CODEBOOK)[:] = codebook
+        fill = _MatrixFiller(blob, padded, tensors, precisions, search, codebook)
         with one_thread_each() as pool:
             if windows is None:
                 _fill_rounded(fill, decoder, sources, progress, pool)
@@ -227,6 +264,23 @@ def _wait(pieces: Sequence[Future[None]]) -> None:
         piece.result()
 
 
+def _sampled_codebook(padded: PaddedTensors, coded: Mapping[str, tuple[str, ...]]) -> Codebook:
+    """The tables learned from blocks of rows that are spread evenly over the matrices that have level 3."""
+    sampled = []
+    rows_of_each = max(1, _SAMPLED_ROWS // len(coded))
+    for matrix, modules in coded.items():
+        tensor = f"{modules[-1]}.weight"
+        rows, _ = padded.shape(matrix, tensor)
+        first = (rows - rows_of_each) // 2 if rows > rows_of_each else 0
+        w = padded.read(matrix, tensor, first, min(first + rows_of_each, rows))
+        if not np.isfinite(w).all():
+            raise not_finite(tensor)
+        sampled.append(w.reshape(-1, BLOCK))
+    blocks = np.concatenate(sampled)
+    blocks = blocks[:: max(1, len(blocks) // _SAMPLED_BLOCKS)]
+    return learn_codebook(blocks)
+
+
 @dataclass(frozen=True)
 class _Piece:
     """Rows start … stop - 1 of a tensor of the source, which are outputs first, first + 1, … of a matrix."""
@@ -247,6 +301,7 @@ class _MatrixFiller:
     tensors: Mapping[str, TensorEntry]
     precisions: Collection[Precision]
     search: bool
+    codebook: Codebook | None
 
     def submit(
         self, pool: Executor, matrix: str, modules: tuple[str, ...], hessians: Sequence[Future[HessianFactor]] = ()
@@ -262,8 +317,9 @@ class _MatrixFiller:
         for module in modules:
             tensor = f"{module}.weight"
             rows, columns = self.padded.shape(matrix, tensor)
-            # an even number of rows: two outputs share a byte of a channel-major base plane
-            step = max(2, PIECE_WEIGHTS // columns // 2 * 2)
+            # a multiple of the outputs that share bytes: two of a channel-major base plane, a tile of level 3
+            together = BLOCK if f"{matrix}.low" in self.tensors else 2
+            step = max(together, PIECE_WEIGHTS // columns // together * together)
             for start in range(0, rows, step):
                 yield _Piece(matrix, first + start, tensor, start, min(start + step, rows))
             first += rows
@@ -272,7 +328,12 @@ class _MatrixFiller:
         weights = self.padded.read(piece.matrix, piece.tensor, piece.start, piece.stop)
         codes = self.padded.codes(piece.matrix, piece.tensor, piece.start, piece.stop)
         factors = [hessian.result() for hessian in hessians]
-        self._write(piece.matrix, piece.first, self._quantize(piece.matrix, weights, codes, piece.tensor, factors))
+        if f"{piece.matrix}.base" in self.tensors:
+            self._write(piece.matrix, piece.first, self._quantize(piece.matrix, weights, codes, piece.tensor, factors))
+        if self.codebook is not None and f"{piece.matrix}.low" in self.tensors:
+            if not np.isfinite(weights).all():
+                raise not_finite(piece.tensor)
+            self._write_three_bits(piece.matrix, piece.first, weights, self.codebook, factors)
 
     def _quantize(
         self,
@@ -320,7 +381,7 @@ class _MatrixFiller:
         if matrix in ("embed", "head"):
             levels = {precision.lm_head_bits for precision in self.precisions}
             return range(min(levels), 4 + 2 * planes + 1, 2) if chosen else levels
-        return {precision.of(matrix) for precision in self.precisions}
+        return {precision.of(matrix) for precision in self.precisions} - {THREE}
 
     def _write(self, matrix: str, first: int, nested: Nested) -> None:
         """Writes outputs first, first + 1, … of a matrix."""
@@ -334,6 +395,19 @@ class _MatrixFiller:
         for plane, codes in ((1, nested.b), (2, nested.c)):
             if codes is not None:
                 blob.view(f"{matrix}.plane{plane}")[:, first:last] = pack_plane(codes)
+
+    def _write_three_bits(
+        self, matrix: str, first: int, weights: FloatArray, codebook: Codebook, hessians: Sequence[HessianFactor]
+    ) -> None:
+        """Fits outputs first, first + 1, … of a matrix, float32 [n, K], to level 3, and writes them."""
+        importance = np.concatenate([hessian.conditional for hessian in hessians]) if hessians else None
+        grid = choose_grid(weights, codebook, importance)
+        codes = choose_three_bit_codes(weights, codebook, grid, hessians)
+        blob, last = self.blob, first + len(weights)
+        blob.view(f"{matrix}.low")[:, first // 4 : last // 4] = pack_low(codes)
+        blob.view(f"{matrix}.high")[:, first // 8 : last // 8] = pack_high(codes)
+        blob.view(f"{matrix}.block_scale")[:, first:last] = pack_block_scale(grid)
+        blob.view(f"{matrix}.output_scale")[first:last] = grid.output_scale
 
 
 def _vector(padded: PaddedTensors, vector: str, parts: tuple[str, ...]) -> np.ndarray:

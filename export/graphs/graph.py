@@ -28,10 +28,11 @@ from sol_rt.export.graphs.layer import (
     decoder_layer,
     layer_attributes,
     layer_weights,
-    nested_names,
     norm,
     norm_weights,
     overload_tag,
+    stored_name,
+    weight_names,
 )
 from sol_rt.export.graphs.nodes import NodeWriter
 from sol_rt.export.sources.decoder import Decoder
@@ -61,6 +62,8 @@ _DTYPES = {
     "uint8": TensorProto.UINT8,
     "uint4": TensorProto.UINT4,
 }
+_PRUNED = ("base", "low", "high")
+"""Tensors of a layer's matrix that have one row for each input channel; rows of inactive channels are not read."""
 _SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 _ACTIVE_QKV = (0.0, 0.3, 0.56, 0.8, 1.0)
 _ACTIVE_O = (0.0, 0.22, 0.42, 0.64, 1.0)
@@ -124,26 +127,27 @@ def weight_bytes(decoder: Decoder, tensors: Mapping[str, TensorEntry], variant: 
     counts = {"up": variant.active_up, "down": variant.active_down, "qkv": variant.active_qkv, "o": variant.active_o}
     for name in variant_tensors(decoder, variant.precision):
         size = tensors[name].bytes
-        if name.startswith("layers.") and name.endswith(".base"):
+        if name.startswith("layers.") and name.rpartition(".")[2] in _PRUNED:
             _, layer, matrix, _ = name.split(".")
             size = size * counts[matrix][int(layer)] // tensors[name].shape[0]
         elif name.startswith("rope."):
             continue
         total += size
     if not decoder.tied:
-        row = nested_names("embed", widest_bits(tensors))
+        row = weight_names("embed", widest_bits(tensors))
         total += sum(tensors[name].bytes for name in row) // decoder.vocab_size
     return total
 
 
 def variant_tensors(decoder: Decoder, precision: Precision) -> list[str]:
     """The names of the tensors that a variant multiplies or adds. Those that are only looked up are left out."""
-    names = nested_names("embed" if decoder.tied else "head", precision.lm_head_bits)
+    names = weight_names("embed" if decoder.tied else "head", precision.lm_head_bits)
     for layer in range(decoder.num_layers):
-        names += [f"layers.{layer}.{name}" for name in layer_weights(decoder, precision.layer(layer))]
+        names += [stored_name(layer, name) for name in layer_weights(decoder, precision.layer(layer))]
     names += norm_weights(decoder, "final_norm")
     names += ["head.bias"] if decoder.head_bias else []
-    return [*names, *(table for index in range(len(decoder.ropes)) for table in table_names(index))]
+    names += [table for index in range(len(decoder.ropes)) for table in table_names(index)]
+    return list(dict.fromkeys(names))
 
 
 def widest_bits(tensors: Mapping[str, TensorEntry]) -> int:
@@ -222,7 +226,7 @@ class _GraphWriter:
     def _layer(self, layer: int, x: str) -> str:
         y, layer_bits = f"layer.{layer}", self.precision.layer(layer)
         self.writer.declare(y, [1, "S", self.decoder.hidden_size])
-        weights = [f"layers.{layer}.{name}" for name in layer_weights(self.decoder, layer_bits)]
+        weights = [stored_name(layer, name) for name in layer_weights(self.decoder, layer_bits)]
         attributes = layer_attributes(self.decoder, layer_bits, self.kv)
         if WINDOW in attributes:
             attributes[WINDOW] = self.decoder.window(layer) or NO_WINDOW
@@ -279,7 +283,7 @@ class _GraphWriter:
         bits: int,
         out: str | None = None,
     ) -> str:
-        weights = map(self._tensor, nested_names(matrix, bits))
+        weights = map(self._tensor, weight_names(matrix, bits))
         k = self.decoder.hidden_size
         return self.writer.op(op_type, *x, *weights, out=out, domain="sol", K=k, N=outputs, bits=bits)
 

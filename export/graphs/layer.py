@@ -18,11 +18,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from sol_rt.bundle.bits import LayerBits
-from sol_rt.bundle.config import KvLayout
+from sol_rt.bundle.bits import THREE, LayerBits
+from sol_rt.bundle.config import CODEBOOK, KvLayout
 from sol_rt.engine.signature import GATHER_CAPACITY
 from sol_rt.export.graphs.functions.attention_shape import WINDOW, AttentionShape, rotated
-from sol_rt.export.graphs.functions.operators import in_turn, planes
+from sol_rt.export.graphs.functions.operators import mlp_weights, weight_parts
 from sol_rt.export.graphs.nodes import NodeWriter, Ref
 from sol_rt.export.sources.decoder import Decoder
 
@@ -38,7 +38,7 @@ def layer_weights(decoder: Decoder, layer_bits: LayerBits) -> list[str]:
     names += ["qk_norm.weight"] if decoder.qk_norm != "none" else []
     biases = (decoder.qkv_bias, decoder.output_bias, decoder.mlp_bias, decoder.mlp_bias)
     for matrix, bits, bias in zip(layer_bits._fields, layer_bits, biases, strict=True):
-        names += nested_names(matrix, bits)
+        names += weight_names(matrix, bits)
         names += [f"{matrix}.bias"] if bias else []
     return names
 
@@ -48,9 +48,14 @@ def norm_weights(decoder: Decoder, name: str) -> list[str]:
     return [f"{name}.weight"] if decoder.norm == "rms" else [f"{name}.weight", f"{name}.bias"]
 
 
-def nested_names(matrix: str, bits: int) -> list[str]:
-    """The names of the tensors of a nested matrix read at `bits`, in the order of the operators' inputs."""
-    return [f"{matrix}.{part}" for part in ("base", "scale", "zero", *(f"plane{i + 1}" for i in range(planes(bits))))]
+def weight_names(matrix: str, bits: int) -> list[str]:
+    """The names of the tensors of a matrix read at `bits`, in the order of the operators' inputs."""
+    return [f"{matrix}.{part}" for part in weight_parts(bits)]
+
+
+def stored_name(layer: int, name: str) -> str:
+    """The name in the weights file of a tensor of `layer_weights`. All matrices read the same codebook."""
+    return CODEBOOK if name.endswith(f".{CODEBOOK}") else f"layers.{layer}.{name}"
 
 
 def layer_attributes(decoder: Decoder, layer_bits: LayerBits, kv: KvLayout) -> dict[str, Any]:
@@ -112,8 +117,9 @@ class _LayerBody:
 
     def function(self) -> onnx.FunctionProto:
         decoder, op = self.decoder, self.writer.op
-        for matrix in self.layer_bits._fields:
-            self._allow_four_bits(f"{matrix}_base")
+        for matrix, bits in self.layer_bits._asdict().items():
+            if bits != THREE:
+                self._allow_four_bits(f"{matrix}_base")
         normed = "x" if decoder.norm_place == "after" else self._norm("attn_norm", "x")
         attention = self._post_norm("attn_post_norm", self._attention(normed))
         if decoder.parallel_residual:
@@ -177,9 +183,7 @@ class _LayerBody:
 
     def _mlp(self, x: str) -> str:
         decoder, up_bits, down_bits = self.decoder, self.layer_bits.up, self.layer_bits.down
-        up, down = nested_names("up", up_bits), nested_names("down", down_bits)
-        names = [*up[:3], *down[:3], *in_turn(up[3:], down[3:])]
-        names += ["up.bias", "down.bias"] if decoder.mlp_bias else []
+        names = [*mlp_weights(up_bits, down_bits), *(["up.bias", "down.bias"] if decoder.mlp_bias else [])]
         y = self.writer.op(
             f"PrunedMLP{overload_tag(up_bits, down_bits, mixed=self.mixed)}",
             x,
@@ -226,7 +230,7 @@ class _LayerBody:
         return normed, middle
 
     def _matmul(self, x: str, matrix: str, bits: int, inputs: int, outputs: int, *, bias: bool) -> str:
-        weights = map(_formal, nested_names(matrix, bits))
+        weights = map(_formal, weight_names(matrix, bits))
         y = self.writer.op(
             f"PrunedMatMul{overload_tag(bits, mixed=self.mixed)}",
             x,

@@ -43,7 +43,7 @@ from sol_rt.bundle.config import BLOCK, TensorEntry
 from sol_rt.errors import CheckpointError
 from sol_rt.export.graphs.functions import operators as bodies
 from sol_rt.export.graphs.graph import reference, widest_bits
-from sol_rt.export.graphs.layer import nested_names
+from sol_rt.export.graphs.layer import weight_names
 from sol_rt.export.graphs.nodes import NodeWriter
 
 _NORM_EPS = 1e-5
@@ -176,7 +176,7 @@ class _PolicyWriter:
         return self._model()
 
     def _embedding(self) -> str:
-        names = nested_names("embed", self.bits)
+        names = weight_names("embed", self.bits)
         hidden, vocabulary = self.shape.hidden_size, self.tensors["embed.scale"].shape[1]
         row = self.writer.op("NestedGather", "input_ids", *names, domain="sol", K=hidden, N=vocabulary, bits=self.bits)
         self.writer.declare(row, [1, 1, hidden])
@@ -229,7 +229,7 @@ class _PolicyWriter:
             numpy_helper.from_array(np.ascontiguousarray(self.parameters[name], np.float32), name)
             for name in shape.parameters()
         ]
-        names = nested_names("embed", self.bits)
+        names = weight_names("embed", self.bits)
         initializers += [reference(name, self.tensors[name], self.weights_file) for name in names]
         functions = [bodies.nested_gather(self.bits, shape.hidden_size)]
         return self.writer.model("policy", inputs, outputs, initializers, functions)

@@ -88,6 +88,15 @@ class HessianFactor:
                 return cls(order, lower.flip(0, 1), diagonal.numpy().copy())
             damping *= 10
 
+    @property
+    def conditional(self) -> FloatArray:
+        """The weight of a channel's squared error once the channels after it made up for it, in the matrix's own order:
+        the squared diagonal of the factor, float32 [K].
+        """
+        found = torch.empty(len(self.order))
+        found[self.order] = self.factor.diagonal().square()
+        return found.numpy()
+
     @cached_property
     def of_blocks(self) -> HessianFactor:
         """The factorised second moment of the inputs summed over each block, S [KB, KB]: what shifting all weights of
@@ -170,23 +179,36 @@ class _Outputs:
         return self._codes(kernels.residual_codes, hessian, 1, np.float32(LEVEL_OFFSETS[8]))
 
     def _codes(self, kernel: Any, hessian: HessianFactor, levels: int, *settings: Any) -> ByteArray:
-        order, factor, rows = hessian.order.numpy(), hessian.factor, self.rows
-        blocks = order // BLOCK
+        order, rows = hessian.order.numpy(), self.rows
         stays = np.repeat(self.fixed[rows], BLOCK, axis=1)
         base = _columns(np.where(stays, np.float32(16) * self.nested.q[rows], np.float32(-1))[:, order])
-        w, zero = _columns(self.w[rows][:, order]), _columns(self.nested.zero[:, rows].T)
+        zero = _columns(self.nested.zero[:, rows].T)
         unit = _columns(self.nested.scale[:, rows].T) / np.float32(16)
         inverse = np.divide(np.float32(1), unit, out=np.zeros_like(unit), where=unit > 0)
         grid = np.stack([unit, inverse, zero], axis=1)
-        errors, codes = torch.empty(levels, *w.shape), np.empty_like(w)
-        for start in range(0, len(order), _CHANNELS_AT_ONCE):
-            part = slice(start, start + _CHANNELS_AT_ONCE)
-            owed = torch.matmul(factor[:start, part].T, errors[:, :start])
-            own = factor[part, part].contiguous()
-            kernel(w, owed.numpy(), errors.numpy(), own.numpy(), start, blocks[part], grid, base, codes, *settings)
-        found = np.empty((len(rows), len(order)), np.uint8)
-        found[:, order] = codes[:, : len(rows)].T
-        return found
+        return gptq_passes(self.w[rows], hessian, kernel, levels, grid, base, *settings)
+
+
+def gptq_passes(w: FloatArray, hessian: HessianFactor, kernel: Any, levels: int, *settings: Any) -> ByteArray:
+    """Runs a kernel of GPTQ over all input channels, a few at a time: the codes of n outputs, uint8 [n, K].
+
+    Args:
+        w: weights, float32 [n, K].
+        hessian: of these input channels.
+        kernel: called as described in gptq_kernels.py, with `settings` behind the arguments that all kernels take.
+        levels: whose errors the kernel keeps.
+    """
+    order, factor = hessian.order.numpy(), hessian.factor
+    blocks, columns = order // BLOCK, _columns(w[:, order])
+    errors, codes = torch.empty(levels, *columns.shape), np.empty_like(columns)
+    for start in range(0, len(order), _CHANNELS_AT_ONCE):
+        part = slice(start, start + _CHANNELS_AT_ONCE)
+        owed = torch.matmul(factor[:start, part].T, errors[:, :start])
+        own = factor[part, part].contiguous()
+        kernel(columns, owed.numpy(), errors.numpy(), own.numpy(), start, blocks[part], codes, *settings)
+    found = np.empty((len(w), len(order)), np.uint8)
+    found[:, order] = codes[:, : len(w)].T
+    return found
 
 
 def _columns(values: npt.NDArray[Any]) -> FloatArray:

@@ -11,9 +11,9 @@ Both kernels take channels start, start + 1, …, start + n - 1 of K, in the Hes
     factor    the Hessian's factor between these channels, float32 [n, n]
     start     the first channel
     blocks    the block of each channel, int64 [n]
+    codes     code8, float32 [K, R]; the rows of these channels are written
     grid      of each block: code8's unit, 1 / unit (0 where the unit is 0), zero point, float32 [KB, 3, R]
     base      16 q where a 4-bit code q stays, otherwise -1, float32 [K, R]
-    codes     code8, float32 [K, R]; the rows of these channels are written
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ def nested_codes(
     factor: Any,
     start: Any,
     blocks: Any,
+    codes: Any,
     grid: Any,
     base: Any,
-    codes: Any,
     weights: Any,
     offsets: Any,
 ) -> None:
@@ -58,7 +58,7 @@ def nested_codes(
     b, after each q.
 
     Args:
-        w, owed, errors, factor, start, blocks, grid, base, codes: described above.
+        w, owed, errors, factor, start, blocks, codes, grid, base: described above.
         weights: of the levels' squared errors, float32 [3].
         offsets: of the levels, float32 [3].
     """
@@ -67,7 +67,7 @@ def nested_codes(
         for place in range(len(blocks)):
             _load(s, w, grid, base, start + place, blocks[place], first)
             for level in range(3):
-                _add_earlier(s, owed, errors, factor, start, place, first, level, level)
+                add_earlier(s, owed, errors, factor, start, place, first, level, level)
             for lane in range(LANES):
                 weight, unit, inverse, shift = s[_W + lane], s[_UNIT + lane], s[_INVERSE + lane], s[_SHIFT + lane]
                 four = s[lane] * inverse + (shift + offsets[0])
@@ -99,9 +99,9 @@ def residual_codes(
     factor: Any,
     start: Any,
     blocks: Any,
+    codes: Any,
     grid: Any,
     base: Any,
-    codes: Any,
     offset: Any,
 ) -> None:
     """Chooses codes for level 8 alone, of offset `offset`, where all 4-bit codes stay.
@@ -112,7 +112,7 @@ def residual_codes(
     for first in range(0, w.shape[1], LANES):
         for place in range(len(blocks)):
             _load(s, w, grid, base, start + place, blocks[place], first)
-            _add_earlier(s, owed, errors, factor, start, place, first, 0, 2)
+            add_earlier(s, owed, errors, factor, start, place, first, 0, 2)
             for lane in range(LANES):
                 shift, q = s[_SHIFT + lane] + offset, s[_BASE + lane]
                 eight = s[_T8 + lane] * s[_INVERSE + lane] + shift
@@ -146,7 +146,7 @@ def _store(errors: Any, codes: Any, s: Any, channel: Any, first: Any, levels: An
 
 
 @inlined
-def _add_earlier(
+def add_earlier(
     s: Any, owed: Any, errors: Any, factor: Any, start: Any, place: Any, first: Any, level: Any, row: Any
 ) -> None:
     """Puts the targets of channel start + place at a level into row `row` of the scratch memory."""

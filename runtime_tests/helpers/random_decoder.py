@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from helpers import reference
-from helpers.reference import Array, Nested
+from helpers.reference import Array, Coded, Nested
 from sol_rt.bundle.actions import Action
-from sol_rt.bundle.bits import MIXED, LayerBits, bits_tag
+from sol_rt.bundle.bits import MIXED, THREE, LayerBits, bits_tag
 from sol_rt.bundle.config import (
     ALIGNMENT,
+    CODEBOOK,
     CONFIG_NAME,
     ActionEntry,
     FileEntry,
@@ -32,6 +33,8 @@ from sol_rt.export.sources.rope import table_names
 WEIGHTS = "weights.bin"
 MIXED_LAYERS = LayerBits(8, 4, 4, 6), LayerBits(4, 6, 8, 4)
 """Of MIXED bits, in turn."""
+THREE_BIT_LAYERS = LayerBits(4, 3, 3, 3), LayerBits(3, 4, 3, 4)
+"""Of a 3-bit graph that reads some matrices at 4, in turn."""
 FLOAT16 = KvLayout()
 _COMMON = {
     "hidden_size": 64,
@@ -86,6 +89,10 @@ class RandomDecoder:
     kv: KvLayout = FLOAT16
     lm_head_bits: Mapping[int, int] = field(default_factory=dict)
     """By the bits of a graph, where it reads others of the LM head."""
+    coded: dict[str, Coded] = field(default_factory=dict)
+    """The layers' matrices at level 3, of other weights than the nested ones."""
+    three_bit_layers: tuple[LayerBits, ...] | None = None
+    """Of 3-bit graphs, in turn; None: all matrices at 3."""
 
     @classmethod
     def write(
@@ -95,9 +102,12 @@ class RandomDecoder:
         seed: int = 0,
         kv: KvLayout = FLOAT16,
         lm_head_bits: Mapping[int, int] | None = None,
+        three_bits: bool = False,
+        three_bit_layers: tuple[LayerBits, ...] | None = None,
     ) -> RandomDecoder:
-        """Makes the weights and writes the blob into `folder`."""
+        """Makes the weights, those of level 3 with `three_bits`, and writes the blob into `folder`."""
         self, rng = cls(decoder, kv=kv, lm_head_bits=lm_head_bits or {}), np.random.default_rng(seed)
+        self.three_bit_layers = three_bit_layers
         hidden, attended = decoder.hidden_size, decoder.num_heads * decoder.head_dim
 
         def vector(name: str, size: int, middle: float = 0.0) -> None:
@@ -130,6 +140,12 @@ class RandomDecoder:
             angles = np.arange(decoder.max_context)[:, None] * base ** -np.linspace(0, 1, decoder.rotary_dim // 2)
             for name, part in zip(table_names(index), (np.cos(angles), np.sin(angles)), strict=True):
                 self.vectors[name] = part.astype(np.float32)
+        if three_bits:
+            own = np.random.default_rng(seed + 1)
+            codebook = reference.random_codebook(own)
+            for name, nested in self.matrices.items():
+                if name.startswith("layers."):
+                    self.coded[name] = Coded.random(own, *nested.q.shape, codebook)
         self.write_blob(folder)
         return self
 
@@ -148,6 +164,8 @@ class RandomDecoder:
         stored = dict(self.vectors)
         for name, nested in self.matrices.items():
             stored |= nested.tensors(name, channel_major=name.startswith("layers."))
+        for name, coded in self.coded.items():
+            stored |= coded.tensors(name) | {CODEBOOK: coded.codebook}
         return stored
 
     def variant(self, channel_density: float, bits: int) -> Variant:
@@ -156,10 +174,11 @@ class RandomDecoder:
         shapes = LayerShapes.of(decoder)
         active = active_counts(channel_density, shapes)
         key = Action(1.0, channel_density, bits).variant
-        lm_head_bits = self.lm_head_bits.get(bits, 6 if bits == MIXED else bits)
+        lm_head_bits = self.lm_head_bits.get(bits, 6 if bits == MIXED else max(bits, 4))
         channels = [shape[0] for shape in (shapes.up, shapes.down, shapes.qkv, shapes.o)]
         counts = [_spread(count, most, decoder.num_layers) for count, most in zip(active, channels, strict=True)]
-        layers = tuple(MIXED_LAYERS[layer % 2] for layer in range(decoder.num_layers)) if bits == MIXED else None
+        in_turn = {MIXED: MIXED_LAYERS, THREE: self.three_bit_layers}.get(bits)
+        layers = None if in_turn is None else tuple(in_turn[layer % 2] for layer in range(decoder.num_layers))
         draft = Variant(key, f"model.{bits_tag(bits)}.onnx", channel_density, bits, *counts, 0, lm_head_bits, layers)
         return replace(draft, weight_bytes=weight_bytes(decoder, self.tensors, draft))
 
@@ -218,8 +237,11 @@ class RandomDecoder:
         return reference.capped(logits, decoder.logits_cap), hidden
 
     def _matmul(self, x: Array, name: str, bits: int) -> Array:
-        product = reference.nested_matmul(x, self.matrices[name], bits)
+        product = reference.nested_matmul(x, self._weights(name, bits), bits)
         return product + self.vectors.get(f"{name}.bias", 0.0)
+
+    def _weights(self, name: str, bits: int) -> reference.Weights:
+        return self.coded[name] if bits == THREE else self.matrices[name]
 
     def _norm_at(self, place: str, name: str, x: Array) -> Array:
         return self._norm(name, x) if self.decoder.norm_place in (place, "around") else x
@@ -269,12 +291,12 @@ class RandomDecoder:
         return self._matmul(reference.largest(y, variant.active_o[layer]), f"{at}.o", layer_bits.o)
 
     def _mlp(self, layer: int, x: Array, variant: Variant) -> Array:
-        at = f"layers.{layer}"
+        at, layer_bits = f"layers.{layer}", variant.precision.layer(layer)
         return reference.pruned_mlp(
             x,
-            self.matrices[f"{at}.up"],
-            self.matrices[f"{at}.down"],
-            variant.precision.layer(layer)[2:],
+            self._weights(f"{at}.up", layer_bits.up),
+            self._weights(f"{at}.down", layer_bits.down),
+            layer_bits[2:],
             gated=self.decoder.gated,
             act=self.decoder.activation,
             active_up=variant.active_up[layer],

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 Array = npt.NDArray[np.generic]
 SHIFT = {4: 0.0, 6: 6.5, 8: 8.0}
-LARGEST_CODE = {4: 127, 6: 127, 8: 32258}
+LARGEST_CODE = {3: 127, 4: 127, 6: 127, 8: 32258}
 PAGE = 4
 
 
@@ -54,6 +54,59 @@ class Nested:
         return {key: np.ascontiguousarray(value) for key, value in out.items()}
 
 
+@dataclass(frozen=True)
+class Coded:
+    """A matrix at level 3, W[k, n].
+
+    code: [K, N], 0 … 7; scale 0 … 63 and table 0 … 3: uint8 [K / 32, N]; output_scale: float16 [N]; codebook: int8
+    [4, 8].
+    """
+
+    code: Array
+    scale: Array
+    table: Array
+    output_scale: Array
+    codebook: Array
+
+    @classmethod
+    def random(cls, rng: np.random.Generator, k: int, n: int, codebook: Array) -> Coded:
+        """Codes, scales and tables over their whole range, output scales that make products near 1."""
+        output_scale = rng.uniform(0.5, 1.5, n) / (2500 * math.sqrt(k))
+        return cls(
+            rng.integers(0, 8, (k, n)).astype(np.uint8),
+            rng.integers(0, 64, (k // 32, n)).astype(np.uint8),
+            rng.integers(0, 4, (k // 32, n)).astype(np.uint8),
+            output_scale.astype(np.float16),
+            codebook,
+        )
+
+    def weights(self, bits: int) -> Array:
+        """float64 [K, N]."""
+        assert bits == 3
+        scale, table = (np.repeat(part.astype(np.int64), 32, axis=0) for part in (self.scale, self.table))
+        return self.output_scale.astype(np.float64) * scale * self.codebook[table, self.code]
+
+    def tensors(self, name: str) -> dict[str, Array]:
+        """The four stored tensors of the matrix's own."""
+        k, n = self.code.shape
+        low, high = np.zeros((k, n // 4), np.uint8), np.zeros((k, n // 8), np.uint8)
+        for output in range(n):
+            tile, place = divmod(output, 32)
+            low[:, 8 * tile + place % 8] |= (self.code[:, output] & 3) << 2 * (place // 8)
+            high[:, output // 8] |= (self.code[:, output] >> 2) << output % 8
+        block_scale = (self.scale | self.table << 6).astype(np.uint8)
+        parts = {"low": low, "high": high, "block_scale": block_scale, "output_scale": self.output_scale}
+        return {f"{name}.{part}": np.ascontiguousarray(array) for part, array in parts.items()}
+
+
+Weights = Nested | Coded
+
+
+def random_codebook(rng: np.random.Generator) -> Array:
+    """Four tables of 8 ascending entries, int8 [4, 8]."""
+    return np.sort(rng.choice(np.arange(-127, 128), (4, 8), replace=False), axis=1).astype(np.int8)
+
+
 def rounded_activations(x: Array, bits: int) -> Array:
     """x [..., K] as codes of a level stand for each block of 32."""
     blocks = x.astype(np.float32).reshape(*x.shape[:-1], -1, 32)
@@ -62,7 +115,7 @@ def rounded_activations(x: Array, bits: int) -> Array:
     return (codes.astype(np.float64) * step).reshape(x.shape)
 
 
-def nested_matmul(x: Array, weights: Nested, bits: int) -> Array:
+def nested_matmul(x: Array, weights: Weights, bits: int) -> Array:
     """x [..., K] -> float64 [..., N]."""
     return rounded_activations(x, bits) @ weights.weights(bits)
 
@@ -94,8 +147,8 @@ def activation(x: Array, name: str) -> Array:
 
 def pruned_mlp(
     x: Array,
-    up: Nested,
-    down: Nested,
+    up: Weights,
+    down: Weights,
     bits: tuple[int, int],
     *,
     gated: bool,

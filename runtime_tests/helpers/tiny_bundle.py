@@ -12,6 +12,7 @@ import tokenizers
 
 from helpers.random_decoder import WEIGHTS, RandomDecoder, describe
 from sol_rt.bundle.actions import Action
+from sol_rt.bundle.bits import THREE, LayerBits
 from sol_rt.bundle.config import (
     CONFIG_NAME,
     ActionEntry,
@@ -43,17 +44,21 @@ def write_bundle(
     kv: str = "float16",
     dense_layers: tuple[int, ...] = (),
     lm_head_bits: Mapping[int, int] | None = None,
+    three_bit_layers: tuple[LayerBits, ...] | None = None,
     losses: bool = False,
     seed: int = 0,
 ) -> Path:
     """Writes the bundle into `folder` and returns it. Its words are `w0` to `w85` and those of the chat template.
 
-    With `losses`, every action has made-up losses, which rise where bits and densities fall.
+    Of a 3-bit graph, `three_bit_layers` are the bits of each layer's matrices, in turn; None: 3. With `losses`, every
+    action has made-up losses, which rise where bits and densities fall.
     """
     folder.mkdir(parents=True, exist_ok=True)
     decoder = decoder or describe(family)
     layout = KvLayout(kv, capacity_step=64, dense_layers=dense_layers)
-    weights = RandomDecoder.write(decoder, folder, seed, layout, lm_head_bits)
+    weights = RandomDecoder.write(
+        decoder, folder, seed, layout, lm_head_bits, three_bits=THREE in bits, three_bit_layers=three_bit_layers
+    )
     variants = {}
     for channel_density in channel_densities:
         for level in bits:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+THREE = 3
+"""The level of 3 bits: codes and tables of its own, beside the nested weights of the other levels."""
 MIXED = 5
 """Mixed precision: matrices of 4, 6 or 8 bits each. The number is used only to sort and average bits, and never shown:
 configs and options say `mixed`, tags and file names `qmix`."""
@@ -56,9 +58,10 @@ class Precision:
     """How many bits of each matrix a graph reads.
 
     Attributes:
-        bits: bits of the matrices of all layers, or MIXED.
+        bits: bits of the matrices of all layers, or MIXED. Of a 3-bit graph some may be read at 4.
         lm_head_bits: bits of the LM head.
-        layers: bits of each layer's matrices if `bits` is MIXED, else None.
+        layers: bits of each layer's matrices if `bits` is MIXED or some matrices of a 3-bit graph are read at 4, else
+            None.
     """
 
     bits: int
@@ -79,9 +82,15 @@ class Precision:
         return self.bits if self.layers is None else max(map(max, self.layers))
 
     @property
-    def stored(self) -> int:
-        """Number of bits that the stored weights must have.
+    def reads_three_bits(self) -> bool:
+        """Whether any layer's matrix is read at 3 bits."""
+        return self.bits == THREE
 
-        A mixed graph looks embeddings up at 8 bits, because source codes of 4 bits define no 6-bit values.
+    @property
+    def stored(self) -> int:
+        """Number of bits that the nested weights must have.
+
+        A mixed graph looks embeddings up at 8 bits, because source codes of 4 bits define no 6-bit values. A 3-bit
+        graph reads embedding and LM head from nested weights.
         """
-        return self.bits if self.layers is None else 8
+        return 8 if self.bits == MIXED else max(self.bits, self.lm_head_bits)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from sol_rt.bundle.config import BLOCK, CONFIG_NAME, FileEntry, SolConfig
+from sol_rt.bundle.config import BLOCK, CODEBOOK, CODEBOOK_SHAPE, CONFIG_NAME, FileEntry, SolConfig
 from sol_rt.bundle.config_reader import read_config
 from sol_rt.bundle.file_state import FileState
 from sol_rt.errors import BundleError
@@ -187,6 +187,10 @@ def _check_shapes(path: Path, config: SolConfig) -> None:
                 path, f"weights.tensors.{name}.shape", got, f"{expected} at axis {axis}, from model.{key}"
             )
 
+    codebook = config.tensors.get(CODEBOOK)
+    if codebook is not None and (codebook.dtype, codebook.shape) != ("int8", CODEBOOK_SHAPE):
+        got = f"{codebook.dtype} {list(codebook.shape)}"
+        raise BundleError(path, f"weights.tensors.{CODEBOOK}", got, f"int8 {list(CODEBOOK_SHAPE)}")
     widest = 4 + 2 * sum(f"embed.plane{index}" in config.tensors for index in (1, 2))
     for key, variant in config.variants.items():
         layers = "bits" if variant.layer_bits is None else "layer_bits"
@@ -202,7 +206,9 @@ def _carried_dims(config: SolConfig) -> Iterator[tuple[str, int, int, str]]:
     yield "embed.scale", 1, model.vocab_size, "vocab_size"
     yield "rope.cos", 0, model.max_context, "max_context"
     for layer in range(model.num_layers):
-        yield f"layers.{layer}.qkv.scale", 0, model.hidden_size // BLOCK, "hidden_size"
-        yield f"layers.{layer}.qkv.scale", 1, (model.num_heads + 2 * model.num_kv_heads) * model.head_dim, "num_heads"
-        yield f"layers.{layer}.o.scale", 0, model.num_heads * model.head_dim // BLOCK, "num_heads"
-        yield f"layers.{layer}.down.scale", 0, model.intermediate_size // BLOCK, "intermediate_size"
+        for scale in ("scale", "block_scale"):
+            qkv, o, down = (f"layers.{layer}.{matrix}.{scale}" for matrix in ("qkv", "o", "down"))
+            yield qkv, 0, model.hidden_size // BLOCK, "hidden_size"
+            yield qkv, 1, (model.num_heads + 2 * model.num_kv_heads) * model.head_dim, "num_heads"
+            yield o, 0, model.num_heads * model.head_dim // BLOCK, "num_heads"
+            yield down, 0, model.intermediate_size // BLOCK, "intermediate_size"

@@ -15,6 +15,9 @@ from sol_rt.bundle.bits import LayerBits, Precision, bits_name
 
 FORMAT = "sol_rt.bundle"
 FORMAT_VERSION = 5
+"""Of bundles in which no graph reads 3 bits."""
+FORMAT_VERSION_OF_THREE_BITS = 6
+"""Of bundles with a graph of 3 bits, so that a reader that lacks the level says so."""
 SAME_WEIGHTS_SINCE = 3
 """Bundles of this format version or a later one need only new graphs to become current."""
 CONFIG_NAME = "sol_config.json"
@@ -23,6 +26,10 @@ BLOCK = 32
 PAGE_SIZE = 4
 ALIGNMENT = 4096
 MATRIX_BITS = (4, 6, 8)
+"""Levels of nested weights, which every matrix may have."""
+CODEBOOK = "codebook"
+"""Name of the tensor with the tables of the 3-bit level, int8 [4, 8], one for a model."""
+CODEBOOK_SHAPE = (4, 8)
 KV_DTYPES = ("float16", "int8")
 """Types of cached keys and values. int8 has one float16 scale per token and KV head."""
 DTYPE_BITS = {"float32": 32, "float16": 16, "int64": 64, "int32": 32, "int8": 8, "uint8": 8, "uint4": 4}
@@ -96,12 +103,13 @@ class Variant:
         key: name of the variant, for example `s050-q4`.
         file: name of the graph file.
         channel_density: share of the layers' base-plane weights that a step reads, the mean over layers.
-        bits: bits of all matrices except the LM head, or MIXED.
+        bits: bits of all matrices except the LM head, or MIXED. Of 3 bits some matrices may be read at 4.
         active_up, active_down: number of active input channels of the MLP's first and second matmul, one per layer.
         active_qkv, active_o: number of active input channels of the attention projections, one per layer.
         weight_bytes: bytes of weights that one decode step reads.
         lm_head_bits: bits of the LM head; equal in all variants of a graph.
-        layer_bits: bits of every layer's matrices if `bits` is MIXED, else None; equal in all variants of a graph.
+        layer_bits: bits of every layer's matrices if `bits` is MIXED, or if some matrices of a 3-bit graph are read at
+            4, else None; equal in all variants of a graph.
     """
 
     key: str
@@ -188,6 +196,12 @@ class SolConfig:
     files: dict[str, FileEntry]
 
     @property
+    def format_version(self) -> int:
+        """Version of the format that the bundle needs its readers to know."""
+        three_bits = any(variant.precision.reads_three_bits for variant in self.variants.values())
+        return FORMAT_VERSION_OF_THREE_BITS if three_bits else FORMAT_VERSION
+
+    @property
     def losses_measured(self) -> bool:
         """Whether the export measured what its actions lose."""
         return any(entry.loss is not None for entry in self.actions)
@@ -211,7 +225,7 @@ class SolConfig:
         tensors = {name: {**asdict(entry), "shape": list(entry.shape)} for name, entry in self.tensors.items()}
         return {
             "format": FORMAT,
-            "format_version": FORMAT_VERSION,
+            "format_version": self.format_version,
             "generator": self.generator,
             "model": model,
             "kv": kv,

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from sol_rt.bundle.actions import Action
-from sol_rt.bundle.bits import MIXED, LayerBits, bits_name, parse_bits_name
+from sol_rt.bundle.bits import MIXED, THREE, LayerBits, bits_name, parse_bits_name
 from sol_rt.bundle.config import (
     ALIGNMENT,
     CONFIG_NAME,
     DTYPE_BITS,
     FORMAT,
     FORMAT_VERSION,
+    FORMAT_VERSION_OF_THREE_BITS,
     KV_DTYPES,
     MATRIX_BITS,
     PAGE_SIZE,
@@ -178,15 +179,19 @@ def _read_config(top: _Table) -> SolConfig:
             "format", _short(json.dumps(found)), f'"{FORMAT}"', "point at a folder that `sol-rt export` wrote"
         )
     version = top.integer("format_version", 0)
-    if version != FORMAT_VERSION:
+    if version not in (FORMAT_VERSION, FORMAT_VERSION_OF_THREE_BITS):
         hint = "install a newer sol_rt" if version > FORMAT_VERSION else "export the bundle again"
         if SAME_WEIGHTS_SINCE <= version < FORMAT_VERSION:
             hint = f"run `sol-rt migrate '{Path(top.path).parent}'` (extra export), which keeps its weights"
-        raise top.fail("format_version", version, FORMAT_VERSION, hint)
+        raise top.fail("format_version", version, f"{FORMAT_VERSION} or {FORMAT_VERSION_OF_THREE_BITS}", hint)
     generator = top.text("generator")
     model = _read_model(top.table("model"))
     kv = _read_kv(top.table("kv"), model)
     variants = _read_variants(top.table("variants"), model)
+    three_bits = [key for key, variant in variants.items() if variant.precision.reads_three_bits]
+    if three_bits and version < FORMAT_VERSION_OF_THREE_BITS:
+        got = f"{version}, with 3 bits in the variant {three_bits[0]}"
+        raise top.fail("format_version", got, FORMAT_VERSION_OF_THREE_BITS, "export the bundle again")
     dense = _action(top, "dense", top.value("dense"), variants)
     if dense.kv_density != 1.0:
         raise top.fail("dense", dense.tag, "an action that reads all KV pages (k100)")
@@ -266,8 +271,8 @@ def _read_variants(table: _Table, model: ModelDims) -> dict[str, Variant]:
             bits=bits,
             **{name: _read_counts(entry, name, most, model.num_layers) for name, most in model.channels.items()},
             weight_bytes=entry.integer("weight_bytes", 1),
-            lm_head_bits=entry.integer("lm_head_bits", min(MATRIX_BITS) if bits == MIXED else bits, 16),
-            layer_bits=_read_layer_bits(entry, model) if bits == MIXED else None,
+            lm_head_bits=entry.integer("lm_head_bits", min(MATRIX_BITS) if bits in (THREE, MIXED) else bits, 16),
+            layer_bits=_read_layer_bits(entry, bits, model),
         )
         entry.done()
         if variant.lm_head_bits not in MATRIX_BITS:
@@ -318,23 +323,27 @@ def _is_density(value: object) -> bool:
     return 0.01 <= value <= 1 and value == round(value, 2)
 
 
-def _is_matrix_bits(value: object) -> bool:
-    return isinstance(value, int) and value in MATRIX_BITS
-
-
-def _read_layer_bits(entry: _Table, model: ModelDims) -> tuple[LayerBits, ...]:
+def _read_layer_bits(entry: _Table, bits: int, model: ModelDims) -> tuple[LayerBits, ...] | None:
     name, size = "layer_bits", len(LayerBits._fields)
+    if bits != MIXED and not (bits == THREE and name in entry.raw):
+        return None
+    levels = (THREE, 4) if bits == THREE else MATRIX_BITS
     rows = entry.typed(
         name,
         lambda v: (
             isinstance(v, list)
-            and all(isinstance(row, list) and len(row) == size and all(map(_is_matrix_bits, row)) for row in v)
+            and all(isinstance(row, list) and len(row) == size and all(_is_one_of(b, levels) for b in row) for row in v)
         ),
-        f"a list of lists of {size} numbers of bits (4, 6 or 8), for {', '.join(LayerBits._fields)}",
+        f"a list of lists of {size} numbers of bits ({'3 or 4' if bits == THREE else '4, 6 or 8'}), "
+        f"for {', '.join(LayerBits._fields)}",
     )
     if len(rows) != model.num_layers:
         raise entry.fail(name, f"{len(rows)} layers", f"{model.num_layers}")
     return tuple(LayerBits(*row) for row in rows)
+
+
+def _is_one_of(value: object, levels: Collection[int]) -> bool:
+    return _is_int(value, min(levels), max(levels)) and value in levels
 
 
 def _read_counts(entry: _Table, name: str, channels: int, layers: int) -> tuple[int, ...]:

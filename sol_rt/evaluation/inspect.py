@@ -15,7 +15,7 @@ from sol_rt.budget.losses import ActionLosses, nats_of_share
 from sol_rt.budget.schedules import schedule_actions
 from sol_rt.bundle.bits import bits_name
 from sol_rt.bundle.bundle import Bundle
-from sol_rt.bundle.config import FORMAT_VERSION, SolConfig
+from sol_rt.bundle.config import SolConfig
 from sol_rt.bundle.selection import Selection
 from sol_rt.engine.hardware import usable_cores
 from sol_rt.evaluation.footprint import footprint, usual_contexts
@@ -51,7 +51,7 @@ def describe(path: Path, context: int = 512) -> dict[str, Any]:
     measured = {} if selection is None else _measurements(selection)
     return {
         "path": str(path),
-        "format_version": FORMAT_VERSION,
+        "format_version": config.format_version,
         "model": asdict(config.model),
         "kv": asdict(config.kv),
         "variants": [

@@ -35,7 +35,7 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu2": lambda x: F.relu(x).square(),
 }
 _ACTIVE_UP, _ACTIVE_DOWN, _ACTIVE_QKV, _ACTIVE_O = range(4)
-_LARGEST_CODE = {4: 127, 6: 127, 8: 32258}
+_LARGEST_CODE = {3: 127, 4: 127, 6: 127, 8: 32258}
 """Largest activation code by bits: of one int8, and of 254 * c1 + c2 where two int8 make a code."""
 _NEVER = -1e30
 """Logit of a token that must not be chosen. It is finite, so that a row without old tokens gives no NaN."""
@@ -369,7 +369,7 @@ def round_activations(x: Tensor, bits: int) -> Tensor:
     """Rounds x, float32 [..., K], as the runtime does in front of a product at `bits` bits of weight.
 
     In blocks of 32 channels: step = max |x| / largest code, result = round(x / step) * step, rounded half to even. The
-    largest code is 127 at 4 and 6 bits, 32258 at 8.
+    largest code is 127 at 3, 4 and 6 bits, 32258 at 8.
     """
     blocks = torch.unflatten(x, -1, (-1, BLOCK))
     step = blocks.abs().amax(-1, keepdim=True) / _LARGEST_CODE[bits]

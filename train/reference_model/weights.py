@@ -1,7 +1,7 @@
 """Weights of the torch reference model, from a bundle or from a checkpoint.
 
-A nested matrix is held as one byte per weight (`code8` of docs/bundle.md, section 2). Its float32 values at 4, 6 or 8
-bits are computed on first use.
+A nested matrix is held as one byte per weight (`code8` of docs/bundle.md, section 2), and so is level 3, where the
+bundle has it. Float32 values at 3, 4, 6 or 8 bits are computed on first use.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from sol_rt.bundle.actions import Action
-from sol_rt.bundle.bits import Precision
-from sol_rt.bundle.config import BLOCK, CONFIG_NAME, TensorEntry, Variant
+from sol_rt.bundle.bits import THREE, Precision
+from sol_rt.bundle.config import BLOCK, CODEBOOK, CONFIG_NAME, TensorEntry, Variant
 from sol_rt.bundle.config_reader import read_config
 from sol_rt.export.blob.padding import PaddedTensors
+from sol_rt.export.quantize.codebook import unpack_codes
 from sol_rt.export.quantize.nested import LEVEL_OFFSETS, quantize_matrix
 from sol_rt.export.quantize.source_codes import SourceCodes
 from sol_rt.export.sources.checkpoint import check_tensors
@@ -32,6 +33,7 @@ from sol_rt.export.sources.families import FAMILIES
 from sol_rt.export.sources.open_checkpoint import open_checkpoint
 from sol_rt.export.sources.rope import table_names, tables
 
+_PARTS = ("base", "scale", "zero", "plane1", "plane2", "low", "high", "block_scale", "output_scale")
 # weight bits -> the bits of code8 that they read
 _MASKS = {4: 0xF0, 6: 0xFC, 8: 0xFF}
 
@@ -40,12 +42,15 @@ class Matrix(nn.Module):
     """A weight matrix [N, K] (outputs, inputs) as the reference model uses it."""
 
     def at(self, bits: int) -> Tensor:
-        """The matrix at 4, 6 or 8 bits, float32 [N, K]."""
+        """The matrix at 3, 4, 6 or 8 bits, float32 [N, K]."""
         raise NotImplementedError
 
     def rows(self, ids: Tensor) -> Tensor:
         """Rows with all their bits, float32 [..., K], for ids, int64 [...]."""
         raise NotImplementedError
+
+    def release(self) -> None:
+        """Drops dequantized values. What they are made from stays."""
 
 
 class FloatMatrix(Matrix):
@@ -97,7 +102,6 @@ class NestedMatrix(Matrix):
         return self._dequantize(self.codes[ids], self.scale[ids], self.zero[ids], self.widest)
 
     def release(self) -> None:
-        """Drops the dequantized values. The codes stay."""
         self._levels.clear()
 
     def _dequantize(self, codes: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Tensor:
@@ -108,6 +112,63 @@ class NestedMatrix(Matrix):
         values = torch.unflatten((codes & _MASKS[bits]).float(), -1, (-1, BLOCK))
         values.sub_(offsets.unsqueeze(-1)).mul_(scale.float().div_(16).unsqueeze(-1))
         return values.flatten(-2)
+
+
+class CodedMatrix(Matrix):
+    """Level 3: codes into tables, dequantized to float32 on first use, and kept so until `release`.
+
+    value = output_scale * scale * codebook[table, code], as docs/bundle.md, section 2, has it.
+
+    Args:
+        codes: uint8 [N, K], 0 … 7.
+        scale, table: uint8 [N, K / 32], 0 … 63 and 0 … 3.
+        output_scale: float16 [N].
+        codebook: int8 [4, 8].
+    """
+
+    codes: Tensor
+    scale: Tensor
+    table: Tensor
+    output_scale: Tensor
+    codebook: Tensor
+
+    def __init__(self, codes: Tensor, scale: Tensor, table: Tensor, output_scale: Tensor, codebook: Tensor) -> None:
+        super().__init__()
+        self._values: Tensor | None = None
+        parts = {"codes": codes, "scale": scale, "table": table, "output_scale": output_scale, "codebook": codebook}
+        for name, tensor in parts.items():
+            self.register_buffer(name, tensor, persistent=False)
+
+    def at(self, bits: int) -> Tensor:
+        if bits != THREE:
+            raise ValueError(f"weight bits: got {bits}, the matrix holds 3")
+        if self._values is None or self._values.device != self.codes.device:
+            step = self.scale.float() * self.output_scale.float().unsqueeze(-1)
+            entries = step.unsqueeze(-1) * self.codebook.float()[self.table.long()]  # [N, K / 32, 8]
+            codes = torch.unflatten(self.codes.long(), -1, (-1, BLOCK))
+            self._values = entries.gather(-1, codes).flatten(-2)
+        return self._values
+
+    def release(self) -> None:
+        self._values = None
+
+
+class TwoFoldMatrix(Matrix):
+    """A matrix that a bundle holds twice: in nested codes and at level 3."""
+
+    def __init__(self, nested: NestedMatrix, coded: CodedMatrix) -> None:
+        super().__init__()
+        self.nested, self.coded = nested, coded
+
+    def at(self, bits: int) -> Tensor:
+        return self.coded.at(bits) if bits == THREE else self.nested.at(bits)
+
+    def rows(self, ids: Tensor) -> Tensor:
+        return self.nested.rows(ids)
+
+    def release(self) -> None:
+        self.nested.release()
+        self.coded.release()
 
 
 def quantized(values: Tensor, planes: int = 2) -> NestedMatrix:
@@ -181,8 +242,8 @@ class ModelWeights(nn.Module):
     def release(self) -> None:
         """Drops all dequantized values. They are computed again on use."""
         for matrix in self._matrices.values():
-            if isinstance(matrix, NestedMatrix):
-                matrix.release()
+            assert isinstance(matrix, Matrix)
+            matrix.release()
 
 
 def _key(name: str) -> str:
@@ -206,8 +267,8 @@ def read_blob(
 ) -> ModelWeights:
     """Reads a weights file, in which `tensors` says where each tensor lies; `variants` as in ModelWeights."""
     blob = np.memmap(path, np.uint8, "r")
-    matrices = {name.removesuffix(".base") for name in tensors if name.endswith(".base")}
-    parts = {f"{name}.{part}" for name in matrices for part in ("base", "scale", "zero", "plane1", "plane2")}
+    matrices = {name.rpartition(".")[0] for name in tensors if name.endswith((".base", ".low"))}
+    parts = {CODEBOOK, *(f"{name}.{part}" for name in matrices for part in _PARTS)}
     return ModelWeights(
         decoder,
         {name: _read_matrix(blob, tensors, name) for name in sorted(matrices)},
@@ -216,9 +277,19 @@ def read_blob(
     )
 
 
+def _read_matrix(blob: npt.NDArray[np.uint8], tensors: Mapping[str, TensorEntry], name: str) -> Matrix:
+    nested = _read_nested(blob, tensors, name) if f"{name}.base" in tensors else None
+    coded = _read_coded(blob, tensors, name) if f"{name}.low" in tensors else None
+    if nested is not None and coded is not None:
+        return TwoFoldMatrix(nested, coded)
+    matrix = nested or coded
+    assert matrix is not None
+    return matrix
+
+
 def read_matrix(path: Path, tensors: Mapping[str, TensorEntry], name: str) -> NestedMatrix:
-    """Reads one matrix of a weights file, such as `embed`."""
-    return _read_matrix(np.memmap(path, np.uint8, "r"), tensors, name)
+    """Reads one nested matrix of a weights file, such as `embed`."""
+    return _read_nested(np.memmap(path, np.uint8, "r"), tensors, name)
 
 
 def _read(blob: npt.NDArray[np.uint8], entry: TensorEntry) -> npt.NDArray[Any]:
@@ -229,7 +300,7 @@ def _read(blob: npt.NDArray[np.uint8], entry: TensorEntry) -> npt.NDArray[Any]:
     return data.view(entry.dtype).reshape(entry.shape)
 
 
-def _read_matrix(blob: npt.NDArray[np.uint8], tensors: Mapping[str, TensorEntry], name: str) -> NestedMatrix:
+def _read_nested(blob: npt.NDArray[np.uint8], tensors: Mapping[str, TensorEntry], name: str) -> NestedMatrix:
     base_entry = tensors[f"{name}.base"]
     base = _read(blob, base_entry)
     if base_entry.dtype == "uint4":
@@ -243,6 +314,15 @@ def _read_matrix(blob: npt.NDArray[np.uint8], tensors: Mapping[str, TensorEntry]
             widest += 2
     scale, zero = (torch.from_numpy(_read(blob, tensors[f"{name}.{part}"]).T.copy()) for part in ("scale", "zero"))
     return NestedMatrix(torch.from_numpy(np.ascontiguousarray(codes)), scale, zero, widest)
+
+
+def _read_coded(blob: npt.NDArray[np.uint8], tensors: Mapping[str, TensorEntry], name: str) -> CodedMatrix:
+    low, high, block_scale, output_scale = (
+        _read(blob, tensors[f"{name}.{part}"]) for part in ("low", "high", "block_scale", "output_scale")
+    )
+    scales = block_scale.T
+    parts = unpack_codes(low, high), scales & 63, scales >> 6, output_scale, _read(blob, tensors[CODEBOOK])
+    return CodedMatrix(*(torch.from_numpy(np.ascontiguousarray(part)) for part in parts))
 
 
 def _unpacked(plane: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8]:

@@ -14,11 +14,13 @@ A product at a level is a sum over its planes. With x [rows, K], block-wise step
     level 6:  y = level 4 + x . (b - 2) s / 4
     level 8:  y = level 4 + x . (b - 2) s / 4 + x . c s / 16
     offset  = sum over blocks of (sum of x over the block) s (128 - z [+ 1.5 at level 6]) / 16
+
+Level 3 has no planes in common with these: its weights are entries of tables, which become 8-bit codes of one
+MatMulNBits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from enum import Enum
 from itertools import zip_longest
 
@@ -26,6 +28,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
+from sol_rt.bundle.bits import THREE
 from sol_rt.bundle.config import BLOCK
 from sol_rt.export.graphs.nodes import NodeWriter, Ref
 
@@ -50,6 +53,8 @@ class Products(Enum):
     FLOATS = "floats"
 
 
+_NESTED = ("base", "scale", "zero")
+_CODED = ("low", "high", "block_scale", "output_scale", "codebook")
 _CENTRE = 128.0
 """The z for which MatMulNBits' own zero point of the base plane, 8, gives the whole offset of levels 4 and 8."""
 _LEFT_AT_6 = 1.5 / 16
@@ -61,6 +66,26 @@ _SHIFT = {4: 0.0, 6: 6.5, 8: 8.0}
 def planes(bits: int) -> int:
     """The number of residual planes that a level reads."""
     return (bits - 4) // 2
+
+
+def weight_parts(bits: int) -> tuple[str, ...]:
+    """What a matrix read at `bits` consists of, in the order of the operators' inputs."""
+    if bits == THREE:
+        return _CODED
+    return (*_NESTED, *(f"plane{index + 1}" for index in range(planes(bits))))
+
+
+def mlp_weights(up_bits: int, down_bits: int) -> list[str]:
+    """The tensors of an MLP's two matrices, as `up.base`, in the order of its inputs: the residual planes come last, by
+    plane, then by matrix.
+    """
+    first, residual = [], []
+    for side, bits in (("up", up_bits), ("down", down_bits)):
+        parts = weight_parts(bits)
+        count = len(_CODED) if bits == THREE else len(_NESTED)
+        first += [f"{side}.{part}" for part in parts[:count]]
+        residual.append([f"{side}.{part}" for part in parts[count:]])
+    return [*first, *(name for pair in zip_longest(*residual) for name in pair if name is not None)]
 
 
 def nested_matmul(bits: int, *, products: Products = Products.FUSED) -> onnx.FunctionProto:
@@ -81,7 +106,7 @@ def pruned_matmul(bits: int, *, products: Products = Products.FUSED) -> onnx.Fun
     `products` is as in `_nested_product`.
     """
     writer = NodeWriter()
-    weights = ["base", "scale", "zero", *(f"plane{index + 1}" for index in range(planes(bits)))]
+    weights = list(weight_parts(bits))
     x = _largest(writer, "x", "active")
     _nested_product(writer, x, weights, bits, Ref("K"), Ref("N"), channel_major=True, products=products, out="y")
     return writer.function("PrunedMatMul", ["x", "active", *weights], ["y"], ["K", "N", "bits"])
@@ -120,11 +145,6 @@ def nested_gather(bits: int, k: int, *, without_float16: bool = False) -> onnx.F
     return writer.function("NestedGather", ["ids", "base", "scale", "zero", *names], ["y"], ["K", "N", "bits"])
 
 
-def in_turn(up: Sequence[str], down: Sequence[str]) -> list[str]:
-    """The residual planes of an MLP's two matrices in the order of its inputs: by plane, then by matrix."""
-    return [name for pair in zip_longest(up, down) for name in pair if name is not None]
-
-
 def pruned_mlp(
     bits: int,
     *,
@@ -143,10 +163,7 @@ def pruned_mlp(
     """
     writer = NodeWriter()
     matrix_bits = {"up": up_bits or bits, "down": down_bits or bits}
-    up, down = (
-        [f"{side}_{part}" for part in ("base", "scale", "zero", *(f"plane{i + 1}" for i in range(planes(own))))]
-        for side, own in matrix_bits.items()
-    )
+    up, down = ([f"{side}_{part}" for part in weight_parts(own)] for side, own in matrix_bits.items())
     up_size = intermediate * (2 if gated else 1)
 
     x = _largest(writer, "x", "active_up")
@@ -166,7 +183,8 @@ def pruned_mlp(
     if has_bias:
         writer.op("Add", y, "down_bias", out="y")
 
-    inputs = ["x", "active_up", "active_down", *up[:3], *down[:3], *in_turn(up[3:], down[3:])]
+    weights = [name.replace(".", "_") for name in mlp_weights(matrix_bits["up"], matrix_bits["down"])]
+    inputs = ["x", "active_up", "active_down", *weights]
     if has_bias:
         inputs += ["up_bias", "down_bias"]
     own = [name for name, given in (("up_bits", up_bits), ("down_bits", down_bits)) if given]
@@ -188,9 +206,11 @@ def _nested_product(
 ) -> str:
     """Writes x W at a level, by the formula of this module; W is base, scale, zero and the level's planes.
 
-    x and the result are [1, rows, ·] or [rows, ·]. Scales and offsets have the same values at every level, so a host
-    that shares them holds them once.
+    x and the result are [1, rows, ·] or [rows, ·]. Scales and offsets have the same values at every nested level, so a
+    host that shares them holds them once.
     """
+    if bits == THREE:
+        return _coded_product(writer, x, weights, k, n, out=out)
     base, scale, zero, *residual = weights
     op, const = writer.op, writer.const
     if products is Products.FLOATS:
@@ -241,6 +261,48 @@ def _nested_product(
     if bits == 6:
         total = op("Gemm", sums, block_scale, total, alpha=_LEFT_AT_6, transB=1)
     return op("Reshape", total, op("Shape", y), out=out)
+
+
+def _coded_product(
+    writer: NodeWriter, x: str, weights: list[str], k: int | Ref, n: int | Ref, *, out: str | None
+) -> str:
+    """Writes x W at level 3.
+
+    Table entries plus 128 are codes of 8 bits, and a block's scale times the output's is their step. All of that folds
+    to constants, one byte a weight.
+    """
+    low, high, block_scale, output_scale, codebook = weights
+    op, const, ints = writer.op, writer.const, writer.ints
+
+    def codes(plane: str, size: int) -> str:
+        """The codes of `size` bits in the bytes of a plane, int32 [K, bytes, 8 / size]."""
+        table = np.arange(256)[:, None] >> (size * np.arange(8 // size)) & (2**size - 1)
+        return op("Gather", const(table, np.int32), op("Cast", plane, to=TensorProto.INT32), axis=0)
+
+    tiles = op("Transpose", op("Reshape", codes(low, 2), ints(0, -1, 8, 4)), perm=[0, 1, 3, 2])
+    lows, highs = (op("Reshape", part, ints(0, -1)) for part in (tiles, codes(high, 1)))  # [K, N]
+    code = op("Add", lows, op("Mul", highs, const(4, np.int32)))
+    blocks = op("Concat", op("Shape", block_scale, end=1), ints(BLOCK), op("Shape", block_scale, start=1), axis=0)
+    scale_byte = op("Cast", block_scale, to=TensorProto.INT32)  # [KB, N]
+    table_start = op("Gather", const((np.arange(256) >> 6) * 8, np.int32), scale_byte, axis=0)
+    index = op("Add", op("Reshape", code, blocks), op("Unsqueeze", table_start, ints(1)))
+    entries = op("Add", op("Reshape", op("Cast", codebook, to=TensorProto.INT32), ints(-1)), const(128, np.int32))
+    entry = op("Gather", op("Cast", entries, to=TensorProto.UINT8), index, axis=0)  # [KB, 32, N]
+    multiple = op("Gather", const(np.arange(256) & 63), scale_byte, axis=0)
+    steps = op("Mul", multiple, op("Cast", output_scale, to=TensorProto.FLOAT))
+    return op(
+        "MatMulNBits",
+        x,
+        op("Transpose", entry, perm=[2, 0, 1]),
+        op("Transpose", steps, perm=[1, 0]),
+        out=out,
+        domain="com.microsoft",
+        K=k,
+        N=n,
+        bits=8,
+        block_size=BLOCK,
+        accuracy_level=_CODES,
+    )
 
 
 def _no_zero_points(writer: NodeWriter, scale: str) -> str:

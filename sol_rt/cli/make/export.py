@@ -13,7 +13,7 @@ from sol_rt.errors import SolError, UsageError, WriteError
 
 _NO_POLICY = "none"
 _NATIVE, _WEB = "native", "web"
-_CHANNEL_DENSITY, _KV_DENSITY = "1,0.75,0.5,0.4,0.25", "1,0.5,0.25,0.1"
+_CHANNEL_DENSITY, _KV_DENSITY = "1,0.75,0.62,0.5,0.4,0.25", "1,0.5,0.25,0.1"
 _NEEDED = ("torch", "transformers", "onnx", "gguf", "safetensors", "numba")
 
 
@@ -33,15 +33,17 @@ def export(
     ] = None,
     bits: Annotated[
         str,
-        options.option("--bits", env=False, help="Weight bits to offer, from 8, 6, mixed (differs by matrix) and 4."),
-    ] = "8,6,mixed,4",
+        options.option(
+            "--bits", env=False, help="Weight bits to offer, from 8, 6, mixed (differs by matrix), 4 and 3."
+        ),
+    ] = "8,6,mixed,4,3",
     channel_density: Annotated[
         str | None,
         options.option(
             "--channel-density",
             env=False,
-            help="Shares (0 to 1) of the layers' weights to read; must include 1. Default: 1,0.75,0.5,0.4,0.25; for "
-            "the web 1.",
+            help="Shares (0 to 1) of the layers' weights to read; must include 1. Default: 1,0.75,0.62,0.5,0.4,0.25; "
+            "for the web 1.",
         ),
     ] = None,
     kv_density: Annotated[
@@ -282,9 +284,9 @@ def _bits(text: str) -> tuple[int, ...]:
     found = [parse_bits_name(part.strip()) for part in text.split(",")]
     levels = [bits for bits in found if bits is not None]
     if str(MIXED) in text.split(","):
-        raise UsageError(f"--bits {text}: mixed bits are written mixed, as in --bits 8,6,mixed,4")
+        raise UsageError(f"--bits {text}: mixed bits are written mixed, as in --bits 8,6,mixed,4,3")
     if len(levels) != len(found) or len(set(levels)) != len(levels):
-        raise UsageError(f"--bits {text}: expected some of 8, 6, mixed and 4, each once, separated by commas")
+        raise UsageError(f"--bits {text}: expected some of 8, 6, mixed, 4 and 3, each once, separated by commas")
     return tuple(sorted(levels, reverse=True))
 
 

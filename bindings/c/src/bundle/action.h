@@ -7,6 +7,7 @@
 
 namespace sol_rt {
 
+constexpr int kThreeBits = 3;  // codes and tables of its own, beside the nested weights of the other levels
 constexpr int kMixedBits = 5;  // matrices of 4, 6 or 8 bits each; tags write `qmix`
 
 struct Action {

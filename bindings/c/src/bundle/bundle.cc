@@ -55,15 +55,19 @@ FileState HashWeights(const std::string& path, const FileEntry& entry, const Pro
   return after;
 }
 
+std::string ShapeText(const std::vector<int64_t>& shape) {
+  std::string text = "[";
+  for (size_t i = 0; i < shape.size() && text.size() < 1000; ++i) text += (i > 0 ? ", " : "") + std::to_string(shape[i]);
+  return text + "]";
+}
+
 // Compares dims with the tensors that repeat them: an edited dim must not misread the cache later.
 void CheckShape(const std::string& path, const Config& config, const std::string& name, size_t axis, int64_t expected, const char* key) {
   const auto found = config.tensors.find(name);
   if (found == config.tensors.end()) return;
   const std::vector<int64_t>& shape = found->second.shape;
   if (shape.size() > axis && shape[axis] == expected) return;
-  std::string got = "[";
-  for (size_t i = 0; i < shape.size() && got.size() < 1000; ++i) got += (i > 0 ? ", " : "") + std::to_string(shape[i]);
-  BundleFault(path, "weights.tensors." + name + ".shape", got + "] in the weights",
+  BundleFault(path, "weights.tensors." + name + ".shape", ShapeText(shape) + " in the weights",
               std::to_string(expected) + " at axis " + std::to_string(axis) + ", from model." + key);
 }
 
@@ -75,10 +79,16 @@ void CheckShapes(const std::string& path, const Config& config) {
   CheckShape(path, config, "rope.cos", 0, model.max_context, "max_context");
   for (int32_t i = 0; i < model.num_layers; ++i) {
     const std::string layer = "layers." + std::to_string(i);
-    CheckShape(path, config, layer + ".qkv.scale", 0, model.hidden_size / kBlock, "hidden_size");
-    CheckShape(path, config, layer + ".qkv.scale", 1, (int64_t{model.num_heads} + 2 * int64_t{model.num_kv_heads}) * model.head_dim, "num_heads");
-    CheckShape(path, config, layer + ".o.scale", 0, attended / kBlock, "num_heads");
-    CheckShape(path, config, layer + ".down.scale", 0, model.intermediate_size / kBlock, "intermediate_size");
+    for (const std::string scale : {".scale", ".block_scale"}) {
+      CheckShape(path, config, layer + ".qkv" + scale, 0, model.hidden_size / kBlock, "hidden_size");
+      CheckShape(path, config, layer + ".qkv" + scale, 1, (int64_t{model.num_heads} + 2 * int64_t{model.num_kv_heads}) * model.head_dim, "num_heads");
+      CheckShape(path, config, layer + ".o" + scale, 0, attended / kBlock, "num_heads");
+      CheckShape(path, config, layer + ".down" + scale, 0, model.intermediate_size / kBlock, "intermediate_size");
+    }
+  }
+  const auto codebook = config.tensors.find("codebook");
+  if (codebook != config.tensors.end() && (codebook->second.dtype != "int8" || codebook->second.shape != std::vector<int64_t>{4, 8})) {
+    BundleFault(path, "weights.tensors.codebook", codebook->second.dtype + " " + ShapeText(codebook->second.shape), "int8 [4, 8]");
   }
   int32_t widest = 4;
   for (const char* plane : {"embed.plane1", "embed.plane2"}) widest += config.tensors.count(plane) > 0 ? 2 : 0;

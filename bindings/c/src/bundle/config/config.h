@@ -36,7 +36,7 @@ struct Variant {
   std::vector<int32_t> active_up, active_down, active_qkv, active_o;  // one a layer
   int64_t weight_bytes;
   int32_t lm_head_bits;
-  std::vector<std::array<int32_t, 4>> layer_bits;  // of qkv, o, up, down; empty unless bits is kMixedBits
+  std::vector<std::array<int32_t, 4>> layer_bits;  // of qkv, o, up, down; empty where all are alike
 };
 
 struct ActionEntry {

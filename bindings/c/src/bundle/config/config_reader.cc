@@ -14,7 +14,8 @@ namespace sol_rt {
 namespace {
 
 constexpr const char* kFormat = "sol_rt.bundle";
-constexpr int64_t kFormatVersion = 5;
+constexpr int64_t kFormatVersion = 5;             // of bundles in which no graph reads 3 bits
+constexpr int64_t kFormatVersionOfThreeBits = 6;  // of those with one
 constexpr int64_t kSameWeightsSince = 3;  // bundles of this version or a later one need only new graphs to become current
 constexpr int64_t kPageSize = 4;
 constexpr int64_t kAlignment = 4096;
@@ -127,14 +128,19 @@ std::vector<int32_t> ReadCounts(JsonTable& entry, const std::string& name, int64
   return Narrow(counts);
 }
 
-std::vector<std::array<int32_t, 4>> ReadLayerBits(JsonTable& entry, const ModelDims& model) {
-  const auto test = [](const Json& value) {
-    return value.is_array() && std::all_of(value.begin(), value.end(), [](const Json& row) {
-             return row.is_array() && row.size() == 4 &&
-                    std::all_of(row.begin(), row.end(), [](const Json& bits) { return IsIntegerWithin(bits, 4, 8) && IsMatrixBits(bits.get<int64_t>()); });
+std::vector<std::array<int32_t, 4>> ReadLayerBits(JsonTable& entry, int32_t bits, const ModelDims& model) {
+  const bool three = bits == kThreeBits;
+  if (bits != kMixedBits && !(three && entry.Has("layer_bits"))) return {};
+  const auto test = [three](const Json& value) {
+    const auto level = [three](const Json& item) {
+      return three ? IsIntegerWithin(item, 3, 4) : IsIntegerWithin(item, 4, 8) && IsMatrixBits(item.get<int64_t>());
+    };
+    return value.is_array() && std::all_of(value.begin(), value.end(), [&level](const Json& row) {
+             return row.is_array() && row.size() == 4 && std::all_of(row.begin(), row.end(), level);
            });
   };
-  const Json& raw = entry.Typed("layer_bits", test, "a list of lists of 4 numbers of bits (4, 6 or 8), for qkv, o, up, down");
+  const std::string levels = three ? "3 or 4" : "4, 6 or 8";
+  const Json& raw = entry.Typed("layer_bits", test, "a list of lists of 4 numbers of bits (" + levels + "), for qkv, o, up, down");
   if (raw.size() != static_cast<size_t>(model.num_layers)) {
     entry.Fail("layer_bits", std::to_string(raw.size()) + " layers", std::to_string(model.num_layers));
   }
@@ -157,8 +163,8 @@ void ReadVariants(JsonTable table, const ModelDims& model, Config& config) {
     variant.active_qkv = ReadCounts(entry, "active_qkv", model.hidden_size, model.num_layers);
     variant.active_o = ReadCounts(entry, "active_o", int64_t{model.num_heads} * model.head_dim, model.num_layers);
     variant.weight_bytes = entry.Integer("weight_bytes", 1);
-    variant.lm_head_bits = static_cast<int32_t>(entry.Integer("lm_head_bits", variant.bits == kMixedBits ? 4 : variant.bits, 16));
-    if (variant.bits == kMixedBits) variant.layer_bits = ReadLayerBits(entry, model);
+    variant.lm_head_bits = static_cast<int32_t>(entry.Integer("lm_head_bits", variant.bits == kMixedBits || variant.bits == kThreeBits ? 4 : variant.bits, 16));
+    variant.layer_bits = ReadLayerBits(entry, variant.bits, model);
     entry.Done();
     if (!IsMatrixBits(variant.lm_head_bits)) entry.Fail("lm_head_bits", std::to_string(variant.lm_head_bits), "4, 6 or 8");
     Action action;
@@ -315,16 +321,20 @@ Config ReadConfig(std::string_view text, const std::string& path) {
     top.Fail("format", Short(DumpJson(format)), '"' + std::string(kFormat) + '"', "point at a folder that `sol-rt export` wrote");
   }
   const int64_t version = top.Integer("format_version", 0);
-  if (version != kFormatVersion) {
+  if (version != kFormatVersion && version != kFormatVersionOfThreeBits) {
     std::string hint = version > kFormatVersion ? "install a newer sol_rt" : "export the bundle again";
     if (kSameWeightsSince <= version && version < kFormatVersion) hint = "run `sol-rt migrate '" + Parent(path) + "'` (extra export), which keeps its weights";
-    top.Fail("format_version", std::to_string(version), std::to_string(kFormatVersion), hint);
+    top.Fail("format_version", std::to_string(version), std::to_string(kFormatVersion) + " or " + std::to_string(kFormatVersionOfThreeBits), hint);
   }
   Config config;
   config.generator = top.Text("generator");
   config.model = ReadModel(top.Table("model"));
   config.kv = ReadKv(top.Table("kv"), config.model);
   ReadVariants(top.Table("variants"), config.model, config);
+  for (const std::string& key : config.variant_order) {
+    if (version == kFormatVersionOfThreeBits || config.variants.at(key).bits != kThreeBits) continue;
+    top.Fail("format_version", std::to_string(version) + ", with 3 bits in the variant " + key, std::to_string(kFormatVersionOfThreeBits), "export the bundle again");
+  }
   config.dense = ReadAction(top, "dense", top.Value("dense"), config);
   if (config.dense.kv != 100) top.Fail("dense", config.dense.Tag(), "an action that reads all KV pages (k100)");
   ReadActions(top, config);

@@ -1,0 +1,99 @@
+"""Measures what variants of a bundle lose over its dense action on a text, paired by window.
+
+    python benchmarks/low_bits.py BUNDLE -f FILE
+    ... --chunks 40                        windows of 512 tokens, spread evenly over FILE
+    ... --calibration STORED               the variants of a stored calibration, those too that the export dropped
+    ... --variants s100-q3,s075-q3         which of them; by default all
+    ... --threads 1                        by default one for each core
+
+The first half of each window is prefilled dense, as generation does. The tokens of the second half are scored under the
+variant, whose own keys and values they see. Prints Markdown: bytes of weights that a step reads, and the mean over
+windows of (nats under the variant - nats under dense), ± its standard error. After each window the figures so far go to
+stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from sol_rt.bundle.actions import Action
+from sol_rt.bundle.bundle import Bundle
+from sol_rt.engine.engine import Engine
+from sol_rt.export.actions.candidates import Levels
+from sol_rt.export.actions.losses import Candidate, token_losses
+from sol_rt.export.actions.stored import StoredCalibration
+from sol_rt.export.graphs.graph import write_graphs
+from sol_rt.export.sources.decoder import from_hf_config
+from sol_rt.export.sources.folder.hf_checkpoint import read_json
+
+SIZE = 512
+
+
+def with_dropped(bundle: Bundle, stored: StoredCalibration, folder: Path) -> Bundle:
+    """The bundle in `folder` with all variants of a stored calibration whose bits it has; weights are a link."""
+    config = bundle.config
+    decoder = from_hf_config(read_json(bundle.path / "config.json"), config.model.max_context)
+    precisions = {variant.bits: variant.precision for variant in config.variants.values()}
+    levels = Levels.checked(tuple(precisions), stored.settings.channel_density, (1.0,))
+    variants = levels.variants(decoder, [precisions[bits] for bits in levels.bits])
+    for name in (config.weights_file, "config.json", "tokenizer.json"):
+        os.link(bundle.path / name, folder / name)
+    wide = replace(config, variants={variant.key: variant for variant in variants}, policy=None)
+    known = {key: counts for key, counts in stored.active_channels.items() if key in wide.variants}
+    applied = replace(stored, active_channels=known).applied(folder, write_graphs(folder, wide, decoder), decoder)
+    return Bundle(folder, applied, identity="", verify=False)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("-f", "--file", type=Path, required=True)
+    parser.add_argument("--chunks", type=int, default=40)
+    parser.add_argument("--calibration", type=Path)
+    parser.add_argument("--variants")
+    parser.add_argument("--threads", type=int)
+    args = parser.parse_args()
+    bundle = Bundle.open(args.bundle)
+    if args.calibration is None:
+        measure(bundle, args)
+        return
+    with tempfile.TemporaryDirectory(dir=args.bundle.parent) as folder:
+        measure(with_dropped(bundle, StoredCalibration.read(args.calibration), Path(folder)), args)
+
+
+def measure(bundle: Bundle, args: argparse.Namespace) -> None:
+    dense = bundle.config.dense
+    keys = args.variants.split(",") if args.variants else list(bundle.config.variants)
+    actions = [action for action in (Action.parse(f"k100-{key}") for key in keys) if action != dense]
+    ids = bundle.tokenizer().encode(args.file.read_text(encoding="utf-8"), False)
+    starts = [len(ids) * chunk // args.chunks for chunk in range(args.chunks)]
+    engine = Engine(bundle, provider="cpu", threads=args.threads)
+    candidates = [Candidate(action) for action in (dense, *actions)]
+    rises: list[np.ndarray] = []
+    dense_losses: list[float] = []
+    for number, start in enumerate(starts, 1):
+        losses = token_losses(engine, [ids[start : start + SIZE]], candidates, keep=True).mean(axis=1)
+        dense_losses.append(float(losses[0]))
+        rises.append(losses[1:] - losses[0])
+        told = ", ".join(
+            f"{action.variant} {rise:.4f}" for action, rise in zip(actions, np.mean(rises, axis=0), strict=True)
+        )
+        print(f"{number} of {args.chunks}: {told}", file=sys.stderr, flush=True)
+    print(f"{args.chunks} windows of {SIZE}, dense loss {np.mean(dense_losses):.4f} nats\n")
+    print("| variant | MB a step | LM head bits | added nats |\n|---|--:|--:|--:|")
+    for action, values in zip(actions, np.array(rises).T, strict=True):
+        variant = bundle.config.variants[action.variant]
+        error = values.std(ddof=1) / np.sqrt(len(values))
+        size = variant.weight_bytes / 1e6
+        print(f"| `{variant.key}` | {size:.1f} | {variant.lm_head_bits} | {values.mean():.4f} ± {error:.4f} |")
+
+
+if __name__ == "__main__":
+    main()
