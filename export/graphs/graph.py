@@ -10,12 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from sol_rt.bundle.bits import Precision, bits_tag
+from sol_rt.bundle.bits import SCREENED, Precision, bits_tag
 from sol_rt.bundle.config import FileEntry, KvLayout, SolConfig, TensorEntry, Variant
 from sol_rt.engine.signature import SPARSE_CHANNELS, SPARSE_KV
 from sol_rt.export.graphs.functions import operators as bodies
@@ -68,6 +69,8 @@ _ACTIVE_O = (0.0, 0.22, 0.42, 0.64, 1.0)
 _SPREAD = {True: (0.0, 0.05, 0.08, 0.08, 0.0), False: (0.0, 0.075, 0.12, 0.12, 0.0)}
 """How much the active share of the MLP's first matrix exceeds that of the whole MLP, at the shares of _SHARES; by gated
 or not."""
+_CACHE_LINE = 64
+"""Bytes that a processor reads at a time, and so for each of a candidate's pieces of a residual plane."""
 _BACKWARD = np.iinfo(np.int64).min + 1  # `ends` of a Slice that runs backward through the whole axis
 
 
@@ -129,11 +132,18 @@ def weight_bytes(decoder: Decoder, tensors: Mapping[str, TensorEntry], variant: 
             size = size * counts[matrix][int(layer)] // tensors[name].shape[0]
         elif name.startswith("rope."):
             continue
+        elif variant.lm_head_screen is not None and name in _head_planes(decoder):
+            size = min(size, variant.lm_head_screen.candidates * tensors[name].shape[0] * _CACHE_LINE)
         total += size
     if not decoder.tied:
         row = nested_names("embed", widest_bits(tensors))
         total += sum(tensors[name].bytes for name in row) // decoder.vocab_size
     return total
+
+
+def _head_planes(decoder: Decoder) -> list[str]:
+    """The names of the LM head's residual planes."""
+    return nested_names("embed" if decoder.tied else "head", 8)[3:]
 
 
 def variant_tensors(decoder: Decoder, precision: Precision) -> list[str]:
@@ -195,6 +205,7 @@ class _GraphWriter:
         kv = kv if target is None else replace(kv, dtype="float32")
         self.target, self.products = target, _PRODUCTS[target]
         self.decoder, self.precision, self.tensors, self.weights_file = decoder, precision, tensors, weights_file
+        self.screen = precision.lm_head_screen if target is None else None
         self.kinds = sorted({precision.layer(layer) for layer in range(decoder.num_layers)})
         self.mixed = precision.layers is not None
         self.kv, self.cache = kv, cache_parts(kv)
@@ -261,7 +272,11 @@ class _GraphWriter:
     def _project(self, hidden: str, matrix: str, outputs: int, *, bias: bool) -> None:
         op, const, cap = self.writer.op, self.writer.const, self.decoder.logits_cap
         out = None if bias or cap else "logits"
-        logits = self._nested("NestedMatMul", [hidden], matrix, outputs, bits=self.precision.lm_head_bits, out=out)
+        bits, screened = self.precision.lm_head_bits, {} if self.screen is None else self.screen._asdict()
+        overload = SCREENED if screened else ""
+        logits = self._nested(
+            "NestedMatMul", [hidden], matrix, outputs, bits=bits, out=out, overload=overload, **screened
+        )
         if bias or cap:
             self.writer.declare(logits, ["M", outputs])
         if bias:
@@ -277,11 +292,11 @@ class _GraphWriter:
         outputs: int,
         *,
         bits: int,
-        out: str | None = None,
+        **other: Any,
     ) -> str:
         weights = map(self._tensor, nested_names(matrix, bits))
         k = self.decoder.hidden_size
-        return self.writer.op(op_type, *x, *weights, out=out, domain="sol", K=k, N=outputs, bits=bits)
+        return self.writer.op(op_type, *x, *weights, domain="sol", K=k, N=outputs, bits=bits, **other)
 
     def _tensor(self, name: str) -> str:
         self.used[name] = None
@@ -301,6 +316,9 @@ class _GraphWriter:
             ),
             *(decoder_layer(self.decoder, layer_bits, self.kv, mixed=self.mixed) for layer_bits in self.kinds),
         ]
+        if self.screen is not None:
+            sizes = self.decoder.hidden_size, self.decoder.vocab_size
+            functions.append(bodies.screened_matmul(self.precision.lm_head_bits, *sizes, self.screen))
         for bits in sorted({bits for layer_bits in self.kinds for bits in (layer_bits.qkv, layer_bits.o)}):
             functions.append(self._named(bodies.pruned_matmul(bits, products=self.products), bits))
         for up, down in sorted({(layer_bits.up, layer_bits.down) for layer_bits in self.kinds}):

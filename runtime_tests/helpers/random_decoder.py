@@ -14,7 +14,7 @@ import numpy as np
 from helpers import reference
 from helpers.reference import Array, Nested
 from sol_rt.bundle.actions import Action
-from sol_rt.bundle.bits import MIXED, LayerBits, bits_tag
+from sol_rt.bundle.bits import MIXED, LayerBits, Screen, bits_tag
 from sol_rt.bundle.config import (
     ALIGNMENT,
     CONFIG_NAME,
@@ -85,6 +85,7 @@ class RandomDecoder:
     tensors: dict[str, TensorEntry] = field(default_factory=dict)
     kv: KvLayout = FLOAT16
     lm_head_bits: Mapping[int, int] = field(default_factory=dict)
+    screens: Mapping[int, Screen] = field(default_factory=dict)
     """By the bits of a graph, where it reads others of the LM head."""
 
     @classmethod
@@ -95,9 +96,11 @@ class RandomDecoder:
         seed: int = 0,
         kv: KvLayout = FLOAT16,
         lm_head_bits: Mapping[int, int] | None = None,
+        screens: Mapping[int, Screen] | None = None,
     ) -> RandomDecoder:
         """Makes the weights and writes the blob into `folder`."""
-        self, rng = cls(decoder, kv=kv, lm_head_bits=lm_head_bits or {}), np.random.default_rng(seed)
+        self = cls(decoder, kv=kv, lm_head_bits=lm_head_bits or {}, screens=screens or {})
+        rng = np.random.default_rng(seed)
         hidden, attended = decoder.hidden_size, decoder.num_heads * decoder.head_dim
 
         def vector(name: str, size: int, middle: float = 0.0) -> None:
@@ -160,7 +163,10 @@ class RandomDecoder:
         channels = [shape[0] for shape in (shapes.up, shapes.down, shapes.qkv, shapes.o)]
         counts = [_spread(count, most, decoder.num_layers) for count, most in zip(active, channels, strict=True)]
         layers = tuple(MIXED_LAYERS[layer % 2] for layer in range(decoder.num_layers)) if bits == MIXED else None
-        draft = Variant(key, f"model.{bits_tag(bits)}.onnx", channel_density, bits, *counts, 0, lm_head_bits, layers)
+        screen = self.screens.get(bits)
+        draft = Variant(
+            key, f"model.{bits_tag(bits)}.onnx", channel_density, bits, *counts, 0, lm_head_bits, layers, screen
+        )
         return replace(draft, weight_bytes=weight_bytes(decoder, self.tensors, draft))
 
     def write_graph(self, folder: Path, channel_density: float, bits: int) -> Path:
@@ -214,12 +220,19 @@ class RandomDecoder:
                 normed = self._norm(f"{at}.mlp_norm", x)
             x = x + attention + self._mlp(layer, normed, variant)
         hidden = self._norm("final_norm", x)[0]
-        logits = self._matmul(hidden, "embed" if decoder.tied else "head", variant.lm_head_bits)
+        logits = self._head(hidden, "embed" if decoder.tied else "head", variant)
         return reference.capped(logits, decoder.logits_cap), hidden
 
     def _matmul(self, x: Array, name: str, bits: int) -> Array:
         product = reference.nested_matmul(x, self.matrices[name], bits)
         return product + self.vectors.get(f"{name}.bias", 0.0)
+
+    def _head(self, x: Array, name: str, variant: Variant) -> Array:
+        screen, matrix = variant.lm_head_screen, self.matrices[name]
+        if screen is None:
+            return self._matmul(x, name, variant.lm_head_bits)
+        logits = reference.screened_matmul(x, matrix, variant.lm_head_bits, *screen)
+        return logits + self.vectors.get(f"{name}.bias", 0.0)
 
     def _norm_at(self, place: str, name: str, x: Array) -> Array:
         return self._norm(name, x) if self.decoder.norm_place in (place, "around") else x

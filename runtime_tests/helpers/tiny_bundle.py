@@ -12,6 +12,7 @@ import tokenizers
 
 from helpers.random_decoder import WEIGHTS, RandomDecoder, describe
 from sol_rt.bundle.actions import Action
+from sol_rt.bundle.bits import Screen
 from sol_rt.bundle.config import (
     CONFIG_NAME,
     ActionEntry,
@@ -43,6 +44,7 @@ def write_bundle(
     kv: str = "float16",
     dense_layers: tuple[int, ...] = (),
     lm_head_bits: Mapping[int, int] | None = None,
+    screens: Mapping[int, Screen] | None = None,
     losses: bool = False,
     seed: int = 0,
 ) -> Path:
@@ -53,7 +55,7 @@ def write_bundle(
     folder.mkdir(parents=True, exist_ok=True)
     decoder = decoder or describe(family)
     layout = KvLayout(kv, capacity_step=64, dense_layers=dense_layers)
-    weights = RandomDecoder.write(decoder, folder, seed, layout, lm_head_bits)
+    weights = RandomDecoder.write(decoder, folder, seed, layout, lm_head_bits, screens)
     variants = {}
     for channel_density in channel_densities:
         for level in bits:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sol_rt.bundle.actions import Action
-from sol_rt.bundle.bits import LayerBits, Precision, bits_name
+from sol_rt.bundle.bits import LayerBits, Precision, Screen, bits_name
 
 FORMAT = "sol_rt.bundle"
 FORMAT_VERSION = 5
@@ -100,6 +100,7 @@ class Variant:
         weight_bytes: bytes of weights that one decode step reads.
         lm_head_bits: bits of the LM head; equal in all variants of a graph.
         layer_bits: bits of every layer's matrices if `bits` is MIXED, else None; equal in all variants of a graph.
+        lm_head_screen: how the LM head is screened, or None; equal in all variants of a graph.
     """
 
     key: str
@@ -113,11 +114,12 @@ class Variant:
     weight_bytes: int
     lm_head_bits: int
     layer_bits: tuple[LayerBits, ...] | None = None
+    lm_head_screen: Screen | None = None
 
     @property
     def precision(self) -> Precision:
         """Bits at which the variant's graph reads each matrix."""
-        return Precision(self.bits, self.lm_head_bits, self.layer_bits)
+        return Precision(self.bits, self.lm_head_bits, self.layer_bits, self.lm_head_screen)
 
 
 @dataclass(frozen=True)
@@ -238,4 +240,8 @@ def _written(variant: Variant) -> dict[str, Any]:
         del entry["layer_bits"]
     else:
         entry["layer_bits"] = [list(layer) for layer in variant.layer_bits]
+    if variant.lm_head_screen is None:
+        del entry["lm_head_screen"]
+    else:
+        entry["lm_head_screen"] = variant.lm_head_screen._asdict()
     return entry
