@@ -143,7 +143,9 @@ def test_the_graph_has_both_bodies_and_the_kernel_takes_the_screened_node(tmp_pa
     levels = {"bits": (8, MIXED, 4), "lm_head_bits": {8: 8, MIXED: 8, 4: 6}, "screens": screens}
     for family in ("llama", "phi"):
         folder = write_bundle(tmp_path / family, family, channel_densities=(1.0,), kv_densities=(1.0,), **levels)
-        decoder = RandomDecoder.write(describe(family), tmp_path, 0, lm_head_bits={8: 8, MIXED: 8, 4: 6}, screens=screens)
+        decoder = RandomDecoder.write(
+            describe(family), tmp_path, 0, lm_head_bits={8: 8, MIXED: 8, 4: 6}, screens=screens
+        )
         engine = Engine(Bundle.open(folder), provider="cpu")
         bodies_engine = Engine(Bundle.open(folder), provider="cpu", native_ops=False)
         for bits in (8, MIXED, 4):

@@ -17,7 +17,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from sol_rt.bundle.bits import SCREENED, Precision, bits_tag
-from sol_rt.bundle.config import FileEntry, KvLayout, SolConfig, TensorEntry, Variant
+from sol_rt.bundle.config import FileEntry, KvLayout, SolConfig, TensorEntry, Variant, screened_bytes
 from sol_rt.engine.signature import SPARSE_CHANNELS, SPARSE_KV
 from sol_rt.export.graphs.functions import operators as bodies
 from sol_rt.export.graphs.functions.attention import sparse_attention
@@ -69,8 +69,6 @@ _ACTIVE_O = (0.0, 0.22, 0.42, 0.64, 1.0)
 _SPREAD = {True: (0.0, 0.05, 0.08, 0.08, 0.0), False: (0.0, 0.075, 0.12, 0.12, 0.0)}
 """How much the active share of the MLP's first matrix exceeds that of the whole MLP, at the shares of _SHARES; by gated
 or not."""
-_CACHE_LINE = 64
-"""Bytes that a processor reads at a time, and so for each of a candidate's pieces of a residual plane."""
 _BACKWARD = np.iinfo(np.int64).min + 1  # `ends` of a Slice that runs backward through the whole axis
 
 
@@ -133,7 +131,7 @@ def weight_bytes(decoder: Decoder, tensors: Mapping[str, TensorEntry], variant: 
         elif name.startswith("rope."):
             continue
         elif variant.lm_head_screen is not None and name in _head_planes(decoder):
-            size = min(size, variant.lm_head_screen.candidates * tensors[name].shape[0] * _CACHE_LINE)
+            size = screened_bytes(tensors[name], variant.lm_head_screen)
         total += size
     if not decoder.tied:
         row = nested_names("embed", widest_bits(tensors))

@@ -25,6 +25,7 @@ ALIGNMENT = 4096
 MATRIX_BITS = (4, 6, 8)
 KV_DTYPES = ("float16", "int8")
 """Types of cached keys and values. int8 has one float16 scale per token and KV head."""
+_CACHE_LINE = 64
 DTYPE_BITS = {"float32": 32, "float16": 16, "int64": 64, "int32": 32, "int8": 8, "uint8": 8, "uint4": 4}
 
 
@@ -220,6 +221,11 @@ class SolConfig:
             "weights": {"file": self.weights_file, "tensors": tensors},
             "files": {name: asdict(entry) for name, entry in self.files.items()},
         }
+
+
+def screened_bytes(plane: TensorEntry, screen: Screen) -> int:
+    """Bytes that a step reads of a residual plane of a screened LM head: a cache line for every block of a candidate."""
+    return min(plane.bytes, screen.candidates * plane.shape[0] * _CACHE_LINE)
 
 
 def tensor_bytes(dtype: str, shape: Collection[int]) -> int:

@@ -123,9 +123,7 @@ def nested_gather(bits: int, k: int, *, without_float16: bool = False) -> onnx.F
     return writer.function("NestedGather", ["ids", "base", "scale", "zero", *names], ["y"], ["K", "N", "bits"])
 
 
-def _gathered(
-    writer: NodeWriter, ids: str, names: Sequence[str], bits: int, *, without_float16: bool = False
-) -> str:
+def _gathered(writer: NodeWriter, ids: str, names: Sequence[str], bits: int, *, without_float16: bool = False) -> str:
     """The weights of outputs `ids`, int64 [R, S], of a block-major matrix: float [KB, R, S, 32].
 
     `names` are those of the level's residual planes.
