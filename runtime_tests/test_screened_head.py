@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
-import json
+import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import helper
+from test_bodies import BODY, ONE_OPERATOR, assert_close, operands, run_operator
 
 from helpers import reference
-from helpers.random_decoder import RandomDecoder, describe
 from helpers.reference import Array, Nested
-from helpers.simd_targets import X86_TARGETS, run_tests, with_targets
+from helpers.simd_targets import X86_TARGETS, run_tests
 from helpers.thread_counts import assert_same_for_any_thread_count
-from helpers.tiny_bundle import write_bundle
-from sol_rt.bundle.actions import Action
-from sol_rt.bundle.bits import MIXED, SCREENED, Screen
-from sol_rt.bundle.bundle import Bundle
-from sol_rt.bundle.config import CONFIG_NAME
-from sol_rt.bundle.config_reader import parse_config
-from sol_rt.engine.engine import Engine
-from sol_rt.errors import BundleError
+from sol_rt.bundle.bits import Screen
 from sol_rt.export.graphs.functions import operators as bodies
 from sol_rt.ops import library_path
-from test_bodies import BODY, ONE_OPERATOR, assert_close, operands, run_operator
 
 needs_kernels = pytest.mark.skipif(library_path() is None, reason="the native operators are not built")
 TOKENS = list(range(20, 52))
+SCREEN = Screen(30, 0.5)
 
 
 def screened(x: Array, nested: Nested, bits: int, screen: Screen, *, native: bool) -> Array:
@@ -138,24 +131,53 @@ def test_the_body_computes_the_reference(rows: int, bits: int) -> None:
 
 
 @needs_kernels
-def test_the_graph_has_both_bodies_and_the_kernel_takes_the_screened_node(tmp_path: Path) -> None:
-    screens = {bits: Screen(20, 0.5) for bits in (8, MIXED, 4)}
-    levels = {"bits": (8, MIXED, 4), "lm_head_bits": {8: 8, MIXED: 8, 4: 6}, "screens": screens}
-    for family in ("llama", "phi"):
-        folder = write_bundle(tmp_path / family, family, channel_densities=(1.0,), kv_densities=(1.0,), **levels)
-        decoder = RandomDecoder.write(
-            describe(family), tmp_path, 0, lm_head_bits={8: 8, MIXED: 8, 4: 6}, screens=screens
-        )
-        engine = Engine(Bundle.open(folder), provider="cpu")
-        bodies_engine = Engine(Bundle.open(folder), provider="cpu", native_ops=False)
-        for bits in (8, MIXED, 4):
-            model = onnx.load(folder / f"model.q{'mix' if bits == MIXED else bits}.onnx", load_external_data=False)
-            onnx.checker.check_model(str(folder / f"model.q{'mix' if bits == MIXED else bits}.onnx"))
-            overloads = [function.overload for function in model.functions if function.name == "NestedMatMul"]
-            assert overloads == ["", SCREENED]
-            expected, _ = decoder.logits(TOKENS, 1.0, bits)
-            for each in (engine, bodies_engine):
-                each.reset()
-                got = each.forward(TOKENS, Action(1.0, 1.0, bits), num_logits=len(TOKENS)).logits
-                error = np.sqrt(np.mean((got - expected) ** 2)) / np.sqrt(np.mean(expected**2))
-                assert error < (0.03 if each is engine else 0.1), (family, bits, error)
+@pytest.mark.parametrize(
+    ("bits", "change", "words"),
+    [
+        (8, {"candidates": -1}, ["candidates", "got -1"]),
+        (4, {}, ["candidates", "got 5 at 4 bits"]),
+        (8, {"tail_offset": float("inf")}, ["tail_offset", "no finite number"]),
+    ],
+)
+def test_a_damaged_node_is_refused(bits: int, change: dict[str, float], words: list[str]) -> None:
+    nested = Nested.random(np.random.default_rng(6), 32, 40)
+    attributes = {"K": 32, "N": 40, "bits": bits, "candidates": 5, "tail_offset": 0.0, **change}
+    body = bodies.nested_matmul(bits)
+    body.attribute.extend(Screen._fields)
+    with pytest.raises(Exception, match="NestedMatMul") as caught:
+        run_operator(body, {"x": np.ones((1, 32), np.float32)}, operands(nested, bits), attributes, native=True)
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+@needs_kernels
+@pytest.mark.slow
+def test_no_bit_depends_on_the_number_of_threads(tmp_path: Path) -> None:
+    rng = np.random.default_rng(7)
+    nested = Nested.random(rng, 96, 3000)
+    tensors = [onnx.numpy_helper.from_array(array, name) for name, array in operands(nested, 8).items()]
+    node = helper.make_node(
+        "NestedMatMul",
+        ["x", *(tensor.name for tensor in tensors)],
+        ["y"],
+        domain="sol",
+        K=96,
+        N=3000,
+        bits=8,
+        candidates=70,
+        tail_offset=0.5,
+    )
+    x = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["rows", 96])
+    y = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)
+    opsets = [helper.make_opsetid("", 23), helper.make_opsetid("sol", 1)]
+    model = helper.make_model(helper.make_graph([node], "g", [x], [y], tensors), opset_imports=opsets, ir_version=11)
+    inputs = [{"x": rng.standard_normal((rows, 96)).astype(np.float32)} for rows in (1, 9)]
+    assert_same_for_any_thread_count(model, inputs, 20, tmp_path)
+
+
+@pytest.mark.slow
+@needs_kernels
+@pytest.mark.parametrize("target", X86_TARGETS)
+@pytest.mark.skipif("SOL_RT_SIMD_TARGETS" in os.environ, reason="this is the run of one target")
+def test_every_target_of_this_machine(target: str) -> None:
+    result = run_tests(__file__, "kernel_computes or equal_scores or bit_by_bit or whole_matrix_s", X86_TARGETS[target])
+    assert result.returncode == 0, result.stdout[-3000:]

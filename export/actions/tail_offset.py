@@ -23,7 +23,7 @@ _DIGITS = 5
 
 
 def last_logits(engine: Engine, windows: Sequence[Sequence[int]], action: Action) -> FloatArray:
-    """The logits of the last positions of every window under `action`, behind a dense start: float32 [positions, vocab]."""
+    """Logits of the last positions of every window, behind a dense start: float32 [positions, vocab]."""
     rows = []
     for window in windows:
         start = max(1, len(window) - _POSITIONS)

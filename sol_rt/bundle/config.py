@@ -224,7 +224,7 @@ class SolConfig:
 
 
 def screened_bytes(plane: TensorEntry, screen: Screen) -> int:
-    """Bytes that a step reads of a residual plane of a screened LM head: a cache line for every block of a candidate."""
+    """Bytes that a step reads of a screened LM head's residual plane: a cache line for every block of a candidate."""
     return min(plane.bytes, screen.candidates * plane.shape[0] * _CACHE_LINE)
 
 

@@ -187,7 +187,7 @@ void ReadVariants(JsonTable table, const ModelDims& model, Config& config) {
       if (other.layer_bits != variant.layer_bits) {
         entry.Fail("layer_bits", "other bits", "those of " + other.key + ", which runs the same graph " + other.file);
       }
-      if (other.lm_head_screen != variant.lm_head_screen) {
+      if (!(other.lm_head_screen == variant.lm_head_screen)) {
         entry.Fail("lm_head_screen", ScreenText(variant.lm_head_screen),
                    ScreenText(other.lm_head_screen) + ", as " + other.key + ", which runs the same graph " + other.file);
       }
