@@ -140,13 +140,12 @@ def _compare(
     for hidden, targets in _hidden_states(engine, action, cut):
         draws = rng.random(len(targets))
         logits = session.run(None, {"x": hidden})
-        expected = _log_softmax(logits[exact])
         choices = [_choices(each, draws) for each in logits]
+        likely, at = np.exp(logits[exact] - _log_sum(logits[exact])[:, None]), (np.arange(len(targets)), targets)
         for index, each in enumerate(logits):
-            found = _log_softmax(each)
-            at = np.arange(len(targets)), targets
-            losses[index].append(expected[at] - found[at])
-            divergences[index].append((np.exp(expected) * (expected - found)).sum(-1))
+            lost = _log_sum(each) - _log_sum(logits[exact])  # what other sums alone lose
+            losses[index].append(lost + logits[exact][at] - each[at])
+            divergences[index].append(lost + np.einsum("rv,rv->r", likely, logits[exact] - each))
             greedy[index] += int((choices[index][0] == choices[exact][0]).sum())
             sampled[index] += int((choices[index][1] == choices[exact][1]).sum())
             same_set[index] += int((choices[index][2] == choices[exact][2]).all(-1).sum())
@@ -164,15 +163,17 @@ def _compare(
         )
 
 
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))
+def _log_sum(logits: np.ndarray) -> np.ndarray:
+    """Logarithms of the sums of exponentials of the rows, float32 [rows]."""
+    most = logits.max(-1)
+    return np.asarray(most + np.log(np.exp(logits - most[:, None]).sum(-1)))
 
 
 def _choices(logits: np.ndarray, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """By row: the likeliest token, the token that a draw takes among the 40 likeliest, and these in ascending order."""
     top = np.sort(np.argpartition(logits, -_TOP_K, axis=-1)[:, -_TOP_K:], axis=-1)
-    shares = np.exp(_log_softmax(np.take_along_axis(logits, top, -1))).cumsum(-1)
+    kept = np.take_along_axis(logits, top, -1)
+    shares = np.exp(kept - _log_sum(kept)[:, None]).cumsum(-1)
     at = np.minimum((shares < draws[:, None]).sum(-1), _TOP_K - 1)
     return logits.argmax(-1), top[np.arange(len(top)), at], top
 
