@@ -8,7 +8,9 @@ more bits saves per byte (a Lagrange multiplier). A graph then gets the LM head 
 The factor 2 asks the LM head to save twice as much per byte: the graph also serves the lower channel densities, whose
 purpose is to read little. Loss here is the divergence from the dense action.
 
-A screened LM head is one more choice: all rows at 4 bits, and those with the highest scores at all bits.
+A screened LM head is one more choice: all rows at 4 bits, and those with the highest scores at all bits. The divergence
+from dense counts tokens that dense finds unlikely as one. A screened LM head changes how these share their probability,
+so its divergence from the whole LM head is measured over all tokens, and added.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import MATRIX_BITS, SolConfig, Variant
 from sol_rt.engine.engine import Engine
 from sol_rt.export.actions.losses import Candidate, token_divergences
-from sol_rt.export.actions.tail_offset import FloatArray, fitted_offset, last_logits
+from sol_rt.export.actions.tail_offset import FloatArray, fitted_offset, last_logits, screen_divergence
 from sol_rt.export.graphs.graph import widest_bits, write_graphs
 from sol_rt.export.sources.decoder import Decoder
 from sol_rt.store.progress import Progress
@@ -106,12 +108,13 @@ def choose_lm_head_bits(
         narrowest = min(head.bits for head in plain.values())
         for more in range(0, widest - narrowest + 1, 2):
             trials.append({bits: Head(min(plain[bits].bits + more, widest)) for bits in graph_bits[:-1]})
-        trials += _screened_heads(folder, config, decoder, graph_bits[:-1], windows[:_OFFSET_WINDOWS])
     for done, trial in enumerate(trials):
         progress("LM head", done, len(trials))
         heads = {**plain, **trial}
         for bits, point in _measure(folder, with_heads(folder, config, decoder, heads), windows[:_WINDOWS]).items():
             points[bits].setdefault(heads[bits], point)
+    if trials:
+        _add_screened(points, folder, config, decoder, windows[:_OFFSET_WINDOWS])
     progress("LM head", 1, 1)
     chosen = {}
     for bits in graph_bits[:-1]:
@@ -122,27 +125,34 @@ def choose_lm_head_bits(
     return with_heads(folder, config, decoder, {**plain, **chosen})
 
 
-def _screened_heads(
-    folder: Path, config: SolConfig, decoder: Decoder, graph_bits: Sequence[int], windows: Sequence[Sequence[int]]
-) -> list[dict[int, Head]]:
-    """By the bits of each graph, its screened LM heads with the offset fitted on `windows`; one for each of _CANDIDATES
-    that the vocabulary has rows enough for."""
-    widest = widest_bits(config.tensors)
+def _add_screened(
+    points: Mapping[int, dict[Head, HeadPoint]],
+    folder: Path,
+    config: SolConfig,
+    decoder: Decoder,
+    windows: Sequence[Sequence[int]],
+) -> None:
+    """Adds screened LM heads to the points of every graph but the widest: one for each of _CANDIDATES that the
+    vocabulary has rows enough for. They lose what the widest LM head loses, and their divergence from it."""
+    widest, graphs = widest_bits(config.tensors), sorted(points)[:-1]
     sizes = [size for size in _CANDIDATES if size * _LEAST_ROWS <= decoder.vocab_size]
     if widest == min(MATRIX_BITS) or not sizes:
-        return []
+        return
     whole = {variant.bits: Head.of(variant) for variant in config.variants.values()}
 
     def logits(bits: int) -> dict[int, FloatArray]:
-        heads = {**whole, **dict.fromkeys(graph_bits, Head(bits))}
+        heads = {**whole, **dict.fromkeys(graphs, Head(bits))}
         engine = _engine(folder, with_heads(folder, config, decoder, heads))
-        return {graph: last_logits(engine, windows, Action(1.0, 1.0, graph)) for graph in graph_bits}
+        return {graph: last_logits(engine, windows, Action(1.0, 1.0, graph)) for graph in graphs}
 
     scores, exact = logits(min(MATRIX_BITS)), logits(widest)
-    return [
-        {bits: Head(widest, size, fitted_offset(scores[bits], exact[bits], size)) for bits in graph_bits}
-        for size in sizes
-    ]
+    for size in sizes:
+        heads = {bits: Head(widest, size, fitted_offset(scores[bits], exact[bits], size)) for bits in graphs}
+        variants = with_heads(folder, config, decoder, {**whole, **heads}).variants.values()
+        sized = {variant.bits: variant.weight_bytes for variant in variants if variant.channel_density == 1.0}
+        for bits, head in heads.items():
+            lost = screen_divergence(scores[bits], exact[bits], Screen(size, head.tail_offset))
+            points[bits][head] = HeadPoint(sized[bits], points[bits][Head(widest)].loss + lost)
 
 
 def _engine(folder: Path, config: SolConfig) -> Engine:

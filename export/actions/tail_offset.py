@@ -1,4 +1,4 @@
-"""Fits what a screened LM head adds to the logits of the rows that it reads at 4 bits.
+"""Fits what a screened LM head adds to the logits of the rows that it reads at 4 bits, and measures what it loses.
 
 These rows together, the tail, then have the probability that they have with all their bits, on average over positions.
 The mean over positions is what a constant can get right.
@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sol_rt.bundle.actions import Action
+from sol_rt.bundle.bits import Screen
 from sol_rt.engine.engine import Engine
 
 FloatArray = npt.NDArray[np.floating]
@@ -42,7 +43,7 @@ def fitted_offset(scores: FloatArray, exact: FloatArray, candidates: int) -> flo
         exact: logits with all bits, float32 [positions, vocab].
         candidates: number of rows of a position whose logits are exact.
     """
-    chosen = np.argpartition(scores, -candidates, axis=-1)[:, -candidates:]
+    chosen = _highest(scores, candidates)
     sums = [_log_sums(row, exact_row, at) for row, exact_row, at in zip(scores, exact, chosen, strict=True)]
     candidate, tail, exact_tail = np.array(sums).T
     wanted = _share(exact_tail - candidate).mean()
@@ -51,6 +52,27 @@ def fitted_offset(scores: FloatArray, exact: FloatArray, candidates: int) -> flo
         middle = (low + high) / 2
         low, high = (middle, high) if _share(tail + middle - candidate).mean() < wanted else (low, middle)
     return round((low + high) / 2, _DIGITS)
+
+
+def screen_divergence(scores: FloatArray, exact: FloatArray, screen: Screen) -> float:
+    """The mean divergence of a screened LM head from the whole one, nats, over all tokens.
+
+    Arguments are those of `fitted_offset`. What other measures leave out counts here: how the tail's tokens share its
+    probability.
+    """
+    found = []
+    for row, exact_row, at in zip(scores, exact, _highest(scores, screen.candidates), strict=True):
+        screened = row + np.float32(screen.tail_offset)
+        screened[at] = exact_row[at]
+        total = _log_sum(exact_row)
+        expected = np.exp(exact_row.astype(np.float64) - total)
+        found.append(_log_sum(screened) - total + float(expected @ (exact_row - screened)))
+    return float(np.mean(found))
+
+
+def _highest(scores: FloatArray, count: int) -> npt.NDArray[np.intp]:
+    """The tokens of the highest scores of every position, [positions, count]."""
+    return np.argpartition(scores, -count, axis=-1)[:, -count:]
 
 
 def _log_sums(scores: FloatArray, exact: FloatArray, chosen: npt.NDArray[np.intp]) -> tuple[float, float, float]:
