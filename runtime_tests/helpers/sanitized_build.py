@@ -16,8 +16,8 @@ from sol_rt.ops import library_path
 ROOT = Path(__file__).resolve().parents[2]
 CORPUS = ROOT / "runtime_tests" / "corpus" / "operators"
 """Byte strings for the program `operators`: each broke an operator once, or leads to one of its checks."""
-BASELINE = "SSE2"
-"""What every processor of x86-64 runs."""
+BASELINE = "SSE4"
+"""What every processor runs that the operators take."""
 ADDRESS = "address,undefined"
 THREAD = "thread"
 _RUNTIMES = {ADDRESS: ("libasan.so", "libubsan.so"), THREAD: ("libtsan.so",)}

@@ -7,9 +7,9 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-X86_TARGETS = {"SSE2": 1 << 14, "SSE4": 1 << 11, "AVX2": 1 << 9, "AVX3": 1 << 8, "AVX3_DL": 1 << 7}
+X86_TARGETS = {"SSE4": 1 << 11, "AVX2": 1 << 9, "AVX3": 1 << 8, "AVX3_DL": 1 << 7}
 """Highway's names and masks for SOL_RT_SIMD_TARGETS."""
-BITS = (7, 8, 9, 11, 14, 26, 28, 29)
+BITS = (7, 8, 9, 11, 26, 28, 29)
 """Of all targets that the library may have, x86's and Arm's; one that a processor lacks runs its baseline."""
 
 

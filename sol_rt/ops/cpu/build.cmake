@@ -24,6 +24,10 @@ set(SOL_CPU_SOURCES
 set(SOL_DISABLED_TARGETS "HWY_SSSE3;HWY_AVX3_ZEN4;HWY_AVX3_SPR;HWY_SVE;HWY_SVE2;HWY_SVE_256;HWY_SVE2_128" CACHE STRING
   "Highway's targets that are not compiled. By default those that add nothing here, to build faster")
 
+# On x86 the kernels begin at SSE4.2, the level x86-64-v2. SSE2's would be another 180 KB.
+include(CheckCXXSourceCompiles)
+check_cxx_source_compiles("#if !defined(__x86_64__)\n#error\n#endif\nint main() { return 0; }" SOL_X86_64)
+
 # Language, includes and flags. Needs SOL_OPS_SOURCE_DIR, ONNXRUNTIME_INCLUDE_DIR and HIGHWAY_INCLUDE_DIR.
 function(sol_cpu_settings target)
   set_target_properties(${target} PROPERTIES
@@ -41,5 +45,5 @@ function(sol_cpu_settings target)
   endif()
   # One build serves every processor of the architecture.
   string(REPLACE ";" "|" mask "${SOL_DISABLED_TARGETS}")
-  target_compile_definitions(${target} PRIVATE HWY_WANT_AVX3_DL "HWY_DISABLED_TARGETS=(${mask})")
+  target_compile_definitions(${target} PRIVATE HWY_WANT_AVX3_DL "HWY_DISABLED_TARGETS=(${mask})" $<$<BOOL:${SOL_X86_64}>:HWY_BASELINE_TARGETS=HWY_SSE4>)
 endfunction()

@@ -2,6 +2,9 @@
 
 #include "common/export.h"
 #include "common/onnx/op.h"
+#ifdef HWY_BASELINE_TARGETS  // the CPU's operators for x86
+#include "cpu/simd/target.h"
+#endif
 
 namespace sol {
 
@@ -46,6 +49,11 @@ SOL_EXPORT OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* options,
                           : old->CreateStatus(ORT_FAIL, "the native operators need ONNX Runtime 1.21 or newer; upgrade it or run "
                                                         "without native operators");
   }
+#ifdef HWY_BASELINE_TARGETS
+  if (!sol::RunsBaseline()) {
+    return api->CreateStatus(ORT_FAIL, "the native operators need a processor with SSE4.2 (x86-64-v2); run without native operators");
+  }
+#endif
   sol::g_api = api;
   OrtStatus* status = nullptr;
   OrtStatus* failure = sol::Guard("native operators", [&] { status = sol::Register(options); });

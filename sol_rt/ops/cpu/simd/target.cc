@@ -74,13 +74,11 @@ ArmFeatures Detect() { return {}; }
 int64_t DetectTargets() {
   int64_t targets = HWY_STATIC_TARGET;
 #if HWY_ARCH_X86
-  targets |= HWY_SSE2;
   const Cpuid basic(1), extended(7);
   // The instructions of a target, as Highway counts them. The system must also save the wider registers.
   const uint64_t saved = basic.Ecx({27}) ? SavedRegisters() : 0;
-  const bool sse4 = basic.Ecx({1, 20, 25});  // pclmul, sse4.2, aes
-  if (sse4) targets |= HWY_SSE4;
-  const bool avx2 = sse4 && (saved & 0x6) == 0x6 && basic.Ecx({12, 28}) && extended.Ebx({3, 5, 8});  // fma, avx; bmi, avx2, bmi2
+  // pclmul, fma, sse4.2, aes, avx; bmi, avx2, bmi2
+  const bool avx2 = (saved & 0x6) == 0x6 && basic.Ecx({1, 12, 20, 25, 28}) && extended.Ebx({3, 5, 8});
   if (avx2) targets |= HWY_AVX2;
   const bool avx3 = avx2 && (saved & 0xE6) == 0xE6 && extended.Ebx({16, 17, 28, 30, 31});  // avx512f, dq, cd, bw, vl
   if (avx3) targets |= HWY_AVX3;
@@ -102,6 +100,14 @@ int64_t DetectTargets() {
 int64_t SupportedTargets() {
   static const int64_t targets = DetectTargets();
   return targets;
+}
+
+bool RunsBaseline() {
+#if HWY_ARCH_X86 && HWY_STATIC_TARGET == HWY_SSE4
+  return Cpuid(1).Ecx({9, 19, 20});  // ssse3, sse4.1, sse4.2
+#else
+  return true;
+#endif
 }
 
 const char* BestTargetName() {

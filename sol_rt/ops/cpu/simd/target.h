@@ -16,6 +16,9 @@ namespace sol {
 // (a decimal or 0x mask of the same bits; used by tests) permits. Lower bits are better targets.
 int64_t SupportedTargets();
 
+// Whether this processor has what every kernel is compiled for: SSE4.2 on x86.
+bool RunsBaseline();
+
 // The name of the best target that is compiled in and supported: Highway's, or NEON_DOT or NEON_I8MM.
 const char* BestTargetName();
 
@@ -34,7 +37,7 @@ Pointer ChooseBest(const std::pair<int64_t, Pointer> (&candidates)[kCount], Poin
 #if HWY_ARCH_X86
 #define SOL_TARGETS(F)                                                                       \
   {HWY_AVX3_DL, HWY_CHOOSE_AVX3_DL(F)}, {HWY_AVX3, HWY_CHOOSE_AVX3(F)},                      \
-      {HWY_AVX2, HWY_CHOOSE_AVX2(F)}, {HWY_SSE4, HWY_CHOOSE_SSE4(F)}, {HWY_SSE2, HWY_CHOOSE_SSE2(F)}
+      {HWY_AVX2, HWY_CHOOSE_AVX2(F)}, {HWY_SSE4, HWY_CHOOSE_SSE4(F)}
 #elif HWY_ARCH_ARM
 #define SOL_TARGETS(F)                                                                      \
   {HWY_NEON_BF16, HWY_CHOOSE_NEON_BF16(F)}, {HWY_NEON, HWY_CHOOSE_NEON(F)},                 \
