@@ -24,7 +24,7 @@ from sol_rt.bundle.selection import SELECTION
 from sol_rt.errors import BundleError, UsageError
 from sol_rt.export.bundle_folder import check_output, hashed, seal, written_aside
 from sol_rt.export.graphs.functions.operators import DEQUANTIZED, PACKED
-from sol_rt.export.graphs.graph import Target, build_graph
+from sol_rt.export.graphs.graph import Target, build_graph, weight_bytes
 from sol_rt.export.sources.decoder import Decoder, from_hf_config
 from sol_rt.export.sources.folder.hf_checkpoint import read_json
 from sol_rt.store.progress import Progress, silent
@@ -68,7 +68,7 @@ def write_web_bundle(
     if "config.json" not in config.files:
         raise BundleError(source, "config.json", "no such file", "the model's config", "export the model again")
     decoder = from_hf_config(read_json(source / "config.json"), config.model.max_context)
-    kept = _kept(config, bits, channel_density, kv_density)
+    kept = _with_whole_heads(_kept(config, bits, channel_density, kv_density), decoder)
     names = _read_tensors(bundle, kept)
     kept = replace(kept, tensors=_laid_out({name: config.tensors[name] for name in config.tensors if name in names}))
     last = max(kept.tensors.values(), key=lambda entry: entry.offset)
@@ -115,6 +115,16 @@ def _kept(
     if policy is not None and not known.issuperset(policy.actions):
         policy = None
     return replace(config, variants=variants, actions=actions, policy=policy)
+
+
+def _with_whole_heads(config: SolConfig, decoder: Decoder) -> SolConfig:
+    """The config without screened LM heads: a browser has no kernel for the search among their logits."""
+    variants = dict(config.variants)
+    for key, variant in variants.items():
+        if variant.lm_head_screen is not None:
+            whole = replace(variant, lm_head_screen=None)
+            variants[key] = replace(whole, weight_bytes=weight_bytes(decoder, config.tensors, whole))
+    return replace(config, variants=variants)
 
 
 def _read_tensors(bundle: Bundle, kept: SolConfig) -> set[str]:

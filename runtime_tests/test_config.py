@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from helpers.tiny_bundle import write_bundle
-from sol_rt.bundle.bits import MIXED
+from sol_rt.bundle.bits import MIXED, Screen
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import CONFIG_NAME, FORMAT_VERSION
 from sol_rt.bundle.config import FORMAT_VERSION_OF_THREE_BITS as NEWEST
@@ -24,6 +24,7 @@ from sol_rt.errors import BundleError, SolError
 from sol_rt.generate.model import SolModel
 
 DOCS = Path(__file__).parent.parent / "docs" / "bundle.md"
+SCREEN = {"candidates": 8, "tail_offset": 0.5}
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +56,15 @@ def test_losses_by_context_round_trip(raw: dict[str, Any]) -> None:
     raw["actions"][0]["losses"] = {"4096": 0.5, "512": -0.25}
     config = parse_config(raw, Path("x"))
     assert config.actions[0].losses == {512: -0.25, 4096: 0.5}
+    assert config.to_json_dict() == raw
+
+
+def test_a_screened_lm_head_round_trips(raw: dict[str, Any]) -> None:
+    for key in ("s100-q8", "s050-q8"):
+        raw["variants"][key]["lm_head_screen"] = SCREEN
+    config = parse_config(raw, Path("x"))
+    assert config.variants["s050-q8"].precision.lm_head_screen == Screen(8, 0.5)
+    assert config.variants["s100-q4"].lm_head_screen is None
     assert config.to_json_dict() == raw
 
 
@@ -119,6 +129,15 @@ def _set(raw: dict[str, Any], key: str, value: object) -> None:
         ("variants/s100-q8/active_o", [64], ["s100-q8.active_o", "1 counts", "2, one per layer"]),
         ("variants/s100-q4/lm_head_bits", 3, ["s100-q4.lm_head_bits", "got 3", "from 4"]),
         ("variants/s050-q4/lm_head_bits", 8, ["s050-q4.lm_head_bits", "4 and 4", "s100-q4"]),
+        ("variants/s100-q4/lm_head_screen", SCREEN, ["s100-q4.lm_head_screen", "lm_head_bits 4", "6 or 8 bits"]),
+        ("variants/s050-q8/lm_head_screen", SCREEN, ["s050-q8.lm_head_screen", "8 candidates", "no screen", "s100-q8"]),
+        ("variants/s100-q8/lm_head_screen", SCREEN | {"candidates": 90}, ["lm_head_screen.candidates", "1 to 89"]),
+        ("variants/s100-q8/lm_head_screen", SCREEN | {"candidates": 0}, ["lm_head_screen.candidates", "1 to 89"]),
+        ("variants/s100-q8/lm_head_screen", SCREEN | {"tail_offset": "0"}, ["screen.tail_offset", "finite number"]),
+        ("variants/s100-q8/lm_head_screen", SCREEN | {"tail_offset": 1e9}, ["screen.tail_offset", "finite number"]),
+        ("variants/s100-q8/lm_head_screen", SCREEN | {"candidate": 8}, ["screen.candidate", "an unknown key"]),
+        ("variants/s100-q8/lm_head_screen", {"candidates": 8}, ["screen.tail_offset", "no such key"]),
+        ("variants/s100-q8/lm_head_screen", 8, ["s100-q8.lm_head_screen", "got 8"]),
         ("variants/s100-qmix/layer_bits", [[8, 4, 4, 6]], ["s100-qmix.layer_bits", "1 layers", "2"]),
         ("variants/s100-qmix/layer_bits", [[8, 4, 4, 6], [4, 4, 5, 4]], ["s100-qmix.layer_bits", "qkv, o, up, down"]),
         ("variants/s100-qmix/layer_bits", [[8, 4, 4, 6], [4, 4, [4], 4]], ["s100-qmix.layer_bits", "4, 6 or 8"]),

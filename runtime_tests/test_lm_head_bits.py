@@ -20,7 +20,7 @@ from sol_rt.bundle.config import SolConfig
 from sol_rt.engine.engine import Engine
 from sol_rt.export import export_bundle
 from sol_rt.export.actions import lm_head_bits
-from sol_rt.export.actions.lm_head_bits import HeadPoint, choose_lm_head_bits, worth_reading
+from sol_rt.export.actions.lm_head_bits import Head, HeadPoint, choose_lm_head_bits, worth_reading
 from sol_rt.export.sources.decoder import Decoder, from_hf_config
 from sol_rt.export.sources.open_checkpoint import open_checkpoint
 from sol_rt.store.progress import silent
@@ -72,7 +72,7 @@ def test_a_bundle_with_its_choice_runs(
     chosen: int, exported: tuple[Path, SolConfig, Decoder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, config, decoder = exported
-    monkeypatch.setattr(lm_head_bits, "worth_reading", lambda points, wider: max(chosen, min(points)))
+    monkeypatch.setattr(lm_head_bits, "worth_reading", lambda points, wider: max(Head(chosen), min(points)))
     found = choose_lm_head_bits(folder, config, decoder, WINDOWS, silent)
     for variant in found.variants.values():
         before = config.variants[variant.key].lm_head_bits
@@ -93,8 +93,8 @@ def test_every_width_is_measured_and_the_widest_stays(
     folder, config, decoder = exported
     asked = []
 
-    def choose(points: dict[int, HeadPoint], wider: list[HeadPoint]) -> int:
-        asked.append((sorted(points), len(wider)))
+    def choose(points: dict[Head, HeadPoint], wider: list[HeadPoint]) -> Head:
+        asked.append(([head.bits for head in sorted(points)], len(wider)))
         sizes = [points[bits].weight_bytes for bits in sorted(points)]
         assert sizes == sorted(set(sizes))
         losses = [points[bits].loss for bits in sorted(points)]
@@ -134,8 +134,8 @@ def test_a_mixed_width_is_no_measure_for_narrower_ones(tmp_path: Path, monkeypat
     folder = export_bundle(str(source), tmp_path / "bundle", bits=(8, 6, MIXED, 4), **options).path
     asked = []
 
-    def choose(points: dict[int, HeadPoint], wider: list[HeadPoint]) -> int:
-        asked.append((sorted(points), len(wider)))
+    def choose(points: dict[Head, HeadPoint], wider: list[HeadPoint]) -> Head:
+        asked.append(([head.bits for head in sorted(points)], len(wider)))
         return max(points)
 
     monkeypatch.setattr(lm_head_bits, "worth_reading", choose)

@@ -18,6 +18,7 @@ from helpers.poison import texts
 from helpers.random_decoder import THREE_BIT_LAYERS
 from helpers.tiny_bundle import seal, write_bundle
 from sol_rt.bundle.actions import Action
+from sol_rt.bundle.bits import Screen
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import CONFIG_NAME
 from sol_rt.bundle.config_reader import read_config
@@ -40,7 +41,12 @@ def program() -> Path:
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_bundle(
-        tmp_path_factory.mktemp("bundle") / "tiny", channel_densities=(1.0, 0.5), bits=(8, 4), policy=True
+        tmp_path_factory.mktemp("bundle") / "tiny",
+        channel_densities=(1.0, 0.5),
+        bits=(8, 4),
+        lm_head_bits={8: 8, 4: 8},
+        screens={4: Screen(20, 0.5)},
+        policy=True,
     )
 
 

@@ -33,7 +33,7 @@ from helpers.reference_steps import (  # noqa: E402
 )
 from helpers.tiny_bundle import write_bundle  # noqa: E402
 from sol_rt.bundle.actions import Action  # noqa: E402
-from sol_rt.bundle.bits import MIXED, THREE, Precision  # noqa: E402
+from sol_rt.bundle.bits import MIXED, THREE, Precision, Screen  # noqa: E402
 from sol_rt.bundle.bundle import Bundle  # noqa: E402
 from sol_rt.engine.engine import Engine  # noqa: E402
 from sol_rt.train.reference_model.model import UNROUNDED, Arithmetic, ReferenceModel  # noqa: E402
@@ -59,16 +59,19 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture(
     scope="module",
     params=[
-        *((family, "float16", (), {}) for family in sorted(CONFIGS)),
-        ("llama", "int8", (1,), {}),
-        ("phi", "int8", (0,), {4: 6, 6: 8}),
+        *((family, "float16", (), {}, {}) for family in sorted(CONFIGS)),
+        ("llama", "int8", (1,), {}, {}),
+        ("phi", "int8", (0,), {4: 6, 6: 8}, {}),
+        ("llama", "float16", (), {4: 8, MIXED: 6}, {4: Screen(30, 0.5), MIXED: Screen(30, -0.5)}),
+        ("phi", "float16", (), {4: 8, 6: 8}, {4: Screen(30, 0.5), 6: Screen(30, -0.5)}),
     ],
 )
 def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, ReferenceModel]:
     """A bundle of random codes and its reference model."""
-    family, kv, dense_layers, lm_head_bits = request.param
+    family, kv, dense_layers, lm_head_bits, screens = request.param
     folder = tmp_path_factory.mktemp(family)
-    levels = {"dense_layers": dense_layers, "lm_head_bits": lm_head_bits, "three_bit_layers": THREE_BIT_LAYERS}
+    levels = {"dense_layers": dense_layers, "lm_head_bits": lm_head_bits, "screens": screens}
+    levels["three_bit_layers"] = THREE_BIT_LAYERS
     bundle = Bundle.open(
         write_bundle(
             folder, family, channel_densities=(1.0, 0.75, 0.5, 0.25), bits=(8, 6, MIXED, 4, THREE), kv=kv, **levels

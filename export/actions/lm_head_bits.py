@@ -1,4 +1,4 @@
-"""Chooses how many bits of the LM head each graph reads. In a small model it is up to a third of all weights.
+"""Chooses how much of the LM head each graph reads. In a small model it is up to a third of all weights.
 
 More LM head bits lower the loss and cost bytes; so does a graph of more bits. Let m be the most loss that a graph of
 more bits saves per byte (a Lagrange multiplier). A graph then gets the LM head bits b that minimise
@@ -7,6 +7,10 @@ more bits saves per byte (a Lagrange multiplier). A graph then gets the LM head 
 
 The factor 2 asks the LM head to save twice as much per byte: the graph also serves the lower channel densities, whose
 purpose is to read little. Loss here is the divergence from the dense action.
+
+A screened LM head is one more choice: all rows at 4 bits, and those with the highest scores at all bits. The divergence
+from dense counts tokens that dense finds unlikely as one. A screened LM head changes how these share their probability,
+so its divergence from the whole LM head is measured over all tokens, and added.
 """
 
 from __future__ import annotations
@@ -14,34 +18,58 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 from sol_rt.bundle.actions import Action
-from sol_rt.bundle.bits import MIXED
+from sol_rt.bundle.bits import MIXED, Screen
 from sol_rt.bundle.bundle import Bundle
-from sol_rt.bundle.config import SolConfig
+from sol_rt.bundle.config import MATRIX_BITS, SolConfig, Variant
 from sol_rt.engine.engine import Engine
 from sol_rt.export.actions.losses import Candidate, token_divergences
+from sol_rt.export.actions.tail_offset import FloatArray, fitted_offset, last_logits, screen_divergence
 from sol_rt.export.graphs.graph import widest_bits, write_graphs
 from sol_rt.export.sources.decoder import Decoder
 from sol_rt.store.progress import Progress
 
 _WINDOWS = 4
+_OFFSET_WINDOWS = 2
+_CANDIDATES = (512, 2048)  # rows of a screened LM head that are read at all bits
+_LEAST_ROWS = 8  # of an LM head that is screened, in times of the candidates
 _TIMES = 2.0  # how much loss per byte the LM head has to save, relative to a graph of more bits
+
+
+class Head(NamedTuple):
+    """How a graph reads the LM head: every row at `bits`, or with `candidates` above 0 screened."""
+
+    bits: int
+    candidates: int = 0
+    tail_offset: float = 0.0
+
+    @property
+    def screen(self) -> Screen | None:
+        return Screen(self.candidates, self.tail_offset) if self.candidates else None
+
+    @classmethod
+    def of(cls, variant: Variant) -> Head:
+        return cls(variant.lm_head_bits, *(variant.lm_head_screen or ()))
+
+
+_Head = TypeVar("_Head", int, Head)
 
 
 @dataclass(frozen=True)
 class HeadPoint:
-    """A graph with some number of LM head bits: weight bytes of a step, and divergence from dense in nats per token."""
+    """A graph with some LM head: weight bytes of a step, and divergence from dense in nats per token."""
 
     weight_bytes: int
     loss: float
 
 
-def worth_reading(points: Mapping[int, HeadPoint], wider: Collection[HeadPoint]) -> int:
-    """The LM head bits that minimise loss + _TIMES * multiplier * bytes.
+def worth_reading(points: Mapping[_Head, HeadPoint], wider: Collection[HeadPoint]) -> _Head:
+    """The LM head that minimises loss + _TIMES * multiplier * bytes.
 
     Args:
-        points: one graph by its LM head bits. The fewest bits are those that it has before the choice.
+        points: one graph by its LM head. The least one is what it has before the choice.
         wider: the graphs of more bits, as they are.
     """
     narrowest = min(points)
@@ -58,7 +86,7 @@ def worth_reading(points: Mapping[int, HeadPoint], wider: Collection[HeadPoint])
 def choose_lm_head_bits(
     folder: Path, config: SolConfig, decoder: Decoder, windows: Sequence[Sequence[int]], progress: Progress
 ) -> SolConfig:
-    """Measures every graph but the widest with every number of LM head bits, and gives each graph the best number.
+    """Measures every graph but the widest with every LM head, and gives each graph the best one.
 
     Args:
         folder: a bundle whose weights are final. Its graphs are replaced.
@@ -68,19 +96,25 @@ def choose_lm_head_bits(
         progress: reports how far the work is.
 
     Returns:
-        The config with new `lm_head_bits` and `weight_bytes` of all variants. It is not written to sol_config.json, and
-        the hashes of the graphs are not in it.
+        The config with new `lm_head_bits`, `lm_head_screen` and `weight_bytes` of all variants. It is not written to
+        sol_config.json, and the hashes of the graphs are not in it.
     """
     graph_bits = sorted({variant.bits for variant in config.variants.values()})
     widest = widest_bits(config.tensors)
-    plain = {variant.bits: variant.lm_head_bits for variant in config.variants.values()}
-    points: dict[int, dict[int, HeadPoint]] = {bits: {} for bits in graph_bits}
-    trials = range(0, widest - min(plain.values()) + 1, 2) if len(graph_bits) > 1 else ()
-    for wider in trials:
-        progress("LM head", wider, len(trials) * 2)
-        heads = {**plain, **{bits: min(plain[bits] + wider, widest) for bits in graph_bits[:-1]}}
+    plain = {variant.bits: Head.of(variant) for variant in config.variants.values()}
+    points: dict[int, dict[Head, HeadPoint]] = {bits: {} for bits in graph_bits}
+    trials: list[dict[int, Head]] = []
+    if len(graph_bits) > 1:
+        narrowest = min(head.bits for head in plain.values())
+        for more in range(0, widest - narrowest + 1, 2):
+            trials.append({bits: Head(min(plain[bits].bits + more, widest)) for bits in graph_bits[:-1]})
+    for done, trial in enumerate(trials):
+        progress("LM head", done, len(trials))
+        heads = {**plain, **trial}
         for bits, point in _measure(folder, with_heads(folder, config, decoder, heads), windows[:_WINDOWS]).items():
             points[bits].setdefault(heads[bits], point)
+    if trials:
+        _add_screened(points, folder, config, decoder, windows[:_OFFSET_WINDOWS])
     progress("LM head", 1, 1)
     chosen = {}
     for bits in graph_bits[:-1]:
@@ -91,10 +125,44 @@ def choose_lm_head_bits(
     return with_heads(folder, config, decoder, {**plain, **chosen})
 
 
+def _add_screened(
+    points: Mapping[int, dict[Head, HeadPoint]],
+    folder: Path,
+    config: SolConfig,
+    decoder: Decoder,
+    windows: Sequence[Sequence[int]],
+) -> None:
+    """Adds screened LM heads to the points of every graph but the widest: one for each of _CANDIDATES that the
+    vocabulary has rows enough for. They lose what the widest LM head loses, and their divergence from it."""
+    widest, graphs = widest_bits(config.tensors), sorted(points)[:-1]
+    sizes = [size for size in _CANDIDATES if size * _LEAST_ROWS <= decoder.vocab_size]
+    if widest == min(MATRIX_BITS) or not sizes:
+        return
+    whole = {variant.bits: Head.of(variant) for variant in config.variants.values()}
+
+    def logits(bits: int) -> dict[int, FloatArray]:
+        heads = {**whole, **dict.fromkeys(graphs, Head(bits))}
+        engine = _engine(folder, with_heads(folder, config, decoder, heads))
+        return {graph: last_logits(engine, windows, Action(1.0, 1.0, graph)) for graph in graphs}
+
+    scores, exact = logits(min(MATRIX_BITS)), logits(widest)
+    for size in sizes:
+        heads = {bits: Head(widest, size, fitted_offset(scores[bits], exact[bits], size)) for bits in graphs}
+        variants = with_heads(folder, config, decoder, {**whole, **heads}).variants.values()
+        sized = {variant.bits: variant.weight_bytes for variant in variants if variant.channel_density == 1.0}
+        for bits, head in heads.items():
+            lost = screen_divergence(scores[bits], exact[bits], Screen(size, head.tail_offset))
+            points[bits][head] = HeadPoint(sized[bits], points[bits][Head(widest)].loss + lost)
+
+
+def _engine(folder: Path, config: SolConfig) -> Engine:
+    return Engine(Bundle(folder, config, identity="", verify=False), provider="cpu")
+
+
 def _measure(folder: Path, config: SolConfig, windows: Sequence[Sequence[int]]) -> dict[int, HeadPoint]:
     """Every graph at channel density 1, by its bits."""
     unpruned = [variant for variant in config.variants.values() if variant.channel_density == 1.0]
-    engine = Engine(Bundle(folder, config, identity="", verify=False), provider="cpu")
+    engine = _engine(folder, config)
     candidates = [Candidate(Action(1.0, 1.0, variant.bits)) for variant in unpruned]
     losses = token_divergences(engine, windows, config.dense, candidates).mean(axis=1)
     return {
@@ -103,7 +171,10 @@ def _measure(folder: Path, config: SolConfig, windows: Sequence[Sequence[int]]) 
     }
 
 
-def with_heads(folder: Path, config: SolConfig, decoder: Decoder, heads: Mapping[int, int]) -> SolConfig:
-    """The config with the LM head bits that `heads` gives for the bits of each graph. The graphs are written."""
-    variants = {key: replace(variant, lm_head_bits=heads[variant.bits]) for key, variant in config.variants.items()}
+def with_heads(folder: Path, config: SolConfig, decoder: Decoder, heads: Mapping[int, Head]) -> SolConfig:
+    """The config with the LM head that `heads` gives for the bits of each graph. The graphs are written."""
+    variants = {
+        key: replace(variant, lm_head_bits=heads[variant.bits].bits, lm_head_screen=heads[variant.bits].screen)
+        for key, variant in config.variants.items()
+    }
     return write_graphs(folder, replace(config, variants=variants), decoder)

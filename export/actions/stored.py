@@ -21,11 +21,11 @@ from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bits import bits_name, parse_bits_name
 from sol_rt.bundle.bundle import sha256
 from sol_rt.bundle.config import FORMAT_VERSION as BUNDLE_FORMAT_VERSION
-from sol_rt.bundle.config import SolConfig
+from sol_rt.bundle.config import MATRIX_BITS, SolConfig
 from sol_rt.bundle.selection import Measured
 from sol_rt.errors import UsageError, WriteError
 from sol_rt.export.actions.calibration_text import CalibrationText
-from sol_rt.export.actions.lm_head_bits import with_heads
+from sol_rt.export.actions.lm_head_bits import Head, with_heads
 from sol_rt.export.actions.measuring import Measurements
 from sol_rt.export.graphs.graph import weight_bytes
 from sol_rt.export.sources.decoder import Decoder
@@ -91,7 +91,7 @@ class StoredCalibration:
         origin: where the text comes from, in a few words.
         fitted: the windows that the weights are fitted to.
         most_channels: of a group of input channels that GPTQ fits together; None: all of a matrix.
-        lm_head_bits: by the bits of each graph.
+        lm_heads: by the bits of each graph.
         active_channels: by variant key and by name, the active channels of every layer.
         measured: the measurements of the candidates.
     """
@@ -100,7 +100,7 @@ class StoredCalibration:
     origin: str
     fitted: tuple[tuple[int, ...], ...]
     most_channels: int | None
-    lm_head_bits: dict[int, int]
+    lm_heads: dict[int, Head]
     active_channels: dict[str, dict[str, tuple[int, ...]]]
     measured: Measurements
 
@@ -119,7 +119,7 @@ class StoredCalibration:
             origin=text.origin,
             fitted=text.fitted,
             most_channels=most_channels,
-            lm_head_bits={variant.bits: variant.lm_head_bits for variant in config.variants.values()},
+            lm_heads={variant.bits: Head.of(variant) for variant in config.variants.values()},
             active_channels={
                 key: {name: getattr(variant, name) for name in config.model.channels}
                 for key, variant in config.variants.items()
@@ -145,7 +145,9 @@ class StoredCalibration:
             for context, front in self.measured.fronts.items():
                 if config.dense not in front:
                     raise ValueError(f"{config.dense.tag}, the dense action, not measured at {context}")
-            config = with_heads(folder, config, decoder, self.lm_head_bits)
+            if any(head.candidates >= decoder.vocab_size for head in self.lm_heads.values()):
+                raise ValueError(f"as many candidates as the {decoder.vocab_size} rows of the LM head")
+            config = with_heads(folder, config, decoder, self.lm_heads)
             variants = dict(config.variants)
             for key, counts in self.active_channels.items():
                 for name, channels in config.model.channels.items():
@@ -168,13 +170,15 @@ class StoredCalibration:
     def write(self, path: Path) -> None:
         """Writes the file, with a line for each window and each candidate; an older one is there until it is whole."""
         measured = self.measured
+        screens = {str(bits_name(bits)): head.screen._asdict() for bits, head in self.lm_heads.items() if head.screen}
         lines = {
             "format": json.dumps(FORMAT),
             "format_version": json.dumps(FORMAT_VERSION),
             "settings": json.dumps(asdict(self.settings)),
             "origin": json.dumps(self.origin, ensure_ascii=False),
             "most_channels": json.dumps(self.most_channels),
-            "lm_head_bits": json.dumps({str(bits_name(bits)): head for bits, head in self.lm_head_bits.items()}),
+            "lm_head_bits": json.dumps({str(bits_name(bits)): head.bits for bits, head in self.lm_heads.items()}),
+            **({"lm_head_screens": json.dumps(screens)} if screens else {}),
             "active_channels": _rows(self.active_channels.items()),
             "collapse_loss": json.dumps(measured.collapse_loss if math.isfinite(measured.collapse_loss) else None),
             "contexts": json.dumps(
@@ -241,7 +245,7 @@ def _read(raw: Any) -> StoredCalibration:
         origin=str(raw["origin"]),
         fitted=tuple(tuple(map(int, window)) for window in raw["fitted"]),
         most_channels=None if raw["most_channels"] is None else int(raw["most_channels"]),
-        lm_head_bits={_bits(name): _plain_bits(head) for name, head in raw["lm_head_bits"].items()},
+        lm_heads=_heads(raw["lm_head_bits"], raw.get("lm_head_screens", {})),
         active_channels={
             key: {name: tuple(map(int, counts)) for name, counts in named.items()}
             for key, named in raw["active_channels"].items()
@@ -284,6 +288,21 @@ def _plain_bits(value: Any) -> int:
     if value not in (4, 6, 8):
         raise ValueError(f"LM head bits {value!r:.40}")
     return int(value)
+
+
+def _heads(all_bits: Mapping[str, Any], screens: Mapping[str, Any]) -> dict[int, Head]:
+    if not set(screens) <= set(all_bits):
+        raise ValueError("a screened LM head of no graph")
+    heads = {}
+    for name, value in all_bits.items():
+        head = Head(_plain_bits(value))
+        if name in screens:
+            candidates, offset = screens[name]["candidates"], _finite(screens[name]["tail_offset"])
+            if type(candidates) is not int or candidates < 1 or head.bits == min(MATRIX_BITS):
+                raise ValueError(f"{candidates!r:.40} candidates of an LM head of {head.bits} bits")
+            head = Head(head.bits, candidates, offset)
+        heads[_bits(name)] = head
+    return heads
 
 
 def _finite(value: Any) -> float:

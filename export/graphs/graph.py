@@ -10,13 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from sol_rt.bundle.bits import Precision, bits_tag
-from sol_rt.bundle.config import FileEntry, KvLayout, SolConfig, TensorEntry, Variant
+from sol_rt.bundle.bits import SCREENED, Precision, bits_tag
+from sol_rt.bundle.config import FileEntry, KvLayout, SolConfig, TensorEntry, Variant, screened_bytes
 from sol_rt.engine.signature import SPARSE_CHANNELS, SPARSE_KV
 from sol_rt.export.graphs.functions import operators as bodies
 from sol_rt.export.graphs.functions.attention import sparse_attention
@@ -132,11 +133,18 @@ def weight_bytes(decoder: Decoder, tensors: Mapping[str, TensorEntry], variant: 
             size = size * counts[matrix][int(layer)] // tensors[name].shape[0]
         elif name.startswith("rope."):
             continue
+        elif variant.lm_head_screen is not None and name in _head_planes(decoder):
+            size = screened_bytes(tensors[name], variant.lm_head_screen)
         total += size
     if not decoder.tied:
         row = weight_names("embed", widest_bits(tensors))
         total += sum(tensors[name].bytes for name in row) // decoder.vocab_size
     return total
+
+
+def _head_planes(decoder: Decoder) -> list[str]:
+    """The names of the LM head's residual planes."""
+    return weight_names("embed" if decoder.tied else "head", 8)[3:]
 
 
 def variant_tensors(decoder: Decoder, precision: Precision) -> list[str]:
@@ -199,6 +207,7 @@ class _GraphWriter:
         kv = kv if target is None else replace(kv, dtype="float32")
         self.target, self.products = target, _PRODUCTS[target]
         self.decoder, self.precision, self.tensors, self.weights_file = decoder, precision, tensors, weights_file
+        self.screen = precision.lm_head_screen if target is None else None
         self.kinds = sorted({precision.layer(layer) for layer in range(decoder.num_layers)})
         self.mixed = precision.layers is not None
         self.kv, self.cache = kv, cache_parts(kv)
@@ -265,7 +274,11 @@ class _GraphWriter:
     def _project(self, hidden: str, matrix: str, outputs: int, *, bias: bool) -> None:
         op, const, cap = self.writer.op, self.writer.const, self.decoder.logits_cap
         out = None if bias or cap else "logits"
-        logits = self._nested("NestedMatMul", [hidden], matrix, outputs, bits=self.precision.lm_head_bits, out=out)
+        bits, screened = self.precision.lm_head_bits, {} if self.screen is None else self.screen._asdict()
+        overload = SCREENED if screened else ""
+        logits = self._nested(
+            "NestedMatMul", [hidden], matrix, outputs, bits=bits, out=out, overload=overload, **screened
+        )
         if bias or cap:
             self.writer.declare(logits, ["M", outputs])
         if bias:
@@ -281,11 +294,11 @@ class _GraphWriter:
         outputs: int,
         *,
         bits: int,
-        out: str | None = None,
+        **other: Any,
     ) -> str:
         weights = map(self._tensor, weight_names(matrix, bits))
         k = self.decoder.hidden_size
-        return self.writer.op(op_type, *x, *weights, out=out, domain="sol", K=k, N=outputs, bits=bits)
+        return self.writer.op(op_type, *x, *weights, domain="sol", K=k, N=outputs, bits=bits, **other)
 
     def _tensor(self, name: str) -> str:
         self.used[name] = None
@@ -305,6 +318,9 @@ class _GraphWriter:
             ),
             *(decoder_layer(self.decoder, layer_bits, self.kv, mixed=self.mixed) for layer_bits in self.kinds),
         ]
+        if self.screen is not None:
+            sizes = self.decoder.hidden_size, self.decoder.vocab_size
+            functions.append(bodies.screened_matmul(self.precision.lm_head_bits, *sizes, self.screen))
         for bits in sorted({bits for layer_bits in self.kinds for bits in (layer_bits.qkv, layer_bits.o)}):
             functions.append(self._named(bodies.pruned_matmul(bits, products=self.products), bits))
         for up, down in sorted({(layer_bits.up, layer_bits.down) for layer_bits in self.kinds}):

@@ -246,6 +246,10 @@ class Case {
     Input("x", sol::kFloat, Rows(K));
     Matrix(K, N, bits, false);
     Output("y");
+    if (const int64_t candidates = bytes_.Below(2) * (1 + bytes_.Below(300)); candidates > 0) {
+      Attribute("candidates", candidates);
+      Attribute("tail_offset", 0.5f);
+    }
   }
   void PrunedMatMul() {
     const int bits = LayerBits(0);

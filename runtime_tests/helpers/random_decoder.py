@@ -14,7 +14,7 @@ import numpy as np
 from helpers import reference
 from helpers.reference import Array, Coded, Nested
 from sol_rt.bundle.actions import Action
-from sol_rt.bundle.bits import MIXED, THREE, LayerBits, bits_tag
+from sol_rt.bundle.bits import MIXED, THREE, LayerBits, Screen, bits_tag
 from sol_rt.bundle.config import (
     ALIGNMENT,
     CODEBOOK,
@@ -88,6 +88,7 @@ class RandomDecoder:
     tensors: dict[str, TensorEntry] = field(default_factory=dict)
     kv: KvLayout = FLOAT16
     lm_head_bits: Mapping[int, int] = field(default_factory=dict)
+    screens: Mapping[int, Screen] = field(default_factory=dict)
     """By the bits of a graph, where it reads others of the LM head."""
     coded: dict[str, Coded] = field(default_factory=dict)
     """The layers' matrices at level 3, of other weights than the nested ones."""
@@ -104,9 +105,11 @@ class RandomDecoder:
         lm_head_bits: Mapping[int, int] | None = None,
         three_bits: bool = False,
         three_bit_layers: tuple[LayerBits, ...] | None = None,
+        screens: Mapping[int, Screen] | None = None,
     ) -> RandomDecoder:
         """Makes the weights, those of level 3 with `three_bits`, and writes the blob into `folder`."""
-        self, rng = cls(decoder, kv=kv, lm_head_bits=lm_head_bits or {}), np.random.default_rng(seed)
+        self = cls(decoder, kv=kv, lm_head_bits=lm_head_bits or {}, screens=screens or {})
+        rng = np.random.default_rng(seed)
         self.three_bit_layers = three_bit_layers
         hidden, attended = decoder.hidden_size, decoder.num_heads * decoder.head_dim
 
@@ -179,7 +182,10 @@ class RandomDecoder:
         counts = [_spread(count, most, decoder.num_layers) for count, most in zip(active, channels, strict=True)]
         in_turn = {MIXED: MIXED_LAYERS, THREE: self.three_bit_layers}.get(bits)
         layers = None if in_turn is None else tuple(in_turn[layer % 2] for layer in range(decoder.num_layers))
-        draft = Variant(key, f"model.{bits_tag(bits)}.onnx", channel_density, bits, *counts, 0, lm_head_bits, layers)
+        screen = self.screens.get(bits)
+        draft = Variant(
+            key, f"model.{bits_tag(bits)}.onnx", channel_density, bits, *counts, 0, lm_head_bits, layers, screen
+        )
         return replace(draft, weight_bytes=weight_bytes(decoder, self.tensors, draft))
 
     def write_graph(self, folder: Path, channel_density: float, bits: int) -> Path:
@@ -233,7 +239,7 @@ class RandomDecoder:
                 normed = self._norm(f"{at}.mlp_norm", x)
             x = x + attention + self._mlp(layer, normed, variant)
         hidden = self._norm("final_norm", x)[0]
-        logits = self._matmul(hidden, "embed" if decoder.tied else "head", variant.lm_head_bits)
+        logits = self._head(hidden, "embed" if decoder.tied else "head", variant)
         return reference.capped(logits, decoder.logits_cap), hidden
 
     def _matmul(self, x: Array, name: str, bits: int) -> Array:
@@ -242,6 +248,13 @@ class RandomDecoder:
 
     def _weights(self, name: str, bits: int) -> reference.Weights:
         return self.coded[name] if bits == THREE else self.matrices[name]
+
+    def _head(self, x: Array, name: str, variant: Variant) -> Array:
+        screen, matrix = variant.lm_head_screen, self.matrices[name]
+        if screen is None:
+            return self._matmul(x, name, variant.lm_head_bits)
+        logits = reference.screened_matmul(x, matrix, variant.lm_head_bits, *screen)
+        return logits + self.vectors.get(f"{name}.bias", 0.0)
 
     def _norm_at(self, place: str, name: str, x: Array) -> Array:
         return self._norm(name, x) if self.decoder.norm_place in (place, "around") else x

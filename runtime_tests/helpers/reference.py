@@ -120,6 +120,15 @@ def nested_matmul(x: Array, weights: Weights, bits: int) -> Array:
     return rounded_activations(x, bits) @ weights.weights(bits)
 
 
+def screened_matmul(x: Array, weights: Nested, bits: int, candidates: int, tail_offset: float) -> Array:
+    """x [rows, K] -> float64 [rows, N]: at `bits` where the level-4 product is among the highest, else that product."""
+    scores = nested_matmul(x, weights, 4)
+    order = np.argsort(-scores, axis=-1, kind="stable")[..., :candidates]
+    out = scores + tail_offset
+    np.put_along_axis(out, order, np.take_along_axis(nested_matmul(x, weights, bits), order, -1), -1)
+    return out
+
+
 def nested_gather(ids: Array, weights: Nested, bits: int) -> Array:
     """ids [1, S] -> float64 [1, S, K]."""
     return weights.weights(bits).T[ids]

@@ -12,7 +12,7 @@ import tokenizers
 
 from helpers.random_decoder import WEIGHTS, RandomDecoder, describe
 from sol_rt.bundle.actions import Action
-from sol_rt.bundle.bits import THREE, LayerBits
+from sol_rt.bundle.bits import THREE, LayerBits, Screen
 from sol_rt.bundle.config import (
     CONFIG_NAME,
     ActionEntry,
@@ -45,6 +45,7 @@ def write_bundle(
     dense_layers: tuple[int, ...] = (),
     lm_head_bits: Mapping[int, int] | None = None,
     three_bit_layers: tuple[LayerBits, ...] | None = None,
+    screens: Mapping[int, Screen] | None = None,
     losses: bool = False,
     seed: int = 0,
 ) -> Path:
@@ -57,7 +58,14 @@ def write_bundle(
     decoder = decoder or describe(family)
     layout = KvLayout(kv, capacity_step=64, dense_layers=dense_layers)
     weights = RandomDecoder.write(
-        decoder, folder, seed, layout, lm_head_bits, three_bits=THREE in bits, three_bit_layers=three_bit_layers
+        decoder,
+        folder,
+        seed,
+        layout,
+        lm_head_bits,
+        three_bits=THREE in bits,
+        three_bit_layers=three_bit_layers,
+        screens=screens,
     )
     variants = {}
     for channel_density in channel_densities:

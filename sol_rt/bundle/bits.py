@@ -53,6 +53,22 @@ class LayerBits(NamedTuple):
         return cls(bits, bits, bits, bits)
 
 
+SCREENED = "screened"
+"""The overload of NestedMatMul in graphs whose LM head is screened."""
+
+
+class Screen(NamedTuple):
+    """How an LM head is screened: every row is read at 4 bits, and the rows with the highest scores at all bits.
+
+    Attributes:
+        candidates: number of rows that are read at all bits.
+        tail_offset: what is added to the logits of the other rows.
+    """
+
+    candidates: int
+    tail_offset: float
+
+
 @dataclass(frozen=True)
 class Precision:
     """How many bits of each matrix a graph reads.
@@ -62,11 +78,13 @@ class Precision:
         lm_head_bits: bits of the LM head.
         layers: bits of each layer's matrices if `bits` is MIXED or some matrices of a 3-bit graph are read at 4, else
             None.
+        lm_head_screen: how the LM head is screened; None: every row is read at `lm_head_bits`.
     """
 
     bits: int
     lm_head_bits: int
     layers: tuple[LayerBits, ...] | None = None
+    lm_head_screen: Screen | None = None
 
     def layer(self, index: int) -> LayerBits:
         return LayerBits.alike(self.bits) if self.layers is None else self.layers[index]

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sol_rt.bundle.actions import Action
-from sol_rt.bundle.bits import LayerBits, Precision, bits_name
+from sol_rt.bundle.bits import LayerBits, Precision, Screen, bits_name
 
 FORMAT = "sol_rt.bundle"
 FORMAT_VERSION = 5
@@ -32,6 +32,7 @@ CODEBOOK = "codebook"
 CODEBOOK_SHAPE = (4, 8)
 KV_DTYPES = ("float16", "int8")
 """Types of cached keys and values. int8 has one float16 scale per token and KV head."""
+_CACHE_LINE = 64
 DTYPE_BITS = {"float32": 32, "float16": 16, "int64": 64, "int32": 32, "int8": 8, "uint8": 8, "uint4": 4}
 
 
@@ -110,6 +111,7 @@ class Variant:
         lm_head_bits: bits of the LM head; equal in all variants of a graph.
         layer_bits: bits of every layer's matrices if `bits` is MIXED, or if some matrices of a 3-bit graph are read at
             4, else None; equal in all variants of a graph.
+        lm_head_screen: how the LM head is screened, or None; equal in all variants of a graph.
     """
 
     key: str
@@ -123,11 +125,12 @@ class Variant:
     weight_bytes: int
     lm_head_bits: int
     layer_bits: tuple[LayerBits, ...] | None = None
+    lm_head_screen: Screen | None = None
 
     @property
     def precision(self) -> Precision:
         """Bits at which the variant's graph reads each matrix."""
-        return Precision(self.bits, self.lm_head_bits, self.layer_bits)
+        return Precision(self.bits, self.lm_head_bits, self.layer_bits, self.lm_head_screen)
 
 
 @dataclass(frozen=True)
@@ -238,6 +241,11 @@ class SolConfig:
         }
 
 
+def screened_bytes(plane: TensorEntry, screen: Screen) -> int:
+    """Bytes that a step reads of a screened LM head's residual plane: a cache line for every block of a candidate."""
+    return min(plane.bytes, screen.candidates * plane.shape[0] * _CACHE_LINE)
+
+
 def tensor_bytes(dtype: str, shape: Collection[int]) -> int:
     """Bytes of a contiguous tensor. Types of less than a byte are packed, and the last byte is padded."""
     return (math.prod(shape) * DTYPE_BITS[dtype] + 7) // 8
@@ -256,4 +264,8 @@ def _written(variant: Variant) -> dict[str, Any]:
         del entry["layer_bits"]
     else:
         entry["layer_bits"] = [list(layer) for layer in variant.layer_bits]
+    if variant.lm_head_screen is None:
+        del entry["lm_head_screen"]
+    else:
+        entry["lm_head_screen"] = variant.lm_head_screen._asdict()
     return entry

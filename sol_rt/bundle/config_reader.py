@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sol_rt.bundle.actions import Action
-from sol_rt.bundle.bits import MIXED, THREE, LayerBits, bits_name, parse_bits_name
+from sol_rt.bundle.bits import MIXED, THREE, LayerBits, Screen, bits_name, parse_bits_name
 from sol_rt.bundle.config import (
     ALIGNMENT,
     CONFIG_NAME,
@@ -273,10 +273,13 @@ def _read_variants(table: _Table, model: ModelDims) -> dict[str, Variant]:
             weight_bytes=entry.integer("weight_bytes", 1),
             lm_head_bits=entry.integer("lm_head_bits", min(MATRIX_BITS) if bits in (THREE, MIXED) else bits, 16),
             layer_bits=_read_layer_bits(entry, bits, model),
+            lm_head_screen=_read_screen(entry, model),
         )
         entry.done()
         if variant.lm_head_bits not in MATRIX_BITS:
             raise entry.fail("lm_head_bits", variant.lm_head_bits, "4, 6 or 8")
+        if variant.lm_head_screen is not None and variant.lm_head_bits == min(MATRIX_BITS):
+            raise entry.fail("lm_head_screen", f"lm_head_bits {variant.lm_head_bits}", "6 or 8 bits for candidates")
         name = Action(1.0, variant.channel_density, variant.bits).variant
         if key != name:
             raise table.fail(
@@ -295,10 +298,30 @@ def _read_variants(table: _Table, model: ModelDims) -> dict[str, Variant]:
                 raise entry.fail(
                     "layer_bits", "other bits", f"those of {other.key}, which runs the same graph {other.file}"
                 )
+            if other.file == variant.file and other.lm_head_screen != variant.lm_head_screen:
+                raise entry.fail(
+                    "lm_head_screen",
+                    _screen_text(variant.lm_head_screen),
+                    f"{_screen_text(other.lm_head_screen)}, as {other.key}, which runs the same graph {other.file}",
+                )
         variants[key] = variant
     if not variants:
         raise BundleError(table.path, table.where, "no variants", "at least the dense one")
     return variants
+
+
+def _read_screen(entry: _Table, model: ModelDims) -> Screen | None:
+    if "lm_head_screen" not in entry.raw:
+        return None
+    table = entry.table("lm_head_screen")
+    offset = table.typed("tail_offset", lambda v: v is not None and _is_loss(v), "a finite number")
+    screen = Screen(table.integer("candidates", 1, model.vocab_size - 1), float(offset))
+    table.done()
+    return screen
+
+
+def _screen_text(screen: Screen | None) -> str:
+    return "no screen" if screen is None else f"{screen.candidates} candidates with offset {screen.tail_offset}"
 
 
 def _read_bits(entry: _Table) -> int:

@@ -15,7 +15,7 @@ from sol_rt.budget.losses import ActionLosses, nats_of_share
 from sol_rt.budget.schedules import schedule_actions
 from sol_rt.bundle.bits import bits_name
 from sol_rt.bundle.bundle import Bundle
-from sol_rt.bundle.config import SolConfig
+from sol_rt.bundle.config import SolConfig, Variant, screened_bytes
 from sol_rt.bundle.selection import Selection
 from sol_rt.engine.hardware import usable_cores
 from sol_rt.evaluation.footprint import footprint, usual_contexts
@@ -60,6 +60,7 @@ def describe(path: Path, context: int = 512) -> dict[str, Any]:
                 "channel_density": entry.channel_density,
                 "bits": bits_name(entry.bits),
                 "lm_head_bits": entry.lm_head_bits,
+                "lm_head_screen": _screen(config, entry),
                 "layer_bits": entry.layer_bits,
                 "file": entry.file,
                 "bytes": entry.weight_bytes,
@@ -82,6 +83,18 @@ def describe(path: Path, context: int = 512) -> dict[str, Any]:
         "budgets": _budgets(config, cost),
         "selection": None if selection is None else _selection(selection, measured),
     }
+
+
+def _screen(config: SolConfig, variant: Variant) -> dict[str, float] | None:
+    """How the LM head is screened: candidates, tail offset, and by how many bytes a step reads less than with the whole
+    matrix at `lm_head_bits`."""
+    screen = variant.lm_head_screen
+    if screen is None:
+        return None
+    head = "head" if "head.base" in config.tensors else "embed"
+    planes = [config.tensors[f"{head}.plane{index}"] for index in range(1, 1 + (variant.lm_head_bits - 4) // 2)]
+    saved = sum(plane.bytes - screened_bytes(plane, screen) for plane in planes)
+    return {**screen._asdict(), "saved_bytes": saved}
 
 
 def _budgets(config: SolConfig, cost: CostModel) -> dict[str, dict[str, float]]:

@@ -234,13 +234,21 @@ class ReferenceModel(nn.Module):
         return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.decoder.norm_eps) * weight
 
     def _head(self, x: Tensor, batch: Batch) -> Tensor:
-        name, cap = "embed" if self.decoder.tied else "head", self.decoder.logits_cap
-        logits = _by_rows(
-            batch.precisions,
-            x,
-            lambda part, group: self._product(part, name, group.precision.lm_head_bits, "head.bias"),
-        )
+        cap, bias = self.decoder.logits_cap, self.weights.vector_or_none("head.bias")
+        logits = _by_rows(batch.precisions, x, lambda part, group: self._head_product(part, group.precision))
+        if bias is not None:
+            logits = logits + bias
         return cap * torch.tanh(logits / cap) if cap else logits
+
+    def _head_product(self, x: Tensor, precision: Precision) -> Tensor:
+        """x [B, S, hidden] times the LM head, without bias: [B, S, vocab]."""
+        name, screen = "embed" if self.decoder.tied else "head", precision.lm_head_screen
+        logits = self._product(x, name, precision.lm_head_bits)
+        if screen is None:
+            return logits
+        scores = self._product(x, name, 4)
+        candidates = scores.topk(screen.candidates, dim=-1).indices
+        return (scores + screen.tail_offset).scatter(-1, candidates, logits.gather(-1, candidates))
 
     def _active(self, x: Tensor, layer: int, matrix: int, batch: Batch) -> Tensor:
         """x [B, S, K] with all but each row's active channels set to 0; `matrix` is _ACTIVE_UP … _ACTIVE_O."""
@@ -254,7 +262,7 @@ class ReferenceModel(nn.Module):
             lambda part, group: self._product(part, name, group.precision.of(name), f"{name}.bias"),
         )
 
-    def _product(self, x: Tensor, name: str, bits: int, bias: str) -> Tensor:
+    def _product(self, x: Tensor, name: str, bits: int, bias: str = "") -> Tensor:
         if self.arithmetic.rounded_activations:
             x = round_activations(x, bits)
         return F.linear(x, self.weights.matrix(name).at(bits), self.weights.vector_or_none(bias))

@@ -21,6 +21,7 @@ MatMulNBits.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum
 from itertools import zip_longest
 
@@ -28,7 +29,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from sol_rt.bundle.bits import THREE
+from sol_rt.bundle.bits import SCREENED, THREE, Screen
 from sol_rt.bundle.config import BLOCK
 from sol_rt.export.graphs.nodes import NodeWriter, Ref
 
@@ -100,6 +101,28 @@ def nested_matmul(bits: int, *, products: Products = Products.FUSED) -> onnx.Fun
     return writer.function("NestedMatMul", ["x", *weights], ["y"], ["K", "N", "bits"])
 
 
+def screened_matmul(bits: int, k: int, n: int, screen: Screen) -> onnx.FunctionProto:
+    """`NestedMatMul` of a screened matrix of `k` channels and `n` outputs, an overload. x: float [rows, k].
+
+    The candidates' weights become float32 [rows, candidates, k], and their product is exact.
+    """
+    writer = NodeWriter()
+    op = writer.op
+    names = [f"plane{index + 1}" for index in range(planes(bits))]
+    weights = ["base", "scale", "zero"]
+    scores = _nested_product(writer, "x", weights, 4, k, n, channel_major=False, products=Products.FUSED)
+    op("TopK", scores, writer.ints(screen.candidates), out=["highest", "candidates"], axis=-1)
+    blocks = _gathered(writer, "candidates", names, bits)
+    rows = op("Reshape", op("Transpose", blocks, perm=[1, 2, 0, 3]), writer.ints(0, 0, k))
+    exact = op("MatMul", rows, op("Unsqueeze", "x", writer.ints(2)))
+    tail = op("Add", scores, writer.const(screen.tail_offset))
+    op("ScatterElements", tail, "candidates", op("Squeeze", exact, writer.ints(2)), out="y", axis=-1)
+    attributes = ["K", "N", "bits", *screen._fields]
+    function = writer.function("NestedMatMul", ["x", *weights, *names], ["y"], attributes)
+    function.overload = SCREENED
+    return function
+
+
 def pruned_matmul(bits: int, *, products: Products = Products.FUSED) -> onnx.FunctionProto:
     """`PrunedMatMul` at one number of bits; K and N stay attributes of the node. x: float [1, rows, K].
 
@@ -119,9 +142,20 @@ def nested_gather(bits: int, k: int, *, without_float16: bool = False) -> onnx.F
     """
     writer = NodeWriter()
     names = [f"plane{index + 1}" for index in range(planes(bits))]
+    blocks = _gathered(writer, "ids", names, bits, without_float16=without_float16)
+    blocks = writer.op("Transpose", blocks, perm=[1, 2, 0, 3])
+    writer.op("Reshape", blocks, writer.ints(1, -1, k), out="y")
+    return writer.function("NestedGather", ["ids", "base", "scale", "zero", *names], ["y"], ["K", "N", "bits"])
+
+
+def _gathered(writer: NodeWriter, ids: str, names: Sequence[str], bits: int, *, without_float16: bool = False) -> str:
+    """The weights of outputs `ids`, int64 [R, S], of a block-major matrix: float [KB, R, S, 32].
+
+    `names` are those of the level's residual planes.
+    """
 
     def rows(tensor: str, to: int) -> str:
-        return writer.op("Cast", writer.op("Gather", tensor, "ids", axis=1), to=to)  # [KB, 1, S] and [KB, 1, S, bytes]
+        return writer.op("Cast", writer.op("Gather", tensor, ids, axis=1), to=to)  # [KB, R, S] and [KB, R, S, bytes]
 
     def codes(tensor: str, size: int) -> str:
         per_byte = 8 // size
@@ -135,14 +169,11 @@ def nested_gather(bits: int, k: int, *, without_float16: bool = False) -> onnx.F
     zero = writer.op("Add", rows("zero", TensorProto.FLOAT), writer.const(_SHIFT[bits]))
     code = writer.op("Sub", code, writer.op("Unsqueeze", zero, writer.ints(3)))
     if without_float16:
-        steps = writer.op("Gather", writer.op("Cast", "scale", to=TensorProto.FLOAT), "ids", axis=1)
+        steps = writer.op("Gather", writer.op("Cast", "scale", to=TensorProto.FLOAT), ids, axis=1)
     else:
         steps = rows("scale", TensorProto.FLOAT)
     scale = writer.op("Mul", steps, writer.const(1 / 16))
-    blocks = writer.op("Mul", code, writer.op("Unsqueeze", scale, writer.ints(3)))
-    blocks = writer.op("Transpose", blocks, perm=[1, 2, 0, 3])
-    writer.op("Reshape", blocks, writer.ints(1, -1, k), out="y")
-    return writer.function("NestedGather", ["ids", "base", "scale", "zero", *names], ["y"], ["K", "N", "bits"])
+    return writer.op("Mul", code, writer.op("Unsqueeze", scale, writer.ints(3)))
 
 
 def pruned_mlp(

@@ -85,8 +85,9 @@ def _print(description: dict[str, Any], context: int, every: bool) -> None:
     variants = Table("variant", "channel density", "bits", "LM head bits", "weights read per step, MB")
     for variant in description["variants"]:
         share, size = f"{variant['channel_density']:g}", f"{variant['bytes'] / 1e6:.1f}"
-        variants.add_row(variant["key"], share, _told_bits(variant), str(variant["lm_head_bits"]), size)
+        variants.add_row(variant["key"], share, _told_bits(variant), _told_head(variant), size)
     print_table(variants)
+    _print_screens(description["variants"])
 
     print_table(_memory(description["memory"]))
 
@@ -162,6 +163,25 @@ def _told_bits(variant: dict[str, Any]) -> str:
         return str(variant["bits"])
     found = sorted({bits for layer in variant["layer_bits"] for bits in layer})
     return f"{variant['bits']} ({', '.join(map(str, found))})"
+
+
+def _told_head(variant: dict[str, Any]) -> str:
+    """Bits of the LM head; of a screened one those of every row and those of the candidates."""
+    screen = variant["lm_head_screen"]
+    return (
+        str(variant["lm_head_bits"]) if screen is None else f"4 (top {screen['candidates']}: {variant['lm_head_bits']})"
+    )
+
+
+def _print_screens(variants: list[dict[str, Any]]) -> None:
+    """A line for each graph whose LM head is screened: what a step saves."""
+    graphs = {variant["file"]: variant for variant in variants if variant["lm_head_screen"] is not None}
+    for file, variant in graphs.items():
+        screen, bits = variant["lm_head_screen"], variant["lm_head_bits"]
+        print(
+            f"{file}: a step reads 4 bits of the LM head, and {bits} bits of the {screen['candidates']} rows with the "
+            f"highest scores: {_megabytes(screen['saved_bytes'])} MB less than {bits} bits of all rows."
+        )
 
 
 def _megabytes(count: float) -> str:

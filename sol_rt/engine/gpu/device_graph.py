@@ -20,6 +20,7 @@ import onnx.shape_inference
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
+from sol_rt.bundle.bits import SCREENED, Screen
 from sol_rt.bundle.config import BLOCK, KvLayout, tensor_bytes
 from sol_rt.bundle.graph_file import ONNX_DTYPES
 from sol_rt.engine.gpu import logit_summary
@@ -95,6 +96,7 @@ def device_graph(
         kv_density: share of the old tokens that a step attends, for which function bodies are to have room.
     """
     model = onnx.load(path, load_external_data=False)
+    _read_whole_head(model)
     if inline:
         _fit_gather_capacity(model.graph, kv_density, kv)
         model = onnx.inliner.inline_local_functions(model)
@@ -114,6 +116,22 @@ def gather_capacity(row_pairs: int, kv_heads: int, kv_density: float, kv: KvLayo
     """
     row_tokens = row_pairs // kv_heads
     return kv_heads * min(row_tokens, math.ceil(row_tokens * (kv_density + kv.page_size / kv.capacity_step)))
+
+
+def _read_whole_head(model: onnx.ModelProto) -> None:
+    """Makes a screened LM head one whose rows are all read at all bits, which needs no search among its logits.
+
+    The other overload of its body is in the graph too.
+    """
+    for node in model.graph.node:
+        if node.op_type == "NestedMatMul" and node.overload == SCREENED:
+            node.overload = ""
+            plain = [attribute for attribute in node.attribute if attribute.name not in Screen._fields]
+            del node.attribute[:]
+            node.attribute.extend(plain)
+    functions = [function for function in model.functions if function.overload != SCREENED]
+    del model.functions[:]
+    model.functions.extend(functions)
 
 
 def _fit_gather_capacity(graph: onnx.GraphProto, kv_density: float, kv: KvLayout) -> None:

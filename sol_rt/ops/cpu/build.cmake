@@ -17,6 +17,7 @@ set(SOL_CPU_SOURCES
   operators/nested_matmul.cc
   operators/pruned_matmul.cc
   operators/pruned_mlp.cc
+  operators/screened_product.cc
   operators/sparse_attention.cc
   simd/target.cc
 )

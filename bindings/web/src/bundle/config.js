@@ -27,7 +27,8 @@ const FILE_NAME = /^[A-Za-z0-9][A-Za-z0-9._+-]*$/;
  *   windows: number[]}} KvLayout
  * @typedef {{key: string, file: string, channel_density: number, bits: number, active_up: number[],
  *   active_down: number[], active_qkv: number[], active_o: number[], weight_bytes: number, lm_head_bits: number,
- *   layer_bits: number[][] | null}} Variant
+ *   layer_bits: number[][] | null, lm_head_screen: Screen | null}} Variant
+ * @typedef {{candidates: number, tail_offset: number}} Screen
  * @typedef {{action: Action, loss: number | null, losses: Map<number, number>}} ActionEntry
  * @typedef {{file: string, horizon: number, scalars: string[], actions: Action[], state_shape: number[],
  *   description: string, gain_over_hull: number}} PolicySpec
@@ -375,8 +376,12 @@ function readVariants(table, model) {
     const weightBytes = entry.integer("weight_bytes", 1);
     const headBits = entry.integer("lm_head_bits", bits === MIXED ? 4 : bits, 16);
     const layerBits = bits === MIXED ? readLayerBits(entry, model) : null;
+    const screen = entry.has("lm_head_screen") ? readScreen(entry.table("lm_head_screen"), model) : null;
     entry.done();
     if (![4, 6, 8].includes(headBits)) throw entry.fail("lm_head_bits", headBits, "4, 6 or 8");
+    if (screen !== null && headBits === 4) {
+      throw entry.fail("lm_head_screen", "lm_head_bits 4", "6 or 8 bits for candidates");
+    }
     const name = new Action(100, Math.round(100 * density), bits).variant;
     if (key !== name) throw table.fail(key, `channel_density ${density} and bits ${raw}`, `the key ${name}`);
     for (const other of variants.values()) {
@@ -389,17 +394,38 @@ function readVariants(table, model) {
       if (JSON.stringify(other.layer_bits) !== JSON.stringify(layerBits)) {
         throw entry.fail("layer_bits", "other bits", `those of ${other.key}, which runs the same graph ${file}`);
       }
+      if (screenText(other.lm_head_screen) !== screenText(screen)) {
+        const wanted = `${screenText(other.lm_head_screen)}, as ${other.key}, which runs the same graph ${file}`;
+        throw entry.fail("lm_head_screen", screenText(screen), wanted);
+      }
     }
     variants.set(
       key,
       /** @type {Variant} */ ({
         key, file, channel_density: density, bits, ...counts, weight_bytes: weightBytes, lm_head_bits: headBits,
-        layer_bits: layerBits,
+        layer_bits: layerBits, lm_head_screen: screen,
       }),
     );
   }
   if (variants.size === 0) throw new BundleError(table.path, table.where, "no variants", "at least the dense one");
   return variants;
+}
+
+/**
+ * @param {Table} table
+ * @param {ModelDims} model
+ * @returns {Screen}
+ */
+function readScreen(table, model) {
+  const offset = table.typed("tail_offset", (/** @type {any} */ v) => v !== null && isLoss(v), "a finite number");
+  const candidates = table.integer("candidates", 1, model.vocab_size - 1);
+  table.done();
+  return { candidates, tail_offset: offset };
+}
+
+/** @param {Screen | null} screen */
+function screenText(screen) {
+  return screen === null ? "no screen" : `${screen.candidates} candidates with offset ${screen.tail_offset}`;
 }
 
 /**

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <array>
+#include <cmath>
 #include <string>
 
 #include "common/activation.h"
@@ -99,6 +100,23 @@ inline MatrixSize OnlyMatrixSize(const Attributes& attributes, const char* op) {
   const MatrixSize size{Bits(attributes, op, MatrixKind::kOther), Channels(attributes, op, "K"), attributes.Int("N", 1, int64_t{1} << 30)};
   ExpectInputs(attributes, op, static_cast<size_t>(4 + PlanesAt(size.bits)));
   return size;
+}
+
+// Of a product that is screened: how many outputs are read at all bits; 0 where it is whole.
+inline size_t Candidates(const Attributes& attributes, const char* op, int bits) {
+  const int64_t candidates = attributes.IntOr("candidates", 0);
+  if (candidates < 0 || (candidates > 0 && bits == 4)) {
+    throw Error(std::string(op) + ": attribute candidates: got " + std::to_string(candidates) + " at " + std::to_string(bits) +
+                " bits, expected 0 or more, and 0 at 4 bits; export the bundle again");
+  }
+  return static_cast<size_t>(candidates);
+}
+
+// What is added to the outputs that are not read at all bits.
+inline float TailOffset(const Attributes& attributes, const char* op) {
+  const float offset = attributes.Float("tail_offset");
+  if (!std::isfinite(offset)) throw Error(std::string(op) + ": attribute tail_offset: got no finite number; export the bundle again");
+  return offset;
 }
 
 // Of the channel-major matrix of an operator that has an input, a count and this matrix.

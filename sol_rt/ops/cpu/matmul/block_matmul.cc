@@ -8,7 +8,7 @@ constexpr size_t kTokensAtOnce = 128;  // a task's sums stay in the core's own c
 }  // namespace
 
 void BlockMatMul::Product(const TokenInput& x, size_t task, size_t tasks, float* y) const {
-  const Range outputs = ShareOf(w_.N, kStep, task, tasks);
+  const Range outputs = TaskOutputs(task, tasks);
   if (outputs.begin < outputs.end) BestMatMulKernels().row_block_major(w_, x.Codes(), outputs.begin, outputs.end, y);
 }
 

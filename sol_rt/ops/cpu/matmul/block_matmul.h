@@ -22,6 +22,7 @@ class BlockMatMul {
     constexpr size_t kMost = 32768;  // outputs whose sums stay in a core's own cache
     return TasksOf(w_.N, kStep, kMost, members);
   }
+  Range TaskOutputs(size_t task, size_t tasks) const { return ShareOf(w_.N, kStep, task, tasks); }
   TokenInput PlaceInput(Arena& arena) const { return TokenInput::BlockMajor(w_, arena); }
   // Writes the outputs of one task to y [N].
   void Product(const TokenInput& x, size_t task, size_t tasks, float* y) const;

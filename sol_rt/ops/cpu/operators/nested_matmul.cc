@@ -1,11 +1,13 @@
-// NestedMatMul(x, base, scale, zero[, plane1[, plane2]]) -> y: x [..., K] times a block-major matrix.
+// NestedMatMul(x, base, scale, zero[, plane1[, plane2]]) -> y: x [..., K] times a block-major matrix, whole or screened.
 
 #include <array>
+#include <optional>
 #include <string>
 
 #include "common/onnx/op.h"
 #include "cpu/matmul/block_matmul.h"
 #include "cpu/matmul/weights_input.h"
+#include "cpu/operators/screened_product.h"
 #include "cpu/threads/team_members.h"
 
 namespace sol {
@@ -17,7 +19,7 @@ class NestedMatMul {
   static constexpr auto kInputs = Join(std::array<Port, 1>{{{"x", kFloat}}}, kMatrixInputs<kUInt8>);
   static constexpr std::array<Port, 1> kOutputs{{{"y", kFloat}}};
 
-  explicit NestedMatMul(const Attributes& attributes) : product_(ReadOnlyMatrix(attributes, kName)) {}
+  explicit NestedMatMul(const Attributes& attributes) : NestedMatMul(attributes, ReadOnlyMatrix(attributes, kName)) {}
 
   void Compute(Context& context) const {
     const Tensor x = context.Input(0);
@@ -28,7 +30,9 @@ class NestedMatMul {
     float* y = context.Output<float>(0, shape.data(), x.rank);
     const size_t tokens = static_cast<size_t>(x.Elements()) / K;
     if (tokens == 0) return;
-    if (tokens == 1) {
+    if (screened_) {
+      screened_->Compute(context, x.As<float>(), tokens, y);
+    } else if (tokens == 1) {
       One(context, x.As<float>(), y);
     } else {
       product_.Rows(context, x.As<float>(), tokens, y);
@@ -36,6 +40,11 @@ class NestedMatMul {
   }
 
  private:
+  NestedMatMul(const Attributes& attributes, const Nested& w) : product_(w) {
+    const size_t candidates = Candidates(attributes, kName, w.bits);
+    if (candidates > 0 && candidates < w.N) screened_.emplace(w, candidates, TailOffset(attributes, kName));
+  }
+
   void One(const Context& context, const float* x, float* y) const {
     thread_local Buffer memory;
     TokenInput input;
@@ -46,6 +55,7 @@ class NestedMatMul {
   }
 
   BlockMatMul product_;
+  std::optional<ScreenedProduct> screened_;
 };
 
 }  // namespace

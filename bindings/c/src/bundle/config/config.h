@@ -29,6 +29,14 @@ struct KvLayout {
   int64_t TokenBytes(int64_t head_dim) const { return dtype == "int8" ? 2 * (head_dim + 2) : 4 * head_dim; }
 };
 
+// How an LM head is screened: rows that are read at all bits, and what is added to the logits of the others.
+struct LmHeadScreen {
+  int32_t candidates;
+  double tail_offset;
+
+  bool operator==(const LmHeadScreen& other) const { return candidates == other.candidates && tail_offset == other.tail_offset; }
+};
+
 struct Variant {
   std::string key, file;
   double channel_density;
@@ -37,6 +45,7 @@ struct Variant {
   int64_t weight_bytes;
   int32_t lm_head_bits;
   std::vector<std::array<int32_t, 4>> layer_bits;  // of qkv, o, up, down; empty where all are alike
+  std::optional<LmHeadScreen> lm_head_screen;      // none: every row is read at lm_head_bits
 };
 
 struct ActionEntry {

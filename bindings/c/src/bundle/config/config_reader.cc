@@ -149,6 +149,20 @@ std::vector<std::array<int32_t, 4>> ReadLayerBits(JsonTable& entry, int32_t bits
   return rows;
 }
 
+std::optional<LmHeadScreen> ReadScreen(JsonTable& entry, const ModelDims& model) {
+  if (!entry.Has("lm_head_screen")) return std::nullopt;
+  JsonTable table = entry.Table("lm_head_screen");
+  LmHeadScreen screen;
+  screen.tail_offset = table.Typed("tail_offset", IsLoss, "a finite number").get<double>();
+  screen.candidates = static_cast<int32_t>(table.Integer("candidates", 1, model.vocab_size - 1));
+  table.Done();
+  return screen;
+}
+
+std::string ScreenText(const std::optional<LmHeadScreen>& screen) {
+  return screen ? std::to_string(screen->candidates) + " candidates with offset " + Number(screen->tail_offset) : "no screen";
+}
+
 void ReadVariants(JsonTable table, const ModelDims& model, Config& config) {
   for (auto item = table.raw().begin(); item != table.raw().end(); ++item) {
     const std::string& key = item.key();
@@ -165,8 +179,10 @@ void ReadVariants(JsonTable table, const ModelDims& model, Config& config) {
     variant.weight_bytes = entry.Integer("weight_bytes", 1);
     variant.lm_head_bits = static_cast<int32_t>(entry.Integer("lm_head_bits", variant.bits == kMixedBits || variant.bits == kThreeBits ? 4 : variant.bits, 16));
     variant.layer_bits = ReadLayerBits(entry, variant.bits, model);
+    variant.lm_head_screen = ReadScreen(entry, model);
     entry.Done();
     if (!IsMatrixBits(variant.lm_head_bits)) entry.Fail("lm_head_bits", std::to_string(variant.lm_head_bits), "4, 6 or 8");
+    if (variant.lm_head_screen && variant.lm_head_bits == 4) entry.Fail("lm_head_screen", "lm_head_bits 4", "6 or 8 bits for candidates");
     Action action;
     action.channels = static_cast<int>(std::lround(100 * variant.channel_density));
     action.bits = variant.bits;
@@ -182,6 +198,10 @@ void ReadVariants(JsonTable table, const ModelDims& model, Config& config) {
       }
       if (other.layer_bits != variant.layer_bits) {
         entry.Fail("layer_bits", "other bits", "those of " + other.key + ", which runs the same graph " + other.file);
+      }
+      if (!(other.lm_head_screen == variant.lm_head_screen)) {
+        entry.Fail("lm_head_screen", ScreenText(variant.lm_head_screen),
+                   ScreenText(other.lm_head_screen) + ", as " + other.key + ", which runs the same graph " + other.file);
       }
     }
     config.variants.emplace(key, std::move(variant));
