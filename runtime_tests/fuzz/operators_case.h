@@ -246,8 +246,8 @@ class Case {
     Input("x", sol::kFloat, Rows(K));
     Matrix(K, N, bits, false);
     Output("y");
-    if (const int64_t candidates = bytes_.Below(2) * (1 + bytes_.Below(300)); candidates > 0) {
-      Attribute("candidates", candidates);
+    if (bits > 4 && bytes_.Below(2) == 1) {
+      Attribute("candidates", 1 + bytes_.Below(300));
       Attribute("tail_offset", 0.5f);
     }
   }
