@@ -147,9 +147,11 @@ def test_reference_model_of_a_checkpoint_is_the_reference_model_of_its_bundle(
     made = read_checkpoint(request.getfixturevalue(f"{family}_checkpoint"))
     read = read_bundle(request.getfixturevalue(f"{family}_bundle"))
     assert made.decoder == read.decoder
-    assert made.state().keys() == read.state().keys()
+    # a bundle holds some matrices at 3 bits too, which are made when it is calibrated
+    held = {name.replace(".nested.", "."): value for name, value in read.state().items() if ".coded." not in name}
+    assert made.state().keys() == held.keys()
     for name, value in made.state().items():
-        assert torch.equal(value, read.state()[name]), name
+        assert torch.equal(value, held[name]), name
     for channel_density in (1.0, 0.75, 0.5, 0.25):
         action = Action(1.0, channel_density, 8)
         assert made.active_counts(action) == read.active_counts(action)
