@@ -5,7 +5,7 @@
 //   y[n] = s[n] sum over blocks of a m (sum over the block's k of codebook[t][code[k, n]] C[k])
 //
 // The sums of integers are exact; the rest is float32. Only the rows of active channels are read, four at a time (ActiveQuads), and asked for
-// ahead of time, 256 outputs at once: a line of every row of `low`.
+// ahead of time, 512 outputs at once: a line of every row of `high`, two of `low`.
 //
 //   WideStep      256 outputs in vectors of 64 bytes, where one instruction looks up 64 indices
 //   NarrowStep    32 outputs, on every processor
@@ -84,17 +84,25 @@ HWY_INLINE void AddScaled(DI di, hn::Vec<DI> sums, const uint8_t* block_scale, f
   hn::StoreU(hn::MulAdd(scale, hn::ConvertTo(df, sums), hn::LoadU(df, y)), df, y);
 }
 
-// Asks for four rows of the step ahead, if it has so many left: of `low`, and of `high`, whose rows are half as long.
-HWY_INLINE void AskLow(StepAhead& ahead, size_t low_stride, bool first_level) {
-  if (ahead.row == ahead.end) return;
-  for (size_t i = 0; i < 4; ++i) PrefetchLine(ahead.view.base + ahead.row[i] * low_stride, first_level);
-  ahead.row += 4;
-}
-HWY_INLINE void AskHigh(StepAhead& ahead, size_t low_stride, bool first_level) {
-  if (ahead.row == ahead.end) return;
-  for (size_t i = 0; i < 4; ++i) PrefetchLine(ahead.view.high + ahead.row[i] * low_stride / 2, first_level);
-  ahead.row += 4;
-}
+// A line of each row of a step ahead, asked for in fours: a burst would fill the queue of outstanding lines.
+class Ask {
+ public:
+  HWY_INLINE Ask(const uint8_t* from, size_t stride, const StepAhead& ahead, bool first_level)
+      : from_(from), stride_(stride), row_(ahead.row), end_(ahead.end), first_level_(first_level) {}
+
+  HWY_INLINE bool Left() const { return row_ != end_; }
+  HWY_INLINE void Four() {
+    if (row_ == end_) return;
+    for (size_t i = 0; i < 4; ++i) PrefetchLine(from_ + row_[i] * stride_, first_level_);
+    row_ += 4;
+  }
+
+ private:
+  const uint8_t* from_;
+  size_t stride_;
+  const uint8_t *row_, *end_;
+  bool first_level_;
+};
 
 #if HWY_TARGET <= HWY_AVX3_DL
 // Bytes of a quarter of 16, with zeros behind each, or four times each.
@@ -149,7 +157,7 @@ class WideStep {
   }
 
   // Adds one block to 256 outputs.
-  HWY_INLINE void Add(const BlockView& v, size_t low_stride, const BlockQuads& quads, int32_t first_sum, float a, StepAhead ahead, bool first_level,
+  HWY_INLINE void Add(const BlockView& v, size_t low_stride, const BlockQuads& quads, int32_t first_sum, float a, const Ask& first, const Ask& second,
                       float* y) const {
     const D8 d8;
     const D32 d32;
@@ -158,9 +166,8 @@ class WideStep {
     TransposeBlocks(d32, by_64[0], by_64[1], by_64[2], by_64[3], by_16[0], by_16[1], by_16[2], by_16[3]);
     const VI start = hn::Set(DI(), first_sum);
     const auto step = hn::Set(DF(), a);
-    AddHalf<0>(v, by_16[0], by_16[1], low_stride, quads, start, step, ahead, first_level, y);
-    if (ahead.view.block_scale != nullptr) PrefetchLines(ahead.view.block_scale, kOutputs, first_level);
-    AddHalf<1>(v, by_16[2], by_16[3], low_stride, quads, start, step, ahead, first_level, y);
+    AddHalf<0>(v, by_16[0], by_16[1], low_stride, quads, start, step, first, y);
+    AddHalf<1>(v, by_16[2], by_16[3], low_stride, quads, start, step, second, y);
   }
 
   // Brings 256 outputs in order.
@@ -191,7 +198,7 @@ class WideStep {
   // The vectors m = 2 kHalf and the next one: half of them at a time, so that all that a row takes stays in registers.
   template <size_t kHalf>
   HWY_INLINE void AddHalf(const BlockView& v, V32 block_scale0, V32 block_scale1, size_t low_stride, const BlockQuads& quads, VI start,
-                          hn::Vec<DF> step, StepAhead ahead, bool first_level, float* y) const {
+                          hn::Vec<DF> step, Ask ask, float* y) const {
     static constexpr Expand kOneOfEach(false), kFourOfEach(true);
     static constexpr TopBytes kBytes0(kHalf, 0), kBytes1(kHalf, 1);
     const D8 d8;
@@ -209,12 +216,9 @@ class WideStep {
     });
     VI sums[2][4];
     Each([&](auto i) HWY_ATTR __attribute__((always_inline)) { sums[i / 4][i % 4] = start; });
-    const auto ask = [&]() HWY_ATTR __attribute__((always_inline)) {
-      kHalf == 0 ? AskLow(ahead, low_stride, first_level) : AskHigh(ahead, low_stride, first_level);
-    };
     const int8_t* code = quads.code;
     for (const uint8_t* row = quads.row; row != quads.end; row += 4, code += 4) {
-      ask();
+      ask.Four();
       const VX x = FourCodes(di, code);
       const size_t offset0 = row[0] * low_stride, offset1 = row[1] * low_stride, offset2 = row[2] * low_stride, offset3 = row[3] * low_stride;
       const auto pair = [&](size_t a, size_t b) HWY_ATTR __attribute__((always_inline)) {
@@ -234,7 +238,7 @@ class WideStep {
       Multiply<2>(q, tops1, choice, x, sums);
       Multiply<3>(q, tops1, choice, x, sums);
     }
-    while (ahead.row != ahead.end) ask();
+    while (ask.Left()) ask.Four();
     Each([&](auto i) HWY_ATTR __attribute__((always_inline)) {
       constexpr size_t m = decltype(i)::value / 4, f = decltype(i)::value % 4;
       const V bytes = hn::And(hn::BitCast(d8, f < 2 ? block_scale0 : block_scale1), hn::Set(d8, uint8_t{63}));
@@ -324,10 +328,11 @@ class NarrowStep {
 
 inline void RowCodebook(const Nested& w, const Activations& x, const ActiveQuads& active, size_t first_block, size_t end_block, size_t begin,
                         size_t end, float* y) {
-  constexpr size_t kAhead = 256;  // outputs that are asked for at a time
+  constexpr size_t kAhead = 512;  // outputs that are asked for at a time
   const hn::CappedTag<uint8_t, 32> narrow;
   const NarrowStep<decltype(narrow)> tile(w.codebook);
 #if HWY_TARGET <= HWY_AVX3_DL
+  constexpr size_t kWide = WideStep::kOutputs;
   const WideStep wide(w.codebook);
 #endif
   const size_t low_stride = w.N / 4;
@@ -339,26 +344,39 @@ inline void RowCodebook(const Nested& w, const Activations& x, const ActiveQuads
     const int32_t first_sum = FirstSum(quads);
     const float a = x.step[b] * 16.0f;
     for (size_t n = begin; n < end; n += kAhead) {
-      StepAhead next = ahead.Next(n);
+      const StepAhead next = ahead.Next(n);
+      const uint8_t* low = next.view.base;
+      Ask low0(low, low_stride, next, first_level), low1(low != nullptr ? low + 64 : nullptr, low_stride, next, first_level);
+      Ask high(next.view.high, low_stride / 2, next, first_level);
+      if (next.view.block_scale != nullptr) PrefetchLines(next.view.block_scale, kAhead, first_level);
+      size_t at = n;
+      const size_t stop = std::min(end, n + kAhead);
 #if HWY_TARGET <= HWY_AVX3_DL
-      if (n + kAhead <= end) {
-        wide.Add(CodebookViewAt(w, b, n), low_stride, quads, first_sum, a, next, first_level, y + n);
+      if (at + kWide <= stop) {
+        wide.Add(CodebookViewAt(w, b, at), low_stride, quads, first_sum, a, low0, low1, y + at);
+        low0 = low1 = Ask(nullptr, 0, {}, false);  // done
+        at += kWide;
+      }
+      if (at + kWide <= stop) {
+        wide.Add(CodebookViewAt(w, b, at), low_stride, quads, first_sum, a, high, low0, y + at);
         continue;
       }
 #endif
-      StepAhead high = next;
-      for (size_t at = n; at < std::min(end, n + kAhead); at += kCodeTile) {
-        AskLow(next, low_stride, first_level);
-        AskHigh(high, low_stride, first_level);
-        if (next.view.block_scale != nullptr && (at - n) % 64 == 0) PrefetchLine(next.view.block_scale + (at - n), first_level);
+      for (; at < stop; at += kCodeTile) {
+        low0.Four();
+        low1.Four();
+        high.Four();
         tile.Add(CodebookViewAt(w, b, at), low_stride, quads, first_sum, a, y + at);
       }
-      while (next.row != next.end) AskLow(next, low_stride, first_level);
-      while (high.row != high.end) AskHigh(high, low_stride, first_level);
+      while (high.Left()) {
+        low0.Four();
+        low1.Four();
+        high.Four();
+      }
     }
   }
 #if HWY_TARGET <= HWY_AVX3_DL
-  for (size_t n = begin; n + kAhead <= end; n += kAhead) WideStep::Order(y + n);
+  for (size_t n = begin; n + kWide <= end; n += kWide) WideStep::Order(y + n);
 #endif
   const hn::CappedTag<float, 16> df;
   const hn::Rebind<uint16_t, decltype(df)> d16;
