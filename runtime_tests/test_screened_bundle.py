@@ -33,7 +33,9 @@ from sol_rt.export.graphs.graph import weight_bytes
 from sol_rt.export.sources.decoder import Decoder, from_hf_config
 from sol_rt.export.sources.open_checkpoint import open_checkpoint
 from sol_rt.export.web import write_web_bundle
-from sol_rt.ops import library_path
+from sol_rt.generate.model import SolModel
+from sol_rt.generate.native.model import NativeModel
+from sol_rt.ops import core_path, library_path
 from sol_rt.store.progress import silent
 
 needs_kernels = pytest.mark.skipif(library_path() is None, reason="the native operators are not built")
@@ -267,3 +269,17 @@ def test_a_web_bundle_reads_the_lm_head_whole(exported: tuple[Path, SolConfig, D
     assert kept.variants["s100-q4"].weight_bytes == plain.variants["s100-q4"].weight_bytes
     model = onnx.load(tmp_path / "web" / "model.q4.onnx", load_external_data=False)
     assert not any(function.overload == SCREENED for function in model.functions)
+
+
+@needs_kernels
+@pytest.mark.skipif(core_path() is None, reason="the native core is not built")
+def test_the_native_core_generates_what_python_does(made: Path) -> None:
+    results = []
+    for model in (SolModel, NativeModel):
+        loaded = model.from_pretrained(made, measure_costs=False)
+        stream = loaded.stream(TOKENS, schedule="fixed:k100-s100-q4", max_new_tokens=24, eos_token_id=[])
+        for _ in stream:
+            pass
+        results.append(stream.result)
+    assert results[0].tokens == results[1].tokens
+    assert results[1].logprobs == pytest.approx(results[0].logprobs, abs=1e-3)
