@@ -72,6 +72,8 @@ class _Runtime:
 
 
 matmul, attention, layer = (_on_gpu(f"test_ops_{name}") for name in ("matmul", "attention", "layer"))
+codebook = copy_of("test_ops_codebook", "gpu")
+vars(codebook).update(run=matmul.run, open_session=matmul.open_session, run_layer=layer.run)
 
 test_matmul = matmul.test_matmul_matches_the_reference
 test_matmul_keeps_leading_axes = matmul.test_matmul_keeps_leading_axes
@@ -83,6 +85,12 @@ test_mlp = matmul.test_mlp_matches_the_reference
 test_mlp_keeps_exactly_the_largest = matmul.test_pruning_keeps_exactly_the_largest
 test_mlp_ties_keep_the_lower_index = matmul.test_ties_keep_the_lower_index
 test_mlp_parts_of_the_channels_add_up = matmul.test_parts_of_the_channels_add_up
+test_codebook = codebook.test_matmul_matches_the_reference
+test_codebook_matrices = codebook.test_fixed_matrices
+test_codebook_sums_are_exact = codebook.test_fixed_sums_are_exact
+test_codebook_nan_is_not_hidden = codebook.test_fixed_nan_is_not_hidden
+test_codebook_mlps = codebook.test_fixed_mlps
+test_codebook_layers = codebook.test_fixed_layers
 test_attention_of_any_shape = attention.test_any_shape
 test_attention_fixed = attention.test_fixed
 test_attention_nan_is_not_hidden = attention.test_nan_is_not_hidden

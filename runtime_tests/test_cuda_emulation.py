@@ -55,6 +55,8 @@ pytestmark = [
 
 
 matmul, attention, layer = (copy_of(f"test_ops_{name}", "cuda") for name in ("matmul", "attention", "layer"))
+codebook = copy_of("test_ops_codebook", "cuda")
+vars(codebook).update(run=matmul.run, open_session=matmul.open_session, run_layer=layer.run)
 
 
 FLAGS = ["-std=c++17", "-O2", "-fPIC", "-w", "-DSOL_CUDA_EMULATION", f"-I{NATIVE}", f"-I{OPS}"]
@@ -120,6 +122,17 @@ test_damaged_mlps_are_refused = matmul.test_damaged_mlps_are_refused
 test_a_wrong_input_length_is_an_error_not_a_crash = matmul.test_a_wrong_input_length_is_an_error_not_a_crash
 test_an_old_runtime_is_told_so = matmul.test_an_old_runtime_is_told_so
 
+test_codebook = codebook.test_matmul_matches_the_reference
+test_codebook_matrices = codebook.test_fixed_matrices
+test_codebook_sums_are_exact = codebook.test_fixed_sums_are_exact
+test_codebook_keeps_leading_axes = codebook.test_matmul_keeps_leading_axes
+test_codebook_nan_is_not_hidden = codebook.test_fixed_nan_is_not_hidden
+test_codebook_zeros = codebook.test_blocks_of_zeros_give_nothing
+test_codebook_mlps = codebook.test_fixed_mlps
+test_codebook_count_of_zero = codebook.test_a_count_of_zero_prunes_nothing
+test_codebook_layers = codebook.test_fixed_layers
+test_damaged_codebooks_are_refused = codebook.test_damaged_matrices_are_refused
+
 test_any_attention = attention.test_any_shape
 test_fixed_attention = attention.test_fixed
 test_prompt_in_chunks = attention.test_prompt_in_chunks_equals_prompt_at_once_and_steps
@@ -180,9 +193,9 @@ def test_pruned_rows_of_many_channels(bits: int, rows: int, k: int, inner: int) 
     matmul.close(got[clear], expected[clear], 2e-4 if bits == 8 else 3e-2)
 
 
-def test_weights_may_be_inputs_of_the_graph() -> None:
+@pytest.mark.parametrize("case", [layer.FIXED[3], codebook.LAYERS[0]], ids=["8", "3"])
+def test_weights_may_be_inputs_of_the_graph(case: Any) -> None:
     """A host with several graphs binds one copy of the weights to all of them, by address."""
-    case = layer.FIXED[3]
     model = onnx.ModelProto()
     model.CopyFrom(case.model)
     weights = list(model.graph.initializer)

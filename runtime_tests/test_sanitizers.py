@@ -19,7 +19,7 @@ from helpers.simd_targets import X86_TARGETS
 
 TESTS = Path(__file__).parent
 CHECKS = ("check_attention", "check_elementwise", "check_matmul", "check_team")
-OPERATOR_TESTS = ("test_ops_matmul.py", "test_ops_attention.py", "test_ops_layer.py")
+OPERATOR_TESTS = ("test_ops_matmul.py", "test_ops_codebook.py", "test_ops_attention.py", "test_ops_layer.py")
 
 pytestmark = [
     pytest.mark.slow,

@@ -24,7 +24,7 @@ TABLES = np.array(
 
 @dataclass(frozen=True)
 class Codebook:
-    """A matrix W[k, n]: codes [K, N] in 0 … 7, block_scale uint8 [K / 32, N], output_scale float16 [N], and int8 tables."""
+    """A matrix W[k, n]: codes [K, N] in 0 … 7, block_scale uint8 [K / 32, N], output_scale float16 [N], int8 tables."""
 
     codes: Array
     block_scale: Array

@@ -5,7 +5,7 @@
 //   y[n] = s[n] sum over blocks of a m (sum over the block's k of codebook[t][code[k, n]] C[k])
 //
 // The sums of integers are exact; the rest is float32. Only the rows of active channels are read, four at a time (ActiveQuads), and asked for
-// ahead of time, 256 outputs at once: a line of every row of `low`.
+// ahead of time, 512 outputs at once: a line of every row of `high`, two of `low`.
 //
 //   WideStep      256 outputs in vectors of 64 bytes, where one instruction looks up 64 indices
 //   NarrowStep    32 outputs, on every processor
@@ -21,6 +21,8 @@
 
 #include <algorithm>
 #include <cstring>
+#include <type_traits>
+#include <utility>
 
 #include "cpu/codebook/decode-inl.h"
 #include "cpu/matmul/dot-inl.h"
@@ -82,131 +84,200 @@ HWY_INLINE void AddScaled(DI di, hn::Vec<DI> sums, const uint8_t* block_scale, f
   hn::StoreU(hn::MulAdd(scale, hn::ConvertTo(df, sums), hn::LoadU(df, y)), df, y);
 }
 
-// Asks for the four rows that begin at `row`, if the step ahead has so many.
-HWY_INLINE void AskFour(StepAhead& ahead, size_t low_stride, bool first_level) {
-  if (ahead.row == ahead.end) return;
-  for (size_t i = 0; i < 4; ++i) {
-    const size_t offset = ahead.row[i] * low_stride;
-    PrefetchLine(ahead.view.base + offset, first_level);
-    PrefetchLine(ahead.view.high + offset / 2, first_level);
+// A line of each row of a step ahead, asked for in fours: a burst would fill the queue of outstanding lines.
+class Ask {
+ public:
+  HWY_INLINE Ask(const uint8_t* from, size_t stride, const StepAhead& ahead, bool first_level)
+      : from_(from), stride_(stride), row_(ahead.row), end_(ahead.end), first_level_(first_level) {}
+
+  HWY_INLINE bool Left() const { return row_ != end_; }
+  HWY_INLINE void Four() {
+    if (row_ == end_) return;
+    for (size_t i = 0; i < 4; ++i) PrefetchLine(from_ + row_[i] * stride_, first_level_);
+    row_ += 4;
   }
-  ahead.row += 4;
-}
+
+ private:
+  const uint8_t* from_;
+  size_t stride_;
+  const uint8_t *row_, *end_;
+  bool first_level_;
+};
 
 #if HWY_TARGET <= HWY_AVX3_DL
+// Bytes of a quarter of 16, with zeros behind each, or four times each.
+struct Expand {
+  alignas(64) uint8_t at[4][16];
+  constexpr explicit Expand(bool repeat) : at() {
+    for (size_t i = 0; i < 64; ++i) at[i / 16][i % 16] = static_cast<uint8_t>(repeat || i % 4 == 0 ? i / 4 : 0x80);
+  }
+};
+
+// Where in both halves of the rows of `high`, 32 bytes each, the bytes of fields f and f + 1 of four rows are; twice for every 128-bit block.
+struct TopBytes {
+  alignas(64) uint8_t at[64];
+  constexpr TopBytes(size_t half, size_t pair) : at() {
+    for (size_t i = 0; i < 64; ++i) at[i] = static_cast<uint8_t>(i % 4 * 32 + i / 16 * 8 + half * 4 + pair * 2 + i / 4 % 2);
+  }
+};
+// The bit of a word of these that comes to bit 0 of every byte.
+struct TopBits {
+  alignas(64) uint8_t at[64];
+  constexpr explicit TopBits(size_t field) : at() {
+    for (size_t i = 0; i < 64; ++i) at[i] = static_cast<uint8_t>(8 * (i % 4 + field % 2 * 4) + i / 4 % 4);
+  }
+};
+
+// 256 outputs, whose sums come in 16 vectors: lane i of 128-bit block b of vector [m][f] is output 64 b + 32 (m / 2) + 4 (m % 2) + 8 f + i. That is
+// the order of y until Order(). Indices have the low bits of a code in bits 2 and 3. A shift of bytes of `high` brings the top bits of two
+// vectors at once, those of even m to bit 0 and those of odd m to bit 4, and the choice of a table to bits that are left.
 class WideStep {
   using D8 = hn::ScalableTag<uint8_t>;
+  using DHalf = hn::Half<D8>;
   using D32 = hn::Repartition<uint32_t, D8>;
   using DI = hn::Repartition<int32_t, D8>;
+  using DF = hn::Repartition<float, D8>;
   using V = hn::Vec<D8>;
+  using V32 = hn::Vec<D32>;
   using VI = hn::Vec<DI>;
+  using VX = hn::Vec<hn::Repartition<int8_t, D8>>;
 
  public:
   static constexpr size_t kOutputs = 4 * hn::MaxLanes(D8());
   static_assert(kOutputs == 256, "vectors of 64 bytes");
 
-  HWY_INLINE explicit WideStep(const int8_t* codebook) : tables_(codebook, kNumberFlip) {}
+  HWY_INLINE explicit WideStep(const int8_t* codebook) {
+    HWY_ALIGN uint8_t even[64] = {}, odd[64] = {};
+    for (size_t i = 0; i < kCodebookSize; ++i) {
+      const size_t low = i % 4 * 4, top = i / 4 % 2, table = i / 8;
+      even[table * 16 + low + top] = odd[top * 16 + low + table] = static_cast<uint8_t>(codebook[i]) ^ kNumberFlip;
+    }
+    even_ = hn::Load(D8(), even);
+    odd_ = hn::Load(D8(), odd);
+  }
 
   // Adds one block to 256 outputs.
-  HWY_INLINE void Add(const BlockView& v, size_t low_stride, const BlockQuads& quads, int32_t first_sum, float a, StepAhead ahead, bool first_level,
+  HWY_INLINE void Add(const BlockView& v, size_t low_stride, const BlockQuads& quads, int32_t first_sum, float a, const Ask& first, const Ask& second,
                       float* y) const {
-    V choice[4][4];
-    Choices(v.block_scale, choice);
+    const D8 d8;
+    const D32 d32;
+    V32 by_64[4], by_16[4];  // block b of by_16[c] has outputs 64 b + 16 c …
+    for (size_t b = 0; b < 4; ++b) by_64[b] = hn::BitCast(d32, hn::LoadU(d8, v.block_scale + 64 * b));
+    TransposeBlocks(d32, by_64[0], by_64[1], by_64[2], by_64[3], by_16[0], by_16[1], by_16[2], by_16[3]);
+    const VI start = hn::Set(DI(), first_sum);
+    const auto step = hn::Set(DF(), a);
+    AddHalf<0>(v, by_16[0], by_16[1], low_stride, quads, start, step, first, y);
+    AddHalf<1>(v, by_16[2], by_16[3], low_stride, quads, start, step, second, y);
+  }
+
+  // Brings 256 outputs in order.
+  static HWY_INLINE void Order(float* y) {
+    const DI di;
+    const DF df;
     VI sums[4][4];
-    for (auto& row : sums) {
-      for (auto& sum : row) sum = hn::Set(DI(), first_sum);
-    }
-    const int8_t* code = quads.code;
-    for (const uint8_t* row = quads.row; row != quads.end; row += 4, code += 4) {
-      AskFour(ahead, low_stride, first_level);
-      const auto x = FourCodes(DI(), code);
-      V r[4], q[4];
-      hn::Vec<DHalf> h[4];
-      for (size_t i = 0; i < 4; ++i) {
-        const size_t offset = row[i] * low_stride;
-        r[i] = hn::LoadU(D8(), v.base + offset);
-        h[i] = hn::LoadU(DHalf(), v.high + offset / 2);
-      }
-      // Lane i of 128-bit block b of q[m] has byte 16 b + 4 m + i of each row: outputs 64 b + 32 (m / 2) + 4 (m % 2) + i + 0, 8, 16, 24.
-      InterleaveRows(D8(), r[0], r[1], r[2], r[3], q[0], q[1], q[2], q[3]);
-      const V h01 = hn::Combine(D8(), h[1], h[0]), h23 = hn::Combine(D8(), h[3], h[2]);
-      Multiply<0, 0>(q, h01, h23, choice, x, sums);
-      Multiply<0, 1>(q, h01, h23, choice, x, sums);
-      Multiply<1, 0>(q, h01, h23, choice, x, sums);
-      Multiply<1, 1>(q, h01, h23, choice, x, sums);
-    }
-    while (ahead.row != ahead.end) AskFour(ahead, low_stride, first_level);
-    if (ahead.view.block_scale != nullptr) PrefetchLines(ahead.view.block_scale, kOutputs, first_level);
+    for (size_t i = 0; i < 16; ++i) sums[i / 4][i % 4] = hn::BitCast(di, hn::LoadU(df, y + 16 * i));
     for (size_t c = 0; c < 4; ++c) {  // 16 outputs of each 64
       const size_t m = c / 2 * 2, f = c % 2 * 2;
       VI ordered[4];
-      TransposeBlocks(DI(), sums[m][f], sums[m + 1][f], sums[m][f + 1], sums[m + 1][f + 1], ordered[0], ordered[1], ordered[2], ordered[3]);
-      for (size_t b = 0; b < 4; ++b) {
-        const size_t at = 64 * b + 16 * c;
-        AddScaled(DI(), ordered[b], v.block_scale + at, a, y + at);
-      }
+      TransposeBlocks(di, sums[m][f], sums[m + 1][f], sums[m][f + 1], sums[m + 1][f + 1], ordered[0], ordered[1], ordered[2], ordered[3]);
+      for (size_t b = 0; b < 4; ++b) hn::StoreU(hn::BitCast(df, ordered[b]), df, y + 64 * b + 16 * c);
     }
   }
 
  private:
-  using DHalf = hn::Half<D8>;
-
-  // choice[m][f]: of the outputs of field f of q[m], a byte of every row.
-  static HWY_INLINE void Choices(const uint8_t* block_scale, V (&choice)[4][4]) {
-    HWY_ALIGN static constexpr uint8_t kFourOfEach[4][16] = {{0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3},
-                                                             {4, 4, 4, 4, 5, 5, 5, 5, 6, 6, 6, 6, 7, 7, 7, 7},
-                                                             {8, 8, 8, 8, 9, 9, 9, 9, 10, 10, 10, 10, 11, 11, 11, 11},
-                                                             {12, 12, 12, 12, 13, 13, 13, 13, 14, 14, 14, 14, 15, 15, 15, 15}};
-    const D8 d8;
-    const D32 d32;
-    hn::Vec<D32> by_64[4], by_16[4];
-    for (size_t b = 0; b < 4; ++b) by_64[b] = hn::BitCast(d32, Tables<D8>::Choice(hn::LoadU(d8, block_scale + 64 * b)));
-    TransposeBlocks(d32, by_64[0], by_64[1], by_64[2], by_64[3], by_16[0], by_16[1], by_16[2], by_16[3]);
-    for (size_t c = 0; c < 4; ++c) {
-      for (size_t i = 0; i < 4; ++i) {
-        choice[c / 2 * 2 + i % 2][c % 2 * 2 + i / 2] = hn::TableLookupBytes(hn::BitCast(d8, by_16[c]), hn::LoadDup128(d8, kFourOfEach[i]));
-      }
-    }
+  // Calls f for each of a half's 8 vectors of sums. In a loop, GCC would keep them in memory.
+  template <class F>
+  static HWY_INLINE void Each(F f) {
+    EachOf(f, std::make_index_sequence<8>());
+  }
+  template <class F, size_t... kIndex>
+  static HWY_INLINE void EachOf(F f, std::index_sequence<kIndex...>) {
+    (f(std::integral_constant<size_t, kIndex>()), ...);
   }
 
-  // Indices into both halves of the rows of `high`, [32] each: for each of the 128-bit blocks twice four rows' bytes of fields f and f + 1.
-  struct TopBytes {
-    alignas(64) uint8_t at[64];
-    constexpr TopBytes(size_t half, size_t pair) : at() {
-      for (size_t i = 0; i < 64; ++i) at[i] = static_cast<uint8_t>(i % 4 * 32 + i / 16 * 8 + half * 4 + pair * 2 + i / 4 % 2);
-    }
-  };
-  // First bits, in a word of TopBytes, of the 8 bits around a code's top bit, which comes to bit 2.
-  struct TopBits {
-    alignas(64) uint8_t at[64];
-    constexpr TopBits(size_t field, size_t odd) : at() {
-      for (size_t i = 0; i < 64; ++i) at[i] = static_cast<uint8_t>((8 * (i % 4 + field % 2 * 4) + 4 * odd + i / 4 % 4 + 62) % 64);
-    }
-  };
-
-  template <size_t kHalf, size_t kPair>
-  HWY_INLINE void Multiply(const V (&q)[4], V h01, V h23, const V (&choice)[4][4], hn::Vec<hn::Repartition<int8_t, D8>> x, VI (&sums)[4][4]) const {
-    static constexpr TopBytes kBytes(kHalf, kPair);
+  // The vectors m = 2 kHalf and the next one: half of them at a time, so that all that a row takes stays in registers.
+  template <size_t kHalf>
+  HWY_INLINE void AddHalf(const BlockView& v, V32 block_scale0, V32 block_scale1, size_t low_stride, const BlockQuads& quads, VI start,
+                          hn::Vec<DF> step, Ask ask, float* y) const {
+    static constexpr Expand kOneOfEach(false), kFourOfEach(true);
+    static constexpr TopBytes kBytes0(kHalf, 0), kBytes1(kHalf, 1);
     const D8 d8;
-    const V tops = hn::TwoTablesLookupLanes(d8, h01, h23, hn::IndicesFromVec(d8, hn::Load(d8, kBytes.at)));
-    MultiplyField<2 * kHalf, 2 * kPair>(q, tops, choice, x, sums);
-    MultiplyField<2 * kHalf + 1, 2 * kPair>(q, tops, choice, x, sums);
-    MultiplyField<2 * kHalf, 2 * kPair + 1>(q, tops, choice, x, sums);
-    MultiplyField<2 * kHalf + 1, 2 * kPair + 1>(q, tops, choice, x, sums);
-  }
-  template <size_t kM, size_t kField>
-  HWY_INLINE void MultiplyField(const V (&q)[4], V tops, const V (&choice)[4][4], hn::Vec<hn::Repartition<int8_t, D8>> x, VI (&sums)[4][4]) const {
-    static constexpr TopBits kTop(kField, kM % 2);
-    const D8 d8;
+    const DI di;
+    const DF df;
     const hn::Repartition<uint16_t, D8> d16;
-    const V codes = hn::BitCast(d8, hn::ShiftRight<2 * kField>(hn::BitCast(d16, q[kM])));
-    const V top{_mm512_multishift_epi64_epi8(hn::Load(d8, kTop.at).raw, tops.raw)};
-    const V code = hn::BitwiseIfThenElse(hn::Set(d8, uint8_t{3}), codes, top);
-    const V index = hn::BitwiseIfThenElse(hn::Set(d8, uint8_t{7}), code, choice[kM][kField]);
-    sums[kM][kField] = DotNumbers(DI(), tables_.LookUp(index), x, sums[kM][kField]);
+    // Which table, as the indices have it, a byte of every row.
+    V choice[2][4];
+    Each([&](auto i) HWY_ATTR __attribute__((always_inline)) {
+      constexpr size_t m = decltype(i)::value / 4, f = decltype(i)::value % 4;
+      const V32 from = f < 2 ? block_scale0 : block_scale1;
+      const V bits = m == 0 ? hn::And(hn::BitCast(d8, hn::ShiftRight<2>(from)), hn::Set(d8, uint8_t{0x30}))
+                            : hn::And(hn::BitCast(d8, hn::ShiftRight<6>(from)), hn::Set(d8, uint8_t{0x03}));
+      choice[m][f] = hn::TableLookupBytes(bits, hn::LoadDup128(d8, kFourOfEach.at[f % 2 * 2 + m]));
+    });
+    VI sums[2][4];
+    Each([&](auto i) HWY_ATTR __attribute__((always_inline)) { sums[i / 4][i % 4] = start; });
+    const int8_t* code = quads.code;
+    for (const uint8_t* row = quads.row; row != quads.end; row += 4, code += 4) {
+      ask.Four();
+      const VX x = FourCodes(di, code);
+      const size_t offset0 = row[0] * low_stride, offset1 = row[1] * low_stride, offset2 = row[2] * low_stride, offset3 = row[3] * low_stride;
+      const auto pair = [&](size_t a, size_t b) HWY_ATTR __attribute__((always_inline)) {
+        const V first = hn::LoadU(d8, v.base + a), second = hn::LoadU(d8, v.base + b);
+        return hn::BitCast(d16, kHalf == 0 ? hn::InterleaveLower(d8, first, second) : hn::InterleaveUpper(d8, first, second));
+      };
+      const auto r01 = pair(offset0, offset1), r23 = pair(offset2, offset3);
+      const V q[2] = {hn::BitCast(d8, hn::InterleaveLower(d16, r01, r23)), hn::BitCast(d8, hn::InterleaveUpper(d16, r01, r23))};
+      const auto tops = [&](size_t a, size_t b) HWY_ATTR __attribute__((always_inline)) {
+        return hn::Combine(d8, hn::LoadU(DHalf(), v.high + b / 2), hn::LoadU(DHalf(), v.high + a / 2));
+      };
+      const V h01 = tops(offset0, offset1), h23 = tops(offset2, offset3);
+      const V tops0 = hn::TwoTablesLookupLanes(d8, h01, h23, hn::IndicesFromVec(d8, hn::Load(d8, kBytes0.at)));
+      const V tops1 = hn::TwoTablesLookupLanes(d8, h01, h23, hn::IndicesFromVec(d8, hn::Load(d8, kBytes1.at)));
+      Multiply<0>(q, tops0, choice, x, sums);
+      Multiply<1>(q, tops0, choice, x, sums);
+      Multiply<2>(q, tops1, choice, x, sums);
+      Multiply<3>(q, tops1, choice, x, sums);
+    }
+    while (ask.Left()) ask.Four();
+    Each([&](auto i) HWY_ATTR __attribute__((always_inline)) {
+      constexpr size_t m = decltype(i)::value / 4, f = decltype(i)::value % 4;
+      const V bytes = hn::And(hn::BitCast(d8, f < 2 ? block_scale0 : block_scale1), hn::Set(d8, uint8_t{63}));
+      const V scale = hn::TableLookupBytesOr0(bytes, hn::LoadDup128(d8, kOneOfEach.at[f % 2 * 2 + m]));
+      const auto factor = hn::Mul(hn::ConvertTo(df, hn::BitCast(di, scale)), step);
+      float* to = y + 16 * (8 * kHalf + i);
+      hn::StoreU(hn::MulAdd(factor, hn::ConvertTo(df, sums[m][f]), hn::LoadU(df, to)), df, to);
+    });
   }
 
-  Tables<D8> tables_;
+  template <size_t kField>
+  HWY_INLINE void Multiply(const V (&q)[2], V tops, const V (&choice)[2][4], VX x, VI (&sums)[2][4]) const {
+    static constexpr TopBits kBits(kField);
+    const D8 d8;
+    const V top{_mm512_multishift_epi64_epi8(hn::Load(d8, kBits.at).raw, tops.raw)};
+    const V low = hn::Set(d8, uint8_t{0x0C});
+    const auto index = [&](size_t m, uint8_t top_bit) HWY_ATTR __attribute__((always_inline)) {
+      // OrAnd, but in the register of the codes: the choice is needed again.
+      const V code{_mm512_ternarylogic_epi64(Moved<kField>(q[m]).raw, low.raw, choice[m][kField].raw, 0xEA)};
+      return hn::IndicesFromVec(d8, hn::OrAnd(code, top, hn::Set(d8, top_bit)));
+    };
+    AddDot(hn::TableLookupLanes(even_, index(0, 0x01)), x, sums[0][kField]);
+    AddDot(hn::TableLookupLanes(odd_, index(1, 0x10)), x, sums[1][kField]);
+  }
+  // DotNumbers, around which GCC would copy the sum twice.
+  static HWY_INLINE void AddDot(V numbers, VX x, VI& sum) {
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(sum.raw) : "v"(numbers.raw), "v"(x.raw));
+  }
+  // With the low bits of a field's codes in bits 2 and 3.
+  template <size_t kField>
+  static HWY_INLINE V Moved(V q) {
+    const hn::Repartition<uint16_t, D8> d16;
+    const auto words = hn::BitCast(d16, q);
+    if constexpr (kField == 0) return hn::BitCast(D8(), hn::ShiftLeft<2>(words));
+    if constexpr (kField == 1) return q;
+    if constexpr (kField > 1) return hn::BitCast(D8(), hn::ShiftRight<2 * kField - 2>(words));
+  }
+
+  V even_, odd_;  // the tables by the indices of vectors of even and odd m
 };
 #endif
 
@@ -257,10 +328,11 @@ class NarrowStep {
 
 inline void RowCodebook(const Nested& w, const Activations& x, const ActiveQuads& active, size_t first_block, size_t end_block, size_t begin,
                         size_t end, float* y) {
-  constexpr size_t kAhead = 256;  // outputs that are asked for at a time
+  constexpr size_t kAhead = 512;  // outputs that are asked for at a time
   const hn::CappedTag<uint8_t, 32> narrow;
   const NarrowStep<decltype(narrow)> tile(w.codebook);
 #if HWY_TARGET <= HWY_AVX3_DL
+  constexpr size_t kWide = WideStep::kOutputs;
   const WideStep wide(w.codebook);
 #endif
   const size_t low_stride = w.N / 4;
@@ -272,21 +344,40 @@ inline void RowCodebook(const Nested& w, const Activations& x, const ActiveQuads
     const int32_t first_sum = FirstSum(quads);
     const float a = x.step[b] * 16.0f;
     for (size_t n = begin; n < end; n += kAhead) {
-      StepAhead next = ahead.Next(n);
+      const StepAhead next = ahead.Next(n);
+      const uint8_t* low = next.view.base;
+      Ask low0(low, low_stride, next, first_level), low1(low != nullptr ? low + 64 : nullptr, low_stride, next, first_level);
+      Ask high(next.view.high, low_stride / 2, next, first_level);
+      if (next.view.block_scale != nullptr) PrefetchLines(next.view.block_scale, kAhead, first_level);
+      size_t at = n;
+      const size_t stop = std::min(end, n + kAhead);
 #if HWY_TARGET <= HWY_AVX3_DL
-      if (n + kAhead <= end) {
-        wide.Add(CodebookViewAt(w, b, n), low_stride, quads, first_sum, a, next, first_level, y + n);
+      if (at + kWide <= stop) {
+        wide.Add(CodebookViewAt(w, b, at), low_stride, quads, first_sum, a, low0, low1, y + at);
+        low0 = low1 = Ask(nullptr, 0, {}, false);  // done
+        at += kWide;
+      }
+      if (at + kWide <= stop) {
+        wide.Add(CodebookViewAt(w, b, at), low_stride, quads, first_sum, a, high, low0, y + at);
         continue;
       }
 #endif
-      for (size_t at = n; at < std::min(end, n + kAhead); at += kCodeTile) {
-        AskFour(next, low_stride, first_level);
-        if (next.view.block_scale != nullptr && (at - n) % 64 == 0) PrefetchLine(next.view.block_scale + (at - n), first_level);
+      for (; at < stop; at += kCodeTile) {
+        low0.Four();
+        low1.Four();
+        high.Four();
         tile.Add(CodebookViewAt(w, b, at), low_stride, quads, first_sum, a, y + at);
       }
-      while (next.row != next.end) AskFour(next, low_stride, first_level);
+      while (high.Left()) {
+        low0.Four();
+        low1.Four();
+        high.Four();
+      }
     }
   }
+#if HWY_TARGET <= HWY_AVX3_DL
+  for (size_t n = begin; n + kWide <= end; n += kWide) WideStep::Order(y + n);
+#endif
   const hn::CappedTag<float, 16> df;
   const hn::Rebind<uint16_t, decltype(df)> d16;
   const hn::Rebind<hwy::float16_t, decltype(df)> dh;

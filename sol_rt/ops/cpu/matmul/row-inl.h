@@ -235,12 +235,15 @@ class AheadCursor {
   }
   void AskAll() const {
     const StepAhead here = Here();
-    for (const uint8_t* row = here.row; row != here.end; ++row) PrefetchLine(here.view.base + *row * RowBytes<kBits>(w_.N));
     if constexpr (kBits == 3) {
-      for (const uint8_t* row = here.row; row != here.end; ++row) PrefetchLine(here.view.high + *row * (w_.N / 8));
+      for (const uint8_t* row = here.row; row != here.end; ++row) {
+        PrefetchLines(here.view.base + *row * (w_.N / 4), step_ / 4);
+        PrefetchLines(here.view.high + *row * (w_.N / 8), step_ / 8);
+      }
       PrefetchLines(here.view.block_scale, step_);
       return;
     }
+    for (const uint8_t* row = here.row; row != here.end; ++row) PrefetchLine(here.view.base + *row * (w_.N / 2));
     PrefetchLines(here.view.scale, step_ * 2);
     PrefetchLines(here.view.zero, step_);
     if constexpr (kBits > 4) PrefetchLines(here.view.plane1, step_ * 8);

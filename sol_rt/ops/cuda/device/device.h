@@ -38,6 +38,12 @@ inline int DotBytes(uint32_t a, uint32_t b, int c) {
   return c;
 }
 
+// The same of signed bytes both.
+inline int DotSignedBytes(uint32_t a, uint32_t b, int c) {
+  for (int i = 0; i < 4; ++i) c += static_cast<int8_t>(a >> 8 * i) * static_cast<int8_t>(b >> 8 * i);
+  return c;
+}
+
 // The matrix instruction m16n8k32 on fragments as PTX lays them out: c += a b, a of signed bytes, b of unsigned ones.
 inline void MultiplyTile(int (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   const emulation::Fragments all(a, b);
@@ -76,6 +82,12 @@ __device__ __forceinline__ uint16_t HalfFromFloat(float value) { return __half_a
 __device__ __forceinline__ int DotBytes(uint32_t a, uint32_t b, int c) {
   int sum;
   asm("dp4a.u32.s32 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(b), "r"(c));
+  return sum;
+}
+
+__device__ __forceinline__ int DotSignedBytes(uint32_t a, uint32_t b, int c) {
+  int sum;
+  asm("dp4a.s32.s32 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(b), "r"(c));
   return sum;
 }
 

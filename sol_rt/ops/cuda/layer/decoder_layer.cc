@@ -193,7 +193,7 @@ class DecoderLayer {
     }
     cuda::MatrixInput Matrix(const char* name, const char* bits_name, int64_t K, int64_t N) {
       const int first = port_, bits = BitsOf(attributes_, kName, bits_name);
-      port_ += 2 + PlanesAt(bits);
+      port_ += PortsAt(bits) + PlanesAt(bits) - 1;
       ExpectPort(name);
       ++port_;
       return cuda::MatrixInput(attributes_, name, {first, first + 1, first + 2, first + 3, first + 4}, true, K, N, bits);

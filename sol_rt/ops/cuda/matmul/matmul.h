@@ -22,6 +22,12 @@ struct Weights {
   const uint8_t* zero = nullptr;    // [K/32, N]
   const uint8_t* plane1 = nullptr;  // [K/32, N, 8], from 6 bits on
   const uint8_t* plane2 = nullptr;  // [K/32, N, 8], at 8 bits
+  // At 3 bits, in the place of all these:
+  const uint8_t* low = nullptr;            // [K, N/4]
+  const uint8_t* high = nullptr;           // [K, N/8]
+  const uint8_t* block_scale = nullptr;    // [K/32, N]
+  const uint16_t* output_scale = nullptr;  // float16 [N]
+  const int8_t* codebook = nullptr;        // [4, 8]
   int K = 0;
   int N = 0;
   int bits = 4;

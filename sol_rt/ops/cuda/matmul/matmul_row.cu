@@ -9,11 +9,14 @@
 //   ChannelRowKernel   base [K, N/2]. A thread block has 256 outputs and a split of the channels; its warps divide these. Only the rows of
 //                      active channels are read. A lane has eight successive outputs, a 32-bit word of a row; four rows are transposed to
 //                      words of one output's four channels. Residual planes are read with outputs lane, lane + 32, …
+//                      At 3 bits a lane has eight outputs of a tile of 32 (codebook.h), and the sum over blocks is
+//                      s sum of a m (sum over the block's k of codebook[t][code[k, n]] C[k]).
 //   ColumnKernel       base [K/32, N, 16]. A thread has one output: 16 bytes of base and 8 of each plane a block of channels.
 //
 // The last thread block of 256 outputs adds the splits up, always in the same order.
 
 #include "cuda/device/block.h"
+#include "cuda/matmul/codebook.h"
 #include "cuda/matmul/matmul_kernels.h"
 #include "cuda/matmul/nibbles.h"
 
@@ -118,6 +121,35 @@ __device__ __forceinline__ void AddBase(const Weights& w, const ChannelShared& x
   }
 }
 
+// What a block of channels adds to the eight outputs of lane `member` of the tile from n on, at 3 bits and without the outputs' scale.
+__device__ __forceinline__ void AddCodes(const Weights& w, const ChannelShared& x, int slot, int64_t block, int n, int member,
+                                         float (&sums)[kNumbersAThread]) {
+  OutputScales scales;
+  scales.Load(w, w.block_scale + block * w.N + n, member);
+  const int64_t at = block * kBlock * static_cast<int64_t>(w.N / 4) + n / 4;
+  int dots[kNumbersAThread] = {};
+  const int quads = x.quads[slot];
+#pragma unroll 2
+  for (int i = 0; i < quads; ++i) {
+    const uint4 offsets = x.offsets[slot][i];
+    QuadCodes quad;
+    quad.Load(w, at + offsets.x, member, 0);
+    quad.Load(w, at + offsets.y, member, 1);
+    quad.Load(w, at + offsets.z, member, 2);
+    quad.Load(w, at + offsets.w, member, 3);
+    uint32_t selectors[kNumbersAThread];
+    quad.Selectors(member, selectors);
+    const uint32_t codes = x.codes[0][slot][i];
+#pragma unroll
+    for (int o = 0; o < kNumbersAThread; ++o) {
+      dots[o] = DotSignedBytes(__byte_perm(scales.table[o].x, scales.table[o].y, selectors[o]), codes, dots[o]);
+    }
+  }
+  const float a = 32.0f * x.step[slot];
+#pragma unroll
+  for (int o = 0; o < kNumbersAThread; ++o) sums[o] += a * static_cast<float>(scales.m[o]) * static_cast<float>(dots[o]);
+}
+
 // What the residual planes add to output n. All lanes of a warp read what lies side by side.
 template <int kBits>
 __device__ __forceinline__ float ResidualPart(const Weights& w, const ChannelShared& x, int slot, int64_t block, int n) {
@@ -154,7 +186,7 @@ __global__ void __launch_bounds__(kRowOutputs, kBits == 8 || !kWords ? 2 : 3)
   for (int i = thread; i < mine * 8; i += kRowOutputs) {
     const int slot = i / 8, word = i % 8;
     const int64_t at = (first + slot) * int64_t{8} + word;
-    const uint32_t rows = x.quad_rows[at], pitch = static_cast<uint32_t>(w.N / 2);
+    const uint32_t rows = x.quad_rows[at], pitch = static_cast<uint32_t>(kBits == 3 ? w.N / 4 : w.N / 2);
     shared.offsets[slot][word] = make_uint4((rows & 0xff) * pitch, (rows >> 8 & 0xff) * pitch, (rows >> 16 & 0xff) * pitch, (rows >> 24) * pitch);
     for (int h = 0; h < kHalves; ++h) {
       const int64_t half = h * int64_t{8} * blocks;
@@ -171,13 +203,18 @@ __global__ void __launch_bounds__(kRowOutputs, kBits == 8 || !kWords ? 2 : 3)
 
   // Lanes past the last output read the last ones once more.
   const int octet = kWords && n0 + lane * kOctet > w.N - kOctet ? w.N - kOctet : n0 + lane * kOctet;
+  [[maybe_unused]] const int member = lane % kTileThreads;
   float sums[kOctet] = {};
   float residuals[kOctet] = {};  // of the outputs lane, lane + 32, …
 #pragma unroll 1
   for (int i = 0; i < blocks_a_warp; ++i) {
     const int slot = i * kWarps + warp;
     if (slot >= mine || shared.step[slot] == 0.0f) continue;
-    AddBase<kBits, kWords>(w, shared, slot, first + slot, octet, sums);
+    if constexpr (kBits == 3) {
+      AddCodes(w, shared, slot, first + slot, octet / kCodeTile * kCodeTile, member, sums);
+    } else {
+      AddBase<kBits, kWords>(w, shared, slot, first + slot, octet, sums);
+    }
     if constexpr (kBits > 4) {
 #pragma unroll
       for (int j = 0; j < kOctet; ++j) {
@@ -187,7 +224,10 @@ __global__ void __launch_bounds__(kRowOutputs, kBits == 8 || !kWords ? 2 : 3)
     }
   }
 #pragma unroll
-  for (int i = 0; i < kOctet; ++i) result.sums[warp][lane * kOctet + i] = sums[i];
+  for (int i = 0; i < kOctet; ++i) {
+    const int output = kBits == 3 ? lane / kTileThreads * kCodeTile + OutputOf(member, i) : lane * kOctet + i;
+    result.sums[warp][output] = sums[i];
+  }
   if constexpr (kBits > 4) {
     __syncwarp();
 #pragma unroll
@@ -208,6 +248,7 @@ __global__ void __launch_bounds__(kRowOutputs, kBits == 8 || !kWords ? 2 : 3)
     }
   }
   if (!there) return;
+  if (kBits == 3) total *= HalfToFloat(__ldg(w.output_scale + n));
   if (bias != nullptr) total += bias[n];
   if (residual != nullptr) total += residual[n];
   y[n] = total;
@@ -287,13 +328,19 @@ __global__ void __launch_bounds__(kColumnThreads) ColumnKernel(Weights w, Codes 
   y[n] = total;
 }
 
+using ChannelKernel = void (*)(Weights, Codes, int, const float*, const float*, float*);
+
+void LaunchChannelRow(ChannelKernel kernel, Stream stream, const Weights& w, const Codes& codes, const float* bias, const float* residual, float* y) {
+  const int blocks_a_warp = static_cast<int>(DivideUp(w.K / kBlock, int64_t{kWarps} * codes.splits));
+  const dim3 grid(static_cast<unsigned>(DivideUp(w.N, kRowOutputs)), static_cast<unsigned>(codes.splits));
+  Launch(kernel, grid, kRowOutputs, 0, stream, w, codes, blocks_a_warp, bias, residual, y);
+}
+
 template <int kBits>
 void MultiplyRowOf(Stream stream, const Weights& w, const Codes& codes, const float* bias, const float* residual, float* y) {
   if (w.channel_major) {
-    const int blocks_a_warp = static_cast<int>(DivideUp(w.K / kBlock, int64_t{kWarps} * codes.splits));
-    const dim3 grid(static_cast<unsigned>(DivideUp(w.N, kRowOutputs)), static_cast<unsigned>(codes.splits));
-    Launch(w.N % kOctet == 0 ? ChannelRowKernel<kBits, true> : ChannelRowKernel<kBits, false>, grid, kRowOutputs, 0, stream, w, codes,
-           blocks_a_warp, bias, residual, y);
+    const auto kernel = w.N % kOctet == 0 ? ChannelRowKernel<kBits, true> : ChannelRowKernel<kBits, false>;
+    LaunchChannelRow(kernel, stream, w, codes, bias, residual, y);
   } else {
     const dim3 grid(static_cast<unsigned>(DivideUp(w.N, kColumnThreads)));
     Launch(ColumnKernel<kBits>, grid, kColumnThreads, 0, stream, w, codes, bias, residual, y);
@@ -314,6 +361,7 @@ SplitK SplitRow(const Weights& w) {
 }
 
 void MultiplyRow(Stream stream, const Weights& w, const Codes& codes, const float* bias, const float* residual, float* y) {
+  if (w.bits == 3) return LaunchChannelRow(ChannelRowKernel<3, true>, stream, w, codes, bias, residual, y);
   (w.bits == 4 ? MultiplyRowOf<4> : w.bits == 6 ? MultiplyRowOf<6> : MultiplyRowOf<8>)(stream, w, codes, bias, residual, y);
 }
 

@@ -5,12 +5,14 @@
 // memory once for all its rows:
 //
 //   codes [8, 128]    words of four channels of one output; word 2 i + w has channels i + 16 w + {0, 4, 8, 12}, the order `phased`
+//                     at 3 bits numbers plus 128, and the scale is 16 m s, the zero point 128
 //   a                 fragments of the rows' codes, int8 [16, 32]; b: of the weights, uint8 [32, 8]
 //   sums              a lane has rows lane / 4 and lane / 4 + 8 of outputs 2 (lane % 4) and the next one
 //
 // The last thread block of a tile adds the splits up, always in the same order.
 
 #include "cuda/device/block.h"
+#include "cuda/matmul/codebook.h"
 #include "cuda/matmul/matmul_kernels.h"
 #include "cuda/matmul/nibbles.h"
 
@@ -38,6 +40,47 @@ struct Loaded {
   uint16_t scale;
   uint8_t zero;
 };
+
+// At 3 bits a thread has a quad of channels of eight outputs, codebook.h, and the scale of one.
+struct LoadedCodes {
+  QuadCodes quad;
+  OutputScales scales;
+  float scale;
+  bool there;
+};
+
+__device__ __forceinline__ LoadedCodes LoadCodes(const Weights& w, int block, int n0) {
+  LoadedCodes loaded;
+  const int thread = static_cast<int>(threadIdx.x), quad = thread / 16, member = thread % kTileThreads;
+  const int tile = n0 + thread % 16 / kTileThreads * kCodeTile;
+  loaded.there = tile < w.N;
+  if (loaded.there) {
+    const int64_t first = static_cast<int64_t>(block) * kBlock + quad / 2 + quad % 2 * 16;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) loaded.quad.Load(w, (first + 4 * i) * (w.N / 4) + tile / 4, member, i);
+    loaded.scales.Load(w, w.block_scale + static_cast<int64_t>(block) * w.N + tile, member);
+  }
+  const int n = n0 + thread < w.N ? n0 + thread : w.N - 1;
+  const int m = __ldg(w.block_scale + static_cast<int64_t>(block) * w.N + n) & 63;
+  loaded.scale = 16.0f * static_cast<float>(m) * HalfToFloat(__ldg(w.output_scale + n));
+  return loaded;
+}
+
+__device__ __forceinline__ void StoreCodes(const LoadedCodes& loaded, TileShared& shared) {
+  const int thread = static_cast<int>(threadIdx.x), member = thread % kTileThreads;
+  if (loaded.there) {
+    uint32_t selectors[kNumbersAThread];
+    loaded.quad.Selectors(member, selectors);
+    uint32_t* to = shared.codes[thread / 16] + thread % 16 / kTileThreads * kCodeTile;
+#pragma unroll
+    for (int i = 0; i < kNumbersAThread; ++i) {
+      const uint32_t numbers = __byte_perm(loaded.scales.table[i].x, loaded.scales.table[i].y, selectors[i]);
+      to[OutputOf(member, i)] = numbers ^ 0x80808080u;
+    }
+  }
+  shared.scale[thread] = loaded.scale;
+  shared.zero[thread] = 256;
+}
 
 // Channel-major: a thread has one quad of channels of eight outputs; block-major: one output.
 template <int kBits, bool kChannelMajor>
@@ -135,17 +178,28 @@ __global__ void __launch_bounds__(kThreads) TileKernel(Weights w, Codes x, int64
   for (int r = 0; r < 2; ++r) own[r] = row0 + group + 8 * r < rows ? row0 + group + 8 * r : rows - 1;
 
   float sums[kTiles][4] = {};
-  Loaded loaded = Load<kBits, kChannelMajor>(w, begin, n0);
+  const auto load = [&](int block) {
+    if constexpr (kBits == 3) {
+      return LoadCodes(w, block, n0);
+    } else {
+      return Load<kBits, kChannelMajor>(w, block, n0);
+    }
+  };
+  auto loaded = load(begin);
 #pragma unroll 1
   for (int block = begin; block < end; ++block) {
     __syncthreads();
-    Store<kBits, kChannelMajor>(loaded, shared);
+    if constexpr (kBits == 3) {
+      StoreCodes(loaded, shared);
+    } else {
+      Store<kBits, kChannelMajor>(loaded, shared);
+    }
     if constexpr (kChannelMajor && kBits > 4) {
       __syncthreads();
       AddResiduals<kBits>(loaded, shared);
     }
     __syncthreads();
-    if (block + 1 < end) loaded = Load<kBits, kChannelMajor>(w, block + 1, n0);
+    if (block + 1 < end) loaded = load(block + 1);
 
     uint32_t a[kHalves][4];
     float step[2];
@@ -236,6 +290,7 @@ SplitK SplitRows(const Weights& w, int64_t rows) {
 }
 
 void MultiplyRows(Stream stream, const Weights& w, const Codes& codes, int64_t rows, const float* bias, const float* residual, float* y) {
+  if (w.bits == 3) return MultiplyRowsOf<3, true>(stream, w, codes, rows, bias, residual, y);
   const auto multiply = w.channel_major ? (w.bits == 4 ? MultiplyRowsOf<4, true> : w.bits == 6 ? MultiplyRowsOf<6, true> : MultiplyRowsOf<8, true>)
                                         : (w.bits == 4 ? MultiplyRowsOf<4, false> : w.bits == 6 ? MultiplyRowsOf<6, false> : MultiplyRowsOf<8, false>);
   multiply(stream, w, codes, rows, bias, residual, y);

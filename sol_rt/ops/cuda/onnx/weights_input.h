@@ -56,27 +56,33 @@ class WeightInput {
   bool checked_ = false;  // for good; else every run looks
 };
 
-// A nested matrix; `op` names it in errors.
+// A matrix; `op` names it in errors.
 class MatrixInput {
  public:
   MatrixInput() = default;
   MatrixInput(const Attributes& attributes, const char* op, const NestedPorts& ports, bool channel_major, int64_t K, int64_t N, int bits) {
-    if (bits == 3) {
-      throw Error(std::string(op) + ": got a matrix of 3 bits, expected 4, 6 or 8 on CUDA; choose a precision without 3 bits, or run on the CPU");
-    }
     const int64_t blocks = K / static_cast<int64_t>(sol::kBlock);
     const auto input = [&](int port, const char* name, Type type, std::initializer_list<int64_t> shape) {
       return WeightInput(attributes, op, static_cast<size_t>(port), name, type, shape);
     };
+    shape_.K = static_cast<int>(K);
+    shape_.N = static_cast<int>(N);
+    shape_.bits = bits;
+    shape_.channel_major = channel_major;
+    if (bits == 3) {
+      ExpectCodeTiles(op, N);
+      low_ = input(ports.base, "low", kUInt8, {K, N / 4});
+      high_ = input(ports.base + 1, "high", kUInt8, {K, N / 8});
+      block_scale_ = input(ports.base + 2, "block_scale", kUInt8, {blocks, N});
+      output_scale_ = input(ports.base + 3, "output_scale", kFloat16, {N});
+      codebook_ = input(ports.base + 4, "codebook", kInt8, {4, 8});
+      return;
+    }
     base_ = channel_major ? input(ports.base, "base", kUInt4, {K, N}) : input(ports.base, "base", kUInt8, {blocks, N, 16});
     scale_ = input(ports.scale, "scale", kFloat16, {blocks, N});
     zero_ = input(ports.zero, "zero", kUInt8, {blocks, N});
     if (bits > 4) plane1_ = input(ports.plane1, "plane1", kUInt8, {blocks, N, 8});
     if (bits > 6) plane2_ = input(ports.plane2, "plane2", kUInt8, {blocks, N, 8});
-    shape_.K = static_cast<int>(K);
-    shape_.N = static_cast<int>(N);
-    shape_.bits = bits;
-    shape_.channel_major = channel_major;
   }
 
   // Sizes alone.
@@ -88,11 +94,17 @@ class MatrixInput {
     w.zero = zero_.Read<uint8_t>(context);
     w.plane1 = plane1_.Read<uint8_t>(context);
     w.plane2 = plane2_.Read<uint8_t>(context);
+    w.low = low_.Read<uint8_t>(context);
+    w.high = high_.Read<uint8_t>(context);
+    w.block_scale = block_scale_.Read<uint8_t>(context);
+    w.output_scale = output_scale_.Read<uint16_t>(context);
+    w.codebook = codebook_.Read<int8_t>(context);
     return w;
   }
 
  private:
-  WeightInput base_, scale_, zero_, plane1_, plane2_;
+  WeightInput base_, scale_, zero_, plane1_, plane2_;  // none at 3 bits
+  WeightInput low_, high_, block_scale_, output_scale_, codebook_;  // at 3 bits
   Weights shape_;
 };
 
