@@ -82,7 +82,7 @@ def measure(
     Args:
         checkpoint, decoder, family: the source.
         folder: the bundle.
-        bits: bits of the graphs to compare, the most first.
+        bits: bits of the graphs to compare, the most first; the bundle has their variants of the dense channel density.
         progress: reports how far the work is.
 
     Raises:

@@ -262,7 +262,9 @@ def export_bundle(
         compared: parity_report.Parity | None = None
         dropped = left_out(levels.bits, precisions)
         if parity:
-            kept = sorted({variant.bits for variant in config.variants.values()}, reverse=True)
+            # bits that serve lower channel densities alone have no graph to compare as it is
+            whole = [each for each in config.variants.values() if each.channel_density == config.dense.channel_density]
+            kept = sorted({variant.bits for variant in whole}, reverse=True)
             with stages(_COMPARE) as report:
                 compared = parity_report.measure(checkpoint, decoder, family, folder, kept, report)
             if selection is None:

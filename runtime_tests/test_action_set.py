@@ -123,7 +123,7 @@ def test_losses_are_those_of_the_runtime(llama_bundle: Path) -> None:
 
     assert list(measured.fronts) == [512, 640]
     assert measured.tokens == {512: 2 * 255, 640: 255}
-    cheap, dense_q4, few = Action(1.0, 0.25, 4), Action(1.0, 1.0, 4), Action(0.1, 1.0, 4)
+    cheap, dense_q4, few = Action(1.0, 0.4, 4), Action(1.0, 1.0, 4), Action(0.1, 1.0, 4)
 
     def added(windows: Sequence[Sequence[int]], context: int, action: Action) -> np.ndarray:
         return np.concatenate([losses(window, context, action) - losses(window, context, dense) for window in windows])
@@ -159,7 +159,7 @@ def test_losses_on_own_text_are_divergences(llama_bundle: Path) -> None:
     for action, found in divergences.items():
         assert found.loss > -1e-6
         assert abs(found.loss - losses[action].loss) < 4 * losses[action].stderr + 1e-6
-    cheap = Action(1.0, 0.25, 3)
+    cheap = Action(1.0, 0.4, 3)
     assert divergences[cheap].loss > 0
     assert divergences[cheap].stderr < losses[cheap].stderr
 
@@ -274,7 +274,7 @@ def test_inspect_of_a_bundle_with_a_selection(
     page = tmp_path / "page.html"
     assert main(["inspect", "-m", str(folder), "--all", "--html", str(page)]) == 0
     out = capsys.readouterr().out
-    assert "k010-s025-q4" in out
+    assert "k010-s040-q4" in out
     assert "dropped: " in out
     assert "Loss against cost of the kept actions at context 512" in out
     text = page.read_text(encoding="utf-8")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,8 +19,10 @@ from helpers.reference import Coded, random_codebook  # noqa: E402
 from sol_rt.bundle.actions import Action  # noqa: E402
 from sol_rt.bundle.bits import THREE  # noqa: E402
 from sol_rt.bundle.bundle import Bundle  # noqa: E402
+from sol_rt.bundle.config import SolConfig  # noqa: E402
 from sol_rt.bundle.verify import verify_bundle  # noqa: E402
 from sol_rt.engine.engine import Engine  # noqa: E402
+from sol_rt.export import pipeline  # noqa: E402
 from sol_rt.export.pipeline import export_bundle  # noqa: E402
 from sol_rt.export.quantize.codebook import (  # noqa: E402
     Grid,
@@ -153,3 +157,23 @@ def test_matrices_have_only_the_levels_that_graphs_read(tmp_path: Path) -> None:
     assert report.config.format_version == 6
     twin = ReferenceModel.from_bundle(report.path)
     assert torch.isfinite(twin(torch.tensor([[5, 6, 7]]), Action(1.0, 1.0, THREE), twin.new_cache(1))[0]).all()
+
+
+def test_bits_that_serve_lower_densities_alone_are_not_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The selection may keep 3 bits only together with fewer channels."""
+
+    def choose(folder: Path, config: SolConfig, *_: object) -> SimpleNamespace:
+        variants = {key: variant for key, variant in config.variants.items() if key != "s100-q3"}
+        actions = tuple(entry for entry in config.actions if entry.action.variant in variants)
+        return SimpleNamespace(config=replace(config, variants=variants, actions=actions), selection=None)
+
+    monkeypatch.setattr(pipeline.action_set, "choose_actions", choose)
+    source = write_random_checkpoint(tmp_path / "source", PRESETS["tiny-llama"])
+    (tmp_path / "text.txt").write_text(" ".join(map(str, range(3000))), encoding="utf-8")
+    options = {"channel_density": (1.0, 0.5), "kv_density": (1.0,), "calibration": tmp_path / "text.txt"}
+    report = export_bundle(str(source), tmp_path / "out", bits=(8, THREE), **options)
+    assert report.parity is not None
+    assert [row.variant for row in report.parity.rows] == ["s100-q8"]
+    assert "s050-q3" in report.config.variants

@@ -13,7 +13,7 @@ from sol_rt.export.graphs.graph import LayerShapes, active_counts
 from sol_rt.export.sources.decoder import Decoder
 
 BITS = (8, 6, MIXED, 4, THREE)
-CHANNEL_DENSITIES = (1.0, 0.75, 0.62, 0.5, 0.4, 0.25)
+CHANNEL_DENSITIES = (1.0, 0.75, 0.62, 0.5, 0.4)
 KV_DENSITIES = (1.0, 0.5, 0.25, 0.1)
 
 

@@ -33,7 +33,7 @@ from sol_rt.export.actions.losses import Candidate, Losses, losses_and_divergenc
 from sol_rt.export.actions.selection import NEAR, near_hull
 from sol_rt.store.progress import Progress
 
-_MARGIN = 2 * NEAR  # of variants that go on to long contexts, where the hull may differ
+_MARGIN = 1.5 * NEAR  # of variants that go on to long contexts, where the hull may differ
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from sol_rt.errors import SolError, UsageError, WriteError
 
 _NO_POLICY = "none"
 _NATIVE, _WEB = "native", "web"
-_CHANNEL_DENSITY, _KV_DENSITY = "1,0.75,0.62,0.5,0.4,0.25", "1,0.5,0.25,0.1"
+_CHANNEL_DENSITY, _KV_DENSITY = "1,0.75,0.62,0.5,0.4", "1,0.5,0.25,0.1"
 _NEEDED = ("torch", "transformers", "onnx", "gguf", "safetensors", "numba")
 
 
@@ -42,7 +42,7 @@ def export(
         options.option(
             "--channel-density",
             env=False,
-            help="Shares (0 to 1) of the layers' weights to read; must include 1. Default: 1,0.75,0.62,0.5,0.4,0.25; "
+            help="Shares (0 to 1) of the layers' weights to read; must include 1. Default: 1,0.75,0.62,0.5,0.4; "
             "for the web 1.",
         ),
     ] = None,

@@ -177,7 +177,8 @@ void ReadVariants(JsonTable table, const ModelDims& model, Config& config) {
     variant.active_qkv = ReadCounts(entry, "active_qkv", model.hidden_size, model.num_layers);
     variant.active_o = ReadCounts(entry, "active_o", int64_t{model.num_heads} * model.head_dim, model.num_layers);
     variant.weight_bytes = entry.Integer("weight_bytes", 1);
-    variant.lm_head_bits = static_cast<int32_t>(entry.Integer("lm_head_bits", variant.bits == kMixedBits || variant.bits == kThreeBits ? 4 : variant.bits, 16));
+    const bool from_four = variant.bits == kMixedBits || variant.bits == kThreeBits;
+    variant.lm_head_bits = static_cast<int32_t>(entry.Integer("lm_head_bits", from_four ? 4 : variant.bits, 16));
     variant.layer_bits = ReadLayerBits(entry, variant.bits, model);
     variant.lm_head_screen = ReadScreen(entry, model);
     entry.Done();
@@ -353,7 +354,8 @@ Config ReadConfig(std::string_view text, const std::string& path) {
   ReadVariants(top.Table("variants"), config.model, config);
   for (const std::string& key : config.variant_order) {
     if (version == kFormatVersionOfThreeBits || config.variants.at(key).bits != kThreeBits) continue;
-    top.Fail("format_version", std::to_string(version) + ", with 3 bits in the variant " + key, std::to_string(kFormatVersionOfThreeBits), "export the bundle again");
+    const std::string got = std::to_string(version) + ", with 3 bits in the variant " + key;
+    top.Fail("format_version", got, std::to_string(kFormatVersionOfThreeBits), "export the bundle again");
   }
   config.dense = ReadAction(top, "dense", top.Value("dense"), config);
   if (config.dense.kv != 100) top.Fail("dense", config.dense.Tag(), "an action that reads all KV pages (k100)");
