@@ -73,7 +73,7 @@ def old_bundle(folder: Path, version: int, family: str = "llama") -> tuple[SolCo
 def test_an_old_bundle_becomes_the_present_one(family: str, version: int, tmp_path: Path) -> None:
     folder = tmp_path / "bundle"
     config, graphs = old_bundle(folder, version, family)
-    with pytest.raises(BundleError, match=rf"got {version}, expected 5; run `sol-rt migrate '{folder}'`"):
+    with pytest.raises(BundleError, match=rf"got {version}, expected 5 or 6; run `sol-rt migrate '{folder}'`"):
         Bundle.open(folder)
     done = migrate(folder)
     assert (done.version, sorted(done.graphs)) == (version, sorted(graphs))
@@ -150,7 +150,7 @@ def test_weights_of_an_older_format_are_refused(tmp_path: Path) -> None:
     config = folder / CONFIG_NAME
     document = json.loads(config.read_text(encoding="utf-8")) | {"format_version": 2}
     config.write_text(json.dumps(document), encoding="utf-8")
-    with pytest.raises(BundleError, match=r"format_version: got 2, expected 3 to 5; export the bundle again"):
+    with pytest.raises(BundleError, match=r"format_version: got 2, expected 3 to 6; export the bundle again"):
         migrate(folder)
     assert json.loads(config.read_text(encoding="utf-8")) == document
 

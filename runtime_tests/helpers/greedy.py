@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from sol_rt.bundle.actions import Action
-from sol_rt.bundle.bits import MIXED
+from sol_rt.bundle.bits import MIXED, THREE
 from sol_rt.engine.engine import Engine
 
-TIE = {4: 0.1, MIXED: 0.1, 6: 0.1, 8: 0.01}
+TIE = {THREE: 0.1, 4: 0.1, MIXED: 0.1, 6: 0.1, 8: 0.01}
 """Two ways of computing an unpruned step may choose apart where the best two logits are this close, relative to the
-best, by bits: kernels and each provider's MatMulNBits round activations of levels 4 and 6 in their own ways, and a tiny
-random model has no preferences that would drown a flip of 8 bits.
+best, by bits: kernels and each provider's MatMulNBits round activations of levels 3, 4 and 6 in their own ways, and a
+tiny random model has no preferences that would drown a flip of 8 bits.
 """
 
 

@@ -69,6 +69,7 @@ def _result(schedule: str, budget: float | None, cost: float, added: float) -> R
         budget=budget,
         chosen="",
         achieved=_figure(cost),
+        achieved_also=None,
         worst=None,
         floored=False,
         nll=_figure(3.0 + added),
@@ -94,7 +95,7 @@ def evaluation(model: str = "tiny", text: str = "held-out.txt") -> Evaluation:
         SizeReport(size, size - 64, 16, 1024, 16, _result("dense", None, 1.0, 0.0), singles, results, [rival])
         for size in (512, 4096)
     ]
-    return Evaluation(model, "ab" * 32, "bytes", "a processor", [text], 100, 1, Resampling(), "sol", sizes)
+    return Evaluation(model, "ab" * 32, "bytes", None, "a processor", [text], 100, 1, Resampling(), "sol", sizes)
 
 
 def trace(prompt: str = "Once upon a time", steps: int = 120, name: str = "tiny") -> Trace:
