@@ -91,7 +91,11 @@ def migrate(folder: Path) -> Migrated:
     gone = old_files - set(graphs) | ({selection.SELECTION} if version < FORMAT_VERSION else set())
     files = {name: entry for name, entry in config.files.items() if name not in gone}
     files |= {name: FileEntry(len(data), hashlib.sha256(data).hexdigest()) for name, data in contents.items()}
-    text = json.dumps(replace(config, files=files).to_json_dict(), indent=2, ensure_ascii=False)
+    text = json.dumps(
+        replace(config, files=files, kv=replace(config.kv, windows=decoder.windows)).to_json_dict(),
+        indent=2,
+        ensure_ascii=False,
+    )
     contents[CONFIG_NAME] = (text + "\n").encode()
     with replacing_folder(folder) as aside:
         shutil.copytree(folder, aside, symlinks=True, copy_function=_link, dirs_exist_ok=True)

@@ -108,6 +108,10 @@ def _kept(
     actions = tuple(
         entry for entry in config.actions if entry.action.variant in variants and entry.action.kv_density in kv_density
     )
+    if config.variants[config.dense.variant].precision.reads_three_bits:
+        raise UsageError(
+            "--target web: this bundle's dense action reads 3 bits, which browsers have not; export 8 or 4"
+        )
     if config.dense not in [entry.action for entry in actions]:
         raise UsageError(f"--target web: these levels leave out {config.dense.tag}, the dense action; keep its levels")
     variants = {key: variants[key] for key in variants if any(entry.action.variant == key for entry in actions)}

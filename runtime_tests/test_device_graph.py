@@ -16,11 +16,11 @@ from onnx import helper
 
 from helpers.made_configs import made_config
 from helpers.main_memory import MainMemory, cpu_session
-from helpers.random_decoder import CONFIGS
+from helpers.random_decoder import CONFIGS, THREE_BIT_LAYERS
 from helpers.reference import Nested
 from helpers.tiny_bundle import write_bundle
 from sol_rt.bundle.actions import Action
-from sol_rt.bundle.bits import MIXED
+from sol_rt.bundle.bits import MIXED, THREE
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import KvLayout, Variant
 from sol_rt.bundle.graph_file import external_tensors
@@ -37,7 +37,7 @@ from sol_rt.engine.signature import CHANNEL_INPUTS, SPARSE_DIMS
 from sol_rt.errors import DeviceError, ProviderError
 
 PROMPT = list(range(20, 50))
-ROUNDED = {4: 0.03, MIXED: 0.01, 6: 0.03, 8: 0.003}
+ROUNDED = {THREE: 0.04, 4: 0.03, MIXED: 0.01, 6: 0.03, 8: 0.003}
 """Relative error of the logits: on the CPU MatMulNBits rounds activations only where the weights are constants."""
 _NORMS = "RMSNormalization", "LayerNormalization"
 FLIPPED = 0.4
@@ -46,7 +46,8 @@ FLIPPED = 0.4
 
 @pytest.fixture(scope="module", params=sorted(CONFIGS))
 def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return Bundle.open(write_bundle(tmp_path_factory.mktemp("device") / "tiny", request.param, bits=(8, 6, MIXED, 4)))
+    folder, bits = tmp_path_factory.mktemp("device") / "tiny", (8, 6, MIXED, 4, THREE)
+    return Bundle.open(write_bundle(folder, request.param, bits=bits, three_bit_layers=THREE_BIT_LAYERS))
 
 
 def _counts(bundle: Bundle, variant: Variant) -> dict[str, np.ndarray]:

@@ -134,25 +134,26 @@ def _add_screened(
 ) -> None:
     """Adds screened LM heads to the points of every graph but the widest: one for each of _CANDIDATES that the
     vocabulary has rows enough for. They lose what the widest LM head loses, and their divergence from it."""
+    if decoder.head_bias or decoder.logits_cap:
+        return  # what comes after the product would change the order of the rows, and what the offset does
     widest, graphs = widest_bits(config.tensors), sorted(points)[:-1]
     sizes = [size for size in _CANDIDATES if size * _LEAST_ROWS <= decoder.vocab_size]
     if widest == min(MATRIX_BITS) or not sizes:
         return
     whole = {variant.bits: Head.of(variant) for variant in config.variants.values()}
 
-    def logits(bits: int) -> dict[int, FloatArray]:
-        heads = {**whole, **dict.fromkeys(graphs, Head(bits))}
-        engine = _engine(folder, with_heads(folder, config, decoder, heads))
-        return {graph: last_logits(engine, windows, Action(1.0, 1.0, graph)) for graph in graphs}
+    def logits(graph: int, bits: int) -> FloatArray:
+        engine = _engine(folder, with_heads(folder, config, decoder, {**whole, graph: Head(bits)}))
+        return last_logits(engine, windows, Action(1.0, 1.0, graph))
 
-    scores, exact = logits(min(MATRIX_BITS)), logits(widest)
-    for size in sizes:
-        heads = {bits: Head(widest, size, fitted_offset(scores[bits], exact[bits], size)) for bits in graphs}
-        variants = with_heads(folder, config, decoder, {**whole, **heads}).variants.values()
-        sized = {variant.bits: variant.weight_bytes for variant in variants if variant.channel_density == 1.0}
-        for bits, head in heads.items():
-            lost = screen_divergence(scores[bits], exact[bits], Screen(size, head.tail_offset))
-            points[bits][head] = HeadPoint(sized[bits], points[bits][Head(widest)].loss + lost)
+    for graph in graphs:  # one after another: the logits of one graph may take hundreds of megabytes
+        scores, exact = logits(graph, min(MATRIX_BITS)), logits(graph, widest)
+        for size in sizes:
+            head = Head(widest, size, fitted_offset(scores, exact, size))
+            variants = with_heads(folder, config, decoder, {**whole, graph: head}).variants.values()
+            (sized,) = {each.weight_bytes for each in variants if each.bits == graph and each.channel_density == 1.0}
+            lost = screen_divergence(scores, exact, Screen(size, head.tail_offset))
+            points[graph][head] = HeadPoint(sized, points[graph][Head(widest)].loss + lost)
 
 
 def _engine(folder: Path, config: SolConfig) -> Engine:

@@ -519,7 +519,11 @@ class _Recipes:
 
     def _type(self, model: bytes) -> tuple[int, list[int]]:
         if model not in self._types:
-            inferred = onnx.shape_inference.infer_shapes(onnx.load_from_string(model), strict_mode=True)
+            inferred = onnx.shape_inference.infer_shapes(
+                onnx.load_from_string(model),
+                strict_mode=True,
+                data_prop=True,  # shapes that a node computes
+            )
             kind = inferred.graph.output[0].type.tensor_type
             self._types[model] = kind.elem_type, [dim.dim_value for dim in kind.shape.dim]
         return self._types[model]

@@ -141,7 +141,7 @@ class WindowScorer:
             budgets: shares of the dense cost, each of which the window's tokens cost on average.
 
         Returns a run for each budget. No schedule avoids more of the divergence from dense at that cost, after dense
-        caches; a real one goes on from caches that its own cheap steps filled.
+        caches, but for what one step more may buy; a real one goes on from caches that its own cheap steps filled.
         """
         window, engine, dense_action = self._window, self._model.engine, self._model.bundle.config.dense
         engine.owner = self

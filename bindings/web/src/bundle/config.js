@@ -11,6 +11,8 @@ export const BLOCK = 32;
 const FORMAT = "sol_rt.bundle";
 const FORMAT_VERSION = 5;
 const FORMAT_VERSION_OF_THREE_BITS = 6; // of bundles with a graph of 3 bits, which copies for browsers leave out
+const THREE_BITS = 3;
+const WITHOUT_THREE_BITS = "make a copy for browsers with `sol-rt export --target web`, which leaves 3 bits out";
 const SAME_WEIGHTS_SINCE = 3;
 const PAGE_SIZE = 4;
 const ALIGNMENT = 4096;
@@ -258,7 +260,7 @@ function readConfig(top) {
   if (version !== FORMAT_VERSION) {
     let hint = version > FORMAT_VERSION ? "install a newer sol_rt" : "export the bundle again";
     if (version >= SAME_WEIGHTS_SINCE && version < FORMAT_VERSION) hint = "run `sol-rt migrate` on its folder";
-    if (version === FORMAT_VERSION_OF_THREE_BITS) hint = "make a copy for browsers with `sol-rt export --target web`, which leaves 3 bits out";
+    if (version === FORMAT_VERSION_OF_THREE_BITS) hint = WITHOUT_THREE_BITS;
     throw top.fail("format_version", version, FORMAT_VERSION, hint);
   }
   const generator = top.text("generator");
@@ -360,6 +362,7 @@ function readVariants(table, model) {
     const isBits = (/** @type {any} */ v) => v === "mixed" || (isInt(v, 1, 16) && v !== MIXED);
     const raw = entry.typed("bits", isBits, 'an integer from 1 to 16, or "mixed"');
     const bits = raw === "mixed" ? MIXED : raw;
+    if (bits === THREE_BITS) throw entry.fail("bits", bits, "4, 6, 8 or \"mixed\"", WITHOUT_THREE_BITS);
     const isDensity = (/** @type {any} */ v) =>
       typeof v === "number" && v >= 0.01 && v <= 1 && Math.round(100 * v) / 100 === v;
     const density = entry.typed("channel_density", isDensity, "a share from 0.01 to 1 in hundredths");

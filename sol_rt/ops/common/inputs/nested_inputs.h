@@ -75,7 +75,7 @@ inline int BitsOf(const Attributes& attributes, const char* op, const char* name
   return ExpectBits(op, name, attributes.IntOr(name, Bits(attributes, op)), MatrixKind::kLayer);
 }
 
-// Whether a matrix of 3 bits has outputs that its codes can be stored of.
+// Refuses a number of outputs that is no multiple of 32, at 3 bits.
 inline void ExpectCodeTiles(const char* op, int64_t N) {
   if (N % static_cast<int64_t>(kCodeTile) != 0) {
     throw Error(std::string(op) + ": got " + std::to_string(N) + " outputs at 3 bits, expected a multiple of 32; export the bundle again");
