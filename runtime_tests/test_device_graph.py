@@ -121,7 +121,9 @@ def _error(got: np.ndarray, expected: np.ndarray) -> float:
 
 
 def test_all_graphs_share_what_the_widest_one_holds(bundle: Bundle) -> None:
-    variants = bundle.config.variants.values()
+    variants = [
+        each for each in bundle.config.variants.values() if each.bits != THREE
+    ]  # 3 bits have weights of their own
     values = {
         variant.key: {value.name: value.bytes for value in _graph(bundle, variant, one_token=False).values}
         for variant in variants
