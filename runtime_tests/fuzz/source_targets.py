@@ -22,6 +22,7 @@ from sol_rt.bundle.config_reader import read_config
 from sol_rt.bundle.policy_inputs import KNOWN_SCALARS
 from sol_rt.bundle.selection import Measured
 from sol_rt.export.actions.action_set import choose_actions
+from sol_rt.export.actions.lm_head_bits import Head
 from sol_rt.export.actions.measuring import Measurements
 from sol_rt.export.actions.stored import Settings, StoredCalibration
 from sol_rt.export.blob import memory
@@ -169,7 +170,7 @@ def stored_calibration(folder: Path) -> Reader:
         origin="made up",
         fitted=((1, 2, 3), (4, 5, 6)),
         most_channels=None,
-        lm_head_bits={8: 8, 4: 4},
+        lm_heads={8: Head(8), 4: Head(8, 40, 0.25)},
         active_channels={
             key: {name: getattr(variant, name) for name in config.model.channels}
             for key, variant in config.variants.items()
