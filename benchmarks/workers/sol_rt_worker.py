@@ -5,7 +5,6 @@ python sol_rt_worker.py BUNDLE --threads N
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,11 @@ import onnxruntime as ort
 from protocol import arguments, serve
 
 from sol_rt import __version__
+from sol_rt.budget.cost.bytes_model import BytesCost
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.engine.engine import Engine
+from sol_rt.generate.model import SolModel
 
 
 class SolRt:
@@ -44,17 +45,10 @@ class SolRt:
 
     def nll(self, request: dict[str, Any]) -> dict[str, Any]:
         """What scoring.py's `scorer` answers; the first half of a window runs dense, then each token is a step."""
-        action, scored = self._action(), []
-        for window in request["windows"]:
-            first = len(window) // 2
-            self._engine.reset()
-            self._engine.forward(window[:first], self._dense)
-            nats = []
-            for token, following in itertools.pairwise(window[first:]):
-                distribution = self._engine.forward((token,), action).distribution
-                nats.append(-distribution.log_probability(following))
-            scored.append(nats)
-        return {"nll": scored}
+        model = SolModel(self._engine, BytesCost(self._engine.bundle.config))
+        schedule = f"fixed:{self._action().tag}"
+        scored = [model.score(window, context=len(window) // 2, schedule=schedule) for window in request["windows"]]
+        return {"nll": [(-each.logprobs[1:]).tolist() for each in scored]}
 
     def _action(self) -> Action:
         return Action.parse(self.action) if self.action else self._dense

@@ -27,7 +27,7 @@ from sol_rt.bundle.config import MATRIX_BITS, SolConfig, Variant
 from sol_rt.engine.engine import Engine
 from sol_rt.export.actions.losses import Candidate, token_divergences
 from sol_rt.export.actions.tail_offset import FloatArray, fitted_offset, last_logits, screen_divergence
-from sol_rt.export.graphs.graph import widest_bits, write_graphs
+from sol_rt.export.graphs.graph import weight_bytes, widest_bits, write_graphs
 from sol_rt.export.sources.decoder import Decoder
 from sol_rt.store.progress import Progress
 
@@ -141,6 +141,7 @@ def _add_screened(
     if widest == min(MATRIX_BITS) or not sizes:
         return
     whole = {variant.bits: Head.of(variant) for variant in config.variants.values()}
+    unpruned = {variant.bits: variant for variant in config.variants.values() if variant.channel_density == 1.0}
 
     def logits(graph: int, bits: int) -> FloatArray:
         engine = _engine(folder, with_heads(folder, config, decoder, {**whole, graph: Head(bits)}))
@@ -150,10 +151,11 @@ def _add_screened(
         scores, exact = logits(graph, min(MATRIX_BITS)), logits(graph, widest)
         for size in sizes:
             head = Head(widest, size, fitted_offset(scores, exact, size))
-            variants = with_heads(folder, config, decoder, {**whole, graph: head}).variants.values()
-            (sized,) = {each.weight_bytes for each in variants if each.bits == graph and each.channel_density == 1.0}
+            screened = replace(unpruned[graph], lm_head_bits=head.bits, lm_head_screen=head.screen)
             lost = screen_divergence(scores, exact, Screen(size, head.tail_offset))
-            points[graph][head] = HeadPoint(sized, points[graph][Head(widest)].loss + lost)
+            points[graph][head] = HeadPoint(
+                weight_bytes(decoder, config.tensors, screened), points[graph][Head(widest)].loss + lost
+            )
 
 
 def _engine(folder: Path, config: SolConfig) -> Engine:

@@ -6,8 +6,10 @@ docs/bundle.md section 4 specifies the format. config_reader.py reads and checks
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 from sol_rt.bundle.actions import Action
@@ -86,6 +88,11 @@ class KvLayout:
     capacity_step: int = 256
     dense_layers: tuple[int, ...] = ()
     windows: tuple[int, ...] = ()
+
+    @cached_property
+    def layer_kinds(self) -> Counter[tuple[int, bool]]:
+        """How many layers have each window and attend densely or not; empty without windows."""
+        return Counter((window, layer in self.dense_layers) for layer, window in enumerate(self.windows))
 
     def capacity_for(self, tokens: int) -> int:
         """The smallest capacity that holds `tokens`. Function bodies need a multiple of `capacity_step`."""

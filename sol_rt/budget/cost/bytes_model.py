@@ -7,7 +7,6 @@ pages_scored. The bytes model takes the three coefficients from the bundle, the 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -92,8 +91,7 @@ def _reads_by_window(held: Any, old_pages: Any, pages: Any, config: SolConfig) -
     kv = config.kv
     tokens: Any = 0
     scored: Any = 0
-    kinds = Counter((window, layer in kv.dense_layers) for layer, window in enumerate(kv.windows))
-    for (window, dense), layers in kinds.items():
+    for (window, dense), layers in kv.layer_kinds.items():
         seen = np.minimum(held, window) if window else held
         before = (held - seen) // kv.page_size
         old = old_pages - before
