@@ -55,6 +55,7 @@ def test_shipped_configs_are_valid(path: Path) -> None:
         ("grpo: 3", "grpo: got 3, expected keys"),
         ("policy: {width: 30}", "policy.width: got 30, expected a multiple of 4"),
         ("policy: {scalars: [entropi]}", "policy.scalars: got entropi, expected entropy"),
+        ("policy: {actions: [k100-s100-q8, k100-s100-q8]}", "policy.actions: got ('k100-s100-q8', 'k100-s100-q8'), expected"),
         ("grpo: {budget: [0.4]}", "grpo.budget: got (0.4,), expected the lowest and the highest, over 0 to 1"),
         ("grpo: {budget: [0.9, 0.4]}", "grpo.budget: got (0.9, 0.4), expected the lowest and the highest"),
         ("grpo: {penalty: [1.0, 2.0]}", "grpo.penalty: got [1.0, 2.0], expected a number"),

@@ -45,6 +45,9 @@ class PolicyConfig:
     """Whether the policy reads the embedding of the token about to be processed."""
     scalars: tuple[str, ...] = KNOWN_SCALARS
     """Names of the scalars that the policy reads, out of those of docs/bundle.md, section 5."""
+    actions: tuple[str, ...] = ()
+    """Tags of the actions that the policy picks among, dense among them. Without any: those on the lower hull of the
+    bundle's losses at a length of `data.windows`. Every action more makes measuring longer."""
 
 
 @dataclass(frozen=True)
@@ -275,6 +278,7 @@ def _check(config: TrainConfig, where: str) -> None:
         near = difflib.get_close_matches(scalar, KNOWN_SCALARS, 1)
         need(scalar in KNOWN_SCALARS, "policy.scalars", scalar, near[0] if near else ", ".join(KNOWN_SCALARS))
     need(len(set(policy.scalars)) == len(policy.scalars) > 0, "policy.scalars", policy.scalars, "different names")
+    need(len(set(policy.actions)) == len(policy.actions), "policy.actions", policy.actions, "different tags")
     least = policy.horizon + 2  # an episode needs a token before it and one after it
     need(min(data.windows, default=0) >= least, "data.windows", data.windows, f"{least} tokens or more")
     need(data.held_out >= 2, "data.held_out", data.held_out, "2 or more")

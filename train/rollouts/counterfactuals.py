@@ -80,9 +80,8 @@ def measure(rollouts: Rollouts, tokens: Sequence[int], positions: int) -> Counte
     start = len(tokens) - 1 - length
     rollouts.open(tokens)
     view = rollouts.view(start, length, _BUDGET)
-    steps = [rollouts.losses(start, length, action) for action in rollouts.spec.actions]
-    loss, kl = (torch.stack([getattr(step, name) for step in steps], -1) for name in ("loss", "kl"))
-    parts = (view.token, view.hidden.float(), view.scalars.float(), loss, kl)
+    losses = rollouts.losses(start, length, rollouts.spec.actions)
+    parts = (view.token, view.hidden.float(), view.scalars.float(), losses.loss, losses.kl)
     token, hidden, scalars, loss, kl = (part.cpu() for part in parts)
     return Counterfactuals(token, hidden, scalars, loss, kl, start)
 

@@ -17,7 +17,6 @@ from sol_rt.train.rollouts.observation import (
     checked_text,
     dense_scalars,
     follow,
-    relative_costs,
     row_distributions,
     spread_budget,
 )
@@ -78,18 +77,13 @@ class ReferenceRollouts:
         budgets = spread_budget(budget, schedules)
         return follow(self.spec, start, tokens, budgets, slice(0, schedules), before, choose, step)
 
-    def losses(self, start: int, length: int, action: Action) -> StepLosses:
+    def losses(self, start: int, length: int, actions: Sequence[Action]) -> StepLosses:
         check_range(start, length, self._tokens)
         stop = start + length
         blocks = [(first, min(first + _ROWS, stop)) for first in range(start, stop, _ROWS)]
-        if action == self.spec.cost.dense_action:
-            loss = torch.tensor([-row.log_likelihood for row in self._before[start:stop]], device=self._device)
-            kl = torch.zeros_like(loss)
-        else:
-            parts = [self._block_losses(first, last, action) for first, last in blocks]
-            loss, kl = (torch.cat(of_blocks) for of_blocks in zip(*parts, strict=True))
-        cost = relative_costs(self.spec, (action,), range(start, stop))[:, 0]
-        return StepLosses(loss, kl, torch.from_numpy(cost).float().to(self._device))
+        parts = [self._block_losses(first, last, actions) for first, last in blocks]
+        loss, kl = (torch.cat(of_blocks) for of_blocks in zip(*parts, strict=True))
+        return StepLosses(loss, kl)
 
     def view(self, start: int, length: int, budget: float) -> DenseView:
         check_range(start, length, self._tokens)
@@ -101,16 +95,25 @@ class ReferenceRollouts:
             scalars.to(self._device),
         )
 
-    def _block_losses(self, first: int, stop: int, action: Action) -> tuple[Tensor, Tensor]:
-        """Loss and divergence of an action at positions `first` … `stop` - 1, float32 [n] each, nats.
+    def _block_losses(self, first: int, stop: int, actions: Sequence[Action]) -> tuple[Tensor, Tensor]:
+        """Loss and divergence of A actions at positions `first` … `stop` - 1, float32 [n, A] each, nats.
 
         Every position is a row of the batch with a prefix of its own.
         """
         ids = self._ids[first : stop + 1]
-        cache = self._branches(torch.arange(first, stop, device=self._device), 1)
-        logits, _ = self._reference.step(ids[:-1], [action] * (stop - first), cache)
-        loss = torch.nn.functional.cross_entropy(logits, ids[1:], reduction="none")
-        return loss, _divergence(self._log_probabilities(first, stop - first), logits)
+        reference = self._log_probabilities(first, stop - first)
+        dense = torch.tensor([-row.log_likelihood for row in self._before[first:stop]], device=self._device)
+        losses, divergences = [], []
+        for action in actions:
+            if action == self.spec.cost.dense_action:
+                losses.append(dense)
+                divergences.append(torch.zeros_like(dense))
+                continue
+            cache = self._branches(torch.arange(first, stop, device=self._device), 1)
+            logits, _ = self._reference.step(ids[:-1], [action] * (stop - first), cache)
+            losses.append(torch.nn.functional.cross_entropy(logits, ids[1:], reduction="none"))
+            divergences.append(_divergence(reference, logits))
+        return torch.stack(losses, -1), torch.stack(divergences, -1)
 
     def _branches(self, starts: Tensor, capacity: int) -> BranchCache:
         return BranchCache(self._prefix, starts, self._reference.decoder, self._reference.arithmetic.kv_dtype, capacity)

@@ -111,17 +111,15 @@ class DenseView:
 
 @dataclass(frozen=True)
 class StepLosses:
-    """What one action loses at n positions, each behind a dense cache.
+    """What A actions lose at n positions, each behind a dense cache.
 
     Attributes:
-        loss: float32 [n], loss of the true next token, nats.
-        kl: float32 [n], KL(dense || action) in nats.
-        cost: float32 [n], cost of the action, in dense steps at the same context.
+        loss: float32 [n, A], loss of the true next token, nats.
+        kl: float32 [n, A], KL(dense || action) in nats.
     """
 
     loss: Tensor
     kl: Tensor
-    cost: Tensor
 
 
 class Rollouts(Protocol):
@@ -148,8 +146,8 @@ class Rollouts(Protocol):
         Raises UsageError where the episode does not lie in the text.
         """
 
-    def losses(self, start: int, length: int, action: Action) -> StepLosses:
-        """What an action loses at positions `start` … `start` + `length` - 1, each behind a dense cache of its own.
+    def losses(self, start: int, length: int, actions: Sequence[Action]) -> StepLosses:
+        """What actions lose at positions `start` … `start` + `length` - 1, each behind a dense cache of its own.
 
         Bounds and errors are those of `run`.
         """

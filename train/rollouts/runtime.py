@@ -24,7 +24,6 @@ from sol_rt.train.rollouts.observation import (
     dense_scalars,
     follow,
     joined,
-    relative_costs,
     spread_budget,
 )
 from sol_rt.train.rollouts.rollout import Choose, DenseView, Episode, RolloutSpec, StepLosses
@@ -71,13 +70,11 @@ class RuntimeRollouts:
             episodes.append(follow(self.spec, start, tokens, budgets[one], one, before, choose, step))
         return joined(episodes)
 
-    def losses(self, start: int, length: int, action: Action) -> StepLosses:
+    def losses(self, start: int, length: int, actions: Sequence[Action]) -> StepLosses:
         check_range(start, length, self._tokens)
         blocks = [(first, min(first + _BLOCK, start + length)) for first in range(start, start + length, _BLOCK)]
-        pairs = np.concatenate([self._block_losses(first, stop, action) for first, stop in blocks])
-        cost = relative_costs(self.spec, (action,), range(start, start + length))[:, 0]
-        loss, kl, costs = (torch.tensor(values, dtype=torch.float32) for values in (*pairs.T, cost))
-        return StepLosses(loss, kl, costs)
+        pairs = np.concatenate([self._block_losses(first, stop, actions) for first, stop in blocks])
+        return StepLosses(*torch.tensor(pairs, dtype=torch.float32).unbind(-1))
 
     def view(self, start: int, length: int, budget: float) -> DenseView:
         check_range(start, length, self._tokens)
@@ -93,23 +90,24 @@ class RuntimeRollouts:
         scalars = dense_scalars(start, tokens, before, budget)
         return DenseView(torch.tensor(tokens), torch.from_numpy(np.concatenate(hidden)), scalars)
 
-    def _block_losses(self, first: int, stop: int, action: Action) -> np.ndarray:
-        """Loss and divergence of an action at positions `first` … `stop` - 1, float64 [n, 2], nats."""
+    def _block_losses(self, first: int, stop: int, actions: Sequence[Action]) -> np.ndarray:
+        """Loss and divergence of A actions at positions `first` … `stop` - 1, float64 [n, A, 2], nats."""
         output = self._run_dense(first, stop)
-        pairs = np.zeros((stop - first, 2))
-        if action == self.spec.cost.dense_action:
-            targets = self._tokens[first + 1 : stop + 1]
-            pairs[:, 0] = [
-                -Distribution(row).log_probability(token) for row, token in zip(output.logits, targets, strict=True)
-            ]
-            return pairs
         references = _references(output)
+        targets = self._tokens[first + 1 : stop + 1]
+        dense = [
+            -Distribution(row).log_probability(token) for row, token in zip(output.logits, targets, strict=True)
+        ]
+        pairs = np.zeros((stop - first, len(actions), 2))
         # backwards, so that no step reads what another one left in the cache
-        for position in range(stop - 1, first - 1, -1):
-            self._rewind(position)
-            seen = self._engine.forward((self._tokens[position],), action).distribution
-            loss = -seen.log_probability(self._tokens[position + 1])
-            pairs[position - first] = loss, references[position - first].divergence(seen)
+        for at in reversed(range(stop - first)):
+            for place, action in enumerate(actions):
+                if action == self.spec.cost.dense_action:
+                    pairs[at, place, 0] = dense[at]
+                    continue
+                self._rewind(first + at)
+                seen = self._engine.forward((self._tokens[first + at],), action).distribution
+                pairs[at, place] = -seen.log_probability(targets[at]), references[at].divergence(seen)
         return pairs
 
     def _run_dense(self, first: int, stop: int) -> StepOutput:

@@ -116,7 +116,7 @@ def train(
         in_torch = rollouts == "reference" or (rollouts == "auto" and torch.cuda.is_available())
 
         setup = TrainSetup(
-            rollouts=_rollouts(engine, settings.policy.scalars, in_torch=in_torch, say=say),
+            rollouts=_rollouts(engine, settings, in_torch=in_torch, say=say),
             embed=_embedding(bundle),
             windows=windows,
             config=settings,
@@ -199,19 +199,20 @@ def _windows(data: list[Path], bundle: Bundle, settings: TrainConfig, report: Pr
     return Windows(documents, settings.data, model.max_context, starting_token(tokenizer, model))
 
 
-def _rollouts(engine: Engine, scalars: tuple[str, ...], *, in_torch: bool, say: Callable[[str], None]) -> Rollouts:
-    """What runs the steps, with the bundle's own actions and costs."""
+def _rollouts(engine: Engine, settings: TrainConfig, *, in_torch: bool, say: Callable[[str], None]) -> Rollouts:
+    """What runs the steps, with actions and costs of the bundle."""
     import torch
 
     from sol_rt.budget.cost.calibration_table import load_cost_model
     from sol_rt.train.rollouts.rollout import RolloutSpec
+    from sol_rt.train.run.policy_actions import policy_actions
 
-    bundle = engine.bundle
+    bundle, policy = engine.bundle, settings.policy
     cost = load_cost_model(bundle, *engine.machine, quick=False)
     unit = "bytes; to train on this device's milliseconds run sol-rt calibrate first"
     say(cost.note or f"costs are {unit if cost.name == 'bytes' else 'milliseconds, of the calibration'}")
-    actions = tuple(entry.action for entry in bundle.config.actions)
-    spec = RolloutSpec(actions, cost, scalars, midway=True)
+    actions = policy_actions(bundle.config, cost, policy.actions, settings.data.windows)
+    spec = RolloutSpec(actions, cost, policy.scalars, midway=True)
     if not in_torch:
         from sol_rt.train.rollouts.runtime import RuntimeRollouts
 
