@@ -10,6 +10,9 @@ windows, every action's loss at every position is known. At each budget it compa
     sol       the policy, through the decode loop's schedule and controller
     oracle    the best choice in hindsight: for every token the action of least divergence + multiplier * cost, with the
               multiplier at which a window's mean cost is the budget; no policy avoids more divergence at that cost
+    again     with --again FOLDER: the oracle's choices by that folder's counterfactuals. These are of the same windows
+              and other arithmetic, as `sol-rt train --rollouts reference` measures them. What the oracle has and this
+              one has not is the luck of rounding, which flips channels and codes, and which nobody can foresee.
 
 Losses are divergences from dense in nats per step, each after a dense cache. They are given at exactly the budget's
 cost: what a schedule spent above or below it counts at the static mix's exchange rate. The columns `true token` judge
@@ -54,6 +57,7 @@ def main() -> None:
     parser.add_argument("--policy", type=Path, help="policy.safetensors; default: none, static and oracle alone")
     parser.add_argument("-b", "--budget", default="0.45,0.5,0.55,0.6")
     parser.add_argument("-t", "--threads", type=int, help="with a calibration of so many costs are milliseconds")
+    parser.add_argument("--again", type=Path, help="counterfactuals of the held-out windows in other arithmetic")
     parser.add_argument("--by-length", action="store_true", help="a row for each length of window, too")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -69,9 +73,14 @@ def main() -> None:
     training, held = (list(windows_of(store, name, policy, about["windows"])) for name in ("train", "held"))
     if not training or not held:
         parser.error(f"{given.counterfactuals}: no windows of both kinds; `sol-rt train` measures them")
-    bound = Bound(bundle, spec, policy, training)
+    other = None
+    if given.again is not None:
+        same = CounterfactualStore(given.again, about, about["scalars"], create=False)
+        other = {id(window): same.read(f"held-{number:06d}", KNOWN_SCALARS) for number, (_, window) in enumerate(held)}
+    bound = Bound(bundle, spec, policy, training, other)
     print(f"{len(held)} held-out windows, {len(training)} for the mix; costs in {cost.name}\n")
-    names = ["static", "uniform", "sol", "oracle"] if policy is not None else ["static", "oracle"]
+    names = ["static", *(["uniform", "sol"] if policy is not None else []), "oracle"]
+    names += ["again"] if other is not None else []
     heads = ["windows", "budget", *(f"{name}" for name in names), *(f"{name} avoids" for name in names[1:])]
     print("| " + " | ".join([*heads, *(f"true token: {name}" for name in names)]) + " |")
     print("|---|" + "--:|" * (len(heads) + len(names) - 1))
@@ -100,10 +109,23 @@ Scores = dict[str, tuple[float, float]]
 
 
 class Bound:
-    """Scores windows; `training` determines the static mix of each length."""
+    """Scores windows.
 
-    def __init__(self, bundle: Bundle, spec: RolloutSpec, policy: TrainedPolicy | None, training: Measured) -> None:
-        self._spec, self._policy, self._training = spec, policy, training
+    Args:
+        bundle, spec, policy: what is scored.
+        training: determines the static mix of each length.
+        other: by `id` of a window, its counterfactuals in other arithmetic.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        spec: RolloutSpec,
+        policy: TrainedPolicy | None,
+        training: Measured,
+        other: dict[int, Counterfactuals] | None,
+    ) -> None:
+        self._spec, self._policy, self._training, self._other = spec, policy, training, other or {}
         self._dense = spec.actions.index(spec.cost.dense_action)
         self._embed = read_matrix(bundle.file(bundle.config.weights_file), bundle.config.tensors, "embed").rows
         self._network = None if policy is None else network_of(policy)
@@ -114,6 +136,8 @@ class Bound:
         alike = [row for of, row in self._training if of == length] or [row for _, row in self._training]
         losses = torch.stack([row.kl.double().mean(0) for row in alike]).mean(0)
         chosen = {"oracle": torch.from_numpy(hindsight(kl.numpy(), costs.numpy(), budget))}
+        if (other := self._other.get(id(window))) is not None:
+            chosen["again"] = torch.from_numpy(hindsight(other.kl.double().numpy(), costs.numpy(), budget))
         for name, steps in self._schedules(budget, losses):
             chosen[name] = torch.tensor(
                 [

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 pytest.importorskip("torch")
 
-from helpers.made_configs import made_config  # noqa: E402
-from sol_rt.budget.cost.bytes_model import BytesCost  # noqa: E402
-from sol_rt.budget.losses import ActionLosses  # noqa: E402
-from sol_rt.bundle.config import SolConfig  # noqa: E402
-from sol_rt.errors import UsageError  # noqa: E402
-from sol_rt.train.run.policy_actions import policy_actions  # noqa: E402
+from helpers.made_configs import made_config
+from sol_rt.budget.cost.bytes_model import BytesCost
+from sol_rt.budget.losses import ActionLosses
+from sol_rt.bundle.config import SolConfig
+from sol_rt.errors import UsageError
+from sol_rt.train.run.policy_actions import policy_actions
 
 TAGS = [f"k{kv}-s{channels}-q{bits}" for kv in ("100", "050", "010") for channels in ("100", "050") for bits in (8, 4)]
 CONTEXTS = (512, 4096)

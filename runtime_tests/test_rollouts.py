@@ -232,6 +232,30 @@ def test_runtime_losses_are_single_steps_on_a_dense_cache(tiny: Tiny) -> None:
         assert view.token.tolist() == tiny.tokens[START : START + 9]
 
 
+def test_losses_along_a_run_are_steps_behind_that_run(tiny: Tiny) -> None:
+    """Every position by an engine that ran the same actions before, and one action more."""
+    rollouts, engine = RuntimeRollouts(tiny.engine, tiny.spec), tiny.engine
+    rollouts.open(tiny.tokens)
+    taken = [5, 0, 7, 7, 2, 6]
+    view, losses = rollouts.along(START, taken, BUDGET)
+    assert losses.loss.shape == losses.kl.shape == (len(taken), len(tiny.spec.actions))
+    for at in range(len(taken)):
+        for place, action in enumerate(tiny.spec.actions):
+            engine.reset()
+            hidden = engine.forward(tiny.tokens[:START], tiny.dense).hidden[-1].copy()
+            for earlier in range(at):
+                step = engine.forward([tiny.tokens[START + earlier]], tiny.spec.actions[taken[earlier]])
+                hidden = step.hidden[-1].copy()
+            got = log_softmax(engine.forward([tiny.tokens[START + at]], action).logits[0])
+            assert float(losses.loss[at, place]) == pytest.approx(-got[tiny.tokens[START + at + 1]], abs=1e-4)
+            assert float(losses.kl[at, place]) == pytest.approx(_divergence(tiny, START + at, got), abs=1e-4)
+        np.testing.assert_allclose(view.hidden[at], hidden, rtol=1e-4, atol=1e-4)
+    assert view.token.tolist() == tiny.tokens[START : START + len(taken)]
+    again = rollouts.losses(START + 3, 1, tiny.spec.actions)  # the cache has no cheap steps any more
+    rollouts.open(tiny.tokens)
+    torch.testing.assert_close(rollouts.losses(START + 3, 1, tiny.spec.actions).kl, again.kl, rtol=1e-5, atol=1e-5)
+
+
 def test_calls_in_any_order_and_another_user_of_the_engine_change_nothing(tiny: Tiny) -> None:
     rollouts = RuntimeRollouts(tiny.engine, tiny.spec)
     rollouts.open(tiny.tokens)
@@ -291,6 +315,10 @@ def test_reference_model_and_runtime_give_the_same_losses_and_views(tiny: Tiny) 
     for place, action in enumerate(tiny.spec.actions):
         _check_close(got.loss[:, place], expected.loss[:, place], tiny, action.tag)
         _check_close(got.kl[:, place], expected.kl[:, place], tiny, action.tag)
+    taken = [(at * at) % len(tiny.spec.actions) for at in range(40)]
+    (_, expected), (_, got) = (source.along(30, taken, BUDGET) for source in (runtime, reference))
+    _check_close(got.loss, expected.loss, tiny, "loss along a run")
+    _check_close(got.kl, expected.kl, tiny, "kl along a run")
     views = runtime.view(30, 70, BUDGET), reference.view(30, 70, BUDGET)
     assert torch.equal(views[0].token, views[1].token)
     _check_close(views[1].hidden, views[0].hidden, tiny, "hidden")

@@ -68,6 +68,9 @@ class WarmStartConfig:
     """Training windows that are measured. Multipliers and the static mixes of comparisons come from them, too."""
     positions: int = 128
     """Positions that are measured, at the end of each window."""
+    along: tuple[float, ...] = ()
+    """Lowest and highest budget, drawn for each window, of a run by the schedule `hull` whose steps the measured
+    positions lie behind, as they do in use. Without them they lie behind dense steps."""
     share: float = 0.6
     """Share of `--minutes` after which measuring stops."""
     updates: int = 2000
@@ -287,6 +290,8 @@ def _check(config: TrainConfig, where: str) -> None:
     most = min(data.windows) - 2
     right = policy.horizon <= warm.positions <= most
     need(right, "warm_start.positions", warm.positions, f"{policy.horizon}, an episode, to {most}, the shortest window")
+    ordered = not warm.along or (len(warm.along) == 2 and 0 < warm.along[0] <= warm.along[1] <= 1)
+    need(ordered, "warm_start.along", warm.along, "nothing, or the lowest and the highest budget, over 0 to 1")
     need(grpo.schedules >= 2, "grpo.schedules", grpo.schedules, "2 or more, to be judged against each other")
     need(0 <= grpo.gamma <= 1, "grpo.gamma", grpo.gamma, "0 to 1")
     ordered = len(grpo.budget) == 2 and 0 < grpo.budget[0] <= grpo.budget[1] <= 1

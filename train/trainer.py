@@ -16,6 +16,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -24,11 +25,17 @@ from sol_rt.bundle.policy_inputs import KNOWN_SCALARS
 from sol_rt.errors import CheckpointError, NumericError, UsageError
 from sol_rt.export.policy_file import TrainedPolicy, write_policy
 from sol_rt.store.progress import Progress
+from sol_rt.train.data.windows import Window
 from sol_rt.train.grpo import Grpo
 from sol_rt.train.holdout import Comparison, HeldOutComparison
 from sol_rt.train.multipliers import Multipliers
 from sol_rt.train.policy_network import new_network
-from sol_rt.train.rollouts.counterfactuals import CounterfactualStore, MeasuredWindows, measure
+from sol_rt.train.rollouts.counterfactuals import (
+    Counterfactuals,
+    CounterfactualStore,
+    MeasuredWindows,
+    measure,
+)
 from sol_rt.train.run.checkpoints import CHECKPOINT, CONFIG, check_resumable, load_checkpoint, save_checkpoint
 from sol_rt.train.run.distributed import Group
 from sol_rt.train.run.log import TrainLog
@@ -38,6 +45,7 @@ from sol_rt.train.run.state import DONE, GRPO, WARM_START, TrainingState
 from sol_rt.train.warm_start import Examples, WarmStart
 
 POLICY = "policy.safetensors"
+_BUDGET_SEED = 6  # second number of the seeds of the runs that positions lie behind; the first is the training's
 _MEASUREMENTS = 40  # how often stage 1 looks at the held-out windows
 
 
@@ -152,9 +160,7 @@ class Trainer:
                 if done % self.config.checkpoint_every == 0:
                     self._checkpoint(now=True)
                 if number % group.size == group.rank:
-                    store.write(
-                        names[number], measure(self.setup.rollouts, windows.tokens(wanted[number]), warm.positions)
-                    )
+                    store.write(names[number], self._measured(wanted[number], number - len(held)))
             group.wait()
         there = list(itertools.takewhile(lambda number: store.has(names[number]), range(len(wanted))))
         read = [store.read(names[number], self.spec.scalars) for number in there]
@@ -164,6 +170,15 @@ class Trainer:
         if not state.measured:
             raise UsageError(f"--minutes {self.setup.minutes}: too short to measure one window; give more")
         return training, MeasuredWindows(read[: len(held)], kinds[: len(held)])
+
+    def _measured(self, window: Window, number: int) -> Counterfactuals:
+        """The counterfactuals of one window; `number` is below 0 for held-out ones."""
+        warm, budget = self.config.warm_start, None
+        if warm.along:
+            seed = [self.config.seed, _BUDGET_SEED, int(number < 0), abs(number)]
+            budget = float(np.random.default_rng(seed).uniform(*warm.along))
+        tokens = self.windows.tokens(window)
+        return measure(self.setup.rollouts, tokens, warm.positions, self.setup.hull, budget)
 
     def _warm_start(self, training: MeasuredWindows, held_out: MeasuredWindows, comparison: HeldOutComparison) -> None:
         """Stage 1. It ends with the network that gained most on the held-out windows."""

@@ -75,6 +75,11 @@ class BranchCache:
     def close(self, slots: Slots) -> None:
         self._own.close(slots)
 
+    def follow(self, row: int) -> None:
+        """Gives every row the own tokens of one of them. Rows have to start alike."""
+        assert not self._ragged
+        self._own = self._own.select(torch.full((len(self._starts),), row, device=self._starts.device))
+
     def token_scores(self, layer: int, query: Tensor, slots: Slots) -> Tensor:
         """Does what `Cache.token_scores` says."""
         count = slots.longest - self._width

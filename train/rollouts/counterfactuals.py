@@ -17,8 +17,11 @@ from safetensors.torch import save
 from torch import Tensor
 
 from sol_rt.atomic_write import write_bytes, write_text
+from sol_rt.budget.controller.budget import Controller
+from sol_rt.budget.hull import Hull
+from sol_rt.budget.schedules.hull import HullSchedule
 from sol_rt.errors import CheckpointError, UsageError
-from sol_rt.train.rollouts.rollout import Rollouts
+from sol_rt.train.rollouts.rollout import Rollouts, RolloutSpec
 
 ABOUT = "about.json"
 _BUDGET = 1.0  # what the stored scalars say; stage 1 gives every episode a budget of its own
@@ -26,11 +29,11 @@ _BUDGET = 1.0  # what the stored scalars say; stage 1 gives every episode a budg
 
 @dataclass(frozen=True)
 class Counterfactuals:
-    """What every action loses at n consecutive positions of a text, each behind a dense cache.
+    """What every action loses at n consecutive positions of a text, behind a dense cache or along a run.
 
     Attributes:
         token: int64 [n], the tokens about to be processed.
-        hidden: float32 [n, H], final norm output of the dense step before.
+        hidden: float32 [n, H], final norm output of the step before.
         scalars: float32 [n, number of scalars], each row as at step 0 of an episode. `measure` gives all KNOWN_SCALARS,
             a store those that its reader names.
         loss: float32 [n, A], loss of the true next token under each action, nats.
@@ -74,16 +77,37 @@ class MeasuredWindows:
         return losses
 
 
-def measure(rollouts: Rollouts, tokens: Sequence[int], positions: int) -> Counterfactuals:
-    """Measures a window: its last `positions` positions that a token to score follows, or as many as it has."""
+def measure(
+    rollouts: Rollouts, tokens: Sequence[int], positions: int, hull: Hull | None = None, budget: float | None = None
+) -> Counterfactuals:
+    """Measures a window: its last `positions` positions that a token to score follows, or as many as it has.
+
+    They lie behind dense steps, or where there is a budget along the run of the schedule `hull` at that budget.
+    """
     length = min(positions, len(tokens) - 2)
     start = len(tokens) - 1 - length
     rollouts.open(tokens)
-    view = rollouts.view(start, length, _BUDGET)
-    losses = rollouts.losses(start, length, rollouts.spec.actions)
+    if hull is None or budget is None:
+        view = rollouts.view(start, length, _BUDGET)
+        losses = rollouts.losses(start, length, rollouts.spec.actions)
+    else:
+        taken = hull_actions(rollouts.spec, hull, budget, range(start, start + length))
+        view, losses = rollouts.along(start, taken, _BUDGET)
     parts = (view.token, view.hidden.float(), view.scalars.float(), losses.loss, losses.kl)
     token, hidden, scalars, loss, kl = (part.cpu() for part in parts)
     return Counterfactuals(token, hidden, scalars, loss, kl, start)
+
+
+def hull_actions(spec: RolloutSpec, hull: Hull, budget: float, contexts: Sequence[int]) -> list[int]:
+    """The actions that the schedule `hull` takes at a budget, as indices into `spec.actions`, one for each context."""
+    controller = Controller(spec.actions, spec.cost, budget)
+    schedule = HullSchedule(controller, hull)
+    taken = []
+    for context in contexts:
+        action = schedule.at(context)
+        controller.record(action, context)
+        taken.append(spec.actions.index(action))
+    return taken
 
 
 class CounterfactualStore:

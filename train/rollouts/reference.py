@@ -20,7 +20,7 @@ from sol_rt.train.rollouts.observation import (
     row_distributions,
     spread_budget,
 )
-from sol_rt.train.rollouts.rollout import Choose, DenseView, Episode, RolloutSpec, StepLosses
+from sol_rt.train.rollouts.rollout import Choose, Episode, PolicyView, RolloutSpec, StepLosses
 
 _CHUNK = 256  # tokens at once in the dense pass
 _ROWS = 64  # positions at once whose losses are measured
@@ -85,14 +85,35 @@ class ReferenceRollouts:
         loss, kl = (torch.cat(of_blocks) for of_blocks in zip(*parts, strict=True))
         return StepLosses(loss, kl)
 
-    def view(self, start: int, length: int, budget: float) -> DenseView:
+    def view(self, start: int, length: int, budget: float) -> PolicyView:
         check_range(start, length, self._tokens)
         tokens = self._tokens[start : start + length]
         scalars = dense_scalars(start, tokens, self._before[start - 1 : start - 1 + length], budget)
-        return DenseView(
+        return PolicyView(
             self._ids[start : start + length],
             self._hidden[start - 1 : start - 1 + length],
             scalars.to(self._device),
+        )
+
+    def along(self, start: int, taken: Sequence[int], budget: float) -> tuple[PolicyView, StepLosses]:
+        check_range(start, len(taken), self._tokens)
+        actions = self.spec.actions
+        cache = self._branches(torch.full((len(actions),), start, device=self._device), len(taken))
+        reference = self._log_probabilities(start, len(taken))
+        hidden, before = [self._hidden[start - 1]], [self._before[start - 1]]
+        losses, divergences = [], []
+        for at, run in enumerate(taken):
+            token, target = self._ids[start + at : start + at + 2].unsqueeze(1).expand(2, len(actions))
+            logits, states = self._reference.step(token, actions, cache)
+            losses.append(torch.nn.functional.cross_entropy(logits, target, reduction="none"))
+            divergences.append(_divergence(reference[at], logits))
+            hidden.append(states[run])
+            before += row_distributions(logits[run : run + 1], target[:1])
+            cache.follow(run)
+        ids = self._ids[start : start + len(taken)]
+        scalars = dense_scalars(start, ids.tolist(), before[:-1], budget).to(self._device)
+        return PolicyView(ids, torch.stack(hidden[:-1]), scalars), StepLosses(
+            torch.stack(losses), torch.stack(divergences)
         )
 
     def _block_losses(self, first: int, stop: int, actions: Sequence[Action]) -> tuple[Tensor, Tensor]:

@@ -95,13 +95,13 @@ class Episode:
 
 
 @dataclass(frozen=True)
-class DenseView:
-    """What a policy sees at n positions when every step before was dense, each as step 0 of an episode.
+class PolicyView:
+    """What a policy sees at n positions, each as step 0 of an episode.
 
     Attributes:
         token: int64 [n], the tokens about to be processed.
         hidden: float32 [n, H], final norm output of the step before.
-        scalars: float32 [n, len(KNOWN_SCALARS)], in that order.
+        scalars: float32 [n, len(KNOWN_SCALARS)], in that order, as if all steps before had been dense.
     """
 
     token: Tensor
@@ -111,7 +111,7 @@ class DenseView:
 
 @dataclass(frozen=True)
 class StepLosses:
-    """What A actions lose at n positions, each behind a dense cache.
+    """What A actions lose at n positions.
 
     Attributes:
         loss: float32 [n, A], loss of the true next token, nats.
@@ -152,5 +152,16 @@ class Rollouts(Protocol):
         Bounds and errors are those of `run`.
         """
 
-    def view(self, start: int, length: int, budget: float) -> DenseView:
+    def view(self, start: int, length: int, budget: float) -> PolicyView:
         """What a policy sees at the positions that `losses` measures. Bounds and errors are those of `run`."""
+
+    def along(self, start: int, taken: Sequence[int], budget: float) -> tuple[PolicyView, StepLosses]:
+        """What a policy sees, and what all actions of `spec` lose, along a run that takes given actions.
+
+        The run begins behind dense steps. Each position lies behind what the run's own steps left in the cache.
+
+        Args:
+            start: the first position. Bounds and errors are those of `run`.
+            taken: the run's action at each position, as an index into `spec.actions`.
+            budget: what the scalar `budget` says.
+        """

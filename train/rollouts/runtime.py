@@ -7,6 +7,7 @@ float32 weights do not fit into memory the only one.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from sol_rt.train.rollouts.observation import (
     joined,
     spread_budget,
 )
-from sol_rt.train.rollouts.rollout import Choose, DenseView, Episode, RolloutSpec, StepLosses
+from sol_rt.train.rollouts.rollout import Choose, Episode, PolicyView, RolloutSpec, StepLosses
 
 _BLOCK = 128  # rows of logits at once; a row of a large vocabulary takes half a megabyte
 
@@ -57,7 +58,7 @@ class RuntimeRollouts:
         engine, tokens, after = self._engine, self._tokens[start : start + horizon], start + horizon
         budgets = spread_budget(budget, schedules)
         before = self._result(self._run_dense(start - 1, start), tokens[0])
-        references = _references(self._run_dense(start, after))
+        references = _references(self._run_dense(start, after), np.float64)
 
         def step(t: int, actions: Sequence[int]) -> StepResult:
             output = engine.forward((tokens[t],), self.spec.actions[actions[0]])
@@ -76,7 +77,7 @@ class RuntimeRollouts:
         pairs = np.concatenate([self._block_losses(first, stop, actions) for first, stop in blocks])
         return StepLosses(*torch.tensor(pairs, dtype=torch.float32).unbind(-1))
 
-    def view(self, start: int, length: int, budget: float) -> DenseView:
+    def view(self, start: int, length: int, budget: float) -> PolicyView:
         check_range(start, length, self._tokens)
         hidden: list[np.ndarray] = []
         before: list[RowDistribution] = []
@@ -88,16 +89,39 @@ class RuntimeRollouts:
             before += [_row(Distribution(row), token) for row, token in zip(output.logits, nexts, strict=True)]
         tokens = self._tokens[start : start + length]
         scalars = dense_scalars(start, tokens, before, budget)
-        return DenseView(torch.tensor(tokens), torch.from_numpy(np.concatenate(hidden)), scalars)
+        return PolicyView(torch.tensor(tokens), torch.from_numpy(np.concatenate(hidden)), scalars)
+
+    def along(self, start: int, taken: Sequence[int], budget: float) -> tuple[PolicyView, StepLosses]:
+        check_range(start, len(taken), self._tokens)
+        stop = start + len(taken)
+        references = [
+            reference
+            for first in range(start, stop, _BLOCK)
+            for reference in _references(self._run_dense(first, min(first + _BLOCK, stop)), np.float32)
+        ]
+        before = self._run_dense(start - 1, start)
+        hidden, rows = np.empty((len(taken), before.hidden.shape[-1]), np.float32), []
+        pairs = np.zeros((len(taken), len(self.spec.actions), 2))
+        for at, run in enumerate(taken):
+            token, target = self._tokens[start + at : start + at + 2]
+            hidden[at] = before.hidden[-1]
+            rows.append(_row(before.distribution, token))
+            for place in [*(other for other in range(pairs.shape[1]) if other != run), run]:  # the cache keeps the last
+                self._engine.truncate(start + at)
+                before = self._engine.forward((token,), self.spec.actions[place])
+                seen = before.distribution
+                pairs[at, place] = -seen.log_probability(target), references[at].divergence(seen)
+        self._dense = start
+        tokens = self._tokens[start:stop]
+        view = PolicyView(torch.tensor(tokens), torch.from_numpy(hidden), dense_scalars(start, tokens, rows, budget))
+        return view, StepLosses(*torch.tensor(pairs, dtype=torch.float32).unbind(-1))
 
     def _block_losses(self, first: int, stop: int, actions: Sequence[Action]) -> np.ndarray:
         """Loss and divergence of A actions at positions `first` … `stop` - 1, float64 [n, A, 2], nats."""
         output = self._run_dense(first, stop)
-        references = _references(output)
+        references = _references(output, np.float64)
         targets = self._tokens[first + 1 : stop + 1]
-        dense = [
-            -Distribution(row).log_probability(token) for row, token in zip(output.logits, targets, strict=True)
-        ]
+        dense = [-Distribution(row).log_probability(token) for row, token in zip(output.logits, targets, strict=True)]
         pairs = np.zeros((stop - first, len(actions), 2))
         # backwards, so that no step reads what another one left in the cache
         for at in reversed(range(stop - first)):
@@ -136,9 +160,9 @@ class RuntimeRollouts:
         )
 
 
-def _references(output: StepOutput) -> list[Reference]:
-    """Each row of dense logits as the reference of divergences."""
-    return [Reference(Distribution(row), np.float64) for row in output.logits]
+def _references(output: StepOutput, dtype: type[np.floating[Any]]) -> list[Reference]:
+    """Each row of dense logits as the reference of divergences, which keeps probabilities in `dtype`."""
+    return [Reference(Distribution(row), dtype) for row in output.logits]
 
 
 def _row(distribution: Distribution, target: int) -> RowDistribution:

@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from sol_rt.budget.hull import Hull
 from sol_rt.errors import UsageError
 from sol_rt.train.config import TrainConfig
 from sol_rt.train.data.windows import Windows
@@ -27,6 +28,7 @@ class TrainSetup:
         counterfactuals: folder of the counterfactuals, which several trainings may share.
         model: name of the model.
         identity: hash of weights and variants, for which the counterfactuals are valid.
+        hull: of the bundle's losses; None where it has none.
         minutes: wall-clock limit over all runs of the training. None: the config's counts alone end it.
     """
 
@@ -38,6 +40,7 @@ class TrainSetup:
     counterfactuals: Path
     model: str
     identity: str
+    hull: Hull | None = None
     minutes: float | None = None
 
     def made_for(self) -> dict[str, str]:
@@ -57,6 +60,7 @@ class TrainSetup:
             "identity": self.identity,
             "actions": [action.tag for action in self.rollouts.spec.actions],
             "positions": self.config.warm_start.positions,
+            "along": list(self.config.warm_start.along),
             "windows": list(self.config.data.windows),
             "held_out": self.config.data.held_out,
             "text": self.windows.digest,

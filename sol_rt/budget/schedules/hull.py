@@ -30,18 +30,22 @@ class HullSchedule:
 
     def choose(self, step: PolicyInput) -> Action:
         """One of the two actions around the allowance, or if that is not allowed the nearest in cost that is."""
+        return self.at(step.context)
+
+    def at(self, context: int) -> Action:
+        """Does what `choose` does, which reads nothing but the number of tokens in the cache."""
         controller = self._controller
         if controller.dense_only:
             return controller.dense
-        costs, allowance = controller.relative_costs(step.context), controller.allowance(step.context)
-        index, high = self._around(allowance, step.context)
+        costs, allowance = controller.relative_costs(context), controller.allowance(context)
+        index, high = self._around(allowance, context)
         gap = costs.item(high) - costs.item(index)
         share = (allowance - costs.item(index)) / gap if gap > 0 else 1.0
         self._carry += min(max(share, 0.0), 1.0)
         if self._carry >= 1.0 - 1e-9:
             self._carry -= 1.0
             index = high
-        return controller.actions[controller.nearest_allowed(index, step.context)]
+        return controller.actions[controller.nearest_allowed(index, context)]
 
     def _around(self, cost: float, context: int) -> tuple[int, int]:
         """Places of the two neighbouring corners of the hull around a relative cost."""

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from sol_rt.budget.hull import Hull
     from sol_rt.bundle.bundle import Bundle
     from sol_rt.engine.engine import Engine
     from sol_rt.store.progress import Progress, Stages
@@ -115,8 +116,9 @@ def train(
         torch.set_num_threads(engine.threads)
         in_torch = rollouts == "reference" or (rollouts == "auto" and torch.cuda.is_available())
 
+        source = _rollouts(engine, settings, in_torch=in_torch, say=say)
         setup = TrainSetup(
-            rollouts=_rollouts(engine, settings, in_torch=in_torch, say=say),
+            rollouts=source,
             embed=_embedding(bundle),
             windows=windows,
             config=settings,
@@ -124,6 +126,7 @@ def train(
             counterfactuals=counterfactuals or folder / "counterfactuals",
             model=name,
             identity=_identity(bundle),
+            hull=_hull(bundle, source, settings),
             minutes=minutes,
         )
         with stages("training") as training:
@@ -222,6 +225,20 @@ def _rollouts(engine: Engine, settings: TrainConfig, *, in_torch: bool, say: Cal
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return ReferenceRollouts(ReferenceModel.from_bundle(bundle.path).to(device), spec)
+
+
+def _hull(bundle: Bundle, source: Rollouts, settings: TrainConfig) -> Hull | None:
+    """The hull of the policy's actions by the bundle's losses; None where the bundle has none."""
+    from sol_rt.budget.hull import Hull
+    from sol_rt.budget.losses import ActionLosses
+
+    losses = ActionLosses(bundle.config)
+    if not losses.measured:
+        if settings.warm_start.along:
+            got = f"warm_start.along: {bundle.path} has no measured losses, which the schedule hull needs"
+            raise UsageError(f"{got}; export the bundle anew, or leave the key out")
+        return None
+    return Hull(source.spec.actions, source.spec.cost, losses.table)
 
 
 def _embedding(bundle: Bundle) -> Callable[[Tensor], Tensor]:
