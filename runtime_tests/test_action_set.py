@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 pytest.importorskip("torch", reason="exporting comes with the extra export")
 from test_export import export, fails, policy_for
@@ -104,6 +106,18 @@ def test_a_context_that_holds_no_whole_window(
     assert list(selection.contexts) == [min(512, room - 1)]
 
 
+@given(
+    st.lists(st.lists(st.floats(-1, 1), min_size=4, max_size=4), min_size=1, max_size=5).map(
+        lambda rows: [np.array(row) for row in rows]
+    )
+)
+def test_a_kv_density_adds_no_less_than_nothing_and_lies_among_the_variants(rows: list[np.ndarray]) -> None:
+    shared = measuring.shared_loss(rows)
+    means = [float(row.mean()) for row in rows]
+    assert shared.shape == (4,)
+    assert max(min(means), 0.0) - 1e-9 <= shared.mean() <= max(*means, 0.0) + 1e-9
+
+
 def test_losses_are_those_of_the_runtime(llama_bundle: Path) -> None:
     """Against steps one by one and a softmax in float64; bytes against the bytes model."""
     from sol_rt.engine.engine import Engine
@@ -131,9 +145,17 @@ def test_losses_are_those_of_the_runtime(llama_bundle: Path) -> None:
     wanted = {(512, cheap): added(text.held_out, 256, cheap).mean()}
     for context, batch in ((512, added(text.held_out, 256, dense_q4)), (640, added([text.long[:896]], 640, dense_q4))):
         window = [text.long[: context + 25]]
-        more = added(window, context, few) - added(window, context, dense_q4)
-        assert abs(more.mean()) > 1e-3  # or the lower KV density would not show
-        wanted |= {(context, dense_q4): batch.mean(), (context, few): batch.mean() + more.mean()}
+        sparse = [action for action in measured.fronts[context] if action.kv_density < 1]
+        assert few in sparse
+        more = [
+            added(window, context, action) - added(window, context, replace(action, kv_density=1.0))
+            for action in sparse
+        ]
+        # what the KV density adds is shared: the mean over variants, each weighted by 1 / variance
+        weights = np.array([1 / row.var() for row in more])
+        shared = float(np.average([row.mean() for row in more], weights=weights))
+        assert abs(shared) > 1e-3  # or the lower KV density would not show
+        wanted |= {(context, dense_q4): batch.mean(), (context, few): batch.mean() + max(shared, 0.0)}
     for (context, action), loss in wanted.items():
         # a batch sums in another order, which now and then turns the rounding of an activation
         assert abs(measured.fronts[context][action].loss - loss) < 1e-3, (context, action)

@@ -7,10 +7,13 @@ First variants at KV density 1 are scored on windows of the text, after contexts
 density 1 and those of the fewest bits, then others if the sum of what both lose would be near the hull.
 
 Variants near the hull are then scored along one long stretch of text, after 512, 2048 and 4096 tokens, at every KV
-density. KV densities below 1 run step by step, so they are scored on fewer tokens than the same variant at 1. With
-l the added loss of a variant and k its added loss at a lower KV density, the reported loss is
+density. KV densities below 1 run step by step, so they are scored on fewer tokens than the same variant at 1: too few
+to tell two of them apart, and a choice among many noisy losses takes the lucky ones. What a lower density adds hardly
+depends on the variant, so variants share it. With l the added loss of a variant and k its added loss at a lower KV
+density, the reported loss is
 
-    mean of l over all its tokens + mean of (k - l) over the tokens that both were scored on.
+    mean of l over all its tokens + max(0, d),
+    d = mean over variants of (mean of (k - l) over the tokens that both were scored on), weighted by 1 / its variance.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ from sol_rt.export.actions.losses import Candidate, Losses, losses_and_divergenc
 from sol_rt.export.actions.selection import NEAR, near_hull
 from sol_rt.store.progress import Progress
 
+_LEAST_VARIANCE = 1e-8  # nats^2; of a variant on which a KV density has no effect
 _MARGIN = 1.5 * NEAR  # of variants that go on to long contexts, where the hull may differ
 
 
@@ -114,11 +118,25 @@ def measure(
         if context != short:
             tokens[context], dense_loss[context] = len(along[dense]), loss
             fronts[context] = {action: scorer.measured(action, context, along[action]) for action in plain}
-        for action in sparse:
-            whole = replace(action, kv_density=1.0)
-            more = along[action] - along[whole][: len(along[action])]
-            fronts[context][action] = scorer.measured(action, context, more, fronts[context][whole])
+        for density in {action.kv_density for action in sparse}:
+            of_density = [action for action in sparse if action.kv_density == density]
+            more = shared_loss([along[a] - along[replace(a, kv_density=1.0)][: len(along[a])] for a in of_density])
+            for action in of_density:
+                base = fronts[context][replace(action, kv_density=1.0)]
+                fronts[context][action] = scorer.measured(action, context, more, base)
     return Measurements(fronts, tokens, dense_loss, collapse_loss)
+
+
+def shared_loss(added: Sequence[Losses]) -> Losses:
+    """What a KV density adds to the losses of all variants, [n], with a mean of at least 0.
+
+    Args:
+        added: by variant, what it adds at each of the same n tokens, [n].
+    """
+    rows = np.array(added)
+    weights = 1 / (rows.var(axis=1) + _LEAST_VARIANCE)
+    shared = weights @ rows / weights.sum()
+    return np.asarray(shared - min(float(shared.mean()), 0.0))
 
 
 class _Scorer:
