@@ -106,22 +106,26 @@ def measure(
         if density < 1
     ]
     sparse = list(dict.fromkeys([*grid, *(action for action in required if action.kv_density < 1)]))
+    tried = set(spread(sorted({replace(action, kv_density=1.0) for action in sparse}), effort.kv_variants))
+    scored = [action for action in sparse if replace(action, kv_density=1.0) in tried]
     for context in contexts(len(text.long), scorer.engine.max_context):
         plain = sorted(useful, reverse=True)
         if context == short:  # the windows have more text for the variants; the stretch serves the KV densities
-            plain = plain if sparse else []
+            plain = sorted(tried, reverse=True)
         elif not sparse and len(useful) == 1:
             continue
         if not plain:
             continue
-        along, loss = scorer.along(plain, sparse, context)
+        # what KV densities are compared with needs no more text than they have
+        most = effort.kv_steps if context == short else effort.long_tokens
+        along, loss = scorer.along(plain, scored, context, most)
         if context != short:
             tokens[context], dense_loss[context] = len(along[dense]), loss
             fronts[context] = {action: scorer.measured(action, context, along[action]) for action in plain}
         for density in {action.kv_density for action in sparse}:
-            of_density = [action for action in sparse if action.kv_density == density]
-            more = shared_loss([along[a] - along[replace(a, kv_density=1.0)][: len(along[a])] for a in of_density])
-            for action in of_density:
+            found = [action for action in scored if action.kv_density == density]
+            more = shared_loss([along[a] - along[replace(a, kv_density=1.0)][: len(along[a])] for a in found])
+            for action in (action for action in sparse if action.kv_density == density):
                 base = fronts[context][replace(action, kv_density=1.0)]
                 fronts[context][action] = scorer.measured(action, context, more, base)
     return Measurements(fronts, tokens, dense_loss, collapse_loss)
@@ -137,6 +141,13 @@ def shared_loss(added: Sequence[Losses]) -> Losses:
     weights = 1 / (rows.var(axis=1) + _LEAST_VARIANCE)
     shared = weights @ rows / weights.sum()
     return np.asarray(shared - min(float(shared.mean()), 0.0))
+
+
+def spread(variants: Sequence[Action], most: int | None) -> list[Action]:
+    """At most `most` of the variants, evenly from the first to the last; None: all."""
+    if most is None or len(variants) <= most:
+        return list(variants)
+    return [variants[round(at)] for at in np.linspace(0, len(variants) - 1, most)]
 
 
 class _Scorer:
@@ -168,7 +179,7 @@ class _Scorer:
         return found, float(np.concatenate(dense_losses).mean())
 
     def along(
-        self, plain: Sequence[Action], sparse: Sequence[Action], context: int
+        self, plain: Sequence[Action], sparse: Sequence[Action], context: int, most: int
     ) -> tuple[dict[Action, Losses], float]:
         """The added losses after `context` tokens of the long stretch, and the dense action's mean loss there.
 
@@ -176,6 +187,7 @@ class _Scorer:
             plain: actions of KV density 1.
             sparse: actions of lower KV density, which are scored on the first few of the same tokens.
             context: in tokens.
+            most: how many tokens to score at KV density 1.
         """
         stage, total = f"losses at {context}", len(plain) + len(sparse)
         length = min(len(self._text.long), self.engine.max_context)
@@ -186,7 +198,7 @@ class _Scorer:
         def report_sparse(step: str, done: float, total_: float) -> None:
             self._progress(stage, len(plain) + len(sparse) * done / total_, total)
 
-        end = min(length, context + self._effort.long_tokens + 1)
+        end = min(length, context + most + 1)
         added, dense_losses = self._added(self._text.long[:end], context, plain, report_plain)
         found = dict(zip(plain, added, strict=True))
         if sparse:
