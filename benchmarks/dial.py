@@ -64,8 +64,9 @@ def main() -> None:
     rows = []
     for name, dial in SETTINGS:
         scored = perplexity(model, text, size=CONTEXT, chunks=arguments.chunks, **_explicit(dial))
-        rows.append({"setting": name, "dial": dial, "ppl": scored.ppl, "stderr": scored.stderr, "nll": scored.nll}
-                    | {"scored_budget": scored.achieved_budget, "scored_actions": scored.actions, **speeds[name]})  # fmt: skip
+        quality = {"ppl": scored.ppl, "stderr": scored.stderr, "nll": scored.nll}
+        steps = {"scored_budget": scored.achieved_budget, "scored_actions": scored.actions}
+        rows.append({"setting": name, "dial": dial, **quality, **steps, **speeds[name]})
         print(rows[-1], file=sys.stderr, flush=True)
     arguments.output.write_text(_page(model, arguments, rows), encoding="utf-8")
     arguments.output.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
