@@ -15,7 +15,7 @@ from sol_rt import __version__, ops
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bits import THREE
 from sol_rt.bundle.bundle import Bundle
-from sol_rt.bundle.config import KV_DTYPES, ActionEntry, FileEntry, KvLayout, SolConfig
+from sol_rt.bundle.config import KV_DTYPES, ActionEntry, FileEntry, SolConfig
 from sol_rt.bundle.selection import Selection
 from sol_rt.errors import UsageError
 from sol_rt.export import parity as parity_report
@@ -193,7 +193,7 @@ def export_bundle(
         config = SolConfig(
             generator=f"sol_rt {__version__}",
             model=model_section(checkpoint, decoder, source, name, folder),
-            kv=KvLayout(kv, windows=decoder.windows),
+            kv=decoder.kv(kv),
             dense=Action(1.0, 1.0, precisions[0].bits),
             variants={variant.key: variant for variant in variants},
             actions=tuple(ActionEntry(action, None) for action in levels.actions(variants)),

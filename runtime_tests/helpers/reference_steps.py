@@ -31,14 +31,22 @@ def difference(got: torch.Tensor, expected: np.ndarray) -> float:
 
 def take_over(engine: Engine, cache: KVCache) -> None:
     """Copies the engine's cache into a row of the reference model's; codes of the keys anew, for function bodies store
-    none."""
+    none. A state is what the filters got for the last tokens."""
+    if engine._states is not None:
+        engine._follow_up(engine._states)
+        for name, _, value, _ in engine._states.bindings():
+            held = value.numpy()[0].T[-engine.length :]
+            cache.reserve(engine.length + 1)
+            cache.inputs[int(name.rpartition(".")[2])][0, engine.length - len(held) : engine.length] = torch.tensor(
+                held
+            )
     cache.reserve(engine.length + 1)
     cache.lengths[:] = engine.length
     buffers = [value.numpy() for _, _, value in engine._cache.bindings()]
     int8 = cache.keys.dtype == torch.int8
     of_layer = 6 if int8 else 4
-    for layer in range(len(cache.keys)):
-        key, value, _, _, *scales = (buffer[:, :, : engine.length] for buffer in buffers[of_layer * layer :][:of_layer])
+    for index, layer in enumerate(engine.bundle.config.kv.attending(len(cache.keys))):
+        key, value, _, _, *scales = (buffer[:, :, : engine.length] for buffer in buffers[of_layer * index :][:of_layer])
         keys = reference.scaled_rows(key, scales[0]) if int8 else key
         packed, ranges = reference.key_codes(keys)
         parts = [cache.keys, cache.values, cache.key_codes, cache.key_ranges, cache.key_scales, cache.value_scales]
