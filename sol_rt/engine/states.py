@@ -1,7 +1,8 @@
 """What layers with a short convolution keep of earlier tokens: a state of a fixed size, and copies of it to go back to.
 
-A state can't be cut off as the KV cache can: after token 100 nothing in it is of token 90. So copies are kept at some
-lengths. Going back restores the last copy at or below the length wanted; the engine runs the tokens behind it again.
+A state can't be cut off as the KV cache can: what it was at token 90 is not in that of token 100. So copies are kept:
+of the last steps, and at some lengths before. Going back restores the last copy at or below the length wanted; the
+engine runs the tokens behind it again.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ from sol_rt.bundle.config import KvLayout, ModelDims
 from sol_rt.engine.signature import state_names
 
 MOST_COPIES = 32
-"""When there are more, every second one of the older half is dropped."""
+"""Copies kept at chosen lengths. When there are more, the one with the closest neighbours is dropped; the longer ago it
+was made, the closer they seem."""
+LAST = 16
+"""Runs whose states are kept, too: steps back by fewer tokens run nothing again."""
 
 
 class States:
@@ -36,6 +40,8 @@ class States:
         shape = (len(self._layers), 1, model.hidden_size, layout.conv_size - 1)
         self._states, self._written = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
         self._copies: dict[int, np.ndarray] = {}
+        self._last = np.zeros((LAST, *shape), np.float32)  # the states after n tokens are at n modulo LAST
+        self._last_lengths = [-1] * LAST
         self.length = 0
 
     def bindings(self) -> Iterator[tuple[str, str, ort.OrtValue, ort.OrtValue]]:
@@ -46,6 +52,10 @@ class States:
 
     def commit(self, length: int) -> None:
         """Takes over what the last run wrote, the states after `length` tokens."""
+        at = length % LAST
+        self._last_lengths[at] = -1
+        self._last[at] = self._written
+        self._last_lengths[at] = length
         self._replace(self._written, length)
 
     def keep(self) -> None:
@@ -54,18 +64,27 @@ class States:
             return
         self._copies[self.length] = self._states.copy()
         if len(self._copies) > MOST_COPIES:
-            for length in sorted(self._copies)[: MOST_COPIES // 2 : 2]:
-                del self._copies[length]
+            kept = sorted(self._copies)
+            gaps = {
+                at: (after - before) / (kept[-1] - at)
+                for before, at, after in zip(kept, kept[1:], kept[2:], strict=False)
+            }
+            del self._copies[min(gaps, key=lambda at: gaps[at])]
 
     def forget(self, length: int) -> None:
         """Drops the copies of more than `length` tokens, which are about to be replaced by others."""
         for longer in [kept for kept in self._copies if kept > length]:
             del self._copies[longer]
+        self._last_lengths = [kept if kept <= length else -1 for kept in self._last_lengths]
 
     def restore(self, length: int) -> None:
-        """Goes back to the last copy of at most `length` tokens, or to the start of a text."""
-        last = max((kept for kept in self._copies if kept <= length), default=0)
-        self._replace(self._copies.get(last, 0.0), last)
+        """Goes back to the last copy of at most `length` tokens, or to the start of a text. Drops later copies."""
+        self.forget(length)
+        nearest = max(0, *self._copies, *self._last_lengths)
+        if nearest in self._last_lengths:
+            self._replace(self._last[nearest % LAST], nearest)
+        else:
+            self._replace(self._copies.get(nearest, 0.0), nearest)
 
     def _replace(self, states: np.ndarray | float, length: int) -> None:
         self.length = -1
@@ -75,4 +94,4 @@ class States:
 
 def states_bytes(model: ModelDims, layout: KvLayout) -> int:
     """Bytes of main memory that states take, the most copies included."""
-    return (2 + MOST_COPIES) * layout.state_bytes(model.hidden_size)
+    return (2 + LAST + MOST_COPIES) * layout.state_bytes(model.hidden_size)

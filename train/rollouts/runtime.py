@@ -104,8 +104,10 @@ class RuntimeRollouts:
             ]
             return pairs
         references = _references(output)
-        # backwards, so that no step reads what another one left in the cache
-        for position in range(stop - 1, first - 1, -1):
+        # backwards, so that no step reads what another one left in the cache; going back through a state runs tokens
+        # again, so that there each dense step is made anew
+        places = range(first, stop) if self._engine.bundle.config.kv.convolving else range(stop - 1, first - 1, -1)
+        for position in places:
             self._rewind(position)
             seen = self._engine.forward((self._tokens[position],), action).distribution
             loss = -seen.log_probability(self._tokens[position + 1])
