@@ -130,7 +130,7 @@ class GgufFile:
         return self
 
     def add(self, name: str, values: np.ndarray, kind: str | None = None) -> None:
-        if kind is None or values.ndim == 1:
+        if kind is None or values.ndim == 1 or values.shape[1] % 32:  # as filters, which no block of a type fits
             self.writer.add_tensor(name, values)
             return
         quantized_type = gguf.GGMLQuantizationType[kind]
