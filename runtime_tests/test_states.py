@@ -191,17 +191,15 @@ def test_a_refused_step_changes_nothing(tmp_path: Path) -> None:
     assert np.array_equal(got, expected)
 
 
-def test_the_first_layer_forgets_a_cheap_step(bundle: Bundle, engine: Engine) -> None:
+def test_the_first_layer_forgets_a_cheap_step(engine: Engine) -> None:
     """Nothing but the last tokens is in its state: after two dense steps it is that of a run without cheap steps."""
-    states = engine._states
-    assert states is not None
 
     def first_state(actions: list[Action]) -> np.ndarray:
         engine.reset()
         engine.forward(TOKENS[:50], DENSE)
         for token, action in zip(TOKENS[50:], actions, strict=False):
             engine.forward([token], action)
-        return np.array(states._states[0])
+        return np.array(engine.states()[0])
 
     cheap, repaired = first_state([CHEAP] * 3), first_state([CHEAP] * 3 + [DENSE] * 2)
     assert not np.allclose(cheap, first_state([DENSE] * 3), rtol=1e-3)

@@ -32,15 +32,10 @@ def difference(got: torch.Tensor, expected: np.ndarray) -> float:
 def take_over(engine: Engine, cache: KVCache) -> None:
     """Copies the engine's cache into a row of the reference model's; codes of the keys anew, for function bodies store
     none. A state is what the filters got for the last tokens."""
-    if engine._states is not None:
-        engine._follow_up(engine._states)
-        for name, _, value, _ in engine._states.bindings():
-            held = value.numpy()[0].T[-engine.length :]
-            cache.reserve(engine.length + 1)
-            cache.inputs[int(name.rpartition(".")[2])][0, engine.length - len(held) : engine.length] = torch.tensor(
-                held
-            )
     cache.reserve(engine.length + 1)
+    for layer, state in zip(engine.bundle.config.kv.convolving, engine.states(), strict=True):
+        held = torch.from_numpy(state.T[-engine.length :])
+        cache.inputs[layer][0, engine.length - len(held) : engine.length] = held
     cache.lengths[:] = engine.length
     buffers = [value.numpy() for _, _, value in engine._cache.bindings()]
     int8 = cache.keys.dtype == torch.int8

@@ -261,6 +261,17 @@ class Engine:
             if self._states is not None:
                 self._states.forget(length)
 
+    def states(self) -> np.ndarray:
+        """The states after the tokens in the cache, float32 [layers with a state, hidden, conv_size - 1], a copy.
+
+        After a rewind, tokens may run again for it, as in `forward`.
+        """
+        with self.exclusive():
+            if self._states is None:
+                return np.zeros((0, self.bundle.config.model.hidden_size, 0), np.float32)
+            self._follow_up(self._states)
+            return self._states.content()
+
     def forward(self, tokens: Sequence[int] | np.ndarray, action: Action, *, num_logits: int = 1) -> StepOutput:
         """Appends tokens to the cache and returns the output of the last `num_logits` of them.
 

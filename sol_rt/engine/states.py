@@ -50,6 +50,10 @@ class States:
         for layer, read, written in zip(self._layers, self._states, self._written, strict=True):
             yield *state_names(layer), wrap(read), wrap(written)
 
+    def content(self) -> np.ndarray:
+        """A copy of the states, float32 [layers, hidden, conv_size - 1]."""
+        return self._states[:, 0].copy()
+
     def commit(self, length: int) -> None:
         """Takes over what the last run wrote, the states after `length` tokens."""
         at = length % LAST

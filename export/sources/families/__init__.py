@@ -10,7 +10,7 @@ To add a family whose decoder is like those here (envelope: see `Decoder` in dec
 docs/models.md shows that on an example.
 
 A family outside the envelope needs more: fields of `Family` and `Decoder`, names in `TensorNames`, its tensors and
-`vector_size` in checkpoint.py, the function body in graphs/layer.py, the CPU and CUDA kernels under sol_rt/ops, the
+`vector_shape` in checkpoint.py, the function body in graphs/layer.py, the CPU and CUDA kernels under sol_rt/ops, the
 reference model in train/reference_model, runtime_tests/helpers/random_decoder.py, and section 3 of docs/bundle.md.
 
 May import: nothing of sol_rt, but `stored`, which reads checkpoints.
