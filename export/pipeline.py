@@ -278,7 +278,7 @@ def export_bundle(
     remember_weights(state, weights.sha256)
     if to_store is not None and save_calibration is not None:
         to_store.write(save_calibration)
-    notes = (checkpoint.note,) if checkpoint.note else ()
+    notes = tuple(note for note in (checkpoint.note, _hosts(config)) if note)
     return ExportReport(output, config, time.monotonic() - began, note, compared, selection, dropped, notes)
 
 
@@ -361,6 +361,13 @@ def _stored_calibration(
     if reason:
         raise UsageError(f"calibration {path}: {reason}; leave --calibration out to measure")
     return stored, f"{path.name}, measured on {stored.origin}"
+
+
+def _hosts(config: SolConfig) -> str:
+    """What does not run the bundle, in one line; empty if every host does."""
+    if not config.kv.convolving:
+        return ""
+    return "layers with a state: the bundle runs in Python on the CPU, not on GPUs, in browsers or in the native core"
 
 
 def _write_small_files(folder: Path, checkpoint: Checkpoint, decoder: Decoder) -> None:

@@ -61,6 +61,7 @@ def _one_thread() -> Iterator[None]:
     params=[
         *((family, "float16", (), {}, {}) for family in sorted(CONFIGS | STATES)),
         ("llama", "int8", (1,), {}, {}),
+        ("lfm2", "int8", (1,), {4: 8}, {4: Screen(30, 0.5)}),
         ("phi", "int8", (0,), {4: 6, 6: 8}, {}),
         ("llama", "float16", (), {4: 8, MIXED: 6}, {4: Screen(30, 0.5), MIXED: Screen(30, -0.5)}),
         ("phi", "float16", (), {4: 8, 6: 8}, {4: Screen(30, 0.5), 6: Screen(30, -0.5)}),
