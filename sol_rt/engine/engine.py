@@ -340,7 +340,7 @@ class Engine:
         self._buffers.kv_pages[:] = ALL_PAGES  # kernels read it if the last chunk is one token
         if self._states is not None:
             self._states.keep()  # steps may have ended here, where the next prompt branches off
-        for start, stop in self._chunks(ids.size):
+        for start, stop in self._chunks(ids.size, num_logits):
             if self.on_chunk is not None:
                 self.on_chunk(start, ids.size)
             chunk = ids[start:stop]
@@ -361,14 +361,14 @@ class Engine:
             self.on_chunk(ids.size, ids.size)
         return StepOutput(logits, hidden, Distribution(logits[-1], self._sums))
 
-    def _chunks(self, tokens: int) -> list[tuple[int, int]]:
+    def _chunks(self, tokens: int, num_logits: int) -> list[tuple[int, int]]:
         """The chunks in which so many tokens are run, each from its first token to behind its last.
 
-        With states the last token is a chunk of its own: the copy before it serves the same prompt again, whose last
-        token always runs anew.
+        With states the last token of a prompt is a chunk of its own: the copy before it serves the same prompt again,
+        whose last token always runs anew.
         """
         ends = {*range(self._chunk, tokens, self._chunk), tokens}
-        if self._states is not None and tokens > 1:
+        if self._states is not None and num_logits == 1 < tokens:
             ends.add(tokens - 1)
         stops = sorted(ends)
         return list(zip([0, *stops], stops, strict=False))
