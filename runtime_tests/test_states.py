@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("torch", reason="exporting comes with the extra export")
 
+from helpers.poison import texts  # noqa: E402
 from helpers.random_checkpoint import PRESETS, RandomCheckpoint, write_random_checkpoint
 from helpers.reference_steps import EXACT, random_tokens
 from sol_rt.budget.cost.bytes_model import BytesCost
@@ -268,6 +269,7 @@ def test_no_gpu_and_no_browser_runs_them(folder: Path, bundle: Bundle, tmp_path:
     ("change", "said"),
     [
         ({"layers": ["conv", "attention"]}, r"kv.layers: .* expected attention or conv for each of the 4 layers"),
+        ({"layers": []}, r"kv.layers: got \[\], expected attention or conv for each of the 4 layers"),
         ({"layers": ["conv", "delta", "conv", "attention"]}, r"kv.layers: .* expected attention or conv for each"),
         ({"layers": ["conv"] * 4}, r"kv.layers: got conv alone, expected layers of both kinds"),
         ({"conv_size": 1}, r"kv.conv_size: got 1, expected an integer from 2 to 32"),
@@ -282,6 +284,22 @@ def test_impossible_layers_are_refused(folder: Path, change: dict[str, Any], sai
     with pytest.raises(BundleError, match=said) as raised:
         parse_config(document, folder / CONFIG_NAME)
     assert "\n" not in str(raised.value)
+
+
+def test_poisoned_layers_are_refused_in_one_line(folder: Path, tmp_path: Path) -> None:
+    document = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+    document["weights"]["tensors"] = dict(list(document["weights"]["tensors"].items())[:1])
+    path, refused = tmp_path / CONFIG_NAME, 0
+    for where, text in texts(document):
+        if "layers" not in where and "conv_size" not in where:
+            continue
+        path.write_text(text, encoding="utf-8", errors="surrogatepass")
+        try:
+            read_config(path)
+        except BundleError as error:
+            assert "\n" not in str(error)
+            refused += 1
+    assert refused > 50
 
 
 def test_a_filter_of_another_size_is_refused(folder: Path, tmp_path: Path) -> None:

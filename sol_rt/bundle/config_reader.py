@@ -245,7 +245,7 @@ def _read_model(table: _Table) -> ModelDims:
 
 def _read_kv(table: _Table, model: ModelDims) -> KvLayout:
     layers = table.texts("layers") if "layers" in table.raw else ()
-    if not set(layers) <= set(LAYER_KINDS) or len(layers) not in (0, model.num_layers):
+    if not set(layers) <= set(LAYER_KINDS) or ("layers" in table.raw and len(layers) != model.num_layers):
         expected = f"{' or '.join(LAYER_KINDS)} for each of the {model.num_layers} layers"
         raise table.fail("layers", _short(json.dumps(layers)), expected)
     if layers and set(layers) != set(LAYER_KINDS):
