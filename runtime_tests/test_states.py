@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("torch", reason="exporting comes with the extra export")
 
-from helpers.poison import texts  # noqa: E402
+from helpers.poison import texts
 from helpers.random_checkpoint import PRESETS, RandomCheckpoint, write_random_checkpoint
 from helpers.reference_steps import EXACT, random_tokens
 from sol_rt.budget.cost.bytes_model import BytesCost
@@ -289,7 +289,7 @@ def test_impossible_layers_are_refused(folder: Path, change: dict[str, Any], sai
 def test_poisoned_layers_are_refused_in_one_line(folder: Path, tmp_path: Path) -> None:
     document = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
     document["weights"]["tensors"] = dict(list(document["weights"]["tensors"].items())[:1])
-    path, refused = tmp_path / CONFIG_NAME, 0
+    path, said = tmp_path / CONFIG_NAME, []
     for where, text in texts(document):
         if "layers" not in where and "conv_size" not in where:
             continue
@@ -297,9 +297,9 @@ def test_poisoned_layers_are_refused_in_one_line(folder: Path, tmp_path: Path) -
         try:
             read_config(path)
         except BundleError as error:
-            assert "\n" not in str(error)
-            refused += 1
-    assert refused > 50
+            said.append(str(error))
+    assert len(said) > 50
+    assert [line for line in said if "\n" in line or len(line) > 1000] == []
 
 
 def test_a_filter_of_another_size_is_refused(folder: Path, tmp_path: Path) -> None:
