@@ -33,7 +33,8 @@ def model_card(config: SolConfig, parity: Parity | None, selection: Selection | 
         selection: the measurements of the actions, None without calibration.
     """
     model = config.model
-    token_bytes = model.num_layers * model.num_kv_heads * config.kv.token_bytes(model.head_dim)
+    attending = len(config.kv.attending(model.num_layers))
+    token_bytes = attending * model.num_kv_heads * config.kv.token_bytes(model.head_dim)
     mixed = ""
     if any(variant.bits == MIXED for variant in config.variants.values()):
         mixed = f" (`{bits_tag(MIXED)}`: its matrices are read at 4, 6 or 8 bits each, by the source's source codes)"
@@ -58,6 +59,7 @@ def model_card(config: SolConfig, parity: Parity | None, selection: Selection | 
         f"| heads, KV heads, head size | {model.num_heads}, {model.num_kv_heads}, {model.head_dim} |",
         f"| vocabulary, longest context | {model.vocab_size}, {model.max_context} |",
         f"| KV cache | {config.kv.dtype}, {token_bytes} bytes a token |",
+        *_states(config),
         f"| weights.bin | {config.files[config.weights_file].bytes / 1e6:.1f} MB, shared by all variants |",
         "",
         "## Variants",
@@ -86,6 +88,15 @@ def model_card(config: SolConfig, parity: Parity | None, selection: Selection | 
     for row in parity.rows:
         lines.append(f"| {row.variant} | {row.max_difference:.3g} | {row.kl:.3g} | {row.top1:.0%} |")
     return "\n".join([*lines, ""])
+
+
+def _states(config: SolConfig) -> list[str]:
+    """The line on layers with a state; none if all layers attend."""
+    kv, model = config.kv, config.model
+    if not kv.convolving:
+        return []
+    layers = f"in {len(kv.convolving)} of {model.num_layers} layers"
+    return [f"| states | {layers}, {kv.state_bytes(model.hidden_size)} bytes; sol_rt runs them in Python on the CPU |"]
 
 
 def _actions(config: SolConfig, selection: Selection | None) -> list[str]:

@@ -91,8 +91,10 @@ def migrate(folder: Path) -> Migrated:
     gone = old_files - set(graphs) | ({selection.SELECTION} if version < FORMAT_VERSION else set())
     files = {name: entry for name, entry in config.files.items() if name not in gone}
     files |= {name: FileEntry(len(data), hashlib.sha256(data).hexdigest()) for name, data in contents.items()}
+    of_model = decoder.kv(config.kv.dtype)
+    kv = replace(config.kv, windows=of_model.windows, layers=of_model.layers, conv_size=of_model.conv_size)
     text = json.dumps(
-        replace(config, files=files, kv=replace(config.kv, windows=decoder.windows)).to_json_dict(),
+        replace(config, files=files, kv=kv).to_json_dict(),
         indent=2,
         ensure_ascii=False,
     )

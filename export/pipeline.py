@@ -15,7 +15,7 @@ from sol_rt import __version__, ops
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bits import THREE
 from sol_rt.bundle.bundle import Bundle
-from sol_rt.bundle.config import KV_DTYPES, ActionEntry, FileEntry, KvLayout, SolConfig
+from sol_rt.bundle.config import KV_DTYPES, ActionEntry, FileEntry, SolConfig
 from sol_rt.bundle.selection import Selection
 from sol_rt.errors import UsageError
 from sol_rt.export import parity as parity_report
@@ -193,7 +193,7 @@ def export_bundle(
         config = SolConfig(
             generator=f"sol_rt {__version__}",
             model=model_section(checkpoint, decoder, source, name, folder),
-            kv=KvLayout(kv, windows=decoder.windows),
+            kv=decoder.kv(kv),
             dense=Action(1.0, 1.0, precisions[0].bits),
             variants={variant.key: variant for variant in variants},
             actions=tuple(ActionEntry(action, None) for action in levels.actions(variants)),
@@ -278,7 +278,7 @@ def export_bundle(
     remember_weights(state, weights.sha256)
     if to_store is not None and save_calibration is not None:
         to_store.write(save_calibration)
-    notes = (checkpoint.note,) if checkpoint.note else ()
+    notes = tuple(note for note in (checkpoint.note, _hosts(config)) if note)
     return ExportReport(output, config, time.monotonic() - began, note, compared, selection, dropped, notes)
 
 
@@ -361,6 +361,13 @@ def _stored_calibration(
     if reason:
         raise UsageError(f"calibration {path}: {reason}; leave --calibration out to measure")
     return stored, f"{path.name}, measured on {stored.origin}"
+
+
+def _hosts(config: SolConfig) -> str:
+    """What does not run the bundle, in one line; empty if every host does."""
+    if not config.kv.convolving:
+        return ""
+    return "layers with a state: the bundle runs in Python on the CPU, not on GPUs, in browsers or in the native core"
 
 
 def _write_small_files(folder: Path, checkpoint: Checkpoint, decoder: Decoder) -> None:

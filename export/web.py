@@ -65,6 +65,11 @@ def write_web_bundle(
         raise UsageError(f"output {output}: is the bundle itself; choose another folder with -o")
     if config.kv.dtype != "float16":
         raise UsageError(f"--target web: {source} has a cache in {config.kv.dtype}, which no browser runs; use float16")
+    if config.kv.convolving:
+        raise UsageError(
+            f"--target web: {source} has layers with a short convolution, which no browser's host runs; "
+            "export a model whose layers all attend"
+        )
     if "config.json" not in config.files:
         raise BundleError(source, "config.json", "no such file", "the model's config", "export the model again")
     decoder = from_hf_config(read_json(source / "config.json"), config.model.max_context)

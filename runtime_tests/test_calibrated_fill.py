@@ -67,7 +67,7 @@ def folder(tmp_path: Path) -> Path:
     return write_random_checkpoint(tmp_path / "checkpoint", PRESETS["tiny-llama"])
 
 
-@pytest.mark.parametrize("preset", FAMILY_PRESETS)
+@pytest.mark.parametrize("preset", [*FAMILY_PRESETS, "tiny-lfm2"])
 def test_hessians_are_of_what_transformers_modules_read(
     preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

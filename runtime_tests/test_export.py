@@ -46,7 +46,7 @@ from sol_rt.export.sources.families import FAMILIES  # noqa: E402
 from sol_rt.export.sources.open_checkpoint import open_checkpoint  # noqa: E402
 from sol_rt.store.progress import silent  # noqa: E402
 
-FAMILY_PRESETS = ("tiny-llama", "tiny-qwen2", "tiny-phi3", "tiny-phi")
+FAMILY_PRESETS = ("tiny-llama", "tiny-qwen2", "tiny-phi3", "tiny-phi", "tiny-lfm2")
 GGUF_PARTS = [
     ("blk.1.ffn_down.weight", "model.layers.1.mlp.fc2.weight"),
     ("blk.1.attn_q.weight", "model.layers.1.self_attn.q_proj.weight"),
@@ -411,10 +411,11 @@ def test_an_int8_cache_is_as_close_to_the_source(preset: str, tmp_path: Path) ->
     source = write_random_checkpoint(tmp_path / preset, PRESETS[preset])
     report = export_bundle(str(source), tmp_path / "out", kv="int8", bits=(8,), calibration="none")
     config = Bundle.open(tmp_path / "out").config
-    assert config.kv == KvLayout("int8")
+    kinds = ("conv", "attention") * 2 if preset == "tiny-lfm2" else ()
+    assert config.kv == KvLayout("int8", layers=kinds, conv_size=3 if kinds else 0)
     onnx.checker.check_model(str(tmp_path / "out" / "model.q8.onnx"), full_check=True)
     model = config.model
-    size = model.num_layers * model.num_kv_heads * 2 * (model.head_dim + 2)
+    size = (kinds.count("attention") or model.num_layers) * model.num_kv_heads * 2 * (model.head_dim + 2)
     assert f"| KV cache | int8, {size} bytes a token |" in (tmp_path / "out" / "README.md").read_text()
     assert report.parity is not None
     assert report.parity.rows[0].kl < 2e-3

@@ -67,6 +67,23 @@ def test_a_file_without_a_window_has_none(made: Callable[..., GgufFile]) -> None
     assert transformers.AutoConfig.for_model(**config).sliding_window is None
 
 
+@pytest.mark.parametrize("counts", [[0, 2, 0, 1], [0, 2], [0, -2, 0, -2], [0, 0, 0, 0]], ids=str)
+def test_layers_that_attend_have_one_number_of_kv_heads(made: Callable[..., GgufFile], counts: list[int]) -> None:
+    file = made("tiny-lfm2")
+    file.writer.kv_data[0]["lfm2.attention.head_count_kv"].value = counts
+    with pytest.raises(
+        CheckpointError, match=r"lfm2\.attention\.head_count_kv: got .* expected 0 or one number for each"
+    ):
+        described(file)
+
+
+def test_a_file_whose_layers_all_attend_has_no_convolutions(made: Callable[..., GgufFile]) -> None:
+    file = made("tiny-lfm2")
+    file.writer.kv_data[0]["lfm2.attention.head_count_kv"].value = [2, 2, 2, 2]
+    with pytest.raises(CheckpointError, match=r"blk\.0\.|self_attn"):
+        described(file)
+
+
 def test_settings_of_yarn_are_read(made: Callable[..., GgufFile]) -> None:
     file = made("tiny-olmo3")
     plain = described(file).ropes

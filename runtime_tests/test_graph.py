@@ -13,7 +13,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto
 
-from helpers.random_decoder import CONFIGS, TRAITS, WEIGHTS, RandomDecoder, describe
+from helpers.random_decoder import CONFIGS, STATES, TRAITS, WEIGHTS, RandomDecoder, describe
 from helpers.reference import Array
 from sol_rt.bundle.bits import MIXED
 from sol_rt.bundle.config import TensorEntry, Variant
@@ -119,6 +119,9 @@ def _run(
     feed |= {"past_length": np.array([0]), "kv_pages": every, "total_length": np.array([len(tokens)], np.int32)}
     feed |= {name: every if variant is None else np.array(getattr(variant, count)) for name, count in COUNTS.items()}
     for layer in range(decoder.num_layers):
+        if decoder.kind(layer) == "conv":
+            feed[f"past_conv.{layer}"] = np.zeros((1, decoder.hidden_size, decoder.conv_size - 1), np.float32)
+            continue
         for part in ("key", "value"):
             feed[f"past_key_values.{layer}.{part}"] = np.zeros(
                 (1, decoder.num_kv_heads, 64, decoder.head_dim), np.float16
@@ -165,11 +168,30 @@ def test_graph_computes_the_decoder(made: tuple[Path, RandomDecoder], channel_de
         assert channel_density == 1.0 or error < pruning / 2
 
 
-@pytest.mark.parametrize("family", sorted(TRAITS))
+@pytest.mark.parametrize("family", sorted(TRAITS | STATES))
 @pytest.mark.parametrize("bits", [8, MIXED, 4])
 def test_graph_of_another_family_computes_the_decoder(family: str, bits: int, tmp_path: Path) -> None:
     """Unpruned, with the bounds above. Those of models with norms behind attention and MLP pass a flip on in full."""
     test_graph_computes_the_decoder((tmp_path, RandomDecoder.write(describe(family), tmp_path)), 1.0, bits)
+
+
+@pytest.mark.parametrize("bits", [8, MIXED])
+def test_a_state_stands_beside_the_cache(bits: int, tmp_path: Path) -> None:
+    decoder = RandomDecoder.write(describe("lfm2"), tmp_path)
+    path = decoder.write_graph(tmp_path, 1.0, bits)
+    onnx.checker.check_model(str(path), full_check=True)
+    model = onnx.load(str(path), load_external_data=False)
+    state = (TensorProto.FLOAT, [1, 64, 3])
+    for values, side in ((model.graph.input, "past"), (model.graph.output, "present")):
+        of_layers = {
+            name: kind for name, kind in _signature(values).items() if name.startswith((f"{side}_", "present."))
+        }
+        of_layers.pop("past_length", None)
+        assert of_layers.pop(f"{side}_conv.0") == state
+        assert {name.split(".")[1] for name in of_layers} == {"1"}
+    nodes = [*model.graph.node, *(node for function in model.functions for node in function.node)]
+    called = {("sol", node.op_type, node.overload) for node in nodes if node.domain == "sol"}
+    assert {(function.domain, function.name, function.overload) for function in model.functions} == called
 
 
 def test_last_positions_are_the_tail_of_all(made: tuple[Path, RandomDecoder]) -> None:

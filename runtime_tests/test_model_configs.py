@@ -37,6 +37,8 @@ def sizes(
     }
 
 
+LFM2_SIZES = sizes(2048, 16, 32, 8, 12288, 65536, 128000)
+LFM2_KINDS = tuple("attention" if layer in (2, 5, 8, 10, 12, 14) else "conv" for layer in range(16))
 CONFIGS: dict[str, dict[str, Any]] = {
     "Llama-3.2-1B": {
         **sizes(2048, 16, 32, 8, 8192, 128256, 131072),
@@ -213,6 +215,32 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "sliding_window": None,
         "tie_word_embeddings": True,
     },
+    "LFM2-1.2B": {
+        **{key: size for key, size in LFM2_SIZES.items() if key != "intermediate_size"},
+        "architectures": ["Lfm2ForCausalLM"],
+        "block_auto_adjust_ff_dim": True,
+        "block_ff_dim": 12288,
+        "block_ffn_dim_multiplier": 1.0,
+        "block_multiple_of": 256,
+        "conv_L_cache": 3,
+        "conv_bias": False,
+        "full_attn_idxs": [2, 5, 8, 10, 12, 14],
+        "norm_eps": 1e-5,
+        "rope_theta": 1e6,
+    },
+    "LFM2.5-350M": {
+        **LFM2_SIZES,
+        "hidden_size": 1024,
+        "num_attention_heads": 16,
+        "intermediate_size": 6656,
+        "architectures": ["Lfm2ForCausalLM"],
+        "block_auto_adjust_ff_dim": True,
+        "conv_L_cache": 3,
+        "layer_types": ["full_attention" if layer in (2, 5, 8, 10, 12, 14) else "conv" for layer in range(16)],
+        "norm_eps": 1e-5,
+        "rope_parameters": {"rope_theta": 1e6, "rope_type": "default"},
+        "tie_embedding": True,
+    },
 }
 
 
@@ -257,6 +285,11 @@ def of(name: str, max_context: int | None = None) -> Decoder:
         ("stablelm-2-1.6b", {"norm": "layer", "rotary_dim": 16, "qk_norm": "none", "qkv_bias": True}),
         ("Hunyuan-0.5B", {"qk_norm": "head", "qk_norm_after_rope": True, "max_context": 262144}),
         ("Ministral-3-3B", {"max_context": 16384, "windows": ()}),
+        (
+            "LFM2-1.2B",
+            {"layer_kinds": LFM2_KINDS, "conv_size": 3, "intermediate_size": 8192, "qk_norm": "head", "tied": True},
+        ),
+        ("LFM2.5-350M", {"layer_kinds": LFM2_KINDS, "conv_bias": False, "intermediate_size": 4608, "tied": True}),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -295,6 +328,23 @@ def test_windows_of_smollm3_are_transformers_own() -> None:
     kinds = auto.for_model("smollm3", **config).layer_types
     assert set(kinds) == {"sliding_attention", "full_attention"}
     assert from_hf_config(config).windows == tuple(512 * (kind == "sliding_attention") for kind in kinds)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"full_attn_idxs": [16]}, r"full_attn_idxs: got \[16\], expected indices of the 16 layers"),
+        ({"full_attn_idxs": []}, "got no layer that attends, expected one or more"),
+        ({"layer_types": ["conv", "mamba"] * 8}, "layer_types: got 'mamba', expected full_attention or conv"),
+        ({"conv_L_cache": 1}, "conv_L_cache: got 1, expected 2 to 32 tokens"),
+        ({"block_ffn_dim_multiplier": -1.0}, r"block_ffn_dim_multiplier: got -1\.0, expected a number above 0"),
+        ({"block_ffn_dim_multiplier": 1e6}, r"intermediate_size: got an MLP of \d+ channels, expected 1 to"),
+        ({"num_attention_heads": 24, "head_dim": 64}, "got 2048 with 24 heads of 64, expected heads that fill"),
+    ],
+)
+def test_short_convolutions_that_no_graph_has(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(CheckpointError, match=said):
+        from_hf_config({**CONFIGS["LFM2-1.2B"], **changes})
 
 
 def test_a_longer_context_takes_the_long_factors() -> None:

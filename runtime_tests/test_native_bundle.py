@@ -186,6 +186,19 @@ def test_damaged_bundles(program: Path, bundle: Path, what: str) -> None:
         assert pair[0] == pair[1]
 
 
+def test_layers_with_a_state_are_refused(program: Path, bundle: Path) -> None:
+    document = json.loads((bundle / CONFIG_NAME).read_text(encoding="utf-8"))
+    kinds = ["conv"] * (document["model"]["num_layers"] - 1) + ["attention"]
+    document["kv"] |= {"layers": kinds, "conv_size": 3}
+    (bundle / CONFIG_NAME).write_text(json.dumps(document), encoding="utf-8")
+    read_config(bundle / CONFIG_NAME)
+    (said,) = run_lines([str(program), "config"], [str(bundle / CONFIG_NAME)])
+    assert said.partition(": ")[2] == (
+        "kv.layers: got layers with a short convolution, expected attention in all layers; "
+        "run the bundle with the Python package's own engine"
+    )
+
+
 def test_wrong_folders(program: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "empty").mkdir()

@@ -18,7 +18,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from helpers.random_decoder import CONFIGS, THREE_BIT_LAYERS, describe  # noqa: E402
+from helpers.random_decoder import CONFIGS, STATES, THREE_BIT_LAYERS, describe  # noqa: E402
 from helpers.reference_steps import (  # noqa: E402
     CONTEXT,
     EXACT,
@@ -59,8 +59,9 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture(
     scope="module",
     params=[
-        *((family, "float16", (), {}, {}) for family in sorted(CONFIGS)),
+        *((family, "float16", (), {}, {}) for family in sorted(CONFIGS | STATES)),
         ("llama", "int8", (1,), {}, {}),
+        ("lfm2", "int8", (1,), {4: 8}, {4: Screen(30, 0.5)}),
         ("phi", "int8", (0,), {4: 6, 6: 8}, {}),
         ("llama", "float16", (), {4: 8, MIXED: 6}, {4: Screen(30, 0.5), MIXED: Screen(30, -0.5)}),
         ("phi", "float16", (), {4: 8, 6: 8}, {4: Screen(30, 0.5), 6: Screen(30, -0.5)}),

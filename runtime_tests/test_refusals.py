@@ -66,7 +66,7 @@ def edit_config(folder: Path, **changes: Any) -> None:
         ("falcon_h1", "FalconH1ForCausalLM", {}, "state-space layers (Mamba)"),
         ("mamba2", "Mamba2ForCausalLM", {}, "state-space layers (Mamba)"),
         ("some_hybrid", "SomeHybridForCausalLM", {"layer_types": ["mamba", "attention"]}, "state-space layers (Mamba)"),
-        ("lfm2", "Lfm2ForCausalLM", {"layer_types": ["conv", "full_attention"]}, "gated short convolutions"),
+        ("lfm2_moe", "Lfm2MoeForCausalLM", {"num_experts": 32}, "a mixture of experts"),
         ("qwen3_next", "Qwen3NextForCausalLM", {"layer_types": ["linear_attention"]}, "linear attention"),
         ("mllama", "MllamaForConditionalGeneration", {"vision_config": {}}, "a vision tower whose text part does not"),
         ("t5", "T5ForConditionalGeneration", {"is_encoder_decoder": True}, "an encoder beside the decoder"),
@@ -95,7 +95,11 @@ def test_the_nearest_model_is_of_the_same_maker(folder: Path, refused: Any) -> N
         folder, model_type="phimoe", architectures=["PhimoeForCausalLM"], num_experts=None, num_local_experts=16
     )
     assert "nearest that works: Phi-4-mini" in refused(folder)
-    edit_config(folder, model_type="unheard_of", architectures=["UnheardOf"], num_local_experts=None)
+    edit_config(
+        folder, model_type="lfm2_moe", architectures=["Lfm2MoeForCausalLM"], num_local_experts=None, num_experts=32
+    )
+    assert "nearest that works: LFM2" in refused(folder)
+    edit_config(folder, model_type="unheard_of", architectures=["UnheardOf"], num_experts=None)
     line = refused(folder)
     assert "got 'UnheardOf', not supported; nearest that works: " in line
     edit_config(folder, model_type=None, architectures=None)

@@ -59,13 +59,17 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope="module", params=[("float16", ()), ("int8", (1,))], ids=["float16", "int8"])
+@pytest.fixture(
+    scope="module",
+    params=[("llama", "float16", ()), ("llama", "int8", (1,)), ("lfm2", "float16", ())],
+    ids=["float16", "int8", "states"],
+)
 def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    kv, dense_layers = request.param
+    family, kv, dense_layers = request.param
     folder = tmp_path_factory.mktemp("tiny")
-    bundle = Bundle.open(write_bundle(folder, bits=(8, 4), policy=True, kv=kv, dense_layers=dense_layers))
+    bundle = Bundle.open(write_bundle(folder, family, bits=(8, 4), policy=True, kv=kv, dense_layers=dense_layers))
     config = bundle.config
-    weights = read_blob(folder / config.weights_file, config.tensors, describe("llama"), config.variants)
+    weights = read_blob(folder / config.weights_file, config.tensors, describe(family), config.variants)
     reference = ReferenceModel(weights, Arithmetic(kv_dtype=getattr(torch, kv)), dense_layers=dense_layers)
     cost = BytesCost(bundle.config)
     assert bundle.config.policy is not None
@@ -325,12 +329,13 @@ def test_reference_model_and_runtime_give_the_same_losses_and_views(tiny: Tiny) 
     _check_close(views[1].scalars, views[0].scalars, tiny, "scalars")
 
 
-@pytest.mark.parametrize("starts", [[70] * 5, [70, 41, 66, 7, 70]])
-def test_branches_equal_caches_of_their_own(starts: list[int]) -> None:
+@pytest.mark.parametrize("family", ["llama", "lfm2"])
+@pytest.mark.parametrize("starts", [[70] * 5, [70, 41, 66, 2, 70]])
+def test_branches_equal_caches_of_their_own(starts: list[int], family: str) -> None:
     """Steps of rows that share a text against steps on a copy of it each, nothing rounded."""
     torch.manual_seed(0)
-    decoder = describe("llama")
-    reference, tokens = _unrounded(), torch.randint(3, decoder.vocab_size, (1, 70))
+    decoder = describe(family)
+    reference, tokens = _unrounded(family), torch.randint(3, decoder.vocab_size, (1, 70))
     whole = reference.new_cache(1)
     reference(tokens, Action(1.0, 1.0, 8), whole)
     copies = whole.select(torch.zeros(len(starts), dtype=torch.int64))
@@ -350,9 +355,9 @@ def test_branches_equal_caches_of_their_own(starts: list[int]) -> None:
         assert branches.lengths.tolist() == copies.lengths.tolist()
 
 
-def _unrounded() -> ReferenceModel:
+def _unrounded(family: str) -> ReferenceModel:
     """A reference model of random float32 weights."""
-    decoder = describe("llama")
+    decoder = describe(family)
     with tempfile.TemporaryDirectory() as folder:
         made = RandomDecoder.write(decoder, Path(folder))
         weights = read_blob(Path(folder) / WEIGHTS, made.tensors, decoder)

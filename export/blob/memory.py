@@ -88,7 +88,7 @@ def require_disk(folder: Path, needed: int) -> None:
 
 
 def _largest_matrix(decoder: Decoder) -> int:
-    return decoder.hidden_size * max(decoder.vocab_size, decoder.up_size, decoder.qkv_size)
+    return decoder.hidden_size * max(decoder.vocab_size, decoder.up_size, _widest_qkv(decoder))
 
 
 def _hessians(decoder: Decoder) -> int:
@@ -102,12 +102,17 @@ def _hessians(decoder: Decoder) -> int:
 
 def _measuring(decoder: Decoder) -> int:
     """The KV cache of a long context, and the logits of a batch."""
-    cache = _LONG_TOKENS * decoder.num_layers * decoder.num_kv_heads * decoder.head_dim * 4
+    attending = sum(decoder.kind(layer) == "attention" for layer in range(decoder.num_layers))
+    cache = _LONG_TOKENS * attending * decoder.num_kv_heads * decoder.head_dim * 4
     return cache + _LOGIT_ROWS * decoder.vocab_size * 4
 
 
+def _widest_qkv(decoder: Decoder) -> int:
+    return max(decoder.mixer_shapes(kind)[0][1] for kind in set(decoder.layer_kinds or ("attention",)))
+
+
 def _layer_weights(decoder: Decoder) -> int:
-    attention = decoder.hidden_size * (decoder.qkv_size + decoder.num_heads * decoder.head_dim)
+    attention = decoder.hidden_size * (_widest_qkv(decoder) + decoder.num_heads * decoder.head_dim)
     return attention + decoder.hidden_size * (decoder.up_size + decoder.intermediate_size)
 
 

@@ -120,9 +120,12 @@ class PaddedTensors:
         head = _Axis(own.head_dim, self.decoder.head_dim)
         inner = _Axis(own.intermediate_size, self.decoder.intermediate_size)
         owner = target.removesuffix(".weight").removesuffix(".bias").rsplit(".", 1)[-1]
+        if self.decoder.kind_of(target) == "conv":
+            head = hidden  # B, C and the filtered channels are one after the other
         if owner.endswith("norm"):
             return (head if owner == "qk_norm" else hidden), _WHOLE
         return {
+            "conv": (hidden, _WHOLE),
             "embed": (_WHOLE, hidden),
             "head": (_WHOLE, hidden),
             "qkv": (head, hidden),
@@ -166,7 +169,11 @@ def padded_inputs(decoder: Decoder, matrix: str, inputs: torch.Tensor) -> torch.
     if own is None:
         return inputs
     part = matrix.rsplit(".", 1)[-1]
-    sizes = {"o": (own.head_dim, decoder.head_dim), "down": (own.intermediate_size, decoder.intermediate_size)}
+    attended = "hidden_size" if decoder.kind_of(matrix) == "conv" else "head_dim"
+    sizes = {
+        "o": (getattr(own, attended), getattr(decoder, attended)),
+        "down": (own.intermediate_size, decoder.intermediate_size),
+    }
     size, padded = sizes.get(part, (own.hidden_size, decoder.hidden_size))
     if size == padded:
         return inputs

@@ -46,7 +46,7 @@ from sol_rt.export.quantize.nested import (
     quantize_matrix,
 )
 from sol_rt.export.quantize.source_codes import SourceCodes, choose_zeros, nest
-from sol_rt.export.sources.checkpoint import Checkpoint, matrices, matrix_shape, vector_size, vectors
+from sol_rt.export.sources.checkpoint import Checkpoint, matrices, matrix_shape, vector_shape, vectors
 from sol_rt.export.sources.decoder import Decoder
 from sol_rt.export.sources.families import Family, TensorNames
 from sol_rt.export.sources.rope import table_names, tables
@@ -78,7 +78,7 @@ def layout(
         end += -(-size // ALIGNMENT) * ALIGNMENT
 
     for vector in vectors(decoder, names):
-        place(vector, "float32", vector_size(decoder, vector))
+        place(vector, "float32", *vector_shape(decoder, vector))
     for index in range(len(decoder.ropes)):
         for table in table_names(index):
             place(table, "float32", decoder.max_context, decoder.rotary_dim // 2)

@@ -6,7 +6,7 @@ One builder serves every family. The graph holds topology only; its weights are 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
@@ -16,9 +16,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from sol_rt.bundle.bits import SCREENED, Precision, bits_tag
+from sol_rt.bundle.bits import SCREENED, LayerBits, Precision, bits_tag
 from sol_rt.bundle.config import FileEntry, KvLayout, SolConfig, TensorEntry, Variant, screened_bytes
-from sol_rt.engine.signature import SPARSE_CHANNELS, SPARSE_KV
+from sol_rt.engine.signature import SPARSE_CHANNELS, SPARSE_KV, state_names
+from sol_rt.export.graphs.conv_layer import ConvLayer
 from sol_rt.export.graphs.functions import operators as bodies
 from sol_rt.export.graphs.functions.attention import sparse_attention
 from sol_rt.export.graphs.functions.attention_shape import NO_WINDOW, WINDOW, AttentionShape
@@ -77,7 +78,10 @@ _BACKWARD = np.iinfo(np.int64).min + 1  # `ends` of a Slice that runs backward t
 
 @dataclass(frozen=True)
 class LayerShapes:
-    """The shapes of a layer's matrices: (K, N), input channels and outputs."""
+    """The shapes of a layer's matrices: (K, N), input channels and outputs.
+
+    Where layers of several kinds differ in outputs, N is the mean over the layers, rounded.
+    """
 
     up: tuple[int, int]
     down: tuple[int, int]
@@ -87,12 +91,14 @@ class LayerShapes:
     @classmethod
     def of(cls, decoder: Decoder) -> LayerShapes:
         """The shapes of a decoder's layers."""
-        hidden, attended = decoder.hidden_size, decoder.num_heads * decoder.head_dim
+        hidden, layers = decoder.hidden_size, decoder.num_layers
+        mixers = [decoder.mixer_shapes(decoder.kind(layer)) for layer in range(layers)]
+        qkv, o = mixers[0]
         return cls(
             (hidden, decoder.up_size),
             (decoder.intermediate_size, hidden),
-            (hidden, decoder.qkv_size),
-            (attended, hidden),
+            (qkv[0], round(sum(shape[1] for shape, _ in mixers) / layers)),
+            o,
         )
 
 
@@ -151,7 +157,8 @@ def variant_tensors(decoder: Decoder, precision: Precision) -> list[str]:
     """The names of the tensors that a variant multiplies or adds. Those that are only looked up are left out."""
     names = weight_names("embed" if decoder.tied else "head", precision.lm_head_bits)
     for layer in range(decoder.num_layers):
-        names += [stored_name(layer, name) for name in layer_weights(decoder, precision.layer(layer))]
+        own = layer_weights(decoder, precision.layer(layer), decoder.kind(layer))
+        names += [stored_name(layer, name) for name in own]
     names += norm_weights(decoder, "final_norm")
     names += ["head.bias"] if decoder.head_bias else []
     names += [table for index in range(len(decoder.ropes)) for table in table_names(index)]
@@ -208,7 +215,9 @@ class _GraphWriter:
         self.target, self.products = target, _PRODUCTS[target]
         self.decoder, self.precision, self.tensors, self.weights_file = decoder, precision, tensors, weights_file
         self.screen = precision.lm_head_screen if target is None else None
-        self.kinds = sorted({precision.layer(layer) for layer in range(decoder.num_layers)})
+        layers = range(decoder.num_layers)
+        self.kinds = sorted({precision.layer(layer) for layer in layers if decoder.kind(layer) == "attention"})
+        self.conv_kinds = sorted({precision.layer(layer) for layer in layers if decoder.kind(layer) == "conv"})
         self.mixed = precision.layers is not None
         self.kv, self.cache = kv, cache_parts(kv)
         self.writer = NodeWriter()
@@ -235,6 +244,14 @@ class _GraphWriter:
     def _layer(self, layer: int, x: str) -> str:
         y, layer_bits = f"layer.{layer}", self.precision.layer(layer)
         self.writer.declare(y, [1, "S", self.decoder.hidden_size])
+        if self.decoder.kind(layer) == "conv":
+            conv = ConvLayer(
+                *(self.writer, self.decoder, layer, layer_bits),
+                mixed=self.mixed,
+                tensor=lambda name: self._tensor(stored_name(layer, name)),
+            )
+            conv.write(x, y)
+            return y
         weights = [stored_name(layer, name) for name in layer_weights(self.decoder, layer_bits)]
         attributes = layer_attributes(self.decoder, layer_bits, self.kv)
         if WINDOW in attributes:
@@ -321,11 +338,17 @@ class _GraphWriter:
         if self.screen is not None:
             sizes = self.decoder.hidden_size, self.decoder.vocab_size
             functions.append(bodies.screened_matmul(self.precision.lm_head_bits, *sizes, self.screen))
-        for bits in sorted({bits for layer_bits in self.kinds for bits in (layer_bits.qkv, layer_bits.o)}):
-            functions.append(self._named(bodies.pruned_matmul(bits, products=self.products), bits))
-        for up, down in sorted({(layer_bits.up, layer_bits.down) for layer_bits in self.kinds}):
-            functions.append(self._named(self._mlp(up, down), up, down))
+        functions += [self._named(*product) for product in self._products(self.kinds)]
+        if self.mixed:
+            functions += [self._overloaded(*product) for product in self._products(self.conv_kinds)]
         return functions
+
+    def _products(self, kinds: Sequence[LayerBits]) -> Iterator[tuple[onnx.FunctionProto, tuple[int, ...]]]:
+        """The bodies of the products in layers of these bits, each with the bits of its matrices."""
+        for bits in sorted({bits for layer_bits in kinds for bits in (layer_bits.qkv, layer_bits.o)}):
+            yield bodies.pruned_matmul(bits, products=self.products), (bits,)
+        for up, down in sorted({(layer_bits.up, layer_bits.down) for layer_bits in kinds}):
+            yield self._mlp(up, down), (up, down)
 
     def _mlp(self, up_bits: int, down_bits: int) -> onnx.FunctionProto:
         decoder = self.decoder
@@ -339,9 +362,14 @@ class _GraphWriter:
             products=self.products,
         )
 
-    def _named(self, function: onnx.FunctionProto, *bits: int) -> onnx.FunctionProto:
+    def _named(self, function: onnx.FunctionProto, bits: tuple[int, ...]) -> onnx.FunctionProto:
         """Renames a function to what the bodies of layers call it."""
         function.name += overload_tag(*bits, mixed=self.mixed)
+        return function
+
+    def _overloaded(self, function: onnx.FunctionProto, bits: tuple[int, ...]) -> onnx.FunctionProto:
+        """Gives a function the overload by which layers that are no function call it."""
+        function.overload = overload_tag(*bits, mixed=True)
         return function
 
     def _inputs(self) -> list[onnx.ValueInfoProto]:
@@ -371,11 +399,16 @@ class _GraphWriter:
         codes = (TensorProto.UINT8, [1, heads, "C", size // 2])
         floats = TensorProto.FLOAT16 if self.target is None else TensorProto.FLOAT
         types = (rows, rows, codes, (floats, [1, heads, "C", 2]), scales, scales)
-        return [
-            helper.make_tensor_value_info(_cache_name(side, part, layer), *kind)
-            for layer in range(self.decoder.num_layers)
-            for part, kind in zip(self.cache, types, strict=False)
-        ]
+        state = TensorProto.FLOAT, [1, self.decoder.hidden_size, self.decoder.conv_size - 1]
+        infos = []
+        for layer in range(self.decoder.num_layers):
+            if self.decoder.kind(layer) == "conv":
+                name = state_names(layer)[side == "present"]
+                infos.append(helper.make_tensor_value_info(name, *state))
+                continue
+            for part, kind in zip(self.cache, types, strict=False):
+                infos.append(helper.make_tensor_value_info(_cache_name(side, part, layer), *kind))
+        return infos
 
 
 def _cache_name(side: str, part: str, layer: int) -> str:

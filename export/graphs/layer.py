@@ -25,6 +25,7 @@ from sol_rt.export.graphs.functions.attention_shape import WINDOW, AttentionShap
 from sol_rt.export.graphs.functions.operators import mlp_weights, weight_parts
 from sol_rt.export.graphs.nodes import NodeWriter, Ref
 from sol_rt.export.sources.decoder import Decoder
+from sol_rt.export.sources.families import LayerKind
 
 CACHE = ("key", "value", "key_codes", "key_range")
 SCALES = ("key_scale", "value_scale")
@@ -32,14 +33,17 @@ SCALES = ("key_scale", "value_scale")
 _STEP = ("past_length", "kv_pages", "active_up", "active_down", "active_qkv", "active_o")
 
 
-def layer_weights(decoder: Decoder, layer_bits: LayerBits) -> list[str]:
+def layer_weights(decoder: Decoder, layer_bits: LayerBits, kind: LayerKind = "attention") -> list[str]:
     """The names of a layer's tensors, without `layers.{i}.`, in the order of the operator's inputs."""
     names = [name for norm in decoder.norms for name in norm_weights(decoder, norm)]
-    names += ["qk_norm.weight"] if decoder.qk_norm != "none" else []
-    biases = (decoder.qkv_bias, decoder.output_bias, decoder.mlp_bias, decoder.mlp_bias)
-    for matrix, bits, bias in zip(layer_bits._fields, layer_bits, biases, strict=True):
+    if kind == "conv":
+        names += ["conv.weight", *(["conv.bias"] if decoder.conv_bias else [])]
+    elif decoder.qk_norm != "none":
+        names.append("qk_norm.weight")
+    biased = decoder.biased(kind)
+    for matrix, bits in layer_bits._asdict().items():
         names += weight_names(matrix, bits)
-        names += [f"{matrix}.bias"] if bias else []
+        names += [f"{matrix}.bias"] if biased[matrix] else []
     return names
 
 

@@ -60,7 +60,7 @@ def matrices(decoder: Decoder, names: TensorNames) -> dict[str, tuple[str, ...]]
     """The bundle's quantized matrices, and the checkpoint's modules whose rows each of them joins."""
     found: dict[str, tuple[str, ...]] = {"embed": (names.embed,)}
     for i in range(decoder.num_layers):
-        for part, modules in (("qkv", names.qkv), ("o", (names.o,)), ("up", names.up), ("down", (names.down,))):
+        for part, modules in names.matrices(decoder.kind(i)).items():
             found[f"layers.{i}.{part}"] = tuple(module.format(i=i) for module in modules)
     if not decoder.tied:
         found["head"] = (names.head,)
@@ -69,12 +69,12 @@ def matrices(decoder: Decoder, names: TensorNames) -> dict[str, tuple[str, ...]]
 
 def matrix_shape(decoder: Decoder, matrix: str) -> tuple[int, int]:
     """(N, K), outputs and input channels, of a matrix of the bundle."""
-    attention = decoder.num_heads * decoder.head_dim
+    qkv, o = decoder.mixer_shapes(decoder.kind_of(matrix))
     return {
         "embed": (decoder.vocab_size, decoder.hidden_size),
         "head": (decoder.vocab_size, decoder.hidden_size),
-        "qkv": (decoder.qkv_size, decoder.hidden_size),
-        "o": (decoder.hidden_size, attention),
+        "qkv": (qkv[1], qkv[0]),
+        "o": (o[1], o[0]),
         "up": (decoder.up_size, decoder.hidden_size),
         "down": (decoder.hidden_size, decoder.intermediate_size),
     }[matrix.rsplit(".", 1)[-1]]
@@ -87,30 +87,36 @@ def vectors(decoder: Decoder, names: TensorNames) -> dict[str, tuple[str, ...]]:
     found: dict[str, tuple[str, ...]] = {f"final_norm.{kind}": (f"{names.final_norm}.{kind}",) for kind in norm_kinds}
     if decoder.head_bias:
         found["head.bias"] = (f"{names.head}.bias",)
-    biased = {"qkv": decoder.qkv_bias, "o": decoder.output_bias, "up": decoder.mlp_bias, "down": decoder.mlp_bias}
     for i in range(decoder.num_layers):
+        kind = decoder.kind(i)
         for norm in decoder.norms:
             module = getattr(names, norm)
             found.update({f"layers.{i}.{norm}.{k}": (f"{module.format(i=i)}.{k}",) for k in norm_kinds})
-        if decoder.qk_norm != "none":  # a norm that all heads share is repeated for each
+        if kind == "conv":
+            for part in ("weight", "bias") if decoder.conv_bias else ("weight",):
+                found[f"layers.{i}.conv.{part}"] = (f"{names.conv.format(i=i)}.{part}",)
+        elif decoder.qk_norm != "none":  # a norm that all heads share is repeated for each
             found[f"layers.{i}.qk_norm.weight"] = tuple(
                 f"{module.format(i=i, h=head)}.weight"
                 for module, heads in qk_norms
                 if module is not None
                 for head in range(heads if decoder.qk_norm == "head" else 1)
             )
-        for part, modules in (("qkv", names.qkv), ("o", (names.o,)), ("up", names.up), ("down", (names.down,))):
+        biased = decoder.biased(kind)
+        for part, modules in names.matrices(kind).items():
             if biased[part]:
                 found[f"layers.{i}.{part}.bias"] = tuple(f"{module.format(i=i)}.bias" for module in modules)
     return found
 
 
-def vector_size(decoder: Decoder, vector: str) -> int:
-    """The number of elements of a vector of the bundle."""
-    owner = vector.rsplit(".", 1)[0]
+def vector_shape(decoder: Decoder, vector: str) -> tuple[int, ...]:
+    """The shape of a vector of the bundle. The filters of a short convolution are a row for each channel."""
+    owner, part = vector.rsplit(".", 1)
     if owner.endswith("qk_norm"):
-        return decoder.qk_size
-    return decoder.hidden_size if owner.endswith("norm") else matrix_shape(decoder, owner)[0]
+        return (decoder.qk_size,)
+    if owner.endswith(".conv"):
+        return (decoder.hidden_size, decoder.conv_size) if part == "weight" else (decoder.hidden_size,)
+    return (decoder.hidden_size if owner.endswith("norm") else matrix_shape(decoder, owner)[0],)
 
 
 def check_tensors(checkpoint: Checkpoint, decoder: Decoder, family: Family) -> None:
@@ -141,7 +147,8 @@ def check_tensors(checkpoint: Checkpoint, decoder: Decoder, family: Family) -> N
         rows, columns = matrix_shape(decoder, matrix)
         take(tuple(f"{module}.weight" for module in modules), matrix, rows, (columns,))
     for vector, tensors in vectors(decoder, family.names).items():
-        take(tensors, vector, vector_size(decoder, vector), ())
+        rows, *columns_of = vector_shape(decoder, vector)
+        take(tensors, vector, rows, (1, *columns_of) if columns_of else ())  # filters have one input channel each
     if decoder.tied:
         unread.discard(f"{family.names.head}.weight")
     unread = {tensor for tensor in unread if not _NOT_READ.search(tensor)}

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from sol_rt.bundle.config import BLOCK, KvLayout, ModelDims
+from sol_rt.bundle.config import BLOCK, LONGEST_FILTER, KvLayout, ModelDims
 from sol_rt.errors import CheckpointError, brief
-from sol_rt.export.sources.families import FAMILIES, Family, GgufForm, NormPlace, QkNorm
+from sol_rt.export.sources.families import FAMILIES, Family, GgufForm, LayerKind, NormPlace, QkNorm
 from sol_rt.export.sources.refusals import nearest, refusal
 from sol_rt.export.sources.rope import NO_ROTATION, Rope, make_rope
 
@@ -46,6 +46,8 @@ class Decoder:
     Sequential blocks: x += attention(norm(x)); x += mlp(norm(x)).
     Parallel blocks: x += attention(norm(x)) + mlp(norm(x)).
     Norms may also stand behind attention and MLP, instead or as well: x += norm(attention(x)).
+    In layers of the kind `conv`, which are sequential with the norms before, a gated short convolution stands in the
+    place of attention. What that needs of earlier tokens is a state of a fixed size.
 
     Attributes:
         family: the family's key in FAMILIES, its `model_type`.
@@ -78,6 +80,10 @@ class Decoder:
         interleaved_rope: the checkpoint's rotary embedding rotates neighbouring channels. weights.bin has the rows of
             q and k in the order of the half-split form.
         qkv_by_head: the checkpoint's joint matrix has q, k and v head by head. weights.bin has all of q first.
+        layer_kinds: what each layer has in front of its MLP; empty: attention in all layers.
+        conv_size: tokens that the filter of a short convolution reads, the new one included; 0 without such layers.
+        conv_bias: whether the short convolutions' projections and filters have a bias. The bundle's matrix `qkv` of
+            such a layer is the input projection, [3 hidden] outputs, and `o` the output projection.
         unpadded: the checkpoint's sizes, where the sizes above are padded; None: they are the checkpoint's.
     """
 
@@ -117,11 +123,23 @@ class Decoder:
     logits_cap: float = 0.0
     interleaved_rope: bool = False
     qkv_by_head: bool = False
+    layer_kinds: tuple[LayerKind, ...] = ()
+    conv_size: int = 0
+    conv_bias: bool = False
     unpadded: Sizes | None = None
 
     def window(self, layer: int) -> int:
         """How many tokens a layer attends to, the new one included; 0: all."""
         return self.windows[layer] if self.windows else 0
+
+    def kind(self, layer: int) -> LayerKind:
+        """What a layer has in front of its MLP."""
+        return self.layer_kinds[layer] if self.layer_kinds else "attention"
+
+    def kind_of(self, tensor: str) -> LayerKind:
+        """The kind of the layer that a tensor of the bundle belongs to, such as `layers.0.qkv` or a bias of it."""
+        parts = tensor.split(".")
+        return self.kind(int(parts[1])) if parts[0] == "layers" else "attention"
 
     @property
     def norms(self) -> tuple[str, ...]:
@@ -148,6 +166,19 @@ class Decoder:
         """The number of outputs of the joint q, k and v projection."""
         return (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
 
+    def biased(self, kind: LayerKind) -> dict[str, bool]:
+        """Which matrices of a layer of a kind have a bias, by their names in the bundle."""
+        conv = kind == "conv"
+        qkv, o = (self.conv_bias if conv else own for own in (self.qkv_bias, self.output_bias))
+        return {"qkv": qkv, "o": o, "up": self.mlp_bias, "down": self.mlp_bias}
+
+    def mixer_shapes(self, kind: LayerKind) -> tuple[tuple[int, int], tuple[int, int]]:
+        """The shapes (K, N), input channels and outputs, of the matrices `qkv` and `o` of a layer of a kind."""
+        hidden, attended = self.hidden_size, self.num_heads * self.head_dim
+        if kind == "conv":
+            return (hidden, 3 * hidden), (hidden, hidden)
+        return (hidden, self.qkv_size), (attended, hidden)
+
     @property
     def up_size(self) -> int:
         """The number of outputs of the first MLP matrix, the gate's included."""
@@ -156,9 +187,13 @@ class Decoder:
     @property
     def weights(self) -> int:
         """The number of weights that a token is multiplied with: those of the layers' matrices and the LM head."""
-        attention = self.hidden_size * (self.qkv_size + self.num_heads * self.head_dim)
-        layer = attention + self.hidden_size * (self.up_size + self.intermediate_size)
-        return self.num_layers * layer + self.hidden_size * self.vocab_size
+        mixers = [math.prod(shape) for layer in range(self.num_layers) for shape in self.mixer_shapes(self.kind(layer))]
+        mlp = self.hidden_size * (self.up_size + self.intermediate_size)
+        return sum(mixers) + self.num_layers * mlp + self.hidden_size * self.vocab_size
+
+    def kv(self, dtype: str) -> KvLayout:
+        """The `kv` section of sol_config.json, of a cache of this type."""
+        return KvLayout(dtype, windows=self.windows, layers=self.layer_kinds, conv_size=self.conv_size)
 
     def dims(
         self,
@@ -244,16 +279,17 @@ def from_hf_config(config: Mapping[str, Any], max_context: int | None = None) ->
             range.
     """
     family = family_of(config)
-    config = {**family.defaults, **config}
+    given = {name: config[other] for other, name in family.other_keys.items() if config.get(other) is not None}
+    config = {**family.defaults, **config, **given}
     hidden, heads = _size(config, "hidden_size"), _size(config, "num_attention_heads")
     num_layers = _size(config, "num_hidden_layers", most=MOST_LAYERS)
-    intermediate, trained_context = _size(config, family.intermediate_key), _size(config, "max_position_embeddings")
+    intermediate, trained_context = _mlp_width(config, family), _size(config, "max_position_embeddings")
     head_dim = _size(config, "head_dim", hidden // heads)
     kv_heads = _size(config, "num_key_value_heads", heads, most=MOST_KV_HEADS)
     rope_parameters = _rope_parameters(config, family)
     rotary_dim = int(head_dim * _rotary_fraction(rope_parameters))
     context = _context(rope_parameters, trained_context, max_context)
-    windows = _windows(config, family, num_layers)
+    windows, layer_kinds = _windows(config, family, num_layers), _layer_kinds(config, family, num_layers)
     activation = config.get("hidden_act") or config.get("hidden_activation") or family.default_activation
     if not isinstance(activation, str) or activation not in _ACTIVATIONS:
         raise CheckpointError(
@@ -299,6 +335,11 @@ def from_hf_config(config: Mapping[str, Any], max_context: int | None = None) ->
         raise CheckpointError(
             f"config.json: head_dim: got {head_dim}, expected an even number whose product with the {heads} heads is a "
             f"multiple of {BLOCK}; models with LayerNorm of q and k can't be padded"
+        )
+    if layer_kinds and heads * sizes.head_dim != sizes.hidden_size:  # `o` has as many inputs in every layer
+        raise CheckpointError(
+            f"config.json: hidden_size: got {hidden} with {heads} heads of {head_dim}, expected heads that fill the "
+            f"hidden state, and a multiple of {BLOCK}; models with short convolutions can't have others"
         )
     if heads % kv_heads or rotary_dim % 2 or not rotary_dim:
         raise CheckpointError(
@@ -349,8 +390,55 @@ def from_hf_config(config: Mapping[str, Any], max_context: int | None = None) ->
         logits_cap=_factor(config, family.logits_cap_key, 0.0),
         interleaved_rope=family.interleaved_rope,
         qkv_by_head=family.qkv_by_head,
+        layer_kinds=layer_kinds,
+        conv_size=_conv_size(config, family) if layer_kinds else 0,
+        conv_bias=bool(layer_kinds) and family.conv is not None and _flag(config, family.conv.bias_key),
         unpadded=None if sizes == own else own,
     )
+
+
+def _mlp_width(config: Mapping[str, Any], family: Family) -> int:
+    """The channels between the MLP's two matrices."""
+    width, rule = _size(config, family.intermediate_key), family.adjusted_width
+    if rule is None or not _flag(config, rule.flag_key):
+        return width
+    width = 2 * width // 3
+    if config.get(rule.factor_key) is not None:
+        multiple = _size(config, rule.multiple_key)
+        width = -(-int(_factor(config, rule.factor_key) * width) // multiple) * multiple
+    if not 1 <= width <= LARGEST_SIZE:
+        raise CheckpointError(
+            f"config.json: {family.intermediate_key}: got an MLP of {width} channels, expected 1 to {LARGEST_SIZE}"
+        )
+    return width
+
+
+def _layer_kinds(config: Mapping[str, Any], family: Family, layers: int) -> tuple[LayerKind, ...]:
+    """What every layer has in front of its MLP; empty if that is attention in all layers. `_windows` checked the
+    list."""
+    if family.conv is None:
+        return ()
+    kinds, attending = config.get("layer_types"), config.get(family.conv.attention_key)
+    if kinds is not None:
+        convolves = [kind == _CONV for kind in kinds]
+    elif attending is None:
+        return ()
+    elif isinstance(attending, list) and all(type(layer) is int and 0 <= layer < layers for layer in attending):
+        convolves = [layer not in attending for layer in range(layers)]
+    else:
+        key = family.conv.attention_key
+        raise CheckpointError(f"config.json: {key}: got {brief(attending)}, expected indices of the {layers} layers")
+    if all(convolves):
+        raise CheckpointError("config.json: layer_types: got no layer that attends, expected one or more")
+    return tuple("conv" if one else "attention" for one in convolves) if any(convolves) else ()
+
+
+def _conv_size(config: Mapping[str, Any], family: Family) -> int:
+    assert family.conv is not None
+    size = _size(config, family.conv.size_key, most=LONGEST_FILTER)
+    if size < 2:
+        raise CheckpointError(f"config.json: {family.conv.size_key}: got {size}, expected 2 to {LONGEST_FILTER} tokens")
+    return size
 
 
 def _whole_blocks(size: int) -> int:
@@ -499,7 +587,7 @@ def _rotating_layers(config: Mapping[str, Any], family: Family, windows: tuple[i
 
 
 _FULL_ATTENTION = ("full_attention", "attention")
-_SLIDING_ATTENTION = "sliding_attention"
+_SLIDING_ATTENTION, _CONV = "sliding_attention", "conv"
 
 
 def _windows(config: Mapping[str, Any], family: Family, layers: int) -> tuple[int, ...]:
@@ -508,10 +596,11 @@ def _windows(config: Mapping[str, Any], family: Family, layers: int) -> tuple[in
     if kinds is not None:
         if not isinstance(kinds, list) or len(kinds) != layers:
             raise CheckpointError(f"config.json: layer_types: got {brief(kinds)}, expected one entry for each layer")
+        other = _SLIDING_ATTENTION if family.conv is None else _CONV
         for kind in kinds:
-            if kind not in (*_FULL_ATTENTION, _SLIDING_ATTENTION):
+            if kind not in (*_FULL_ATTENTION, other):
                 raise CheckpointError(
-                    f"config.json: layer_types: got {brief(kind)}, expected full_attention or {_SLIDING_ATTENTION}"
+                    f"config.json: layer_types: got {brief(kind)}, expected full_attention or {other}"
                 )
     wanted = config.get("use_sliding_window")
     used = _flag(config, "use_sliding_window") if rule.opt_in or wanted is not None else True

@@ -83,8 +83,6 @@ def trait(config: Mapping[str, Any]) -> str:
     layers = config.get("layer_types") or config.get("layers_block_type") or ()
     if kind.startswith(_STATE_SPACE) or "mamba_d_state" in config or "mamba" in layers:
         return "state-space layers (Mamba)"
-    if "conv" in layers or kind.startswith("lfm2"):
-        return "gated short convolutions"
     if any(key in config for key in _LINEAR) or "linear_attention" in layers:
         return "linear attention"
     if "vision_config" in config or "audio_config" in config:

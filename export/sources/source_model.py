@@ -6,6 +6,7 @@ So a model of any depth needs the memory of one layer.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -33,6 +34,8 @@ class SourceModel:
     def __init__(self, checkpoint: Checkpoint, decoder: Decoder, family: Family, tokens: int) -> None:
         from transformers import AutoModelForCausalLM
 
+        # it says that a faster kernel, which no package here has, is not installed
+        logging.getLogger("transformers.integrations.hub_kernels").setLevel(logging.ERROR)
         self._checkpoint, self._decoder, self._family = checkpoint, decoder, family
         config = _config(checkpoint, decoder)
         with torch.device("meta"):

@@ -39,9 +39,11 @@ class GgufFile:
         w.add_context_length(config["max_position_embeddings"])
         w.add_embedding_length(config["hidden_size"])
         w.add_block_count(config["num_hidden_layers"])
-        w.add_feed_forward_length(config[self.family.intermediate_key])
+        decoder = from_hf_config(config)
+        w.add_feed_forward_length(decoder.source.intermediate_size)
         w.add_head_count(config["num_attention_heads"])
-        w.add_head_count_kv(config["num_key_value_heads"])
+        kv_heads = config["num_key_value_heads"]
+        w.add_head_count_kv([kv_heads * (kind == "attention") for kind in decoder.layer_kinds] or kv_heads)
         w.add_rope_dimension_count(rotary_dim)
         settings = {**self.family.defaults, **config}
         w.add_rope_freq_base(self._rope_base(settings))
@@ -53,7 +55,7 @@ class GgufFile:
             if value is not None and name not in w.kv_data[0]:
                 add = {bool: w.add_bool, int: w.add_uint32, float: w.add_float32}[type(value)]
                 add(name, value)
-        if "sliding_window" in self.form.config_keys and (windows := from_hf_config(config).windows):
+        if "sliding_window" in self.form.config_keys and (windows := decoder.windows):
             w.add_sliding_window_pattern([window > 0 for window in windows])
         self._rope_scaling(settings)
         (w.add_layer_norm_eps if self.family.norm == "layer" else w.add_layer_norm_rms_eps)(1e-5)
@@ -101,6 +103,8 @@ class GgufFile:
                 values = interleave(values, heads[part])
             if self.family.qkv_by_head and "attn_qkv" in module:
                 values = values[head_by_head(len(values), heads["q"])]
+            if values.ndim == 3:  # filters: the converter leaves out their one input channel
+                values = values[:, 0]
             if "norm" in module:
                 values = values + np.float32(self.form.norm_offset)
             if packed_qkv and module.split(".")[-2] in ("attn_q", "attn_k", "attn_v"):
@@ -126,7 +130,7 @@ class GgufFile:
         return self
 
     def add(self, name: str, values: np.ndarray, kind: str | None = None) -> None:
-        if kind is None or values.ndim == 1:
+        if kind is None or values.ndim == 1 or values.shape[1] % 32:  # as filters, which no block of a type fits
             self.writer.add_tensor(name, values)
             return
         quantized_type = gguf.GGMLQuantizationType[kind]
@@ -135,8 +139,9 @@ class GgufFile:
     def _pairs(self, hf: TensorNames, own: TensorNames) -> list[tuple[str, str]]:
         pairs = [(hf.embed, own.embed), (hf.final_norm, own.final_norm), (hf.head, own.head)]
         for i in range(self.config["num_hidden_layers"]):
-            one = [*(getattr(hf, norm) for norm in _NORMS), *hf.qkv, hf.o, *hf.up, hf.down]
-            other = [*(getattr(own, norm) for norm in _NORMS), *own.qkv, own.o, *own.up, own.down]
+            fields = (*_NORMS, "o", "down", "conv_in", "conv", "conv_out")
+            one = [*(getattr(hf, field) for field in fields), *hf.qkv, *hf.up]
+            other = [*(getattr(own, field) for field in fields), *own.qkv, *own.up]
             named = [(a, b) for a, b in zip(one, other, strict=True) if a and b and "{h}" not in a]
             pairs += [(a.format(i=i), b.format(i=i)) for a, b in named]
         full = [(f"{a}.{kind}", f"{b}.{kind}") for a, b in pairs for kind in ("weight", "bias")]

@@ -148,12 +148,38 @@ PRESETS = {
         "gpt_neox", num_kv_heads=4, tied=False, rotary_fraction=0.25, config={"rotary_pct": 0.25}
     ),
     "tiny-arcee": RandomCheckpoint("arcee", tied=False),
+    "tiny-lfm2": RandomCheckpoint(
+        "lfm2",
+        num_layers=4,
+        intermediate_size=96,
+        config={
+            "block_ff_dim": 136,
+            "block_multiple_of": 32,
+            "conv_L_cache": 3,
+            "full_attn_idxs": [1, 3],
+            "rope_theta": 1e6,
+        },
+    ),
     # sizes that are no multiples of 32
     "odd-gemma3": RandomCheckpoint(
         "gemma3_text", 60, 2, 3, 1, 90, config={"head_dim": 18, "sliding_window": 24, "sliding_window_pattern": 2}
     ),
     "odd-olmo2": RandomCheckpoint("olmo2", 72, 2, 3, 1, 100, tied=False),
     "odd-ernie": RandomCheckpoint("ernie4_5", 60, 2, 3, 1, 90, config={"head_dim": 20, "use_bias": False}),
+    "odd-lfm2": RandomCheckpoint(
+        "lfm2",
+        56,
+        3,
+        4,
+        2,
+        90,
+        config={
+            "block_auto_adjust_ff_dim": False,
+            "conv_bias": True,
+            "conv_L_cache": 4,
+            "layer_types": ["conv", "full_attention", "conv"],
+        },
+    ),
     "odd-gpt-neox": RandomCheckpoint(
         "gpt_neox", 48, 2, 4, 4, 100, tied=False, rotary_fraction=0.5, config={"rotary_pct": 0.5}
     ),
@@ -257,15 +283,22 @@ def _tensor_shapes(decoder: Decoder) -> Iterator[tuple[str, tuple[int, ...]]]:
 
         for kind in decoder.norms:
             yield from norm(at(getattr(names, kind)))
-        if decoder.qk_norm != "none":
+        if decoder.kind(layer) == "conv":
+            yield from linear(at(names.conv_in), 3 * hidden, hidden, decoder.conv_bias)
+            yield f"{at(names.conv)}.weight", (hidden, 1, decoder.conv_size)
+            if decoder.conv_bias:
+                yield f"{at(names.conv)}.bias", (hidden,)
+            yield from linear(at(names.conv_out), hidden, hidden, decoder.conv_bias)
+        elif decoder.qk_norm != "none":
             for name, size in ((names.q_norm, inner), (names.k_norm, inner_kv)):
                 for head in range(size // decoder.head_dim if "{h}" in name else 1):
                     length = decoder.head_dim if decoder.qk_norm == "head" else size
                     yield f"{at(name).replace('{h}', str(head))}.weight", (length,)
         rows = [inner, inner_kv, inner_kv] if len(names.qkv) == 3 else [decoder.qkv_size]
-        for name, outputs in zip(names.qkv, rows, strict=True):
-            yield from linear(at(name), outputs, hidden, decoder.qkv_bias)
-        yield from linear(at(names.o), hidden, inner, decoder.output_bias)
+        if decoder.kind(layer) == "attention":
+            for name, outputs in zip(names.qkv, rows, strict=True):
+                yield from linear(at(name), outputs, hidden, decoder.qkv_bias)
+            yield from linear(at(names.o), hidden, inner, decoder.output_bias)
         for name in names.up:
             yield from linear(at(name), decoder.up_size // len(names.up), hidden, decoder.mlp_bias)
         yield from linear(at(names.down), hidden, decoder.intermediate_size, decoder.mlp_bias)
@@ -295,8 +328,8 @@ def _write_weights(path: Path, decoder: Decoder, dtype: str, rng: np.random.Gene
 
 def _distribution(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
     """Mean and deviation that keep activations near 1 through any number of layers, and logits apart."""
-    if len(shape) == 2:
-        return 0.0, 1.0 / math.sqrt(shape[1])
+    if len(shape) > 1:
+        return 0.0, 1.0 / math.sqrt(shape[-1])
     return (1.0, 0.1) if name.endswith(".weight") else (0.0, 0.1)
 
 

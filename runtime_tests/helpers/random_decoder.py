@@ -66,11 +66,21 @@ TRAITS: dict[str, dict[str, Any]] = {
     "olmo2": {"architectures": ["Olmo2ForCausalLM"]},
 }
 """Families whose traits those of CONFIGS lack."""
+STATES: dict[str, dict[str, Any]] = {
+    "lfm2": {
+        "architectures": ["Lfm2ForCausalLM"],
+        "layer_types": ["conv", "full_attention"],
+        "block_auto_adjust_ff_dim": False,
+        "conv_bias": True,
+        "conv_L_cache": 4,
+    },
+}
+"""Families with layers that keep a state, which the Python engine alone runs, on the CPU."""
 
 
 def hf_config(family: str) -> dict[str, Any]:
     """config.json of a tiny decoder of the family."""
-    return {**_COMMON, "hidden_act": "gelu_new" if family == "phi" else "silu", **(CONFIGS | TRAITS)[family]}
+    return {**_COMMON, "hidden_act": "gelu_new" if family == "phi" else "silu", **(CONFIGS | TRAITS | STATES)[family]}
 
 
 def describe(family: str) -> Decoder:
@@ -108,12 +118,13 @@ class RandomDecoder:
         screens: Mapping[int, Screen] | None = None,
     ) -> RandomDecoder:
         """Makes the weights, those of level 3 with `three_bits`, and writes the blob into `folder`."""
+        kv = replace(kv, layers=decoder.layer_kinds, conv_size=decoder.conv_size)
         self = cls(decoder, kv=kv, lm_head_bits=lm_head_bits or {}, screens=screens or {})
         rng = np.random.default_rng(seed)
         self.three_bit_layers = three_bit_layers
-        hidden, attended = decoder.hidden_size, decoder.num_heads * decoder.head_dim
+        hidden = decoder.hidden_size
 
-        def vector(name: str, size: int, middle: float = 0.0) -> None:
+        def vector(name: str, size: int | tuple[int, ...], middle: float = 0.0) -> None:
             self.vectors[name] = (middle + 0.2 * rng.standard_normal(size)).astype(np.float32)
 
         def matrix(name: str, k: int, n: int, bias: bool = False) -> None:
@@ -128,10 +139,16 @@ class RandomDecoder:
         for layer in range(decoder.num_layers):
             at = f"layers.{layer}"
             norms += [f"{at}.{norm}" for norm in decoder.norms]
-            if decoder.qk_norm != "none":
+            kind = decoder.kind(layer)
+            if kind == "conv":
+                vector(f"{at}.conv.weight", (hidden, decoder.conv_size), 0.5)
+                if decoder.conv_bias:
+                    vector(f"{at}.conv.bias", hidden)
+            elif decoder.qk_norm != "none":
                 vector(f"{at}.qk_norm.weight", decoder.qk_size, 1.0)
-            matrix(f"{at}.qkv", hidden, decoder.qkv_size, decoder.qkv_bias)
-            matrix(f"{at}.o", attended, hidden, decoder.output_bias)
+            (qkv, o), biased = decoder.mixer_shapes(kind), decoder.biased(kind)
+            matrix(f"{at}.qkv", *qkv, biased["qkv"])
+            matrix(f"{at}.o", *o, biased["o"])
             matrix(f"{at}.up", hidden, decoder.up_size, decoder.mlp_bias)
             matrix(f"{at}.down", decoder.intermediate_size, hidden, decoder.mlp_bias)
         for norm in norms:
@@ -229,7 +246,8 @@ class RandomDecoder:
         for layer in range(decoder.num_layers):
             at = f"layers.{layer}"
             normed = self._norm_at("before", f"{at}.attn_norm", x)
-            attention = self._norm_at("after", f"{at}.attn_post_norm", self._attention(layer, normed, variant))
+            mixer = self._attention if decoder.kind(layer) == "attention" else self._short_conv
+            attention = self._norm_at("after", f"{at}.attn_post_norm", mixer(layer, normed, variant))
             if not decoder.parallel_residual:
                 x = x + attention
                 inner = self._mlp(layer, self._norm_at("before", f"{at}.mlp_norm", x), variant)
@@ -301,6 +319,16 @@ class RandomDecoder:
             window=decoder.window(layer),
             cap=decoder.attention_cap,
         )
+        return self._matmul(reference.largest(y, variant.active_o[layer]), f"{at}.o", layer_bits.o)
+
+    def _short_conv(self, layer: int, x: Array, variant: Variant) -> Array:
+        at, layer_bits, size = f"layers.{layer}", variant.precision.layer(layer), self.decoder.conv_size
+        projected = self._matmul(reference.largest(x, variant.active_qkv[layer]), f"{at}.qkv", layer_bits.qkv)
+        b, c, u = np.split(projected, 3, axis=-1)
+        z = np.pad(b * u, ((0, 0), (size - 1, 0), (0, 0)))  # before a text the state is 0
+        filters, tokens = self.vectors[f"{at}.conv.weight"], x.shape[1]
+        filtered = sum(filters[:, j] * z[:, j : j + tokens] for j in range(size))
+        y = c * (filtered + self.vectors.get(f"{at}.conv.bias", 0.0))
         return self._matmul(reference.largest(y, variant.active_o[layer]), f"{at}.o", layer_bits.o)
 
     def _mlp(self, layer: int, x: Array, variant: Variant) -> Array:

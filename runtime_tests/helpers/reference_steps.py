@@ -31,14 +31,17 @@ def difference(got: torch.Tensor, expected: np.ndarray) -> float:
 
 def take_over(engine: Engine, cache: KVCache) -> None:
     """Copies the engine's cache into a row of the reference model's; codes of the keys anew, for function bodies store
-    none."""
+    none. A state is what the filters got for the last tokens."""
     cache.reserve(engine.length + 1)
+    for layer, state in zip(engine.bundle.config.kv.convolving, engine.states(), strict=True):
+        held = torch.from_numpy(state.T[-engine.length :])
+        cache.inputs[layer][0, engine.length - len(held) : engine.length] = held
     cache.lengths[:] = engine.length
     buffers = [value.numpy() for _, _, value in engine._cache.bindings()]
     int8 = cache.keys.dtype == torch.int8
     of_layer = 6 if int8 else 4
-    for layer in range(len(cache.keys)):
-        key, value, _, _, *scales = (buffer[:, :, : engine.length] for buffer in buffers[of_layer * layer :][:of_layer])
+    for index, layer in enumerate(engine.bundle.config.kv.attending(len(cache.keys))):
+        key, value, _, _, *scales = (buffer[:, :, : engine.length] for buffer in buffers[of_layer * index :][:of_layer])
         keys = reference.scaled_rows(key, scales[0]) if int8 else key
         packed, ranges = reference.key_codes(keys)
         parts = [cache.keys, cache.values, cache.key_codes, cache.key_ranges, cache.key_scales, cache.value_scales]

@@ -183,9 +183,7 @@ def _check_shapes(path: Path, config: SolConfig) -> None:
         entry = config.tensors.get(name)
         if entry is not None and (len(entry.shape) <= axis or entry.shape[axis] != expected):
             got = f"{list(entry.shape)} in the weights"
-            raise BundleError(
-                path, f"weights.tensors.{name}.shape", got, f"{expected} at axis {axis}, from model.{key}"
-            )
+            raise BundleError(path, f"weights.tensors.{name}.shape", got, f"{expected} at axis {axis}, from {key}")
 
     codebook = config.tensors.get(CODEBOOK)
     if codebook is not None and (codebook.dtype, codebook.shape) != ("int8", CODEBOOK_SHAPE):
@@ -200,15 +198,20 @@ def _check_shapes(path: Path, config: SolConfig) -> None:
 
 
 def _carried_dims(config: SolConfig) -> Iterator[tuple[str, int, int, str]]:
-    """Yields (tensor, axis, expected size, config key) for every model dimension that a tensor's shape repeats."""
+    """Yields (tensor, axis, expected size, config key) for every dimension that a tensor's shape repeats."""
     model = config.model
-    yield "embed.scale", 0, model.hidden_size // BLOCK, "hidden_size"
-    yield "embed.scale", 1, model.vocab_size, "vocab_size"
-    yield "rope.cos", 0, model.max_context, "max_context"
+    yield "embed.scale", 0, model.hidden_size // BLOCK, "model.hidden_size"
+    yield "embed.scale", 1, model.vocab_size, "model.vocab_size"
+    yield "rope.cos", 0, model.max_context, "model.max_context"
+    attended, both = model.num_heads * model.head_dim, 2 * model.num_kv_heads * model.head_dim
     for layer in range(model.num_layers):
+        conv = layer in config.kv.convolving
+        if conv:
+            yield f"layers.{layer}.conv.weight", 0, model.hidden_size, "model.hidden_size"
+            yield f"layers.{layer}.conv.weight", 1, config.kv.conv_size, "kv.conv_size"
         for scale in ("scale", "block_scale"):
             qkv, o, down = (f"layers.{layer}.{matrix}.{scale}" for matrix in ("qkv", "o", "down"))
-            yield qkv, 0, model.hidden_size // BLOCK, "hidden_size"
-            yield qkv, 1, (model.num_heads + 2 * model.num_kv_heads) * model.head_dim, "num_heads"
-            yield o, 0, model.num_heads * model.head_dim // BLOCK, "num_heads"
-            yield down, 0, model.intermediate_size // BLOCK, "intermediate_size"
+            yield qkv, 0, model.hidden_size // BLOCK, "model.hidden_size"
+            yield qkv, 1, *((3 * model.hidden_size, "kv.layers") if conv else (attended + both, "model.num_heads"))
+            yield o, 0, attended // BLOCK, "model.num_heads"
+            yield down, 0, model.intermediate_size // BLOCK, "model.intermediate_size"

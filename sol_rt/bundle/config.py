@@ -34,6 +34,10 @@ CODEBOOK = "codebook"
 CODEBOOK_SHAPE = (4, 8)
 KV_DTYPES = ("float16", "int8")
 """Types of cached keys and values. int8 has one float16 scale per token and KV head."""
+LAYER_KINDS = ("attention", "conv")
+"""What a layer has in front of its MLP: attention, or a gated short convolution, which keeps a state."""
+LONGEST_FILTER = 32
+"""Tokens that a short convolution reads at most."""
 _CACHE_LINE = 64
 DTYPE_BITS = {"float32": 32, "float16": 16, "int64": 64, "int32": 32, "int8": 8, "uint8": 8, "uint4": 4}
 
@@ -80,6 +84,8 @@ class KvLayout:
         capacity_step: the capacity in tokens is a multiple of this.
         dense_layers: layers whose attention reads all pages under any action.
         windows: how many tokens each layer attends to, the new one included; 0: all. Empty: all layers attend to all.
+        layers: each layer's kind, one of LAYER_KINDS. Empty: all layers attend.
+        conv_size: tokens that a short convolution reads, the new one included; 0 without layers of that kind.
     """
 
     dtype: str = "float16"
@@ -88,11 +94,30 @@ class KvLayout:
     capacity_step: int = 256
     dense_layers: tuple[int, ...] = ()
     windows: tuple[int, ...] = ()
+    layers: tuple[str, ...] = ()
+    conv_size: int = 0
 
     @cached_property
     def layer_kinds(self) -> Counter[tuple[int, bool]]:
-        """How many layers have each window and attend densely or not; empty without windows."""
-        return Counter((window, layer in self.dense_layers) for layer, window in enumerate(self.windows))
+        """How many layers that attend have each window and attend densely or not; empty without windows."""
+        return Counter(
+            (window, layer in self.dense_layers)
+            for layer, window in enumerate(self.windows)
+            if not self.layers or self.layers[layer] == "attention"
+        )
+
+    def attending(self, num_layers: int) -> tuple[int, ...]:
+        """The indices of the layers that attend, which have keys and values in the cache."""
+        return tuple(layer for layer in range(num_layers) if not self.layers or self.layers[layer] == "attention")
+
+    @property
+    def convolving(self) -> tuple[int, ...]:
+        """The indices of the layers with a short convolution, which have a state."""
+        return tuple(layer for layer, kind in enumerate(self.layers) if kind == "conv")
+
+    def state_bytes(self, hidden_size: int) -> int:
+        """Bytes of the states of all layers: float32 [1, hidden, conv_size - 1] each."""
+        return 4 * len(self.convolving) * hidden_size * max(self.conv_size - 1, 0)
 
     def capacity_for(self, tokens: int) -> int:
         """The smallest capacity that holds `tokens`. Function bodies need a multiple of `capacity_step`."""
@@ -223,6 +248,10 @@ class SolConfig:
         kv = {**asdict(self.kv), "dense_layers": list(self.kv.dense_layers), "windows": list(self.kv.windows)}
         if not self.kv.windows:
             del kv["windows"]
+        if self.kv.layers:
+            kv["layers"] = list(self.kv.layers)
+        else:
+            del kv["layers"], kv["conv_size"]
         variants = {key: _written(variant) for key, variant in self.variants.items()}
         policy = None
         if self.policy is not None:

@@ -24,6 +24,8 @@ from sol_rt.bundle.config import (
     FORMAT_VERSION,
     FORMAT_VERSION_OF_THREE_BITS,
     KV_DTYPES,
+    LAYER_KINDS,
+    LONGEST_FILTER,
     MATRIX_BITS,
     PAGE_SIZE,
     SAME_WEIGHTS_SINCE,
@@ -242,6 +244,14 @@ def _read_model(table: _Table) -> ModelDims:
 
 
 def _read_kv(table: _Table, model: ModelDims) -> KvLayout:
+    layers = table.texts("layers") if "layers" in table.raw else ()
+    if not set(layers) <= set(LAYER_KINDS) or ("layers" in table.raw and len(layers) != model.num_layers):
+        expected = f"{' or '.join(LAYER_KINDS)} for each of the {model.num_layers} layers"
+        raise table.fail("layers", _short(json.dumps(layers)), expected)
+    if layers and set(layers) != set(LAYER_KINDS):
+        raise table.fail("layers", f"{layers[0]} alone", "layers of both kinds; without this key all layers attend")
+    if layers and model.num_heads * model.head_dim != model.hidden_size:
+        raise table.fail("layers", f"{model.num_heads} heads of {model.head_dim}", f"{model.hidden_size} channels")
     layout = KvLayout(
         dtype=table.choice("dtype", KV_DTYPES),
         page_size=table.integer("page_size", PAGE_SIZE, PAGE_SIZE),
@@ -249,11 +259,15 @@ def _read_kv(table: _Table, model: ModelDims) -> KvLayout:
         capacity_step=table.integer("capacity_step", PAGE_SIZE, 1 << 20),
         dense_layers=table.integers("dense_layers", 0, model.num_layers - 1),
         windows=table.integers("windows", 0, model.max_context) if "windows" in table.raw else (),
+        layers=layers,
+        conv_size=table.integer("conv_size", 2, LONGEST_FILTER) if layers else 0,
     )
     if list(layout.dense_layers) != sorted(set(layout.dense_layers)):
         raise table.fail("dense_layers", list(layout.dense_layers), "each layer once, in ascending order")
     if layout.windows and len(layout.windows) != model.num_layers:
         raise table.fail("windows", list(layout.windows), f"one for each of the {model.num_layers} layers")
+    if layers and any(layers[layer] != "attention" for layer in layout.dense_layers):
+        raise table.fail("dense_layers", list(layout.dense_layers), "layers that attend")
     if layout.capacity_step % layout.page_size:
         raise table.fail("capacity_step", layout.capacity_step, f"a multiple of page_size = {layout.page_size}")
     table.done()

@@ -20,6 +20,7 @@ from sol_rt.engine.distribution import Distribution, SoftmaxSums
 from sol_rt.engine.kv_cache import KvCache
 from sol_rt.engine.providers import Provider
 from sol_rt.engine.signature import CHANNEL_INPUTS, SPARSE_DIMS, check_signature, step_signature
+from sol_rt.engine.states import States
 from sol_rt.engine.step import StepBuffers, StepOutput
 from sol_rt.errors import SolError, one_line
 
@@ -53,7 +54,9 @@ class CpuRunners:
         buffers: StepBuffers,
         sums: Callable[[np.ndarray], SoftmaxSums],
     ) -> None:
-        self.cache = KvCache(bundle.config.model, bundle.config.kv)
+        model, kv = bundle.config.model, bundle.config.kv
+        self.cache = KvCache(model, kv)
+        self.states = States(model, kv) if kv.convolving else None
         self._bundle, self._provider, self._weights = bundle, provider, weights
         self._values, self._sums = _StepValues(buffers), sums
         self._sessions: dict[str, ort.InferenceSession] = {}
@@ -67,7 +70,7 @@ class CpuRunners:
         runner = self._runners.get(key)
         if runner is None:
             session = self._session(variant)
-            runner = CpuRunner(variant.file, session, self.cache, self._values, choices, self._sums)
+            runner = CpuRunner(variant.file, session, self.cache, self.states, self._values, choices, self._sums)
             self._runners[key] = runner
         return runner
 
@@ -112,6 +115,7 @@ class CpuRunner:
         file: name of the graph file, for messages.
         session: the graph's session.
         cache: the KV cache.
+        states: the states of layers that have one, or None.
         values: the step buffers as ONNX Runtime values.
         choices: which of the counts in the step buffers the graph gets.
         sums: computes the softmax sums of a row of logits.
@@ -122,12 +126,13 @@ class CpuRunner:
         file: str,
         session: ort.InferenceSession,
         cache: KvCache,
+        states: States | None,
         values: _StepValues,
         choices: Choices,
         sums: Callable[[np.ndarray], SoftmaxSums],
     ) -> None:
         self.file = file
-        self._session, self._cache, self._values, self._sums = session, cache, values, sums
+        self._session, self._cache, self._states, self._values, self._sums = session, cache, states, values, sums
         self._counts = values.counts(choices)
         self._logits, self._hidden = values.buffers.logits, values.buffers.hidden
         self._logits_row: np.ndarray = self._logits[0]
@@ -172,6 +177,9 @@ class CpuRunner:
         for past, present, value in self._cache.bindings():
             binding.bind_ortvalue_input(past, value)
             binding.bind_ortvalue_output(present, value)
+        for past, present, read, written in self._states.bindings() if self._states is not None else ():
+            binding.bind_ortvalue_input(past, read)
+            binding.bind_ortvalue_output(present, written)
         _bind_inputs(binding, self._counts)
         return binding
 

@@ -26,12 +26,14 @@ from sol_rt.engine.cpu_runner import CpuRunners
 from sol_rt.engine.distribution import Distribution, native_sums, numpy_sums
 from sol_rt.engine.hardware import free_memory_bytes, tuning
 from sol_rt.engine.providers import Provider
+from sol_rt.engine.states import States
 from sol_rt.engine.step import ALL_PAGES, Runner, Runners, StepBuffers, StepOutput
 from sol_rt.engine.turns import Turns
 from sol_rt.errors import ContextError, DeviceError, NumericError, ProviderError, UsageError, brief
 from sol_rt.ops import library_path
 
 _CHUNK = 512
+_COPY_EVERY = 64  # decode steps between two copies of states
 _CPU_BODY_CHUNK = 128  # function bodies on the CPU hold the attention matrix of a whole chunk
 
 
@@ -88,7 +90,7 @@ class Engine:
         self._page_size = bundle.config.kv.page_size
         self.turns = Turns()
         self.provider, self._runners = self._choose(provider, threads=threads, native_ops=native_ops, device=device)
-        self._cache = self._runners.cache
+        self._cache, self._states = self._runners.cache, self._runners.states
         self._opening: Future[None] | None = None
         self._faulting: threading.Thread | None = None
         on_cpu = not self.native and self.provider.name == "cpu"
@@ -247,11 +249,28 @@ class Engine:
         self.truncate(0)
 
     def truncate(self, length: int) -> None:
-        """Keeps the first `length` tokens of the cache. Raises UsageError if there are fewer."""
+        """Keeps the first `length` tokens of the cache. Raises UsageError if there are fewer.
+
+        If layers have states, the next call of `forward` restores the last copy of them that was made at or below
+        `length`, and runs the tokens from there on once more, dense.
+        """
         with self.exclusive():
             if not 0 <= length <= self.length:
                 raise UsageError(f"truncate: got {length}, expected 0 to {self.length}, the tokens in the cache")
             del self._tokens[length:]
+            if self._states is not None:
+                self._states.forget(length)
+
+    def states(self) -> np.ndarray:
+        """The states after the tokens in the cache, float32 [layers with a state, hidden, conv_size - 1], a copy.
+
+        After a rewind, tokens may run again for it, as in `forward`.
+        """
+        with self.exclusive():
+            if self._states is None:
+                return np.zeros((0, self.bundle.config.model.hidden_size, 0), np.float32)
+            self._follow_up(self._states)
+            return self._states.content()
 
     def forward(self, tokens: Sequence[int] | np.ndarray, action: Action, *, num_logits: int = 1) -> StepOutput:
         """Appends tokens to the cache and returns the output of the last `num_logits` of them.
@@ -274,6 +293,8 @@ class Engine:
     def _forward(self, tokens: Sequence[int] | np.ndarray, action: Action, num_logits: int) -> StepOutput:
         if self._opening is not None:
             self._finish_opening()
+        if self._states is not None:
+            self._follow_up(self._states)
         vocabulary = self.bundle.config.model.vocab_size
         if len(tokens) == 1 and num_logits == 1:
             token = tokens[0]
@@ -302,7 +323,11 @@ class Engine:
         # one function for both: the step has evicted the instruction cache, and another function would be fetched anew
         if not output.distribution.finite or self._sums(output.hidden[0]).top is None:
             self._refuse(action, 1)
+        if self._states is not None:
+            self._states.commit(length + 1)
         self._tokens.append(token)
+        if self._states is not None and (length + 1) % _COPY_EVERY == 0:
+            self._states.keep()
         return output
 
     def _batch(self, ids: np.ndarray, action: Action, num_logits: int) -> StepOutput:
@@ -313,10 +338,12 @@ class Engine:
         hidden = np.empty((num_logits, model.hidden_size), np.float32)
         first_wanted = ids.size - num_logits
         self._buffers.kv_pages[:] = ALL_PAGES  # kernels read it if the last chunk is one token
-        for start in range(0, ids.size, self._chunk):
+        if self._states is not None:
+            self._states.keep()  # steps may have ended here, where the next prompt branches off
+        for start, stop in self._chunks(ids.size, num_logits):
             if self.on_chunk is not None:
                 self.on_chunk(start, ids.size)
-            chunk = ids[start : start + self._chunk]
+            chunk = ids[start:stop]
             rows = slice(max(start - first_wanted, 0), start + chunk.size - first_wanted)
             self._buffers.set_lengths(self.length, chunk.size)
             if rows.stop <= rows.start:  # a graph always computes one row; a later chunk writes over this one
@@ -324,11 +351,50 @@ class Engine:
             runner.batch(chunk, logits[rows], hidden[rows])
             if not (_finite(logits[rows]) and _finite(hidden[rows])):
                 self._refuse(action, chunk.size)
+            if self._states is not None:
+                self._states.commit(self.length + chunk.size)
             self._tokens += chunk.tolist()
+            if self._states is not None:
+                self._states.keep()
         self.weights.require_unchanged()
         if self.on_chunk is not None:
             self.on_chunk(ids.size, ids.size)
         return StepOutput(logits, hidden, Distribution(logits[-1], self._sums))
+
+    def _chunks(self, tokens: int, num_logits: int) -> list[tuple[int, int]]:
+        """The chunks in which so many tokens are run, each from its first token to behind its last.
+
+        With states the last token of a prompt is a chunk of its own: the copy before it serves the same prompt again,
+        whose last token always runs anew.
+        """
+        ends = {*range(self._chunk, tokens, self._chunk), tokens}
+        if self._states is not None and num_logits == 1 < tokens:
+            ends.add(tokens - 1)
+        stops = sorted(ends)
+        return list(zip([0, *stops], stops, strict=False))
+
+    def _follow_up(self, states: States) -> None:
+        """Makes the states those of the tokens in the cache, if a rewind or a failed call left others.
+
+        Restores the last copy and runs the tokens behind it dense, which also writes their keys and values anew.
+        """
+        if states.length == self.length:
+            return
+        states.restore(self.length)
+        dense, model = self.bundle.config.dense, self.bundle.config.model
+        logits, hidden = np.empty((1, model.vocab_size), np.float32), np.empty((1, model.hidden_size), np.float32)
+        while states.length < self.length:
+            runner = self._prepare(dense).batch
+            start = states.length
+            chunk = np.asarray(self._tokens[start : start + self._chunk], np.int64)
+            self._buffers.kv_pages[:] = ALL_PAGES
+            self._buffers.set_lengths(start, chunk.size)
+            runner.batch(chunk, logits, hidden)
+            if not (_finite(logits) and _finite(hidden)):
+                del self._tokens[start:]
+                self._refuse(dense, chunk.size)
+            states.commit(start + chunk.size)
+            states.keep()
 
     def _ensure_capacity(self, tokens: int) -> None:
         """Makes the cache large enough for `tokens` tokens. Raises ContextError where that is too many."""
@@ -409,6 +475,9 @@ def _channels(variant: Variant, model: ModelDims) -> np.ndarray:
 
 def _unfit_providers(bundle: Bundle) -> dict[str, str]:
     """Providers that cannot run the bundle, each with the reason."""
+    if bundle.config.kv.convolving:
+        why = f"has no operators for the short convolutions of {bundle.path}; use --provider cpu"
+        return dict.fromkeys(("cuda", "webgpu"), why)
     if bundle.config.kv.dtype != "int8":
         return {}
     why = f"has no operators on int8, the type of the KV cache of {bundle.path}"

@@ -35,7 +35,9 @@ class Buffer(NamedTuple):
 
 
 class KvCache:
-    """For each layer, token and KV head: a key, a value, and 4-bit codes of the key, by which attention chooses tokens.
+    """For each layer that attends, each token and KV head: a key, a value, and 4-bit codes of the key.
+
+    Attention chooses tokens by the codes.
 
     Keys and values are float16, or int8 with a float16 scale for each token and KV head. On a GPU without float16,
     everything that is float16 otherwise is float32.
@@ -56,10 +58,10 @@ class KvCache:
         self._memory: _Memory | None = None
 
     def buffers(self) -> Iterator[Buffer]:
-        """Every tensor of the cache, layer by layer."""
+        """Every tensor of the cache, layer by layer. Layers that do not attend have none."""
         floats = "float16" if self._device is None else self._device.floats
         width, dtype = self._model.head_dim, "int8" if self._layout.dtype == "int8" else floats
-        for layer in range(self._model.num_layers):
+        for layer in self._layout.attending(self._model.num_layers):
             for part in ("key", "value"):
                 yield Buffer(f"past_key_values.{layer}.{part}", f"present.{layer}.{part}", width, dtype)
             others = [("key_codes", width // 2, "uint8"), ("key_range", 2, floats)]

@@ -42,7 +42,15 @@ def step_signature(config: SolConfig, cache: KvCache) -> Signature:
         shape = [1, model.num_kv_heads, None, *([buffer.width] if buffer.width else [])]
         kind = f"tensor({_TYPES.get(buffer.dtype, buffer.dtype)})"
         inputs[buffer.past] = outputs[buffer.present] = (kind, shape)
+    for layer in config.kv.convolving:
+        past, present = state_names(layer)
+        inputs[past] = outputs[present] = ("tensor(float)", [1, model.hidden_size, config.kv.conv_size - 1])
     return inputs, outputs
+
+
+def state_names(layer: int) -> tuple[str, str]:
+    """The graph's input and output with the state of a layer that has a short convolution."""
+    return f"past_conv.{layer}", f"present_conv.{layer}"
 
 
 def check_signature(

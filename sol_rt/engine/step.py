@@ -14,6 +14,7 @@ from sol_rt.bundle.config import SolConfig, Variant
 from sol_rt.engine.distribution import Distribution
 from sol_rt.engine.kv_cache import KvCache
 from sol_rt.engine.signature import CHANNEL_INPUTS
+from sol_rt.engine.states import States
 
 ALL_PAGES = 1 << 30
 """A value of the graph input `kv_pages` that covers every context: attention reads all tokens."""
@@ -105,7 +106,7 @@ class Runner(Protocol):
         """Forgets the buffers of the KV cache, which are about to be replaced."""
 
     def step(self) -> StepOutput:
-        """Runs the token in `StepBuffers`. Its keys and values are appended to the cache.
+        """Runs the token in `StepBuffers`. Its keys and values are appended to the cache; states are not committed.
 
         Returns views of buffers that the next step overwrites: logits [1, vocab], hidden [1, hidden].
         Raises SolError where ONNX Runtime fails.
@@ -124,9 +125,11 @@ class Runners(Protocol):
 
     Attributes:
         cache: the KV cache, in the device's memory.
+        states: the states of layers that have one; None where no layer has.
     """
 
     cache: KvCache
+    states: States | None
 
     @property
     def device_weight_bytes(self) -> int:

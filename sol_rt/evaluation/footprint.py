@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 
 from sol_rt.bundle.config import SolConfig
 from sol_rt.engine.kv_cache import KvCache
+from sol_rt.engine.states import states_bytes
 
 CHUNK = 512  # tokens of a prompt that run at once
 _LIBRARIES = 72_000_000  # Python, NumPy and ONNX Runtime
@@ -24,7 +25,7 @@ class Footprint:
     Attributes:
         weights: of weights.bin. It is mapped: processes share it, and the system drops what it needs room for.
         program: of Python, libraries, tokenizer and graphs.
-        cache: of the KV cache, which grows with the text.
+        cache: of the KV cache, which grows with the text, and of layers' states, which do not.
         activations: of a chunk of the prompt.
     """
 
@@ -59,7 +60,7 @@ def footprint(config: SolConfig, context: int) -> Footprint:
     return Footprint(
         weights=max(entry.offset + entry.bytes for entry in config.tensors.values()),
         program=program,
-        cache=cache.bytes_at(cache.capacity_for(context)),
+        cache=cache.bytes_at(cache.capacity_for(context)) + states_bytes(model, config.kv),
         activations=4 * (min(CHUNK, context) * numbers + model.vocab_size),
     )
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from sol_rt.export.sources.decoder import Decoder
-from sol_rt.train.reference_model.kv_cache import KVCache, Reading, Slots, soft_cap, token_scores
+from sol_rt.train.reference_model.kv_cache import KVCache, Reading, Slots, positions_before, soft_cap, token_scores
 
 
 @dataclass(frozen=True)
@@ -19,12 +20,14 @@ class Prefix:
         keys, values: [L, Hk, N, D].
         codes: [L, Hk, N, D], 4-bit codes of the keys.
         ranges: [L, Hk, N, 2], minimum and step of each key's codes.
+        inputs: by layer with a short convolution, what its filters get, [N, hidden].
     """
 
     keys: Tensor
     values: Tensor
     codes: Tensor
     ranges: Tensor
+    inputs: Mapping[int, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, cache: KVCache) -> Prefix:
@@ -33,7 +36,8 @@ class Prefix:
         held = [cache.held(layer, length) for layer in range(len(cache.keys))]
         keys, values = (torch.stack([part[0] for part in parts]) for parts in zip(*held, strict=True))
         codes, ranges = (part[:, 0, :, :length].float() for part in (cache.key_codes, cache.key_ranges))
-        return cls(keys, values, codes, ranges)
+        inputs = {layer: tensor[0, :length] for layer, tensor in cache.inputs.items()}
+        return cls(keys, values, codes, ranges, inputs)
 
 
 class BranchCache:
@@ -69,8 +73,20 @@ class BranchCache:
         return replace(own, longest=own.longest + self._width, positions=own.positions + starts)
 
     def append(self, slots: Slots, layer: int, keys: Tensor, values: Tensor) -> None:
-        own = replace(slots, positions=slots.positions - self._starts.unsqueeze(1))
-        self._own.append(own, layer, keys, values)
+        self._own.append(self._own_slots(slots), layer, keys, values)
+
+    def filtered(self, slots: Slots, layer: int, inputs: Tensor, before: int) -> Tensor:
+        """Does what `Cache.filtered` says."""
+        mine = self._own.filtered(self._own_slots(slots), layer, inputs, before)
+        at = positions_before(slots, before)
+        shared = self._prefix.inputs[layer]
+        old = shared[at.clamp(0, len(shared) - 1)].where((at >= 0).unsqueeze(-1), 0.0)
+        own = (at >= self._starts.unsqueeze(1)).unsqueeze(-1)
+        return torch.cat([mine[:, :before].where(own, old), mine[:, before:]], dim=1)
+
+    def _own_slots(self, slots: Slots) -> Slots:
+        """The places of new tokens among the rows' own."""
+        return replace(slots, positions=slots.positions - self._starts.unsqueeze(1))
 
     def close(self, slots: Slots) -> None:
         self._own.close(slots)

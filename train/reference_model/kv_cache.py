@@ -59,6 +59,17 @@ class Cache(Protocol):
     def append(self, slots: Slots, layer: int, keys: Tensor, values: Tensor) -> None:
         """Writes a layer's new tokens: keys and values [B, S, Hk, D] of any float dtype, and codes of the keys."""
 
+    def filtered(self, slots: Slots, layer: int, inputs: Tensor, before: int) -> Tensor:
+        """Writes what the filters of a layer with a short convolution get for the new tokens.
+
+        Args:
+            inputs: float32 [B, S, hidden].
+            before: n, how many tokens before the new ones the filters read as well.
+
+        Returns:
+            The inputs of these tokens and of the new ones, [B, n + S, hidden]; before a text they are 0.
+        """
+
     def close(self, slots: Slots) -> None:
         """Counts the appended tokens into every row's length, once all layers have them."""
 
@@ -79,6 +90,8 @@ class KVCache:
         key_scales, value_scales: float16 [L, B, Hk, C], factors of a token's int8 codes; empty (C = 0) where the cache
             has another dtype.
         lengths: int64 [B], tokens in each row.
+        inputs: by layer with a short convolution, what its filters get, float32 [B, C, hidden]. The runtime holds those
+            of the last tokens alone; with all of them, a rewind is a shorter length here as well.
     """
 
     def __init__(
@@ -90,10 +103,12 @@ class KVCache:
         key_scales: Tensor,
         value_scales: Tensor,
         lengths: Tensor,
+        inputs: dict[int, Tensor] | None = None,
     ) -> None:
         self.keys, self.values, self.lengths = keys, values, lengths
         self.key_codes, self.key_ranges = key_codes, key_ranges
         self.key_scales, self.value_scales = key_scales, value_scales
+        self.inputs = inputs or {}
 
     @classmethod
     def empty(cls, decoder: Decoder, rows: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> KVCache:
@@ -103,7 +118,12 @@ class KVCache:
         no_range = torch.zeros((*shape[:4], 2), dtype=torch.float16, device=device)
         no_scale = torch.zeros(shape[:4], dtype=torch.float16, device=device)
         lengths = torch.zeros(rows, dtype=torch.int64, device=device)
-        return cls(nothing, nothing, nothing.to(torch.uint8), no_range, no_scale, no_scale, lengths)
+        inputs = {
+            layer: torch.zeros((rows, 0, decoder.hidden_size), device=device)
+            for layer in range(decoder.num_layers)
+            if decoder.kind(layer) == "conv"
+        }
+        return cls(nothing, nothing, nothing.to(torch.uint8), no_range, no_scale, no_scale, lengths, inputs)
 
     @property
     def capacity(self) -> int:
@@ -118,6 +138,7 @@ class KVCache:
         self.keys, self.values, self.key_codes, self.key_ranges = (
             _padded(tensor, extra) for tensor in (self.keys, self.values, self.key_codes, self.key_ranges)
         )
+        self.inputs = {layer: _padded(tensor, extra, axis=1) for layer, tensor in self.inputs.items()}
         if self.keys.dtype == torch.int8:
             self.key_scales, self.value_scales = (
                 _padded(tensor, extra) for tensor in (self.key_scales, self.value_scales)
@@ -152,6 +173,13 @@ class KVCache:
         self.keys[layer][at] = keys
         self.values[layer][at] = values.to(self.values.dtype)
         self.key_codes[layer][at], self.key_ranges[layer][at] = four_bit_codes(held)
+
+    def filtered(self, slots: Slots, layer: int, inputs: Tensor, before: int) -> Tensor:
+        """Does what `Cache.filtered` says."""
+        self.inputs[layer][slots.row, slots.positions] = inputs
+        at = positions_before(slots, before)
+        old = self.inputs[layer][slots.row, at.clamp(min=0)]
+        return torch.cat([old.where((at >= 0).unsqueeze(-1), 0.0), inputs], dim=1)
 
     def held(self, layer: int, length: int) -> tuple[Tensor, Tensor]:
         """A layer's first `length` keys and values as attention reads them, float32 [B, Hk, length, D]."""
@@ -207,6 +235,7 @@ class KVCache:
             self.key_scales[:, rows],
             self.value_scales[:, rows],
             self.lengths[rows],
+            {layer: tensor[rows] for layer, tensor in self.inputs.items()},
         )
 
 
@@ -252,8 +281,13 @@ def soft_cap(x: Tensor, cap: float) -> Tensor:
     return cap * torch.tanh(x / cap) if cap else x
 
 
-def _padded(tensor: Tensor, extra: int) -> Tensor:
-    """The tensor with `extra` zeros more along axis 3."""
+def positions_before(slots: Slots, count: int) -> Tensor:
+    """The positions of the `count` tokens before the new ones, int64 [B, count]; negative before a row's text."""
+    return slots.positions[:, :1] + torch.arange(-count, 0, device=slots.positions.device)
+
+
+def _padded(tensor: Tensor, extra: int, axis: int = 3) -> Tensor:
+    """The tensor with `extra` zeros more along an axis."""
     shape = list(tensor.shape)
-    shape[3] = extra
-    return torch.cat([tensor, tensor.new_zeros(shape)], dim=3)
+    shape[axis] = extra
+    return torch.cat([tensor, tensor.new_zeros(shape)], dim=axis)

@@ -209,9 +209,8 @@ class ReferenceModel(nn.Module):
         for layer in range(decoder.num_layers):
             name = f"layers.{layer}"
             normed = self._norm_at(x, "before", f"{name}.attn_norm")
-            attended = self._norm_at(
-                self._attention(normed, layer, batch, past, slots), "after", f"{name}.attn_post_norm"
-            )
+            mixer = self._attention if decoder.kind(layer) == "attention" else self._short_conv
+            attended = self._norm_at(mixer(normed, layer, batch, past, slots), "after", f"{name}.attn_post_norm")
             if decoder.parallel_residual:
                 mlp_in = normed if decoder.shared_norm else self._norm(x, f"{name}.mlp_norm")
                 x = x + attended + self._mlp(mlp_in, layer, batch)
@@ -298,6 +297,15 @@ class ReferenceModel(nn.Module):
         read = None if pages is None else self._read(q, past, layer, pages, slots)
         reading = Reading(d.softmax_scale, read, window, d.attention_cap)
         y = past.attend(layer, q, slots, reading).transpose(1, 2).flatten(2)
+        return self._linear(self._active(y, layer, _ACTIVE_O, batch), f"{name}.o", batch)
+
+    def _short_conv(self, x: Tensor, layer: int, batch: Batch, past: Cache, slots: Slots) -> Tensor:
+        name, size = f"layers.{layer}", self.decoder.conv_size
+        projected = self._linear(self._active(x, layer, _ACTIVE_QKV, batch), f"{name}.qkv", batch)
+        b, c, u = projected.chunk(3, dim=-1)
+        read = past.filtered(slots, layer, b * u, size - 1)
+        filters, bias = self.weights.vector(f"{name}.conv.weight"), self.weights.vector_or_none(f"{name}.conv.bias")
+        y = c * F.conv1d(read.mT, filters.unsqueeze(1), bias, groups=len(filters)).mT
         return self._linear(self._active(y, layer, _ACTIVE_O, batch), f"{name}.o", batch)
 
     def _qk_norm(self, q: Tensor, k: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -123,8 +123,10 @@ class RuntimeRollouts:
         targets = self._tokens[first + 1 : stop + 1]
         dense = [-Distribution(row).log_probability(token) for row, token in zip(output.logits, targets, strict=True)]
         pairs = np.zeros((stop - first, len(actions), 2))
-        # backwards, so that no step reads what another one left in the cache
-        for at in reversed(range(stop - first)):
+        # backwards, so that no step reads what another one left in the cache; going back through a state runs tokens
+        # again, so that there each dense step is made anew
+        places = range(stop - first)
+        for at in places if self._engine.bundle.config.kv.convolving else reversed(places):
             for place, action in enumerate(actions):
                 if action == self.spec.cost.dense_action:
                     pairs[at, place, 0] = dense[at]

@@ -80,6 +80,8 @@ test("impossible configs", { skip }, async () => {
   await refuses(load(await withConfig((config) => (config.format_version = 6))), BundleError, /got 6, expected 5; make a copy for browsers/);
   await refuses(load(await withConfig((config) => (config.model.vocab_size += 1))), BundleError, /embed\.scale\.shape: got .* expected \d+ at axis 1, from model\.vocab_size/);
   await refuses(load(await withConfig((config) => (config.weights.file = "../weights.bin"))), BundleError, /weights\.file: .* a plain file name/);
+  const conv = await withConfig((config) => Object.assign(config.kv, { layers: ["conv", "attention"], conv_size: 3 }));
+  await refuses(load(conv), BundleError, /kv\.layers: got layers with a short convolution, expected attention in all layers; run the bundle/);
   await refuses(load(await withConfig((config) => (config.kv.dtype = "int8"))), ProviderError, /no operators for a cache in int8; export the bundle with --kv float16/);
 });
 

@@ -10,7 +10,7 @@ To add a family whose decoder is like those here (envelope: see `Decoder` in dec
 docs/models.md shows that on an example.
 
 A family outside the envelope needs more: fields of `Family` and `Decoder`, names in `TensorNames`, its tensors and
-`vector_size` in checkpoint.py, the function body in graphs/layer.py, the CPU and CUDA kernels under sol_rt/ops, the
+`vector_shape` in checkpoint.py, the function body in graphs/layer.py, the CPU and CUDA kernels under sol_rt/ops, the
 reference model in train/reference_model, runtime_tests/helpers/random_decoder.py, and section 3 of docs/bundle.md.
 
 May import: nothing of sol_rt, but `stored`, which reads checkpoints.
@@ -19,16 +19,25 @@ May import: nothing of sol_rt, but `stored`, which reads checkpoints.
 from __future__ import annotations
 
 from sol_rt.export.sources.families.ernie_hunyuan import ERNIE, HUNYUAN
-from sol_rt.export.sources.families.family import Family, GgufForm, NormPlace, QkNorm, TensorNames, Windows
+from sol_rt.export.sources.families.family import (
+    Family,
+    GgufForm,
+    LayerKind,
+    NormPlace,
+    QkNorm,
+    TensorNames,
+    Windows,
+)
 from sol_rt.export.sources.families.gemma import GEMMA2, GEMMA3
 from sol_rt.export.sources.families.gpt_neox import GPT_NEOX, STABLELM
 from sol_rt.export.sources.families.granite import GRANITE, GRANITE4
+from sol_rt.export.sources.families.lfm2 import LFM2
 from sol_rt.export.sources.families.llama import ARCEE, LLAMA, MINISTRAL3, MISTRAL, SMOLLM3
 from sol_rt.export.sources.families.phi import PHI, PHI3
 from sol_rt.export.sources.families.post_norm import EXAONE4, OLMO2, OLMO3
 from sol_rt.export.sources.families.qwen import QWEN2, QWEN3
 
-__all__ = ["FAMILIES", "Family", "GgufForm", "NormPlace", "QkNorm", "TensorNames", "Windows"]
+__all__ = ["FAMILIES", "Family", "GgufForm", "LayerKind", "NormPlace", "QkNorm", "TensorNames", "Windows"]
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family
@@ -53,6 +62,7 @@ FAMILIES: dict[str, Family] = {
         STABLELM,
         GPT_NEOX,
         ARCEE,
+        LFM2,
     )
 }
 """By `model_type`."""

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 NormPlace = Literal["before", "after", "around"]
 QkNorm = Literal["none", "head", "row"]
+LayerKind = Literal["attention", "conv"]
+"""`conv`: a gated short convolution stands in the place of attention."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +38,11 @@ class TensorNames:
     up: tuple[str, ...]
     """Of a gated MLP the gate comes first."""
     down: str
+    conv_in: str = ""
+    """Of layers of the kind `conv`: the projection to the gates B and C and to the filtered channels, in this order."""
+    conv: str = ""
+    """The filters, one a channel."""
+    conv_out: str = ""
 
     @property
     def norm_place(self) -> NormPlace:
@@ -43,6 +50,11 @@ class TensorNames:
         if self.attn_post_norm is None:
             return "before"
         return "after" if self.attn_norm is None else "around"
+
+    def matrices(self, kind: LayerKind) -> dict[str, tuple[str, ...]]:
+        """The modules of a layer's matrices, by the matrices' names in the bundle."""
+        mixer = {"attention": (self.qkv, (self.o,)), "conv": ((self.conv_in,), (self.conv_out,))}[kind]
+        return dict(zip(("qkv", "o", "up", "down"), (*mixer, self.up, (self.down,)), strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +75,7 @@ class GgufForm:
             divided by the heads. In others it is the head size. llama.cpp tells that model by its layers, too.
         pre_tokenizer: what `tokenizer.ggml.pre` would say in files that lack it, as older ones do. None: models of the
             family split words in different ways, so such a file is refused.
+        marks_attention: the number of KV heads is a list with an entry for each layer, 0 in those of the kind `conv`.
     """
 
     architecture: str
@@ -74,6 +87,7 @@ class GgufForm:
     marker: str | None = None
     softmax_by_width_layers: int | None = None
     pre_tokenizer: str | None = None
+    marks_attention: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +104,37 @@ class Windows:
     full_every: tuple[str, int] | None = None
     first_key: str | None = None
     opt_in: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShortConv:
+    """The gated short convolutions of a family, which `layer_types` of config.json calls `conv`.
+
+    Attributes:
+        size_key: config.json key of the number of tokens that a filter reads, the new one included.
+        bias_key: config.json key of the flag that says whether both projections and the filters have a bias.
+        attention_key: where config.json has no `layer_types`, its key of the list of layers that attend; all others
+            have a convolution.
+    """
+
+    size_key: str
+    bias_key: str
+    attention_key: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdjustedWidth:
+    """An MLP that is narrower than config.json says: two thirds of it, times a factor, rounded up.
+
+    Attributes:
+        flag_key: config.json key of the flag that says whether the width is adjusted at all.
+        factor_key: that of the factor. Where it is null, the width is not rounded up either.
+        multiple_key: that of the number whose multiple the width becomes.
+    """
+
+    flag_key: str
+    factor_key: str
+    multiple_key: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +164,9 @@ class Family:
         qkv_by_head: the rows of the one q, k and v matrix are q, k and v of the first head, then those of the next.
         interleaved_rope: the rotary embedding rotates neighbouring channels, not those of a head's two halves.
         intermediate_key: config.json key of the MLP's width.
+        adjusted_width: how the MLP's width follows from that number; None: it is that number.
+        conv: which layers have a gated short convolution instead of attention; None: none.
+        other_keys: other names of config.json keys -> the names here. Where config.json has both, the other one counts.
         scales_embedding_by_width: embedding rows are multiplied by the square root of the hidden size.
         embedding_key, softmax_key, residual_key: config.json keys of the factors on embedding rows, on the products of
             q and k, and on what a block adds to the residual.
@@ -162,6 +210,9 @@ class Family:
     qkv_by_head: bool = False
     interleaved_rope: bool = False
     intermediate_key: str = "intermediate_size"
+    adjusted_width: AdjustedWidth | None = None
+    conv: ShortConv | None = None
+    other_keys: Mapping[str, str] = field(default_factory=dict)
     scales_embedding_by_width: bool = False
     embedding_key: str | None = None
     softmax_key: str | None = None

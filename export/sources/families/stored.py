@@ -62,6 +62,8 @@ class StoredTensors:
             values = self.checkpoint.read(name, start, stop)
         else:
             values = self.checkpoint.read(name)[order[start:stop]]
+        if values.ndim == 3:  # filters, which have one input channel each
+            values = values[:, 0]
         factor, offset = self._factor(target), self._offset(target)
         if factor == 1.0 and offset == 0.0:
             return values
@@ -89,7 +91,8 @@ class StoredTensors:
     def _order(self, target: str, name: str) -> npt.NDArray[np.int64] | None:
         """For each row of the stored tensor its row in the checkpoint; None if these are the same."""
         decoder = self.decoder
-        if _matrix(target) != "qkv" or not (decoder.qkv_by_head or decoder.interleaved_rope):
+        attention = _matrix(target) == "qkv" and decoder.kind_of(target) == "attention"
+        if not attention or not (decoder.qkv_by_head or decoder.interleaved_rope):
             return None
         rows = self.checkpoint.shape(name)[0]
         if decoder.qkv_by_head:

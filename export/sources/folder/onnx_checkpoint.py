@@ -2,8 +2,9 @@
 
 A graph keeps the names of embeddings, norms and biases. A matrix that the exporter has transposed is called
 `onnx::MatMul_732` or the like; the node that multiplies with it has the name of its module,
-`/model/layers.0/self_attn/q_proj/MatMul`. Where a family adds a number to the weights of its norms, the graph has the
-sums, `onnx::Mul_2788`, and the node is `/model/layers.0/input_layernorm/Mul_1`.
+`/model/layers.0/self_attn/q_proj/MatMul`. The filters of a short convolution, `onnx::Conv_726`, are read by the node
+`/model/layers.0/conv/Conv` of the module around them. Where a family adds a number to the weights of its
+norms, the graph has the sums, `onnx::Mul_2788`, and the node is `/model/layers.0/input_layernorm/Mul_1`.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from sol_rt.export.sources.folder.hf_checkpoint import card_license, read_json
 
 if TYPE_CHECKING:
     from sol_rt.export.sources.checkpoint import FloatArray
+    from sol_rt.export.sources.families import Family
 
 _NAMES = ("model.onnx", "decoder_model_merged.onnx", "decoder_model.onnx", "decoder_with_past_model.onnx")
 _FOLDERS = (".", "onnx")
@@ -94,7 +96,7 @@ class OnnxCheckpoint:
         if graph is None:
             raise CheckpointError(f"{path}: got no ONNX graph, expected one of {', '.join(_NAMES)}")
         family = family_of(self.config)
-        self._tensors = _named(_load(graph), graph, family.norm_offset)
+        self._tensors = _named(_load(graph), graph, family)
         for kind in ("weight", "bias"):  # newer transformers call every family's head so
             if f"{_HEAD}.{kind}" in self._tensors:
                 self._tensors.setdefault(f"{family.names.head}.{kind}", self._tensors.pop(f"{_HEAD}.{kind}"))
@@ -122,8 +124,9 @@ def _load(path: Path) -> onnx.ModelProto:
         raise CheckpointError(f"{path}: damaged ONNX file ({one_line(error)}); export it again") from error
 
 
-def _named(model: onnx.ModelProto, path: Path, norm_offset: float) -> dict[str, _Initializer]:
-    """The checkpoint's tensors by name. `norm_offset` is what the model adds to the weights of norms."""
+def _named(model: onnx.ModelProto, path: Path, family: Family) -> dict[str, _Initializer]:
+    """The checkpoint's tensors by name."""
+    norm_offset, filters = family.norm_offset, family.names.conv.rpartition(".")[2]
     graphs = list(_graphs(model.graph))
     nodes = [node for graph in graphs for node in graph.node]
     quantized = next((node.op_type for node in nodes if node.op_type in _QUANTIZED), None)
@@ -157,6 +160,8 @@ def _named(model: onnx.ModelProto, path: Path, norm_offset: float) -> dict[str, 
         if node.op_type in ("MatMul", "Gemm") and len(weight.shape) == 2:
             by_rows = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
             named[f"{module}.weight"] = weight if by_rows else weight.turned()
+        elif filters and node.op_type == "Conv" and len(weight.shape) == 3:  # the node is of the module around them
+            named.setdefault(f"{module}.{filters}.weight", weight)
         elif norm_offset and node.op_type == "Mul" and len(weight.shape) == 1 and module.endswith("norm"):
             named[f"{module}.weight"] = replace(weight, added=norm_offset)
     return {name: tensor for name, tensor in named.items() if name.endswith((".weight", ".bias"))}

@@ -138,6 +138,7 @@ class GgufCheckpoint:
     def read(self, name: str, start: int = 0, stop: int | None = None) -> FloatArray:
         source = self._sources[name]
         values = self._dequantized(source.rows(start, source.shape[0] if stop is None else stop), source.tensor)
+        values = values.reshape(len(values), *source.shape[1:])
         return values - np.float32(source.offset) if source.offset else values
 
     def codes(self, name: str, start: int, stop: int) -> SourceCodes | None:
@@ -203,11 +204,13 @@ class GgufCheckpoint:
         found: dict[str, _Source] = {}
         heads = {"q": self.config["num_attention_heads"], "k": self.config["num_key_value_heads"]}
 
-        def add(hf_module: str, module: str, rotated: str = "", offset: float = 0.0) -> None:
+        def add(hf_module: str, module: str, rotated: str = "", offset: float = 0.0, *, filters: bool = False) -> None:
             for kind in ("weight", "bias"):
                 tensor = self._tensors.get(f"{module}.{kind}")
                 if tensor is not None:
                     shape = tuple(int(size) for size in reversed(tensor.shape))
+                    if filters and len(shape) == 2:
+                        shape = (shape[0], 1, shape[1])  # llama.cpp leaves out the one input channel
                     order = _interleaved(shape[0], heads[rotated]) if rotated else None
                     if family.qkv_by_head and module.endswith("attn_qkv"):
                         order = np.argsort(head_by_head(shape[0], heads["q"]))  # llama.cpp puts all of q first
@@ -238,6 +241,10 @@ class GgufCheckpoint:
         for i in range(self.config["num_hidden_layers"]):
             for hf_module, module in [(hf.o, own.o), (hf.down, own.down), *zip(hf.up, own.up, strict=True)]:
                 add(hf_module.format(i=i), module.format(i=i))
+            if hf.conv:
+                add(hf.conv_in.format(i=i), own.conv_in.format(i=i))
+                add(hf.conv_out.format(i=i), own.conv_out.format(i=i))
+                add(hf.conv.format(i=i), own.conv.format(i=i), filters=True)
             for name, count in _NORMS:
                 hf_norm, own_norm = (module and module.replace("{i}", str(i)) for module in named(name))
                 add_norm(hf_norm, own_norm, heads.get(count, 1))

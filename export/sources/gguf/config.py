@@ -45,6 +45,7 @@ def hf_config(
     keys = _Keys(metadata, form.architecture)
     heads, hidden = keys.integer("attention.head_count"), keys.integer("embedding_length")
     head_dim = keys.integer("attention.key_length", hidden // heads)
+    kv_heads = _kv_heads(keys, form, heads)
     context, tokens = keys.integer("context_length"), metadata.get("tokenizer.ggml.tokens")
     eps = "layer_norm_epsilon" if family.norm == "layer" else "layer_norm_rms_epsilon"
     config: dict[str, Any] = {
@@ -53,7 +54,7 @@ def hf_config(
         "hidden_size": hidden,
         "num_hidden_layers": keys.integer("block_count", most=MOST_LAYERS),
         "num_attention_heads": heads,
-        "num_key_value_heads": keys.integer("attention.head_count_kv", heads),
+        "num_key_value_heads": max(kv_heads),
         "head_dim": head_dim,
         family.intermediate_key: keys.integer("feed_forward_length"),
         "vocab_size": len(tokens) if isinstance(tokens, list) and tokens else keys.integer("vocab_size"),
@@ -84,10 +85,26 @@ def hf_config(
         config["layer_types"] = _layer_types(keys, config["num_hidden_layers"])
     if "sliding_window" in config and config["sliding_window"] is None:
         config["layer_types"] = ["full_attention"] * config["num_hidden_layers"]
+    if 0 in kv_heads:
+        config["layer_types"] = ["full_attention" if count else "conv" for count in kv_heads]
     for name in ("bos", "eos"):
         config[f"{name}_token_id"] = metadata.get(f"tokenizer.ggml.{name}_token_id")
     config["pad_token_id"] = metadata.get("tokenizer.ggml.padding_token_id")
     return config
+
+
+def _kv_heads(keys: _Keys, form: GgufForm, heads: int) -> list[int]:
+    """The numbers of KV heads: one for all layers or, where the form marks layers that attend, one for each layer."""
+    key, layers = "attention.head_count_kv", keys.integer("block_count", most=MOST_LAYERS)
+    counts = keys.value(key, heads)
+    if not form.marks_attention or not isinstance(counts, list) or 0 not in counts:
+        return [keys.integer(key, heads)]
+    attending = {count for count in counts if type(count) is int and count > 0}
+    if len(counts) != layers or len(attending) != 1 or not set(counts) <= attending | {0}:
+        raise CheckpointError(
+            f"GGUF key {keys.full(key)}: got {brief(counts)}, expected 0 or one number for each of {layers} layers"
+        )
+    return counts
 
 
 def _check_read(keys: _Keys, form: GgufForm, head_dim: int) -> None:

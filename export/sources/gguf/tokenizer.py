@@ -82,6 +82,7 @@ _PRE_TOKENIZERS = {
     "llama-bpe": _LLAMA3,
     "llama3": _LLAMA3,
     "llama-v3": _LLAMA3,
+    "lfm2": _LLAMA3,
     "dbrx": _WordSplit(lambda: _words(_LLAMA3_WORDS)),  # OLMo 2 and 3
     "smaug-bpe": _WordSplit(lambda: _words(_LLAMA3_WORDS)),
     "gpt-4o": _WordSplit(lambda: _words(_GPT4O_WORDS)),  # Phi-4-mini

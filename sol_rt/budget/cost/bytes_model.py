@@ -67,8 +67,11 @@ class Line:
 
 
 def reads(action: Action, context: int, config: SolConfig) -> tuple[float, float]:
-    """How many cached tokens a decode step reads, and how many KV pages' key codes it scores: means over the layers."""
-    kv, layers = config.kv, config.model.num_layers
+    """How many cached tokens a decode step reads, and how many KV pages' key codes it scores.
+
+    Both are means over the layers that attend.
+    """
+    kv, layers = config.kv, len(config.kv.attending(config.model.num_layers))
     old_pages = -(-(context + 1) // kv.page_size) - 1
     pages = action.pages(context, kv.page_size)
     if kv.windows:
@@ -134,7 +137,8 @@ class LineCost:
         per_token = np.array([line.per_token for line in lines], np.float64)
         per_page = np.array([line.per_page for line in lines], np.float64)
         kept = np.array([hundredths(action.kv_density) for action in actions], np.int64)
-        page, sinks, layers = self._config.kv.page_size, self._config.kv.sinks, self._config.model.num_layers
+        page, sinks = self._config.kv.page_size, self._config.kv.sinks
+        layers = len(self._config.kv.attending(self._config.model.num_layers))
         dense = len(self._config.kv.dense_layers) / layers
 
         def costs(contexts: np.ndarray) -> np.ndarray:
@@ -162,7 +166,8 @@ class BytesCost(LineCost):
 
     def __init__(self, config: SolConfig, note: str = "") -> None:
         model = config.model
-        heads = model.num_layers * model.num_kv_heads
+        heads = len(config.kv.attending(model.num_layers)) * model.num_kv_heads
+        self._states = 2 * config.kv.state_bytes(model.hidden_size)  # read and written
         self._per_token = float(heads * config.kv.token_bytes(model.head_dim))
         self._per_page = float(heads * config.kv.page_size * (model.head_dim // 2 + 4))  # codes and range of a token
         self._variants = config.variants
@@ -170,7 +175,8 @@ class BytesCost(LineCost):
         super().__init__(config, self._bytes_line, note)
 
     def _bytes_line(self, action: Action) -> Line:
-        return Line(float(self._variants[action.variant].weight_bytes), self._per_token, self._per_page)
+        fixed = self._variants[action.variant].weight_bytes + self._states
+        return Line(float(fixed), self._per_token, self._per_page)
 
     @property
     def page_bytes(self) -> float:

@@ -79,8 +79,10 @@ def _print(description: dict[str, Any], context: int, every: bool) -> None:
     model = description["model"]
     print(f"{description['path']}: {model['name']}, {model['architecture']}, licence {model['license']}")
     policy = description["policy"] or "none"
-    kv = description["kv"]["dtype"]
-    print(f"format {description['format_version']}, context {model['max_context']}, {kv} KV cache, policy: {policy}")
+    print(
+        f"format {description['format_version']}, context {model['max_context']}, {_cache(description)}, "
+        f"policy: {policy}"
+    )
 
     variants = Table("variant", "channel density", "bits", "LM head bits", "weights read per step, MB")
     for variant in description["variants"]:
@@ -155,6 +157,14 @@ def _candidates(selection: dict[str, Any]) -> Table:
         outcome = f"{'kept' if candidate['kept'] else 'dropped'}: {candidate['reason']}"
         table.add_row(candidate["tag"], *("\n".join(column) for column in columns), escape(outcome))
     return table
+
+
+def _cache(description: dict[str, Any]) -> str:
+    """What layers hold of earlier tokens."""
+    kinds, dtype = description["kv"]["layers"], description["kv"]["dtype"]
+    if not kinds:
+        return f"{dtype} KV cache"
+    return f"{dtype} KV cache in {kinds.count('attention')} of {len(kinds)} layers and a state in the others"
 
 
 def _told_bits(variant: dict[str, Any]) -> str:

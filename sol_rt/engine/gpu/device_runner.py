@@ -19,6 +19,7 @@ from sol_rt.engine.gpu.device_sessions import DeviceGraphs, Kind, OpenGraph
 from sol_rt.engine.gpu.logit_summary import LogitSummary
 from sol_rt.engine.kv_cache import KvCache
 from sol_rt.engine.signature import step_signature
+from sol_rt.engine.states import States
 from sol_rt.engine.step import StepBuffers, StepOutput
 from sol_rt.errors import device_errors
 
@@ -57,6 +58,7 @@ class DeviceRunners:
     ) -> None:
         config, memory = bundle.config, provider.memory()
         self.cache = KvCache(config.model, config.kv, memory)
+        self.states: States | None = None  # the engine chooses no GPU for a bundle with states
         shape = logit_summary.cut(config.model.vocab_size)
         summary = None if shape is None else LogitSummary(*shape)
         self.inputs = DeviceInputs(memory, buffers, summary, sums)

@@ -330,6 +330,10 @@ function readModel(table) {
  * @returns {KvLayout}
  */
 function readKv(table, model) {
+  if (table.has("layers")) {
+    const hint = "run the bundle with the Python package's own engine";
+    throw table.fail("layers", "layers with a short convolution", "attention in all layers", hint);
+  }
   const layout = {
     dtype: table.choice("dtype", ["float16", "int8"]),
     page_size: table.integer("page_size", PAGE_SIZE, PAGE_SIZE),

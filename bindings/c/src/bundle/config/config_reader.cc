@@ -92,6 +92,9 @@ KvLayout ReadKv(JsonTable table, const ModelDims& model) {
   if (std::adjacent_find(layout.dense_layers.begin(), layout.dense_layers.end(), std::greater_equal<>()) != layout.dense_layers.end()) {
     table.Fail("dense_layers", ListText(layout.dense_layers), "each layer once, in ascending order");
   }
+  if (table.Has("layers")) {
+    table.Fail("layers", "layers with a short convolution", "attention in all layers", "run the bundle with the Python package's own engine");
+  }
   if (table.Has("windows")) {
     layout.windows = Narrow(table.Integers("windows", 0, model.max_context));
     if (!layout.windows.empty() && layout.windows.size() != static_cast<size_t>(model.num_layers)) {
