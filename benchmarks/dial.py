@@ -116,8 +116,8 @@ def _page(model: SolModel, arguments: argparse.Namespace, rows: list[dict[str, A
         f"`{arguments.file.name}`, second halves scored, ± standard error. Expected: by the",
         "losses that the export measured.",
         "",
-        f"Command: `python benchmarks/dial.py {name} -f {arguments.file.name} --chunks {arguments.chunks} -o "
-        f"{arguments.output}`",
+        f"Command: `python benchmarks/dial.py {name} -f {arguments.file.name} --chunks {arguments.chunks} -r "
+        f"{arguments.rounds} -o {arguments.output}`",
         "",
         "| asked for | tokens/s | times dense | achieved budget | perplexity | over dense | expected |",
         "|---|--:|--:|--:|--:|--:|--:|",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,9 +14,14 @@ pytest.importorskip("torch")
 
 from helpers.made_configs import made_config
 from sol_rt.budget.cost.bytes_model import BytesCost
+from sol_rt.budget.hull import Hull
 from sol_rt.budget.losses import ActionLosses
+from sol_rt.bundle.actions import Action
 from sol_rt.bundle.config import SolConfig
+from sol_rt.bundle.policy_inputs import KNOWN_SCALARS
 from sol_rt.errors import UsageError
+from sol_rt.train.rollouts.counterfactuals import hull_actions
+from sol_rt.train.rollouts.rollout import RolloutSpec
 from sol_rt.train.run.policy_actions import policy_actions
 
 TAGS = [f"k{kv}-s{channels}-q{bits}" for kv in ("100", "050", "010") for channels in ("100", "050") for bits in (8, 4)]
@@ -34,7 +41,7 @@ def test_without_tags_no_mix_of_the_actions_left_out_loses_less(values: list[flo
     chosen = policy_actions(config, cost, (), CONTEXTS)
     assert config.dense in chosen
 
-    def least(actions: list, context: int, budget: float) -> float:  # type: ignore[type-arg]
+    def least(actions: Sequence[Action], context: int, budget: float) -> float:
         points = [(cost.step(each, context) / cost.dense(context), losses.at(each, context)) for each in actions]
         found = [loss for spent, loss in points if spent <= budget]
         for (low, one), (high, other) in itertools.product(points, points):
@@ -44,7 +51,7 @@ def test_without_tags_no_mix_of_the_actions_left_out_loses_less(values: list[flo
 
     every = [entry.action for entry in config.actions]
     for context, budget in itertools.product((544, 4128), (0.5, 0.6, 0.8, 1.0)):  # the middles of the hull's blocks
-        assert least(list(chosen), context, budget) == pytest.approx(least(every, context, budget), abs=1e-3)
+        assert least(chosen, context, budget) == pytest.approx(least(every, context, budget), abs=1e-3)
 
 
 def test_tags_name_the_actions_in_the_order_of_the_bundle() -> None:
@@ -55,6 +62,19 @@ def test_tags_name_the_actions_in_the_order_of_the_bundle() -> None:
 def test_a_bundle_without_losses_gives_all_its_actions() -> None:
     config = made_config()
     assert len(_chosen(config)) == len(config.actions) > 1
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.floats(0.45, 0.95), st.integers(400, 4000))
+def test_a_run_of_hull_keeps_its_budget(budget: float, start: int) -> None:
+    config = made_config(losses={tag: {512: 0.01 * place} for place, tag in enumerate(TAGS[1:], 1)})
+    cost = BytesCost(config)
+    actions = policy_actions(config, cost, (), CONTEXTS)
+    hull = Hull(actions, cost, ActionLosses(config).table)
+    taken = hull_actions(RolloutSpec(actions, cost, KNOWN_SCALARS), hull, budget, range(start, start + 256))
+    assert len(taken) == 256
+    spent = [cost.step(actions[place], start + at) / cost.dense(start + at) for at, place in enumerate(taken)]
+    assert np.mean(spent) == pytest.approx(budget, abs=0.02)
 
 
 @pytest.mark.parametrize(

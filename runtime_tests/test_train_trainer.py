@@ -266,6 +266,26 @@ def test_what_is_refused(place: Path, trained: Path, tmp_path: Path, capsys: pyt
     _fails(capsys, [*argv, "--data", str(make_text(tmp_path / "long.txt", 2900)), *shared], "another text")
 
 
+def test_counterfactuals_along_a_run(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They are those of that run alone, and need a bundle whose losses are known."""
+    config, other = tmp_path / "along.yaml", tmp_path / "other.yaml"
+    config.write_text(CONFIG.replace("positions: 16, updates: 12", "positions: 16, along: [0.6, 0.8], updates: 2"))
+    _fails(capsys, arguments(place, tmp_path / "no", config=config), "warm_start.along: tiny has no measured losses")
+    make_bundle(tmp_path / "tiny", losses=True)
+    argv = ["train", "-m", str(tmp_path / "tiny"), "--data", str(place / "text.txt"), "--config", str(config)]
+    store = tmp_path / "store"
+    assert run([*argv, "-o", str(tmp_path / "one"), "--counterfactuals", str(store)]) == 0
+    about = json.loads((store / "about.json").read_text())
+    assert about["along"]["budgets"] == [0.6, 0.8]
+    dense = about["actions"].index("k100-s100-q8")
+    found = [load_file(path) for path in sorted(store.glob("*.safetensors"))]
+    assert max(float(window["kl"][0, dense]) for window in found) < 1e-3  # behind the prompt, which was dense
+    assert max(float(window["kl"][1:, dense].max()) for window in found) > 1e-3  # behind cheap steps
+    other.write_text(config.read_text() + "seed: 7\n")
+    argv[-1] = str(other)
+    _fails(capsys, [*argv, "-o", str(tmp_path / "two"), "--counterfactuals", str(store)], "another along")
+
+
 def test_a_damaged_checkpoint_is_refused(
     trained: Path, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -70,7 +70,8 @@ class WarmStartConfig:
     """Positions that are measured, at the end of each window."""
     along: tuple[float, ...] = ()
     """Lowest and highest budget, drawn for each window, of a run by the schedule `hull` whose steps the measured
-    positions lie behind, as they do in use. Without them they lie behind dense steps."""
+    positions lie behind, as they do in use. Without them they lie behind dense steps. A window's dense distributions
+    are held meanwhile: 4 bytes times positions times vocabulary."""
     share: float = 0.6
     """Share of `--minutes` after which measuring stops."""
     updates: int = 2000
@@ -281,7 +282,8 @@ def _check(config: TrainConfig, where: str) -> None:
         near = difflib.get_close_matches(scalar, KNOWN_SCALARS, 1)
         need(scalar in KNOWN_SCALARS, "policy.scalars", scalar, near[0] if near else ", ".join(KNOWN_SCALARS))
     need(len(set(policy.scalars)) == len(policy.scalars) > 0, "policy.scalars", policy.scalars, "different names")
-    need(len(set(policy.actions)) == len(policy.actions), "policy.actions", policy.actions, "different tags")
+    distinct = len(set(policy.actions)) == len(policy.actions) != 1
+    need(distinct, "policy.actions", policy.actions, "nothing, or two different tags or more")
     least = policy.horizon + 2  # an episode needs a token before it and one after it
     need(min(data.windows, default=0) >= least, "data.windows", data.windows, f"{least} tokens or more")
     need(data.held_out >= 2, "data.held_out", data.held_out, "2 or more")

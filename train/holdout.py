@@ -6,8 +6,9 @@
 
 All three hold the budget through the runtime's own controller, from one end of a window's scored part to the other,
 and choose among the policy's actions. `HeldOutComparison` scores them in two ways: `replay` takes losses from
-counterfactuals, where every step is behind a dense cache; `run` runs episodes, whose steps feel what their own episode
-left in the cache. The policy's own cost is left out. `sol-rt eval` counts it, and compares on whole texts.
+counterfactuals, where what lies before a step does not depend on the schedule; `run` runs episodes, whose steps feel
+what their own episode left in the cache. The policy's own cost is left out. `sol-rt eval` counts it, and compares on
+whole texts.
 """
 
 from __future__ import annotations

@@ -13,8 +13,9 @@ of the variance of a sampled reward.
 The added loss of an action is the divergence of its distribution from dense. Where dense is calibrated that is the
 expectation of what the action loses on the true token, without the luck of the one token that came.
 
-Counterfactuals have the hidden state and the scalars behind dense steps. The rest of what an episode sees is made up as
-a run at its multiplier would have it (`episodes_at`). GRPO (grpo.py) then sees what its own steps leave behind.
+Counterfactuals have the hidden state, and scalars of the distribution, behind dense steps or along a run. The rest of
+what an episode sees is made up as a run at its multiplier would have it (`episodes_at`). GRPO (grpo.py) then sees what
+its own steps leave behind.
 
 Shapes: W windows of n positions, B episodes of T steps, A actions, H hidden size. Floats are float32 unless a docstring
 says otherwise.
@@ -56,7 +57,7 @@ class Examples:
 
     Attributes:
         token: int64 [W, n], the tokens about to be processed.
-        hidden: float32 [W, n, H], of the dense step before.
+        hidden: float32 [W, n, H], of the step before.
         scalars: float32 [W, n, number of scalars].
         cost: float32 [W, n, A], in dense steps at the same context.
         added: float32 [W, n, A], added loss: the divergence from dense in nats.

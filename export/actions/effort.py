@@ -33,8 +33,6 @@ class Effort:
         scored_windows: most held-out windows on which variants are scored.
         long_tokens: most tokens scored after each context of the long stretch.
         kv_steps: the same for actions of KV density below 1, which run step by step.
-        kv_variants: variants that a KV density below 1 is scored with at most; the others take what it adds to these.
-            None: all.
     """
 
     windows: int
@@ -49,7 +47,6 @@ class Effort:
     scored_windows: int
     long_tokens: int
     kv_steps: int
-    kv_variants: int | None
 
     @classmethod
     def full(cls) -> Effort:
@@ -67,7 +64,6 @@ class Effort:
             scored_windows=8,
             long_tokens=WINDOW - 1,
             kv_steps=128,
-            kv_variants=None,
         )
 
     @classmethod
@@ -96,7 +92,6 @@ class Effort:
             scored_windows=2 if small else 1,
             long_tokens=127,
             kv_steps=max(_LEAST_SCORED, scored // 6),
-            kv_variants=4,
         )
 
 

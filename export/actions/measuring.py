@@ -9,15 +9,16 @@ density 1 and those of the fewest bits, then others if the sum of what both lose
 Variants near the hull are then scored along one long stretch of text, after 512, 2048 and 4096 tokens, at every KV
 density. KV densities below 1 run step by step, so they are scored on fewer tokens than the same variant at 1: too few
 to tell two of them apart, and a choice among many noisy losses takes the lucky ones. What a lower density adds hardly
-depends on the variant, so variants share it. With l the added loss of a variant and k its added loss at a lower KV
-density, the reported loss is
+depends on the variant, so all variants share what it adds to the few that read most, whose losses vary least. With l
+the added loss of a variant and k its added loss at a lower KV density, the reported loss is
 
     mean of l over all its tokens + max(0, d),
-    d = mean over variants of (mean of (k - l) over the tokens that both were scored on), weighted by 1 / its variance.
+    d = mean over those few variants, and the tokens that both were scored on, of (k - l).
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -36,7 +37,7 @@ from sol_rt.export.actions.losses import Candidate, Losses, losses_and_divergenc
 from sol_rt.export.actions.selection import NEAR, near_hull
 from sol_rt.store.progress import Progress
 
-_LEAST_VARIANCE = 1e-8  # nats^2; of a variant on which a KV density has no effect
+_KV_VARIANTS = 4  # variants that lower KV densities are scored with
 _MARGIN = 1.5 * NEAR  # of variants that go on to long contexts, where the hull may differ
 
 
@@ -106,24 +107,25 @@ def measure(
         if density < 1
     ]
     sparse = list(dict.fromkeys([*grid, *(action for action in required if action.kv_density < 1)]))
-    tried = set(spread(sorted({replace(action, kv_density=1.0) for action in sparse}), effort.kv_variants))
-    scored = [action for action in sparse if replace(action, kv_density=1.0) in tried]
+    densities = sorted({action.kv_density for action in sparse}, reverse=True)
+    by_bytes = sorted(useful, key=lambda action: fronts[short][action].bytes, reverse=True)
+    tried = by_bytes[:_KV_VARIANTS] if densities else []
     for context in contexts(len(text.long), scorer.engine.max_context):
         plain = sorted(useful, reverse=True)
         if context == short:  # the windows have more text for the variants; the stretch serves the KV densities
-            plain = sorted(tried, reverse=True)
+            plain = tried
         elif not sparse and len(useful) == 1:
             continue
         if not plain:
             continue
         # what KV densities are compared with needs no more text than they have
         most = effort.kv_steps if context == short else effort.long_tokens
-        along, loss = scorer.along(plain, scored, context, most)
+        below = {density: [replace(action, kv_density=density) for action in tried] for density in densities}
+        along, loss = scorer.along(plain, [*itertools.chain(*below.values())], context, most)
         if context != short:
             tokens[context], dense_loss[context] = len(along[dense]), loss
             fronts[context] = {action: scorer.measured(action, context, along[action]) for action in plain}
-        for density in {action.kv_density for action in sparse}:
-            found = [action for action in scored if action.kv_density == density]
+        for density, found in below.items():
             more = shared_loss([along[a] - along[replace(a, kv_density=1.0)][: len(along[a])] for a in found])
             for action in (action for action in sparse if action.kv_density == density):
                 base = fronts[context][replace(action, kv_density=1.0)]
@@ -135,19 +137,11 @@ def shared_loss(added: Sequence[Losses]) -> Losses:
     """What a KV density adds to the losses of all variants, [n], with a mean of at least 0.
 
     Args:
-        added: by variant, what it adds at each of the same n tokens, [n].
+        added: by variant, what it adds at each of the same n tokens, [n]. No weights: those by variance would favour
+            variants whose few tokens were lucky, as variances of divergences grow with their means.
     """
-    rows = np.array(added)
-    weights = 1 / (rows.var(axis=1) + _LEAST_VARIANCE)
-    shared = weights @ rows / weights.sum()
+    shared = np.mean(added, axis=0)
     return np.asarray(shared - min(float(shared.mean()), 0.0))
-
-
-def spread(variants: Sequence[Action], most: int | None) -> list[Action]:
-    """At most `most` of the variants, evenly from the first to the last; None: all."""
-    if most is None or len(variants) <= most:
-        return list(variants)
-    return [variants[round(at)] for at in np.linspace(0, len(variants) - 1, most)]
 
 
 class _Scorer:

@@ -405,7 +405,8 @@ def _mlp_width(config: Mapping[str, Any], family: Family) -> int:
     width = 2 * width // 3
     if config.get(rule.factor_key) is not None:
         multiple = _size(config, rule.multiple_key)
-        width = -(-int(_factor(config, rule.factor_key) * width) // multiple) * multiple
+        wider = min(_factor(config, rule.factor_key) * width, 2.0 * LARGEST_SIZE)  # refused below, where it is too wide
+        width = -(-int(wider) // multiple) * multiple
     if not 1 <= width <= LARGEST_SIZE:
         raise CheckpointError(
             f"config.json: {family.intermediate_key}: got an MLP of {width} channels, expected 1 to {LARGEST_SIZE}"
@@ -414,22 +415,24 @@ def _mlp_width(config: Mapping[str, Any], family: Family) -> int:
 
 
 def _layer_kinds(config: Mapping[str, Any], family: Family, layers: int) -> tuple[LayerKind, ...]:
-    """What every layer has in front of its MLP; empty if that is attention in all layers. `_windows` checked the
-    list."""
+    """What every layer has in front of its MLP; empty if that is attention in all layers."""
     if family.conv is None:
         return ()
-    kinds, attending = config.get("layer_types"), config.get(family.conv.attention_key)
+    key, kinds = _layer_types(config, layers)
+    attending = config.get(family.conv.attention_key)
     if kinds is not None:
         convolves = [kind == _CONV for kind in kinds]
     elif attending is None:
         return ()
-    elif isinstance(attending, list) and all(type(layer) is int and 0 <= layer < layers for layer in attending):
-        convolves = [layer not in attending for layer in range(layers)]
     else:
         key = family.conv.attention_key
-        raise CheckpointError(f"config.json: {key}: got {brief(attending)}, expected indices of the {layers} layers")
+        right = isinstance(attending, list)
+        if not right or not all(type(layer) is int and 0 <= layer < layers for layer in attending):
+            got = f"config.json: {key}: got {brief(attending)}"
+            raise CheckpointError(f"{got}, expected indices of the {layers} layers")
+        convolves = [layer not in attending for layer in range(layers)]
     if all(convolves):
-        raise CheckpointError("config.json: layer_types: got no layer that attends, expected one or more")
+        raise CheckpointError(f"config.json: {key}: got no layer that attends, expected one or more")
     return tuple("conv" if one else "attention" for one in convolves) if any(convolves) else ()
 
 
@@ -592,16 +595,11 @@ _SLIDING_ATTENTION, _CONV = "sliding_attention", "conv"
 
 def _windows(config: Mapping[str, Any], family: Family, layers: int) -> tuple[int, ...]:
     """The window of every layer in tokens, 0 where it attends to all."""
-    kinds, rule = config.get("layer_types") or config.get("layers_block_type"), family.windows
-    if kinds is not None:
-        if not isinstance(kinds, list) or len(kinds) != layers:
-            raise CheckpointError(f"config.json: layer_types: got {brief(kinds)}, expected one entry for each layer")
-        other = _SLIDING_ATTENTION if family.conv is None else _CONV
-        for kind in kinds:
-            if kind not in (*_FULL_ATTENTION, other):
-                raise CheckpointError(
-                    f"config.json: layer_types: got {brief(kind)}, expected full_attention or {other}"
-                )
+    (key, kinds), rule = _layer_types(config, layers), family.windows
+    other = _SLIDING_ATTENTION if family.conv is None else _CONV
+    for kind in kinds or ():
+        if kind not in (*_FULL_ATTENTION, other):
+            raise CheckpointError(f"config.json: {key}: got {brief(kind)}, expected full_attention or {other}")
     wanted = config.get("use_sliding_window")
     used = _flag(config, "use_sliding_window") if rule.opt_in or wanted is not None else True
     if not config.get("sliding_window") or not used:
@@ -625,6 +623,15 @@ def _windows(config: Mapping[str, Any], family: Family, layers: int) -> tuple[in
         if isinstance(first, bool) or not isinstance(first, int) or first < 0:
             raise CheckpointError(f"config.json: {rule.first_key}: got {brief(first)}, expected a layer's index")
     return tuple(window * (layer >= first) for layer in range(layers))
+
+
+def _layer_types(config: Mapping[str, Any], layers: int) -> tuple[str, list[Any] | None]:
+    """The list of the layers' kinds, or None if config.json has none, and the key that it stands under."""
+    key = next((key for key in ("layer_types", "layers_block_type") if config.get(key) is not None), "layer_types")
+    kinds = config.get(key)
+    if kinds is not None and (not isinstance(kinds, list) or len(kinds) != layers):
+        raise CheckpointError(f"config.json: {key}: got {brief(kinds)}, expected one entry for each layer")
+    return key, kinds
 
 
 def _context(rope_parameters: Mapping[str, Any], trained: int, wanted: int | None) -> int:

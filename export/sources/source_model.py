@@ -34,7 +34,7 @@ class SourceModel:
     def __init__(self, checkpoint: Checkpoint, decoder: Decoder, family: Family, tokens: int) -> None:
         from transformers import AutoModelForCausalLM
 
-        # it says that a faster kernel, which no package here has, is not installed
+        # this logger says that a faster kernel is not installed, which no package of ours has
         logging.getLogger("transformers.integrations.hub_kernels").setLevel(logging.ERROR)
         self._checkpoint, self._decoder, self._family = checkpoint, decoder, family
         config = _config(checkpoint, decoder)

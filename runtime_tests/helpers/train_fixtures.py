@@ -19,11 +19,14 @@ evaluation: {every: 2, windows: 3, positions: 16, budgets: [0.6]}
 """
 
 
-def make_bundle(folder: Path) -> Path:
-    """8 actions: 8 and 4 bits, pruned or not, all pages or 30% of them. The reference model can read it, too."""
+def make_bundle(folder: Path, *, losses: bool = False) -> Path:
+    """8 actions: 8 and 4 bits, pruned or not, all pages or 30% of them. The reference model can read it, too.
+
+    With `losses`, actions have made-up ones.
+    """
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(hf_config("llama")), encoding="utf-8")
-    return write_bundle(folder, bits=(8, 4))
+    return write_bundle(folder, bits=(8, 4), losses=losses)
 
 
 def make_text(path: Path, words: int = 3000) -> Path:

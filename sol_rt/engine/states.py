@@ -59,8 +59,8 @@ class States:
         at = length % LAST
         self._last_lengths[at] = -1
         self._last[at] = self._written
-        self._last_lengths[at] = length
         self._replace(self._written, length)
+        self._last_lengths[at] = length  # last: an interrupt before it leaves no copy that a rewind could take
 
     def keep(self) -> None:
         """Keeps a copy of the states."""

@@ -56,7 +56,8 @@ def footprint(config: SolConfig, context: int) -> Footprint:
     graphs = len({variant.file for variant in config.variants.values()})
     program = _LIBRARIES + _TOKENIZER_ENTRY * model.vocab_size + graphs * (_GRAPH + _GRAPH_LAYER * model.num_layers)
     attended = (2 * model.num_heads + 2 * model.num_kv_heads) * model.head_dim
-    numbers = 3 * model.hidden_size + attended + 2 * model.intermediate_size
+    mixed = max(attended, 6 * model.hidden_size if config.kv.convolving else 0)  # a convolution's parts and their like
+    numbers = 3 * model.hidden_size + mixed + 2 * model.intermediate_size
     return Footprint(
         weights=max(entry.offset + entry.bytes for entry in config.tensors.values()),
         program=program,

@@ -87,10 +87,11 @@ def measure(
     length = min(positions, len(tokens) - 2)
     start = len(tokens) - 1 - length
     rollouts.open(tokens)
-    if hull is None or budget is None:
+    if budget is None:
         view = rollouts.view(start, length, _BUDGET)
         losses = rollouts.losses(start, length, rollouts.spec.actions)
     else:
+        assert hull is not None
         taken = hull_actions(rollouts.spec, hull, budget, range(start, start + length))
         view, losses = rollouts.along(start, taken, _BUDGET)
     parts = (view.token, view.hidden.float(), view.scalars.float(), losses.loss, losses.kl)

@@ -115,7 +115,8 @@ class StepLosses:
 
     Attributes:
         loss: float32 [n, A], loss of the true next token, nats.
-        kl: float32 [n, A], KL(dense || action) in nats.
+        kl: float32 [n, A], KL(dense || action) in nats, where all steps before the dense one were dense. So along a run
+            of cheap steps the dense action has a divergence, too.
     """
 
     loss: Tensor

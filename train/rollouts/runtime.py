@@ -111,7 +111,6 @@ class RuntimeRollouts:
                 before = self._engine.forward((token,), self.spec.actions[place])
                 seen = before.distribution
                 pairs[at, place] = -seen.log_probability(target), references[at].divergence(seen)
-        self._dense = start
         tokens = self._tokens[start:stop]
         view = PolicyView(torch.tensor(tokens), torch.from_numpy(hidden), dense_scalars(start, tokens, rows, budget))
         return view, StepLosses(*torch.tensor(pairs, dtype=torch.float32).unbind(-1))

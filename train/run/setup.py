@@ -43,6 +43,12 @@ class TrainSetup:
     hull: Hull | None = None
     minutes: float | None = None
 
+    def __post_init__(self) -> None:
+        """Raises UsageError where the config wants runs by `hull` and the bundle has no losses."""
+        if self.config.warm_start.along and self.hull is None:
+            got = f"warm_start.along: {self.model} has no measured losses, which the schedule hull needs"
+            raise UsageError(f"{got}; export the bundle anew, or leave the key out")
+
     def made_for(self) -> dict[str, str]:
         """By name, what has to be the same when a training goes on."""
         spec = self.rollouts.spec
@@ -60,10 +66,21 @@ class TrainSetup:
             "identity": self.identity,
             "actions": [action.tag for action in self.rollouts.spec.actions],
             "positions": self.config.warm_start.positions,
-            "along": list(self.config.warm_start.along),
+            "along": self._run_along(),
             "windows": list(self.config.data.windows),
             "held_out": self.config.data.held_out,
             "text": self.windows.digest,
+        }
+
+    def _run_along(self) -> dict[str, object] | None:
+        """What the run depends on that counterfactuals lie behind; None where they lie behind dense steps."""
+        if self.hull is None or not self.config.warm_start.along:
+            return None
+        corners = [self.hull.corners(context) for context in self.windows.lengths]
+        return {
+            "budgets": list(self.config.warm_start.along),
+            "seed": self.config.seed,
+            "hull": hashlib.sha256(repr(corners).encode()).hexdigest(),
         }
 
     def check_processes(self, size: int) -> None:

@@ -126,7 +126,7 @@ def train(
             counterfactuals=counterfactuals or folder / "counterfactuals",
             model=name,
             identity=_identity(bundle),
-            hull=_hull(bundle, source, settings),
+            hull=_hull(bundle, source),
             minutes=minutes,
         )
         with stages("training") as training:
@@ -227,16 +227,13 @@ def _rollouts(engine: Engine, settings: TrainConfig, *, in_torch: bool, say: Cal
     return ReferenceRollouts(ReferenceModel.from_bundle(bundle.path).to(device), spec)
 
 
-def _hull(bundle: Bundle, source: Rollouts, settings: TrainConfig) -> Hull | None:
+def _hull(bundle: Bundle, source: Rollouts) -> Hull | None:
     """The hull of the policy's actions by the bundle's losses; None where the bundle has none."""
     from sol_rt.budget.hull import Hull
     from sol_rt.budget.losses import ActionLosses
 
     losses = ActionLosses(bundle.config)
     if not losses.measured:
-        if settings.warm_start.along:
-            got = f"warm_start.along: {bundle.path} has no measured losses, which the schedule hull needs"
-            raise UsageError(f"{got}; export the bundle anew, or leave the key out")
         return None
     return Hull(source.spec.actions, source.spec.cost, losses.table)
 
