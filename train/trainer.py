@@ -176,7 +176,8 @@ class Trainer:
         warm, budget = self.config.warm_start, None
         if warm.along:
             seed = [self.config.seed, _BUDGET_SEED, int(number < 0), abs(number)]
-            budget = float(np.random.default_rng(seed).uniform(*warm.along))
+            low, high = warm.along
+            budget = float(np.random.default_rng(seed).uniform(low, high))
         tokens = self.windows.tokens(window)
         return measure(self.setup.rollouts, tokens, warm.positions, self.setup.hull, budget)
 
