@@ -107,9 +107,10 @@ def measure(
         if density < 1
     ]
     sparse = list(dict.fromkeys([*grid, *(action for action in required if action.kv_density < 1)]))
-    densities = sorted({action.kv_density for action in sparse}, reverse=True)
     by_bytes = sorted(useful, key=lambda action: fronts[short][action].bytes, reverse=True)
-    tried = by_bytes[:_KV_VARIANTS] if densities else []
+    tried = by_bytes[:_KV_VARIANTS] if sparse else []
+    densities = sorted({action.kv_density for action in sparse}, reverse=True)
+    below = {density: [replace(action, kv_density=density) for action in tried] for density in densities}
     for context in contexts(len(text.long), scorer.engine.max_context):
         plain = sorted(useful, reverse=True)
         if context == short:  # the windows have more text for the variants; the stretch serves the KV densities
@@ -120,7 +121,6 @@ def measure(
             continue
         # what KV densities are compared with needs no more text than they have
         most = effort.kv_steps if context == short else effort.long_tokens
-        below = {density: [replace(action, kv_density=density) for action in tried] for density in densities}
         along, loss = scorer.along(plain, [*itertools.chain(*below.values())], context, most)
         if context != short:
             tokens[context], dense_loss[context] = len(along[dense]), loss
