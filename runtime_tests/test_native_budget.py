@@ -7,7 +7,7 @@ import math
 import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,6 +31,7 @@ from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bits import MIXED
 from sol_rt.bundle.config import PolicySpec, SolConfig
 from sol_rt.engine.distribution import Distribution, numpy_sums
+from sol_rt.engine.hardware.tuning import Tuning
 from sol_rt.errors import SolError, UsageError
 from sol_rt.generate.model import SolModel
 from sol_rt.generate.stream import Stream
@@ -281,7 +282,8 @@ def table_of(config: SolConfig, random: np.random.Generator) -> CalibrationTable
             for kv in measured
         }
     dense = lines[config.dense.variant]
-    return CalibrationTable(IDENTITY, "a device", "now", 0.02 * next(iter(dense.values())).fixed, lines)
+    tuning = Tuning(1, 49152, 3) if random.random() < 0.5 else None
+    return CalibrationTable(IDENTITY, "a device", "now", 0.02 * next(iter(dense.values())).fixed, lines, tuning=tuning)
 
 
 def steps_of(
@@ -550,6 +552,14 @@ def tables() -> dict[str, str]:
         "null": changed("lines", variant, density, "per_page", to=None),
         "no time": changed("lines", variant, density, to={**line, "fixed": 0, "per_token": 1e-7}),
         "another key": changed("lines", variant, density, to={**line, "per_byte": 0}),
+        "tuning": changed("tuning", to=2),
+        "tuning without a key": changed("tuning", to={"cache_level": 2, "row_bytes_ahead": 0}),
+        "tuning with another key": changed("tuning", to={**asdict(Tuning()), "pages": 1}),
+        "cache level": changed("tuning", to={**asdict(Tuning()), "cache_level": 3}),
+        "bytes ahead": changed("tuning", to={**asdict(Tuning()), "row_bytes_ahead": 2**40}),
+        "half a byte ahead": changed("tuning", to={**asdict(Tuning()), "row_bytes_ahead": 0.5}),
+        "members": changed("tuning", to={**asdict(Tuning()), "members": -1}),
+        "members as text": changed("tuning", to={**asdict(Tuning()), "members": "2"}),
         "no key": changed("lines", variant, density, to={key: line[key] for key in list(line)[1:]}),
     }
 
@@ -591,9 +601,10 @@ def test_the_lower_of_two_measured_densities_at_one_distance(program: Path, tmp_
     check_equal(natively(program, config, [run], file)[0], planned(config, CalibratedCost(config, table), run), run)
 
 
-def test_a_table_is_written_as_python_writes_it(program: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("tuning", [None, Tuning(1, 49152, 3)])
+def test_a_table_is_written_as_python_writes_it(program: Path, tmp_path: Path, tuning: Tuning | None) -> None:
     file = tmp_path / "table.json"
-    table = table_of(TINY, np.random.default_rng(1))
+    table = replace(table_of(TINY, np.random.default_rng(1)), tuning=tuning)
     file.write_text(table.to_json())
     rewritten = subprocess.run([program, "table", file], capture_output=True, text=True, check=True).stdout
     assert CalibrationTable.from_json(rewritten) == table

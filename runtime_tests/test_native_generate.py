@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from signal import SIGINT
 from typing import Any
@@ -16,11 +17,14 @@ import pytest
 import sol_rt.ops
 from helpers.core_build import core_build
 from helpers.program import started
+from sol_rt.budget.cost.calibration_table import CalibratedCost, CalibrationTable
+from sol_rt.budget.cost.tune import candidates
 from sol_rt.errors import BusyError, ContextError, ProviderError, QualityWarning, SolError, UsageError
 from sol_rt.generate.model import SolModel
 from sol_rt.generate.native import library
 from sol_rt.generate.native.model import NativeModel
 from sol_rt.generate.trace import read_trace
+from sol_rt.store.home import calibration_dir
 
 GOLDEN = Path(__file__).parent / "golden" / "tiny"
 PROMPT = [368, 14, 279, 363, 264, 345]
@@ -214,6 +218,22 @@ def test_a_budget_below_the_sensible_ones_warns_once(native: NativeModel) -> Non
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fresh.stream(PROMPT, budget=0.1)
+
+
+def test_measured_costs_name_the_settings_of_the_operators(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOL_RT_HOME", str(tmp_path))
+    model = NativeModel.from_pretrained(GOLDEN)
+    (file,) = calibration_dir().iterdir()
+    tuning = CalibrationTable.from_json(file.read_text(encoding="utf-8")).tuning
+    if not model.native:
+        assert tuning is None
+        return
+    assert tuning is not None
+    tried = candidates(4, quick=True)
+    assert replace(tuning, members=0) in tried
+    again = NativeModel.from_pretrained(GOLDEN)  # the core reads the settings
+    assert isinstance(again.cost, CalibratedCost)
+    assert again.cost.path == file
 
 
 def test_without_the_library_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

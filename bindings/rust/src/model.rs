@@ -190,7 +190,7 @@ impl Model {
             .collect()
     }
 
-    /// Times every action for about two seconds, uses the result from the next generation on, and writes it to `file`, if any.
+    /// Tries the settings of the operators and times every action, for about four seconds, uses the result from the next generation on, and writes it to `file`, if any.
     pub fn measure_costs(&self, file: Option<&Path>) -> Result<(), Error> {
         let file = file.map(c_path).transpose()?;
         // SAFETY: the handle is valid, and the string outlives the call.

@@ -25,6 +25,8 @@ from sol_rt.budget.policy import PolicySession
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.engine.engine import Engine
+from sol_rt.engine.hardware import tuning
+from sol_rt.engine.hardware.tuning import Tuning
 from sol_rt.errors import UsageError
 from sol_rt.store.progress import Progress, Stages
 
@@ -162,6 +164,7 @@ def measure(
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         policy_ms=policy_ms,
         lines=lines,
+        tuning=_settings(engine),
     )
     engine.reset()
     return Calibration(table, rows)
@@ -219,7 +222,17 @@ def measure_quickly(engine: Engine, bundle: Bundle, *, seconds: float = 2.0) -> 
         lines=lines,
         quick=True,
         steady=steady,
+        tuning=_settings(engine),
     )
+
+
+def _settings(engine: Engine) -> Tuning | None:
+    """The settings that the engine's operators run under; None if it runs no native operators of the CPU."""
+    library = engine.provider.library
+    if library is None or engine.provider.gpu is not None:
+        return None
+    tuned = tuning.stored(tuning.machine_key(engine.threads, library))
+    return Tuning() if tuned is None else tuned.tuning
 
 
 def save(bundle: Bundle, engine: Engine, table: CalibrationTable) -> Path:

@@ -17,6 +17,7 @@ from sol_rt.bundle.actions import Action, density, hundredths
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import SolConfig
 from sol_rt.engine.hardware import processor_name
+from sol_rt.engine.hardware.tuning import Tuning
 from sol_rt.errors import SolError, UsageError, WriteError, brief
 from sol_rt.ops import library_name, library_path
 from sol_rt.store.home import calibration_dir
@@ -43,6 +44,8 @@ class CalibrationTable:
         lines: variant key -> KV density -> line in milliseconds.
         quick: whether `calibrate.measure_quickly` made the table, at one short context.
         steady: whether the times agreed from round to round. If not, the table serves for an hour.
+        tuning: settings of the operators that the times were taken under, which the native core applies when it loads
+            the table; None where the CPU's native operators did not run.
     """
 
     bundle: str
@@ -52,6 +55,7 @@ class CalibrationTable:
     lines: dict[str, dict[float, Line]]
     quick: bool = False
     steady: bool = True
+    tuning: Tuning | None = None
 
     def to_json(self) -> str:
         """The file's content."""
@@ -82,6 +86,7 @@ class CalibrationTable:
                 },
                 quick=raw.get("quick", False) is True,
                 steady=raw.get("steady", True) is True,
+                tuning=None if raw.get("tuning") is None else Tuning.read(raw["tuning"]),
             )
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, UsageError) as error:
             problem = " ".join(f"{type(error).__name__}: {error}".split())[:120]

@@ -16,6 +16,7 @@ from typing import Any
 
 from sol_rt.atomic_write import write_errors, write_text
 from sol_rt.engine.hardware.processor import processor_name
+from sol_rt.errors import brief
 from sol_rt.ops import library_name
 from sol_rt.store.home import home
 
@@ -38,6 +39,15 @@ class Tuning:
     cache_level: int = 2
     row_bytes_ahead: int = 12288
     members: int = 0
+
+    @classmethod
+    def read(cls, raw: Any) -> Tuning:
+        """Reads settings that were written as JSON. Raises ValueError, TypeError or KeyError for what is none."""
+        given = dict(raw)
+        level, ahead, members = (_whole(given.pop(name)) for name in ("cache_level", "row_bytes_ahead", "members"))
+        if given or level not in (1, 2) or ahead > _MOST_AHEAD or members > _MOST_MEMBERS:
+            raise ValueError(f"settings {brief(raw)}")
+        return cls(level, ahead, members)
 
     def __str__(self) -> str:
         threads = f", {self.members} threads a step" if self.members else ""
@@ -113,12 +123,8 @@ def _entries() -> dict[str, Any]:
 
 
 def _read(raw: Any) -> Tuned:
-    given = dict(raw["tuning"])
-    level, ahead, members = (_whole(given.pop(name)) for name in ("cache_level", "row_bytes_ahead", "members"))
-    if given or level not in (1, 2) or ahead > _MOST_AHEAD or members > _MOST_MEMBERS:
-        raise ValueError(f"settings {raw['tuning']}")
     return Tuned(
-        Tuning(level, ahead, members),
+        Tuning.read(raw["tuning"]),
         _positive(raw["gain"]),
         _positive(raw["step_gb_per_second"]),
         model=str(raw["model"])[:80],

@@ -3,9 +3,11 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "budget/cost/tuning.h"
 #include "bundle/action.h"
 #include "bundle/config/config.h"
 
@@ -40,6 +42,7 @@ class CostModel {
   virtual const char* Name() const = 0;  // `bytes` or `calibrated`
   virtual bool InMilliseconds() const = 0;
   virtual double Policy() const = 0;  // one run of the policy; 0 if there is none
+  virtual std::optional<Tuning> tuning() const { return std::nullopt; }  // of the operators, under which costs were measured
   // Throws SOL_ERROR_USAGE for an action whose variant the bundle lacks.
   virtual CostLine Line(const Action& action) const = 0;
 

@@ -1,15 +1,17 @@
 #include "engine/measure_costs.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <ctime>
 #include <fstream>
 #include <numeric>
+#include <optional>
 #include <random>
 #include <set>
 
 #include "engine/engine.h"
+#include "engine/timed_step.h"
+#include "engine/tune_operators.h"
 
 #ifdef SOL_RT_OPERATORS
 extern "C" const char* SolRtTarget();
@@ -18,8 +20,6 @@ extern "C" const char* SolRtTarget();
 namespace sol_rt {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
 constexpr double kSeconds = 2.0;
 constexpr int64_t kContext = 16;       // tokens
 constexpr size_t kLeastRounds = 7;
@@ -27,25 +27,6 @@ constexpr int kSteps = 3;              // of each variant in a round, of which t
 constexpr double kSlowMs = 15.0;       // a dense step that takes longer is timed once in a round
 constexpr double kScatter = 0.1;       // largest distance of the quartiles of steady ratios, as a share of their median
 constexpr int kWarmUp = 2;
-
-double Since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
-
-// As NumPy's percentile: linear between neighbours.
-double Quantile(std::vector<double> values, double share) {
-  std::sort(values.begin(), values.end());
-  const double at = share * static_cast<double>(values.size() - 1);
-  const auto low = static_cast<size_t>(at);
-  const size_t high = std::min(low + 1, values.size() - 1);
-  return values[low] + (values[high] - values[low]) * (at - static_cast<double>(low));
-}
-
-double Timed(Engine& engine, int64_t length, const Action& action) {
-  const int32_t token = 0;
-  engine.Truncate(length);
-  const Clock::time_point start = Clock::now();
-  engine.Forward(&token, 1, action);
-  return Since(start) * 1e3;
-}
 
 double PolicyMs(Model& model) {
   const std::unique_ptr<PolicyRunner> policy = model.MakePolicyRunner();
@@ -56,7 +37,7 @@ double PolicyMs(Model& model) {
   for (int step = 0; step < static_cast<int>(kLeastRounds) + kWarmUp; ++step) {
     const Clock::time_point start = Clock::now();
     policy->Decide(hidden.data(), 0, scalars, 0, step % spec.horizon);
-    if (step >= kWarmUp) times.push_back(Since(start) * 1e3);
+    if (step >= kWarmUp) times.push_back(SecondsSince(start) * 1e3);
   }
   return Quantile(times, 0.25);
 }
@@ -112,8 +93,10 @@ CalibrationTable MeasureCosts(std::shared_ptr<Model> model) {
   std::vector<int32_t> tokens;
   for (int64_t token = 0; token < length; ++token) tokens.push_back(static_cast<int32_t>(token % config.model.vocab_size));
   engine.Forward(tokens.data(), tokens.size(), config.dense);
-  for (const Action& action : actions) Timed(engine, length, action);  // makes the sessions
-  const int each = Timed(engine, length, config.dense) < kSlowMs ? kSteps : 1;
+  for (const Action& action : actions) TimedStep(engine, length, action);  // makes the sessions
+  const int each = TimedStep(engine, length, config.dense) < kSlowMs ? kSteps : 1;
+  std::optional<Tuning> tuning;
+  if (model->native()) tuning = TuneOperators(engine, length, actions, dense, model->runtime().threads());
 
   // The variants take turns, in another order each time. A variant's time is the dense step's lower quartile times the median of its ratios to the dense
   // steps of the same rounds, which a machine that slows down for a while does not change.
@@ -128,12 +111,12 @@ CalibrationTable MeasureCosts(std::shared_ptr<Model> model) {
     std::vector<double> row(actions.size());
     std::shuffle(order.begin(), order.end(), random);
     for (const size_t index : order) {
-      row[index] = Timed(engine, length, actions[index]);
-      for (int i = 1; i < each; ++i) row[index] = std::min(row[index], Timed(engine, length, actions[index]));
+      row[index] = TimedStep(engine, length, actions[index]);
+      for (int i = 1; i < each; ++i) row[index] = std::min(row[index], TimedStep(engine, length, actions[index]));
     }
     if (first) continue;  // the first round warms up
     rounds.push_back(std::move(row));
-    const double spent = Since(began);
+    const double spent = SecondsSince(began);
     if (rounds.size() < kLeastRounds || spent < kSeconds) continue;
     double scatter = 0.0;
     for (size_t i = 0; i < actions.size(); ++i) {
@@ -160,6 +143,7 @@ CalibrationTable MeasureCosts(std::shared_ptr<Model> model) {
   table.created = Now();
   table.quick = true;
   table.steady = steady;
+  table.tuning = tuning;
   for (size_t i = 0; i < actions.size(); ++i) {
     const CostLine line = bytes->Line(actions[i]);
     const double ms = middle[i] * dense_ms;

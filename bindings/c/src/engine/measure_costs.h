@@ -8,7 +8,7 @@
 
 namespace sol_rt {
 
-// Takes about two seconds, or three times that if the times scatter. Other work on the machine makes the result worse. Throws what `Engine::Forward` throws.
+// With native operators the settings of these are tried first. Takes about four seconds, up to twice that if the times scatter. Other work on the machine makes the result worse. Throws what `Engine::Forward` throws.
 CalibrationTable MeasureCosts(std::shared_ptr<Model> model);
 
 }  // namespace sol_rt

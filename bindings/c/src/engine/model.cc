@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "engine/tune_operators.h"
 #include "engine/run/policy_session.h"
 
 namespace sol_rt {
@@ -27,6 +28,7 @@ std::shared_ptr<const CostModel> Model::cost() const {
 }
 
 void Model::SetCost(std::shared_ptr<const CostModel> cost) {
+  if (native() && cost->tuning()) ApplyTuning(*cost->tuning());
   const std::lock_guard<std::mutex> lock(cost_mutex_);
   cost_ = std::move(cost);
 }

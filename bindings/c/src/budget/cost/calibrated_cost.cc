@@ -21,7 +21,7 @@ constexpr const char* kHint = "give a file that `sol-rt calibrate` wrote";
 
 class CalibratedCost final : public CostModel {
  public:
-  CalibratedCost(const Config& config, const CalibrationTable& table) : CostModel(config), policy_ms_(table.policy_ms) {
+  CalibratedCost(const Config& config, const CalibrationTable& table) : CostModel(config), policy_ms_(table.policy_ms), tuning_(table.tuning) {
     for (const std::string& key : config.variant_order) {
       const auto row = table.lines.find(key);
       if (row == table.lines.end() || row->second.empty()) Refuse("no variant " + key);
@@ -36,6 +36,7 @@ class CalibratedCost final : public CostModel {
   const char* Name() const override { return "calibrated"; }
   bool InMilliseconds() const override { return true; }
   double Policy() const override { return policy_ms_; }
+  std::optional<Tuning> tuning() const override { return tuning_; }
   CostLine Line(const Action& action) const override {
     const auto row = lines_.find(action.Variant());
     if (row == lines_.end()) UsageFault("cost of " + action.Tag() + ": its variant is not in the bundle");
@@ -58,6 +59,7 @@ class CalibratedCost final : public CostModel {
  private:
   std::map<std::string, std::map<int, CostLine>> lines_;
   double policy_ms_;
+  std::optional<Tuning> tuning_;
 };
 
 std::string ReadTable(const std::string& path) {

@@ -18,6 +18,7 @@ using nlohmann::json;
 constexpr const char* kFormat = "sol_rt.calibration";
 constexpr int kVersion = 2;
 constexpr double kLongest = 1e9;  // milliseconds that a step may take; larger numbers would overflow in sums
+constexpr uint32_t kMostAhead = 1 << 20, kMostMembers = 1024;
 
 [[noreturn]] void Unreadable(const std::string& problem) {
   throw Error(SOL_ERROR_BUNDLE, "calibration table: not readable (" + problem.substr(0, 120) + "); run `sol-rt calibrate` again");
@@ -64,6 +65,19 @@ CalibrationTable::Line ReadLine(const json& raw) {
   return line;
 }
 
+uint32_t Whole(const json& object, const char* key, uint32_t least, uint32_t most) {
+  const json& value = Member(object, key);
+  if (!value.is_number_integer() || value < least || value > most) {
+    Unreadable(std::string(key) + " is not a whole number from " + std::to_string(least) + " to " + std::to_string(most));
+  }
+  return value.get<uint32_t>();
+}
+
+Tuning ReadTuning(const json& raw) {
+  if (!raw.is_object() || raw.size() != 3) Unreadable("tuning has other keys than cache_level, members and row_bytes_ahead");
+  return {Whole(raw, "cache_level", 1, 2), Whole(raw, "row_bytes_ahead", 0, kMostAhead), Whole(raw, "members", 0, kMostMembers)};
+}
+
 CalibrationTable Read(const json& raw) {
   if (!raw.is_object()) Unreadable("no JSON object");
   const json &format = Member(raw, "format"), &version = Member(raw, "format_version");
@@ -85,6 +99,8 @@ CalibrationTable Read(const json& raw) {
   table.quick = quick != raw.end() && *quick == true;
   const auto steady = raw.find("steady");
   table.steady = steady == raw.end() || *steady == true;
+  const auto tuning = raw.find("tuning");
+  if (tuning != raw.end() && !tuning->is_null()) table.tuning = ReadTuning(*tuning);
   return table;
 }
 
@@ -102,6 +118,7 @@ std::string CalibrationTable::ToJson() const {
   nlohmann::ordered_json document = {{"format", kFormat},   {"format_version", kVersion}, {"bundle", bundle},
                                      {"device", device},    {"created", created},         {"policy_ms", policy_ms},
                                      {"lines", nlohmann::ordered_json::object()}, {"quick", quick},        {"steady", steady}};
+  if (tuning) document["tuning"] = {{"cache_level", tuning->cache_level}, {"row_bytes_ahead", tuning->row_bytes_ahead}, {"members", tuning->members}};
   for (const auto& [key, row] : lines) {
     auto& written = document["lines"][key] = nlohmann::ordered_json::object();
     for (const auto& [density, line] : row) {

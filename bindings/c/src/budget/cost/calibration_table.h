@@ -3,8 +3,10 @@
 
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 
+#include "budget/cost/tuning.h"
 #include "budget/cost_model.h"
 
 namespace sol_rt {
@@ -18,6 +20,7 @@ struct CalibrationTable {
   std::map<std::string, std::map<int, Line>> lines;  // by variant, then by KV density in hundredths
   bool quick = false;                                // measured at one short context
   bool steady = true;                                // whether the times agreed from round to round
+  std::optional<Tuning> tuning;                      // of the operators, under which the times were taken; none without native operators
 
   std::string ToJson() const;
   // Throws SOL_ERROR_BUNDLE for a text that ToJson did not write.

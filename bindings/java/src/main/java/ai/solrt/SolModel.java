@@ -79,7 +79,7 @@ public final class SolModel extends SolHandle {
     return new Action(call(m -> SolNative.modelAction(m, index, strings)), strings);
   }
 
-  /** Times every action for about two seconds, uses the result from the next generation on, and writes it to {@code file} if that is not null. */
+  /** Tries the settings of the operators and times every action, for about four seconds, uses the result from the next generation on, and writes it to {@code file} if that is not null. */
   public void measureCosts(String file) {
     call(m -> { SolNative.modelMeasureCosts(m, SolNative.utf8(file)); return null; });
   }

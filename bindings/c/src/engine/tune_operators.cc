@@ -1,0 +1,83 @@
+#include "engine/tune_operators.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <random>
+
+#include "engine/timed_step.h"
+
+#ifdef SOL_RT_OPERATORS
+extern "C" void SolRtTune(uint32_t level, uint32_t row_bytes, uint32_t members);
+#endif
+
+namespace sol_rt {
+namespace {
+
+constexpr double kSeconds = 1.5;
+constexpr size_t kLeastRounds = 4, kMostRounds = 200;
+constexpr double kFastMs = 15.0;     // a step that takes longer is timed once in a round
+constexpr double kLeastGain = 1.02;  // one of many settings is often ahead by chance
+constexpr int32_t kSmallTeam = 4;    // threads from which on half of them is tried: two of a core share its way to memory
+
+// The defaults come first.
+std::vector<Tuning> Candidates(int32_t threads) {
+  std::vector<Tuning> tried{{2, 12288, 0}, {2, 49152, 0}, {1, 12288, 0}, {1, 49152, 0}};
+  if (threads >= kSmallTeam) tried.push_back({2, 12288, static_cast<uint32_t>(threads / 2)});
+  return tried;
+}
+
+}  // namespace
+
+void ApplyTuning([[maybe_unused]] const Tuning& tuning) {
+#ifdef SOL_RT_OPERATORS
+  SolRtTune(tuning.cache_level, tuning.row_bytes_ahead, tuning.members);
+#endif
+}
+
+Tuning TuneOperators(Engine& engine, int64_t length, const std::vector<Action>& actions, size_t dense, int32_t threads) {
+  const std::vector<Tuning> tried = Candidates(threads);
+  size_t fastest = dense;
+  double fastest_ms = INFINITY, dense_ms = 0.0;
+  for (size_t i = 0; i < actions.size(); ++i) {
+    const double ms = std::min(TimedStep(engine, length, actions[i]), TimedStep(engine, length, actions[i]));
+    if (i == dense) dense_ms = ms;
+    if (ms < fastest_ms) fastest = i, fastest_ms = ms;
+  }
+  // The first step under a setting finds another one's leftovers in the caches.
+  const int each = dense_ms < kFastMs ? 2 : 1;
+  const auto time = [&](const Tuning& tuning) {
+    ApplyTuning(tuning);
+    double product = 1.0;
+    for (const size_t action : {dense, fastest}) {
+      double ms = INFINITY;
+      for (int i = 0; i < each; ++i) ms = std::min(ms, TimedStep(engine, length, actions[action]));
+      product *= ms;
+    }
+    return std::sqrt(product);
+  };
+  std::vector<std::vector<double>> gains(tried.size());
+  std::vector<size_t> order(tried.size());
+  std::iota(order.begin(), order.end(), size_t{0});
+  std::mt19937 random(0);
+  const Clock::time_point began = Clock::now();
+  for (size_t rounds = 1; rounds <= kMostRounds; ++rounds) {
+    std::shuffle(order.begin(), order.end(), random);
+    std::vector<double> times(tried.size());
+    for (const size_t index : order) times[index] = time(tried[index]);
+    for (size_t i = 0; i < tried.size(); ++i) gains[i].push_back(times[0] / times[i]);
+    const double spent = SecondsSince(began);
+    if (spent >= kSeconds && rounds >= kLeastRounds) break;
+    if (spent * kLeastRounds > 2 * kSeconds * static_cast<double>(rounds)) break;  // too slow for as many rounds as it takes
+  }
+  size_t best = 0;
+  for (size_t i = 1; i < tried.size(); ++i) {
+    if (Quantile(gains[i], 0.5) > Quantile(gains[best], 0.5)) best = i;
+  }
+  const bool known = gains[0].size() >= kLeastRounds && Quantile(gains[best], 0.5) >= kLeastGain && Quantile(gains[best], 0.1) > 1.0;
+  if (!known) best = 0;
+  ApplyTuning(tried[best]);
+  return tried[best];
+}
+
+}  // namespace sol_rt
