@@ -553,6 +553,7 @@ def tables() -> dict[str, str]:
         "no time": changed("lines", variant, density, to={**line, "fixed": 0, "per_token": 1e-7}),
         "another key": changed("lines", variant, density, to={**line, "per_byte": 0}),
         "tuning": changed("tuning", to=2),
+        "tuning as a list": changed("tuning", to=[list(pair) for pair in asdict(Tuning()).items()]),
         "tuning without a key": changed("tuning", to={"cache_level": 2, "row_bytes_ahead": 0}),
         "tuning with another key": changed("tuning", to={**asdict(Tuning()), "pages": 1}),
         "cache level": changed("tuning", to={**asdict(Tuning()), "cache_level": 3}),

@@ -17,10 +17,13 @@ from helpers import full_disk
 from helpers.core_build import ADDRESS, SANITIZER_OPTIONS, THREAD, core_build, ort_library, skip_without_room
 from helpers.random_decoder import TRAITS
 from helpers.tiny_bundle import write_bundle
+from sol_rt.budget.cost.bytes_model import Line
+from sol_rt.budget.cost.calibration_table import CalibrationTable
 from sol_rt.budget.policy import PolicySession
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.engine.engine import Engine
+from sol_rt.engine.hardware.tuning import Tuning
 
 SMOLLM = os.environ.get("SOL_RT_TEST_BUNDLE", "")
 """A real bundle, for the comparison that tiny ones can't make."""
@@ -363,6 +366,31 @@ def test_onnx_runtime_that_is_missing_or_too_old(tmp_path: Path, library: str | 
     assert done.stdout.startswith(f"error {RUNTIME} ONNX Runtime: got ")
     assert all(part in done.stdout for part in parts), done.stdout
     assert done.stdout.count("\n") == 1
+
+
+def test_a_table_brings_the_settings_of_the_operators(folder: Path, tmp_path: Path) -> None:
+    """Those that its times were taken under, where it was measured on as many threads: here two."""
+    bundle = Bundle.open(folder)
+
+    def table(name: str, threads: int, tuning: Tuning | None) -> Path:
+        lines = {key: {1.0: Line(1.0, 1e-3, 0.0, 0.01)} for key in bundle.config.variants}
+        device = f"a processor, {threads} threads, cpu, kernels"
+        made = CalibrationTable(bundle.identity, device, "now", 0.0, lines, tuning=tuning)
+        (tmp_path / name).write_text(made.to_json(), encoding="utf-8")
+        return tmp_path / name
+
+    with Core(tmp_path / "results") as core:
+
+        def settings_after(file: Path) -> Tuning:
+            packed = core.do(f"costs {file}")
+            return Tuning(packed >> 40, packed & 0xFFFFFF, packed >> 24 & 0xFFFF)
+
+        core.do(f"load {folder}")
+        named = Tuning(1, 49152, 1)
+        assert settings_after(table("none", 2, None)) == Tuning()
+        assert settings_after(table("others", 8, named)) == Tuning()
+        assert settings_after(table("ours", 2, named)) == named
+        assert settings_after(table("none", 2, None)) == named
 
 
 def test_a_host_with_an_environment_of_its_own(folder: Path, tmp_path: Path) -> None:

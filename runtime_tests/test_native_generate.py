@@ -19,6 +19,7 @@ from helpers.core_build import core_build
 from helpers.program import started
 from sol_rt.budget.cost.calibration_table import CalibratedCost, CalibrationTable
 from sol_rt.budget.cost.tune import candidates
+from sol_rt.engine.hardware import tuning as operators
 from sol_rt.errors import BusyError, ContextError, ProviderError, QualityWarning, SolError, UsageError
 from sol_rt.generate.model import SolModel
 from sol_rt.generate.native import library
@@ -231,9 +232,17 @@ def test_measured_costs_name_the_settings_of_the_operators(tmp_path: Path, monke
     assert tuning is not None
     tried = candidates(4, quick=True)
     assert replace(tuning, members=0) in tried
-    again = NativeModel.from_pretrained(GOLDEN)  # the core reads the settings
+    again = NativeModel.from_pretrained(GOLDEN)
     assert isinstance(again.cost, CalibratedCost)
     assert again.cost.path == file
+    python = SolModel.from_pretrained(
+        GOLDEN, provider="cpu"
+    )  # tries settings of its own, and keeps times that fit them
+    assert isinstance(python.cost, CalibratedCost)
+    library = python.engine.provider.library
+    assert library is not None
+    assert operators.stored(operators.machine_key(python.engine.threads, library)) is not None
+    assert python.cost.calibration.tuning == operators.current(library)
 
 
 def test_without_the_library_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 pytest.importorskip("torch")
 
 from helpers.made_configs import made_config
-from sol_rt.budget.cost.bytes_model import BytesCost
+from sol_rt.budget.cost.bytes_model import BytesCost, Line
+from sol_rt.budget.cost.calibration_table import CalibratedCost, CalibrationTable
 from sol_rt.budget.hull import Hull
 from sol_rt.budget.losses import ActionLosses
 from sol_rt.bundle.actions import Action
@@ -62,6 +63,14 @@ def test_tags_name_the_actions_in_the_order_of_the_bundle() -> None:
 def test_a_bundle_without_losses_gives_all_its_actions() -> None:
     config = made_config()
     assert len(_chosen(config)) == len(config.actions) > 1
+
+
+def test_costs_by_which_nothing_is_saved_leave_nothing_to_choose() -> None:
+    config = made_config(losses={tag: {512: 0.1} for tag in TAGS[1:]})
+    lines = {key: {1.0: Line(1.0, 0.0, 0.0, 0.01)} for key in config.variants}
+    cost = CalibratedCost(config, CalibrationTable("b", "d", "now", 0.0, lines))
+    with pytest.raises(UsageError, match="no action saves anything over dense"):
+        policy_actions(config, cost, (), CONTEXTS)
 
 
 @settings(max_examples=30, deadline=None)

@@ -28,7 +28,7 @@ from sol_rt.evaluation.inspect import describe as describe_bundle
 from sol_rt.export.actions import lm_head_bits
 from sol_rt.export.actions.lm_head_bits import Head, HeadPoint, choose_lm_head_bits, with_heads, worth_reading
 from sol_rt.export.actions.stored import StoredCalibration
-from sol_rt.export.actions.tail_offset import fitted_offset, screen_divergence
+from sol_rt.export.actions.tail_offset import fitted_offset, last_logits, screen_divergence
 from sol_rt.export.graphs.graph import weight_bytes
 from sol_rt.export.sources.decoder import Decoder, from_hf_config
 from sol_rt.export.sources.open_checkpoint import open_checkpoint
@@ -201,6 +201,16 @@ def test_a_screens_divergence_is_that_of_whole_distributions() -> None:
     expected = (p * np.log(p / q)).sum(-1).mean()
     assert screen_divergence(scores, exact, Screen(50, 0.2)) == pytest.approx(expected, rel=1e-4)
     assert expected > 1e-3
+
+
+def test_offsets_are_fitted_behind_the_beginnings_of_the_windows(made: Path) -> None:
+    """There the tokenizer's prefix is, without which no text begins."""
+    engine, action = Engine(Bundle.open(made), provider="cpu"), Action(1.0, 1.0, 4)
+    window = [token % 60 + 3 for token in range(300)]
+    got = last_logits(engine, [window], action)
+    engine.reset()
+    engine.forward(window[:128], engine.bundle.config.dense)
+    np.testing.assert_array_equal(got, engine.forward(window[128:192], action, num_logits=64).logits)
 
 
 def test_a_stored_calibration_keeps_the_screen(tmp_path: Path) -> None:

@@ -177,6 +177,24 @@ def test_a_step_that_is_interrupted_at_its_end_changes_nothing(
     assert same(engine.forward([TOKENS[61]], DENSE).logits[0], fresh(TOKENS[:62]))
 
 
+def test_a_step_that_is_interrupted_while_states_are_replaced_leaves_no_copy_of_them(
+    engine: Engine, fresh: Callable[[list[int]], np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.reset()
+    engine.forward(TOKENS[:60], DENSE)
+
+    def interrupted(self: States, states: object, length: int) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(States, "_replace", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            engine.forward([TOKENS[200]], DENSE)
+    engine.forward(TOKENS[60:90], DENSE)
+    engine.truncate(61)
+    assert same(engine.forward([TOKENS[61]], DENSE).logits[0], fresh(TOKENS[:62]))
+
+
 def test_a_refused_step_changes_nothing(tmp_path: Path) -> None:
     """A token whose embedding is not finite gives no numbers; the tokens after it do."""
     copy = exported(tmp_path, replace(PRESETS["tiny-lfm2"], tied=False))

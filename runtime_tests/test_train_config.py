@@ -51,6 +51,7 @@ def test_shipped_configs_are_valid(path: Path) -> None:
         ("zzz: 1", "unknown key zzz; expected one of seed"),
         ("grpo: {updates: many}", "grpo.updates: got 'many', expected a whole number"),
         ("grpo: {clip: true}", "grpo.clip: got True, expected a number"),
+        (f"warm_start: {{along: [1{'0' * 400}, 1]}}", "warm_start.along: got a number of more than 60 digits"),
         ("grpo: {gamma: .nan}", "grpo.gamma: got nan"),
         ("grpo: 3", "grpo: got 3, expected keys"),
         ("policy: {width: 30}", "policy.width: got 30, expected a multiple of 4"),

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from helpers.tiny_bundle import write_bundle
+from sol_rt.budget.cost.calibration_table import CalibratedCost
 from sol_rt.budget.cost.tune import candidates, choose, tune
 from sol_rt.engine.engine import Engine
 from sol_rt.engine.hardware import tuning, usable_cores
@@ -141,6 +142,30 @@ def test_a_model_tries_settings_once_for_a_processor(tmp_path: Path, monkeypatch
     tuning.save(key, FOUND)
     SolModel.from_pretrained(folder, provider="cpu")
     assert applied == [FOUND.tuning]  # read, not measured
+
+
+@needs_operators
+def test_costs_of_other_settings_are_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert LIBRARY is not None
+    monkeypatch.setattr("sol_rt.generate.model._TUNE_SECONDS", 0.05)
+    monkeypatch.setattr("sol_rt.budget.cost.calibrate._LEAST_QUICK", 2)
+    folder = write_bundle(tmp_path / "tiny", losses=True)
+    engine = SolModel.from_pretrained(folder, provider="cpu").engine
+    found = tuning.stored(key := tuning.machine_key(engine.threads, LIBRARY))
+    assert found is not None
+    other = Tuning(row_bytes_ahead=found.tuning.row_bytes_ahead + 64)
+    tuning.save(key, replace(found, tuning=other))
+    cost = SolModel.from_pretrained(folder, provider="cpu").cost
+    assert isinstance(cost, CalibratedCost)
+    assert cost.calibration.tuning == other == tuning.current(LIBRARY)
+
+
+@needs_operators
+def test_the_operators_tell_their_settings() -> None:
+    assert LIBRARY is not None
+    for setting in (Tuning(1, 64, 3), Tuning()):
+        tuning.apply(LIBRARY, setting)
+        assert tuning.current(LIBRARY) == setting
 
 
 @needs_operators

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import yaml
 
 from sol_rt.bundle.policy_inputs import KNOWN_SCALARS
-from sol_rt.errors import UsageError
+from sol_rt.errors import UsageError, brief
 
 SHIPPED = Path(__file__).with_name("configs")
 """Folder of the configs that ship. `--config NAME` finds `NAME.yaml` there."""
@@ -218,10 +218,13 @@ def _value(hint: Any, value: object, where: str, name: str) -> object:
         with contextlib.suppress(ValueError):
             value = float(value)
     said = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}[hint]
-    right = isinstance(value, hint) or (hint is float and isinstance(value, int))
-    if not right or (isinstance(value, bool) and hint is not bool) or (hint is float and not math.isfinite(value)):  # type: ignore[arg-type]
-        raise UsageError(f"{where}: {name}: got {value!r}, expected {said}")
-    return hint(value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        with contextlib.suppress(OverflowError):  # a number beyond every float stays what it is, and is refused
+            value = float(value)
+    right = isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
+    if not right or (isinstance(value, float) and not math.isfinite(value)):
+        raise UsageError(f"{where}: {name}: got {brief(value)}, expected {said}")
+    return value
 
 
 def _check(config: TrainConfig, where: str) -> None:

@@ -160,7 +160,9 @@ class Trainer:
                 if done % self.config.checkpoint_every == 0:
                     self._checkpoint(now=True)
                 if number % group.size == group.rank:
-                    store.write(names[number], self._measured(wanted[number], number - len(held)))
+                    is_held = number < len(held)
+                    place = number if is_held else number - len(held)
+                    store.write(names[number], self._measured(wanted[number], is_held, place))
             group.wait()
         there = list(itertools.takewhile(lambda number: store.has(names[number]), range(len(wanted))))
         read = [store.read(names[number], self.spec.scalars) for number in there]
@@ -171,11 +173,11 @@ class Trainer:
             raise UsageError(f"--minutes {self.setup.minutes}: too short to measure one window; give more")
         return training, MeasuredWindows(read[: len(held)], kinds[: len(held)])
 
-    def _measured(self, window: Window, number: int) -> Counterfactuals:
-        """The counterfactuals of one window; `number` is below 0 for held-out ones."""
+    def _measured(self, window: Window, is_held: bool, place: int) -> Counterfactuals:
+        """The counterfactuals of a window, the `place`-th of the held-out ones or of the others."""
         warm, budget = self.config.warm_start, None
         if warm.along:
-            seed = [self.config.seed, _BUDGET_SEED, int(number < 0), abs(number)]
+            seed = [self.config.seed, _BUDGET_SEED, int(is_held), place]
             low, high = warm.along
             budget = float(np.random.default_rng(seed).uniform(low, high))
         tokens = self.windows.tokens(window)

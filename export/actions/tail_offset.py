@@ -17,7 +17,7 @@ from sol_rt.engine.engine import Engine
 
 FloatArray = npt.NDArray[np.floating]
 
-_POSITIONS = 64  # at the end of each window; a row of a large vocabulary takes half a megabyte
+_POSITIONS = 64  # of each window; a row of a large vocabulary takes half a megabyte
 _CONTEXT = 128  # tokens before them
 _STEPS = 60  # of bisection
 _MOST = 8.0  # an offset in nats that no screen of use comes near
@@ -25,10 +25,10 @@ _DIGITS = 5
 
 
 def last_logits(engine: Engine, windows: Sequence[Sequence[int]], action: Action) -> FloatArray:
-    """Logits of the last positions of every window, behind a dense start: float32 [positions, vocab]."""
+    """Logits of some positions of every window, behind a dense start: float32 [positions, vocab]."""
     rows = []
     for whole in windows:
-        window = whole[-_CONTEXT - _POSITIONS :]
+        window = whole[: _CONTEXT + _POSITIONS]  # from the beginning, where the tokenizer's prefix is
         start = max(1, len(window) - _POSITIONS)
         engine.truncate(0)
         engine.forward(window[:start], engine.bundle.config.dense)

@@ -71,6 +71,22 @@ def _measured_quickly(engine: Engine, otherwise: CostModel) -> CostModel:
     return CalibratedCost(bundle.config, table, "; ".join(told))
 
 
+def _is_from_the_core(engine: Engine, cost: CostModel) -> bool:
+    """Whether the native core measured the costs, on a processor that the Python engine has not tried settings on."""
+    library = engine.provider.library
+    if library is None or not isinstance(cost, CalibratedCost) or not cost.calibration.quick:
+        return False
+    return tuning.stored(tuning.machine_key(engine.threads, library)) is None
+
+
+def _fits_the_settings(engine: Engine, cost: CostModel) -> bool:
+    """Whether costs were measured under the settings that the operators run with. A full calibration always counts."""
+    library = engine.provider.library
+    if library is None or not isinstance(cost, CalibratedCost) or not cost.calibration.quick:
+        return True
+    return cost.calibration.tuning in (None, tuning.current(library))
+
+
 def _tune_quickly(engine: Engine) -> None:
     """Tries settings of the operators, once for a processor and a build of them, and keeps the best ones.
 
@@ -155,11 +171,13 @@ class SolModel:
             bundle, provider=provider, threads=threads, native_ops=native_ops, device=device, max_context=max_context
         )
         engine.open_ahead(bundle.config.dense)
-        cost = cost or load_cost_model(bundle, *engine.machine, quick=measure_costs)
-        if measure_costs and cost.name == "bytes" and engine.provider.gpu is None:
-            engine.finish_ahead()
-            _tune_quickly(engine)
-            cost = _measured_quickly(engine, cost)
+        given, cost = cost, cost or load_cost_model(bundle, *engine.machine, quick=measure_costs)
+        if measure_costs and given is None and engine.provider.gpu is None:
+            if cost.name == "bytes" or _is_from_the_core(engine, cost):
+                engine.finish_ahead()
+                _tune_quickly(engine)
+            if cost.name == "bytes" or not _fits_the_settings(engine, cost):
+                cost = _measured_quickly(engine, cost)
         return cls(engine, cost)
 
     @property

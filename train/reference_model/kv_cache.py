@@ -226,7 +226,7 @@ class KVCache:
         self.lengths = wanted.clone()
 
     def select(self, rows: Tensor) -> KVCache:
-        """A new cache of the given rows, int64 [n], repeats allowed. Tests check branch caches against such copies."""
+        """A new cache of the given rows, int64 [n], repeats allowed."""
         return KVCache(
             self.keys[:, rows],
             self.values[:, rows],

@@ -101,7 +101,8 @@ class PolicyView:
     Attributes:
         token: int64 [n], the tokens about to be processed.
         hidden: float32 [n, H], final norm output of the step before.
-        scalars: float32 [n, len(KNOWN_SCALARS)], in that order, as if all steps before had been dense.
+        scalars: float32 [n, len(KNOWN_SCALARS)], in that order. Those of spending are as if all steps before had been
+            dense, those of the last distribution are of the step before, whatever action it took.
     """
 
     token: Tensor

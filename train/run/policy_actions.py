@@ -27,7 +27,7 @@ def policy_actions(
         The actions of `tags`; without tags those on the lower hull of measured losses at any of the contexts, dense
         among them, because a mix of these loses least. A bundle without losses gives all its actions.
 
-    Raises UsageError where a tag is none of the bundle's actions, or dense is left out.
+    Raises UsageError where a tag is none of the bundle's actions, dense is left out, or no other action is left.
     """
     known = tuple(entry.action for entry in config.actions)
     if tags:
@@ -43,4 +43,9 @@ def policy_actions(
         return known
     hull = Hull(known, cost, losses.table)
     members = {hull.actions[corner.place] for context in contexts for corner in hull.corners(context)}
+    if len(members) < 2:
+        raise UsageError(
+            "policy.actions: by these costs no action saves anything over dense, so there is nothing to choose; name "
+            "actions, or use other costs"
+        )
     return tuple(action for action in known if action in members)

@@ -145,8 +145,9 @@ SOL_RT_API void sol_model_release(sol_model* model);
 SOL_RT_API sol_error* sol_model_get_info(const sol_model* model, sol_model_info* info);  // `info->size` is set by the host
 SOL_RT_API sol_error* sol_model_get_action(const sol_model* model, int32_t index, sol_action_info* info);
 
-// Tries settings of the native operators, which change no result, and times every action, for about four seconds in all. Uses both from the next generation
-// on, and writes them to `file` (NULL: does not write): a later load takes them from `cost_table`.
+// Tries settings of the native operators, which change no result, and times every action, for about four seconds in all. The settings hold for all models
+// of the process at once, the costs from the next generation on. Writes both to `file` (NULL: does not write); a later load takes them from `cost_table`,
+// the settings only where it has as many threads.
 SOL_RT_API sol_error* sol_model_measure_costs(sol_model* model, const char* file);
 
 // ---- Text -----------------------------------------------------------------------------------------------------------------------------------------

@@ -177,7 +177,8 @@ public sealed class SolModel : IDisposable
         return new SolSession(this, new NativeHandle(session, &Native.sol_session_release));
     }
 
-    /// <summary>Tries the settings of the operators and times every action, for about four seconds, and uses the result as costs from the next generation on.</summary>
+    /// <summary>Tries settings of the operators, which then hold for the process, and times every action, for about four seconds.
+    /// Uses the result as costs from the next generation on.</summary>
     /// <param name="file">Where to write the result; null writes nothing.</param>
     /// <exception cref="SolWriteException">The file cannot be written.</exception>
     public unsafe void MeasureCosts(string? file = null)

@@ -190,7 +190,8 @@ impl Model {
             .collect()
     }
 
-    /// Tries the settings of the operators and times every action, for about four seconds, uses the result from the next generation on, and writes it to `file`, if any.
+    /// Tries settings of the operators, which then hold for the process, and times every action, for about four seconds.
+    /// Uses the result from the next generation on, and writes it to `file`, if any.
     pub fn measure_costs(&self, file: Option<&Path>) -> Result<(), Error> {
         let file = file.map(c_path).transpose()?;
         // SAFETY: the handle is valid, and the string outlives the call.

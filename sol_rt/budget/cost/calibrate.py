@@ -231,8 +231,7 @@ def _settings(engine: Engine) -> Tuning | None:
     library = engine.provider.library
     if library is None or engine.provider.gpu is not None:
         return None
-    tuned = tuning.stored(tuning.machine_key(engine.threads, library))
-    return Tuning() if tuned is None else tuned.tuning
+    return tuning.current(library)
 
 
 def save(bundle: Bundle, engine: Engine, table: CalibrationTable) -> Path:

@@ -43,6 +43,8 @@ class Tuning:
     @classmethod
     def read(cls, raw: Any) -> Tuning:
         """Reads settings that were written as JSON. Raises ValueError, TypeError or KeyError for what is none."""
+        if not isinstance(raw, dict):
+            raise TypeError(f"settings {brief(raw)}")
         given = dict(raw)
         level, ahead, members = (_whole(given.pop(name)) for name in ("cache_level", "row_bytes_ahead", "members"))
         if given or level not in (1, 2) or ahead > _MOST_AHEAD or members > _MOST_MEMBERS:
@@ -105,6 +107,13 @@ def apply(library: Path, tuning: Tuning) -> None:
     ctypes.CDLL(str(library)).SolOpsTune(
         *(ctypes.c_uint32(value) for value in (tuning.cache_level, tuning.row_bytes_ahead, tuning.members))
     )
+
+
+def current(library: Path) -> Tuning:
+    """How the operators of this process run."""
+    values = (ctypes.c_uint32 * 3)()
+    ctypes.CDLL(str(library)).SolOpsTuning(values)
+    return Tuning(*values)
 
 
 def now() -> str:

@@ -42,7 +42,8 @@ class CostModel {
   virtual const char* Name() const = 0;  // `bytes` or `calibrated`
   virtual bool InMilliseconds() const = 0;
   virtual double Policy() const = 0;  // one run of the policy; 0 if there is none
-  virtual std::optional<Tuning> tuning() const { return std::nullopt; }  // of the operators, under which costs were measured
+  // The operators' settings under which costs were measured on so many threads; none if on another number, or not measured with native operators.
+  virtual std::optional<Tuning> TuningFor(int32_t) const { return std::nullopt; }
   // Throws SOL_ERROR_USAGE for an action whose variant the bundle lacks.
   virtual CostLine Line(const Action& action) const = 0;
 

@@ -95,8 +95,13 @@ CalibrationTable MeasureCosts(std::shared_ptr<Model> model) {
   engine.Forward(tokens.data(), tokens.size(), config.dense);
   for (const Action& action : actions) TimedStep(engine, length, action);  // makes the sessions
   const int each = TimedStep(engine, length, config.dense) < kSlowMs ? kSteps : 1;
+  const std::shared_ptr<const CostModel> bytes = MakeBytesCost(config);
+  size_t cheapest = dense;
+  for (size_t i = 0; i < actions.size(); ++i) {
+    if (bytes->Step(actions[i], length) < bytes->Step(actions[cheapest], length)) cheapest = i;
+  }
   std::optional<Tuning> tuning;
-  if (model->native()) tuning = TuneOperators(engine, length, actions, dense, model->runtime().threads());
+  if (model->native()) tuning = TuneOperators(engine, length, config.dense, actions[cheapest], model->runtime().threads());
 
   // The variants take turns, in another order each time. A variant's time is the dense step's lower quartile times the median of its ratios to the dense
   // steps of the same rounds, which a machine that slows down for a while does not change.
@@ -133,7 +138,6 @@ CalibrationTable MeasureCosts(std::shared_ptr<Model> model) {
   const double dense_ms = Quantile(dense_times, 0.25);
 
   // A line's slopes are those of the bytes model, at the rate at which the dense step reads bytes here.
-  const std::shared_ptr<const CostModel> bytes = MakeBytesCost(config);
   const double rate = middle[dense] * dense_ms / bytes->Step(config.dense, length);
   std::set<int> densities{100};
   for (const ActionEntry& entry : config.actions) densities.insert(entry.action.kv);

@@ -8,7 +8,8 @@
 
 namespace sol_rt {
 
-// With native operators the settings of these are tried first. Takes about four seconds, up to twice that if the times scatter. Other work on the machine makes the result worse. Throws what `Engine::Forward` throws.
+// With native operators, their settings are tried first. Takes about four seconds, up to twice that if the times scatter or steps are slow. Other work on
+// the machine makes the result worse. Throws what `Engine::Forward` throws.
 CalibrationTable MeasureCosts(std::shared_ptr<Model> model);
 
 }  // namespace sol_rt

@@ -28,9 +28,10 @@ std::shared_ptr<const CostModel> Model::cost() const {
 }
 
 void Model::SetCost(std::shared_ptr<const CostModel> cost) {
-  if (native() && cost->tuning()) ApplyTuning(*cost->tuning());
   const std::lock_guard<std::mutex> lock(cost_mutex_);
   cost_ = std::move(cost);
+  const std::optional<Tuning> tuning = native() ? cost_->TuningFor(runtime_->threads()) : std::nullopt;
+  if (tuning) ApplyTuning(*tuning);
 }
 
 std::unique_ptr<PolicyRunner> Model::MakePolicyRunner() {

@@ -47,8 +47,8 @@ class Model {
 
   const GenerationConfig& generation_config() const { return generation_config_; }  // the model's own defaults
 
-  // Costs may be replaced at any time: a generation keeps those that it began with. The operators of the process run from then on with the settings
-  // that the costs were measured under.
+  // Costs may be replaced at any time: a generation keeps those that it began with. If they were measured on as many threads as this runtime has, the
+  // operators of the process run with the settings of that measurement from then on.
   std::shared_ptr<const CostModel> cost() const;
   void SetCost(std::shared_ptr<const CostModel> cost);
 

@@ -4,11 +4,13 @@
 #include <cmath>
 #include <numeric>
 #include <random>
+#include <vector>
 
 #include "engine/timed_step.h"
 
 #ifdef SOL_RT_OPERATORS
 extern "C" void SolRtTune(uint32_t level, uint32_t row_bytes, uint32_t members);
+extern "C" void SolRtTuning(uint32_t* values);
 #endif
 
 namespace sol_rt {
@@ -27,6 +29,14 @@ std::vector<Tuning> Candidates(int32_t threads) {
   return tried;
 }
 
+// Applied when it goes out of scope: until a choice is made, what was there before.
+struct Chosen {
+  Tuning tuning = CurrentTuning();
+  Chosen() = default;
+  Chosen(const Chosen&) = delete;
+  ~Chosen() { ApplyTuning(tuning); }
+};
+
 }  // namespace
 
 void ApplyTuning([[maybe_unused]] const Tuning& tuning) {
@@ -35,23 +45,27 @@ void ApplyTuning([[maybe_unused]] const Tuning& tuning) {
 #endif
 }
 
-Tuning TuneOperators(Engine& engine, int64_t length, const std::vector<Action>& actions, size_t dense, int32_t threads) {
+Tuning CurrentTuning() {
+  Tuning tuning;
+#ifdef SOL_RT_OPERATORS
+  uint32_t values[3];
+  SolRtTuning(values);
+  tuning = {values[0], values[1], values[2]};
+#endif
+  return tuning;
+}
+
+Tuning TuneOperators(Engine& engine, int64_t length, const Action& dense, const Action& cheapest, int32_t threads) {
   const std::vector<Tuning> tried = Candidates(threads);
-  size_t fastest = dense;
-  double fastest_ms = INFINITY, dense_ms = 0.0;
-  for (size_t i = 0; i < actions.size(); ++i) {
-    const double ms = std::min(TimedStep(engine, length, actions[i]), TimedStep(engine, length, actions[i]));
-    if (i == dense) dense_ms = ms;
-    if (ms < fastest_ms) fastest = i, fastest_ms = ms;
-  }
+  Chosen chosen;
   // The first step under a setting finds another one's leftovers in the caches.
-  const int each = dense_ms < kFastMs ? 2 : 1;
+  const int each = TimedStep(engine, length, dense) < kFastMs ? 2 : 1;
   const auto time = [&](const Tuning& tuning) {
     ApplyTuning(tuning);
     double product = 1.0;
-    for (const size_t action : {dense, fastest}) {
+    for (const Action* action : {&dense, &cheapest}) {
       double ms = INFINITY;
-      for (int i = 0; i < each; ++i) ms = std::min(ms, TimedStep(engine, length, actions[action]));
+      for (int i = 0; i < each; ++i) ms = std::min(ms, TimedStep(engine, length, *action));
       product *= ms;
     }
     return std::sqrt(product);
@@ -75,9 +89,8 @@ Tuning TuneOperators(Engine& engine, int64_t length, const std::vector<Action>& 
     if (Quantile(gains[i], 0.5) > Quantile(gains[best], 0.5)) best = i;
   }
   const bool known = gains[0].size() >= kLeastRounds && Quantile(gains[best], 0.5) >= kLeastGain && Quantile(gains[best], 0.1) > 1.0;
-  if (!known) best = 0;
-  ApplyTuning(tried[best]);
-  return tried[best];
+  chosen.tuning = tried[known ? best : 0];
+  return chosen.tuning;
 }
 
 }  // namespace sol_rt

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <vector>
 
 #include "budget/cost/tuning.h"
 #include "bundle/action.h"
@@ -11,11 +10,13 @@ namespace sol_rt {
 
 class Engine;
 
-// Sets how the operators of this process run from now on. Does nothing in a library without them.
+// Sets how the operators of this process run from now on, and tells how they run. Without operators the first does nothing.
 void ApplyTuning(const Tuning& tuning);
+Tuning CurrentTuning();
 
-// Times the dense and the fastest of `actions` behind `length` tokens under each setting, in turn, for about 1.5 seconds. Applies and returns the best one:
-// the defaults, unless another is at least 2% faster and was faster in nine rounds of ten. All actions have run before.
-Tuning TuneOperators(Engine& engine, int64_t length, const std::vector<Action>& actions, size_t dense, int32_t threads);
+// Times steps of `dense` and `cheapest` behind `length` tokens under each setting, in turn, for 1.5 to 3 seconds. Applies and returns the best one: the
+// defaults, unless another is at least 2% faster and was faster in nine rounds of ten. Both actions have run before. If a step throws, the operators
+// run as before the call.
+Tuning TuneOperators(Engine& engine, int64_t length, const Action& dense, const Action& cheapest, int32_t threads);
 
 }  // namespace sol_rt

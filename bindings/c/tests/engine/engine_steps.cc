@@ -26,6 +26,7 @@
 #include "base/file/atomic_file.h"
 #include "engine/engine.h"
 #include "engine/model.h"
+#include "engine/tune_operators.h"
 
 using namespace sol_rt;
 
@@ -67,6 +68,13 @@ struct Machine {
       if (!line) options.max_context = 0;
       model = Model::Load(runtime, folder, options);
       return model->max_context();
+    }
+    if (name == "costs") {  // returns the settings of the operators
+      std::string file;
+      line >> file;
+      model->SetCost(ReadCalibratedCost(model->config(), model->identity(), file));
+      const Tuning tuning = CurrentTuning();
+      return int64_t{tuning.cache_level} << 40 | int64_t{tuning.members} << 24 | tuning.row_bytes_ahead;
     }
     if (name == "engine") {
       engines.push_back(std::make_unique<Engine>(model));

@@ -124,7 +124,8 @@ public final class SolModel: @unchecked Sendable {
     }
   }
 
-  /// Tries the settings of the operators and times every action, for about four seconds, uses the result from the next generation on, and writes it to `file`, if any.
+  /// Tries settings of the operators, which then hold for the process, and times every action, for about four seconds.
+  /// Uses the result from the next generation on, and writes it to `file`, if any.
   public func measureCosts(file: String? = nil) throws {
     try withCString(file) { try check(sol_model_measure_costs(pointer, $0)) }
   }

@@ -1,4 +1,4 @@
-// Settings of this process's operators that depend on the processor and change no result.
+// Settings of this process's operators that depend on the processor and change no result. Both functions may be called at any time, from any thread.
 
 #include <cstdint>
 
@@ -7,9 +7,16 @@
 #include "cpu/threads/team_size.h"
 
 // level: the cache that memory is asked for into, 1 or 2. row_bytes: how far ahead a channel-major matrix is asked for. members: the threads
-// of a decode step at most, 0 meaning all of the pool's. May be called at any time, from any thread.
+// of a decode step at most, 0 meaning all of the pool's.
 extern "C" SOL_EXPORT void SolOpsTune(uint32_t level, uint32_t row_bytes, uint32_t members) {
   sol::prefetching.first_level.store(level == 1, std::memory_order_relaxed);
   sol::prefetching.row_bytes.store(row_bytes, std::memory_order_relaxed);
   sol::TeamSize::Shared().SetMost(members);
+}
+
+// What SolOpsTune set last, or the defaults: level, row_bytes, members.
+extern "C" SOL_EXPORT void SolOpsTuning(uint32_t* values) {
+  values[0] = sol::prefetching.first_level.load(std::memory_order_relaxed) ? 1 : 2;
+  values[1] = sol::prefetching.row_bytes.load(std::memory_order_relaxed);
+  values[2] = static_cast<uint32_t>(sol::TeamSize::Shared().Most());
 }

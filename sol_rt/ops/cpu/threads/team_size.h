@@ -40,6 +40,10 @@ class TeamSize {
 
   // Teams have at most so many members from now on, 0 meaning as many as there are threads.
   void SetMost(size_t members) { most_.store(members == 0 ? SIZE_MAX : members, std::memory_order_relaxed); }
+  size_t Most() const {
+    const size_t most = most_.load(std::memory_order_relaxed);
+    return most == SIZE_MAX ? 0 : most;
+  }
 
   // Tells of a wait for the other `members` - 1 that is over: how long this member had worked before, and how long it waited.
   void Waited(size_t members, Clock::duration worked, Clock::duration waited) {

@@ -21,7 +21,7 @@ constexpr const char* kHint = "give a file that `sol-rt calibrate` wrote";
 
 class CalibratedCost final : public CostModel {
  public:
-  CalibratedCost(const Config& config, const CalibrationTable& table) : CostModel(config), policy_ms_(table.policy_ms), tuning_(table.tuning) {
+  CalibratedCost(const Config& config, const CalibrationTable& table) : CostModel(config), policy_ms_(table.policy_ms), device_(table.device), tuning_(table.tuning) {
     for (const std::string& key : config.variant_order) {
       const auto row = table.lines.find(key);
       if (row == table.lines.end() || row->second.empty()) Refuse("no variant " + key);
@@ -36,7 +36,9 @@ class CalibratedCost final : public CostModel {
   const char* Name() const override { return "calibrated"; }
   bool InMilliseconds() const override { return true; }
   double Policy() const override { return policy_ms_; }
-  std::optional<Tuning> tuning() const override { return tuning_; }
+  std::optional<Tuning> TuningFor(int32_t threads) const override {
+    return device_.find(", " + std::to_string(threads) + " threads, ") == std::string::npos ? std::nullopt : tuning_;
+  }
   CostLine Line(const Action& action) const override {
     const auto row = lines_.find(action.Variant());
     if (row == lines_.end()) UsageFault("cost of " + action.Tag() + ": its variant is not in the bundle");
@@ -59,6 +61,7 @@ class CalibratedCost final : public CostModel {
  private:
   std::map<std::string, std::map<int, CostLine>> lines_;
   double policy_ms_;
+  std::string device_;
   std::optional<Tuning> tuning_;
 };
 

@@ -79,7 +79,10 @@ public final class SolModel extends SolHandle {
     return new Action(call(m -> SolNative.modelAction(m, index, strings)), strings);
   }
 
-  /** Tries the settings of the operators and times every action, for about four seconds, uses the result from the next generation on, and writes it to {@code file} if that is not null. */
+  /**
+   * Tries settings of the operators, which then hold for the process, and times every action, for about four seconds. Uses the result from the next
+   * generation on, and writes it to {@code file} if that is not null.
+   */
   public void measureCosts(String file) {
     call(m -> { SolNative.modelMeasureCosts(m, SolNative.utf8(file)); return null; });
   }
