@@ -101,6 +101,9 @@ def run(
         if missing:
             decoders = {setting: model.decoder(dial_of(model, setting, task.context, start))[1] for setting in missing}
             found: dict[str, Answer] = {}
+            # how much of a prompt is cached decides how it is prefilled, and so its rounding: every span starts alike
+            model.engine.owner = None
+            model.engine.reset()
             for place, index in enumerate(span):
                 task.open(index)
                 for setting, decoder in decoders.items():

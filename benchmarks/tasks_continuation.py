@@ -19,6 +19,7 @@ from sol_rt.text.tokenizer import Tokenizer
 
 CONTEXT, PIECE, CHOICES = 96, 24, 4
 _END = re.compile(r"""[.!?]["'”’)]*\s*$""")
+_NO_START = re.compile(r"""[.!?"'”’)]*|\s*""")  # a mark behind the end, or a blank
 _SHORTENED = re.compile(r"\b(?:Mr|Mrs|Ms|Dr|St|No|[A-Z])\.\s*$")
 
 
@@ -37,7 +38,7 @@ def sentence_starts(tokens: Sequence[int], tokenizer: Tokenizer) -> list[int]:
     starts = []
     for place in range(1, len(tokens)):
         before = "".join(words[max(place - 4, 0) : place])
-        if _END.search(before) and not _SHORTENED.search(before) and not _END.search(words[place].lstrip() or "."):
+        if _END.search(before) and not _SHORTENED.search(before) and not _NO_START.fullmatch(words[place]):
             starts.append(place)
     return starts
 

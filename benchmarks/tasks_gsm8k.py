@@ -26,7 +26,7 @@ _NUMBER = re.compile(r"(?:(?<![\w)])-)?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)")
 def last_number(text: str) -> str | None:
     """The last number in a text, without commas and without zeros at its ends; None if there is none."""
     found = _NUMBER.findall(text)
-    return f"{Decimal(found[-1].replace(',', '')).normalize():f}" if found else None
+    return f"{Decimal(found[-1].replace(',', '')).normalize() + 0:f}" if found else None  # + 0 makes 0 of -0
 
 
 def read_problems(path: Path) -> list[tuple[str, str]]:

@@ -81,18 +81,16 @@ def table(rows: Sequence[Row], budgets: Sequence[float]) -> str:
 
 
 def verdicts(rows: Sequence[Row]) -> str:
-    """Which budgets of each row keep the task within one point of dense, in a line."""
-    told = []
-    for row in rows:
-        shown = row.shown()
-        others = [cell.budget for cell in row.cells if cell.budget not in shown]
-        parts = [
-            f"{', '.join(f'{budget:g}' for budget in found)} {word}"
-            for found, word in ((shown, "shown"), (others, "not shown"))
-            if found
-        ]
-        told.append(f"{row.task}, `{row.schedule}`: {'; '.join(parts)}")
-    return "Within one point of dense (the interval's lower end): " + ". ".join(told) + "."
+    """Which budgets keep each task within one point of dense: a line for each schedule."""
+    lines = [f"Shown to be within one point of dense (the interval's lower end, {LEAST} questions or more):", ""]
+    for schedule in dict.fromkeys(row.schedule for row in rows):
+        parts = []
+        for row in rows:
+            if row.schedule == schedule:
+                shown = ", ".join(f"{budget:g}" for budget in row.shown())
+                parts.append(f"{row.task}: {shown or 'not shown'}")
+        lines.append(f"- `{schedule}`: {'; '.join(parts)}")
+    return "\n".join(lines)
 
 
 def _cell(cell: Cell) -> str:
