@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -219,6 +220,23 @@ def test_a_report_needs_no_run_and_pairs_what_is_there(model: SolModel, data: Pa
     tasks.run(model, task, settings[:2], store, lambda *_: None)
     lines = tasks.report(model, [task], ["dense", "hull", "static"], budgets, store).splitlines()
     assert [line.split(" | ")[1] for line in lines if "`" in line and line.startswith("|")] == ["4", "2"]
+
+
+def test_every_span_starts_from_an_empty_cache(model: SolModel, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How much of a prompt is cached changes its rounding, so a run that goes on must not depend on what ran before."""
+    cached: list[int] = []
+    for task in tasks.tasks_of(model, options(data, questions=6)):
+        opening = task.open
+
+        def opens(index: int, opening: Callable[[int], None] = opening) -> None:
+            cached.append(model.engine.length)
+            opening(index)
+
+        monkeypatch.setattr(task, "open", opens)
+        tasks.run(model, task, [DENSE], State(None, {}), lambda *_: None)
+        assert not any(cached[:: task.span])
+        assert all(length for place, length in enumerate(cached) if place % task.span)
+        cached.clear()
 
 
 def test_a_dense_schedule_differs_by_exactly_nothing(model: SolModel, data: Path) -> None:
