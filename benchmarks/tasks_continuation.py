@@ -47,7 +47,8 @@ def items_of(
     name: str, tokens: Sequence[int], starts: Sequence[int], bos: int | None, questions: int, seed: int
 ) -> list[Item]:
     """Draws items from a text. Each has the CONTEXT tokens before a sentence, the PIECE tokens from its start, and as
-    many from the starts of other sentences, clear of the context and the answer. The pieces are shuffled.
+    many from the starts of other sentences, clear of the context and the answer. The pieces are shuffled. Fewer
+    questions are the first of those that more would give.
 
     Raises UsageError for a text with too few sentences.
     """
@@ -98,8 +99,7 @@ class Continuation:
         for path in files:
             tokens = tokenizer.encode(read("-f", path), add_special_tokens=False)
             starts = sentence_starts(tokens, tokenizer)
-            # how many are drawn from a text must not depend on how many are asked for
-            lists.append(items_of(str(path), tokens, starts, bos, len(tokens), seed))
+            lists.append(items_of(str(path), tokens, starts, bos, questions, seed))
         most = max(map(len, lists))
         turns = [items[turn] for turn in range(most) for items in lists if turn < len(items)]
         self._items = turns[:questions]
