@@ -110,7 +110,7 @@ def sit(
         prompt = exam.prompt(question)
         tokens = encode(prompt, add_special_tokens=True)
         answers = [encode(prompt + answer, add_special_tokens=True)[len(tokens) :] for answer in exam.answers(question)]
-        tokens, cut = _fitting(tokens, max(map(len, answers)), model.engine.max_context, bos)
+        tokens, cut = fitted(tokens, max(map(len, answers)), model.engine.max_context, bos)
         # lm-evaluation-harness counts a choice's characters without the leading space
         lengths = [len(choice) for choice in (LETTERS if exam.form == "letter" else question.choices)]
         for setting, decoder, results in zip(settings, decoders, found, strict=True):
@@ -118,14 +118,14 @@ def sit(
             held = state.get(key)
             if held is None:
                 scorer.open(tokens)
-                held = asdict(_answered(scorer, decoder, answers, lengths, cut))
+                held = asdict(answered_by(scorer, decoder, answers, lengths, cut))
                 state.put(key, held)
             results.append(Answered(**held))
     progress("questions", total, total)
     return found
 
 
-def _fitting(prompt: list[int], answer: int, limit: int, bos: int | None) -> tuple[list[int], int]:
+def fitted(prompt: list[int], answer: int, limit: int, bos: int | None) -> tuple[list[int], int]:
     """Cuts a prompt's beginning, so that the prompt and an answer of `answer` tokens fit into `limit` tokens.
 
     The last token of an answer takes no place: it is predicted and never read. A BOS token stays.
@@ -141,9 +141,10 @@ def _fitting(prompt: list[int], answer: int, limit: int, bos: int | None) -> tup
     return (prompt[cut:] if bos is None else [bos, *prompt[cut + 1 :]]), cut
 
 
-def _answered(
+def answered_by(
     scorer: PromptScorer, decoder: Decoder, answers: Sequence[Sequence[int]], lengths: Sequence[int], cut: int
 ) -> Answered:
+    """Scores the answers, token ids of each, after the scorer's opened prompt. `lengths` are their characters."""
     before = Counter(decoder.actions)
     if all(len(answer) == 1 for answer in answers):
         # one decode step predicts all answers

@@ -1,0 +1,77 @@
+"""MMLU as a task: the likeliest choice under a schedule, by the scores that `sol-rt eval --mmlu` takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tasks_asked import Answer, key_of
+
+from sol_rt.evaluation.quality.continuations import PromptScorer
+from sol_rt.evaluation.quality.exam import LETTERS, Question, read_exam
+from sol_rt.evaluation.quality.mmlu import answered_by, fitted
+from sol_rt.evaluation.quality.perplexity import added_bos
+from sol_rt.generate.loop import Decoder
+from sol_rt.generate.model import SolModel
+
+
+class Mmlu:
+    """Questions of all subjects in turn, `span` of a subject at a time: they share the examples in the cache.
+
+    Args:
+        model: an open model.
+        folder: as in `read_exam`.
+        questions: number of questions at most.
+        form: `continuation` chooses by log-probability per character, `letter` by that of the letters A to D.
+        shots: examples before each question, 0 to 5.
+    """
+
+    def __init__(self, model: SolModel, folder: Path, questions: int, form: str, shots: int) -> None:
+        self.name = f"MMLU {form}, {shots}-shot"
+        self.span = 16 if form == "letter" else 4  # a letter takes one decode step
+        self.context = 100 * (shots + 1)
+        self._model = model
+        self._exam = read_exam(folder, subjects=[], questions=None, form=form, shots=shots)
+        self._questions = by_subject_in_turn(self._exam.questions, self.span)[:questions]
+        self._scorer = PromptScorer(model.engine)
+        self._opened: tuple[Question, list[list[int]], int]
+
+    def __len__(self) -> int:
+        return len(self._questions)
+
+    def key(self, index: int) -> str:
+        prompt, answers, _ = self._tokens(index)
+        return key_of(f"mmlu {self._exam.form}", prompt, *answers)
+
+    def open(self, index: int) -> None:
+        prompt, answers, cut = self._tokens(index)
+        self._opened = self._questions[index], answers, cut
+        self._scorer.open(prompt)
+
+    def ask(self, decoder: Decoder) -> Answer:
+        question, answers, cut = self._opened
+        letter = self._exam.form == "letter"
+        lengths = [len(choice) for choice in (LETTERS if letter else question.choices)]
+        answered = answered_by(self._scorer, decoder, answers, lengths, cut)
+        choice = answered.choice if letter else answered.normalised_choice
+        return Answer(choice == question.answer, LETTERS[choice], answered.spent, answered.full)
+
+    def _tokens(self, index: int) -> tuple[list[int], list[list[int]], int]:
+        """The prompt, each choice, and how many tokens were cut from the prompt's beginning."""
+        question, encode = self._questions[index], self._model.tokenizer.encode
+        text = self._exam.prompt(question)
+        prompt = encode(text)
+        answers = [encode(text + answer)[len(prompt) :] for answer in self._exam.answers(question)]
+        limit, bos = self._model.engine.max_context, added_bos(self._model)
+        prompt, cut = fitted(prompt, max(map(len, answers)), limit, bos)
+        return prompt, answers, cut
+
+
+def by_subject_in_turn(questions: tuple[Question, ...], span: int) -> list[Question]:
+    """Sorts questions so that `span` of a subject follow each other before those of the next subject."""
+    place: dict[str, int] = {}
+    order = []
+    for question in questions:
+        number = place.get(question.subject, 0)
+        place[question.subject] = number + 1
+        order.append((number // span, list(place).index(question.subject), number))
+    return [question for _, question in sorted(zip(order, questions, strict=True), key=lambda pair: pair[0])]
