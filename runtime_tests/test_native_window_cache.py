@@ -16,6 +16,7 @@ import pytest
 
 pytest.importorskip("onnx", reason="making a bundle comes with the extra export")
 
+from helpers.core_steps import Core
 from helpers.random_decoder import describe, hf_config
 from helpers.tiny_bundle import write_bundle
 from sol_rt.bundle.actions import Action
@@ -23,8 +24,8 @@ from sol_rt.bundle.bundle import Bundle
 from sol_rt.engine.engine import Engine
 from sol_rt.export.sources.decoder import from_hf_config
 from sol_rt.ops import library_path
-from test_native_engine import BUNDLE, Core
 
+BUNDLE = 2  # SOL_ERROR_BUNDLE
 DENSE, CHEAP = Action(1.0, 1.0, 8), Action(0.3, 0.5, 4)
 TOKENS = np.random.default_rng(3).integers(3, 90, 4000).tolist()
 FIRSTS = 104 + 4 * 1500  # where a session's file says from which token on each layer is held
@@ -95,7 +96,8 @@ def test_a_saved_session_holds_what_the_cache_holds(folder: Path, tmp_path: Path
             assert all(map(np.array_equal, got, expected)), length
         core.do("use 1")
         core.do("truncate 100")
-        assert all(np.array_equal(core.forward(CHEAP, [token]), numbers) for token, numbers in zip((5, 6, 7), early))
+        got = [core.forward(CHEAP, [token]) for token in (5, 6, 7)]
+        assert all(map(np.array_equal, got, early))
     content = session.read_bytes()
     assert struct.unpack_from("<2q", content, FIRSTS) == (HELD, 0)
     with Core(tmp_path / "results", native=False) as core:  # function bodies hold no more than they were given
@@ -125,7 +127,12 @@ def test_impossible_places_are_refused(folder: Path, tmp_path: Path, firsts: tup
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
-    sizes: Mapping[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 64, "num_hidden_layers": 8}
+    sizes: Mapping[str, Any] = {
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "head_dim": 64,
+        "num_hidden_layers": 8,
+    }
     config = {**hf_config("llama"), **sizes, "architectures": ["MistralForCausalLM"], "sliding_window": WINDOW}
     decoder = from_hf_config({**config, "max_position_embeddings": 4096})
     folder = write_bundle(tmp_path / "windows", decoder=decoder, bits=(8,), kv_densities=(1.0,))

@@ -27,6 +27,11 @@ STEP = 256
 """Tokens of such a layer that are given back at a time; a multiple of the page size."""
 
 
+def most_kept(window: int) -> int:
+    """The most tokens that a layer with a window keeps between two runs; 0 without a window."""
+    return window and window + SLACK + STEP
+
+
 class Buffer(NamedTuple):
     """One tensor of the cache.
 
@@ -109,11 +114,12 @@ class KvCache:
         shape = (1, self._model.num_kv_heads, capacity)
         return (*shape, buffer.width) if buffer.width else shape
 
-    def bytes_at(self, capacity: int) -> int:
-        """Bytes that the cache takes at most at a capacity in tokens. Layers with a window count what they keep."""
+    def bytes_at(self, capacity: int, window: int | None = None) -> int:
+        """Bytes that the cache takes at most at a capacity in tokens, or that its layers with this window take."""
         return sum(
-            tensor_bytes(buffer.dtype, self.shape(buffer, min(capacity, _most_kept(buffer.window) or capacity)))
+            tensor_bytes(buffer.dtype, self.shape(buffer, min(capacity, most_kept(buffer.window) or capacity)))
             for buffer in self.buffers()
+            if window is None or buffer.window == window
         )
 
     def capacity_for(self, tokens: int) -> int:
@@ -140,7 +146,7 @@ class KvCache:
     def _hold_from(self, firsts: dict[int, int]) -> None:
         self._firsts = firsts  # by window, the first token that is held
         self._shortest = max((first + window - 1 for window, first in firsts.items() if first), default=0)
-        self.due = min((first + _most_kept(window) for window, first in firsts.items()), default=sys.maxsize)
+        self.due = min((first + most_kept(window) for window, first in firsts.items()), default=sys.maxsize)
 
     def resize(self, capacity: int, used: int) -> None:
         """Moves what is held of the first `used` tokens into buffers of another capacity.
@@ -153,7 +159,7 @@ class KvCache:
             return
         old, buffers = self._memory, list(self.buffers())
         memory = _Memory([(self.shape(buffer, capacity), buffer.dtype) for buffer in buffers])
-        memory.use_large_pages([not 0 < _most_kept(buffer.window) < capacity for buffer in buffers])
+        memory.use_large_pages([not 0 < most_kept(buffer.window) < capacity for buffer in buffers])
         for i, buffer in enumerate(buffers):
             grown = memory.array(i)
             if old is not None:
@@ -196,11 +202,6 @@ class KvCache:
                 self._device.wipe(self._values[buffer.past], buffer.dtype, start, stop)
             elif self._memory is not None:
                 self._memory.array(i)[:, :, start:stop] = 0
-
-
-def _most_kept(window: int) -> int:
-    """The most tokens that a layer with a window keeps between two runs; 0 without a window."""
-    return window and window + SLACK + STEP
 
 
 def _whole_steps(tokens: int) -> int:
