@@ -58,7 +58,7 @@ def model_card(config: SolConfig, parity: Parity | None, selection: Selection | 
         f"| layers, hidden, intermediate | {model.num_layers}, {model.hidden_size}, {model.intermediate_size} |",
         f"| heads, KV heads, head size | {model.num_heads}, {model.num_kv_heads}, {model.head_dim} |",
         f"| vocabulary, longest context | {model.vocab_size}, {model.max_context} |",
-        f"| KV cache | {config.kv.dtype}, {token_bytes} bytes a token |",
+        f"| KV cache | {config.kv.dtype}, {token_bytes} bytes a token{_windows(config)} |",
         *_states(config),
         f"| weights.bin | {config.files[config.weights_file].bytes / 1e6:.1f} MB, shared by all variants |",
         "",
@@ -88,6 +88,16 @@ def model_card(config: SolConfig, parity: Parity | None, selection: Selection | 
     for row in parity.rows:
         lines.append(f"| {row.variant} | {row.max_difference:.3g} | {row.kl:.3g} | {row.top1:.0%} |")
     return "\n".join([*lines, ""])
+
+
+def _windows(config: SolConfig) -> str:
+    """How many layers attend to a window; empty if all attend to all tokens."""
+    windows = {window for window, _ in config.kv.layer_kinds if window}
+    if not windows:
+        return ""
+    layers = sum(count for (window, _), count in config.kv.layer_kinds.items() if window)
+    lengths = " or ".join(map(str, sorted(windows)))
+    return f"; {layers} of {config.model.num_layers} layers attend to the last {lengths} tokens"
 
 
 def _states(config: SolConfig) -> list[str]:

@@ -18,17 +18,18 @@ from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import SolConfig
 from sol_rt.cli import main
 from sol_rt.engine import hardware
+from sol_rt.engine.kv_cache import SLACK, STEP
 from sol_rt.evaluation import doctor
-from sol_rt.evaluation.footprint import fitting_context, footprint, usual_contexts
+from sol_rt.evaluation.footprint import fitting_context, footprint, usual_contexts, windowed_layers
+from sol_rt.export.sources.decoder import Decoder
 from sol_rt.ops import library_path
 from sol_rt.store.home import remember_last_export
 
-LONG = 6000
+LONG, WINDOW = 6000, 300
 
 
-@pytest.fixture(scope="module")
-def medium(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle with heads, layers and a context that make its cache large. Not to be written to."""
+def medium_decoder() -> Decoder:
+    """Heads, layers and a context that make its cache large."""
     sizes = {
         "num_layers": 8,
         "rope_of_layer": (0,) * 8,
@@ -39,14 +40,29 @@ def medium(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     decoder = describe("llama")
     rope = replace(decoder.ropes[0], inverse_frequencies=tuple(0.5**i for i in range(32)))
-    decoder = replace(decoder, hidden_size=512, intermediate_size=1024, max_context=8192, ropes=(rope,), **sizes)
-    return write_bundle(tmp_path_factory.mktemp("bundle") / "medium", decoder=decoder, bits=(8, 4))
+    return replace(decoder, hidden_size=512, intermediate_size=1024, max_context=8192, ropes=(rope,), **sizes)
+
+
+@pytest.fixture(scope="module")
+def medium(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of the medium decoder. Not to be written to."""
+    return write_bundle(tmp_path_factory.mktemp("bundle") / "medium", decoder=medium_decoder(), bits=(8, 4))
+
+
+@pytest.fixture(scope="module")
+def windowed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a window in six of eight layers. Not to be written to."""
+    decoder = replace(medium_decoder(), windows=(WINDOW, WINDOW, WINDOW, 0) * 2)
+    return write_bundle(tmp_path_factory.mktemp("bundle") / "windowed", decoder=decoder, bits=(8, 4))
 
 
 @pytest.fixture(scope="module")
 def config(medium: Path) -> SolConfig:
     return Bundle.open(medium).config
 
+
+measurable = pytest.mark.skipif(library_path() is None, reason="the native operators are not built")
+on_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 
 _MEASURE = """
 import ctypes, json, re, sys
@@ -67,17 +83,46 @@ print(json.dumps(found))
 """
 
 
-@pytest.mark.skipif(library_path() is None, reason="the native operators are not built")
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_estimates_are_what_a_process_takes(medium: Path, config: SolConfig) -> None:
-    command = [sys.executable, "-c", _MEASURE, str(medium), "512", str(LONG)]
+def measured(bundle: Path, *contexts: int) -> list[list[int]]:
+    """The resident memory of a process at each context, in bytes: all of it, and what no file backs."""
+    command = [sys.executable, "-c", _MEASURE, str(bundle), *map(str, contexts)]
     run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
-    (short, own_short), (long, own_long) = json.loads(run.stdout)
+    found: list[list[int]] = json.loads(run.stdout)
+    return found
+
+
+@measurable
+@on_linux
+def test_estimates_are_what_a_process_takes(medium: Path, config: SolConfig) -> None:
+    (short, own_short), (long, own_long) = measured(medium, 512, LONG)
     assert footprint(config, 512).total == pytest.approx(short, rel=0.2)
     assert footprint(config, LONG).total == pytest.approx(long, rel=0.2)
     grown = footprint(config, LONG).cache - footprint(config, 512).cache
     assert grown > 40_000_000
     assert own_long - own_short == pytest.approx(grown, rel=0.1)
+
+
+@measurable
+@on_linux
+def test_layers_with_a_window_take_no_more_than_they_keep(windowed: Path, config: SolConfig) -> None:
+    own = Bundle.open(windowed).config
+    (_, own_short), (_, own_long) = measured(windowed, 512, LONG)
+    grown, whole = (footprint(of, LONG).cache - footprint(of, 512).cache for of in (own, config))
+    assert own_long - own_short == pytest.approx(grown, rel=0.1)
+    assert grown < 0.4 * whole
+
+
+def test_the_cache_of_layers_with_a_window_ends_growing(windowed: Path, config: SolConfig) -> None:
+    own = Bundle.open(windowed).config
+    kept = WINDOW + SLACK + STEP
+    assert footprint(own, 768).cache == footprint(config, 768).cache
+    layer = config.kv.capacity_for(LONG) * footprint(config, 256).cache // 256 // 8
+    assert footprint(own, LONG).cache == pytest.approx(2 * layer + 6 * layer * kept / config.kv.capacity_for(LONG))
+    (found,) = windowed_layers(own)
+    assert (found.window, found.layers, found.tokens) == (WINDOW, 6, kept)
+    assert footprint(own, 8192).cache == footprint(config, 8192).cache // 4 + found.cache
+    assert windowed_layers(config) == []
+    assert fitting_context(own, footprint(config, 4096).private) == 8192
 
 
 def test_the_cache_grows_with_the_text_and_int8_takes_half(config: SolConfig) -> None:
@@ -109,6 +154,19 @@ def test_inspect_shows_memory(medium: Path, config: SolConfig, capsys: pytest.Ca
     out = capsys.readouterr().out
     assert "memory, MB" in out
     assert f"{footprint(config, 8192).total / 1e6:.1f}" in out
+
+
+def test_inspect_shows_what_windows_keep(windowed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", "-m", str(windowed)]) == 0
+    assert f"6 layers with a window of {WINDOW} tokens keep at most 1068 tokens: " in capsys.readouterr().out
+
+
+def test_doctor_shows_what_windows_keep(windowed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOL_RT_HOME", str(tmp_path))
+    monkeypatch.delenv("SOL_RT_MODEL", raising=False)
+    remember_last_export(windowed)
+    found = next(found for found in doctor.examine() if found.what == "model memory")
+    assert "KV cache (6 of 8 layers keep what their window needs)" in found.detail
 
 
 def test_doctor_shows_what_the_default_model_takes(

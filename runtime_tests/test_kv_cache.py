@@ -70,6 +70,25 @@ def test_all_buffers_lie_in_one_private_mapping_that_asks_for_large_pages(cache:
 
 
 @on_linux
+@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="a kernel without large pages")
+def test_layers_with_a_window_have_small_pages_where_parts_are_given_back() -> None:
+    cache = KvCache(made_config().model, KvLayout(windows=(100, 0) * 15))
+
+    def flags() -> set[tuple[int, str]]:
+        found = set()
+        for buffer, (_, _, value) in zip(cache.buffers(), cache.bindings(), strict=True):
+            set_flags = re.search(r"^VmFlags:(.*)$", mapping_of(value.data_ptr()), re.MULTILINE)
+            assert set_flags is not None
+            found.add((buffer.window, " ".join({"hg", "nh"} & set(set_flags[1].split()))))
+        return found
+
+    cache.resize(768, 0)
+    assert flags() == {(100, "hg"), (0, "hg")}
+    cache.resize(1024, 0)
+    assert flags() == {(100, "nh"), (0, "hg")}
+
+
+@on_linux
 def test_old_memory_is_given_back_though_somebody_still_holds_it(cache: KvCache) -> None:
     cache.resize(256, 0)
     held = [value for _, _, value in cache.bindings()]

@@ -39,6 +39,7 @@ class SolRt:
 
     def rewind(self, length: int) -> None:
         self._engine.truncate(length)
+        self._engine.follow_up()
 
     def step(self) -> None:
         self._run([self._next])

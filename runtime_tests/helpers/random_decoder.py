@@ -118,7 +118,7 @@ class RandomDecoder:
         screens: Mapping[int, Screen] | None = None,
     ) -> RandomDecoder:
         """Makes the weights, those of level 3 with `three_bits`, and writes the blob into `folder`."""
-        kv = replace(kv, layers=decoder.layer_kinds, conv_size=decoder.conv_size)
+        kv = replace(kv, windows=decoder.windows, layers=decoder.layer_kinds, conv_size=decoder.conv_size)
         self = cls(decoder, kv=kv, lm_head_bits=lm_head_bits or {}, screens=screens or {})
         rng = np.random.default_rng(seed)
         self.three_bit_layers = three_bit_layers

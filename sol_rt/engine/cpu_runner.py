@@ -55,7 +55,7 @@ class CpuRunners:
         sums: Callable[[np.ndarray], SoftmaxSums],
     ) -> None:
         model, kv = bundle.config.model, bundle.config.kv
-        self.cache = KvCache(model, kv)
+        self.cache = KvCache(model, kv, whole=not provider.native)  # function bodies read all and mask
         self.states = States(model, kv) if kv.convolving else None
         self._bundle, self._provider, self._weights = bundle, provider, weights
         self._values, self._sums = _StepValues(buffers), sums

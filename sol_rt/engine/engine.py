@@ -26,7 +26,6 @@ from sol_rt.engine.cpu_runner import CpuRunners
 from sol_rt.engine.distribution import Distribution, native_sums, numpy_sums
 from sol_rt.engine.hardware import free_memory_bytes, tuning
 from sol_rt.engine.providers import Provider
-from sol_rt.engine.states import States
 from sol_rt.engine.step import ALL_PAGES, Runner, Runners, StepBuffers, StepOutput
 from sol_rt.engine.turns import Turns
 from sol_rt.errors import ContextError, DeviceError, NumericError, ProviderError, UsageError, brief
@@ -252,7 +251,8 @@ class Engine:
         """Keeps the first `length` tokens of the cache. Raises UsageError if there are fewer.
 
         If layers have states, the next call of `forward` restores the last copy of them that was made at or below
-        `length`, and runs the tokens from there on once more, dense.
+        `length`, and runs the tokens from there on once more, dense. If layers have windows, and what they read there
+        is no longer in the cache, it runs all tokens once more; rewinds by up to SLACK tokens (`kv_cache.py`) find it.
         """
         with self.exclusive():
             if not 0 <= length <= self.length:
@@ -260,6 +260,11 @@ class Engine:
             del self._tokens[length:]
             if self._states is not None:
                 self._states.forget(length)
+
+    def follow_up(self) -> None:
+        """Runs now the tokens that a rewind makes `forward` run once more, so that nothing but its own run is timed."""
+        with self.exclusive():
+            self._follow_up()
 
     def states(self) -> np.ndarray:
         """The states after the tokens in the cache, float32 [layers with a state, hidden, conv_size - 1], a copy.
@@ -269,7 +274,7 @@ class Engine:
         with self.exclusive():
             if self._states is None:
                 return np.zeros((0, self.bundle.config.model.hidden_size, 0), np.float32)
-            self._follow_up(self._states)
+            self._follow_up()
             return self._states.content()
 
     def forward(self, tokens: Sequence[int] | np.ndarray, action: Action, *, num_logits: int = 1) -> StepOutput:
@@ -293,8 +298,8 @@ class Engine:
     def _forward(self, tokens: Sequence[int] | np.ndarray, action: Action, num_logits: int) -> StepOutput:
         if self._opening is not None:
             self._finish_opening()
-        if self._states is not None:
-            self._follow_up(self._states)
+        if self._states is not None or not self._cache.holds(len(self._tokens)):
+            self._follow_up()
         vocabulary = self.bundle.config.model.vocab_size
         if len(tokens) == 1 and num_logits == 1:
             token = tokens[0]
@@ -326,6 +331,8 @@ class Engine:
         if self._states is not None:
             self._states.commit(length + 1)
         self._tokens.append(token)
+        if length + 1 >= self._cache.due:
+            self._cache.discard(length + 1)
         if self._states is not None and (length + 1) % _COPY_EVERY == 0:
             self._states.keep()
         return output
@@ -354,6 +361,8 @@ class Engine:
             if self._states is not None:
                 self._states.commit(self.length + chunk.size)
             self._tokens += chunk.tolist()
+            if self.length >= self._cache.due:
+                self._cache.discard(self.length)
             if self._states is not None:
                 self._states.keep()
         self.weights.require_unchanged()
@@ -373,17 +382,27 @@ class Engine:
         stops = sorted(ends)
         return list(zip([0, *stops], stops, strict=False))
 
-    def _follow_up(self, states: States) -> None:
-        """Makes the states those of the tokens in the cache, if a rewind or a failed call left others.
+    def _follow_up(self) -> None:
+        """Makes cache and states those of the tokens, if a rewind or a failed call left others.
 
-        Restores the last copy and runs the tokens behind it dense, which also writes their keys and values anew.
+        Restores the last copy of the states and runs the tokens behind it dense, which also writes their keys and
+        values anew. If the cache no longer holds what the first of them reads, all tokens run, as a prompt does.
         """
-        if states.length == self.length:
-            return
-        states.restore(self.length)
+        states, start = self._states, self.length
+        if states is not None and states.length != start:
+            states.restore(start)
+            start = states.length
         dense, model = self.bundle.config.dense, self.bundle.config.model
+        if not self._cache.holds(start):
+            tokens, self._tokens = self._tokens, []
+            self._cache.forget()
+            if states is not None:
+                states.restore(0)
+            if tokens:
+                self._batch(np.array(tokens, np.int64), dense, 1)
+            return
         logits, hidden = np.empty((1, model.vocab_size), np.float32), np.empty((1, model.hidden_size), np.float32)
-        while states.length < self.length:
+        while states is not None and states.length < self.length:
             runner = self._prepare(dense).batch
             start = states.length
             chunk = np.asarray(self._tokens[start : start + self._chunk], np.int64)

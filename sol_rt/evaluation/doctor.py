@@ -134,12 +134,15 @@ def _model_memory(path: Path) -> Finding:
     """What the default model takes at its longest context, and what fits if that does not."""
     from sol_rt.bundle.bundle import Bundle
     from sol_rt.engine.hardware import available_memory
-    from sol_rt.evaluation.footprint import fitting_context, footprint
+    from sol_rt.evaluation.footprint import fitting_context, footprint, windowed_layers
 
     config = Bundle.open(path).config
     longest = config.model.max_context
     needed, available = footprint(config, longest), available_memory()
     cache = f"{_gib(needed.cache)} of it KV cache"
+    if kept := sum(layers.layers for layers in windowed_layers(config)):
+        attending = len(config.kv.attending(config.model.num_layers))
+        cache += f" ({kept} of {attending} layers keep what their window needs)"
     detail = f"the default model takes {_gib(needed.total)} at its context of {longest} tokens, {cache}"
     if available is None or needed.total <= available:
         return Finding("ok", "model memory", detail)

@@ -5,10 +5,11 @@ docs/memory.md compares the estimates with measurements.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict, dataclass
 
 from sol_rt.bundle.config import SolConfig
-from sol_rt.engine.kv_cache import KvCache
+from sol_rt.engine.kv_cache import KvCache, most_kept
 from sol_rt.engine.states import states_bytes
 
 CHUNK = 512  # tokens of a prompt that run at once
@@ -25,7 +26,8 @@ class Footprint:
     Attributes:
         weights: of weights.bin. It is mapped: processes share it, and the system drops what it needs room for.
         program: of Python, libraries, tokenizer and graphs.
-        cache: of the KV cache, which grows with the text, and of layers' states, which do not.
+        cache: of the KV cache, which grows with the text, up to what a window needs in layers that have one, and of
+            layers' states, which do not.
         activations: of a chunk of the prompt.
     """
 
@@ -64,6 +66,35 @@ def footprint(config: SolConfig, context: int) -> Footprint:
         cache=cache.bytes_at(cache.capacity_for(context)) + states_bytes(model, config.kv),
         activations=4 * (min(CHUNK, context) * numbers + model.vocab_size),
     )
+
+
+@dataclass(frozen=True)
+class WindowedLayers:
+    """Layers with the same window.
+
+    Attributes:
+        window: tokens that they attend to.
+        layers: their number.
+        tokens: tokens that each of them keeps in the KV cache at most.
+        cache: bytes that these take in all of the layers.
+    """
+
+    window: int
+    layers: int
+    tokens: int
+    cache: int
+
+
+def windowed_layers(config: SolConfig) -> list[WindowedLayers]:
+    """What the layers with a window keep of a long text, from the narrowest window; empty if no layer has one."""
+    kv, cache = config.kv, KvCache(config.model, config.kv)
+    longest = cache.capacity_for(config.model.max_context)
+    attending = kv.attending(config.model.num_layers)
+    counts = Counter(kv.windows[layer] for layer in attending if kv.windows and kv.windows[layer])
+    return [
+        WindowedLayers(window, layers, min(most_kept(window), longest), cache.bytes_at(longest, window))
+        for window, layers in sorted(counts.items())
+    ]
 
 
 def usual_contexts(longest: int) -> list[int]:

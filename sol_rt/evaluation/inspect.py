@@ -18,7 +18,7 @@ from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import SolConfig, Variant, screened_bytes
 from sol_rt.bundle.selection import Selection
 from sol_rt.engine.hardware import usable_cores
-from sol_rt.evaluation.footprint import footprint, usual_contexts
+from sol_rt.evaluation.footprint import footprint, usual_contexts, windowed_layers
 
 
 def describe(path: Path, context: int = 512) -> dict[str, Any]:
@@ -80,6 +80,7 @@ def describe(path: Path, context: int = 512) -> dict[str, Any]:
         ],
         "cost_model": cost.name,
         "memory": {str(at): footprint(config, at).to_json_dict() for at in usual_contexts(config.model.max_context)},
+        "windows": [asdict(layers) for layers in windowed_layers(config)],
         "budgets": _budgets(config, cost),
         "selection": None if selection is None else _selection(selection, measured),
     }

@@ -92,6 +92,11 @@ def _print(description: dict[str, Any], context: int, every: bool) -> None:
     _print_screens(description["variants"])
 
     print_table(_memory(description["memory"]))
+    for kind in description["windows"]:
+        print(
+            f"{kind['layers']} layers with a window of {kind['window']} tokens keep at most {kind['tokens']} tokens: "
+            f"{_megabytes(kind['cache'])} MB of the KV cache."
+        )
 
     selection = description["selection"]
     contexts = [] if selection is None else list(selection["contexts"])

@@ -351,6 +351,7 @@ class Bench:
         engine.truncate(min(depth, engine.length))
         if engine.length < depth:
             engine.forward(self._tokens[engine.length : depth], self._model.cost.dense_action)
+        engine.follow_up()
         try:
             yield
         finally:

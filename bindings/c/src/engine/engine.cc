@@ -5,6 +5,7 @@
 #include <map>
 #include <new>
 #include <optional>
+#include <utility>
 
 #include "base/error.h"
 #include "engine/model.h"
@@ -36,7 +37,7 @@ struct Engine::State {
 
   explicit State(std::shared_ptr<Model> shared)
       : model(std::move(shared)),
-        cache(model->config().model, model->config().kv),
+        cache(model->config().model, model->config().kv, !model->native()),  // function bodies read all tokens and mask
         signature(StepSignature(model->config(), cache)) {}
 
   GraphRunner* Runner(const Variant& variant, bool sparse_tokens, bool sparse_channels) {
@@ -125,6 +126,7 @@ struct Engine::State {
     const Distribution distribution = Seen();
     RequireFinite(distribution, action, 1);
     tokens.push_back(token);
+    cache.Discard(length + 1);
     return distribution;
   }
 
@@ -144,9 +146,18 @@ struct Engine::State {
       distribution = Seen();
       RequireFinite(distribution, action, static_cast<int64_t>(chunk.size()));
       tokens.insert(tokens.end(), given + start, given + end);
+      cache.Discard(static_cast<int64_t>(tokens.size()));
     }
     model->weights().RequireUnchanged();
     return distribution;
+  }
+
+  // Runs all tokens once more, as a prompt, if a rewind went further back than layers with a window hold.
+  void FollowUp(const std::function<bool()>& check) {
+    if (cache.Holds(static_cast<int64_t>(tokens.size()))) return;
+    const std::vector<int32_t> again = std::exchange(tokens, {});
+    cache.Forget();
+    if (!again.empty()) Batch(again.data(), again.size(), model->config().dense, check);
   }
 
   static void RequireNotInterrupted(const std::function<bool()>& check) {
@@ -188,6 +199,7 @@ StepOutput Engine::Forward(const int32_t* tokens, size_t count, const Action& ac
     }
   }
   State::RequireNotInterrupted(interrupted);
+  state_->FollowUp(interrupted);
   state_->EnsureCapacity(length() + static_cast<int64_t>(count));
   StepOutput output;
   output.distribution = count == 1 ? state_->Step(tokens[0], action) : state_->Batch(tokens, count, action, interrupted);
@@ -201,6 +213,7 @@ void Engine::Save(std::ostream& stream) const { SaveCache(stream, *state_->model
 
 void Engine::Restore(std::istream& stream) {
   state_->tokens.clear();
+  state_->cache.Forget();
   state_->tokens = RestoreCache(stream, *state_->model, state_->cache, [this](int64_t tokens) { state_->EnsureCapacity(tokens); });
 }
 

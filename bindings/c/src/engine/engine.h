@@ -31,7 +31,9 @@ class Engine {
   int64_t length() const;                      // tokens in the cache
   const std::vector<int32_t>& tokens() const;  // those tokens
   int64_t max_context() const;
-  void Truncate(int64_t length);               // throws SOL_ERROR_USAGE beyond the tokens in the cache
+  // Throws SOL_ERROR_USAGE beyond the tokens in the cache. If it goes further back than layers with a window hold (run/kv_cache.h), the next `Forward` runs
+  // all tokens once more, as a prompt.
+  void Truncate(int64_t length);
 
   // Appends tokens and returns the output of the last one. One token is a decode step under `action`; several run in chunks with attention to all
   // tokens. A call that fails or is interrupted leaves a prefix of the tokens in the cache.

@@ -18,6 +18,7 @@ struct CacheBuffer {
   std::string past, present;  // names of the graph input and output that are both bound to it
   int64_t width;              // numbers for each token and KV head
   CacheType type;
+  size_t layer;
   size_t TokenBytes() const { return static_cast<size_t>(width == 0 ? 1 : width) * (type == CacheType::kFloat16 ? 2 : 1); }  // of one KV head
 };
 
@@ -31,7 +32,10 @@ class SystemMemory {
   SystemMemory(SystemMemory&& other) noexcept;
   SystemMemory& operator=(SystemMemory&& other) noexcept;
   uint8_t* data() const { return data_; }
-  void GiveBack(size_t offset, size_t bytes);  // whole pages whose content nobody needs any more
+  // Whole pages. A large page would be filled again as a whole where a part of it was given back, so such memory has small ones.
+  void UseSmallPages(size_t offset, size_t bytes);
+  void Discard(size_t offset, size_t bytes);   // whole pages whose content nobody needs any more, but which may be written again
+  void GiveBack(size_t offset, size_t bytes);  // whole pages that nobody needs any more
 
   static size_t PageBytes();
 
@@ -40,19 +44,35 @@ class SystemMemory {
   size_t size_ = 0;
 };
 
+// Layers with a window read no token before it. Of them the cache gives back what lies further behind than `kSlack` tokens: buffers keep their shape, and
+// their memory there goes back to the system.
 class KvCache {
  public:
-  KvCache(const ModelDims& model, const KvLayout& layout);
+  static constexpr int64_t kSlack = 512;  // rewinds by as many tokens run nothing again
+  static constexpr int64_t kStep = 256;   // tokens that are given back at a time, a multiple of the page size
+
+  // `whole`: every token is kept in layers with a window, too.
+  KvCache(const ModelDims& model, const KvLayout& layout, bool whole);
 
   const std::vector<CacheBuffer>& buffers() const { return buffers_; }
   int64_t capacity() const { return capacity_; }  // tokens
   uint8_t* data(size_t buffer) const { return memory_.data() + offsets_[buffer]; }
   size_t BufferBytes(size_t buffer) const { return BufferBytes(buffer, capacity_); }
   std::vector<int64_t> Shape(size_t buffer) const;
-  uint64_t BytesAt(int64_t capacity) const;                     // what is beyond any memory is not counted exactly
+  uint64_t BytesAt(int64_t capacity) const { return Bytes(capacity, false); }  // taken at most; what is beyond any memory is not counted exactly
   int64_t CapacityFor(int64_t tokens) const;  // the next multiple of the layout's capacity step
 
-  // Moves the first `used` tokens into buffers of another capacity, one by one, so that little memory is held twice. Throws std::bad_alloc; the cache is
+  // Whether a token behind the first `length` tokens finds all that its attention reads.
+  bool Holds(int64_t length) const { return length >= shortest_; }
+  // Gives back what layers with a window no longer need of `length` tokens.
+  void Discard(int64_t length);
+  void Forget() { HoldFrom(std::vector<int64_t>(windows_.size(), 0)); }  // a new text: nothing of it has been given back
+  // By layer, the first token that is held. Of a file they are to be checked by `Possible`.
+  const std::vector<int64_t>& firsts() const { return firsts_; }
+  bool Possible(const std::vector<int64_t>& firsts, int64_t length) const;
+  void HoldFrom(std::vector<int64_t> firsts);
+
+  // Moves what is held of the first `used` tokens into buffers of another capacity, one by one, so that little memory is held twice. Throws std::bad_alloc; the cache is
   // then as it was.
   void Resize(int64_t capacity, int64_t used);
   // Zeroes tokens `start` to `stop`, so that non-finite numbers that a step wrote reach no later masked sum. The key codes of a page's tokens are
@@ -67,9 +87,16 @@ class KvCache {
 
  private:
   size_t BufferBytes(size_t buffer, int64_t capacity) const;
+  uint64_t Bytes(int64_t capacity, bool reserved) const;
+  int64_t MostKept(size_t buffer) const;  // tokens between two runs; 0: all
   std::vector<size_t> Offsets(int64_t capacity) const;  // of each buffer, and the end
 
-  int64_t heads_, capacity_step_, capacity_ = 0;
+  int64_t heads_, page_size_, capacity_step_, capacity_ = 0;
+  bool whole_;
+  std::vector<int32_t> windows_;  // by layer, 0: all
+  std::vector<int64_t> firsts_;   // by layer
+  int64_t shortest_ = 0;          // text behind which a token finds what it reads
+  int64_t due_ = 0;               // tokens from which on something is given back
   std::vector<CacheBuffer> buffers_;
   std::vector<size_t> offsets_;
   SystemMemory memory_;

@@ -1,8 +1,10 @@
 #include "engine/run/saved_cache.h"
 
+#include <algorithm>
 #include <cstring>
 #include <istream>
 #include <ostream>
+#include <utility>
 
 #include "base/error.h"
 #include "base/sha256.h"
@@ -12,7 +14,7 @@ namespace sol_rt {
 namespace {
 
 constexpr char kMagic[8] = {'S', 'O', 'L', 'S', 'E', 'S', 'S', '\n'};
-constexpr uint32_t kVersion = 1;
+constexpr uint32_t kWhole = 1, kVersion = 2;  // a cache that holds all tokens has the older version
 constexpr const char* kHint = "save the session again, or start without it";
 
 struct Header {
@@ -25,11 +27,11 @@ struct Header {
 };
 static_assert(sizeof(Header) == 104, "the file's format");
 
-Header HeaderOf(const Model& model, size_t tokens) {
+Header HeaderOf(const Model& model, size_t tokens, uint32_t version) {
   const ModelDims& dims = model.config().model;
   Header header{};
   std::memcpy(header.magic, kMagic, sizeof(kMagic));
-  header.version = kVersion;
+  header.version = version;
   header.native = model.native() ? 1 : 0;
   std::memcpy(header.identity, model.identity().data(), sizeof(header.identity));
   header.layers = static_cast<uint32_t>(dims.num_layers);
@@ -62,8 +64,8 @@ class Reader {
 
 void CheckHeader(const Header& header, const Model& model) {
   if (std::memcmp(header.magic, kMagic, sizeof(kMagic)) != 0) Refuse("another kind of file", "one that sol_session_save wrote");
-  if (header.version != kVersion) Refuse("version " + std::to_string(header.version), "version " + std::to_string(kVersion));
-  const Header wanted = HeaderOf(model, header.tokens);
+  if (header.version != kWhole && header.version != kVersion) Refuse("version " + std::to_string(header.version), "version " + std::to_string(kVersion));
+  const Header wanted = HeaderOf(model, header.tokens, header.version);
   if (std::memcmp(header.identity, wanted.identity, sizeof(header.identity)) != 0) Refuse("a session of another bundle", "one of " + model.bundle().path());
   if (header.layers != wanted.layers || header.heads != wanted.heads || header.head_dim != wanted.head_dim || header.int8 != wanted.int8) {
     Refuse("a cache of another layout", "this bundle's");
@@ -81,12 +83,23 @@ void SaveCache(std::ostream& stream, const Model& model, const KvCache& cache, c
     stream.write(static_cast<const char*>(data), static_cast<std::streamsize>(size));
     sha.Update(data, size);
   };
-  const Header header = HeaderOf(model, tokens.size());
+  const auto count = static_cast<int64_t>(tokens.size());
+  const std::vector<int64_t>& firsts = cache.firsts();
+  const bool whole = count == 0 || std::all_of(firsts.begin(), firsts.end(), [](int64_t first) { return first == 0; });
+  const Header header = HeaderOf(model, tokens.size(), whole ? kWhole : kVersion);
   write(&header, sizeof(header));
-  if (!tokens.empty()) {
+  if (count > 0) {
     write(tokens.data(), tokens.size() * sizeof(int32_t));
+    if (!whole) {
+      for (const int64_t first : firsts) {
+        const int64_t held = std::min(first, count);
+        write(&held, sizeof(held));
+      }
+    }
     for (size_t i = 0; i < cache.buffers().size(); ++i) {
-      for (int64_t head = 0; head < cache.heads(); ++head) write(cache.Tokens(i, head, 0), tokens.size() * cache.buffers()[i].TokenBytes());
+      const CacheBuffer& buffer = cache.buffers()[i];
+      const int64_t first = std::min(firsts[buffer.layer], count);
+      for (int64_t head = 0; head < cache.heads(); ++head) write(cache.Tokens(i, head, first), static_cast<size_t>(count - first) * buffer.TokenBytes());
     }
   }
   const std::array<uint8_t, 32> digest = sha.Digest();
@@ -103,10 +116,16 @@ std::vector<int32_t> RestoreCache(std::istream& stream, const Model& model, KvCa
   const auto count = static_cast<size_t>(header.tokens);
   make_room(static_cast<int64_t>(count));
   std::vector<int32_t> tokens(count);
+  std::vector<int64_t> firsts(cache.firsts().size(), 0);
   try {
     if (count > 0) reader.Read(tokens.data(), count * sizeof(int32_t));
+    if (count > 0 && header.version != kWhole) reader.Read(firsts.data(), firsts.size() * sizeof(int64_t));
+    if (!cache.Possible(firsts, static_cast<int64_t>(count))) Refuse("tokens held from an impossible place on", "places before the last token");
     for (size_t i = 0; count > 0 && i < cache.buffers().size(); ++i) {
-      for (int64_t head = 0; head < cache.heads(); ++head) reader.Read(cache.Tokens(i, head, 0), count * cache.buffers()[i].TokenBytes());
+      const CacheBuffer& buffer = cache.buffers()[i];
+      const int64_t first = firsts[buffer.layer];
+      const size_t held = count - static_cast<size_t>(first);
+      for (int64_t head = 0; head < cache.heads(); ++head) reader.Read(cache.Tokens(i, head, first), held * buffer.TokenBytes());
     }
     std::array<uint8_t, 32> stored;
     const std::array<uint8_t, 32> digest = reader.Digest();
@@ -119,6 +138,7 @@ std::vector<int32_t> RestoreCache(std::istream& stream, const Model& model, KvCa
     cache.Wipe(0, static_cast<int64_t>(count));
     throw;
   }
+  cache.HoldFrom(std::move(firsts));
   return tokens;
 }
 
