@@ -144,7 +144,8 @@ def export_bundle(
         bits: weight bits, of 8, 6, MIXED, 4 and 3.
         channel_density: shares of the layers' base-plane weights that a step reads, 1 among them.
         kv_density: shares of the old cached tokens that a step reads, 1 among them.
-        max_context: longest context in tokens; by default the model's own.
+        max_context: longest context in tokens; by default the model's own, or with longrope and little memory the
+            one up to which its short factors hold.
         policy: file of a trained policy.
         kv: type of the cache's keys and values, float16 or int8.
         calibration: QUICK, FULL, NO_TEXT, a text file or a stored calibration. With a text, GPTQ fits the weights to it
@@ -173,6 +174,13 @@ def export_bundle(
     with stages(_OPEN) as report:
         path, name = resolve(source, report)
     checkpoint = open_checkpoint(path, trust_remote_code)
+    if max_context is None:
+        max_context = memory.short_limit(checkpoint.config, kv, memory.available_memory())
+        if max_context is not None:
+            say(
+                f"memory: too little for texts of more than {max_context} tokens, so the bundle has the rope factors "
+                "of shorter ones; a larger -c takes the long ones"
+            )
     family, decoder = family_of(checkpoint.config), from_hf_config(checkpoint.config, max_context)
     check_tensors(checkpoint, decoder, family)
     precisions = graph_precisions(levels.bits, checkpoint, decoder, family.names)

@@ -31,6 +31,7 @@ from helpers.reference_steps import FLIP, NEAR, check_steps, difference, random_
 from sol_rt.bundle.actions import Action  # noqa: E402
 from sol_rt.bundle.bundle import Bundle  # noqa: E402
 from sol_rt.engine.engine import Engine  # noqa: E402
+from sol_rt.export.blob import memory  # noqa: E402
 from sol_rt.export.pipeline import export_bundle  # noqa: E402
 from sol_rt.export.sources.checkpoint import Checkpoint  # noqa: E402
 from sol_rt.export.sources.decoder import from_hf_config  # noqa: E402
@@ -146,6 +147,48 @@ def test_a_window_of_several_chunks(native: bool, tmp_path: Path) -> None:
     errors = np.sqrt(np.mean((np.concatenate(logits) - expected) ** 2, axis=1)) / expected.std()
     assert errors.max() < 2 * EIGHT_BITS
     assert errors.mean() < EIGHT_BITS
+
+
+def test_longrope_beyond_its_original_context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default the long factors hold, for the whole bundle: texts beyond the original context are transformers' own,
+    shorter ones are not. Where memory is short, it is the other way round.
+    """
+    factors = {"short_factor": [1.0 + i / 8 for i in range(8)], "long_factor": [2.0 + i for i in range(8)]}
+    config = {"original_max_position_embeddings": 64, "rope_scaling": {"type": "longrope", **factors}}
+    shape = replace(PRESETS["tiny-phi3"], max_context=512, config=config)
+    folder = write_random_checkpoint(tmp_path / "checkpoint", shape)
+    source = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    tokens = random_tokens(300, 300)
+
+    def error(bundle: Path, length: int) -> float:
+        """Root mean square over the last tokens of a text that runs as a prompt and four steps."""
+        with torch.no_grad():
+            expected = source(torch.from_numpy(tokens[:length])[None], use_cache=False).logits[0, -20:].numpy()
+        engine = Engine(Bundle.open(bundle), provider="cpu")
+        logits = [engine.forward(tokens[: length - 4].tolist(), DENSE, num_logits=16).logits.copy()]
+        logits += [engine.forward([int(token)], DENSE).logits.copy() for token in tokens[length - 4 : length]]
+        return float(np.sqrt(np.mean((np.concatenate(logits) - expected) ** 2))) / float(expected.std())
+
+    options = {"bits": (8,), "channel_density": (1.0,), "kv_density": (1.0,), "calibration": "none", "parity": False}
+    said: list[str] = []
+    export_bundle(str(folder), tmp_path / "long", **options, say=said.append)
+    assert Bundle.open(tmp_path / "long").config.model.max_context == 512
+    for length in (65, 100, 300):
+        assert error(tmp_path / "long", length) < EIGHT_BITS, length
+    assert error(tmp_path / "long", 60) > 2 * EIGHT_BITS
+    assert said == []
+
+    limit = memory.short_limit
+    monkeypatch.setattr(memory, "short_limit", lambda config, kv, _: limit(config, kv, 50_000))
+    export_bundle(str(folder), tmp_path / "short", **options, say=said.append)
+    assert Bundle.open(tmp_path / "short").config.model.max_context == 64
+    assert error(tmp_path / "short", 60) < EIGHT_BITS
+    assert said == [
+        "memory: too little for texts of more than 64 tokens, so the bundle has the rope factors of shorter ones; a "
+        "larger -c takes the long ones"
+    ]
 
 
 def _rungs(model: Model) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from sol_rt.errors import CheckpointError
-from sol_rt.export.sources.decoder import Decoder, from_hf_config
+from sol_rt.export.sources.decoder import Decoder, from_hf_config, short_context
 from sol_rt.export.sources.families import FAMILIES
 
 LLAMA3_ROPE = {
@@ -254,7 +254,7 @@ def of(name: str, max_context: int | None = None) -> Decoder:
         ("Llama-3.2-1B", {"max_context": 131072, "head_dim": 64, "tied": True, "windows": (), "qkv_bias": False}),
         ("DeepSeek-R1-Distill-Qwen-1.5B", {"qkv_bias": True, "output_bias": False, "windows": (), "tied": False}),
         ("DeepSeek-R1-Distill-Llama-8B", {"head_dim": 128, "tied": False, "max_context": 131072}),
-        ("Phi-4-mini", {"rotary_dim": 96, "head_dim": 128, "max_context": 4096, "windows": (), "tied": True}),
+        ("Phi-4-mini", {"rotary_dim": 96, "head_dim": 128, "max_context": 131072, "windows": (), "tied": True}),
         ("Phi-3-mini-4k", {"max_context": 4096, "windows": (2047,) * 32}),
         ("Qwen3-0.6B", {"qk_norm": "head", "qk_norm_after_rope": False, "head_dim": 128, "windows": ()}),
         (
@@ -348,7 +348,10 @@ def test_short_convolutions_that_no_graph_has(changes: dict[str, Any], said: str
 
 
 def test_a_longer_context_takes_the_long_factors() -> None:
-    assert of("Phi-4-mini").ropes != of("Phi-4-mini", 8192).ropes
+    assert of("Phi-4-mini").ropes == of("Phi-4-mini", 8192).ropes != of("Phi-4-mini", 4096).ropes
+    assert short_context(CONFIGS["Phi-4-mini"]) == 4096
+    assert short_context(CONFIGS["Phi-3-mini-4k"]) is None
+    assert short_context(CONFIGS["gemma-3-270m"]) is None
 
 
 def test_a_window_that_no_context_passes_is_none() -> None:

@@ -6,17 +6,28 @@ It also says before the work whether this machine has the memory to run the bund
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from sol_rt.bundle.config import SolConfig
 from sol_rt.engine.hardware import available_memory
+from sol_rt.engine.kv_cache import KvCache
 from sol_rt.errors import CheckpointError
 from sol_rt.evaluation.footprint import fitting_context, footprint
-from sol_rt.export.sources.decoder import Decoder
+from sol_rt.export.sources.decoder import Decoder, from_hf_config, short_context
 
-__all__ = ["PIECE_WEIGHTS", "available_memory", "needed_memory", "require_disk", "require_memory", "running_advice"]
+__all__ = [
+    "PIECE_WEIGHTS",
+    "available_memory",
+    "needed_memory",
+    "require_disk",
+    "require_memory",
+    "running_advice",
+    "short_limit",
+]
 
 PIECE_WEIGHTS = 1 << 20  # weights that a thread quantizes at once
 
@@ -57,6 +68,28 @@ def require_memory(needed: int, available: int | None) -> None:
             f"memory: this export needs {_size(needed)}, available are {_size(available)}; "
             "close other programs, or leave out parts with --calibration none and --no-parity"
         )
+
+
+def short_limit(config: Mapping[str, Any], kv: str, available: int | None) -> int | None:
+    """The context to export at by default, if it is shorter than the model's own; None for the latter.
+
+    Factors of longrope for long texts serve a whole bundle, short texts too. So the bundle has the short ones if this
+    machine has no memory for a longer text: for weights of a byte each, and the KV cache.
+
+    Args:
+        config: config.json.
+        kv: type of the cache's keys and values.
+        available: bytes of memory, None if not known.
+    """
+    short = short_context(config)
+    if short is None or available is None:
+        return None
+    decoder = from_hf_config(config)
+    if decoder.max_context <= short:
+        return None
+    unnamed = dict.fromkeys(("name", "architecture", "source", "license"), "")
+    cache = KvCache(decoder.dims(**unnamed, bos_token_id=None, eos_token_ids=()), decoder.kv(kv))
+    return short if decoder.weights + cache.bytes_at(cache.capacity_for(short + 1)) > available else None
 
 
 def running_advice(config: SolConfig, available: int | None) -> str:

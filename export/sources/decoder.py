@@ -634,6 +634,14 @@ def _layer_types(config: Mapping[str, Any], layers: int) -> tuple[str, list[Any]
     return key, kinds
 
 
+def short_context(config: Mapping[str, Any]) -> int | None:
+    """The longest context at which a model with longrope has its short factors; None for other models."""
+    parameters = _rope_parameters(config, family_of(config))
+    if parameters["rope_type"] != "longrope" or not parameters.get("original_max_position_embeddings"):
+        return None
+    return _size(parameters, "original_max_position_embeddings")
+
+
 def _context(rope_parameters: Mapping[str, Any], trained: int, wanted: int | None) -> int:
     """The bundle's longest context in tokens."""
     original = rope_parameters.get("original_max_position_embeddings")
@@ -641,9 +649,6 @@ def _context(rope_parameters: Mapping[str, Any], trained: int, wanted: int | Non
         # from there on the model scales q by its position
         trained = min(trained, _size(rope_parameters, "original_max_position_embeddings"))
     if wanted is None:
-        # longrope has other factors beyond the original context, and one table of angles serves the whole bundle
-        if rope_parameters["rope_type"] == "longrope" and original:
-            return min(trained, _size(rope_parameters, "original_max_position_embeddings"))
         return trained
     if not 1 <= wanted <= trained:
         raise CheckpointError(f"maximum context: got {wanted}, expected 1 to {trained}, the model's own context")
