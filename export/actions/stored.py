@@ -18,7 +18,7 @@ from typing import Any
 from sol_rt.atomic_write import write_text
 from sol_rt.budget.cost.calibration_table import CALIBRATION_FORMAT
 from sol_rt.bundle.actions import Action
-from sol_rt.bundle.bits import bits_name, parse_bits_name
+from sol_rt.bundle.bits import THREE, bits_name, parse_bits_name
 from sol_rt.bundle.bundle import sha256
 from sol_rt.bundle.config import FORMAT_VERSION as BUNDLE_FORMAT_VERSION
 from sol_rt.bundle.config import MATRIX_BITS, SolConfig
@@ -170,7 +170,9 @@ class StoredCalibration:
     def write(self, path: Path) -> None:
         """Writes the file, with a line for each window and each candidate; an older one is there until it is whole."""
         measured = self.measured
-        screens = {str(bits_name(bits)): head.screen._asdict() for bits, head in self.lm_heads.items() if head.screen}
+        screens = {
+            str(bits_name(bits)): head.screen.to_json_dict() for bits, head in self.lm_heads.items() if head.screen
+        }
         lines = {
             "format": json.dumps(FORMAT),
             "format_version": json.dumps(FORMAT_VERSION),
@@ -298,9 +300,12 @@ def _heads(all_bits: Mapping[str, Any], screens: Mapping[str, Any]) -> dict[int,
         head = Head(_plain_bits(value))
         if name in screens:
             candidates, offset = screens[name]["candidates"], _finite(screens[name]["tail_offset"])
+            first_bits = screens[name].get("bits", min(MATRIX_BITS))
             if type(candidates) is not int or candidates < 1 or head.bits == min(MATRIX_BITS):
                 raise ValueError(f"{candidates!r:.40} candidates of an LM head of {head.bits} bits")
-            head = Head(head.bits, candidates, offset)
+            if first_bits not in (THREE, min(MATRIX_BITS)):
+                raise ValueError(f"an LM head screened by {first_bits!r:.40} bits")
+            head = Head(head.bits, candidates, offset, first_bits)
         heads[_bits(name)] = head
     return heads
 
