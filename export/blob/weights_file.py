@@ -366,14 +366,7 @@ class _MatrixFiller:
                 continue
             if not np.isfinite(weights).all():
                 raise not_finite(piece.tensor)
-            import os
-
-            if matrix == screen and not os.environ.get("GPTQ"):
-                importance = np.concatenate([each.importance for each in factors]) if factors else None
-                self._write_three_bits(matrix, piece.first, weights, self.codebooks[name], importance, ())
-            else:
-                importance = np.concatenate([each.conditional for each in factors]) if factors else None
-                self._write_three_bits(matrix, piece.first, weights, self.codebooks[name], importance, factors)
+            self._write_three_bits(matrix, piece.first, weights, self.codebooks[name], factors)
 
     def _quantize(
         self,
@@ -437,15 +430,10 @@ class _MatrixFiller:
                 blob.view(f"{matrix}.plane{plane}")[:, first:last] = pack_plane(codes)
 
     def _write_three_bits(
-        self,
-        matrix: str,
-        first: int,
-        weights: FloatArray,
-        codebook: Codebook,
-        importance: FloatArray | None,
-        hessians: Sequence[HessianFactor],
+        self, matrix: str, first: int, weights: FloatArray, codebook: Codebook, hessians: Sequence[HessianFactor]
     ) -> None:
         """Fits outputs first, first + 1, … of a matrix, float32 [n, K], to level 3, and writes them."""
+        importance = np.concatenate([hessian.conditional for hessian in hessians]) if hessians else None
         grid = choose_grid(weights, codebook, importance)
         codes = choose_three_bit_codes(weights, codebook, grid, hessians)
         blob, last = self.blob, first + len(weights)
