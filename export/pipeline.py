@@ -15,7 +15,7 @@ from sol_rt import __version__, ops
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bits import THREE
 from sol_rt.bundle.bundle import Bundle
-from sol_rt.bundle.config import KV_DTYPES, ActionEntry, FileEntry, SolConfig
+from sol_rt.bundle.config import BLOCK, KV_DTYPES, ActionEntry, FileEntry, SolConfig
 from sol_rt.bundle.selection import Selection
 from sol_rt.errors import UsageError
 from sol_rt.export import parity as parity_report
@@ -216,8 +216,10 @@ def export_bundle(
         # get the calibration: stored, or a text
         settings = partial(Settings.of, path, config)
         stored, note = _stored_calibration(calibration, source, settings, config)
-        if stored is not None and not any(head.first_bits == THREE for head in stored.lm_heads.values()):
-            tensors = layout(decoder, family.names, planes, precisions)
+        if stored is not None:
+            fits = stored.screens_by_three_bits and decoder.vocab_size % BLOCK == 0
+            screened = decoder.lm_head if fits else None
+            tensors = layout(decoder, family.names, planes, precisions, screened)
             config = replace(config, tensors=dict(tensors))
         coded = is_mostly_coded(checkpoint, decoder, family.names)
         effort = Effort.quick(decoder.weights, coded) if calibration in (None, QUICK) else Effort.full()

@@ -20,8 +20,8 @@ from sol_rt.budget.cost.calibration_table import CALIBRATION_FORMAT
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bits import THREE, bits_name, parse_bits_name
 from sol_rt.bundle.bundle import sha256
+from sol_rt.bundle.config import BLOCK, MATRIX_BITS, SolConfig
 from sol_rt.bundle.config import FORMAT_VERSION as BUNDLE_FORMAT_VERSION
-from sol_rt.bundle.config import MATRIX_BITS, SolConfig
 from sol_rt.bundle.selection import Measured
 from sol_rt.errors import UsageError, WriteError
 from sol_rt.export.actions.calibration_text import CalibrationText
@@ -104,6 +104,11 @@ class StoredCalibration:
     active_channels: dict[str, dict[str, tuple[int, ...]]]
     measured: Measurements
 
+    @property
+    def screens_by_three_bits(self) -> bool:
+        """Whether a matrix of 3 bits screens the LM head of any graph."""
+        return any(head.candidates and head.first_bits == THREE for head in self.lm_heads.values())
+
     @classmethod
     def of(
         cls,
@@ -147,6 +152,8 @@ class StoredCalibration:
                     raise ValueError(f"{config.dense.tag}, the dense action, not measured at {context}")
             if any(head.candidates >= decoder.vocab_size for head in self.lm_heads.values()):
                 raise ValueError(f"as many candidates as the {decoder.vocab_size} rows of the LM head")
+            if self.screens_by_three_bits and decoder.vocab_size % BLOCK:
+                raise ValueError(f"a screen of 3 bits of {decoder.vocab_size} rows, no multiple of {BLOCK}")
             config = with_heads(folder, config, decoder, self.lm_heads)
             variants = dict(config.variants)
             for key, counts in self.active_channels.items():

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sol_rt.bundle.bits import THREE, Precision, screen_columns, screen_matrix
+from sol_rt.bundle.bits import THREE, Precision, is_of_screen, screen_columns, screen_matrix
 from sol_rt.bundle.config import ALIGNMENT, BLOCK, CODEBOOK, CODEBOOK_SHAPE, TensorEntry, tensor_bytes
 from sol_rt.export.blob.hessian import Inputs, matrix_inputs
 from sol_rt.export.blob.memory import PIECE_WEIGHTS
@@ -53,7 +53,6 @@ from sol_rt.export.sources.rope import table_names, tables
 from sol_rt.store.progress import Progress
 
 _SAMPLED_ROWS, _SAMPLED_BLOCKS = 2048, 8192  # of the weights from which the tables of level 3 are learned
-_SCREENS = tuple(f"{screen_matrix(matrix)}." for matrix in ("embed", "head"))
 _MATRICES_AHEAD = 4  # whose pieces are in the pool at once, those of a layer
 
 
@@ -128,7 +127,7 @@ def without_screen(path: Path, tensors: Mapping[str, TensorEntry]) -> dict[str, 
 
     A file that is mapped cannot be cut off on Windows. It stays as it is then, and all its tensors do.
     """
-    kept = {name: entry for name, entry in tensors.items() if not name.startswith(_SCREENS)}
+    kept = {name: entry for name, entry in tensors.items() if not is_of_screen(name)}
     try:
         os.truncate(path, blob_bytes(kept.values()))
     except OSError:

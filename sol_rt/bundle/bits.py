@@ -86,6 +86,11 @@ def screen_matrix(matrix: str) -> str:
     return f"{matrix}.screen"
 
 
+def is_of_screen(tensor: str) -> bool:
+    """Whether a tensor of the weights file belongs to the 3-bit matrix that screens the LM head."""
+    return tensor.startswith(("embed.screen.", "head.screen."))
+
+
 def screen_columns(outputs: int) -> int:
     """Places of a row of the 3-bit matrix that screens so many outputs: an odd multiple of 256."""
     return 256 * (-(-outputs // 256) | 1)

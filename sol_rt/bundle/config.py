@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from sol_rt.bundle.actions import Action
-from sol_rt.bundle.bits import THREE, LayerBits, Precision, Screen, bits_name
+from sol_rt.bundle.bits import THREE, LayerBits, Precision, Screen, bits_name, is_of_screen
 
 FORMAT = "sol_rt.bundle"
 FORMAT_VERSION = 5
@@ -283,7 +283,7 @@ def screened_bytes(name: str, tensor: TensorEntry, screen: Screen) -> int:
     What the first pass reads, it reads whole: base, scales and zero points at 4 bits, the screen's own matrix at 3. Of
     the rest a step reads a cache line for every block of a candidate.
     """
-    if ".screen." in name or (screen.bits != THREE and ".plane" not in name):
+    if is_of_screen(name) or (screen.bits != THREE and ".plane" not in name):
         return tensor.bytes
     return min(tensor.bytes, screen.candidates * tensor.shape[0] * _CACHE_LINE)
 
