@@ -314,8 +314,8 @@ class _GraphWriter:
 
     def _nested(self, op_type: str, x: str, weights: Iterable[str], *, bits: int, **other: Any) -> str:
         """A node of embedding or LM head."""
-        sizes = {"K": self.decoder.hidden_size, "N": self.decoder.vocab_size}
-        return self.writer.op(op_type, x, *map(self._tensor, weights), domain="sol", **sizes, bits=bits, **other)
+        k, n = self.decoder.hidden_size, self.decoder.vocab_size
+        return self.writer.op(op_type, x, *map(self._tensor, weights), domain="sol", K=k, N=n, bits=bits, **other)
 
     def _tensor(self, name: str) -> str:
         self.used[name] = None

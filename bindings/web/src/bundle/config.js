@@ -437,7 +437,8 @@ function readScreen(table, model) {
 /** @param {Screen | null} screen */
 function screenText(screen) {
   if (screen === null) return "no screen";
-  return `${screen.candidates} candidates${screen.bits === 3 ? " behind 3 bits" : ""} with offset ${screen.tail_offset}`;
+  const first = screen.bits === 3 ? " behind 3 bits" : "";
+  return `${screen.candidates} candidates${first} with offset ${screen.tail_offset}`;
 }
 
 /**

@@ -20,7 +20,8 @@ class NestedMatMul {
   static constexpr auto kInputs = Join(std::array<Port, 1>{{{"x", kFloat}}}, kMatrixInputs<kUInt8>, kScreenInputs);
   static constexpr std::array<Port, 1> kOutputs{{{"y", kFloat}}};
 
-  explicit NestedMatMul(const Attributes& attributes) : NestedMatMul(attributes, ReadOnlyMatrix(attributes, kName, ScreenBits(attributes, kName) == 3 ? PortsAt(3) : 0)) {}
+  explicit NestedMatMul(const Attributes& attributes)
+      : NestedMatMul(attributes, ReadOnlyMatrix(attributes, kName, ScreenBits(attributes, kName) == 3 ? PortsAt(3) : 0)) {}
 
   void Compute(Context& context) const {
     const Tensor x = context.Input(0);
