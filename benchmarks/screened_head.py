@@ -1,4 +1,5 @@
-"""Compares ways of reading the LM head: every row at 4, 6 or 8 bits, and screened with some numbers of candidates.
+"""Compares ways of reading the LM head: every row at 4, 6 or 8 bits, and screened with some numbers of candidates, by
+4 bits of every row and, where the bundle has a matrix for it, by 3.
 
     python benchmarks/screened_head.py smollm2-135m -f valid.tokens.txt --windows 16
     python benchmarks/screened_head.py smollm2-135m -f valid.tokens.txt --windows 0 --time 12
@@ -27,21 +28,22 @@ import onnxruntime as ort
 from onnx import TensorProto, helper
 
 from sol_rt.bundle.actions import Action
+from sol_rt.bundle.bits import Precision
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import screened_bytes
 from sol_rt.engine.engine import Engine
 from sol_rt.evaluation.quality.perplexity import added_bos, windows
 from sol_rt.export.actions.lm_head_bits import Head, with_heads
 from sol_rt.export.actions.tail_offset import fitted_offset
-from sol_rt.export.graphs.graph import widest_bits
-from sol_rt.export.graphs.layer import weight_names
+from sol_rt.export.graphs.graph import head_tensors, widest_bits
+from sol_rt.export.graphs.screen_graph import first_passes
 from sol_rt.export.sources.decoder import Decoder, from_hf_config
 from sol_rt.export.sources.folder.hf_checkpoint import read_json
 from sol_rt.generate.model import SolModel
 from sol_rt.ops import library_path
 
 _WINDOW, _ROWS, _FITTED, _TOP_K = 512, 64, 2, 40
-_TYPES = {"uint8": TensorProto.UINT8, "float16": TensorProto.FLOAT16}
+_TYPES = {"uint8": TensorProto.UINT8, "int8": TensorProto.INT8, "float16": TensorProto.FLOAT16}
 
 
 def main() -> None:
@@ -71,19 +73,27 @@ def main() -> None:
 
 
 def _told(head: Head) -> str:
-    return f"4 bits, {head.bits} of {head.candidates} rows" if head.candidates else f"{head.bits} bits"
+    if not head.candidates:
+        return f"{head.bits} bits"
+    return f"{head.first_bits} bits, {head.bits} of {head.candidates} rows"
 
 
 def _heads(
     engine: Engine, decoder: Decoder, action: Action, cut: Sequence[Sequence[int]], sizes: Sequence[int]
 ) -> list[Head]:
     """Whole LM heads, the widest last, then the screened ones."""
-    widest = widest_bits(engine.bundle.config.tensors)
+    tensors = engine.bundle.config.tensors
+    widest, passes = widest_bits(tensors), first_passes(tensors, decoder)
     whole = [Head(bits) for bits in range(4, widest + 1, 2)]
-    session = _session(engine, decoder, [whole[0], whole[-1]])
+    # one candidate, the likeliest token, which each screen has: all other logits are scores
+    session = _session(engine, decoder, [Head(widest), *(Head(widest, 1, 0.0, bits) for bits in passes)])
     found = [session.run(None, {"x": hidden}) for hidden, _ in _hidden_states(engine, action, cut)]
-    scores, exact = (np.concatenate(each) for each in zip(*found, strict=True))
-    return whole + [Head(widest, size, fitted_offset(scores, exact, size)) for size in sizes]
+    exact, *scores = (np.concatenate(each) for each in zip(*found, strict=True))
+    return whole + [
+        Head(widest, size, fitted_offset(of_pass, exact, size), bits)
+        for bits, of_pass in sorted(zip(passes, scores, strict=True), key=lambda each: -each[0])
+        for size in sizes
+    ]
 
 
 def _hidden_states(
@@ -104,19 +114,16 @@ def _session(engine: Engine, decoder: Decoder, heads: Sequence[Head]) -> ort.Inf
     """The LM heads alone: x [rows, hidden] -> logits [rows, vocab] of each."""
     if decoder.head_bias or decoder.logits_cap:
         raise SystemExit("screened_head.py: the model changes logits after the LM head, which is not measured here")
-    matrix = "embed" if decoder.tied else "head"
+    inputs = {head: head_tensors(decoder, Precision(head.bits, head.bits, None, head.screen)) for head in heads}
     tensors = []
-    for name in weight_names(matrix, max(head.bits for head in heads)):
+    for name in dict.fromkeys(name for names in inputs.values() for name in names):
         entry = engine.weights.entry(name)
         raw = engine.weights.raw(name).tobytes()
         tensors.append(helper.make_tensor(name, _TYPES[entry.dtype], entry.shape, raw, raw=True))
     nodes, sizes = [], {"K": decoder.hidden_size, "N": decoder.vocab_size}
     for index, head in enumerate(heads):
-        screen = {} if head.screen is None else head.screen._asdict()
-        inputs = ["x", *weight_names(matrix, head.bits)]
-        nodes.append(
-            helper.make_node("NestedMatMul", inputs, [f"y{index}"], domain="sol", bits=head.bits, **sizes, **screen)
-        )
+        attributes = {**sizes, "bits": head.bits, **(head.screen.attributes if head.screen else {})}
+        nodes.append(helper.make_node("NestedMatMul", ["x", *inputs[head]], [f"y{index}"], domain="sol", **attributes))
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", decoder.hidden_size])
     outputs = [helper.make_tensor_value_info(node.output[0], TensorProto.FLOAT, None) for node in nodes]
     opsets = [helper.make_opsetid("", 23), helper.make_opsetid("sol", 1)]
@@ -180,11 +187,13 @@ def _choices(logits: np.ndarray, draws: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 def _bytes(bundle: Bundle, decoder: Decoder, head: Head) -> int:
     """Bytes of the LM head that a step reads."""
-    tensors, total = bundle.config.tensors, 0
-    for name in weight_names("embed" if decoder.tied else "head", head.bits):
-        plane = ".plane" in name and head.screen is not None
-        total += screened_bytes(tensors[name], head.screen) if plane and head.screen else tensors[name].bytes
-    return total
+    read = {
+        name: bundle.config.tensors[name]
+        for name in head_tensors(decoder, Precision(head.bits, head.bits, None, head.screen))
+    }
+    if head.screen is None:
+        return sum(tensor.bytes for tensor in read.values())
+    return sum(screened_bytes(name, tensor, head.screen) for name, tensor in read.items())
 
 
 def _time(

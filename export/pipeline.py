@@ -15,7 +15,7 @@ from sol_rt import __version__, ops
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bits import THREE
 from sol_rt.bundle.bundle import Bundle
-from sol_rt.bundle.config import KV_DTYPES, ActionEntry, FileEntry, SolConfig
+from sol_rt.bundle.config import BLOCK, KV_DTYPES, ActionEntry, FileEntry, SolConfig
 from sol_rt.bundle.selection import Selection
 from sol_rt.errors import UsageError
 from sol_rt.export import parity as parity_report
@@ -23,12 +23,12 @@ from sol_rt.export.actions import action_set, active_channels, calibration_text
 from sol_rt.export.actions.calibration_text import CalibrationText
 from sol_rt.export.actions.candidates import BITS, CHANNEL_DENSITIES, KV_DENSITIES, Levels
 from sol_rt.export.actions.effort import Effort
-from sol_rt.export.actions.lm_head_bits import choose_lm_head_bits
+from sol_rt.export.actions.lm_head_bits import choose_lm_head_bits, may_screen
 from sol_rt.export.actions.measuring import measure
 from sol_rt.export.actions.stored import Settings, StoredCalibration, is_device_table, is_stored
 from sol_rt.export.blob import memory
 from sol_rt.export.blob.mixed_bits import graph_precisions, is_mostly_coded, left_out
-from sol_rt.export.blob.weights_file import blob_bytes, fill_blob, layout
+from sol_rt.export.blob.weights_file import blob_bytes, fill_blob, layout, without_screen
 from sol_rt.export.bundle_folder import check_output, hashed, seal, written_aside
 from sol_rt.export.graphs.graph import write_graphs
 from sol_rt.export.policy_file import write_policy_graph
@@ -185,7 +185,8 @@ def export_bundle(
     check_tensors(checkpoint, decoder, family)
     precisions = graph_precisions(levels.bits, checkpoint, decoder, family.names)
     planes = (max(each.stored for each in precisions) - 4) // 2
-    tensors = layout(decoder, family.names, planes, precisions)
+    screened = decoder.lm_head if calibration != NO_TEXT and may_screen(decoder, precisions) else None
+    tensors = layout(decoder, family.names, planes, precisions, screened)
 
     # check memory and disk
     size = blob_bytes(tensors.values())
@@ -215,11 +216,19 @@ def export_bundle(
             say(advice)
         if policy is not None:
             config = replace(config, policy=write_policy_graph(folder, policy, config, POLICY))
-        save = partial(seal, folder, weights=FileEntry(size, "0" * 64))  # hashed at the end
+
+        def save(config: SolConfig) -> SolConfig:
+            size = blob_bytes(config.tensors.values())
+            return seal(folder, config, FileEntry(size, "0" * 64))  # hashed at the end
 
         # get the calibration: stored, or a text
         settings = partial(Settings.of, path, config)
         stored, note = _stored_calibration(calibration, source, settings, config)
+        if stored is not None:
+            fits = stored.screens_by_three_bits and decoder.vocab_size % BLOCK == 0
+            screened = decoder.lm_head if fits else None
+            tensors = layout(decoder, family.names, planes, precisions, screened)
+            config = replace(config, tensors=dict(tensors))
         coded = is_mostly_coded(checkpoint, decoder, family.names)
         effort = Effort.quick(decoder.weights, coded) if calibration in (None, QUICK) else Effort.full()
         text: CalibrationText | None = None
@@ -280,6 +289,8 @@ def export_bundle(
                 dropped += dominated
 
         # write the card and the config, with hashes
+        if not any(variant.precision.screened_by_three_bits for variant in config.variants.values()):
+            config = replace(config, tensors=without_screen(folder / WEIGHTS, config.tensors))
         with stages(_HASH) as report:
             weights, state = hashed(folder / WEIGHTS, report)
         config = seal(folder, config, weights, compared, selection)

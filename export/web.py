@@ -17,6 +17,7 @@ import onnx
 import onnx.inliner
 from onnx import TensorProto
 
+from sol_rt.bundle.bits import is_of_screen
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import ALIGNMENT, BLOCK, FileEntry, SolConfig, TensorEntry, Variant
 from sol_rt.bundle.graph_file import external_tensors
@@ -137,9 +138,10 @@ def _with_whole_heads(config: SolConfig, decoder: Decoder) -> SolConfig:
 
 
 def _read_tensors(bundle: Bundle, kept: SolConfig) -> set[str]:
-    """Names of the tensors that the graphs which stay read."""
+    """Names of the tensors that the graphs which stay read, but for what screens an LM head."""
     files = {variant.file for variant in kept.variants.values()} | ({kept.policy.file} if kept.policy else set())
-    return {tensor.name for file in files for tensor in external_tensors(bundle.file(file))}
+    names = {tensor.name for file in files for tensor in external_tensors(bundle.file(file))}
+    return {name for name in names if not is_of_screen(name)}
 
 
 def _laid_out(tensors: Mapping[str, TensorEntry]) -> dict[str, TensorEntry]:

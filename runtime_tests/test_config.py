@@ -136,6 +136,8 @@ def _set(raw: dict[str, Any], key: str, value: object) -> None:
         ("variants/s100-q8/lm_head_screen", SCREEN | {"tail_offset": "0"}, ["screen.tail_offset", "finite number"]),
         ("variants/s100-q8/lm_head_screen", SCREEN | {"tail_offset": 1e9}, ["screen.tail_offset", "finite number"]),
         ("variants/s100-q8/lm_head_screen", SCREEN | {"candidate": 8}, ["screen.candidate", "an unknown key"]),
+        ("variants/s100-q8/lm_head_screen", SCREEN | {"bits": 2}, ["lm_head_screen.bits", "3 to 4"]),
+        ("variants/s100-q8/lm_head_screen", SCREEN | {"bits": 3}, ["lm_head_screen.bits", "90 rows", "multiple of 32"]),
         ("variants/s100-q8/lm_head_screen", {"candidates": 8}, ["screen.tail_offset", "no such key"]),
         ("variants/s100-q8/lm_head_screen", 8, ["s100-q8.lm_head_screen", "got 8"]),
         ("variants/s100-qmix/layer_bits", [[8, 4, 4, 6]], ["s100-qmix.layer_bits", "1 layers", "2"]),

@@ -15,7 +15,7 @@ import pytest
 
 from helpers.core_build import ADDRESS, core_build, run_lines
 from helpers.poison import texts
-from helpers.random_decoder import THREE_BIT_LAYERS
+from helpers.random_decoder import THREE_BIT_LAYERS, screenable
 from helpers.tiny_bundle import seal, write_bundle
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bits import Screen
@@ -42,10 +42,11 @@ def program() -> Path:
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_bundle(
         tmp_path_factory.mktemp("bundle") / "tiny",
+        decoder=screenable("llama"),
         channel_densities=(1.0, 0.5),
         bits=(8, 4),
         lm_head_bits={8: 8, 4: 8},
-        screens={4: Screen(20, 0.5)},
+        screens={4: Screen(20, 0.5, 3)},
         policy=True,
     )
 

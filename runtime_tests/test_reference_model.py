@@ -18,7 +18,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from helpers.random_decoder import CONFIGS, STATES, THREE_BIT_LAYERS, describe  # noqa: E402
+from helpers.random_decoder import CONFIGS, STATES, THREE_BIT_LAYERS, describe, screenable  # noqa: E402
 from helpers.reference_steps import (  # noqa: E402
     CONTEXT,
     EXACT,
@@ -65,6 +65,7 @@ def _one_thread() -> Iterator[None]:
         ("phi", "int8", (0,), {4: 6, 6: 8}, {}),
         ("llama", "float16", (), {4: 8, MIXED: 6}, {4: Screen(30, 0.5), MIXED: Screen(30, -0.5)}),
         ("phi", "float16", (), {4: 8, 6: 8}, {4: Screen(30, 0.5), 6: Screen(30, -0.5)}),
+        ("llama", "float16", (), {4: 8, 6: 8}, {4: Screen(30, 0.25, THREE), 6: Screen(30, -0.5)}),
     ],
 )
 def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, ReferenceModel]:
@@ -73,13 +74,16 @@ def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp(family)
     levels = {"dense_layers": dense_layers, "lm_head_bits": lm_head_bits, "screens": screens}
     levels["three_bit_layers"] = THREE_BIT_LAYERS
+    levels["decoder"] = decoder = (
+        screenable(family) if any(s.bits == THREE for s in screens.values()) else describe(family)
+    )
     bundle = Bundle.open(
         write_bundle(
             folder, family, channel_densities=(1.0, 0.75, 0.5, 0.25), bits=(8, 6, MIXED, 4, THREE), kv=kv, **levels
         )
     )
     config = bundle.config
-    weights = read_blob(folder / config.weights_file, config.tensors, describe(family), config.variants)
+    weights = read_blob(folder / config.weights_file, config.tensors, decoder, config.variants)
     return bundle, ReferenceModel(weights, Arithmetic(kv_dtype=getattr(torch, kv)), dense_layers=config.kv.dense_layers)
 
 

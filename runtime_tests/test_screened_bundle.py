@@ -14,7 +14,7 @@ import pytest
 
 pytest.importorskip("torch", reason="exporting comes with the extra export")
 pytest.importorskip("gguf", reason="exporting comes with the extra export")
-from helpers.random_decoder import RandomDecoder, describe
+from helpers.random_decoder import RandomDecoder, screenable
 from helpers.tiny_bundle import seal, write_bundle
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bits import MIXED, SCREENED, Screen
@@ -44,37 +44,48 @@ SCREEN = Screen(30, 0.5)
 WINDOWS = [np.random.default_rng(seed).integers(0, 320, 64).tolist() for seed in range(2)]
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle whose graph of 4 bits has a screened LM head, beside one of 8 bits that has none."""
+@pytest.fixture(scope="module", params=[4, 3])
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle whose graph of 4 bits has a screened LM head, beside one of 8 bits that has none; by bits of the first
+    pass."""
     folder = tmp_path_factory.mktemp("screened") / "tiny"
-    return write_bundle(folder, "phi", bits=(8, 4), lm_head_bits={8: 8, 4: 8}, screens={4: SCREEN}, policy=True)
+    levels = {"bits": (8, 4), "lm_head_bits": {8: 8, 4: 8}, "screens": {4: SCREEN._replace(bits=request.param)}}
+    return write_bundle(folder, "phi", decoder=screenable("phi"), policy=True, **levels)
 
 
 def test_weight_bytes_count_a_cache_line_for_every_block_of_a_candidate(made: Path) -> None:
+    """What the first pass reads counts whole."""
     config = Bundle.open(made).config
-    decoder = describe("phi")
+    decoder, tensors = screenable("phi"), config.tensors
     variant = config.variants["s100-q4"]
-    whole_head = weight_bytes(decoder, config.tensors, replace(variant, lm_head_screen=None))
-    planes = [config.tensors[f"{'embed' if decoder.tied else 'head'}.plane{index}"] for index in (1, 2)]
-    few = weight_bytes(decoder, config.tensors, replace(variant, lm_head_screen=Screen(3, 0.0)))
-    assert whole_head - few == sum(plane.bytes - 3 * 64 * plane.shape[0] for plane in planes) > 0
-    many = weight_bytes(decoder, config.tensors, replace(variant, lm_head_screen=Screen(decoder.vocab_size - 1, 0.0)))
-    assert many == whole_head  # no more than all of a plane is read
+    first = variant.lm_head_screen.bits
+    head = "embed" if decoder.tied else "head"
+    whole_head = weight_bytes(decoder, tensors, replace(variant, lm_head_screen=None))
+    parts = ["plane1", "plane2"] if first == 4 else ["plane1", "plane2", "base", "scale", "zero"]
+    some = [tensors[f"{head}.{part}"] for part in parts]
+    own = sum(entry.bytes for name, entry in tensors.items() if name.startswith(f"{head}.screen.")) if first == 3 else 0
+    assert (own > 0) == (first == 3)
+    few = weight_bytes(decoder, tensors, replace(variant, lm_head_screen=Screen(1, 0.0, first)))
+    assert whole_head - few == sum(entry.bytes - min(entry.bytes, 64 * entry.shape[0]) for entry in some) - own
+    many = weight_bytes(decoder, tensors, replace(variant, lm_head_screen=Screen(decoder.vocab_size - 1, 0.0, first)))
+    assert many == whole_head + own  # no more than all of a plane is read
 
 
-def test_inspect_says_what_a_screen_saves(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    few = made.parent / "few"
-    write_bundle(few, "llama", bits=(8, 4), lm_head_bits={4: 8}, screens={4: Screen(3, 0.5)})
+@pytest.mark.parametrize("first", [4, 3])
+def test_inspect_says_what_a_screen_saves(first: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    few, decoder = tmp_path / "few", screenable("llama")
+    levels = {"bits": (8, 4), "lm_head_bits": {4: 8}, "screens": {4: Screen(3, 0.5, first)}}
+    write_bundle(few, "llama", decoder=decoder, **levels)
     entry = next(each for each in describe_bundle(few)["variants"] if each["key"] == "s100-q4")
     config = Bundle.open(few).config
-    plain = weight_bytes(describe("llama"), config.tensors, replace(config.variants["s100-q4"], lm_head_screen=None))
+    plain = weight_bytes(decoder, config.tensors, replace(config.variants["s100-q4"], lm_head_screen=None))
     saved = plain - config.variants["s100-q4"].weight_bytes
-    assert entry["lm_head_screen"] == {"candidates": 3, "tail_offset": 0.5, "saved_bytes": saved}
+    assert entry["lm_head_screen"] == {"candidates": 3, "tail_offset": 0.5, "bits": first, "saved_bytes": saved}
     assert main(["inspect", "-m", str(few)]) == 0
     out = capsys.readouterr().out
     assert f"8 bits of the 3 rows with the highest scores: {saved / 1e6:.1f} MB less than 8 bits of all rows" in out
-    assert "4 (top 3: 8)" in out
+    assert f"{first} (top 3: 8)" in out
+    assert f"a step reads {first} bits of the LM head" in out
 
 
 def test_a_gpu_gets_a_graph_that_reads_the_lm_head_whole(made: Path) -> None:
@@ -89,18 +100,19 @@ def test_a_gpu_gets_a_graph_that_reads_the_lm_head_whole(made: Path) -> None:
         for node in heads:
             assert node.overload == ""
             assert {attribute.name for attribute in node.attribute} == {"K", "N", "bits"}
+            assert len(node.input) == 6
+        assert not any(".screen." in tensor.name for tensor in model.graph.initializer)
         assert not any(function.overload == SCREENED for function in model.functions)
 
 
 @needs_kernels
 def test_the_graph_has_both_bodies_and_the_kernel_takes_the_screened_node(tmp_path: Path) -> None:
-    screens = {bits: Screen(20, 0.5) for bits in (8, MIXED, 4)}
+    screens = {8: Screen(20, 0.5, 3), MIXED: Screen(20, 0.5), 4: Screen(20, 0.5, 3)}
     levels = {"bits": (8, MIXED, 4), "lm_head_bits": {8: 8, MIXED: 8, 4: 6}, "screens": screens}
     for family in ("llama", "phi"):
+        levels["decoder"] = described = screenable(family)
         folder = write_bundle(tmp_path / family, family, channel_densities=(1.0,), kv_densities=(1.0,), **levels)
-        decoder = RandomDecoder.write(
-            describe(family), tmp_path, 0, lm_head_bits={8: 8, MIXED: 8, 4: 6}, screens=screens
-        )
+        decoder = RandomDecoder.write(described, tmp_path, 0, lm_head_bits={8: 8, MIXED: 8, 4: 6}, screens=screens)
         engine = Engine(Bundle.open(folder), provider="cpu")
         bodies_engine = Engine(Bundle.open(folder), provider="cpu", native_ops=False)
         for bits in (8, MIXED, 4):
@@ -129,7 +141,9 @@ def test_an_export_tries_screened_heads_and_takes_the_best(
     """All but the widest graph. The config is read back as it was written, and the logits of the likeliest tokens are
     those of the whole LM head."""
     folder, config, decoder = exported
-    monkeypatch.setattr(lm_head_bits, "_CANDIDATES", (10, 30, 41))  # the last one for more rows than the vocabulary has
+    monkeypatch.setattr(
+        lm_head_bits, "_CANDIDATES", {4: (10, 30, 41), 3: ()}
+    )  # the last one for more rows than the vocabulary has
     asked: list[dict[Head, HeadPoint]] = []
 
     def choose(points: dict[Head, HeadPoint], wider: list[HeadPoint]) -> Head:
@@ -207,7 +221,7 @@ def test_offsets_are_fitted_behind_the_beginnings_of_the_windows(made: Path) -> 
     """There the tokenizer's prefix is, without which no text begins."""
     engine, action = Engine(Bundle.open(made), provider="cpu"), Action(1.0, 1.0, 4)
     window = [token % 60 + 3 for token in range(300)]
-    got = last_logits(engine, [window], action)
+    got, _ = last_logits(engine, [window], action)
     engine.reset()
     engine.forward(window[:128], engine.bundle.config.dense)
     np.testing.assert_array_equal(got, engine.forward(window[128:192], action, num_logits=64).logits)

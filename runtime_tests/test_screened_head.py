@@ -14,7 +14,7 @@ from onnx import helper
 from test_bodies import BODY, ONE_OPERATOR, assert_close, operands, run_operator
 
 from helpers import reference
-from helpers.reference import Array, Nested
+from helpers.reference import Array, Coded, Nested
 from helpers.simd_targets import X86_TARGETS, run_tests
 from helpers.thread_counts import assert_same_for_any_thread_count
 from sol_rt.bundle.bits import Screen
@@ -24,14 +24,25 @@ from sol_rt.ops import library_path
 needs_kernels = pytest.mark.skipif(library_path() is None, reason="the native operators are not built")
 
 
-def screened(x: Array, nested: Nested, bits: int, screen: Screen, *, native: bool) -> Array:
-    """The operator's y [rows, N] of x [rows, K]."""
+def screened(x: Array, nested: Nested, bits: int, screen: Screen, *, native: bool, coded: Coded | None = None) -> Array:
+    """The operator's y [rows, N] of x [rows, K]. `coded` is the matrix of a screen of 3 bits."""
     k, n = nested.q.shape
-    attributes = {"K": k, "N": n, "bits": bits, **screen._asdict()}
+    attributes = {"K": k, "N": n, "bits": bits, **screen.attributes}
     body = bodies.screened_matmul(bits, k, n, screen)
     body.overload = ""
-    (y,) = run_operator(body, {"x": x}, operands(nested, bits), attributes, native=native)
+    weights = operands(nested, bits) | ({} if coded is None else coded_operands(coded))
+    (y,) = run_operator(body, {"x": x}, weights, attributes, native=native)
     return y
+
+
+def coded_operands(coded: Coded) -> dict[str, Array]:
+    tensors = {name.removeprefix("w."): array for name, array in coded.tensors("w").items()}
+    return {**tensors, "codebook": coded.codebook}
+
+
+def made(rng: np.random.Generator, k: int, n: int) -> tuple[Nested, Coded]:
+    nested = Nested.random(rng, k, n)
+    return nested, Coded.screening(rng, nested, reference.random_codebook(rng))
 
 
 def whole(x: Array, nested: Nested, bits: int) -> Array:
@@ -74,6 +85,31 @@ def test_the_kernel_computes_the_reference(
 
 
 @needs_kernels
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(1, 3),
+    st.one_of(st.integers(1, 20), st.integers(21, 90)),
+    st.sampled_from([1, 2, 31, 33, 100]),
+    st.sampled_from([6, 8]),
+    st.sampled_from([1, 2, 17]),
+    st.integers(0, 1 << 16),
+)
+def test_the_kernel_computes_the_reference_behind_three_bits(
+    blocks: int, tiles: int, candidates: int, bits: int, rows: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    nested, coded = made(rng, 32 * blocks, 32 * tiles)
+    x = rng.standard_normal((rows, 32 * blocks)).astype(np.float32)
+    y = screened(x, nested, bits, Screen(candidates, 0.25, 3), native=True, coded=coded)
+    expected = reference.screened_matmul(x, nested, bits, candidates, 0.25, coded)
+    scores = reference.nested_matmul(x, coded, 3)[:, : 32 * tiles]
+    if candidates < 32 * tiles:
+        edge = np.sort(scores, axis=-1)[..., -candidates, None]
+        expected = np.where(np.abs(scores - edge) < 1e-4, y, expected)
+    assert_close(y, expected, ONE_OPERATOR)
+
+
+@needs_kernels
 @pytest.mark.parametrize("rows", [1, 3])
 def test_of_equal_scores_the_lower_rows_are_candidates(rows: int) -> None:
     """Three kinds of rows that are equal at 4 bits and differ beyond; so many that the edge cuts one kind."""
@@ -104,24 +140,48 @@ def test_candidates_have_the_whole_matrix_s_logits() -> None:
 
 
 @needs_kernels
+@pytest.mark.parametrize("rows", [1, 3])
+def test_behind_three_bits_candidates_have_the_whole_matrix_s_logits(rows: int) -> None:
+    """Bit by bit. The others have the scores of the matrix of 3 bits, whose sums its own operator adds in two parts."""
+    rng = np.random.default_rng(4)
+    nested, coded = made(rng, 576, 5024)
+    x = rng.standard_normal((rows, 576)).astype(np.float32)
+    body = bodies.pruned_matmul(3)
+    sizes = {"K": 576, "N": coded.code.shape[1], "bits": 3}
+    feed = {"x": x[None], "active": np.zeros(1, np.int64)}
+    (scores,) = run_operator(body, feed, coded_operands(coded), sizes, native=True)
+    y = screened(x, nested, 8, Screen(200, -0.125, 3), native=True, coded=coded)
+    scores = scores[0, :, :5024]
+    mask = selected(scores, 200)
+    exact = np.concatenate([whole(row[None], nested, 8) for row in x])
+    np.testing.assert_array_equal(y[mask], exact[mask])
+    assert_close(y[~mask], scores[~mask] - np.float32(0.125), ONE_OPERATOR)
+
+
+@needs_kernels
+@pytest.mark.parametrize("first", [4, 3])
 @pytest.mark.parametrize("value", [0.0, np.nan, np.inf])
-def test_scores_that_are_all_equal_or_no_numbers(value: float) -> None:
-    nested, x = Nested.random(np.random.default_rng(5), 64, 100), np.full((2, 64), value, np.float32)
-    y = screened(x, nested, 8, Screen(7, 0.5), native=True)
+def test_scores_that_are_all_equal_or_no_numbers(value: float, first: int) -> None:
+    nested, coded = made(np.random.default_rng(5), 64, 128)
+    x = np.full((2, 64), value, np.float32)
+    y = screened(x, nested, 8, Screen(7, 0.5, first), native=True, coded=coded if first == 3 else None)
     if value == 0:
-        np.testing.assert_array_equal(y, np.broadcast_to(np.where(np.arange(100) < 7, 0, 0.5), y.shape))
+        np.testing.assert_array_equal(y, np.broadcast_to(np.where(np.arange(128) < 7, 0, 0.5), y.shape))
     else:
         assert not np.isfinite(y).any()
 
 
 @pytest.mark.parametrize("bits", [6, 8])
 @pytest.mark.parametrize("rows", [1, 5])
-def test_the_body_computes_the_reference(rows: int, bits: int) -> None:
+@pytest.mark.parametrize("first", [4, 3])
+def test_the_body_computes_the_reference(first: int, rows: int, bits: int) -> None:
     """Bodies round activations otherwise: where that moves a row over the edge, either of its logits is right."""
     rng = np.random.default_rng(rows)
-    nested, x = Nested.random(rng, 96, 400), rng.standard_normal((rows, 96)).astype(np.float32)
-    y = screened(x, nested, bits, Screen(40, 3.0), native=False)
-    low, high = reference.nested_matmul(x, nested, 4) + 3.0, reference.nested_matmul(x, nested, bits)
+    nested, x = Nested.random(rng, 96, 416), rng.standard_normal((rows, 96)).astype(np.float32)
+    coded = Coded.screening(rng, nested, reference.random_codebook(rng)) if first == 3 else None
+    y = screened(x, nested, bits, Screen(40, 3.0, first), native=False, coded=coded)
+    scores = reference.nested_matmul(x, nested if coded is None else coded, first)[:, :416]
+    low, high = scores + 3.0, reference.nested_matmul(x, nested, bits)
     mask = np.abs(y - high) < np.abs(y - low)
     assert (mask.sum(-1) == 40).all()
     assert (mask != selected(low, 40)).sum() <= rows
@@ -135,13 +195,15 @@ def test_the_body_computes_the_reference(rows: int, bits: int) -> None:
         (8, {"candidates": -1}, ["candidates", "got -1"]),
         (4, {}, ["candidates", "got 5 at 4 bits"]),
         (8, {"tail_offset": float("inf")}, ["tail_offset", "no finite number"]),
+        (8, {"screen_bits": 2}, ["screen_bits", "got 2", "3 or 4"]),
+        (8, {"screen_bits": 3}, ["got 6 inputs, expected 11"]),
     ],
 )
 def test_a_damaged_node_is_refused(bits: int, change: dict[str, float], words: list[str]) -> None:
     nested = Nested.random(np.random.default_rng(6), 32, 40)
     attributes = {"K": 32, "N": 40, "bits": bits, "candidates": 5, "tail_offset": 0.0, **change}
     body = bodies.nested_matmul(bits)
-    body.attribute.extend(Screen._fields)
+    body.attribute.extend([*Screen(5, 0.0, 3).attributes])
     with pytest.raises(Exception, match="NestedMatMul") as caught:
         run_operator(body, {"x": np.ones((1, 32), np.float32)}, operands(nested, bits), attributes, native=True)
     assert all(word in str(caught.value) for word in words), caught.value
@@ -149,20 +211,21 @@ def test_a_damaged_node_is_refused(bits: int, change: dict[str, float], words: l
 
 @needs_kernels
 @pytest.mark.slow
-def test_no_bit_depends_on_the_number_of_threads(tmp_path: Path) -> None:
-    rng = np.random.default_rng(7)
-    nested = Nested.random(rng, 96, 3000)
-    tensors = [onnx.numpy_helper.from_array(array, name) for name, array in operands(nested, 8).items()]
+@pytest.mark.parametrize("first", [4, 3])
+def test_no_bit_depends_on_the_number_of_threads(tmp_path: Path, first: int) -> None:
+    nested, coded = made(np.random.default_rng(7), 96, 3008)
+    rng = np.random.default_rng(8)
+    weights = operands(nested, 8) | (coded_operands(coded) if first == 3 else {})
+    tensors = [onnx.numpy_helper.from_array(array, name) for name, array in weights.items()]
     node = helper.make_node(
         "NestedMatMul",
         ["x", *(tensor.name for tensor in tensors)],
         ["y"],
         domain="sol",
         K=96,
-        N=3000,
+        N=3008,
         bits=8,
-        candidates=70,
-        tail_offset=0.5,
+        **Screen(70, 0.5, first).attributes,
     )
     x = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["rows", 96])
     y = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)

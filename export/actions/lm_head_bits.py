@@ -8,9 +8,9 @@ more bits saves per byte (a Lagrange multiplier). A graph then gets the LM head 
 The factor 2 asks the LM head to save twice as much per byte: the graph also serves the lower channel densities, whose
 purpose is to read little. Loss here is the divergence from the dense action.
 
-A screened LM head is one more choice: all rows at 4 bits, and those with the highest scores at all bits. The divergence
-from dense counts tokens that dense finds unlikely as one. A screened LM head changes how these share their probability,
-so its divergence from the whole LM head is measured over all tokens, and added.
+A screened LM head is one more choice: all rows at 3 or 4 bits, and those with the highest scores at all bits. The
+divergence from dense counts tokens that dense finds unlikely as one. A screened LM head changes how these share their
+probability, so its divergence from the whole LM head is measured over all tokens, and added.
 """
 
 from __future__ import annotations
@@ -21,33 +21,37 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from sol_rt.bundle.actions import Action
-from sol_rt.bundle.bits import MIXED, Screen
+from sol_rt.bundle.bits import MIXED, THREE, Precision, Screen
 from sol_rt.bundle.bundle import Bundle
-from sol_rt.bundle.config import MATRIX_BITS, SolConfig, Variant
+from sol_rt.bundle.config import BLOCK, MATRIX_BITS, SolConfig, Variant
 from sol_rt.engine.engine import Engine
 from sol_rt.export.actions.losses import Candidate, token_divergences
-from sol_rt.export.actions.tail_offset import FloatArray, fitted_offset, last_logits, screen_divergence
+from sol_rt.export.actions.tail_offset import fitted_offset, last_logits, screen_divergence
 from sol_rt.export.graphs.graph import weight_bytes, widest_bits, write_graphs
+from sol_rt.export.graphs.screen_graph import first_passes, screen_scores
 from sol_rt.export.sources.decoder import Decoder
 from sol_rt.store.progress import Progress
 
 _WINDOWS = 4
 _OFFSET_WINDOWS = 2
-_CANDIDATES = (512, 2048)  # rows of a screened LM head that are read at all bits
+# Rows of a screened LM head that are read at all bits, by bits of the first pass. After 3 bits more are needed for the
+# same loss, and each takes more bytes.
+_CANDIDATES = {4: (512, 2048), THREE: (512, 1024, 2048)}
 _LEAST_ROWS = 8  # of an LM head that is screened, in times of the candidates
 _TIMES = 2.0  # how much loss per byte the LM head has to save, relative to a graph of more bits
 
 
 class Head(NamedTuple):
-    """How a graph reads the LM head: every row at `bits`, or with `candidates` above 0 screened."""
+    """How a graph reads the LM head: every row at `bits`, or with `candidates` above 0 screened, by `first_bits`."""
 
     bits: int
     candidates: int = 0
     tail_offset: float = 0.0
+    first_bits: int = 4
 
     @property
     def screen(self) -> Screen | None:
-        return Screen(self.candidates, self.tail_offset) if self.candidates else None
+        return Screen(self.candidates, self.tail_offset, self.first_bits) if self.candidates else None
 
     @classmethod
     def of(cls, variant: Variant) -> Head:
@@ -81,6 +85,14 @@ def worth_reading(points: Mapping[_Head, HeadPoint], wider: Collection[HeadPoint
     if multiplier <= 0:  # no graph of more bits has a lower loss
         return narrowest
     return min(sorted(points), key=lambda bits: points[bits].loss + _TIMES * multiplier * points[bits].weight_bytes)
+
+
+def may_screen(decoder: Decoder, precisions: Sequence[Precision]) -> bool:
+    """Whether a matrix of 3 bits may screen the LM head of some graph."""
+    screened = len(precisions) > 1 and max(each.stored for each in precisions) > min(MATRIX_BITS)
+    changed = decoder.head_bias or decoder.logits_cap  # see _add_screened
+    enough = decoder.vocab_size >= _LEAST_ROWS * min(_CANDIDATES[THREE])
+    return bool(screened and not changed and enough and decoder.vocab_size % BLOCK == 0)
 
 
 def choose_lm_head_bits(
@@ -137,25 +149,26 @@ def _add_screened(
     if decoder.head_bias or decoder.logits_cap:
         return  # what comes after the product would change the order of the rows, and what the offset does
     widest, graphs = widest_bits(config.tensors), sorted(points)[:-1]
-    sizes = [size for size in _CANDIDATES if size * _LEAST_ROWS <= decoder.vocab_size]
-    if widest == min(MATRIX_BITS) or not sizes:
+    sizes = {
+        bits: [size for size in _CANDIDATES[bits] if size * _LEAST_ROWS <= decoder.vocab_size]
+        for bits in first_passes(config.tensors, decoder)
+    }
+    if widest == min(MATRIX_BITS) or not any(sizes.values()):
         return
     whole = {variant.bits: Head.of(variant) for variant in config.variants.values()}
     unpruned = {variant.bits: variant for variant in config.variants.values() if variant.channel_density == 1.0}
 
-    def logits(graph: int, bits: int) -> FloatArray:
-        engine = _engine(folder, with_heads(folder, config, decoder, {**whole, graph: Head(bits)}))
-        return last_logits(engine, windows, Action(1.0, 1.0, graph))
-
     for graph in graphs:  # one after another: the logits of one graph may take hundreds of megabytes
-        scores, exact = logits(graph, min(MATRIX_BITS)), logits(graph, widest)
-        for size in sizes:
-            head = Head(widest, size, fitted_offset(scores, exact, size))
-            screened = replace(unpruned[graph], lm_head_bits=head.bits, lm_head_screen=head.screen)
-            lost = screen_divergence(scores, exact, Screen(size, head.tail_offset))
-            points[graph][head] = HeadPoint(
-                weight_bytes(decoder, config.tensors, screened), points[graph][Head(widest)].loss + lost
-            )
+        engine = _engine(folder, with_heads(folder, config, decoder, {**whole, graph: Head(widest)}))
+        exact, hidden = last_logits(engine, windows, Action(1.0, 1.0, graph))
+        for bits, scores in screen_scores(engine, decoder, hidden).items():
+            for size in sizes[bits]:
+                head = Head(widest, size, fitted_offset(scores, exact, size), bits)
+                screened = replace(unpruned[graph], lm_head_bits=head.bits, lm_head_screen=head.screen)
+                lost = screen_divergence(scores, exact, Screen(size, head.tail_offset))
+                points[graph][head] = HeadPoint(
+                    weight_bytes(decoder, config.tensors, screened), points[graph][Head(widest)].loss + lost
+                )
 
 
 def _engine(folder: Path, config: SolConfig) -> Engine:

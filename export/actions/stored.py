@@ -18,10 +18,10 @@ from typing import Any
 from sol_rt.atomic_write import write_text
 from sol_rt.budget.cost.calibration_table import CALIBRATION_FORMAT
 from sol_rt.bundle.actions import Action
-from sol_rt.bundle.bits import bits_name, parse_bits_name
+from sol_rt.bundle.bits import THREE, bits_name, parse_bits_name
 from sol_rt.bundle.bundle import sha256
+from sol_rt.bundle.config import BLOCK, MATRIX_BITS, SolConfig
 from sol_rt.bundle.config import FORMAT_VERSION as BUNDLE_FORMAT_VERSION
-from sol_rt.bundle.config import MATRIX_BITS, SolConfig
 from sol_rt.bundle.selection import Measured
 from sol_rt.errors import UsageError, WriteError
 from sol_rt.export.actions.calibration_text import CalibrationText
@@ -104,6 +104,11 @@ class StoredCalibration:
     active_channels: dict[str, dict[str, tuple[int, ...]]]
     measured: Measurements
 
+    @property
+    def screens_by_three_bits(self) -> bool:
+        """Whether a matrix of 3 bits screens the LM head of any graph."""
+        return any(head.candidates and head.first_bits == THREE for head in self.lm_heads.values())
+
     @classmethod
     def of(
         cls,
@@ -147,6 +152,8 @@ class StoredCalibration:
                     raise ValueError(f"{config.dense.tag}, the dense action, not measured at {context}")
             if any(head.candidates >= decoder.vocab_size for head in self.lm_heads.values()):
                 raise ValueError(f"as many candidates as the {decoder.vocab_size} rows of the LM head")
+            if self.screens_by_three_bits and decoder.vocab_size % BLOCK:
+                raise ValueError(f"a screen of 3 bits of {decoder.vocab_size} rows, no multiple of {BLOCK}")
             config = with_heads(folder, config, decoder, self.lm_heads)
             variants = dict(config.variants)
             for key, counts in self.active_channels.items():
@@ -170,7 +177,9 @@ class StoredCalibration:
     def write(self, path: Path) -> None:
         """Writes the file, with a line for each window and each candidate; an older one is there until it is whole."""
         measured = self.measured
-        screens = {str(bits_name(bits)): head.screen._asdict() for bits, head in self.lm_heads.items() if head.screen}
+        screens = {
+            str(bits_name(bits)): head.screen.to_json_dict() for bits, head in self.lm_heads.items() if head.screen
+        }
         lines = {
             "format": json.dumps(FORMAT),
             "format_version": json.dumps(FORMAT_VERSION),
@@ -298,9 +307,12 @@ def _heads(all_bits: Mapping[str, Any], screens: Mapping[str, Any]) -> dict[int,
         head = Head(_plain_bits(value))
         if name in screens:
             candidates, offset = screens[name]["candidates"], _finite(screens[name]["tail_offset"])
+            first_bits = screens[name].get("bits", min(MATRIX_BITS))
             if type(candidates) is not int or candidates < 1 or head.bits == min(MATRIX_BITS):
                 raise ValueError(f"{candidates!r:.40} candidates of an LM head of {head.bits} bits")
-            head = Head(head.bits, candidates, offset)
+            if first_bits not in (THREE, min(MATRIX_BITS)):
+                raise ValueError(f"an LM head screened by {first_bits!r:.40} bits")
+            head = Head(head.bits, candidates, offset, first_bits)
         heads[_bits(name)] = head
     return heads
 

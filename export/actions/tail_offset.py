@@ -1,4 +1,4 @@
-"""Fits what a screened LM head adds to the logits of the rows that it reads at 4 bits, and measures what it loses.
+"""Fits what a screened LM head adds to the logits of the rows that it reads at few bits, and measures what it loses.
 
 These rows together, the tail, then have the probability that they have with all their bits, on average over positions.
 The mean over positions is what a constant can get right.
@@ -24,17 +24,21 @@ _MOST = 8.0  # an offset in nats that no screen of use comes near
 _DIGITS = 5
 
 
-def last_logits(engine: Engine, windows: Sequence[Sequence[int]], action: Action) -> FloatArray:
-    """Logits of some positions of every window, behind a dense start: float32 [positions, vocab]."""
-    rows = []
+def last_logits(engine: Engine, windows: Sequence[Sequence[int]], action: Action) -> tuple[FloatArray, FloatArray]:
+    """Logits of some positions of every window, behind a dense start, and the hidden states that they are made of:
+    float32 [positions, vocab] and [positions, hidden].
+    """
+    rows, states = [], []
     for whole in windows:
         window = whole[: _CONTEXT + _POSITIONS]  # from the beginning, where the tokenizer's prefix is
         start = max(1, len(window) - _POSITIONS)
         engine.truncate(0)
         engine.forward(window[:start], engine.bundle.config.dense)
-        rows.append(engine.forward(window[start:], action, num_logits=len(window) - start).logits.copy())
+        out = engine.forward(window[start:], action, num_logits=len(window) - start)
+        rows.append(out.logits.copy())
+        states.append(out.hidden.copy())
     engine.truncate(0)
-    return np.concatenate(rows)
+    return np.concatenate(rows), np.concatenate(states)
 
 
 def fitted_offset(scores: FloatArray, exact: FloatArray, candidates: int) -> float:

@@ -131,7 +131,7 @@ def matrix_inputs(
     progress("calibrating", decoder.num_layers, decoder.num_layers)
     with torch.inference_mode():
         read = [model.final_norm(batch).flatten(0, -2) for batch in batches]
-    head = "embed" if decoder.tied else "head"
+    head = decoder.lm_head
     yield _groups(head, [padded_inputs(decoder, head, batch) for batch in read], most_channels)
 
 

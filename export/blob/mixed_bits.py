@@ -86,7 +86,7 @@ def mixed_precision(checkpoint: Checkpoint, decoder: Decoder, names: TensorNames
         return None
     if found == {4}:
         layers = (_ONLY_CODES,) * decoder.num_layers
-    return Precision(MIXED, _matrix_bits(checkpoint, sources["embed" if decoder.tied else "head"]), layers)
+    return Precision(MIXED, _matrix_bits(checkpoint, sources[decoder.lm_head]), layers)
 
 
 def is_mostly_coded(checkpoint: Checkpoint, decoder: Decoder, names: TensorNames) -> bool:

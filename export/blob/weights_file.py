@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sol_rt.bundle.bits import THREE, Precision
+from sol_rt.bundle.bits import THREE, Precision, is_of_screen, screen_columns, screen_matrix
 from sol_rt.bundle.config import ALIGNMENT, BLOCK, CODEBOOK, CODEBOOK_SHAPE, TensorEntry, tensor_bytes
 from sol_rt.export.blob.hessian import Inputs, matrix_inputs
 from sol_rt.export.blob.memory import PIECE_WEIGHTS
@@ -57,7 +57,11 @@ _MATRICES_AHEAD = 4  # whose pieces are in the pool at once, those of a layer
 
 
 def layout(
-    decoder: Decoder, names: TensorNames, planes: int, precisions: Collection[Precision] = ()
+    decoder: Decoder,
+    names: TensorNames,
+    planes: int,
+    precisions: Collection[Precision] = (),
+    screened: str | None = None,
 ) -> dict[str, TensorEntry]:
     """The place of every tensor in weights.bin, in file order: tensors that a step reads together lie together.
 
@@ -67,6 +71,8 @@ def layout(
         planes: number of residual planes stored, 0 to 2.
         precisions: of the graphs. A matrix has level 3 where one of them reads it so, and the nested levels unless all
             of them do.
+        screened: the LM head's matrix, if it has a matrix of 3 bits that screens it. That one comes last, so that
+            `without_screen` can cut it off.
     """
     entries: dict[str, TensorEntry] = {}
     end = 0
@@ -102,13 +108,31 @@ def layout(
     coded = [matrix for matrix, levels in of_graphs.items() if THREE in levels]
     if coded:
         place(CODEBOOK, "int8", *CODEBOOK_SHAPE)
-    for matrix in coded:
-        rows, channels = matrix_shape(decoder, matrix)
+    shapes = {matrix: matrix_shape(decoder, matrix) for matrix in coded}
+    if screened is not None:
+        rows, channels = matrix_shape(decoder, screened)
+        shapes[screen_matrix(screened)] = screen_columns(rows), channels
+    for matrix, (rows, channels) in shapes.items():
         place(f"{matrix}.low", "uint8", channels, rows // 4)
         place(f"{matrix}.high", "uint8", channels, rows // 8)
         place(f"{matrix}.block_scale", "uint8", channels // BLOCK, rows)
         place(f"{matrix}.output_scale", "float16", rows)
+    if screened is not None:
+        place(f"{screen_matrix(screened)}.{CODEBOOK}", "int8", *CODEBOOK_SHAPE)
     return entries
+
+
+def without_screen(path: Path, tensors: Mapping[str, TensorEntry]) -> dict[str, TensorEntry]:
+    """Cuts the matrix that screens the LM head off the end of the weights file; returns the tensors that stay.
+
+    A file that is mapped cannot be cut off on Windows. It stays as it is then, and all its tensors do.
+    """
+    kept = {name: entry for name, entry in tensors.items() if not is_of_screen(name)}
+    try:
+        os.truncate(path, blob_bytes(kept.values()))
+    except OSError:
+        return dict(tensors)
+    return kept
 
 
 def is_channel_major(matrix: str) -> bool:
@@ -195,7 +219,7 @@ def fill_blob(
             text. None: every weight is rounded by itself.
         most_channels: of a group of input channels that GPTQ fits together; by default all of a matrix.
         search: as in `quantize_matrix`.
-        three_bits: level 3 is written where `tensors` has it; if not, it stays zero.
+        three_bits: level 3 is written where `tensors` has it, as is what screens the LM head; if not, it stays zero.
 
     Raises:
         CheckpointError: weights are not finite, too large, or of an unreadable type.
@@ -207,11 +231,15 @@ def fill_blob(
         for vector, parts in vectors(decoder, family.names).items():
             blob.view(vector)[:] = _vector(padded, vector, parts)
         _write_rope(blob, decoder)
-        codebook = None
-        if three_bits and CODEBOOK in tensors:
-            codebook = _sampled_codebook(padded, {name: sources[name] for name in sources if f"{name}.low" in tensors})
-            blob.view(CODEBOOK)[:] = codebook
-        fill = _MatrixFiller(blob, padded, tensors, precisions, search, codebook)
+        codebooks = {}
+        if three_bits:
+            coded = {name: sources[name] for name in sources if f"{name}.low" in tensors}
+            screened = {name: sources[name] for name in sources if f"{screen_matrix(name)}.low" in tensors}
+            of = {CODEBOOK: coded, **{f"{screen_matrix(name)}.{CODEBOOK}": screened for name in screened}}
+            codebooks = {name: _sampled_codebook(padded, matrices) for name, matrices in of.items() if matrices}
+        for name, codebook in codebooks.items():
+            blob.view(name)[:] = codebook
+        fill = _MatrixFiller(blob, padded, tensors, precisions, search, codebooks)
         with one_thread_each() as pool:
             if windows is None:
                 _fill_rounded(fill, decoder, sources, progress, pool)
@@ -301,7 +329,7 @@ class _MatrixFiller:
     tensors: Mapping[str, TensorEntry]
     precisions: Collection[Precision]
     search: bool
-    codebook: Codebook | None
+    codebooks: Mapping[str, Codebook]
 
     def submit(
         self, pool: Executor, matrix: str, modules: tuple[str, ...], hessians: Sequence[Future[HessianFactor]] = ()
@@ -318,7 +346,8 @@ class _MatrixFiller:
             tensor = f"{module}.weight"
             rows, columns = self.padded.shape(matrix, tensor)
             # a multiple of the outputs that share bytes: two of a channel-major base plane, a tile of level 3
-            together = BLOCK if f"{matrix}.low" in self.tensors else 2
+            coded = f"{matrix}.low" in self.tensors or f"{screen_matrix(matrix)}.low" in self.tensors
+            together = BLOCK if coded else 2
             step = max(together, PIECE_WEIGHTS // columns // together * together)
             for start in range(0, rows, step):
                 yield _Piece(matrix, first + start, tensor, start, min(start + step, rows))
@@ -330,10 +359,13 @@ class _MatrixFiller:
         factors = [hessian.result() for hessian in hessians]
         if f"{piece.matrix}.base" in self.tensors:
             self._write(piece.matrix, piece.first, self._quantize(piece.matrix, weights, codes, piece.tensor, factors))
-        if self.codebook is not None and f"{piece.matrix}.low" in self.tensors:
+        screen = screen_matrix(piece.matrix)
+        for matrix, name in ((piece.matrix, CODEBOOK), (screen, f"{screen}.{CODEBOOK}")):
+            if name not in self.codebooks or f"{matrix}.low" not in self.tensors:
+                continue
             if not np.isfinite(weights).all():
                 raise not_finite(piece.tensor)
-            self._write_three_bits(piece.matrix, piece.first, weights, self.codebook, factors)
+            self._write_three_bits(matrix, piece.first, weights, self.codebooks[name], factors)
 
     def _quantize(
         self,

@@ -6,7 +6,7 @@ One builder serves every family. The graph holds topology only; its weights are 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from sol_rt.bundle.bits import SCREENED, LayerBits, Precision, bits_tag
+from sol_rt.bundle.bits import SCREENED, THREE, LayerBits, Precision, bits_tag, screen_matrix
 from sol_rt.bundle.config import FileEntry, KvLayout, SolConfig, TensorEntry, Variant, screened_bytes
 from sol_rt.engine.signature import SPARSE_CHANNELS, SPARSE_KV, state_names
 from sol_rt.export.graphs.conv_layer import ConvLayer
@@ -132,6 +132,7 @@ def weight_bytes(decoder: Decoder, tensors: Mapping[str, TensorEntry], variant: 
     """Bytes of weights.bin that a decode step of the variant reads, by the rule of docs/bundle.md section 4."""
     total = 0
     counts = {"up": variant.active_up, "down": variant.active_down, "qkv": variant.active_qkv, "o": variant.active_o}
+    head = head_tensors(decoder, variant.precision)
     for name in variant_tensors(decoder, variant.precision):
         size = tensors[name].bytes
         if name.startswith("layers.") and name.rpartition(".")[2] in _PRUNED:
@@ -139,8 +140,8 @@ def weight_bytes(decoder: Decoder, tensors: Mapping[str, TensorEntry], variant: 
             size = size * counts[matrix][int(layer)] // tensors[name].shape[0]
         elif name.startswith("rope."):
             continue
-        elif variant.lm_head_screen is not None and name in _head_planes(decoder):
-            size = screened_bytes(tensors[name], variant.lm_head_screen)
+        elif variant.lm_head_screen is not None and name in head:
+            size = screened_bytes(name, tensors[name], variant.lm_head_screen)
         total += size
     if not decoder.tied:
         row = weight_names("embed", widest_bits(tensors))
@@ -148,14 +149,16 @@ def weight_bytes(decoder: Decoder, tensors: Mapping[str, TensorEntry], variant: 
     return total
 
 
-def _head_planes(decoder: Decoder) -> list[str]:
-    """The names of the LM head's residual planes."""
-    return weight_names("embed" if decoder.tied else "head", 8)[3:]
+def head_tensors(decoder: Decoder, precision: Precision) -> list[str]:
+    """The names of the LM head's tensors, those of a screen of 3 bits last."""
+    matrix = decoder.lm_head
+    own = weight_names(screen_matrix(matrix), THREE) if precision.screened_by_three_bits else []
+    return weight_names(matrix, precision.lm_head_bits) + own
 
 
 def variant_tensors(decoder: Decoder, precision: Precision) -> list[str]:
     """The names of the tensors that a variant multiplies or adds. Those that are only looked up are left out."""
-    names = weight_names("embed" if decoder.tied else "head", precision.lm_head_bits)
+    names = head_tensors(decoder, precision)
     for layer in range(decoder.num_layers):
         own = layer_weights(decoder, precision.layer(layer), decoder.kind(layer))
         names += [stored_name(layer, name) for name in own]
@@ -225,14 +228,15 @@ class _GraphWriter:
 
     def write(self) -> onnx.ModelProto:
         decoder, op = self.decoder, self.writer.op
-        x = self._nested("NestedGather", ["input_ids"], "embed", decoder.vocab_size, bits=widest_bits(self.tensors))
+        widest = widest_bits(self.tensors)
+        x = self._nested("NestedGather", "input_ids", weight_names("embed", widest), bits=widest)
         if decoder.embedding_scale != 1.0:
             x = op("Mul", x, self.writer.const(decoder.embedding_scale))
         for layer in range(decoder.num_layers):
             x = self._layer(layer, x)
         weights = [self._tensor(name) for name in norm_weights(decoder, "final_norm")]
         hidden = norm(self.writer, decoder, self._last_positions(x), weights, out="hidden_states")
-        self._project(hidden, "embed" if decoder.tied else "head", decoder.vocab_size, bias=decoder.head_bias)
+        self._project(hidden, bias=decoder.head_bias)
         return self.writer.model(
             bits_tag(self.precision.bits),
             self._inputs(),
@@ -288,34 +292,30 @@ class _GraphWriter:
         x = op("Slice", x, ints(-1), ints(_BACKWARD), ints(1), ints(-1))
         return op("Reshape", x, ints(-1, self.decoder.hidden_size))
 
-    def _project(self, hidden: str, matrix: str, outputs: int, *, bias: bool) -> None:
+    def _project(self, hidden: str, *, bias: bool) -> None:
         op, const, cap = self.writer.op, self.writer.const, self.decoder.logits_cap
         out = None if bias or cap else "logits"
-        bits, screened = self.precision.lm_head_bits, {} if self.screen is None else self.screen._asdict()
-        overload = SCREENED if screened else ""
+        precision = replace(self.precision, lm_head_screen=self.screen)
         logits = self._nested(
-            "NestedMatMul", [hidden], matrix, outputs, bits=bits, out=out, overload=overload, **screened
+            "NestedMatMul",
+            hidden,
+            head_tensors(self.decoder, precision),
+            bits=precision.lm_head_bits,
+            out=out,
+            overload=SCREENED if self.screen else "",
+            **(self.screen.attributes if self.screen else {}),
         )
         if bias or cap:
-            self.writer.declare(logits, ["M", outputs])
+            self.writer.declare(logits, ["M", self.decoder.vocab_size])
         if bias:
             logits = op("Add", logits, self._tensor("head.bias"), out=None if cap else "logits")
         if cap:
             op("Mul", op("Tanh", op("Mul", logits, const(1 / cap))), const(cap), out="logits")
 
-    def _nested(
-        self,
-        op_type: str,
-        x: list[str],
-        matrix: str,
-        outputs: int,
-        *,
-        bits: int,
-        **other: Any,
-    ) -> str:
-        weights = map(self._tensor, weight_names(matrix, bits))
-        k = self.decoder.hidden_size
-        return self.writer.op(op_type, *x, *weights, domain="sol", K=k, N=outputs, bits=bits, **other)
+    def _nested(self, op_type: str, x: str, weights: Iterable[str], *, bits: int, **other: Any) -> str:
+        """A node of embedding or LM head."""
+        k, n = self.decoder.hidden_size, self.decoder.vocab_size
+        return self.writer.op(op_type, x, *map(self._tensor, weights), domain="sol", K=k, N=n, bits=bits, **other)
 
     def _tensor(self, name: str) -> str:
         self.used[name] = None

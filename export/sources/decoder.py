@@ -142,6 +142,11 @@ class Decoder:
         return self.kind(int(parts[1])) if parts[0] == "layers" else "attention"
 
     @property
+    def lm_head(self) -> str:
+        """The name of the LM head's matrix in the weights file."""
+        return "embed" if self.tied else "head"
+
+    @property
     def norms(self) -> tuple[str, ...]:
         """The norms of a layer, in the order of the operators' inputs."""
         mlp = () if self.shared_norm else ("mlp_norm",)

@@ -238,18 +238,22 @@ class Case {
   }
   void MatMul() {
     const int bits = bytes_.OneOf(kBits);
-    const int64_t K = Channels(9), N = 1 + bytes_.Below(300);
+    const int64_t K = Channels(9), any = 1 + bytes_.Below(300), screen = bits > 4 ? bytes_.Below(3) : 0;
+    const bool three = screen == 2;  // bits of the first pass
+    const int64_t N = three ? 32 * (1 + any / 16) : any;
     node.op = "NestedMatMul";
     Attribute("bits", int64_t{bits});
     Attribute("K", K);
     Attribute("N", N);
     Input("x", sol::kFloat, Rows(K));
     Matrix(K, N, bits, false);
+    if (three) Codebook(K, sol::ScreenColumns(N));
     Output("y");
-    if (bits > 4 && bytes_.Below(2) == 1) {
+    if (screen > 0) {
       Attribute("candidates", 1 + bytes_.Below(300));
       Attribute("tail_offset", 0.5f);
     }
+    if (three) Attribute("screen_bits", int64_t{3});
   }
   void PrunedMatMul() {
     const int bits = LayerBits(0);

@@ -14,7 +14,7 @@ import numpy as np
 from helpers import reference
 from helpers.reference import Array, Coded, Nested
 from sol_rt.bundle.actions import Action
-from sol_rt.bundle.bits import MIXED, THREE, LayerBits, Screen, bits_tag
+from sol_rt.bundle.bits import MIXED, THREE, LayerBits, Screen, bits_tag, screen_matrix
 from sol_rt.bundle.config import (
     ALIGNMENT,
     CODEBOOK,
@@ -88,6 +88,11 @@ def describe(family: str) -> Decoder:
     return from_hf_config(hf_config(family))
 
 
+def screenable(family: str) -> Decoder:
+    """A decoder whose LM head a matrix of 3 bits can screen: its rows are a multiple of 32."""
+    return replace(describe(family), vocab_size=96)
+
+
 @dataclass
 class RandomDecoder:
     """Random nested matrices and float32 vectors by the blob's names."""
@@ -104,6 +109,8 @@ class RandomDecoder:
     """The layers' matrices at level 3, of other weights than the nested ones."""
     three_bit_layers: tuple[LayerBits, ...] | None = None
     """Of 3-bit graphs, in turn; None: all matrices at 3."""
+    screen: Coded | None = None
+    """The matrix of the first pass over the LM head, where a screen is one of 3 bits."""
 
     @classmethod
     def write(
@@ -166,8 +173,16 @@ class RandomDecoder:
             for name, nested in self.matrices.items():
                 if name.startswith("layers."):
                     self.coded[name] = Coded.random(own, *nested.q.shape, codebook)
+        if any(screen.bits == THREE for screen in self.screens.values()):
+            own = np.random.default_rng(seed + 2)
+            self.screen = Coded.screening(own, self.matrices[self.head], reference.random_codebook(own))
         self.write_blob(folder)
         return self
+
+    @property
+    def head(self) -> str:
+        """The name of the LM head's matrix."""
+        return "embed" if self.decoder.tied else "head"
 
     def write_blob(self, folder: Path) -> None:
         """Writes matrices and vectors into `folder` as the weights file, and lists them in `tensors`."""
@@ -186,6 +201,9 @@ class RandomDecoder:
             stored |= nested.tensors(name, channel_major=name.startswith("layers."))
         for name, coded in self.coded.items():
             stored |= coded.tensors(name) | {CODEBOOK: coded.codebook}
+        if self.screen is not None:
+            name = screen_matrix(self.head)
+            stored |= self.screen.tensors(name) | {f"{name}.{CODEBOOK}": self.screen.codebook}
         return stored
 
     def variant(self, channel_density: float, bits: int) -> Variant:
@@ -257,7 +275,7 @@ class RandomDecoder:
                 normed = self._norm(f"{at}.mlp_norm", x)
             x = x + attention + self._mlp(layer, normed, variant)
         hidden = self._norm("final_norm", x)[0]
-        logits = self._head(hidden, "embed" if decoder.tied else "head", variant)
+        logits = self._head(hidden, self.head, variant)
         return reference.capped(logits, decoder.logits_cap), hidden
 
     def _matmul(self, x: Array, name: str, bits: int) -> Array:
@@ -271,7 +289,8 @@ class RandomDecoder:
         screen, matrix = variant.lm_head_screen, self.matrices[name]
         if screen is None:
             return self._matmul(x, name, variant.lm_head_bits)
-        logits = reference.screened_matmul(x, matrix, variant.lm_head_bits, *screen)
+        own = self.screen if screen.bits == THREE else None
+        logits = reference.screened_matmul(x, matrix, variant.lm_head_bits, screen.candidates, screen.tail_offset, own)
         return logits + self.vectors.get(f"{name}.bias", 0.0)
 
     def _norm_at(self, place: str, name: str, x: Array) -> Array:

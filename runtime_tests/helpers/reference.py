@@ -86,6 +86,24 @@ class Coded:
         scale, table = (np.repeat(part.astype(np.int64), 32, axis=0) for part in (self.scale, self.table))
         return self.output_scale.astype(np.float64) * scale * self.codebook[table, self.code]
 
+    @classmethod
+    def screening(cls, rng: np.random.Generator, weights: Nested, codebook: Array) -> Coded:
+        """A matrix that gives scores near the products of `weights`, with places for more outputs behind."""
+        k, n = weights.q.shape
+        columns = 256 * (-(-n // 256) | 1)
+        made = cls.random(rng, k, columns, codebook)
+        wide = np.zeros((k, columns))
+        wide[:, :n] = weights.weights(8)
+        blocks = wide.reshape(k // 32, 32, columns)
+        largest = np.abs(blocks).max(1)
+        step = np.maximum(largest.max(0) / 127, 1e-4).astype(np.float16).astype(np.float64) / 63
+        output_scale = step.astype(np.float16)
+        scale = np.clip(np.rint(largest / 127 / output_scale), 1, 63).astype(np.uint8)
+        values = (output_scale * scale)[:, None, :, None] * codebook[made.table][:, None].astype(float)
+        code = np.abs(blocks[..., None] - values).argmin(-1).astype(np.uint8).reshape(k, columns)
+        code[:, n:] = made.code[:, n:]
+        return cls(code, scale, made.table, output_scale, codebook)
+
     def tensors(self, name: str) -> dict[str, Array]:
         """The four stored tensors of the matrix's own."""
         k, n = self.code.shape
@@ -120,9 +138,14 @@ def nested_matmul(x: Array, weights: Weights, bits: int) -> Array:
     return rounded_activations(x, bits) @ weights.weights(bits)
 
 
-def screened_matmul(x: Array, weights: Nested, bits: int, candidates: int, tail_offset: float) -> Array:
-    """x [rows, K] -> float64 [rows, N]: at `bits` where the level-4 product is among the highest, else that product."""
-    scores = nested_matmul(x, weights, 4)
+def screened_matmul(
+    x: Array, weights: Nested, bits: int, candidates: int, tail_offset: float, screen: Coded | None = None
+) -> Array:
+    """x [rows, K] -> float64 [rows, N]: at `bits` where the product of the first pass is among the highest, else that
+    product. The first pass is `weights` at level 4, or the first N outputs of `screen`.
+    """
+    n = weights.q.shape[1]
+    scores = nested_matmul(x, weights, 4) if screen is None else nested_matmul(x, screen, 3)[..., :n]
     order = np.argsort(-scores, axis=-1, kind="stable")[..., :candidates]
     out = scores + tail_offset
     np.put_along_axis(out, order, np.take_along_axis(nested_matmul(x, weights, bits), order, -1), -1)

@@ -58,15 +58,42 @@ SCREENED = "screened"
 
 
 class Screen(NamedTuple):
-    """How an LM head is screened: every row is read at 4 bits, and the rows with the highest scores at all bits.
+    """How an LM head is screened: every row is read at few bits, and the rows with the highest scores at all bits.
 
     Attributes:
         candidates: number of rows that are read at all bits.
         tail_offset: what is added to the logits of the other rows.
+        bits: of the first pass: 4, those of the base, or 3, codes and tables of the screen's own.
     """
 
     candidates: int
     tail_offset: float
+    bits: int = 4
+
+    @property
+    def attributes(self) -> dict[str, float]:
+        """Those that a screened node of `NestedMatMul` has beside a whole one's."""
+        own = {"screen_bits": self.bits} if self.bits == THREE else {}
+        return {"candidates": self.candidates, "tail_offset": self.tail_offset, **own}
+
+    def to_json_dict(self) -> dict[str, float]:
+        """The entry of a config."""
+        return {name: value for name, value in self._asdict().items() if name != "bits" or value == THREE}
+
+
+def screen_matrix(matrix: str) -> str:
+    """The name in the weights file of the 3-bit matrix that screens the LM head `matrix`."""
+    return f"{matrix}.screen"
+
+
+def is_of_screen(tensor: str) -> bool:
+    """Whether a tensor of the weights file belongs to the 3-bit matrix that screens the LM head."""
+    return tensor.startswith(("embed.screen.", "head.screen."))
+
+
+def screen_columns(outputs: int) -> int:
+    """Places of a row of the 3-bit matrix that screens so many outputs: an odd multiple of 256."""
+    return 256 * (-(-outputs // 256) | 1)
 
 
 @dataclass(frozen=True)
@@ -103,6 +130,11 @@ class Precision:
     def reads_three_bits(self) -> bool:
         """Whether any layer's matrix is read at 3 bits."""
         return self.bits == THREE
+
+    @property
+    def screened_by_three_bits(self) -> bool:
+        """Whether a matrix of 3 bits screens the LM head."""
+        return self.lm_head_screen is not None and self.lm_head_screen.bits == THREE
 
     @property
     def stored(self) -> int:

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from sol_rt.bundle.actions import Action
-from sol_rt.bundle.bits import LayerBits, Precision, Screen, bits_name
+from sol_rt.bundle.bits import THREE, LayerBits, Precision, Screen, bits_name, is_of_screen
 
 FORMAT = "sol_rt.bundle"
 FORMAT_VERSION = 5
@@ -277,9 +277,15 @@ class SolConfig:
         }
 
 
-def screened_bytes(plane: TensorEntry, screen: Screen) -> int:
-    """Bytes that a step reads of a screened LM head's residual plane: a cache line for every block of a candidate."""
-    return min(plane.bytes, screen.candidates * plane.shape[0] * _CACHE_LINE)
+def screened_bytes(name: str, tensor: TensorEntry, screen: Screen) -> int:
+    """Bytes that a step reads of a tensor of a screened LM head.
+
+    What the first pass reads, it reads whole: base, scales and zero points at 4 bits, the screen's own matrix at 3. Of
+    the rest a step reads a cache line for every block of a candidate.
+    """
+    if is_of_screen(name) or (screen.bits != THREE and ".plane" not in name):
+        return tensor.bytes
+    return min(tensor.bytes, screen.candidates * tensor.shape[0] * _CACHE_LINE)
 
 
 def tensor_bytes(dtype: str, shape: Collection[int]) -> int:
@@ -303,5 +309,5 @@ def _written(variant: Variant) -> dict[str, Any]:
     if variant.lm_head_screen is None:
         del entry["lm_head_screen"]
     else:
-        entry["lm_head_screen"] = variant.lm_head_screen._asdict()
+        entry["lm_head_screen"] = variant.lm_head_screen.to_json_dict()
     return entry

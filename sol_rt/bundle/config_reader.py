@@ -18,6 +18,7 @@ from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bits import MIXED, THREE, LayerBits, Screen, bits_name, parse_bits_name
 from sol_rt.bundle.config import (
     ALIGNMENT,
+    BLOCK,
     CONFIG_NAME,
     DTYPE_BITS,
     FORMAT,
@@ -329,13 +330,19 @@ def _read_screen(entry: _Table, model: ModelDims) -> Screen | None:
         return None
     table = entry.table("lm_head_screen")
     offset = table.typed("tail_offset", lambda v: v is not None and _is_loss(v), "a finite number")
-    screen = Screen(table.integer("candidates", 1, model.vocab_size - 1), float(offset))
+    bits = table.integer("bits", THREE, min(MATRIX_BITS)) if "bits" in table.raw else min(MATRIX_BITS)
+    screen = Screen(table.integer("candidates", 1, model.vocab_size - 1), float(offset), bits)
     table.done()
+    if bits == THREE and model.vocab_size % BLOCK:
+        raise table.fail("bits", bits, f"4: {model.vocab_size} rows are no multiple of {BLOCK}")
     return screen
 
 
 def _screen_text(screen: Screen | None) -> str:
-    return "no screen" if screen is None else f"{screen.candidates} candidates with offset {screen.tail_offset}"
+    if screen is None:
+        return "no screen"
+    first = f" behind {THREE} bits" if screen.bits == THREE else ""
+    return f"{screen.candidates} candidates{first} with offset {screen.tail_offset}"
 
 
 def _read_bits(entry: _Table) -> int:

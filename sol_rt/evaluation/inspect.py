@@ -13,7 +13,7 @@ from sol_rt.budget.frontier import frontier
 from sol_rt.budget.hull import Hull
 from sol_rt.budget.losses import ActionLosses, nats_of_share
 from sol_rt.budget.schedules import schedule_actions
-from sol_rt.bundle.bits import bits_name
+from sol_rt.bundle.bits import THREE, bits_name, is_of_screen
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import SolConfig, Variant, screened_bytes
 from sol_rt.bundle.selection import Selection
@@ -87,14 +87,17 @@ def describe(path: Path, context: int = 512) -> dict[str, Any]:
 
 
 def _screen(config: SolConfig, variant: Variant) -> dict[str, float] | None:
-    """How the LM head is screened: candidates, tail offset, and by how many bytes a step reads less than with the whole
-    matrix at `lm_head_bits`."""
+    """How the LM head is screened: candidates, tail offset, bits of the first pass, and by how many bytes a step reads
+    less than with the whole matrix at `lm_head_bits`."""
     screen = variant.lm_head_screen
     if screen is None:
         return None
     head = "head" if "head.base" in config.tensors else "embed"
-    planes = [config.tensors[f"{head}.plane{index}"] for index in range(1, 1 + (variant.lm_head_bits - 4) // 2)]
-    saved = sum(plane.bytes - screened_bytes(plane, screen) for plane in planes)
+    planes = [f"plane{index}" for index in range(1, 1 + (variant.lm_head_bits - 4) // 2)]
+    whole = {name: config.tensors[name] for part in ("base", "scale", "zero", *planes) for name in [f"{head}.{part}"]}
+    own = {name: entry for name, entry in config.tensors.items() if screen.bits == THREE and is_of_screen(name)}
+    saved = sum(entry.bytes for entry in whole.values())
+    saved -= sum(screened_bytes(name, entry, screen) for name, entry in {**whole, **own}.items())
     return {**screen._asdict(), "saved_bytes": saved}
 
 

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sol_rt.bundle.actions import Action
-from sol_rt.bundle.bits import Precision
+from sol_rt.bundle.bits import THREE, Precision, screen_matrix
 from sol_rt.bundle.config import BLOCK, CONFIG_NAME, PAGE_SIZE
 from sol_rt.bundle.config_reader import read_config
 from sol_rt.export.sources.rope import table_names
@@ -241,11 +241,12 @@ class ReferenceModel(nn.Module):
 
     def _head_product(self, x: Tensor, precision: Precision) -> Tensor:
         """x [B, S, hidden] times the LM head, without bias: [B, S, vocab]."""
-        name, screen = "embed" if self.decoder.tied else "head", precision.lm_head_screen
+        name, screen = self.decoder.lm_head, precision.lm_head_screen
         logits = self._product(x, name, precision.lm_head_bits)
         if screen is None:
             return logits
-        scores = self._product(x, name, 4)
+        first = name if screen.bits != THREE else screen_matrix(name)
+        scores = self._product(x, first, screen.bits)[..., : self.decoder.vocab_size]
         candidates = scores.topk(screen.candidates, dim=-1).indices
         return (scores + screen.tail_offset).scatter(-1, candidates, logits.gather(-1, candidates))
 

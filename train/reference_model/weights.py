@@ -33,7 +33,7 @@ from sol_rt.export.sources.families import FAMILIES
 from sol_rt.export.sources.open_checkpoint import open_checkpoint
 from sol_rt.export.sources.rope import table_names, tables
 
-_PARTS = ("base", "scale", "zero", "plane1", "plane2", "low", "high", "block_scale", "output_scale")
+_PARTS = ("base", "scale", "zero", "plane1", "plane2", "low", "high", "block_scale", "output_scale", CODEBOOK)
 # weight bits -> the bits of code8 that they read
 _MASKS = {4: 0xF0, 6: 0xFC, 8: 0xFF}
 
@@ -321,7 +321,8 @@ def _read_coded(blob: npt.NDArray[np.uint8], tensors: Mapping[str, TensorEntry],
         _read(blob, tensors[f"{name}.{part}"]) for part in ("low", "high", "block_scale", "output_scale")
     )
     scales = block_scale.T
-    parts = unpack_codes(low, high), scales & 63, scales >> 6, output_scale, _read(blob, tensors[CODEBOOK])
+    codebook = _read(blob, tensors.get(f"{name}.{CODEBOOK}") or tensors[CODEBOOK])
+    parts = unpack_codes(low, high), scales & 63, scales >> 6, output_scale, codebook
     return CodedMatrix(*(torch.from_numpy(np.ascontiguousarray(part)) for part in parts))
 
 

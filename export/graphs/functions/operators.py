@@ -29,7 +29,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from sol_rt.bundle.bits import SCREENED, THREE, Screen
+from sol_rt.bundle.bits import SCREENED, THREE, Screen, screen_columns
 from sol_rt.bundle.config import BLOCK
 from sol_rt.export.graphs.nodes import NodeWriter, Ref
 
@@ -109,16 +109,20 @@ def screened_matmul(bits: int, k: int, n: int, screen: Screen) -> onnx.FunctionP
     writer = NodeWriter()
     op = writer.op
     names = [f"plane{index + 1}" for index in range(planes(bits))]
-    weights = ["base", "scale", "zero"]
-    scores = _nested_product(writer, "x", weights, 4, k, n, channel_major=False, products=Products.FUSED)
+    weights, own = list(_NESTED), list(_CODED) if screen.bits == THREE else []
+    if own:
+        wide = _coded_product(writer, "x", own, k, screen_columns(n), out=None)
+        scores = op("Slice", wide, writer.ints(0), writer.ints(n), writer.ints(-1))
+    else:
+        scores = _nested_product(writer, "x", weights, 4, k, n, channel_major=False, products=Products.FUSED)
     op("TopK", scores, writer.ints(screen.candidates), out=["highest", "candidates"], axis=-1)
     blocks = _gathered(writer, "candidates", names, bits)
     rows = op("Reshape", op("Transpose", blocks, perm=[1, 2, 0, 3]), writer.ints(0, 0, k))
     exact = op("MatMul", rows, op("Unsqueeze", "x", writer.ints(2)))
     tail = op("Add", scores, writer.const(screen.tail_offset))
     op("ScatterElements", tail, "candidates", op("Squeeze", exact, writer.ints(2)), out="y", axis=-1)
-    attributes = ["K", "N", "bits", *screen._fields]
-    function = writer.function("NestedMatMul", ["x", *weights, *names], ["y"], attributes)
+    attributes = ["K", "N", "bits", *screen.attributes]
+    function = writer.function("NestedMatMul", ["x", *weights, *names, *own], ["y"], attributes)
     function.overload = SCREENED
     return function
 

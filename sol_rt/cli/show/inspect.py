@@ -182,10 +182,8 @@ def _told_bits(variant: dict[str, Any]) -> str:
 
 def _told_head(variant: dict[str, Any]) -> str:
     """Bits of the LM head; of a screened one those of every row and those of the candidates."""
-    screen = variant["lm_head_screen"]
-    return (
-        str(variant["lm_head_bits"]) if screen is None else f"4 (top {screen['candidates']}: {variant['lm_head_bits']})"
-    )
+    screen, bits = variant["lm_head_screen"], variant["lm_head_bits"]
+    return str(bits) if screen is None else f"{screen['bits']} (top {screen['candidates']}: {bits})"
 
 
 def _print_screens(variants: list[dict[str, Any]]) -> None:
@@ -193,9 +191,10 @@ def _print_screens(variants: list[dict[str, Any]]) -> None:
     graphs = {variant["file"]: variant for variant in variants if variant["lm_head_screen"] is not None}
     for file, variant in graphs.items():
         screen, bits = variant["lm_head_screen"], variant["lm_head_bits"]
+        rows, saved = screen["candidates"], _megabytes(screen["saved_bytes"])
         print(
-            f"{file}: a step reads 4 bits of the LM head, and {bits} bits of the {screen['candidates']} rows with the "
-            f"highest scores: {_megabytes(screen['saved_bytes'])} MB less than {bits} bits of all rows."
+            f"{file}: a step reads {screen['bits']} bits of the LM head, and {bits} bits of the {rows} rows with the "
+            f"highest scores: {saved} MB less than {bits} bits of all rows."
         )
 
 

@@ -20,7 +20,7 @@ import onnx.shape_inference
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
-from sol_rt.bundle.bits import SCREENED, Screen
+from sol_rt.bundle.bits import SCREENED
 from sol_rt.bundle.config import BLOCK, KvLayout, tensor_bytes
 from sol_rt.bundle.graph_file import ONNX_DTYPES
 from sol_rt.engine.gpu import logit_summary
@@ -126,9 +126,11 @@ def _read_whole_head(model: onnx.ModelProto) -> None:
     for node in model.graph.node:
         if node.op_type == "NestedMatMul" and node.overload == SCREENED:
             node.overload = ""
-            plain = [attribute for attribute in node.attribute if attribute.name not in Screen._fields]
+            plain = [attribute for attribute in node.attribute if attribute.name in ("K", "N", "bits")]
+            bits = next(attribute.i for attribute in plain if attribute.name == "bits")
             del node.attribute[:]
             node.attribute.extend(plain)
+            del node.input[4 + (bits - 4) // 2 :]  # x, a matrix of its level, and then a screen of 3 bits
     functions = [function for function in model.functions if function.overload != SCREENED]
     del model.functions[:]
     model.functions.extend(functions)

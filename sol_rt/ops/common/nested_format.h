@@ -24,15 +24,22 @@
 //   block_scale      uint8 [K/32, N]: m in the low 6 bits, t in the high 2
 //   output_scale     float16 [N]: s
 //   codebook         int8 [4, 8]: -127 to 127
+//
+// The first pass of a screened product reads such a matrix too. Its rows have ScreenColumns(N) places, of which the first N count.
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 namespace sol {
 
 constexpr size_t kBlock = 32;  // channels that share a scale
 constexpr size_t kCodeTile = 32;  // outputs whose low bits of 3-bit codes share 8 bytes
 constexpr size_t kCodebookSize = 32;  // entries of all four tables
+
+// Places of a row of the 3-bit matrix that screens N outputs. An odd multiple of 256: rows begin at cache lines, and the lines of a block's 32
+// rows, which are read together, differ in the places that a cache has for them. With a power of two they would all have the same ones.
+constexpr int64_t ScreenColumns(int64_t N) { return ((N + 255) / 256 | 1) * 256; }
 
 // Planes beside the base.
 constexpr int PlanesAt(int bits) { return bits > 4 ? (bits - 4) / 2 : 0; }

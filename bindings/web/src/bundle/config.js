@@ -30,7 +30,7 @@ const FILE_NAME = /^[A-Za-z0-9][A-Za-z0-9._+-]*$/;
  * @typedef {{key: string, file: string, channel_density: number, bits: number, active_up: number[],
  *   active_down: number[], active_qkv: number[], active_o: number[], weight_bytes: number, lm_head_bits: number,
  *   layer_bits: number[][] | null, lm_head_screen: Screen | null}} Variant
- * @typedef {{candidates: number, tail_offset: number}} Screen
+ * @typedef {{candidates: number, tail_offset: number, bits: number}} Screen
  * @typedef {{action: Action, loss: number | null, losses: Map<number, number>}} ActionEntry
  * @typedef {{file: string, horizon: number, scalars: string[], actions: Action[], state_shape: number[],
  *   description: string, gain_over_hull: number}} PolicySpec
@@ -425,14 +425,20 @@ function readVariants(table, model) {
  */
 function readScreen(table, model) {
   const offset = table.typed("tail_offset", (/** @type {any} */ v) => v !== null && isLoss(v), "a finite number");
+  const bits = table.has("bits") ? table.integer("bits", 3, 4) : 4;
   const candidates = table.integer("candidates", 1, model.vocab_size - 1);
   table.done();
-  return { candidates, tail_offset: offset };
+  if (bits === 3 && model.vocab_size % 32) {
+    throw table.fail("bits", bits, `4: ${model.vocab_size} rows are no multiple of 32`);
+  }
+  return { candidates, tail_offset: offset, bits };
 }
 
 /** @param {Screen | null} screen */
 function screenText(screen) {
-  return screen === null ? "no screen" : `${screen.candidates} candidates with offset ${screen.tail_offset}`;
+  if (screen === null) return "no screen";
+  const first = screen.bits === 3 ? " behind 3 bits" : "";
+  return `${screen.candidates} candidates${first} with offset ${screen.tail_offset}`;
 }
 
 /**

@@ -19,6 +19,13 @@ inline constexpr std::array<Port, 5> kMatrixInputs{{{"base", Base},
                                                     {"plane1", kUInt8, kOptional},
                                                     {"plane2", kUInt8, kOptional}}};
 
+// Behind a matrix that is screened, the matrix of 3 bits that does so; one place further down where there is no plane 2.
+inline constexpr std::array<Port, 5> kScreenInputs = [] {
+  std::array<Port, 5> ports{};
+  for (Port& port : ports) port = {"screen", kAny, kOptional};
+  return ports;
+}();
+
 // A channel-major matrix, nested or of 3 bits: the bits decide the types.
 inline constexpr std::array<Port, 5> kLayerMatrixInputs{{{"base_or_low", kAny},
                                                          {"scale_or_high", kAny},
@@ -95,11 +102,20 @@ struct MatrixSize {
   int64_t K, N;
 };
 
-// Of the block-major matrix of an operator that has one input, this matrix and no more.
-inline MatrixSize OnlyMatrixSize(const Attributes& attributes, const char* op) {
+// Of the block-major matrix of an operator that has one input, this matrix and `others` more.
+inline MatrixSize OnlyMatrixSize(const Attributes& attributes, const char* op, int others = 0) {
   const MatrixSize size{Bits(attributes, op, MatrixKind::kOther), Channels(attributes, op, "K"), attributes.Int("N", 1, int64_t{1} << 30)};
-  ExpectInputs(attributes, op, static_cast<size_t>(4 + PlanesAt(size.bits)));
+  ExpectInputs(attributes, op, static_cast<size_t>(4 + PlanesAt(size.bits) + others));
   return size;
+}
+
+// Of a product that is screened: the bits of the first pass. At 3 a matrix of its own comes behind the other one.
+inline int ScreenBits(const Attributes& attributes, const char* op) {
+  const int64_t bits = attributes.IntOr("screen_bits", 4);
+  if (bits != 3 && bits != 4) {
+    throw Error(std::string(op) + ": attribute screen_bits: got " + std::to_string(bits) + ", expected 3 or 4; export the bundle again");
+  }
+  return static_cast<int>(bits);
 }
 
 // Of a product that is screened: how many outputs are read at all bits; 0 where it is whole.

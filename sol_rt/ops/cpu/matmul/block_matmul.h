@@ -1,4 +1,4 @@
-// y [N] = x [K] W for a block-major matrix W: one token in tasks that share the outputs, or many tokens in tiles.
+// y [N] = x [K] W for a block-major matrix W, or for one of 3 bits: one token in tasks that share the outputs, or many tokens in tiles.
 #pragma once
 
 #include <algorithm>
@@ -12,18 +12,22 @@ namespace sol {
 
 class BlockMatMul {
  public:
-  explicit BlockMatMul(const Nested& w) : w_(w) {}
+  explicit BlockMatMul(const Nested& w) : BlockMatMul(w, w.N) {}
+  // Of the first `outputs` outputs of W alone.
+  BlockMatMul(const Nested& w, size_t outputs) : w_(w), outputs_(outputs), step_(w.bits == 3 ? 512 : 32) {}
 
   size_t Inputs() const { return w_.K; }
-  size_t Outputs() const { return w_.N; }
+  size_t Outputs() const { return outputs_; }
 
   // One token. Tasks are as wide as can be: a processor reads beyond the end of every run of memory, and what it reads there is lost.
   size_t Tasks(size_t members) const {
     constexpr size_t kMost = 32768;  // outputs whose sums stay in a core's own cache
-    return TasksOf(w_.N, kStep, kMost, members);
+    return TasksOf(outputs_, step_, kMost, members);
   }
-  Range TaskOutputs(size_t task, size_t tasks) const { return ShareOf(w_.N, kStep, task, tasks); }
-  TokenInput PlaceInput(Arena& arena) const { return TokenInput::BlockMajor(w_, arena); }
+  Range TaskOutputs(size_t task, size_t tasks) const { return ShareOf(outputs_, step_, task, tasks); }
+  TokenInput PlaceInput(Arena& arena) const {
+    return w_.bits == 3 ? TokenInput::ChannelMajor(w_, arena) : TokenInput::BlockMajor(w_, arena);
+  }
   // Writes the outputs of one task to y [N].
   void Product(const TokenInput& x, size_t task, size_t tasks, float* y) const;
 
@@ -31,9 +35,8 @@ class BlockMatMul {
   void Rows(const Context& context, const float* x, size_t tokens, float* y) const;
 
  private:
-  static constexpr size_t kStep = 32;
-
   Nested w_;
+  size_t outputs_, step_;
 };
 
 }  // namespace sol

@@ -44,9 +44,9 @@ inline Nested ReadNested(const Attributes& attributes, const char* op, const Nes
   return w;
 }
 
-// The block-major matrix of an operator that has one input, this matrix and no more.
-inline Nested ReadOnlyMatrix(const Attributes& attributes, const char* op) {
-  const MatrixSize size = OnlyMatrixSize(attributes, op);
+// The block-major matrix of an operator that has one input, this matrix and `others` more.
+inline Nested ReadOnlyMatrix(const Attributes& attributes, const char* op, int others = 0) {
+  const MatrixSize size = OnlyMatrixSize(attributes, op, others);
   return ReadNested(attributes, op, {1, 2, 3, 4, 5}, false, size.K, size.N, size.bits);
 }
 

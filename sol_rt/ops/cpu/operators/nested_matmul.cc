@@ -1,4 +1,5 @@
-// NestedMatMul(x, base, scale, zero[, plane1[, plane2]]) -> y: x [..., K] times a block-major matrix, whole or screened.
+// NestedMatMul(x, base, scale, zero[, plane1[, plane2]]) -> y: x [..., K] times a block-major matrix, whole or screened. Where a matrix of 3
+// bits screens it, low, high, block_scale, output_scale, codebook follow.
 
 #include <array>
 #include <optional>
@@ -16,10 +17,11 @@ namespace {
 class NestedMatMul {
  public:
   static constexpr const char* kName = "NestedMatMul";
-  static constexpr auto kInputs = Join(std::array<Port, 1>{{{"x", kFloat}}}, kMatrixInputs<kUInt8>);
+  static constexpr auto kInputs = Join(std::array<Port, 1>{{{"x", kFloat}}}, kMatrixInputs<kUInt8>, kScreenInputs);
   static constexpr std::array<Port, 1> kOutputs{{{"y", kFloat}}};
 
-  explicit NestedMatMul(const Attributes& attributes) : NestedMatMul(attributes, ReadOnlyMatrix(attributes, kName)) {}
+  explicit NestedMatMul(const Attributes& attributes)
+      : NestedMatMul(attributes, ReadOnlyMatrix(attributes, kName, ScreenBits(attributes, kName) == 3 ? PortsAt(3) : 0)) {}
 
   void Compute(Context& context) const {
     const Tensor x = context.Input(0);
@@ -42,7 +44,20 @@ class NestedMatMul {
  private:
   NestedMatMul(const Attributes& attributes, const Nested& w) : product_(w) {
     const size_t candidates = Candidates(attributes, kName, w.bits);
-    if (candidates > 0 && candidates < w.N) screened_.emplace(w, candidates, TailOffset(attributes, kName));
+    const Nested screen = ReadScreen(attributes, w);
+    if (candidates > 0 && candidates < w.N) screened_.emplace(w, screen, candidates, TailOffset(attributes, kName));
+  }
+
+  static Nested ReadScreen(const Attributes& attributes, const Nested& w) {
+    if (ScreenBits(attributes, kName) == 3) {
+      const int at = 4 + PlanesAt(w.bits);
+      ExpectCodeTiles(kName, static_cast<int64_t>(w.N));
+      return ReadNested(attributes, kName, {at, 0, 0, 0, 0}, true, static_cast<int64_t>(w.K), ScreenColumns(static_cast<int64_t>(w.N)), 3);
+    }
+    Nested screen = w;
+    screen.bits = 4;
+    screen.plane1 = screen.plane2 = nullptr;
+    return screen;
   }
 
   void One(const Context& context, const float* x, float* y) const {

@@ -12,12 +12,6 @@ namespace {
 
 constexpr size_t kPiece = 32;  // candidates of one product, whose weights stay in a core's own cache
 
-Nested At4Bits(Nested w) {
-  w.bits = 4;
-  w.plane1 = w.plane2 = nullptr;
-  return w;
-}
-
 // The weights of some outputs, copied to lie as those of a matrix of kPiece outputs.
 class Piece {
  public:
@@ -76,9 +70,6 @@ void Scatter(const float* exact, const uint32_t* rows, size_t count, float* y) {
 }
 
 }  // namespace
-
-ScreenedProduct::ScreenedProduct(const Nested& w, size_t candidates, float tail_offset)
-    : w_(w), screen_(At4Bits(w)), candidates_(candidates), tail_offset_(tail_offset) {}
 
 void ScreenedProduct::One(const Context& context, const float* x, float* y) const {
   thread_local Buffer memory;

@@ -29,12 +29,15 @@ struct KvLayout {
   int64_t TokenBytes(int64_t head_dim) const { return dtype == "int8" ? 2 * (head_dim + 2) : 4 * head_dim; }
 };
 
-// How an LM head is screened: rows that are read at all bits, and what is added to the logits of the others.
+// How an LM head is screened: rows that are read at all bits, what is added to the logits of the others, and the bits of the first pass.
 struct LmHeadScreen {
   int32_t candidates;
   double tail_offset;
+  int32_t bits;
 
-  bool operator==(const LmHeadScreen& other) const { return candidates == other.candidates && tail_offset == other.tail_offset; }
+  bool operator==(const LmHeadScreen& other) const {
+    return candidates == other.candidates && tail_offset == other.tail_offset && bits == other.bits;
+  }
 };
 
 struct Variant {

@@ -157,13 +157,19 @@ std::optional<LmHeadScreen> ReadScreen(JsonTable& entry, const ModelDims& model)
   JsonTable table = entry.Table("lm_head_screen");
   LmHeadScreen screen;
   screen.tail_offset = table.Typed("tail_offset", IsLoss, "a finite number").get<double>();
+  screen.bits = table.Has("bits") ? static_cast<int32_t>(table.Integer("bits", kThreeBits, 4)) : 4;
   screen.candidates = static_cast<int32_t>(table.Integer("candidates", 1, model.vocab_size - 1));
   table.Done();
+  if (screen.bits == kThreeBits && model.vocab_size % 32 != 0) {
+    table.Fail("bits", "3", "4: " + std::to_string(model.vocab_size) + " rows are no multiple of 32");
+  }
   return screen;
 }
 
 std::string ScreenText(const std::optional<LmHeadScreen>& screen) {
-  return screen ? std::to_string(screen->candidates) + " candidates with offset " + Number(screen->tail_offset) : "no screen";
+  if (!screen) return "no screen";
+  const char* first = screen->bits == kThreeBits ? " behind 3 bits" : "";
+  return std::to_string(screen->candidates) + " candidates" + first + " with offset " + Number(screen->tail_offset);
 }
 
 void ReadVariants(JsonTable table, const ModelDims& model, Config& config) {
