@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+
 from sol_rt.budget.dial import Dial
 from sol_rt.errors import UsageError
 from sol_rt.generate.loop import Decoder, check_room
@@ -48,7 +50,7 @@ class Task(Protocol):
         """Number of questions."""
 
     def key(self, index: int) -> str:
-        """A name of the question that changes whenever its tokens do."""
+        """A name of the question that changes whenever its text or its tokens do."""
 
     def open(self, index: int) -> None:
         """Prefills what stands before the question's decode steps, dense. The next `ask` calls are about it."""
@@ -57,9 +59,13 @@ class Task(Protocol):
         """Lets a decoder answer the opened question."""
 
 
-def key_of(task: str, *tokens: Sequence[int]) -> str:
-    """A key of the question of these token ids."""
-    return f"{task} {hashlib.sha256(repr([list(each) for each in tokens]).encode()).hexdigest()[:16]}"
+def key_of(task: str, *parts: str | Sequence[int]) -> str:
+    """A key of the question of these parts: texts, or token ids."""
+    found = hashlib.sha256()
+    for part in parts:
+        content = part.encode() if isinstance(part, str) else np.array(part, np.int64).tobytes()
+        found.update(len(content).to_bytes(8, "little") + content)
+    return f"{task} {found.hexdigest()[:16]}"
 
 
 def read(option: str, path: Path) -> str:

@@ -39,8 +39,8 @@ class Mmlu:
         return len(self._questions)
 
     def key(self, index: int) -> str:
-        prompt, answers, _ = self._tokens(index)
-        return key_of(f"mmlu {self._exam.form}", prompt, *answers)
+        question = self._questions[index]
+        return key_of(f"mmlu {self._exam.form}", self._exam.prompt(question), *question.choices)
 
     def open(self, index: int) -> None:
         prompt, answers, cut = self._tokens(index)
