@@ -34,7 +34,7 @@ from sol_rt.bundle.config import screened_bytes
 from sol_rt.engine.engine import Engine
 from sol_rt.evaluation.quality.perplexity import added_bos, windows
 from sol_rt.export.actions.lm_head_bits import Head, with_heads
-from sol_rt.export.actions.tail_offset import fitted_offset
+from sol_rt.export.actions.tail_offset import Tails
 from sol_rt.export.graphs.graph import head_tensors, widest_bits
 from sol_rt.export.graphs.screen_graph import first_passes
 from sol_rt.export.sources.decoder import Decoder, from_hf_config
@@ -90,9 +90,9 @@ def _heads(
     found = [session.run(None, {"x": hidden}) for hidden, _ in _hidden_states(engine, action, cut)]
     exact, *scores = (np.concatenate(each) for each in zip(*found, strict=True))
     return whole + [
-        Head(widest, size, fitted_offset(of_pass, exact, size), bits)
+        Head(widest, size, tails.fitted_offset(), bits)
         for bits, of_pass in sorted(zip(passes, scores, strict=True), key=lambda each: -each[0])
-        for size in sizes
+        for size, tails in Tails.of(of_pass, exact, sizes).items()
     ]
 
 

@@ -28,7 +28,7 @@ from sol_rt.evaluation.inspect import describe as describe_bundle
 from sol_rt.export.actions import lm_head_bits
 from sol_rt.export.actions.lm_head_bits import Head, HeadPoint, choose_lm_head_bits, with_heads, worth_reading
 from sol_rt.export.actions.stored import StoredCalibration
-from sol_rt.export.actions.tail_offset import fitted_offset, last_logits, screen_divergence
+from sol_rt.export.actions.tail_offset import Tails, last_logits
 from sol_rt.export.graphs.graph import weight_bytes
 from sol_rt.export.sources.decoder import Decoder, from_hf_config
 from sol_rt.export.sources.open_checkpoint import open_checkpoint
@@ -191,13 +191,19 @@ def test_a_screened_head_is_taken_where_it_reads_less_and_loses_little() -> None
     assert worth_reading({**whole, Head(8, 512, 0.1): HeadPoint(83, 0.45)}, wider) == Head(6)
 
 
+def selected(scores: np.ndarray, candidates: int) -> np.ndarray:
+    """Where the highest scores are."""
+    chosen = np.zeros(scores.shape, bool)
+    np.put_along_axis(chosen, np.argsort(-scores, axis=-1)[:, :candidates], True, -1)
+    return chosen
+
+
 def test_the_offset_gives_the_tail_its_mean_probability() -> None:
     rng = np.random.default_rng(0)
     exact = 3 * rng.standard_normal((200, 400)).astype(np.float32)
     scores = (exact - 0.75 + 0.1 * rng.standard_normal(exact.shape)).astype(np.float32)
-    offset = fitted_offset(scores, exact, 50)
-    chosen = np.zeros(exact.shape, bool)
-    np.put_along_axis(chosen, np.argsort(-scores, axis=-1)[:, :50], True, -1)
+    offset = Tails.of(scores, exact, [50])[50].fitted_offset()
+    chosen = selected(scores, 50)
     mixed, wanted = np.exp(np.where(chosen, exact, scores + offset)), np.exp(exact)
     tails = [(np.where(chosen, 0, each).sum(-1) / each.sum(-1)).mean() for each in (mixed, wanted)]
     assert tails[0] == pytest.approx(tails[1], abs=1e-5)
@@ -208,12 +214,13 @@ def test_a_screens_divergence_is_that_of_whole_distributions() -> None:
     rng = np.random.default_rng(1)
     exact = 3 * rng.standard_normal((50, 400)).astype(np.float32)
     scores = (exact + 0.3 * rng.standard_normal(exact.shape)).astype(np.float32)
-    chosen = np.zeros(exact.shape, bool)
-    np.put_along_axis(chosen, np.argsort(-scores, axis=-1)[:, :50], True, -1)
+    chosen = selected(scores, 50)
     p, q = (np.exp(each.astype(float)) for each in (exact, np.where(chosen, exact, scores + np.float32(0.2))))
     p, q = p / p.sum(-1, keepdims=True), q / q.sum(-1, keepdims=True)
     expected = (p * np.log(p / q)).sum(-1).mean()
-    assert screen_divergence(scores, exact, Screen(50, 0.2)) == pytest.approx(expected, rel=1e-4)
+    of_sizes = Tails.of(scores, exact, [10, 50, 200])
+    assert of_sizes[50].divergence(0.2) == pytest.approx(expected, rel=1e-4)
+    assert of_sizes[10].divergence(0.2) > of_sizes[50].divergence(0.2) > of_sizes[200].divergence(0.2)
     assert expected > 1e-3
 
 

@@ -26,7 +26,7 @@ from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import BLOCK, MATRIX_BITS, SolConfig, Variant
 from sol_rt.engine.engine import Engine
 from sol_rt.export.actions.losses import Candidate, token_divergences
-from sol_rt.export.actions.tail_offset import fitted_offset, last_logits, screen_divergence
+from sol_rt.export.actions.tail_offset import Tails, last_logits
 from sol_rt.export.graphs.graph import weight_bytes, widest_bits, write_graphs
 from sol_rt.export.graphs.screen_graph import first_passes, screen_scores
 from sol_rt.export.sources.decoder import Decoder
@@ -162,10 +162,10 @@ def _add_screened(
         engine = _engine(folder, with_heads(folder, config, decoder, {**whole, graph: Head(widest)}))
         exact, hidden = last_logits(engine, windows, Action(1.0, 1.0, graph))
         for bits, scores in screen_scores(engine, decoder, hidden).items():
-            for size in sizes[bits]:
-                head = Head(widest, size, fitted_offset(scores, exact, size), bits)
+            for size, tails in Tails.of(scores, exact, sizes[bits]).items():
+                head = Head(widest, size, tails.fitted_offset(), bits)
                 screened = replace(unpruned[graph], lm_head_bits=head.bits, lm_head_screen=head.screen)
-                lost = screen_divergence(scores, exact, Screen(size, head.tail_offset))
+                lost = tails.divergence(head.tail_offset)
                 points[graph][head] = HeadPoint(
                     weight_bytes(decoder, config.tensors, screened), points[graph][Head(widest)].loss + lost
                 )

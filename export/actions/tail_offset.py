@@ -6,13 +6,13 @@ The mean over positions is what a constant can get right.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from sol_rt.bundle.actions import Action
-from sol_rt.bundle.bits import Screen
 from sol_rt.engine.engine import Engine
 
 FloatArray = npt.NDArray[np.floating]
@@ -41,56 +41,65 @@ def last_logits(engine: Engine, windows: Sequence[Sequence[int]], action: Action
     return np.concatenate(rows), np.concatenate(states)
 
 
-def fitted_offset(scores: FloatArray, exact: FloatArray, candidates: int) -> float:
-    """The offset for which the tail has the mean probability that it has in `exact`.
+@dataclass(frozen=True)
+class Tails:
+    """What rows of a position are not candidates, and what they are worth; one number for each position, float64.
 
-    Args:
-        scores: logits by which rows are chosen, float32 [positions, vocab].
-        exact: logits with all bits, float32 [positions, vocab].
-        candidates: number of rows of a position whose logits are exact.
+    Attributes:
+        candidates: log of the sum of the candidates' exponentials, exact.
+        tail, exact_tail: the same of the tail's scores, and of its exact logits.
+        moved: sum over the tail of the exact probability times (exact logit - score), nats.
     """
-    chosen = _highest(scores, candidates)
-    sums = [_log_sums(row, exact_row, at) for row, exact_row, at in zip(scores, exact, chosen, strict=True)]
-    candidate, tail, exact_tail = np.array(sums).T
-    wanted = _share(exact_tail - candidate).mean()
-    low, high = -_MOST, _MOST
-    for _ in range(_STEPS):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _share(tail + middle - candidate).mean() < wanted else (low, middle)
-    return round((low + high) / 2, _DIGITS)
 
+    candidates: npt.NDArray[np.float64]
+    tail: npt.NDArray[np.float64]
+    exact_tail: npt.NDArray[np.float64]
+    moved: npt.NDArray[np.float64]
 
-def screen_divergence(scores: FloatArray, exact: FloatArray, screen: Screen) -> float:
-    """The mean divergence of a screened LM head from the whole one, nats, over all tokens.
+    @classmethod
+    def of(cls, scores: FloatArray, exact: FloatArray, sizes: Collection[int]) -> dict[int, Tails]:
+        """By number of candidates.
 
-    Arguments are those of `fitted_offset`. What other measures leave out counts here: how the tail's tokens share its
-    probability.
-    """
-    found = []
-    for row, exact_row, at in zip(scores, exact, _highest(scores, screen.candidates), strict=True):
-        screened = row + np.float32(screen.tail_offset)
-        screened[at] = exact_row[at]
-        total = _log_sum(exact_row)
-        expected = np.exp(exact_row.astype(np.float64) - total)
-        found.append(_log_sum(screened) - total + float(expected @ (exact_row - screened)))
-    return float(np.mean(found))
+        Args:
+            scores: logits by which rows are chosen, float32 [positions, vocab].
+            exact: logits with all bits, float32 [positions, vocab].
+            sizes: numbers of rows of a position whose logits are exact.
+        """
+        found: dict[int, list[tuple[float, ...]]] = {size: [] for size in sizes}
+        for row, exact_row in zip(scores, exact, strict=True):
+            most, exact_most = float(row.max()), float(exact_row.max())
+            # the same float32 numbers are summed up and taken off again: nothing is lost where the tail is small
+            parts = np.stack([np.exp(row - np.float32(most)), np.exp(exact_row - np.float32(exact_most))])
+            parts = np.concatenate([parts, [parts[1] * (exact_row - row)]])
+            sums = parts.sum(axis=1, dtype=np.float64)
+            chosen = np.arange(row.size)
+            for size in sorted(sizes, reverse=True):
+                chosen = chosen[np.argpartition(row[chosen], -size)[-size:]]
+                of_chosen = parts[:, chosen].sum(axis=1, dtype=np.float64)
+                tail, exact_tail, moved = sums - of_chosen
+                totals = np.maximum([of_chosen[1], tail, exact_tail], np.finfo(np.float64).tiny)
+                logs = np.log(totals) + np.array([exact_most, most, exact_most])
+                found[size].append((*logs, moved / sums[1]))
+        return {size: cls(*np.array(of_size).T) for size, of_size in found.items()}
 
+    def fitted_offset(self) -> float:
+        """The offset for which the tail has the mean probability that it has in the exact logits."""
+        wanted = _share(self.exact_tail - self.candidates).mean()
+        low, high = -_MOST, _MOST
+        for _ in range(_STEPS):
+            middle = (low + high) / 2
+            less = _share(self.tail + middle - self.candidates).mean() < wanted
+            low, high = (middle, high) if less else (low, middle)
+        return round((low + high) / 2, _DIGITS)
 
-def _highest(scores: FloatArray, count: int) -> npt.NDArray[np.intp]:
-    """The tokens of the highest scores of every position, [positions, count]."""
-    return np.argpartition(scores, -count, axis=-1)[:, -count:]
+    def divergence(self, offset: float) -> float:
+        """The mean divergence of a screened LM head from the whole one, nats, over all tokens.
 
-
-def _log_sums(scores: FloatArray, exact: FloatArray, chosen: npt.NDArray[np.intp]) -> tuple[float, float, float]:
-    """Logarithms of sums of exponentials: the candidates' logits, the tail's scores, the tail's exact logits."""
-    rest = np.ones(scores.size, bool)
-    rest[chosen] = False
-    return _log_sum(exact[chosen]), _log_sum(scores[rest]), _log_sum(exact[rest])
-
-
-def _log_sum(values: FloatArray) -> float:
-    most = float(values.max())
-    return most + float(np.log(np.exp(values.astype(np.float64) - most).sum()))
+        What other measures leave out counts here: how the tail's tokens share its probability.
+        """
+        whole = np.logaddexp(self.candidates, self.exact_tail)
+        screened = np.logaddexp(self.candidates, self.tail + offset)
+        return float((screened - whole + self.moved - offset * np.exp(self.exact_tail - whole)).mean())
 
 
 def _share(log_odds: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
