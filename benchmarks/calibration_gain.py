@@ -3,7 +3,7 @@
     python benchmarks/calibration_gain.py MODEL -f FILE -o FOLDER
     ... --calibrations none,quick,full     which ones, the first and the last being what gains are shares of
     ... --chunks 8                         windows of FILE to score
-    ... --actions s100-q8,s100-q4          variants to score, by default four
+    ... --actions s100-q8,s100-q4          variants to score, by default those that all bundles have
 
 Exports MODEL into FOLDER/CALIBRATION, unless a bundle is there already; then scores the variants on FILE, which nothing
 is calibrated on. Prints Markdown: seconds of each export (wall and processor), and for each variant its divergence from
@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +38,6 @@ from sol_rt.store.pull import resolve
 
 SIZE = 512
 SECONDS = "seconds.json"
-VARIANTS = "s100-q8,s100-q4,s075-q4,s050-q4"
 
 Means = npt.NDArray[np.float64]
 """Mean divergence of each window, [windows]."""
@@ -94,6 +93,12 @@ def exported(model: str, calibration: str, folder: Path) -> dict[str, float]:
     return json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
 
 
+def shared(bundles: Iterable[Path]) -> list[str]:
+    """The variants that all bundles have."""
+    known = [list(Bundle.open(path).config.variants) for path in bundles]
+    return [variant for variant in known[0] if all(variant in others for others in known)]
+
+
 def stderr(values: Means) -> float:
     return float(values.std(ddof=1) / np.sqrt(len(values)))
 
@@ -112,13 +117,14 @@ def main() -> None:
     parser.add_argument("-f", "--file", type=Path, required=True)
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--calibrations", default="none,quick,full")
-    parser.add_argument("--actions", default=VARIANTS)
+    parser.add_argument("--actions")
     parser.add_argument("--chunks", type=int, default=8)
     given = parser.parse_args()
-    names, variants = given.calibrations.split(","), given.actions.split(",")
+    names = given.calibrations.split(",")
     given.output.mkdir(parents=True, exist_ok=True)
     bundles = {name: given.output / name for name in names}
     seconds = {name: exported(given.model, name, folder) for name, folder in bundles.items()}
+    variants = shared(bundles.values()) if given.actions is None else given.actions.split(",")
     ids = Bundle.open(bundles[names[0]]).tokenizer().encode(given.file.read_text(encoding="utf-8"))
     starts = np.linspace(0, len(ids) - SIZE, given.chunks).astype(int)
     windows = [ids[start : start + SIZE] for start in starts]
