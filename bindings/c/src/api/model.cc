@@ -6,7 +6,7 @@
 #include "base/file/atomic_file.h"
 #include "budget/controller/controller.h"
 #include "budget/schedules/schedule.h"
-#include "engine/measure_costs.h"
+#include "engine/measure/measure_costs.h"
 
 using sol_rt::Guard;
 

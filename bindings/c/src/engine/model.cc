@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "base/error.h"
-#include "engine/tune_operators.h"
+#include "engine/measure/tune_operators.h"
 #include "engine/run/policy_session.h"
 
 namespace sol_rt {

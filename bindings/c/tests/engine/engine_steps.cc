@@ -26,7 +26,7 @@
 #include "base/file/atomic_file.h"
 #include "engine/engine.h"
 #include "engine/model.h"
-#include "engine/tune_operators.h"
+#include "engine/measure/tune_operators.h"
 
 using namespace sol_rt;
 

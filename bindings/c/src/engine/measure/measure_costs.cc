@@ -1,4 +1,4 @@
-#include "engine/measure_costs.h"
+#include "engine/measure/measure_costs.h"
 
 #include <algorithm>
 #include <cmath>
@@ -10,8 +10,8 @@
 #include <set>
 
 #include "engine/engine.h"
-#include "engine/timed_step.h"
-#include "engine/tune_operators.h"
+#include "engine/measure/timed_step.h"
+#include "engine/measure/tune_operators.h"
 
 #ifdef SOL_RT_OPERATORS
 extern "C" const char* SolRtTarget();

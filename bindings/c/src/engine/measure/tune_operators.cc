@@ -1,4 +1,4 @@
-#include "engine/tune_operators.h"
+#include "engine/measure/tune_operators.h"
 
 #include <algorithm>
 #include <cmath>
@@ -6,7 +6,7 @@
 #include <random>
 #include <vector>
 
-#include "engine/timed_step.h"
+#include "engine/measure/timed_step.h"
 
 #ifdef SOL_RT_OPERATORS
 extern "C" void SolRtTune(uint32_t level, uint32_t row_bytes, uint32_t members);
