@@ -50,6 +50,7 @@ def losses(model: SolModel, window: Sequence[int], scored: int, actions: Sequenc
     table, times = np.empty((len(actions), scored)), np.empty(len(actions))
     for row, action in enumerate(actions):
         engine.truncate(context)
+        engine.follow_up()
         began = time.perf_counter()
         for column, (token, target) in enumerate(zip(window[context:], window[context + 1 :], strict=False)):
             table[row, column] = -engine.forward([token], action).distribution.log_probability(target)

@@ -78,6 +78,7 @@ def compare_speed(models: list[SolModel], action: Action, depth: int, count: int
     for i in range(rounds + 1):  # the first round is the warm-up
         for j, engine in enumerate(engines):
             engine.truncate(depth)
+            engine.follow_up()
             token, began = 1, time.perf_counter()
             for _ in range(count):
                 token = int(engine.forward([token], action).logits[0].argmax())

@@ -182,6 +182,8 @@ def measured(args: argparse.Namespace) -> str:
         raise UsageError(f"-b: got {args.budget!r}, expected numbers separated by commas") from None
     if args.questions < 1:
         raise UsageError(f"--questions: got {args.questions}, expected 1 or more")
+    if args.seed < 0:
+        raise UsageError(f"--seed: got {args.seed}, expected 0 or more")
     bundle = Bundle.open(find_bundle(args.bundle))
     model = SolModel(Engine(bundle, provider="cpu", threads=args.threads), BytesCost(bundle.config))
     schedules = args.schedules.split(",")
@@ -214,7 +216,7 @@ def main() -> None:
     parser.add_argument("--gsm8k", type=Path, help="file of JSON lines")
     parser.add_argument("-f", "--file", type=Path, action="append", help="a text; may be repeated")
     parser.add_argument("-c", "--ctx-size", default="2048", help="tokens of a haystack")
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of questions")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of questions, 0 or more")
     parser.add_argument("-t", "--threads", type=int)
     try:
         print(measured(parser.parse_args()))

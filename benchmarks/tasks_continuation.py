@@ -76,6 +76,8 @@ def items_of(
                 order.index(0),
             )
         )
+    if not items:
+        raise UsageError(f"-f {name}: no sentence has {CHOICES - 1} pieces of text clear of it; use a longer text")
     return items
 
 

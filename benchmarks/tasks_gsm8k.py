@@ -35,7 +35,9 @@ def read_problems(path: Path) -> list[tuple[str, str]]:
     Raises UsageError for a file that cannot be read and for a line that is no problem.
     """
     problems = []
-    for number, line in enumerate(read("--gsm8k", path).splitlines(), 1):
+    for number, line in enumerate(read("--gsm8k", path).split("\n"), 1):  # others of splitlines may stand in a question
+        if not line.strip():
+            continue
         try:
             row = json.loads(line)
             right = last_number(row["answer"].rpartition("####")[2])

@@ -15,6 +15,7 @@ from sol_rt.generate.loop import Decoder
 from sol_rt.generate.model import SolModel
 
 DEPTHS = (0.9, 0.7, 0.5, 0.3, 0.1)
+LEAST_SIZE = 64  # tokens of a haystack
 
 
 class Retrieval:
@@ -31,6 +32,8 @@ class Retrieval:
     span = len(DEPTHS)  # a question takes about 20 decode steps
 
     def __init__(self, model: SolModel, files: Sequence[Path], size: int, questions: int, seed: int = 0) -> None:
+        if size < LEAST_SIZE:
+            raise UsageError(f"-c {size}: got {size} tokens, expected {LEAST_SIZE} or more, to hide a sentence in")
         if size + 64 > model.engine.max_context:
             raise ContextError(f"-c {size}: with a question, longer than the model's {model.engine.max_context} tokens")
         self.name, self.context = f"retrieval, {size} tokens", size

@@ -65,7 +65,8 @@ def row_of(
     cells = []
     for budget, answers in budgets.items():
         difference = bootstrap.figure(bootstrap.mean(hits(answers) - hits(dense), ones))
-        achieved = sum(answers[index].spent for index in common) / sum(answers[index].full for index in common)
+        spent, full = (sum(getattr(answers[index], part) for index in common) for part in ("spent", "full"))
+        achieved = spent / full if full else float("nan")  # no question took a decode step
         cells.append(Cell(budget, float(hits(answers).mean()), difference, achieved))
     return Row(task, schedule, len(common), float(hits(dense).mean()), tuple(cells))
 

@@ -12,7 +12,7 @@ import pytest
 
 from helpers.made_configs import made_config
 from sol_rt.bundle.config import KV_DTYPES, KvLayout
-from sol_rt.engine.kv_cache import KvCache
+from sol_rt.engine.kv_cache import KvCache, _Memory
 
 SMAPS = Path("/proc/self/smaps")
 on_linux = pytest.mark.skipif(sys.platform != "linux" or not SMAPS.exists(), reason="reads Linux's map of the process")
@@ -54,6 +54,34 @@ def test_content_stays_where_capacity_grows_and_the_rest_is_zero(cache: KvCache)
         assert got.dtype == buffer.dtype
         np.testing.assert_array_equal(got[:, :, :40], expected[past][:, :, :40])
         assert not got[:, :, 40:].any()
+
+
+@pytest.mark.parametrize("at", [0, 3])
+def test_a_growth_that_is_interrupted_loses_nothing(cache: KvCache, at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the moment when the memory of the `at`-th buffer has just been given back."""
+    cache.resize(64, 0)
+    expected = {}
+    for i, (past, _, value) in enumerate(cache.bindings()):
+        array = value.numpy()
+        array[:] = 10 * np.random.default_rng(i).random(array.shape)
+        value.update_inplace(array)
+        expected[past] = array.copy()
+    release = _Memory.release
+
+    def interrupted(memory: _Memory, i: int) -> None:
+        release(memory, i)
+        if i == at:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_Memory, "release", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            cache.resize(128, 40)
+    for again in range(2):
+        for past, _, value in cache.bindings():
+            np.testing.assert_array_equal(value.numpy()[:, :, :40], expected[past][:, :, :40])
+        if not again:
+            cache.resize(192, 40)
 
 
 @on_linux

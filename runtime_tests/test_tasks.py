@@ -364,6 +364,27 @@ def test_lines_that_are_no_problems(tmp_path: Path, line: str) -> None:
         read_problems(path)
 
 
+def test_blank_lines_and_line_separators_in_questions(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text('{"question": "x\u2028y", "answer": "#### 7"}\n\n', encoding="utf-8")
+    assert read_problems(path) == [("x\u2028y", "7")]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--seed", "-1"], "--seed: got -1, expected 0 or more"),
+        (["--tasks", "retrieval", "-c", "-5"], "-c -5: got -5 tokens, expected 64 or more"),
+    ],
+)
+def test_odd_numbers_on_the_command_line(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], said: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["tasks.py", str(bundle), "--tasks", "continuation", "-f", __file__, *options])
+    with pytest.raises(SystemExit, match=said):
+        tasks.main()
+
+
 def test_the_command_line(
     bundle: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

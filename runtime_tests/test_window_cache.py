@@ -17,11 +17,15 @@ pytest.importorskip("torch", reason="exporting comes with the extra export")
 
 from helpers.random_checkpoint import PRESETS, write_random_checkpoint
 from helpers.reference_steps import EXACT, NEAR, random_tokens
+from sol_rt.budget.controller.budget import Controller
+from sol_rt.budget.cost.bytes_model import BytesCost
+from sol_rt.budget.schedules.constant import ConstantSchedule
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.engine import kv_cache
 from sol_rt.engine.engine import Engine
 from sol_rt.export.pipeline import export_bundle
+from sol_rt.generate.loop import Decoder
 from sol_rt.ops import library_path
 
 pytestmark = pytest.mark.skipif(library_path() is None, reason="the native operators are not built")
@@ -211,3 +215,12 @@ def test_content_that_is_held_stays_where_the_capacity_grows(bundle: Bundle) -> 
         assert not array[:, :, :begin].any()
     cache.free()
     assert cache.holds(0)
+
+
+def test_a_prompt_counts_what_runs_again(engine: Engine) -> None:
+    """A prompt that shares a beginning with the cache, of which layers with a window have given back what it needs."""
+    controller = Controller([DENSE, CHEAP], BytesCost(engine.bundle.config), 1.0)
+    loop = Decoder(engine, controller, ConstantSchedule("dense", DENSE))
+    assert loop.prefill(TOKENS[:400], reuse=True) == 400
+    assert loop.prefill(TOKENS[:405], reuse=True) == 5
+    assert loop.prefill([*TOKENS[:100], 7, 8], reuse=True) == 102

@@ -277,6 +277,12 @@ class Engine:
             self._follow_up()
             return self._states.content()
 
+    def held(self, length: int) -> int:
+        """How many of the first `length` tokens need not run again behind `truncate(length)`: all, or none where layers
+        with a window no longer hold what the next token reads.
+        """
+        return length if self._cache.holds(length) else 0
+
     def forward(self, tokens: Sequence[int] | np.ndarray, action: Action, *, num_logits: int = 1) -> StepOutput:
         """Appends tokens to the cache and returns the output of the last `num_logits` of them.
 

@@ -51,6 +51,13 @@ class Buffer(NamedTuple):
     window: int = 0
 
 
+class _Bound(NamedTuple):
+    """What is bound to the graphs for one tensor: the value, and in main memory the array that it is."""
+
+    value: ort.OrtValue
+    array: np.ndarray | None = None
+
+
 class KvCache:
     """For each layer that attends, each token and KV head: a key, a value, and 4-bit codes of the key.
 
@@ -77,7 +84,7 @@ class KvCache:
         self._windows = () if whole or device is not None else layout.windows
         self.capacity = 0
         self.forget()
-        self._values: dict[str, ort.OrtValue] = {}
+        self._bound: dict[str, _Bound] = {}
         self._memory: _Memory | None = None
 
     def buffers(self) -> Iterator[Buffer]:
@@ -97,7 +104,7 @@ class KvCache:
     def bindings(self) -> Iterator[tuple[str, str, ort.OrtValue]]:
         """Names of a graph input and output, and the buffer to bind to both. Valid until the capacity changes."""
         for buffer in self.buffers():
-            yield buffer.past, buffer.present, self._values[buffer.past]
+            yield buffer.past, buffer.present, self._bound[buffer.past].value
 
     def scratch_bindings(self) -> Iterator[tuple[str, str, ort.OrtValue]]:
         """Like `bindings`, but with buffers of zeros that all layers share, for runs whose results nobody uses."""
@@ -162,11 +169,13 @@ class KvCache:
         memory.use_large_pages([not 0 < most_kept(buffer.window) < capacity for buffer in buffers])
         for i, buffer in enumerate(buffers):
             grown = memory.array(i)
-            if old is not None:
+            bound = self._bound.get(buffer.past)
+            if bound is not None and bound.array is not None:
                 held = slice(self._firsts.get(buffer.window, 0), used)
-                grown[:, :, held] = old.array(i)[:, :, held]
+                grown[:, :, held] = bound.array[:, :, held]
+            self._bound[buffer.past] = _Bound(ort.OrtValue.ortvalue_from_numpy(grown), grown)
+            if old is not None:  # last: an interrupt before it leaves nothing bound whose memory has gone
                 old.release(i)
-            self._values[buffer.past] = ort.OrtValue.ortvalue_from_numpy(grown)
         self._memory = memory
         self.capacity = capacity
 
@@ -177,16 +186,16 @@ class KvCache:
         for buffer in self.buffers():
             shape = self.shape(buffer, capacity)
             if used:
-                grown = device.grown(self._values[buffer.past], shape, buffer.dtype)
+                grown = device.grown(self._bound[buffer.past].value, shape, buffer.dtype)
             else:
-                self._values.pop(buffer.past, None)
+                self._bound.pop(buffer.past, None)
                 grown = device.zeros(shape, buffer.dtype)
-            self._values[buffer.past] = grown
+            self._bound[buffer.past] = _Bound(grown)
         self.capacity = capacity
 
     def free(self) -> None:
         """Frees every buffer. The capacity is then 0."""
-        self._values.clear()
+        self._bound.clear()
         self._memory = None
         self.capacity = 0
         self.forget()
@@ -197,11 +206,12 @@ class KvCache:
         The key codes of a page's tokens are interleaved, so some codes of earlier tokens are zeroed as well. They are
         computed again when the page next gets a token, which is before anything is chosen by them.
         """
-        for i, buffer in enumerate(self.buffers()):
+        for buffer in self.buffers():
+            bound = self._bound[buffer.past]
             if self._device is not None:
-                self._device.wipe(self._values[buffer.past], buffer.dtype, start, stop)
-            elif self._memory is not None:
-                self._memory.array(i)[:, :, start:stop] = 0
+                self._device.wipe(bound.value, buffer.dtype, start, stop)
+            elif bound.array is not None:
+                bound.array[:, :, start:stop] = 0
 
 
 def _whole_steps(tokens: int) -> int:

@@ -70,7 +70,7 @@ class Decoder:
         """
         with self.engine.exclusive():
             cached = _common_prefix(self.engine.tokens, tokens) if reuse else 0
-            cached = min(cached, len(tokens) - 1)
+            cached = self.engine.held(min(cached, len(tokens) - 1))
             self.engine.owner = self
             self.engine.truncate(cached)
             self.output = self.engine.forward(tokens[cached:], self.controller.dense)

@@ -183,6 +183,8 @@ int64_t Engine::length() const { return static_cast<int64_t>(state_->tokens.size
 const std::vector<int32_t>& Engine::tokens() const { return state_->tokens; }
 int64_t Engine::max_context() const { return state_->model->max_context(); }
 
+int64_t Engine::Held(int64_t length) const { return state_->cache.Holds(length) ? length : 0; }
+
 void Engine::Truncate(int64_t length) {
   if (length < 0 || length > this->length()) {
     UsageFault("truncate: got " + std::to_string(length) + ", expected 0 to " + std::to_string(this->length()) + ", the tokens in the cache");

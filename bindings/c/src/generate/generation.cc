@@ -144,7 +144,7 @@ void Generation::Prefill(const std::function<bool()>& interrupted) {
   int64_t cached = 0;
   if (reuse_cache_) {
     const auto difference = std::mismatch(history_.begin(), history_.end() - 1, engine.tokens().begin(), engine.tokens().end());
-    cached = difference.first - history_.begin();  // the last token always runs: its logits are needed
+    cached = engine.Held(difference.first - history_.begin());  // the last token always runs: its logits are needed
   }
   engine.Truncate(cached);
   const Clock::time_point start = Clock::now();
