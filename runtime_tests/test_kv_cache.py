@@ -32,6 +32,18 @@ def mapping_of(address: int) -> str:
     raise AssertionError(f"no mapping holds {address:#x}")
 
 
+def filled(cache: KvCache) -> dict[str, np.ndarray]:
+    """Gives the cache a capacity of 64 tokens and random content; returns that by the name of the graph input."""
+    cache.resize(64, 0)
+    expected = {}
+    for i, (past, _, value) in enumerate(cache.bindings()):
+        array = value.numpy()
+        array[:] = 10 * np.random.default_rng(i).random(array.shape)
+        value.update_inplace(array)
+        expected[past] = array.copy()
+    return expected
+
+
 def test_a_cache_is_whole_steps(cache: KvCache) -> None:
     """Beyond the model's context too, of 8192 tokens: function bodies choose among whole steps."""
     assert [cache.capacity_for(tokens) for tokens in (1, 256, 257, 8192, 8193)] == [256, 256, 512, 8192, 8448]
@@ -40,13 +52,7 @@ def test_a_cache_is_whole_steps(cache: KvCache) -> None:
 
 
 def test_content_stays_where_capacity_grows_and_the_rest_is_zero(cache: KvCache) -> None:
-    cache.resize(64, 0)
-    expected = {}
-    for i, (past, _, value) in enumerate(cache.bindings()):
-        array = value.numpy()
-        array[:] = 10 * np.random.default_rng(i).random(array.shape)
-        value.update_inplace(array)
-        expected[past] = array.copy()
+    expected = filled(cache)
     cache.resize(192, 40)
     for (past, _, value), buffer in zip(cache.bindings(), cache.buffers(), strict=True):
         got = value.numpy()
@@ -59,13 +65,7 @@ def test_content_stays_where_capacity_grows_and_the_rest_is_zero(cache: KvCache)
 @pytest.mark.parametrize("at", [0, 3])
 def test_a_growth_that_is_interrupted_loses_nothing(cache: KvCache, at: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """At the moment when the memory of the `at`-th buffer has just been given back."""
-    cache.resize(64, 0)
-    expected = {}
-    for i, (past, _, value) in enumerate(cache.bindings()):
-        array = value.numpy()
-        array[:] = 10 * np.random.default_rng(i).random(array.shape)
-        value.update_inplace(array)
-        expected[past] = array.copy()
+    expected = filled(cache)
     release = _Memory.release
 
     def interrupted(memory: _Memory, i: int) -> None:

@@ -19,6 +19,7 @@ pytest.importorskip("torch", reason="exporting comes with the extra export")
 from helpers.poison import texts
 from helpers.random_checkpoint import PRESETS, RandomCheckpoint, write_random_checkpoint
 from helpers.reference_steps import EXACT, random_tokens
+from helpers.rewinds import Moves, logits_along, moves
 from sol_rt.budget.cost.bytes_model import BytesCost
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
@@ -78,33 +79,12 @@ def same(got: np.ndarray, expected: np.ndarray) -> bool:
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    st.lists(
-        st.one_of(
-            st.tuples(st.just("batch"), st.integers(1, 90)),
-            st.tuples(st.just("steps"), st.integers(1, 12)),
-            st.tuples(st.just("rewind"), st.floats(0, 1)),
-            st.tuples(st.just("back"), st.integers(1, 5)),
-        ),
-        min_size=2,
-        max_size=12,
-    ),
-    st.randoms(use_true_random=False),
-)
+@given(moves(90, 12, 5), st.randoms(use_true_random=False))
 def test_any_rewinds_give_what_a_fresh_run_gives(
-    engine: Engine, fresh: Callable[[list[int]], np.ndarray], moves: list[tuple[str, float]], random: Any
+    engine: Engine, fresh: Callable[[list[int]], np.ndarray], chosen: Moves, random: Any
 ) -> None:
-    engine.reset()
-    for move, size in moves:
-        if move == "rewind":
-            engine.truncate(int(size * engine.length))
-        elif move == "back":
-            engine.truncate(max(engine.length - int(size), 0))
-        else:
-            tokens = [random.randrange(3, 300) for _ in range(int(size))]
-            for part in [tokens] if move == "batch" else [[token] for token in tokens]:
-                logits = engine.forward(part, DENSE).logits[0].copy()
-            assert same(logits, fresh(list(engine.tokens)))
+    for logits in logits_along(engine, DENSE, chosen, random):
+        assert same(logits, fresh(list(engine.tokens)))
 
 
 @pytest.mark.parametrize("back", [1, 2, 15], ids=lambda back: f"{back} back")

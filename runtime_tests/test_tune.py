@@ -123,12 +123,17 @@ def test_no_setting_changes_a_result(tmp_path: Path) -> None:
         assert got == (expected := expected or got)
 
 
-@needs_operators
-def test_a_model_tries_settings_once_for_a_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert LIBRARY is not None
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A bundle whose first load measures for a short time."""
     monkeypatch.setattr("sol_rt.generate.model._TUNE_SECONDS", 0.05)
     monkeypatch.setattr("sol_rt.budget.cost.calibrate._LEAST_QUICK", 2)
-    folder = write_bundle(tmp_path / "tiny", losses=True)
+    return write_bundle(tmp_path / "tiny", losses=True)
+
+
+@needs_operators
+def test_a_model_tries_settings_once_for_a_processor(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert LIBRARY is not None
     model = SolModel.from_pretrained(folder, provider="cpu")
     key = tuning.machine_key(model.engine.threads, LIBRARY)
     found = tuning.stored(key)
@@ -145,11 +150,8 @@ def test_a_model_tries_settings_once_for_a_processor(tmp_path: Path, monkeypatch
 
 
 @needs_operators
-def test_costs_of_other_settings_are_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_costs_of_other_settings_are_measured_again(folder: Path) -> None:
     assert LIBRARY is not None
-    monkeypatch.setattr("sol_rt.generate.model._TUNE_SECONDS", 0.05)
-    monkeypatch.setattr("sol_rt.budget.cost.calibrate._LEAST_QUICK", 2)
-    folder = write_bundle(tmp_path / "tiny", losses=True)
     engine = SolModel.from_pretrained(folder, provider="cpu").engine
     found = tuning.stored(key := tuning.machine_key(engine.threads, LIBRARY))
     assert found is not None

@@ -17,6 +17,7 @@ pytest.importorskip("torch", reason="exporting comes with the extra export")
 
 from helpers.random_checkpoint import PRESETS, write_random_checkpoint
 from helpers.reference_steps import EXACT, NEAR, random_tokens
+from helpers.rewinds import Moves, logits_along, moves
 from sol_rt.budget.controller.budget import Controller
 from sol_rt.budget.cost.bytes_model import BytesCost
 from sol_rt.budget.schedules.constant import ConstantSchedule
@@ -110,34 +111,13 @@ def test_nothing_that_was_given_back_is_read(bundle: Bundle, engine: Engine) -> 
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    st.lists(
-        st.one_of(
-            st.tuples(st.just("batch"), st.integers(1, 150)),
-            st.tuples(st.just("steps"), st.integers(1, 20)),
-            st.tuples(st.just("rewind"), st.floats(0, 1)),
-            st.tuples(st.just("back"), st.integers(1, SLACK)),
-        ),
-        min_size=2,
-        max_size=12,
-    ),
-    st.randoms(use_true_random=False),
-)
+@given(moves(150, 20, SLACK), st.randoms(use_true_random=False))
 def test_any_rewinds_give_what_a_fresh_run_gives(
-    engine: Engine, fresh: Callable[[list[int]], np.ndarray], moves: list[tuple[str, float]], random: Any
+    engine: Engine, fresh: Callable[[list[int]], np.ndarray], chosen: Moves, random: Any
 ) -> None:
-    engine.reset()
-    for move, size in moves:
-        if move == "rewind":
-            engine.truncate(int(size * engine.length))
-        elif move == "back":
-            engine.truncate(max(engine.length - int(size), 0))
-        else:
-            tokens = [random.randrange(3, 300) for _ in range(int(size))]
-            for part in [tokens] if move == "batch" else [[token] for token in tokens]:
-                logits = engine.forward(part, DENSE).logits[0].copy()
-            assert same(logits, fresh(list(engine.tokens)), engine)
-            poison(engine)
+    for logits in logits_along(engine, DENSE, chosen, random):
+        assert same(logits, fresh(list(engine.tokens)), engine)
+        poison(engine)
 
 
 def test_a_rewind_within_the_slack_runs_nothing_again(engine: Engine) -> None:
