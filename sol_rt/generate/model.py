@@ -19,7 +19,13 @@ from sol_rt.budget.controller.base import BaseController
 from sol_rt.budget.controller.budget import Controller
 from sol_rt.budget.cost.bytes_model import CostModel
 from sol_rt.budget.cost.calibrate import measure_quickly
-from sol_rt.budget.cost.calibration_table import CalibratedCost, calibration_path, keep_quick, load_cost_model
+from sol_rt.budget.cost.calibration_table import (
+    CalibratedCost,
+    CalibrationTable,
+    calibration_path,
+    keep_quick,
+    load_cost_model,
+)
 from sol_rt.budget.cost.tune import tune
 from sol_rt.budget.dial import (
     DEFAULT_MAX_LOSS,
@@ -71,20 +77,24 @@ def _measured_quickly(engine: Engine, otherwise: CostModel) -> CostModel:
     return CalibratedCost(bundle.config, table, "; ".join(told))
 
 
+def _quick_table(cost: CostModel) -> CalibrationTable | None:
+    """The table that the costs are of, if it was measured quickly."""
+    table = cost.calibration if isinstance(cost, CalibratedCost) else None
+    return table if table is not None and table.quick else None
+
+
 def _is_from_the_core(engine: Engine, cost: CostModel) -> bool:
     """Whether the native core measured the costs, on a processor that the Python engine has not tried settings on."""
     library = engine.provider.library
-    if library is None or not isinstance(cost, CalibratedCost) or not cost.calibration.quick:
+    if library is None or _quick_table(cost) is None:
         return False
     return tuning.stored(tuning.machine_key(engine.threads, library)) is None
 
 
 def _fits_the_settings(engine: Engine, cost: CostModel) -> bool:
     """Whether costs were measured under the settings that the operators run with. A full calibration always counts."""
-    library = engine.provider.library
-    if library is None or not isinstance(cost, CalibratedCost) or not cost.calibration.quick:
-        return True
-    return cost.calibration.tuning in (None, tuning.current(library))
+    library, table = engine.provider.library, _quick_table(cost)
+    return library is None or table is None or table.tuning in (None, tuning.current(library))
 
 
 def _tune_quickly(engine: Engine) -> None:
