@@ -72,8 +72,8 @@ class KvCache {
   bool Possible(const std::vector<int64_t>& firsts, int64_t length) const;
   void HoldFrom(std::vector<int64_t> firsts);
 
-  // Moves what is held of the first `used` tokens into buffers of another capacity, one by one, so that little memory is held twice. Throws std::bad_alloc; the cache is
-  // then as it was.
+  // Moves what is held of the first `used` tokens into buffers of another capacity, one by one, so that little memory is held twice. Throws
+  // std::bad_alloc; the cache is then as it was.
   void Resize(int64_t capacity, int64_t used);
   // Zeroes tokens `start` to `stop`, so that non-finite numbers that a step wrote reach no later masked sum. The key codes of a page's tokens are
   // interleaved, so some codes of earlier tokens go, too; they are computed again when the page next gets a token.
