@@ -27,8 +27,11 @@ def main() -> None:
     args.dest.mkdir(parents=True, exist_ok=True)
     checkpoint.write_tokenizer(args.dest)
     config = {**checkpoint.config, "torch_dtype": "float32"}
-    # optimum pins transformers below 5, which reads the rotary base from this key and otherwise takes 10000
-    config["rope_theta"] = config["rope_parameters"]["rope_theta"]
+    # optimum pins transformers below 5, which reads the rotary bases from these keys and otherwise takes 10000
+    rope = config["rope_parameters"]
+    config["rope_theta"] = rope.get("full_attention", rope)["rope_theta"]
+    if "sliding_attention" in rope:
+        config["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
     (args.dest / "config.json").write_text(json.dumps(config, indent=2))
     tensors = {name: checkpoint.read(name) for name in checkpoint.names()}
     save_file(tensors, args.dest / "model.safetensors", metadata={"format": "pt"})
