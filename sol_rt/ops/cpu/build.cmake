@@ -19,6 +19,7 @@ set(SOL_CPU_SOURCES
   operators/pruned_mlp.cc
   operators/screened_product.cc
   operators/sparse_attention.cc
+  simd/matmul_avx_vnni.cc
   simd/target.cc
 )
 set(SOL_DISABLED_TARGETS "HWY_SSSE3;HWY_AVX3_ZEN4;HWY_AVX3_SPR;HWY_SVE;HWY_SVE2;HWY_SVE_256;HWY_SVE2_128" CACHE STRING

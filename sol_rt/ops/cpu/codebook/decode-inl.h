@@ -23,7 +23,7 @@
 
 HWY_BEFORE_NAMESPACE();
 namespace sol {
-namespace HWY_NAMESPACE {
+namespace SOL_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
 // Whether one instruction looks up in 32 bytes. Else there are two look-ups in 16, and bit 7 of an index says which counts.
@@ -201,7 +201,7 @@ HWY_INLINE void DecodeCodebook(const Nested& w, size_t b, size_t n, uint8_t flip
   }
 }
 
-}  // namespace HWY_NAMESPACE
+}  // namespace SOL_NAMESPACE
 }  // namespace sol
 HWY_AFTER_NAMESPACE();
 

@@ -32,17 +32,17 @@
 
 HWY_BEFORE_NAMESPACE();
 namespace sol {
-namespace HWY_NAMESPACE {
+namespace SOL_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
 // Where four bytes are multiplied at once, one factor is unsigned: there numbers are multiplied plus 128.
-constexpr uint8_t kNumberFlip = HWY_TARGET <= HWY_AVX3_DL ? 0x80 : 0;
+constexpr uint8_t kNumberFlip = SOL_BYTE_DOT ? 0x80 : 0;
 
 // sum[i] += numbers[4i … 4i+3] . x[4i … 4i+3], both from -127 to 127.
 template <class DI, class VI = hn::Vec<DI>, class VU = hn::Vec<hn::Repartition<uint8_t, DI>>, class VX = hn::Vec<hn::Repartition<int8_t, DI>>>
 HWY_INLINE VI DotNumbers(DI di, VU numbers, VX x, VI sum) {
-#if HWY_TARGET <= HWY_AVX3_DL
-  return hn::SumOfMulQuadAccumulate(di, numbers, x, sum);
+#if SOL_BYTE_DOT
+  return DotBytes(di, numbers, x, sum);
 #else
   const hn::Repartition<int8_t, DI> d8;
   const VX of_sign = hn::BitCast(d8, numbers);
@@ -387,7 +387,7 @@ inline void RowCodebook(const Nested& w, const Activations& x, const ActiveQuads
   }
 }
 
-}  // namespace HWY_NAMESPACE
+}  // namespace SOL_NAMESPACE
 }  // namespace sol
 HWY_AFTER_NAMESPACE();
 

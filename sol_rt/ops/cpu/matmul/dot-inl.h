@@ -22,10 +22,11 @@
 
 #include "cpu/matmul/matmul_kernels.h"
 #include "cpu/simd/arm_features-inl.h"
+#include "cpu/simd/x86_features.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace sol {
-namespace HWY_NAMESPACE {
+namespace SOL_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
 #if HWY_TARGET_IS_NEON
@@ -41,6 +42,19 @@ HWY_INLINE hn::Vec128<int32_t> DotSigned(hn::Vec128<int8_t> codes, hn::Vec128<in
 }
 #endif
 
+#if SOL_BYTE_DOT
+// sum[i] += codes[4i … 4i+3] . x[4i … 4i+3], for any codes and x.
+template <class DI, class VI = hn::Vec<DI>, class VU = hn::Vec<hn::Repartition<uint8_t, DI>>, class VX = hn::Vec<hn::Repartition<int8_t, DI>>>
+HWY_INLINE VI DotBytes([[maybe_unused]] DI di, VU codes, VX x, VI sum) {
+#if SOL_AVX_VNNI
+  __asm__("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum.raw) : "x"(codes.raw), "x"(x.raw));
+  return sum;
+#else
+  return hn::SumOfMulQuadAccumulate(di, codes, x, sum);
+#endif
+}
+#endif
+
 // The sums of both halves of the activations as one.
 template <class DI, class VI = hn::Vec<DI>>
 HWY_INLINE VI JoinHalves(DI di, VI coarse, VI fine) {
@@ -50,7 +64,10 @@ HWY_INLINE VI JoinHalves(DI di, VI coarse, VI fine) {
 // The same for lanes of `coarse` that fit in 16 bits.
 template <class DI, class VI = hn::Vec<DI>>
 HWY_INLINE VI JoinShortHalves(DI di, VI coarse, VI fine) {
-#if HWY_TARGET <= HWY_AVX3_DL
+#if SOL_AVX_VNNI
+  __asm__("%{vex%} vpdpwssd %2, %1, %0" : "+x"(fine.raw) : "x"(coarse.raw), "x"(hn::Set(di, kHalfStep).raw));
+  return fine;
+#elif HWY_TARGET <= HWY_AVX3_DL
   const hn::Repartition<int16_t, DI> d16;
   VI unused = hn::Zero(di);
   return hn::ReorderWidenMulAccumulate(di, hn::BitCast(d16, coarse), hn::BitCast(d16, hn::Set(di, kHalfStep)), fine, unused);
@@ -59,9 +76,6 @@ HWY_INLINE VI JoinShortHalves(DI di, VI coarse, VI fine) {
 #endif
 }
 
-// Whether bytes are multiplied in pairs, to sums of 16 bits, for want of a dot product of four.
-#define SOL_BYTE_PAIRS (HWY_TARGET > HWY_AVX3_DL && HWY_TARGET <= HWY_SSE4)
-
 // sum[i] += codes[4i … 4i+3] . x[4i … 4i+3] for codes up to 15.
 template <class DI, class VI = hn::Vec<DI>, class VU = hn::Vec<hn::Repartition<uint8_t, DI>>,
           class VX = hn::Vec<hn::Repartition<int8_t, DI>>>
@@ -69,8 +83,8 @@ HWY_INLINE VI DotNibbles([[maybe_unused]] DI di, VU codes, VX x, VI sum) {
 #if SOL_BYTE_PAIRS
   const hn::Repartition<int16_t, DI> d16;  // 2 * 15 * 127 fits
   return hn::Add(sum, hn::WidenMulPairwiseAdd(di, hn::SatWidenMulPairwiseAdd(d16, codes, x), hn::Set(d16, 1)));
-#elif HWY_TARGET <= HWY_AVX3_DL
-  return hn::SumOfMulQuadAccumulate(di, codes, x, sum);
+#elif SOL_BYTE_DOT
+  return DotBytes(di, codes, x, sum);
 #elif HWY_TARGET_IS_NEON
   return DotSigned(hn::BitCast(hn::Repartition<int8_t, DI>(), codes), x, sum);
 #else
@@ -349,7 +363,7 @@ class BlockScale {
   VF step_, sum_, center_;
 };
 
-}  // namespace HWY_NAMESPACE
+}  // namespace SOL_NAMESPACE
 }  // namespace sol
 HWY_AFTER_NAMESPACE();
 

@@ -11,11 +11,12 @@
 #include "cpu/matmul/quantize-inl.h"
 #include "cpu/matmul/row-inl.h"
 #include "cpu/matmul/tile-inl.h"
+#include "cpu/simd/avx_vnni.h"
 #include "cpu/simd/target.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace sol {
-namespace HWY_NAMESPACE {
+namespace SOL_NAMESPACE {
 
 const MatMulKernels* MatMulKernelSet() {
   static constexpr MatMulKernels kernels = {KeepLargest,     Quantize,       ListActive,      RowBlockMajor,
@@ -23,7 +24,7 @@ const MatMulKernels* MatMulKernelSet() {
   return &kernels;
 }
 
-}  // namespace HWY_NAMESPACE
+}  // namespace SOL_NAMESPACE
 }  // namespace sol
 HWY_AFTER_NAMESPACE();
 
@@ -31,7 +32,13 @@ HWY_AFTER_NAMESPACE();
 namespace sol {
 
 const MatMulKernels& BestMatMulKernels() {
-  static const MatMulKernels& kernels = *SOL_BEST_TARGET(MatMulKernelSet)();
+  static const MatMulKernels kernels = []() {
+    MatMulKernels best = *SOL_BEST_TARGET(MatMulKernelSet)();
+#if SOL_HAS_AVX_VNNI
+    if (PrefersAvxVnni()) UseAvxVnni(best);
+#endif
+    return best;
+  }();
   return kernels;
 }
 

@@ -36,7 +36,7 @@
 
 HWY_BEFORE_NAMESPACE();
 namespace sol {
-namespace HWY_NAMESPACE {
+namespace SOL_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
 // Weights of some outputs of one block; copied and padded where a vector would run past the last output. At 3 bits `base` is the low bits,
@@ -335,8 +335,8 @@ HWY_INLINE void ChannelMajorStep(D8 d8, const BlockView& v, const QuadRows& rows
     for (size_t i = 0; i < 4; ++i) PrefetchLine(ahead.view.base + ahead.row[i] * rows.Stride(), first_level);
     ahead.row += 4;
   };
-  // Two halves of activations take twice the sums, more than AVX2 has registers: some of the outputs first, then the others.
-  constexpr size_t kPasses = SOL_BYTE_PAIRS && HWY_TARGET > HWY_AVX3 && kHalves == 2 ? 2 : 1, kEach = 4 / kPasses;
+  // Two halves of activations take twice the sums, more than AVX2 and older have registers: some of the outputs first, then the others.
+  constexpr size_t kPasses = SOL_16_REGISTERS && kHalves == 2 ? 2 : 1, kEach = 4 / kPasses;
   VI low[kVectors][4], high[kVectors][4], sums[kVectors * 8];
   const auto multiply = [&](auto pass) HWY_ATTR SOL_INTO_STEP {
     constexpr size_t kFirst = decltype(pass)::value * kEach;
@@ -490,7 +490,7 @@ inline void RowChannelMajor(const Nested& w, const Activations& x, const ActiveQ
   RowChannelMajorBits<8>(w, x, active, first_block, end_block, begin, end, y);
 }
 
-}  // namespace HWY_NAMESPACE
+}  // namespace SOL_NAMESPACE
 }  // namespace sol
 HWY_AFTER_NAMESPACE();
 

@@ -30,7 +30,7 @@
 
 HWY_BEFORE_NAMESPACE();
 namespace sol {
-namespace HWY_NAMESPACE {
+namespace SOL_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
 // What a code's byte has flipped: Arm without i8mm multiplies signed bytes only, so there it holds the code less 128. Sums then start with
@@ -260,7 +260,7 @@ class CodeSum {
 #else
   HWY_INLINE CodeSum() : sum_(hn::Zero(DI())) {}
   HWY_INLINE void Add(VU codes, VX x) {
-    sum_ = hn::SumOfMulQuadAccumulate(DI(), codes, x, sum_);
+    sum_ = DotBytes(DI(), codes, x, sum_);
   }
   HWY_INLINE VI Total() const { return sum_; }
 
@@ -598,7 +598,7 @@ inline void TileChannelMajor(const Nested& w, const Activations& x, size_t first
   Tile<true, 8>(w, x, first, tokens, n, sums);
 }
 
-}  // namespace HWY_NAMESPACE
+}  // namespace SOL_NAMESPACE
 }  // namespace sol
 HWY_AFTER_NAMESPACE();
 

@@ -21,10 +21,11 @@ namespace {
 // What the instruction cpuid answers. __builtin_cpu_supports needs a library that some compilers come without.
 class Cpuid {
  public:
-  explicit Cpuid(unsigned leaf) {
-    unsigned eax = 0, edx = 0;
-    if (!__get_cpuid_count(leaf, 0, &eax, &ebx_, &ecx_, &edx)) ebx_ = ecx_ = 0;
+  explicit Cpuid(unsigned leaf, unsigned subleaf = 0) {
+    unsigned edx = 0;
+    if (!__get_cpuid_count(leaf, subleaf, &eax_, &ebx_, &ecx_, &edx)) eax_ = ebx_ = ecx_ = 0;
   }
+  bool Eax(std::initializer_list<unsigned> bits) const { return All(eax_, bits); }
   bool Ebx(std::initializer_list<unsigned> bits) const { return All(ebx_, bits); }
   bool Ecx(std::initializer_list<unsigned> bits) const { return All(ecx_, bits); }
 
@@ -32,7 +33,7 @@ class Cpuid {
   static bool All(unsigned word, std::initializer_list<unsigned> bits) {
     return std::all_of(bits.begin(), bits.end(), [word](unsigned bit) { return word >> bit & 1; });
   }
-  unsigned ebx_ = 0, ecx_ = 0;
+  unsigned eax_ = 0, ebx_ = 0, ecx_ = 0;
 };
 
 // The register sets that the system saves when it switches threads: the register XCR0.
@@ -80,6 +81,7 @@ int64_t DetectTargets() {
   // pclmul, fma, sse4.2, aes, avx; bmi, avx2, bmi2
   const bool avx2 = (saved & 0x6) == 0x6 && basic.Ecx({1, 12, 20, 25, 28}) && extended.Ebx({3, 5, 8});
   if (avx2) targets |= HWY_AVX2;
+  if (avx2 && Cpuid(7, 1).Eax({4})) targets |= kAvxVnni;
   const bool avx3 = avx2 && (saved & 0xE6) == 0xE6 && extended.Ebx({16, 17, 28, 30, 31});  // avx512f, dq, cd, bw, vl
   if (avx3) targets |= HWY_AVX3;
   // vbmi, vbmi2, gfni, vpclmulqdq, vnni, bitalg, vpopcntdq
@@ -93,6 +95,12 @@ int64_t DetectTargets() {
   const char* mask = std::getenv("SOL_RT_SIMD_TARGETS");
   if (mask != nullptr && *mask != '\0') targets &= std::strtoll(mask, nullptr, 0);
   return targets;
+}
+
+// The best target that is compiled in and supported.
+int64_t BestTarget() {
+  const int64_t usable = (SupportedTargets() & HWY_TARGETS) | HWY_STATIC_TARGET;
+  return usable & -usable;
 }
 
 }  // namespace
@@ -110,9 +118,11 @@ bool RunsBaseline() {
 #endif
 }
 
+bool PrefersAvxVnni() { return BestTarget() == HWY_AVX2 && (SupportedTargets() & kAvxVnni) != 0; }
+
 const char* BestTargetName() {
-  const int64_t usable = (SupportedTargets() & HWY_TARGETS) | HWY_STATIC_TARGET;
-  const int64_t best = usable & -usable;
+  if (PrefersAvxVnni()) return "AVX2_VNNI";
+  const int64_t best = BestTarget();
 #if HWY_ARCH_ARM_A64
   if (best == HWY_NEON) return "NEON_DOT";  // arm_features-inl.h: more than Highway's name tells
   if (best == HWY_NEON_BF16) return "NEON_I8MM";

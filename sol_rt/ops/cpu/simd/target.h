@@ -16,10 +16,16 @@ namespace sol {
 // (a decimal or 0x mask of the same bits; used by tests) permits. Lower bits are better targets.
 int64_t SupportedTargets();
 
+// AVX-VNNI beside AVX2, in the same masks: a bit that Highway reserves. It is no target but an addition to HWY_AVX2.
+constexpr int64_t kAvxVnni = 1LL << 10;
+
+// Whether AVX2 is the best target that is compiled in and supported, with AVX-VNNI beside it.
+bool PrefersAvxVnni();
+
 // Whether this processor has what every kernel is compiled for: SSE4.2 on x86.
 bool RunsBaseline();
 
-// The name of the best target that is compiled in and supported: Highway's, or NEON_DOT or NEON_I8MM.
+// The name of the best target that is compiled in and supported: Highway's, or AVX2_VNNI, NEON_DOT or NEON_I8MM.
 const char* BestTargetName();
 
 template <class Pointer, size_t kCount>
