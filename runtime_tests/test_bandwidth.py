@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers.simd_targets import BITS, run_tests
+from helpers.simd_targets import MASKS, run_tests
 from sol_rt.errors import SolError
 from sol_rt.evaluation.speed import bandwidth
 from sol_rt.ops import library_path
@@ -35,10 +35,10 @@ def test_the_sum_is_numpys_over_a_large_buffer() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("bit", BITS)
+@pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.skipif("SOL_RT_SIMD_TARGETS" in os.environ, reason="this is the run of one target")
-def test_every_target_of_this_machine(bit: int) -> None:
-    result = run_tests(__file__, "read_once or large", 1 << bit)
+def test_every_target_of_this_machine(mask: int) -> None:
+    result = run_tests(__file__, "read_once or large", mask)
     assert result.returncode == 0, result.stdout[-3000:]
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers.simd_targets import BITS, run_tests
+from helpers.simd_targets import MASKS, run_tests
 from sol_rt.engine.distribution import Distribution, SoftmaxSums, native_sums, numpy_sums
 from sol_rt.ops import library_path
 
@@ -66,9 +66,9 @@ def test_of_equal_ones_the_first_is_the_top(sums: Sums, size: int, first: int, s
     assert Distribution(logits, sums).top == min(first % size, second % size)
 
 
-@pytest.mark.parametrize("bit", BITS)
+@pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.skipif("SOL_RT_SIMD_TARGETS" in os.environ, reason="this is the run of one target")
 @pytest.mark.skipif(library_path() is None, reason="the native operators are not built")
-def test_every_target_of_this_machine(bit: int) -> None:
-    result = run_tests(__file__, "native", 1 << bit)
+def test_every_target_of_this_machine(mask: int) -> None:
+    result = run_tests(__file__, "native", mask)
     assert result.returncode == 0, result.stdout[-3000:]

@@ -84,7 +84,8 @@ def test_arithmetic_on_arm(check: Path) -> None:
 @pytest.mark.parametrize("check", ["matmul"], indirect=True)
 def test_products_on_arm_have_the_bits_of_this_processor(check: Path, tmp_path: Path) -> None:
     here = tmp_path / "here"
-    sources = [TESTS / "native" / "check_matmul_kernels.cc", OPS / "cpu" / "matmul" / "matmul_kernels.cc", TARGET]
+    kernels = [OPS / "cpu" / name for name in ("matmul/matmul_kernels.cc", "simd/matmul_avx_vnni.cc")]
+    sources = [TESTS / "native" / "check_matmul_kernels.cc", *kernels, TARGET]
     flags = ["-std=c++17", "-O2", "-DNDEBUG", "-pthread", "-march=native", "-DHWY_COMPILE_ONLY_STATIC"]
     built = subprocess.run(
         ["g++", *flags, f"-I{OPS}", *map(str, sources), "-o", str(here)], capture_output=True, text=True

@@ -28,7 +28,7 @@ from helpers.reference import (
     token_scores,
     unpacked,
 )
-from helpers.simd_targets import BITS, run_tests, with_targets
+from helpers.simd_targets import MASKS, run_tests, with_targets
 from helpers.thread_counts import assert_same_for_any_thread_count
 from sol_rt.ops import library_path
 
@@ -646,12 +646,12 @@ def test_an_int8_cache_without_its_scales_is_refused_at_load(name: str) -> None:
 
 
 def available_targets() -> dict[str, int]:
-    """Highway's targets that the library has and this processor runs: name to mask for SOL_RT_SIMD_TARGETS."""
+    """The targets that the library has and this processor runs: name to mask for SOL_RT_SIMD_TARGETS."""
     program = "import ctypes, sys; f = ctypes.CDLL(sys.argv[1]).SolOpsTarget; f.restype = ctypes.c_char_p; print(f())"
     found: dict[str, int] = {}
-    for bit in BITS:
-        name = with_targets([sys.executable, "-c", program, str(LIBRARY)], 1 << bit).stdout.strip()
-        found.setdefault(name, 1 << bit)
+    for mask in MASKS:
+        name = with_targets([sys.executable, "-c", program, str(LIBRARY)], mask).stdout.strip()
+        found.setdefault(name, mask)
     return found
 
 

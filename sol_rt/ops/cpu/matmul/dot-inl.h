@@ -92,6 +92,9 @@ HWY_INLINE VI DotNibbles([[maybe_unused]] DI di, VU codes, VX x, VI sum) {
 #endif
 }
 
+// Whether BlockSum adds whole bytes, which saves taking them apart.
+#define SOL_ADDS_BYTES (SOL_ARM_I8MM || SOL_AVX_VNNI)
+
 // Sums over the at most eight quads of a block of codes up to 15 times activations of kHalves halves, x[h] being four channels' half h in
 // every lane.
 template <class DI, size_t kHalves>
@@ -121,10 +124,16 @@ class BlockSum {
     }
   }
 
-#if SOL_ARM_I8MM
+#if SOL_ADDS_BYTES
   // Of codes of up to 255. Not to be mixed with what ShortTotal needs.
   HWY_INLINE void AddBytes(VU codes, const VX (&x)[kHalves]) {
-    for (size_t h = 0; h < kHalves; ++h) sums_[h] = VI(vusdotq_s32(sums_[h].raw, codes.raw, x[h].raw));
+    for (size_t h = 0; h < kHalves; ++h) {
+#if SOL_ARM_I8MM
+      sums_[h] = VI(vusdotq_s32(sums_[h].raw, codes.raw, x[h].raw));
+#else
+      sums_[h] = DotBytes(DI(), codes, x[h], sums_[h]);
+#endif
+    }
   }
 #endif
 

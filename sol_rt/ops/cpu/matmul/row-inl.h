@@ -164,14 +164,6 @@ inline void RowBlockMajor(const Nested& w, const Activations& x, size_t begin, s
   RowBlockMajorBits<8>(w, x, begin, end, y);
 }
 
-// Of the parts of a step. Called, they would keep its sums in memory.
-#undef SOL_INTO_STEP
-#if HWY_TARGET_IS_NEON
-#define SOL_INTO_STEP __attribute__((always_inline))
-#else
-#define SOL_INTO_STEP
-#endif
-
 // The quads of one block, see ActiveQuads.
 struct BlockQuads {
   BlockQuads(const ActiveQuads& active, size_t K, size_t b)
@@ -305,7 +297,8 @@ class QuadRows {
 };
 
 // One block of a channel-major matrix for 2 * kVectors * lanes(D8) outputs. `base` points at the outputs' byte in the block's first
-// row; with kPartial only `bytes` bytes of a row are the outputs' own. Asks for `ahead` where kAsk says so.
+// row; with kPartial only `bytes` bytes of a row are the outputs' own. Asks for `ahead` where kAsk says so. Its parts are inlined: called, they would
+// keep the sums in memory.
 template <int kBits, bool kPartial, bool kAsk, size_t kVectors, class D8>
 HWY_INLINE void ChannelMajorStep(D8 d8, const BlockView& v, const QuadRows& rows, size_t bytes, const BlockQuads& quads, StepAhead ahead,
                                  const int8_t* phased, size_t K, const BlockScale<hn::Repartition<int32_t, D8>, kBits>& scale,
@@ -319,7 +312,7 @@ HWY_INLINE void ChannelMajorStep(D8 d8, const BlockView& v, const QuadRows& rows
 #if HWY_TARGET_IS_NEON
   __asm__("" : "+r"(base));  // as one number, not the sum of two for every row
 #endif
-  const auto load = [&](QuadRows::Entry row, hn::Vec<D8>(&to)[kVectors]) HWY_ATTR SOL_INTO_STEP {
+  const auto load = [&](QuadRows::Entry row, hn::Vec<D8>(&to)[kVectors]) HWY_ATTR __attribute__((always_inline)) {
     const uint8_t* from = base + rows.Offset(row);
     if constexpr (kPartial) {
       to[0] = hn::LoadN(d8, from, bytes);
@@ -331,14 +324,15 @@ HWY_INLINE void ChannelMajorStep(D8 d8, const BlockView& v, const QuadRows& rows
     }
   };
   const bool first_level = AsksFirstLevel();
-  const auto ask = [&]() HWY_ATTR SOL_INTO_STEP {
+  const auto ask = [&]() HWY_ATTR __attribute__((always_inline)) {
     for (size_t i = 0; i < 4; ++i) PrefetchLine(ahead.view.base + ahead.row[i] * rows.Stride(), first_level);
     ahead.row += 4;
   };
-  // Two halves of activations take twice the sums, more than AVX2 and older have registers: some of the outputs first, then the others.
-  constexpr size_t kPasses = SOL_16_REGISTERS && kHalves == 2 ? 2 : 1, kEach = 4 / kPasses;
+  // Two halves of activations take twice the sums, more than AVX2 and older have registers: some of the outputs first, then the others. With
+  // AVX-VNNI that would take longer than to keep some sums in memory.
+  constexpr size_t kPasses = SOL_BYTE_PAIRS && HWY_TARGET > HWY_AVX3 && kHalves == 2 ? 2 : 1, kEach = 4 / kPasses;
   VI low[kVectors][4], high[kVectors][4], sums[kVectors * 8];
-  const auto multiply = [&](auto pass) HWY_ATTR SOL_INTO_STEP {
+  const auto multiply = [&](auto pass) HWY_ATTR __attribute__((always_inline)) {
     constexpr size_t kFirst = decltype(pass)::value * kEach;
     BlockSum<decltype(di), kHalves> even[kVectors][kEach], odd[kVectors][kEach];
     const int8_t* code = quads.code;
@@ -355,7 +349,7 @@ HWY_INLINE void ChannelMajorStep(D8 d8, const BlockView& v, const QuadRows& rows
       for (size_t j = 0; j < kVectors; ++j) {
         hn::Vec<D8> q[4];
         InterleaveRows(d8, r[0][j], r[1][j], r[2][j], r[3][j], q[0], q[1], q[2], q[3]);
-#if SOL_ARM_I8MM
+#if SOL_ADDS_BYTES
         for (size_t i = 0; i < kEach; ++i) even[j][i].AddBytes(q[kFirst + i], x);  // with 16 times the high nibbles, for now
 #else
         for (size_t i = 0; i < kEach; ++i) even[j][i].Add(hn::And(q[kFirst + i], nibble), x);
@@ -367,7 +361,7 @@ HWY_INLINE void ChannelMajorStep(D8 d8, const BlockView& v, const QuadRows& rows
       for (size_t i = 0; i < kEach; ++i) {
         low[j][kFirst + i] = even[j][i].Total();
         high[j][kFirst + i] = odd[j][i].Total();
-#if SOL_ARM_I8MM
+#if SOL_ADDS_BYTES
         low[j][kFirst + i] = hn::Sub(low[j][kFirst + i], hn::ShiftLeft<4>(high[j][kFirst + i]));
 #endif
       }
@@ -382,7 +376,7 @@ HWY_INLINE void ChannelMajorStep(D8 d8, const BlockView& v, const QuadRows& rows
     OrderOutputs(di, low[j], high[j], ordered);
     for (size_t p = 0; p < 8; ++p) sums[8 * j + p] = ordered[p];
   }
-  const auto add_residual = [&](const Residual<kBits, D8>& residual, size_t p) HWY_ATTR SOL_INTO_STEP {
+  const auto add_residual = [&](const Residual<kBits, D8>& residual, size_t p) HWY_ATTR __attribute__((always_inline)) {
     if constexpr (kBits > 4) {
       const size_t at = p * kOutputs;
       const uint8_t* plane2 = kBits > 6 ? v.plane2 + at * 8 : nullptr;

@@ -21,6 +21,3 @@
 
 #define SOL_BYTE_DOT (SOL_AVX_VNNI || HWY_TARGET <= HWY_AVX3_DL)
 #define SOL_BYTE_PAIRS (!SOL_BYTE_DOT && HWY_TARGET <= HWY_SSE4)
-
-// AVX-512 and Arm have 32 vector registers.
-#define SOL_16_REGISTERS (HWY_TARGET > HWY_AVX3 && HWY_TARGET <= HWY_SSE4)
