@@ -115,7 +115,7 @@ def build(sanitize: str, *targets: str) -> Build:
     cmake, ninja = find_tool("cmake"), find_tool("ninja")
     if cmake is None:
         raise MissingError("no cmake")
-    kept = {BASELINE, *(name.removesuffix("_VNNI") for name in targets)}  # AVX2_VNNI is a part of what Highway calls AVX2
+    kept = {BASELINE, *(name.removesuffix("_VNNI") for name in targets)}  # to Highway AVX2_VNNI is AVX2
     others = [f"HWY_{name}" for name in X86_TARGETS if name not in kept and name != "AVX2_VNNI"]
     others = ["HWY_SSSE3", *others, "HWY_AVX3_ZEN4", "HWY_AVX3_SPR"]
     generator = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"] if ninja else []
