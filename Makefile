@@ -142,8 +142,7 @@ test: $(VENV)/.dev lint
 test-all: $(VENV)/.dev
 	@mkdir -p build
 	@PYTHONPATH=runtime_tests nice -n 19 $(BIN)/python -m helpers.native_builds >build/native-builds.log 2>&1 &
-	$(MAKE) lint
-	-$(BIN)/sol-rt pull smollm2-135m
+	@$(BIN)/sol-rt pull smollm2-135m & pull=$$!; $(MAKE) lint || exit; wait $$pull || true
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 	@cat build/native-builds.log
 
