@@ -16,7 +16,8 @@
 # make parity  Prints how far every family's tiny model is from transformers: the figures of docs/models.md.
 # make test-bindings
 #              Builds the native core and every binding of bindings/, and replays the golden traces in each. Installs packages of Debian, PyPI
-#              and npm. What can't be built here is skipped, with the reason. Option: PARTS="c csharp java rust swift web".
+#              and npm. What can't be built here is skipped, with the reason. Options: PARTS="c csharp java rust swift web", JOBS=2 for two of
+#              them at a time.
 # make fuzz SECONDS=600
 #              Gives damaged files to every reader, those of the core (bindings/c) too where clang is there, and keeps those that do
 #              harm in build/fuzz. Options: TARGETS="gguf trace",
@@ -80,6 +81,7 @@ FAULTS_ARGS ?=
 COUNT ?= 10000
 SECONDS ?= 600
 PARTS ?= c csharp java rust swift web
+JOBS ?= 1
 TARGETS ?=
 ENGINES ?=
 
@@ -136,9 +138,13 @@ test: $(VENV)/.dev lint
 	-$(BIN)/sol-rt pull smollm2-135m
 	$(BIN)/python -m pytest -m 'not slow' $(PYTEST_ARGS)
 
-test-all: $(VENV)/.dev lint
-	-$(BIN)/sol-rt pull smollm2-135m
+# What tests need of C++ is compiled meanwhile, where it takes nothing from them.
+test-all: $(VENV)/.dev
+	@mkdir -p build
+	@PYTHONPATH=runtime_tests nice -n 19 $(BIN)/python -m helpers.native_builds >build/native-builds.log 2>&1 &
+	@$(BIN)/sol-rt pull smollm2-135m & pull=$$!; $(MAKE) lint || exit; wait $$pull || true
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@cat build/native-builds.log
 
 parity: $(VENV)/.dev
 	@mkdir -p build; rm -f build/parity.txt
@@ -146,7 +152,9 @@ parity: $(VENV)/.dev
 	@printf '%-18s %-8s %s\n' family float '8 bits'; awk '{printf "%-18s %-8s %s\n", $$1, $$2, $$3}' build/parity.txt
 
 test-bindings: $(VENV)/.dev
-	@for part in $(PARTS); do echo "== bindings/$$part"; PATH="$(abspath $(BIN)):$$PATH" bash bindings/$$part/test.sh || exit 1; done
+	@mkdir -p build/bindings
+	@printf '%s\n' $(PARTS) | PATH="$(abspath $(BIN)):$$PATH" xargs -P $(JOBS) -I{} sh -c 'log=build/bindings/{}.log; \
+	bash bindings/{}/test.sh >$$log 2>&1; code=$$?; echo "== bindings/{}"; cat $$log; exit $$code'
 
 faults: $(VENV)/.dev
 	PYTHONPATH=runtime_tests $(BIN)/python runtime_tests/faults.py --kill $(TRIALS) --full-disk --changed-weights 40 $(FAULTS_ARGS)

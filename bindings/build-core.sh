@@ -10,6 +10,7 @@ if [ $# -ne 1 ]; then
 fi
 mkdir -p "$1"
 build=$(cd "$1" && pwd)
+alone_in "$build"
 if [ ! -e "$build/CMakeCache.txt" ]; then
   install cmake cmake g++ make
   if [ ! -e /usr/include/nlohmann/json.hpp ] || [ ! -e /usr/include/pcre2.h ] || [ ! -e /usr/include/utf8proc.h ]; then

@@ -15,10 +15,18 @@ install() {
   shift
   command -v "$wanted" >/dev/null && return
   if command -v apt-get >/dev/null && [ "$(id -u)" = 0 ]; then
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null 2>&1 ||
-      { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@"; } >/dev/null 2>&1
+    set -- env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 install -y -qq --no-install-recommends "$@"
+    "$@" >/dev/null 2>&1 || { apt-get update -qq && "$@"; } >/dev/null 2>&1
   fi
   command -v "$wanted" >/dev/null
+}
+
+# alone_in FOLDER: waits for whoever builds there, and is alone until `exec 9>&-` or the end. The Python tests take the same lock.
+alone_in() {
+  if command -v flock >/dev/null; then
+    exec 9>"$1/tests.lock"
+    flock 9
+  fi
 }
 
 # A Python that has ONNX Runtime: the repository's environment, the system's, or one that is made in build/bindings/python.

@@ -25,7 +25,7 @@ _SMOLLM2_PLACES = (
 
 _SLOW_LIMIT = 1800
 """Seconds that tests marked `slow`, and those that build the native core, may take; pyproject.toml has the others'."""
-_BUILDS = ("test_native_", "test_chat_segments")
+_BUILDS = ("test_native_", "test_chat_segments", "test_cores")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

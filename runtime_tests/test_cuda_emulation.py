@@ -7,9 +7,6 @@ are; native/cuda_emulation.h stands in for the device.
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,7 @@ import onnxruntime as ort
 import pytest
 from onnx import helper
 
+from helpers.emulated_build import COMPILER, INCLUDE, build
 from helpers.greedy import assert_same_choices, greedy
 from helpers.main_memory import MainMemory
 from helpers.operator_tests import copy_of
@@ -37,15 +35,6 @@ from sol_rt.engine.providers import Provider
 from sol_rt.errors import ProviderError
 from sol_rt.ops import library_path
 
-TESTS = Path(__file__).resolve().parent
-OPS = TESTS.parent / "sol_rt" / "ops"
-SOURCES = [*(OPS / "cuda").rglob("*.cu"), *(OPS / "cuda").rglob("*.cc"), OPS / "common" / "onnx" / "register.cc"]
-NATIVE = TESTS / "native"
-COMPILER = shutil.which("c++")
-RACES = ["-fsanitize=thread", "-g1"]  # native/cuda_races.cc stands in for the sanitizer's library
-HEADERS = [Path("/usr/include/onnxruntime"), Path("/usr/include/onnxruntime/core/session")]
-INCLUDE = next((path for path in HEADERS if (path / "onnxruntime_c_api.h").is_file()), None)
-
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
@@ -57,41 +46,6 @@ pytestmark = [
 matmul, attention, layer = (copy_of(f"test_ops_{name}", "cuda") for name in ("matmul", "attention", "layer"))
 codebook = copy_of("test_ops_codebook", "cuda")
 vars(codebook).update(run=matmul.run, open_session=matmul.open_session, run_layer=layer.run)
-
-
-FLAGS = ["-std=c++17", "-O2", "-fPIC", "-w", "-DSOL_CUDA_EMULATION", f"-I{NATIVE}", f"-I{OPS}"]
-MACHINE = [NATIVE / "cuda_machine.cc", NATIVE / "cuda_races.cc"]
-
-
-def compiled(sources: list[Path], folder: Path, flags: list[str], kernel_flags: list[str]) -> list[Path]:
-    """The sources' object files. `kernel_flags` are for those with kernels, .cu."""
-    assert COMPILER is not None
-
-    def compile_one(source: Path) -> Path:
-        built = folder / f"{source.name}.o"
-        own = kernel_flags if source.suffix == ".cu" else []
-        command = [COMPILER, *FLAGS, *flags, *own, "-isystem", INCLUDE, "-x", "c++", "-c", source, "-o", built]
-        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr[-3000:]
-        return built
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(compile_one, sources))
-
-
-def build(folder: Path, *, races: bool = False) -> Path:
-    """The library of the CUDA operators for the CPU provider, kernels emulated, and their races looked for."""
-    assert COMPILER is not None
-    flags = os.environ.get("SOL_RT_EMULATION_FLAGS", "").split()
-    sources = sorted([*SOURCES, *MACHINE])
-    objects = compiled(sources, folder, flags, RACES if races else [])
-    library = folder / "libsol_ops_cuda_emulated.so"
-    sanitizer = [flag for flag in flags if flag.startswith("-fsanitize")]
-    subprocess.run(
-        [COMPILER, "-shared", "-Wl,--no-undefined", *sanitizer, "-o", str(library), *map(str, objects), "-ldl"],
-        check=True,
-    )
-    return library
 
 
 @pytest.fixture(scope="module", autouse=True)

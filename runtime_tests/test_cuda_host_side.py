@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_cuda_emulation import COMPILER, INCLUDE, NATIVE, OPS, SOURCES
 
+from helpers.emulated_build import COMPILER, INCLUDE, NATIVE, OPS, SOURCES
 from helpers.random_decoder import hf_config
 from helpers.tiny_bundle import write_bundle
 from sol_rt.export.sources.decoder import from_hf_config

@@ -12,7 +12,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_cuda_emulation import COMPILER, INCLUDE, MACHINE, NATIVE, RACES, build, compiled
+
+from helpers.emulated_build import COMPILER, INCLUDE, MACHINE, NATIVE, RACES, build, compiled
 
 pytestmark = [
     pytest.mark.slow,

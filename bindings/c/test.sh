@@ -7,8 +7,10 @@ install cmake cmake g++ make || skip "cmake can't be had"
 build=${SOL_RT_CORE_BUILD:-$root/build/core} # that of the Python tests, too
 SOL_RT_CORE_LIBRARY=$("$bindings/build-core.sh" "$build")
 test_inputs
+alone_in "$build"
 cmake -S "$bindings/c" -B "$build" -DSOL_RT_TESTS=ON >/dev/null
 cmake --build "$build" --parallel "$(getconf _NPROCESSORS_ONLN)" --target golden session_calls sol_rt sol_rt_static >/dev/null
+exec 9>&-
 
 "$build/golden" "$SOL_TEST_ORT" "$SOL_TEST_BUNDLE" "$SOL_TEST_CASES"
 "$build/golden" "$SOL_TEST_ORT" "$SOL_TEST_BUNDLE" "$SOL_TEST_CASES" --bodies

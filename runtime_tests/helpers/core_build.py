@@ -10,6 +10,7 @@ from pathlib import Path
 
 import onnxruntime
 import pytest
+from filelock import FileLock
 
 from .tools import find_tool
 
@@ -42,6 +43,7 @@ def core_build(*targets: str, sanitize: str = "", operators: bool = True) -> Pat
     """Builds libraries and programs into build/, or what is out of date of them. Returns the folder.
 
     Operators under sanitizers take minutes to compile. Skips the test where compiler, CMake or headers are missing.
+    Waits for another process that builds there: native_builds.py.
 
     Args:
         targets: what to build; all by default.
@@ -53,6 +55,13 @@ def core_build(*targets: str, sanitize: str = "", operators: bool = True) -> Pat
         pytest.skip("no cmake" if cmake is None else "no g++")
     kind = "-".join(["core", *sanitize.split(",")[:1], *([] if operators else ["plain"])]).rstrip("-")
     folder = ROOT / "build" / kind
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "tests.lock"):
+        _build(cmake, folder, targets, sanitize, operators)
+    return folder
+
+
+def _build(cmake: str, folder: Path, targets: tuple[str, ...], sanitize: str, operators: bool) -> None:
     options = ["-DSOL_RT_TESTS=ON", f"-DSOL_SANITIZE={sanitize}", f"-DSOL_RT_OPERATORS={'ON' if operators else 'OFF'}"]
     if shutil.which("ccache") is not None:
         options += ["-DCMAKE_CXX_COMPILER_LAUNCHER=ccache", "-DCMAKE_C_COMPILER_LAUNCHER=ccache"]
@@ -65,7 +74,6 @@ def core_build(*targets: str, sanitize: str = "", operators: bool = True) -> Pat
     build = [cmake, "--build", str(folder), "--parallel", "2", *(["--target", *targets] if targets else [])]
     done = subprocess.run(build, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return folder
 
 
 def skip_without_room(errors: str) -> None:

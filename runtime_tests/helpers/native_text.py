@@ -62,7 +62,7 @@ class NativeText:
             stderr=subprocess.PIPE,
             encoding="utf-8",
         )
-        self._answer()
+        self.answer()
 
     def __enter__(self) -> NativeText:
         return self
@@ -78,12 +78,16 @@ class NativeText:
 
     def ask(self, op: str, **question: Any) -> Any:
         """The answer of the core."""
+        self.pose(op, **question)
+        return self.answer()
+
+    def pose(self, op: str, **question: Any) -> None:
+        """Lets the core begin. `answer` is to be called before the next question."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps({"op": op, **question}) + "\n")
         self._process.stdin.flush()
-        return self._answer()
 
-    def _answer(self) -> Any:
+    def answer(self) -> Any:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:

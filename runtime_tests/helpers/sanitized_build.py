@@ -9,6 +9,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock
+
 from helpers.simd_targets import X86_TARGETS
 from helpers.tools import find_tool
 from sol_rt.ops import library_path
@@ -106,6 +108,8 @@ def best_target() -> str:
 def build(sanitize: str, *targets: str) -> Build:
     """Builds for some SIMD targets and the baseline: each takes its time to compile. The build folder is kept.
 
+    Waits for another process that builds there: native_builds.py.
+
     Raises:
         MissingError: Something that it takes is not here.
         RuntimeError: The build failed; the text is what it printed at last.
@@ -120,8 +124,10 @@ def build(sanitize: str, *targets: str) -> Build:
     others = ["HWY_SSSE3", *others, "HWY_AVX3_ZEN4", "HWY_AVX3_SPR"]
     generator = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"] if ninja else []
     options = [f"-DSOL_SANITIZE={sanitize}", f"-DSOL_DISABLED_TARGETS={';'.join(others)}", "-DSOL_NATIVE=ON"]
-    _checked([cmake, "-S", str(ROOT), "-B", str(folder), *generator, *options, "-DCMAKE_CXX_COMPILER=g++"])
-    _checked([cmake, "--build", str(folder), "--parallel", str(len(os.sched_getaffinity(0)))])
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "tests.lock"):
+        _checked([cmake, "-S", str(ROOT), "-B", str(folder), *generator, *options, "-DCMAKE_CXX_COMPILER=g++"])
+        _checked([cmake, "--build", str(folder), "--parallel", str(len(os.sched_getaffinity(0)))])
     return Build(folder, sanitize)
 
 
