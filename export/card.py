@@ -106,7 +106,7 @@ def _states(config: SolConfig) -> list[str]:
     if not kv.convolving:
         return []
     layers = f"in {len(kv.convolving)} of {model.num_layers} layers"
-    return [f"| states | {layers}, {kv.state_bytes(model.hidden_size)} bytes; sol_rt runs them in Python on the CPU |"]
+    return [f"| states | {layers}, {kv.state_bytes(model.hidden_size)} bytes; sol_rt runs them on the CPU |"]
 
 
 def _actions(config: SolConfig, selection: Selection | None) -> list[str]:

@@ -386,7 +386,7 @@ def _hosts(config: SolConfig) -> str:
     """What does not run the bundle, in one line; empty if every host does."""
     if not config.kv.convolving:
         return ""
-    return "layers with a state: the bundle runs in Python on the CPU, not on GPUs, in browsers or in the native core"
+    return "layers with a state: the bundle runs on the CPU, not on GPUs or in browsers"
 
 
 def _write_small_files(folder: Path, checkpoint: Checkpoint, decoder: Decoder) -> None:

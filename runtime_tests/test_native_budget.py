@@ -262,11 +262,20 @@ def configs(draw: st.DrawFn) -> SolConfig:
         losses=losses,
         gain_over_hull=draw(st.sampled_from([0.0, 0.01])),
     )
-    layers = tuple(sorted(random.choice(30, random.integers(0, 10), replace=False).tolist()))
+    kinds = tuple(random.permutation(["attention"] * 12 + ["conv"] * 18).tolist()) if draw(st.booleans()) else ()
+    attending = [layer for layer in range(30) if not kinds or kinds[layer] == "attention"]
+    layers = tuple(sorted(random.choice(attending, random.integers(0, 10), replace=False).tolist()))
     windows = tuple(random.choice([0, 1, 30, 512, 1023], 30).tolist()) if draw(st.booleans()) else ()
     return replace(
         config,
-        kv=replace(config.kv, dense_layers=layers, dtype=draw(st.sampled_from(["float16", "int8"])), windows=windows),
+        kv=replace(
+            config.kv,
+            dense_layers=layers,
+            dtype=draw(st.sampled_from(["float16", "int8"])),
+            windows=windows,
+            layers=kinds,
+            conv_size=draw(st.integers(2, 32)) if kinds else 0,
+        ),
         variants={key: variant for key, variant in config.variants.items() if key not in gaps},
     )
 

@@ -187,17 +187,66 @@ def test_damaged_bundles(program: Path, bundle: Path, what: str) -> None:
         assert pair[0] == pair[1]
 
 
-def test_layers_with_a_state_are_refused(program: Path, bundle: Path) -> None:
-    document = json.loads((bundle / CONFIG_NAME).read_text(encoding="utf-8"))
-    kinds = ["conv"] * (document["model"]["num_layers"] - 1) + ["attention"]
-    document["kv"] |= {"layers": kinds, "conv_size": 3}
-    (bundle / CONFIG_NAME).write_text(json.dumps(document), encoding="utf-8")
-    read_config(bundle / CONFIG_NAME)
-    (said,) = run_lines([str(program), "config"], [str(bundle / CONFIG_NAME)])
-    assert said.partition(": ")[2] == (
-        "kv.layers: got layers with a short convolution, expected attention in all layers; "
-        "run the bundle with the Python package's own engine"
-    )
+@pytest.fixture(scope="module")
+def convolving(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle whose first layer has a state."""
+    return write_bundle(tmp_path_factory.mktemp("convolving") / "tiny", "lfm2", bits=(8, 4))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"layers": ["conv"]},
+        {"layers": []},
+        {"layers": ["conv", "delta"]},
+        {"layers": ["conv", "conv"]},
+        {"layers": ["attention", "attention"]},
+        {"layers": ["attention", "conv"]},
+        {"layers": None},
+        {"layers": ["conv", 1]},
+        {"conv_size": 1},
+        {"conv_size": 3},
+        {"conv_size": 33},
+        {"conv_size": None},
+        {"dense_layers": [0]},
+        {"dense_layers": [1]},
+        {"dense_layers": [1, 1], "windows": ["x"]},
+        {"model.head_dim": 8},
+        {"without": "layers"},
+        {"without": "conv_size"},
+    ],
+    ids=str,
+)
+def test_layers_with_a_state(program: Path, convolving: Path, tmp_path: Path, change: dict[str, Any]) -> None:
+    folder = Path(shutil.copytree(convolving, tmp_path / "tiny"))
+    document = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+    for key, value in change.items():
+        if key == "without":
+            del document["kv"][value]
+        else:
+            table, _, name = key.rpartition(".")
+            document[table or "kv"][name] = value
+    (folder / CONFIG_NAME).write_text(json.dumps(document), encoding="utf-8")
+    (pair,) = compare(program, "bundle", open_fully, [folder])
+    assert pair[0] == pair[1]
+    assert (pair[0] == "ok") == (change in ({}, {"dense_layers": [1]}))
+
+
+def test_poisoned_layers(program: Path, convolving: Path, tmp_path: Path) -> None:
+    document = json.loads((convolving / CONFIG_NAME).read_text(encoding="utf-8"))
+    document["weights"]["tensors"] = dict(list(document["weights"]["tensors"].items())[:1])
+    paths = []
+    for number, (where, text) in enumerate(texts(document)):
+        if "layers" in where or "conv_size" in where:
+            paths.append(tmp_path / str(number) / CONFIG_NAME)
+            paths[-1].parent.mkdir()
+            paths[-1].write_text(text, encoding="utf-8", errors="surrogatepass")
+    pairs = compare(program, "config", read_config, paths)
+    assert sum(core != "ok" for core, _ in pairs) > 50
+    odd = [pair for pair in pairs if pair[0].replace("1e…", "10…") != pair[1]]
+    odd = [pair for pair in odd if not any(text in pair[0] for text in ("e+60", "e+308"))]
+    assert not odd, [f"{core} / {python}" for core, python in odd[:8]]
 
 
 def test_wrong_folders(program: Path, tmp_path: Path) -> None:

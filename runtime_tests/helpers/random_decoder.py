@@ -75,7 +75,7 @@ STATES: dict[str, dict[str, Any]] = {
         "conv_L_cache": 4,
     },
 }
-"""Families with layers that keep a state, which the Python engine alone runs, on the CPU."""
+"""Families with layers that keep a state, which run on the CPU alone."""
 
 
 def hf_config(family: str) -> dict[str, Any]:

@@ -18,7 +18,7 @@ struct CostLine {
   double fixed, per_token, per_page;
 };
 
-// What a decode step reads, sums over the layers.
+// What a decode step reads, sums over the layers that attend.
 struct CacheReads {
   int64_t tokens, pages;  // tokens of the cache, and pages whose key codes are scored
 };
@@ -53,7 +53,7 @@ class CostModel {
   const Action& dense() const { return dense_; }
   int64_t page_size() const { return page_size_; }
   int64_t sinks() const { return sinks_; }
-  int64_t layers() const { return layers_; }
+  int64_t layers() const { return layers_; }  // those that attend
   int64_t dense_layers() const { return dense_layers_; }
   const std::vector<LayerKind>& kinds() const { return kinds_; }  // empty if no layer has a window
 

@@ -68,22 +68,28 @@ void CheckShape(const std::string& path, const Config& config, const std::string
   const std::vector<int64_t>& shape = found->second.shape;
   if (shape.size() > axis && shape[axis] == expected) return;
   BundleFault(path, "weights.tensors." + name + ".shape", ShapeText(shape) + " in the weights",
-              std::to_string(expected) + " at axis " + std::to_string(axis) + ", from model." + key);
+              std::to_string(expected) + " at axis " + std::to_string(axis) + ", from " + key);
 }
 
 void CheckShapes(const std::string& path, const Config& config) {
   const ModelDims& model = config.model;
   const int64_t attended = int64_t{model.num_heads} * model.head_dim;
-  CheckShape(path, config, "embed.scale", 0, model.hidden_size / kBlock, "hidden_size");
-  CheckShape(path, config, "embed.scale", 1, model.vocab_size, "vocab_size");
-  CheckShape(path, config, "rope.cos", 0, model.max_context, "max_context");
+  CheckShape(path, config, "embed.scale", 0, model.hidden_size / kBlock, "model.hidden_size");
+  CheckShape(path, config, "embed.scale", 1, model.vocab_size, "model.vocab_size");
+  CheckShape(path, config, "rope.cos", 0, model.max_context, "model.max_context");
   for (int32_t i = 0; i < model.num_layers; ++i) {
     const std::string layer = "layers." + std::to_string(i);
+    const bool conv = config.kv.Convolves(i);
+    if (conv) {
+      CheckShape(path, config, layer + ".conv.weight", 0, model.hidden_size, "model.hidden_size");
+      CheckShape(path, config, layer + ".conv.weight", 1, config.kv.conv_size, "kv.conv_size");
+    }
+    const int64_t mixed = conv ? 3 * int64_t{model.hidden_size} : (int64_t{model.num_heads} + 2 * int64_t{model.num_kv_heads}) * model.head_dim;
     for (const std::string scale : {".scale", ".block_scale"}) {
-      CheckShape(path, config, layer + ".qkv" + scale, 0, model.hidden_size / kBlock, "hidden_size");
-      CheckShape(path, config, layer + ".qkv" + scale, 1, (int64_t{model.num_heads} + 2 * int64_t{model.num_kv_heads}) * model.head_dim, "num_heads");
-      CheckShape(path, config, layer + ".o" + scale, 0, attended / kBlock, "num_heads");
-      CheckShape(path, config, layer + ".down" + scale, 0, model.intermediate_size / kBlock, "intermediate_size");
+      CheckShape(path, config, layer + ".qkv" + scale, 0, model.hidden_size / kBlock, "model.hidden_size");
+      CheckShape(path, config, layer + ".qkv" + scale, 1, mixed, conv ? "kv.layers" : "model.num_heads");
+      CheckShape(path, config, layer + ".o" + scale, 0, attended / kBlock, "model.num_heads");
+      CheckShape(path, config, layer + ".down" + scale, 0, model.intermediate_size / kBlock, "model.intermediate_size");
     }
   }
   const auto codebook = config.tensors.find("codebook");

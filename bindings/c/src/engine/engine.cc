@@ -10,14 +10,16 @@
 #include "base/error.h"
 #include "engine/model.h"
 #include "engine/run/graph_runner.h"
-#include "engine/run/kv_cache.h"
-#include "engine/run/saved_cache.h"
+#include "engine/cache/kv_cache.h"
+#include "engine/cache/saved_cache.h"
+#include "engine/cache/states.h"
 
 namespace sol_rt {
 namespace {
 
 constexpr size_t kChunk = 512;
 constexpr size_t kBodyChunk = 128;  // function bodies hold the attention matrix of a whole chunk
+constexpr int64_t kCopyEvery = 64;  // decode steps between two copies of states
 
 std::string Megabytes(uint64_t bytes) {
   char text[32];
@@ -38,7 +40,10 @@ struct Engine::State {
   explicit State(std::shared_ptr<Model> shared)
       : model(std::move(shared)),
         cache(model->config().model, model->config().kv, !model->native()),  // function bodies read all tokens and mask
-        signature(StepSignature(model->config(), cache)) {}
+        states(MakeStates(model->config())),
+        signature(StepSignature(model->config(), cache, StatesOrNull())) {}
+
+  States* StatesOrNull() { return states ? &*states : nullptr; }
 
   GraphRunner* Runner(const Variant& variant, bool sparse_tokens, bool sparse_channels) {
     // Native operators read the counts at every step; function bodies compute less where they get none.
@@ -46,8 +51,9 @@ struct Engine::State {
     std::unique_ptr<GraphRunner>& runner = runners[{variant.file, choices}];
     if (!runner) {
       OrtSession* const session = model->sessions().Get(variant.file, signature);
+      if (states) states->Reserve();
       if (!buffers) buffers.emplace(model->runtime(), model->config());
-      runner = std::make_unique<GraphRunner>(variant.file, session, model->runtime(), cache, *buffers, choices);
+      runner = std::make_unique<GraphRunner>(variant.file, session, model->runtime(), cache, StatesOrNull(), *buffers, choices);
     }
     return runner.get();
   }
@@ -103,9 +109,13 @@ struct Engine::State {
     }
   }
 
-  void RequireFinite(const Distribution& distribution, const Action& action, int64_t appended) {
+  bool Finite(const Distribution& distribution) const {
     const auto hidden_size = static_cast<int32_t>(buffers->hidden.size());
-    if (distribution.finite() && MakeDistribution(buffers->hidden.data(), hidden_size).finite()) return;
+    return distribution.finite() && MakeDistribution(buffers->hidden.data(), hidden_size).finite();
+  }
+
+  // Clears the `appended` tokens of the failed run from the cache.
+  [[noreturn]] void Refuse(const Action& action, int64_t appended) {
     const auto length = static_cast<int64_t>(tokens.size());
     cache.Wipe(length, length + appended);
     throw Error(SOL_ERROR_NUMERIC, model->bundle().path() + ": variant " + action.Variant() + " gave non-finite numbers at token " + std::to_string(length) +
@@ -124,9 +134,11 @@ struct Engine::State {
     runner->Step();
     model->weights().RequireUnchanged();  // afterwards, so that no token comes of weights that were just written to
     const Distribution distribution = Seen();
-    RequireFinite(distribution, action, 1);
+    if (!Finite(distribution)) Refuse(action, 1);
     tokens.push_back(token);
+    if (states) states->Commit(length + 1);
     cache.Discard(length + 1);
+    if (states && (length + 1) % kCopyEvery == 0) states->Keep();
     return distribution;
   }
 
@@ -135,29 +147,69 @@ struct Engine::State {
     model->weights().RequireUnchanged();
     GraphRunner* const runner = Prepare(action).batch;
     buffers->SetPages(kAllPages);  // kernels read it if the last chunk is one token
-    const size_t most = model->native() ? kChunk : kBodyChunk;
+    if (states) states->Keep();  // steps may have ended here, where the next prompt branches off
     Distribution distribution;
-    for (size_t start = 0; start < count; start += most) {
+    for (size_t start = 0, end = 0; start < count; start = end) {
       if (start > 0) RequireNotInterrupted(check);
-      const size_t end = std::min(count, start + most);
-      chunk.assign(given + start, given + end);
-      buffers->SetLengths(static_cast<int64_t>(tokens.size()), static_cast<int64_t>(chunk.size()));
-      runner->Batch(chunk);
-      distribution = Seen();
-      RequireFinite(distribution, action, static_cast<int64_t>(chunk.size()));
+      end = ChunkEnd(start, count);
+      distribution = Chunk(runner, given + start, end - start, static_cast<int64_t>(tokens.size()));
+      if (!Finite(distribution)) Refuse(action, static_cast<int64_t>(chunk.size()));
       tokens.insert(tokens.end(), given + start, given + end);
-      cache.Discard(static_cast<int64_t>(tokens.size()));
+      const auto length = static_cast<int64_t>(tokens.size());
+      if (states) states->Commit(length);
+      cache.Discard(length);
+      if (states) states->Keep();
     }
     model->weights().RequireUnchanged();
     return distribution;
   }
 
-  // Runs all tokens once more, as a prompt, if a rewind went further back than layers with a window hold.
+  // With states the last token of a prompt is a chunk of its own: the copy before it serves the same prompt again, whose last token always runs anew.
+  size_t ChunkEnd(size_t start, size_t count) const {
+    const size_t end = std::min(count, start + MostAtOnce());
+    return states && end == count && end - start > 1 ? count - 1 : end;
+  }
+
+  size_t MostAtOnce() const { return model->native() ? kChunk : kBodyChunk; }
+
+  Distribution Chunk(GraphRunner* runner, const int32_t* given, size_t count, int64_t past) {
+    chunk.assign(given, given + count);
+    buffers->SetLengths(past, static_cast<int64_t>(count));
+    runner->Batch(chunk);
+    return Seen();
+  }
+
+  // Makes cache and states those of the tokens, if a rewind or a failed call left others: restores the last copy of the states and runs the tokens behind it
+  // dense. If the cache no longer holds what the first of them reads, all tokens run, as a prompt does.
   void FollowUp(const std::function<bool()>& check) {
-    if (cache.Holds(static_cast<int64_t>(tokens.size()))) return;
-    const std::vector<int32_t> again = std::exchange(tokens, {});
-    cache.Forget();
-    if (!again.empty()) Batch(again.data(), again.size(), model->config().dense, check);
+    const auto length = static_cast<int64_t>(tokens.size());
+    if (states && states->length() != length) states->Restore(length);
+    if (!cache.Holds(states ? states->length() : length)) {
+      const std::vector<int32_t> again = std::exchange(tokens, {});
+      cache.Forget();
+      if (states) states->Restore(0);
+      if (!again.empty()) Batch(again.data(), again.size(), model->config().dense, check);
+      return;
+    }
+    while (states && states->length() < length) {
+      RequireNotInterrupted(check);
+      const Action& dense = model->config().dense;
+      GraphRunner* const runner = Prepare(dense).batch;
+      buffers->SetPages(kAllPages);
+      const auto start = static_cast<size_t>(states->length());
+      const size_t end = std::min(tokens.size(), start + MostAtOnce());
+      if (!Finite(Chunk(runner, tokens.data() + start, end - start, static_cast<int64_t>(start)))) {
+        tokens.resize(start);
+        Refuse(dense, static_cast<int64_t>(end - start));
+      }
+      states->Commit(static_cast<int64_t>(end));
+      states->Keep();
+    }
+  }
+
+  static std::optional<States> MakeStates(const Config& config) {
+    if (config.kv.convolves.empty()) return std::nullopt;
+    return States(config.model, config.kv);
   }
 
   static void RequireNotInterrupted(const std::function<bool()>& check) {
@@ -166,6 +218,7 @@ struct Engine::State {
 
   std::shared_ptr<Model> model;
   KvCache cache;
+  std::optional<States> states;  // of layers that have one
   std::optional<StepBuffers> buffers;  // made when a graph has shown that the config's sizes are true
   Signature signature;
   std::map<std::pair<std::string, Choices>, std::unique_ptr<GraphRunner>> runners;
@@ -190,6 +243,7 @@ void Engine::Truncate(int64_t length) {
     UsageFault("truncate: got " + std::to_string(length) + ", expected 0 to " + std::to_string(this->length()) + ", the tokens in the cache");
   }
   state_->tokens.resize(static_cast<size_t>(length));
+  if (state_->states) state_->states->Forget(length);
 }
 
 StepOutput Engine::Forward(const int32_t* tokens, size_t count, const Action& action, const std::function<bool()>& interrupted) {
@@ -209,14 +263,17 @@ StepOutput Engine::Forward(const int32_t* tokens, size_t count, const Action& ac
   return output;
 }
 
-uint64_t Engine::PrivateBytes() const { return state_->cache.BytesAt(state_->cache.capacity()) + (state_->buffers ? state_->buffers->Bytes() : 0); }
+uint64_t Engine::PrivateBytes() const {
+  return state_->cache.BytesAt(state_->cache.capacity()) + (state_->states ? state_->states->Bytes() : 0) + (state_->buffers ? state_->buffers->Bytes() : 0);
+}
 
-void Engine::Save(std::ostream& stream) const { SaveCache(stream, *state_->model, state_->cache, state_->tokens); }
+void Engine::Save(std::ostream& stream) const { SaveCache(stream, *state_->model, state_->cache, state_->StatesOrNull(), state_->tokens); }
 
 void Engine::Restore(std::istream& stream) {
   state_->tokens.clear();
   state_->cache.Forget();
-  state_->tokens = RestoreCache(stream, *state_->model, state_->cache, [this](int64_t tokens) { state_->EnsureCapacity(tokens); });
+  if (state_->states) state_->states->Forget(0);
+  state_->tokens = RestoreCache(stream, *state_->model, state_->cache, state_->StatesOrNull(), [this](int64_t tokens) { state_->EnsureCapacity(tokens); });
 }
 
 }  // namespace sol_rt

@@ -26,12 +26,15 @@ sol_rt::Config ReadConfig(const Json& raw, const Json& variant_order) {
   const Json &model = raw["model"], &kv = raw["kv"];
   config.model.num_layers = model["num_layers"];
   config.model.num_kv_heads = model["num_kv_heads"];
+  config.model.hidden_size = model["hidden_size"];
   config.model.head_dim = model["head_dim"];
   config.kv.dtype = kv["dtype"];
   config.kv.page_size = kv["page_size"];
   config.kv.sinks = kv["sinks"];
   config.kv.dense_layers = kv["dense_layers"].get<std::vector<int32_t>>();
   config.kv.windows = kv.value("windows", std::vector<int32_t>());
+  for (const std::string& kind : kv.value("layers", std::vector<std::string>())) config.kv.convolves.push_back(kind == "conv");
+  config.kv.conv_size = kv.value("conv_size", 0);
   config.dense = ActionOf(raw["dense"]);
   for (const std::string key : variant_order) {
     const Json& entry = raw["variants"][key];

@@ -6,6 +6,7 @@
 //   engine                           makes an engine on it, and uses that one
 //   use N                            uses engine N
 //   forward ACTION TOKEN...          appends logits and hidden state to RESULTS, float32
+//   cancel N                         cancels the next `forward` when it asks for the Nth time whether it is to end
 //   decide TOKEN PREVIOUS STEP S...  asks the policy with the last hidden state; appends its logits
 //   reset                            forgets the policy's episode
 //   truncate N | save FILE | restore FILE | drop
@@ -20,6 +21,7 @@
 #include <sstream>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "base/error.h"
@@ -40,6 +42,7 @@ struct Machine {
   std::unique_ptr<PolicyRunner> policy;
   std::vector<float> hidden;
   std::ofstream results;
+  int asks = 0;  // until the next `forward` is cancelled; 0: never
 
   Engine& engine() { return *engines.at(current); }
   void Append(const float* values, size_t count) {
@@ -90,11 +93,17 @@ struct Machine {
       line >> tag;
       std::vector<int32_t> tokens;
       for (int32_t token; line >> token;) tokens.push_back(token);
-      const StepOutput output = engine().Forward(tokens.data(), tokens.size(), Action::Parse(tag));
+      const int last = std::exchange(asks, 0);
+      int asked = 0;
+      const StepOutput output = engine().Forward(tokens.data(), tokens.size(), Action::Parse(tag), [&] { return ++asked == last; });
       hidden.assign(output.hidden, output.hidden + engine().model().config().model.hidden_size);
       Append(output.distribution.logits, static_cast<size_t>(output.distribution.size));
       Append(hidden.data(), hidden.size());
       return output.distribution.top;
+    }
+    if (name == "cancel") {
+      line >> asks;
+      return 0;
     }
     if (name == "decide") {
       int32_t token;

@@ -331,7 +331,7 @@ function readModel(table) {
  */
 function readKv(table, model) {
   if (table.has("layers")) {
-    const hint = "run the bundle with the Python package's own engine";
+    const hint = "run the bundle in Python or in the native core";
     throw table.fail("layers", "layers with a short convolution", "attention in all layers", hint);
   }
   const layout = {

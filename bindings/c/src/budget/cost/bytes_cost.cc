@@ -1,4 +1,4 @@
-// The bytes model: bytes of weights and KV cache that a step reads. It is right wherever memory bandwidth is the limit.
+// The bytes model: bytes of weights, KV cache and states that a step reads. It is right wherever memory bandwidth is the limit.
 #include <map>
 #include <string>
 
@@ -12,23 +12,24 @@ class BytesCost final : public CostModel {
  public:
   explicit BytesCost(const Config& config) : CostModel(config) {
     const ModelDims& model = config.model;
-    const int64_t heads = static_cast<int64_t>(model.num_layers) * model.num_kv_heads;
+    const int64_t heads = config.kv.Attending(model) * model.num_kv_heads;
     per_token_ = static_cast<double>(heads * config.kv.TokenBytes(model.head_dim));
     per_page_ = static_cast<double>(heads * config.kv.page_size * (model.head_dim / 2 + 4));  // codes and range of a token
-    for (const auto& [key, variant] : config.variants) weight_bytes_[key] = static_cast<double>(variant.weight_bytes);
+    const int64_t states = 2 * config.kv.StateBytes(model);  // read and written
+    for (const auto& [key, variant] : config.variants) fixed_[key] = static_cast<double>(variant.weight_bytes + states);
     if (config.policy) policy_ = static_cast<double>(config.files.at(config.policy->file).bytes);
   }
   const char* Name() const override { return "bytes"; }
   bool InMilliseconds() const override { return false; }
   double Policy() const override { return policy_; }
   CostLine Line(const Action& action) const override {
-    const auto found = weight_bytes_.find(action.Variant());
-    if (found == weight_bytes_.end()) UsageFault("cost of " + action.Tag() + ": its variant is not in the bundle");
+    const auto found = fixed_.find(action.Variant());
+    if (found == fixed_.end()) UsageFault("cost of " + action.Tag() + ": its variant is not in the bundle");
     return {found->second, per_token_, per_page_};
   }
 
  private:
-  std::map<std::string, double> weight_bytes_;
+  std::map<std::string, double> fixed_;
   double per_token_, per_page_, policy_ = 0.0;
 };
 

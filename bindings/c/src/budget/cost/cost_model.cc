@@ -9,10 +9,11 @@ CostModel::CostModel(const Config& config)
     : dense_(config.dense),
       page_size_(config.kv.page_size),
       sinks_(config.kv.sinks),
-      layers_(config.model.num_layers),
+      layers_(config.kv.Attending(config.model)),
       dense_layers_(static_cast<int64_t>(config.kv.dense_layers.size())) {
   const std::vector<int32_t>& dense = config.kv.dense_layers;
   for (size_t layer = 0; layer < config.kv.windows.size(); ++layer) {
+    if (config.kv.Convolves(static_cast<int32_t>(layer))) continue;
     const bool is_dense = std::binary_search(dense.begin(), dense.end(), static_cast<int32_t>(layer));
     const int64_t window = config.kv.windows[layer];
     const auto same = [&](const LayerKind& kind) { return kind.window == window && kind.dense == is_dense; };
@@ -42,7 +43,7 @@ CacheReads ReadsByWindow(const std::vector<LayerKind>& kinds, int64_t page_size,
 
 double CostModel::Step(const Action& action, int64_t context) const {
   const int64_t held = context + 1, old_pages = (held + page_size_ - 1) / page_size_ - 1, pages = action.Pages(context, page_size_);
-  double tokens = static_cast<double>(held), scored = 0.0;  // means over the layers
+  double tokens = static_cast<double>(held), scored = 0.0;  // means over the layers that attend
   if (!kinds_.empty()) {
     const CacheReads reads = ReadsByWindow(kinds_, page_size_, sinks_, held, old_pages, pages);
     tokens = static_cast<double>(reads.tokens) / static_cast<double>(layers_);

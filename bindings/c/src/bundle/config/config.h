@@ -1,6 +1,7 @@
 // What `sol_config.json` says (docs/bundle.md, section 4).
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <map>
@@ -24,6 +25,14 @@ struct KvLayout {
   int32_t page_size, sinks, capacity_step;
   std::vector<int32_t> dense_layers;
   std::vector<int32_t> windows;  // tokens that each layer attends to, 0 for all; empty where all layers do
+  std::vector<bool> convolves;   // by layer, whether it has a short convolution instead of attention; empty where all layers attend
+  int32_t conv_size = 0;         // tokens that a short convolution reads, the new one included
+
+  bool Convolves(int32_t layer) const { return !convolves.empty() && convolves[static_cast<size_t>(layer)]; }
+  int64_t Convolving() const { return std::count(convolves.begin(), convolves.end(), true); }
+  int64_t Attending(const ModelDims& model) const { return model.num_layers - Convolving(); }
+  // Bytes of the states of all layers: float32 [1, hidden, conv_size - 1] each.
+  int64_t StateBytes(const ModelDims& model) const { return 4 * Convolving() * model.hidden_size * std::max(conv_size - 1, 0); }
 
   // Bytes of one token's key and value in one KV head.
   int64_t TokenBytes(int64_t head_dim) const { return dtype == "int8" ? 2 * (head_dim + 2) : 4 * head_dim; }

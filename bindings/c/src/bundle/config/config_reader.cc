@@ -19,6 +19,7 @@ constexpr int64_t kFormatVersionOfThreeBits = 6;  // of those with one
 constexpr int64_t kSameWeightsSince = 3;  // bundles of this version or a later one need only new graphs to become current
 constexpr int64_t kPageSize = 4;
 constexpr int64_t kAlignment = 4096;
+constexpr int64_t kLongestFilter = 32;  // tokens that a short convolution reads at most
 
 const std::vector<std::pair<std::string, int>> kTypeBits = {{"float32", 32}, {"float16", 16}, {"int64", 64}, {"int32", 32},
                                                             {"int8", 8},     {"uint8", 8},    {"uint4", 4}};
@@ -82,24 +83,45 @@ ModelDims ReadModel(JsonTable table) {
   return model;
 }
 
+// By layer, whether it has a short convolution; empty without the key, where all layers attend.
+std::vector<bool> ReadLayers(JsonTable& table, const ModelDims& model) {
+  if (!table.Has("layers")) return {};
+  const std::vector<std::string> kinds = table.Texts("layers");
+  const auto count = [&](const char* kind) { return static_cast<size_t>(std::count(kinds.begin(), kinds.end(), kind)); };
+  const size_t attending = count("attention"), layers = static_cast<size_t>(model.num_layers);
+  if (attending + count("conv") != kinds.size() || kinds.size() != layers) {
+    table.Fail("layers", Short(DumpJson(table.Value("layers"))), "attention or conv for each of the " + std::to_string(layers) + " layers");
+  }
+  if (attending == 0 || attending == layers) {
+    table.Fail("layers", kinds[0] + " alone", "layers of both kinds; without this key all layers attend");
+  }
+  if (model.num_heads * model.head_dim != model.hidden_size) {
+    const std::string heads = std::to_string(model.num_heads) + " heads of " + std::to_string(model.head_dim);
+    table.Fail("layers", heads, std::to_string(model.hidden_size) + " channels");
+  }
+  std::vector<bool> convolves;
+  for (const std::string& kind : kinds) convolves.push_back(kind == "conv");
+  return convolves;
+}
+
 KvLayout ReadKv(JsonTable table, const ModelDims& model) {
   KvLayout layout;
+  layout.convolves = ReadLayers(table, model);
   layout.dtype = table.Choice("dtype", {"float16", "int8"});
   layout.page_size = static_cast<int32_t>(table.Integer("page_size", kPageSize, kPageSize));
   layout.sinks = static_cast<int32_t>(table.Integer("sinks", 0, kPageSize));
   layout.capacity_step = static_cast<int32_t>(table.Integer("capacity_step", kPageSize, 1 << 20));
   layout.dense_layers = Narrow(table.Integers("dense_layers", 0, model.num_layers - 1));
+  if (table.Has("windows")) layout.windows = Narrow(table.Integers("windows", 0, model.max_context));
+  if (!layout.convolves.empty()) layout.conv_size = static_cast<int32_t>(table.Integer("conv_size", 2, kLongestFilter));
   if (std::adjacent_find(layout.dense_layers.begin(), layout.dense_layers.end(), std::greater_equal<>()) != layout.dense_layers.end()) {
     table.Fail("dense_layers", ListText(layout.dense_layers), "each layer once, in ascending order");
   }
-  if (table.Has("layers")) {
-    table.Fail("layers", "layers with a short convolution", "attention in all layers", "run the bundle with the Python package's own engine");
+  if (!layout.windows.empty() && layout.windows.size() != static_cast<size_t>(model.num_layers)) {
+    table.Fail("windows", ListText(layout.windows), "one for each of the " + std::to_string(model.num_layers) + " layers");
   }
-  if (table.Has("windows")) {
-    layout.windows = Narrow(table.Integers("windows", 0, model.max_context));
-    if (!layout.windows.empty() && layout.windows.size() != static_cast<size_t>(model.num_layers)) {
-      table.Fail("windows", ListText(layout.windows), "one for each of the " + std::to_string(model.num_layers) + " layers");
-    }
+  if (std::any_of(layout.dense_layers.begin(), layout.dense_layers.end(), [&](int32_t layer) { return layout.Convolves(layer); })) {
+    table.Fail("dense_layers", ListText(layout.dense_layers), "layers that attend");
   }
   if (layout.capacity_step % layout.page_size != 0) {
     table.Fail("capacity_step", std::to_string(layout.capacity_step), "a multiple of page_size = " + std::to_string(layout.page_size));

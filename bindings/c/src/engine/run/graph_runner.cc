@@ -37,8 +37,9 @@ uint64_t StepBuffers::Bytes() const {
   return (kv_pages.size() + channels.size()) * sizeof(int64_t) + (logits.size() + hidden.size()) * sizeof(float);
 }
 
-GraphRunner::GraphRunner(std::string file, OrtSession* session, const Runtime& runtime, const KvCache& cache, const StepBuffers& buffers, Choices choices)
-    : file_(std::move(file)), session_(session), runtime_(runtime), cache_(cache), buffers_(buffers), choices_(choices) {}
+GraphRunner::GraphRunner(std::string file, OrtSession* session, const Runtime& runtime, const KvCache& cache, const States* states, const StepBuffers& buffers,
+                         Choices choices)
+    : file_(std::move(file)), session_(session), runtime_(runtime), cache_(cache), states_(states), buffers_(buffers), choices_(choices) {}
 
 void GraphRunner::Forget() {
   step_.Reset();
@@ -82,6 +83,7 @@ Owned<OrtIoBinding> GraphRunner::BindCache() {
     BindInput(made, cache_.buffers()[i].past.c_str(), cache_values_[i].get());
     BindOutput(made, cache_.buffers()[i].present.c_str(), cache_values_[i].get());
   }
+  if (states_ != nullptr) BindStates(made);
   BindInput(made, "past_length", buffers_.past_value.get());
   BindInput(made, "total_length", buffers_.total_value.get());
   BindInput(made, "kv_pages", (choices_.tokens ? buffers_.pages_value : buffers_.no_counts_value).get());
@@ -91,6 +93,21 @@ Owned<OrtIoBinding> GraphRunner::BindCache() {
   BindOutput(made, "logits", buffers_.logits_value.get());
   BindOutput(made, "hidden_states", buffers_.hidden_value.get());
   return binding;
+}
+
+void GraphRunner::BindStates(OrtIoBinding* binding) {
+  constexpr auto kFloat = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+  const std::vector<int32_t>& layers = states_->layers();
+  for (size_t i = 0; i < layers.size(); ++i) {
+    if (state_values_.size() == i) {
+      const size_t bytes = states_->LayerBytes();
+      state_values_.emplace_back(runtime_.Tensor(states_->Read(i), bytes, states_->Shape(), kFloat),
+                                 runtime_.Tensor(states_->Written(i), bytes, states_->Shape(), kFloat));
+    }
+    const std::string layer = std::to_string(layers[i]);
+    BindInput(binding, ("past_conv." + layer).c_str(), state_values_[i].first.get());
+    BindOutput(binding, ("present_conv." + layer).c_str(), state_values_[i].second.get());
+  }
 }
 
 void GraphRunner::BindInput(OrtIoBinding* binding, const char* name, const OrtValue* value) const {

@@ -5,11 +5,13 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "bundle/config/config.h"
 #include "engine/ort/runtime.h"
-#include "engine/run/kv_cache.h"
+#include "engine/cache/kv_cache.h"
+#include "engine/cache/states.h"
 
 namespace sol_rt {
 
@@ -50,8 +52,9 @@ struct Choices {
 
 class GraphRunner {
  public:
-  // All of these must outlive the runner.
-  GraphRunner(std::string file, OrtSession* session, const Runtime& runtime, const KvCache& cache, const StepBuffers& buffers, Choices choices);
+  // All of these must outlive the runner. `states` is null where no layer has one.
+  GraphRunner(std::string file, OrtSession* session, const Runtime& runtime, const KvCache& cache, const States* states, const StepBuffers& buffers,
+              Choices choices);
 
   // Forgets the buffers of the cache, which are about to be replaced.
   void Forget();
@@ -62,6 +65,7 @@ class GraphRunner {
 
  private:
   Owned<OrtIoBinding> BindCache();
+  void BindStates(OrtIoBinding* binding);
   void BindInput(OrtIoBinding* binding, const char* name, const OrtValue* value) const;
   void BindOutput(OrtIoBinding* binding, const char* name, const OrtValue* value) const;
   void Run(OrtIoBinding* binding);
@@ -70,9 +74,11 @@ class GraphRunner {
   OrtSession* session_;
   const Runtime& runtime_;
   const KvCache& cache_;
+  const States* states_;
   const StepBuffers& buffers_;
   Choices choices_;
   std::vector<Owned<OrtValue>> cache_values_;  // of the bindings
+  std::vector<std::pair<Owned<OrtValue>, Owned<OrtValue>>> state_values_;  // by layer, what a graph reads and what it writes
   Owned<OrtIoBinding> step_, batch_;
 };
 

@@ -93,7 +93,7 @@ ONNXTensorElementDataType OrtType(CacheType type) {
                                     : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
 }
 
-Signature StepSignature(const Config& config, const KvCache& cache) {
+Signature StepSignature(const Config& config, const KvCache& cache, const States* states) {
   Signature made;
   made.inputs = {{"input_ids", kInt64, {1, kAnySize}}, {"past_length", kInt64, {1}}, {"kv_pages", kInt64, {kAnySize}}};
   for (const char* name : kChannelInputs) made.inputs.push_back({name, kInt64, {kAnySize}});
@@ -105,6 +105,11 @@ Signature StepSignature(const Config& config, const KvCache& cache) {
     if (buffer.width > 0) shape.push_back(buffer.width);
     made.inputs.push_back({buffer.past, OrtType(buffer.type), shape});
     made.outputs.push_back({buffer.present, OrtType(buffer.type), shape});
+  }
+  for (size_t i = 0; states != nullptr && i < states->layers().size(); ++i) {
+    const std::string layer = std::to_string(states->layers()[i]);
+    made.inputs.push_back({"past_conv." + layer, kFloat, states->Shape()});
+    made.outputs.push_back({"present_conv." + layer, kFloat, states->Shape()});
   }
   return made;
 }

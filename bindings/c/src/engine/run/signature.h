@@ -7,7 +7,8 @@
 
 #include "bundle/config/config.h"
 #include "engine/ort/api.h"
-#include "engine/run/kv_cache.h"
+#include "engine/cache/kv_cache.h"
+#include "engine/cache/states.h"
 
 namespace sol_rt {
 
@@ -27,8 +28,8 @@ struct Signature {
   std::vector<Port> inputs, outputs;
 };
 
-// Of docs/bundle.md section 1, with this model's sizes and this cache's buffers.
-Signature StepSignature(const Config& config, const KvCache& cache);
+// Of docs/bundle.md section 1, with this model's sizes and this cache's buffers. `states` is null where no layer has one.
+Signature StepSignature(const Config& config, const KvCache& cache, const States* states);
 // Of docs/bundle.md section 5.
 Signature PolicySignature(const Config& config);
 

@@ -1,4 +1,4 @@
-#include "engine/run/kv_cache.h"
+#include "engine/cache/kv_cache.h"
 
 #include <algorithm>
 #include <cstring>
@@ -91,6 +91,7 @@ KvCache::KvCache(const ModelDims& model, const KvLayout& layout, bool whole)
   const bool int8 = layout.dtype == "int8";
   const int64_t width = model.head_dim;
   for (int32_t i = 0; i < model.num_layers; ++i) {
+    if (layout.Convolves(i)) continue;
     const std::string layer = std::to_string(i);
     const auto index = static_cast<size_t>(i);
     for (const char* part : {"key", "value"}) {

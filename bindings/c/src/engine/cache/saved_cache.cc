@@ -1,4 +1,4 @@
-#include "engine/run/saved_cache.h"
+#include "engine/cache/saved_cache.h"
 
 #include <algorithm>
 #include <cstring>
@@ -14,7 +14,7 @@ namespace sol_rt {
 namespace {
 
 constexpr char kMagic[8] = {'S', 'O', 'L', 'S', 'E', 'S', 'S', '\n'};
-constexpr uint32_t kWhole = 1, kVersion = 2;  // a cache that holds all tokens has the older version
+constexpr uint32_t kWhole = 1, kVersion = 2, kWithStates = 3;  // a cache that holds all tokens has the older version
 constexpr const char* kHint = "save the session again, or start without it";
 
 struct Header {
@@ -62,9 +62,37 @@ class Reader {
   Sha256 sha_;
 };
 
+using Write = std::function<void(const void*, size_t)>;
+
+void WriteCopies(const Write& write, const States::Copy* copies, size_t count) {
+  const int64_t held = std::count_if(copies, copies + count, [](const States::Copy& copy) { return copy.length > 0; });
+  write(&held, sizeof(held));
+  for (size_t i = 0; i < count; ++i) {
+    if (copies[i].length <= 0) continue;
+    write(&copies[i].length, sizeof(copies[i].length));
+    write(copies[i].states.data(), copies[i].states.size() * sizeof(float));
+  }
+}
+
+std::vector<States::Copy> ReadCopies(Reader& reader, const States& states, size_t most) {
+  int64_t held;
+  reader.Read(&held, sizeof(held));
+  if (held < 0 || held > static_cast<int64_t>(most)) Refuse(std::to_string(held) + " copies of states", "at most " + std::to_string(most));
+  std::vector<States::Copy> copies(static_cast<size_t>(held));
+  for (States::Copy& copy : copies) {
+    reader.Read(&copy.length, sizeof(copy.length));
+    copy.states.resize(states.Numbers());
+    reader.Read(copy.states.data(), copy.states.size() * sizeof(float));
+  }
+  return copies;
+}
+
 void CheckHeader(const Header& header, const Model& model) {
   if (std::memcmp(header.magic, kMagic, sizeof(kMagic)) != 0) Refuse("another kind of file", "one that sol_session_save wrote");
-  if (header.version != kWhole && header.version != kVersion) Refuse("version " + std::to_string(header.version), "version " + std::to_string(kVersion));
+  const bool stateful = !model.config().kv.convolves.empty();
+  if (stateful ? header.version != kWithStates : header.version != kWhole && header.version != kVersion) {
+    Refuse("version " + std::to_string(header.version), "version " + std::to_string(stateful ? kWithStates : kVersion));
+  }
   const Header wanted = HeaderOf(model, header.tokens, header.version);
   if (std::memcmp(header.identity, wanted.identity, sizeof(header.identity)) != 0) Refuse("a session of another bundle", "one of " + model.bundle().path());
   if (header.layers != wanted.layers || header.heads != wanted.heads || header.head_dim != wanted.head_dim || header.int8 != wanted.int8) {
@@ -77,7 +105,7 @@ void CheckHeader(const Header& header, const Model& model) {
 
 }  // namespace
 
-void SaveCache(std::ostream& stream, const Model& model, const KvCache& cache, const std::vector<int32_t>& tokens) {
+void SaveCache(std::ostream& stream, const Model& model, const KvCache& cache, const States* states, const std::vector<int32_t>& tokens) {
   Sha256 sha;
   const auto write = [&](const void* data, size_t size) {
     stream.write(static_cast<const char*>(data), static_cast<std::streamsize>(size));
@@ -85,8 +113,8 @@ void SaveCache(std::ostream& stream, const Model& model, const KvCache& cache, c
   };
   const auto count = static_cast<int64_t>(tokens.size());
   const std::vector<int64_t>& firsts = cache.firsts();
-  const bool whole = count == 0 || std::all_of(firsts.begin(), firsts.end(), [](int64_t first) { return first == 0; });
-  const Header header = HeaderOf(model, tokens.size(), whole ? kWhole : kVersion);
+  const bool whole = states == nullptr && (count == 0 || std::all_of(firsts.begin(), firsts.end(), [](int64_t first) { return first == 0; }));
+  const Header header = HeaderOf(model, tokens.size(), states != nullptr ? kWithStates : whole ? kWhole : kVersion);
   write(&header, sizeof(header));
   if (count > 0) {
     write(tokens.data(), tokens.size() * sizeof(int32_t));
@@ -101,12 +129,16 @@ void SaveCache(std::ostream& stream, const Model& model, const KvCache& cache, c
       const int64_t first = std::min(firsts[buffer.layer], count);
       for (int64_t head = 0; head < cache.heads(); ++head) write(cache.Tokens(i, head, first), static_cast<size_t>(count - first) * buffer.TokenBytes());
     }
+    if (states != nullptr) {
+      WriteCopies(write, states->kept().data(), states->kept().size());
+      WriteCopies(write, states->last().data(), states->last().size());
+    }
   }
   const std::array<uint8_t, 32> digest = sha.Digest();
   stream.write(reinterpret_cast<const char*>(digest.data()), static_cast<std::streamsize>(digest.size()));
 }
 
-std::vector<int32_t> RestoreCache(std::istream& stream, const Model& model, KvCache& cache, const std::function<void(int64_t)>& make_room) {
+std::vector<int32_t> RestoreCache(std::istream& stream, const Model& model, KvCache& cache, States* states, const std::function<void(int64_t)>& make_room) {
   Reader reader(stream);
   Header header;
   reader.Read(&header, sizeof(header));
@@ -117,6 +149,7 @@ std::vector<int32_t> RestoreCache(std::istream& stream, const Model& model, KvCa
   make_room(static_cast<int64_t>(count));
   std::vector<int32_t> tokens(count);
   std::vector<int64_t> firsts(cache.firsts().size(), 0);
+  std::vector<States::Copy> kept, last;
   try {
     if (count > 0) reader.Read(tokens.data(), count * sizeof(int32_t));
     if (count > 0 && header.version != kWhole) reader.Read(firsts.data(), firsts.size() * sizeof(int64_t));
@@ -126,6 +159,11 @@ std::vector<int32_t> RestoreCache(std::istream& stream, const Model& model, KvCa
       const int64_t first = firsts[buffer.layer];
       const size_t held = count - static_cast<size_t>(first);
       for (int64_t head = 0; head < cache.heads(); ++head) reader.Read(cache.Tokens(i, head, first), held * buffer.TokenBytes());
+    }
+    if (count > 0 && states != nullptr) {
+      kept = ReadCopies(reader, *states, States::kMostCopies);
+      last = ReadCopies(reader, *states, States::kLast);
+      if (!States::Possible(kept, last, static_cast<int64_t>(count))) Refuse("copies of states of impossible lengths", "lengths up to the last token");
     }
     std::array<uint8_t, 32> stored;
     const std::array<uint8_t, 32> digest = reader.Digest();
@@ -139,6 +177,7 @@ std::vector<int32_t> RestoreCache(std::istream& stream, const Model& model, KvCa
     throw;
   }
   cache.HoldFrom(std::move(firsts));
+  if (states != nullptr) states->TakeOver(std::move(kept), std::move(last));
   return tokens;
 }
 

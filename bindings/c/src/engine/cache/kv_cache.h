@@ -1,4 +1,4 @@
-// The KV cache that all variants of a bundle share: keys, values and key codes. Graphs append to it in place.
+// The KV cache that all variants of a bundle share: keys, values and key codes of the layers that attend. Graphs append to it in place.
 #pragma once
 
 #include <cstddef>
