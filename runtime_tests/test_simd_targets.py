@@ -76,12 +76,15 @@ def test_the_mask_leaves_the_best_target_of_this_processor() -> None:
 
 @pytest.mark.slow
 def test_products_have_the_same_bits_on_every_target_with_fused_multiply_add() -> None:
+    fused = sorted(here() - {"SSE4"})
+    if len(fused) < 2:
+        pytest.skip(f"this processor has fewer than two such targets: {fused}")
     digests = {}
-    for name in sorted(here() - {"SSE4"}):
+    for name in fused:
         done = with_targets([sys.executable, __file__], X86_TARGETS[name])
         assert done.returncode == 0, done.stderr[-3000:]
         digests[name] = done.stdout
-    assert len(set(digests.values())) <= 1, digests
+    assert len(set(digests.values())) == 1, digests
 
 
 if __name__ == "__main__":

@@ -29,6 +29,9 @@ set(SOL_DISABLED_TARGETS "HWY_SSSE3;HWY_AVX3_ZEN4;HWY_AVX3_SPR;HWY_SVE;HWY_SVE2;
 include(CheckCXXSourceCompiles)
 check_cxx_source_compiles("#if !defined(__x86_64__)\n#error\n#endif\nint main() { return 0; }" SOL_X86_64)
 
+# Optional kernels, as inline assembly: an assembler that does not know their instructions builds all others.
+check_cxx_source_compiles("int main() { __asm__(\"{vex} vpdpbusd %ymm0, %ymm0, %ymm0; {vex} vpdpwssd %ymm0, %ymm0, %ymm0\"); }" SOL_ASSEMBLES_AVX_VNNI)
+
 # Language, includes and flags. Needs SOL_OPS_SOURCE_DIR, ONNXRUNTIME_INCLUDE_DIR and HIGHWAY_INCLUDE_DIR.
 function(sol_cpu_settings target)
   set_target_properties(${target} PROPERTIES
@@ -46,5 +49,6 @@ function(sol_cpu_settings target)
   endif()
   # One build serves every processor of the architecture.
   string(REPLACE ";" "|" mask "${SOL_DISABLED_TARGETS}")
-  target_compile_definitions(${target} PRIVATE HWY_WANT_AVX3_DL "HWY_DISABLED_TARGETS=(${mask})" $<$<BOOL:${SOL_X86_64}>:HWY_BASELINE_TARGETS=HWY_SSE4>)
+  target_compile_definitions(${target} PRIVATE HWY_WANT_AVX3_DL "HWY_DISABLED_TARGETS=(${mask})" $<$<BOOL:${SOL_X86_64}>:HWY_BASELINE_TARGETS=HWY_SSE4>
+    $<$<BOOL:${SOL_ASSEMBLES_AVX_VNNI}>:SOL_ASSEMBLES_AVX_VNNI=1>)
 endfunction()

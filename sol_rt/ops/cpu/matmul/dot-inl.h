@@ -42,7 +42,6 @@ HWY_INLINE hn::Vec128<int32_t> DotSigned(hn::Vec128<int8_t> codes, hn::Vec128<in
 }
 #endif
 
-#if SOL_BYTE_DOT
 // sum[i] += codes[4i … 4i+3] . x[4i … 4i+3], for any codes and x.
 template <class DI, class VI = hn::Vec<DI>, class VU = hn::Vec<hn::Repartition<uint8_t, DI>>, class VX = hn::Vec<hn::Repartition<int8_t, DI>>>
 HWY_INLINE VI DotBytes([[maybe_unused]] DI di, VU codes, VX x, VI sum) {
@@ -53,7 +52,6 @@ HWY_INLINE VI DotBytes([[maybe_unused]] DI di, VU codes, VX x, VI sum) {
   return hn::SumOfMulQuadAccumulate(di, codes, x, sum);
 #endif
 }
-#endif
 
 // The sums of both halves of the activations as one.
 template <class DI, class VI = hn::Vec<DI>>

@@ -3,7 +3,11 @@
 
 #include "cpu/matmul/matmul_kernels.h"
 
-#define SOL_HAS_AVX_VNNI (HWY_ARCH_X86 && (HWY_TARGETS & HWY_AVX2) != 0)
+// The build sets SOL_ASSEMBLES_AVX_VNNI where the assembler knows the instructions: GNU's does from binutils 2.36 on.
+#ifndef SOL_ASSEMBLES_AVX_VNNI
+#define SOL_ASSEMBLES_AVX_VNNI 0
+#endif
+#define SOL_HAS_AVX_VNNI (SOL_ASSEMBLES_AVX_VNNI && HWY_ARCH_X86 && (HWY_TARGETS & HWY_AVX2) != 0)
 
 namespace sol {
 
