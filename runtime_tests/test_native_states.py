@@ -148,8 +148,8 @@ class Saved:
         model, kv = bundle.config.model, bundle.config.kv
         self.path, self.content = path, bytearray(path.read_bytes()[:-32])
         self.copy = 8 + kv.state_bytes(model.hidden_size)
-        self.last = next(at for at in self._ends(16))
-        self.kept = next(at for at in self._ends(32, self.last))
+        self.last = next(self._ends(16))
+        self.kept = next(self._ends(32, self.last))
 
     def _ends(self, most: int, end: int | None = None) -> Iterator[int]:
         """Places from which on as many copies follow as the number there says."""

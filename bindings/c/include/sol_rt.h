@@ -183,13 +183,14 @@ SOL_RT_API void sol_session_release(sol_session* session);  // ends a running ge
 // Tokens in the KV cache.
 SOL_RT_API sol_error* sol_session_tokens(const sol_session* session, int32_t* tokens, size_t capacity, size_t* count);
 // Keeps the first `length` tokens of the cache. Ends a running generation. If layers have a window, and the cache no longer holds what they read there
-// (further back than about 512 tokens), the next generation runs these tokens once more.
+// (further back than about 512 tokens), the next generation runs these tokens once more. If layers have a state, a copy of it is put back, and the next
+// generation runs the tokens behind the copy once more, dense.
 SOL_RT_API sol_error* sol_session_rewind(sol_session* session, size_t length);
-// Writes tokens and cache to a file, as a whole or not at all; reads them back into a session of the same bundle (any machine, native operators or not
+// Writes tokens, cache, and the layers' states with their copies to a file, as a whole or not at all; reads them back into a session of the same bundle (any machine, native operators or not
 // as before). Both end a running generation. A file that is missing, damaged or another bundle's is SOL_ERROR_BUNDLE.
 SOL_RT_API sol_error* sol_session_save(sol_session* session, const char* file);
 SOL_RT_API sol_error* sol_session_restore(sol_session* session, const char* file);
-// Bytes of memory that only this session uses: KV cache and buffers. 0 while another thread uses the session.
+// Bytes of memory that only this session uses: KV cache, states and buffers. 0 while another thread uses the session.
 SOL_RT_API uint64_t sol_session_private_bytes(const sol_session* session);
 
 // ---- Generation -----------------------------------------------------------------------------------------------------------------------------------

@@ -8,11 +8,11 @@
 #include <utility>
 
 #include "base/error.h"
-#include "engine/model.h"
-#include "engine/run/graph_runner.h"
 #include "engine/cache/kv_cache.h"
 #include "engine/cache/saved_cache.h"
 #include "engine/cache/states.h"
+#include "engine/model.h"
+#include "engine/run/graph_runner.h"
 
 namespace sol_rt {
 namespace {

@@ -90,11 +90,12 @@ std::vector<States::Copy> ReadCopies(Reader& reader, const States& states, size_
 void CheckHeader(const Header& header, const Model& model) {
   if (std::memcmp(header.magic, kMagic, sizeof(kMagic)) != 0) Refuse("another kind of file", "one that sol_session_save wrote");
   const bool stateful = !model.config().kv.convolves.empty();
-  if (stateful ? header.version != kWithStates : header.version != kWhole && header.version != kVersion) {
-    Refuse("version " + std::to_string(header.version), "version " + std::to_string(stateful ? kWithStates : kVersion));
-  }
+  const uint32_t version = header.version;
+  const auto refuse_version = [&] { Refuse("version " + std::to_string(version), "version " + std::to_string(stateful ? kWithStates : kVersion)); };
+  if (version != kWhole && version != kVersion && version != kWithStates) refuse_version();
   const Header wanted = HeaderOf(model, header.tokens, header.version);
   if (std::memcmp(header.identity, wanted.identity, sizeof(header.identity)) != 0) Refuse("a session of another bundle", "one of " + model.bundle().path());
+  if (stateful != (version == kWithStates)) refuse_version();
   if (header.layers != wanted.layers || header.heads != wanted.heads || header.head_dim != wanted.head_dim || header.int8 != wanted.int8) {
     Refuse("a cache of another layout", "this bundle's");
   }

@@ -47,7 +47,11 @@ void States::Keep() {
   if (at != kept_.end() && at->length == length_) {
     at->states = states_;
   } else {
-    kept_.insert(at, {length_, states_});
+    try {
+      kept_.insert(at, {length_, states_});
+    } catch (const std::bad_alloc&) {
+      return;  // without the copy a rewind runs more tokens again; the token that was just computed must not be lost for it
+    }
   }
   if (kept_.size() <= kMostCopies) return;
   const auto gap = [&](size_t i) {
@@ -98,7 +102,7 @@ bool States::Possible(const std::vector<Copy>& kept, const std::vector<Copy>& la
   for (const Copy& copy : last) {
     if (copy.length <= 0 || copy.length > length || std::exchange(taken[static_cast<size_t>(copy.length) % kLast], true)) return false;
   }
-  return kept.size() <= kMostCopies;
+  return true;
 }
 
 void States::TakeOver(std::vector<Copy> kept, std::vector<Copy> last) {

@@ -9,9 +9,9 @@
 #include <vector>
 
 #include "bundle/config/config.h"
-#include "engine/ort/runtime.h"
 #include "engine/cache/kv_cache.h"
 #include "engine/cache/states.h"
+#include "engine/ort/runtime.h"
 
 namespace sol_rt {
 

@@ -6,9 +6,9 @@
 #include <vector>
 
 #include "bundle/config/config.h"
-#include "engine/ort/api.h"
 #include "engine/cache/kv_cache.h"
 #include "engine/cache/states.h"
+#include "engine/ort/api.h"
 
 namespace sol_rt {
 
