@@ -138,13 +138,13 @@ test: $(VENV)/.dev lint
 	-$(BIN)/sol-rt pull smollm2-135m
 	$(BIN)/python -m pytest -m 'not slow' $(PYTEST_ARGS)
 
-# What tests need of C++ is compiled meanwhile, where it takes nothing from them.
+# The linters, the download and the tests leave a processor idle at times: there the C++ that later tests need is compiled, at the lowest priority.
 test-all: $(VENV)/.dev
 	@mkdir -p build
 	@PYTHONPATH=runtime_tests nice -n 19 $(BIN)/python -m helpers.native_builds >build/native-builds.log 2>&1 &
-	@$(BIN)/sol-rt pull smollm2-135m & pull=$$!; $(MAKE) lint || exit; wait $$pull || true
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
-	@cat build/native-builds.log
+	@$(MAKE) lint
+	-$(BIN)/sol-rt pull smollm2-135m
+	@$(BIN)/python -m pytest $(PYTEST_ARGS); code=$$?; cat build/native-builds.log; exit $$code
 
 parity: $(VENV)/.dev
 	@mkdir -p build; rm -f build/parity.txt
@@ -153,8 +153,12 @@ parity: $(VENV)/.dev
 
 test-bindings: $(VENV)/.dev
 	@mkdir -p build/bindings
+ifeq ($(JOBS),1)
+	@for part in $(PARTS); do echo "== bindings/$$part"; PATH="$(abspath $(BIN)):$$PATH" bash bindings/$$part/test.sh || exit 1; done
+else
 	@printf '%s\n' $(PARTS) | PATH="$(abspath $(BIN)):$$PATH" xargs -P $(JOBS) -I{} sh -c 'log=build/bindings/{}.log; \
 	bash bindings/{}/test.sh >$$log 2>&1; code=$$?; echo "== bindings/{}"; cat $$log; exit $$code'
+endif
 
 faults: $(VENV)/.dev
 	PYTHONPATH=runtime_tests $(BIN)/python runtime_tests/faults.py --kill $(TRIALS) --full-disk --changed-weights 40 $(FAULTS_ARGS)

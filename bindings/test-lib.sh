@@ -16,7 +16,12 @@ install() {
   command -v "$wanted" >/dev/null && return
   if command -v apt-get >/dev/null && [ "$(id -u)" = 0 ]; then
     set -- env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 install -y -qq --no-install-recommends "$@"
-    "$@" >/dev/null 2>&1 || { apt-get update -qq && "$@"; } >/dev/null 2>&1
+    mkdir -p "$root/build"
+    (
+      # alone: apt-get update does not wait for another one
+      if command -v flock >/dev/null; then flock 8; fi
+      "$@" || { apt-get update -qq && "$@"; }
+    ) 8>"$root/build/apt.lock" >/dev/null 2>&1
   fi
   command -v "$wanted" >/dev/null
 }
