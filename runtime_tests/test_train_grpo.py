@@ -132,9 +132,9 @@ def test_sampling_follows_the_charged_distribution_whatever_runs_beside() -> Non
 def test_updates_find_the_rewarded_action() -> None:
     """Where the token says which action is rewarded, a few updates learn it."""
     network, config, rows = _network(), GrpoConfig(gamma=0.0, entropy=0.0, penalty=0.0), 24
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=5e-3)
     right = []
-    for update in range(200):
+    for update in range(400):
         random = np.random.default_rng(update)
         token = torch.from_numpy(random.integers(0, A, T))
         hidden, scalars = torch.zeros(rows, T, HIDDEN), torch.zeros(rows, T, 2)
