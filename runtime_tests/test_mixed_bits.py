@@ -63,7 +63,11 @@ def test_a_source_of_only_4_bit_codes_reads_more_where_activations_count(tmp_pat
 def test_a_mixed_graph_is_nearer_to_the_source_than_one_of_4_bits(
     preset: str, calibrated: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And the runtime runs it as the reference model does. All graphs stay, whatever their speeds are."""
+    """And the runtime runs it as the reference model does. All graphs stay, whatever their speeds are.
+
+    Where an activation lies between two codes, runtime and reference may round it to different ones: logits then
+    differ by a percent, for that token and those after it. Of ten short texts most have no such activation.
+    """
     every = lambda folder, config, *_, **__: SimpleNamespace(config=config, selection=None)  # noqa: E731
     monkeypatch.setattr(pipeline.action_set, "choose_actions", every)
     source = write_mixed_file(tmp_path / "model.gguf", preset)
@@ -71,16 +75,22 @@ def test_a_mixed_graph_is_nearer_to_the_source_than_one_of_4_bits(
     calibration = tmp_path / "text.txt" if calibrated else "none"
     folder = export(source, (8, MIXED, 4), calibration).path
     exact = ReferenceModel(read_checkpoint(source, FloatMatrix), UNROUNDED)
-    tokens = np.random.default_rng(0).integers(3, 320, 40).tolist()
+    texts = np.random.default_rng(0).integers(3, 320, (10, 4)).tolist()
+    tokens = [token for text in texts for token in text]
     wanted, _ = exact.forward(torch.tensor([tokens]), Action(1.0, 1.0, 8), exact.new_cache(1))
     engine, reference = Engine(Bundle.open(folder), provider="cpu"), ReferenceModel.from_bundle(folder)
     found = {}
     for variant in engine.bundle.config.variants.values():
+        action, differences = Action(1.0, 1.0, variant.bits), []
+        for text in texts:
+            engine.reset()
+            logits = engine.forward(text, action, num_logits=len(text)).logits
+            expected, _ = reference.forward(torch.tensor([text]), action, reference.new_cache(1))
+            differences.append(_mean_square(logits, expected[0].numpy()) / float(expected.var()))
+        assert np.median(differences) < 1e-7, differences
+        assert max(differences) < 1e-3, differences
         engine.reset()
-        action = Action(1.0, 1.0, variant.bits)
         found[variant.bits] = engine.forward(tokens, action, num_logits=len(tokens)).logits
-        expected, _ = reference.forward(torch.tensor([tokens]), action, reference.new_cache(1))
-        assert _mean_square(found[variant.bits], expected[0].numpy()) < 1e-4 * float(expected.var())
     assert _mean_square(found[5], wanted[0].numpy()) < _mean_square(found[4], wanted[0].numpy()) / 4
 
 
