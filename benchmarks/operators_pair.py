@@ -1,9 +1,10 @@
-"""Compares two builds of the native CPU operators on one bundle: decode speed in turn, and whether logits are equal.
+"""Compares two builds of the native CPU operators on one bundle: speed in turn, and whether logits are equal.
 
     python benchmarks/operators_pair.py smollm2-135m before.so after.so -d 64,512,4000 -r 20
+    python benchmarks/operators_pair.py smollm2-135m before.so after.so --prompt 512 -r 10
 
-Each build runs in a process of its own, which stays open. Rounds of steps alternate between the two, in random order.
-A ratio is the first build's median step over the second's in one round: above 1 the second is faster.
+Each build runs in a process of its own, which stays open. Rounds of steps, or of one prompt, alternate between the two,
+in random order. A ratio is the first build's median step over the second's in one round: above 1 the second is faster.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ def main() -> None:
     parser.add_argument("libraries", nargs=2, type=Path, metavar="LIBRARY")
     parser.add_argument("-a", "--actions", default="k100-s100-q8,k100-s100-q4,k100-s050-q4")
     parser.add_argument("-d", "--depths", default="64,512,4000", help="tokens in the cache, separated by commas")
+    parser.add_argument("--prompt", type=int, metavar="TOKENS", help="time a prompt of so many instead of steps")
     parser.add_argument("-n", "--count", type=int, default=24, help="steps per round")
     parser.add_argument("-r", "--rounds", type=int, default=20)
     parser.add_argument("-t", "--threads", type=int, default=2)
@@ -45,10 +47,11 @@ def main() -> None:
         subprocess.Popen([*command, "--worker", str(library)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         for library in arguments.libraries
     ]
-    for depth in map(int, arguments.depths.split(",")):
-        first, second = (_ask(worker, {"fill": depth}) for worker in workers)
+    for depth in [0] if arguments.prompt else map(int, arguments.depths.split(",")):
+        for worker in workers:
+            _ask(worker, {"fill": depth})
         for action in arguments.actions.split(","):
-            asked = {"action": action, "count": arguments.count}
+            asked = {"action": action, "count": arguments.count, "prompt": arguments.prompt}
             first, second = (_ask(worker, asked) for worker in workers)  # the warm-up
             equal = "equal logits" if first["logits"] == second["logits"] else "OTHER LOGITS"
             steps: tuple[list[float], list[float]] = ([], [])
@@ -58,12 +61,10 @@ def main() -> None:
                 for index in order:
                     time.sleep(_PAUSE_SECONDS)
                     steps[index].append(float(_ask(workers[index], asked)["ms"]))
-            ratios = [before / after for before, after in zip(*steps, strict=True)]
-            print(
-                f"{action} @ {depth}: {statistics.median(steps[0]):.2f} -> {statistics.median(steps[1]):.2f} ms, ratio "
-                f"{quartiles(ratios)}, {equal}",
-                flush=True,
-            )
+            ratios = [one / other for one, other in zip(*steps, strict=True)]
+            before, after = map(statistics.median, steps)
+            at = arguments.prompt or depth
+            print(f"{action} @ {at}: {before:.2f} -> {after:.2f} ms, ratio {quartiles(ratios)}, {equal}", flush=True)
     for worker in workers:
         worker.communicate()
 
@@ -93,14 +94,16 @@ def _work(arguments: argparse.Namespace) -> None:
         if "fill" in request:
             depth = int(request["fill"])
             opened.reset()
-            opened.forward(tokens[:depth], bundle.config.dense)
+            if depth:
+                opened.forward(tokens[:depth], bundle.config.dense)
             print(json.dumps({}), flush=True)
             continue
         action, times, digest = Action.parse(request["action"]), [], hashlib.sha256()
         opened.truncate(depth)
-        for token in tokens[depth : depth + request["count"]]:
+        steps = [(token,) for token in tokens[depth : depth + request["count"]]]
+        for step in [tokens[: request["prompt"]]] if request["prompt"] else steps:
             began = time.perf_counter()
-            output = opened.forward((token,), action)
+            output = opened.forward(step, action)
             times.append((time.perf_counter() - began) * 1e3)
             digest.update(output.logits.tobytes())
         print(json.dumps({"ms": statistics.median(times), "logits": digest.hexdigest()}), flush=True)
