@@ -1,7 +1,7 @@
 # make demo    Installs everything, fetches and exports a small model, and asks it one question, without a budget and at BUDGET.
 # make test    Makes the environment, then runs the linter, the type checker and the quick tests: minutes on two cores.
 # make test-all
-#              Runs the linter, the type checker and all tests. CI runs this.
+#              Runs the linter, the type checker and all tests, in WORKERS=2 processes. CI runs this.
 # make export MODEL=phi-2
 #              Exports a model to a bundle.
 # make train DATA="folder file.txt"
@@ -82,6 +82,7 @@ COUNT ?= 10000
 SECONDS ?= 600
 PARTS ?= c csharp java rust swift web
 JOBS ?= 1
+WORKERS ?= 2
 TARGETS ?=
 ENGINES ?=
 
@@ -138,13 +139,14 @@ test: $(VENV)/.dev lint
 	-$(BIN)/sol-rt pull smollm2-135m
 	$(BIN)/python -m pytest -m 'not slow' $(PYTEST_ARGS)
 
-# The linters, the download and the tests leave a processor idle at times: there the C++ that later tests need is compiled, at the lowest priority.
+# The C++ that later tests need is compiled meanwhile, at half the tests' share of a processor: a test may be waiting for it.
+# A file's tests stay in one process, as they share what they have made.
 test-all: $(VENV)/.dev
 	@mkdir -p build
-	@PYTHONPATH=runtime_tests nice -n 19 $(BIN)/python -m helpers.native_builds >build/native-builds.log 2>&1 &
+	@PYTHONPATH=runtime_tests nice -n 3 $(BIN)/python -m helpers.native_builds >build/native-builds.log 2>&1 &
 	@$(MAKE) lint
 	-$(BIN)/sol-rt pull smollm2-135m
-	@$(BIN)/python -m pytest $(PYTEST_ARGS); code=$$?; cat build/native-builds.log; exit $$code
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS); code=$$?; cat build/native-builds.log; exit $$code
 
 parity: $(VENV)/.dev
 	@mkdir -p build; rm -f build/parity.txt

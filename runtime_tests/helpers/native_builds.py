@@ -1,6 +1,6 @@
-"""Compiles in the background what tests of a whole run need:   nice -n 19 python -m helpers.native_builds
+"""Compiles in the background what tests of a whole run need:   python -m helpers.native_builds
 
-`make test-all` starts it, as most tests leave a processor idle. A test waits for the build that it needs, and builds
+`make test-all` starts it. A test waits for the build that it needs, and builds
 what it does not find: what fails here fails there again, in a test.
 """
 
