@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import struct
 from collections.abc import Iterator
 from ctypes import c_char_p, c_void_p
@@ -139,6 +140,28 @@ def test_an_empty_session_is_restored_as_one(folder: Path, tmp_path: Path) -> No
         core.forward(DENSE, TOKENS[100:200])
         assert core.do(f"restore {tmp_path / 'session'}") == 0
         assert np.array_equal(core.forward(DENSE, TOKENS[:30]), fresh)
+
+
+def test_states_that_no_graph_has_take_no_memory(folder: Path, tmp_path: Path) -> None:
+    """The config alone says that the states and the copies of the last runs are 900 MB."""
+    edited, session = Path(shutil.copytree(folder, tmp_path / "edited")), tmp_path / "session"
+    config = json.loads((edited / CONFIG_NAME).read_text(encoding="utf-8"))
+    config["model"] |= {"hidden_size": 1 << 17, "num_heads": 32, "num_kv_heads": 1, "head_dim": 4096}
+    config["kv"]["conv_size"] = 32
+    tensors = config["weights"]["tensors"]
+    for name in list(tensors):
+        if name.endswith(("embed.scale", "conv.weight", "qkv.scale", "o.scale")):  # their shapes repeat the sizes
+            del tensors[name]
+    (edited / CONFIG_NAME).write_text(json.dumps(config), encoding="utf-8")
+    with Core(tmp_path / "results") as core:
+        core.do(f"load {edited}")
+        core.do("engine")
+        core.do(f"save {session}")
+        assert core.do(f"restore {session}") == 0
+        core.fails(f"forward {DENSE.tag} 3 4", BUNDLE, str(edited))
+        status = Path(f"/proc/{core.process.pid}/status").read_text(encoding="utf-8")
+        peak = int(status.partition("VmHWM:")[2].split()[0])  # kB
+        assert peak < 500_000
 
 
 class Saved:
