@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ import pytest
 from helpers import full_disk
 from helpers.core_build import ADDRESS, THREAD, core_build
 from helpers.core_steps import Core
-from helpers.random_decoder import TRAITS
+from helpers.random_decoder import TRAITS, hf_config
 from helpers.tiny_bundle import write_bundle
 from sol_rt.budget.cost.bytes_model import Line
 from sol_rt.budget.cost.calibration_table import CalibrationTable
@@ -24,6 +26,7 @@ from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.engine.engine import Engine
 from sol_rt.engine.hardware.tuning import Tuning
+from sol_rt.export.sources.decoder import from_hf_config
 
 SMOLLM = os.environ.get("SOL_RT_TEST_BUNDLE", "")
 """A real bundle, for the comparison that tiny ones can't make."""
@@ -206,6 +209,27 @@ def test_damaged_and_foreign_session_files(folder: Path, int8: Path, tmp_path: P
         core.fails(f"restore {tmp_path / 'bodies'}", BUNDLE, "function bodies")
 
 
+def test_tokens_that_a_session_file_does_not_hold_take_no_memory(tmp_path: Path) -> None:
+    """Its header alone says that the cache is 560 MB."""
+    sizes: dict[str, Any] = {"num_key_value_heads": 4, "head_dim": 64, "num_hidden_layers": 8}
+    config = {**hf_config("llama"), **sizes, "max_position_embeddings": 1 << 16}
+    made = {"bits": (8,), "channel_densities": (1.0,), "kv_densities": (1.0,)}
+    folder, session = write_bundle(tmp_path / "long", decoder=from_hf_config(config), **made), tmp_path / "session"
+    with Core(tmp_path / "results") as core:
+        core.do(f"load {folder}")
+        core.do("engine")
+        core.forward(Action(1.0, 1.0, 8), list(range(3, 30)))
+        core.do(f"save {session}")
+        content = bytearray(session.read_bytes())
+        for tokens in (60_000, 6000):
+            struct.pack_into("<Q", content, 96, tokens)
+            session.write_bytes(content)
+            core.fails(f"restore {session}", BUNDLE, "ends too early")
+        status = Path(f"/proc/{core.process.pid}/status").read_text(encoding="utf-8")
+        peak = int(status.partition("VmHWM:")[2].split()[0])  # kB
+        assert peak < 300_000
+
+
 def test_a_full_disk_keeps_the_old_session_file(folder: Path, tmp_path: Path) -> None:
     kept = tmp_path / "disk"
     kept.mkdir()
@@ -248,6 +272,7 @@ def test_a_graph_that_is_replaced_before_its_first_use(folder: Path, tmp_path: P
         shutil.copy(copy / "model.q4.onnx", copy / "model.q8.onnx")
         core.fails("forward k100-s100-q8 3", BUNDLE, "model.q8.onnx", "the bundle was replaced")
         core.do("forward k100-s100-q4 3")
+        core.do(f"forward k100-s100-q4 {' '.join(['3'] * 100)}")  # the cache grows beside what failed
 
 
 def test_two_models_at_once(folder: Path, int8: Path, tmp_path: Path) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import struct
 from collections.abc import Iterator
 from ctypes import c_char_p, c_void_p
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ pytest.importorskip("onnx", reason="making a bundle comes with the extra export"
 
 from helpers.core_steps import Core
 from helpers.random_decoder import hf_config
-from helpers.tiny_bundle import write_bundle
+from helpers.tiny_bundle import seal, write_bundle
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import CONFIG_NAME
@@ -25,6 +27,7 @@ from sol_rt.bundle.config_reader import read_config
 from sol_rt.engine.engine import Engine
 from sol_rt.engine.kv_cache import KvCache
 from sol_rt.engine.states import LAST
+from sol_rt.errors import NumericError
 from sol_rt.export.sources.decoder import from_hf_config
 from sol_rt.generate.model import SolModel
 from sol_rt.generate.native.library import core
@@ -139,6 +142,28 @@ def test_an_empty_session_is_restored_as_one(folder: Path, tmp_path: Path) -> No
         core.forward(DENSE, TOKENS[100:200])
         assert core.do(f"restore {tmp_path / 'session'}") == 0
         assert np.array_equal(core.forward(DENSE, TOKENS[:30]), fresh)
+
+
+def test_states_that_no_graph_has_take_no_memory(folder: Path, tmp_path: Path) -> None:
+    """The config alone says that the states and the copies of the last runs are 900 MB."""
+    edited, session = Path(shutil.copytree(folder, tmp_path / "edited")), tmp_path / "session"
+    config = json.loads((edited / CONFIG_NAME).read_text(encoding="utf-8"))
+    config["model"] |= {"hidden_size": 1 << 17, "num_heads": 32, "num_kv_heads": 1, "head_dim": 4096}
+    config["kv"]["conv_size"] = 32
+    tensors = config["weights"]["tensors"]
+    for name in list(tensors):
+        if name.endswith(("embed.scale", "conv.weight", "qkv.scale", "o.scale")):  # their shapes repeat the sizes
+            del tensors[name]
+    (edited / CONFIG_NAME).write_text(json.dumps(config), encoding="utf-8")
+    with Core(tmp_path / "results") as core:
+        core.do(f"load {edited}")
+        core.do("engine")
+        core.do(f"save {session}")
+        assert core.do(f"restore {session}") == 0
+        core.fails(f"forward {DENSE.tag} 3 4", BUNDLE, str(edited))
+        status = Path(f"/proc/{core.process.pid}/status").read_text(encoding="utf-8")
+        peak = int(status.partition("VmHWM:")[2].split()[0])  # kB
+        assert peak < 500_000
 
 
 class Saved:
@@ -283,6 +308,7 @@ def spoken(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 WITH_CORE = pytest.mark.skipif(core_path() is None, reason="the native core is not built")
 SAMPLED: dict[str, Any] = {"do_sample": True, "seed": 3, "temperature": 1.2, "top_p": 0.95}
+LONG: dict[str, Any] = {"max_new_tokens": 40, "eos_token_id": [], **SAMPLED}
 
 
 @WITH_CORE
@@ -330,14 +356,177 @@ def finished(stream: Any) -> Any:
     return stream.result
 
 
-def reopened(model: NativeModel, folder: Path, session: Path) -> NativeModel:
+def opened(kind: Any, folder: Path, native: bool) -> Any:
+    """A SolModel or a NativeModel on the CPU, with native operators or without."""
+    on_cpu = {"provider": "cpu"} if kind is SolModel else {}
+    return kind.from_pretrained(folder, threads=2, measure_costs=False, native_ops=native, **on_cpu)
+
+
+def reopened(model: NativeModel, folder: Path, session: Path, native: bool = True) -> NativeModel:
     """Another session, with what this one's file holds."""
-    other = NativeModel.from_pretrained(folder, threads=2, measure_costs=False)
+    other: NativeModel = opened(NativeModel, folder, native)
     for function, each in (("save", model), ("restore", other)):
         call = getattr(core(), f"sol_session_{function}")
         call.restype, call.argtypes = c_void_p, (c_void_p, c_char_p)
         assert call(each._session, str(session).encode()) is None
     return other
+
+
+@WITH_CORE
+@pytest.mark.parametrize("native", [True, False], ids=["native", "bodies"])
+def test_a_generation_without_finite_numbers_leaves_a_session_that_goes_on(tmp_path: Path, native: bool) -> None:
+    """It fails in the middle of an answer, then in a prompt. What follows is what a fresh session gives."""
+    config = {**hf_config("lfm2"), "num_hidden_layers": 5, "layer_types": LAYERS, "tie_word_embeddings": False}
+    folder = write_bundle(tmp_path / "tiny", decoder=from_hf_config(config), losses=True)
+    prompt = TOKENS[:60]
+    whole = finished(opened(SolModel, folder, native).stream(prompt, schedule="dense", **LONG)).tokens
+    place = next(i for i, token in enumerate(whole) if i >= 20 and token not in [*prompt, *whole[:i], 5, 6, 7])
+    poison(folder, whole[place])
+    going, fresh = ([opened(kind, folder, native) for kind in (SolModel, NativeModel)] for _ in range(2))
+    said = [*prompt, *whole[:place]]
+    failing = {"reuse_cache": True, "schedule": "dense", **LONG}
+    after = {"logit_bias": {whole[place]: -100}, "reuse_cache": True, **LONG}
+    wrong = [*said, whole[place], *TOKENS[:9]]
+    turns = [
+        (prompt, whole[: place + 1], [*said, 5, 6, 7], "dense"),  # behind what the answer left in the cache
+        (wrong, [], [*said[:70], 6], "dense"),  # behind a rewind, too
+        (wrong, [], said[:65], f"fixed:{CHEAP.tag}"),  # function bodies read what they mask
+    ]
+    for first, told, text, schedule in turns:
+        results = []
+        for model, other in zip(going, fresh, strict=True):
+            assert until_it_fails(model, first, failing) == told
+            found, expected = (finished(each.stream(text, schedule=schedule, **after)) for each in (model, other))
+            assert found.tokens == expected.tokens
+            results.append((found.tokens, found.cached_tokens))
+        assert results[0] == results[1]
+
+
+def until_it_fails(model: Any, prompt: list[int], settings: dict[str, Any]) -> list[int]:
+    """The tokens of a generation until its numbers are no longer finite."""
+    made: list[int] = []
+    stream = model.stream(prompt, **settings)
+    with pytest.raises(NumericError, match="gave non-finite numbers at token"):
+        made.extend(token.token for token in stream)
+    return made
+
+
+def poison(folder: Path, token: int) -> None:
+    """Makes a bundle's embedding of this token infinite."""
+    config = read_config(folder / CONFIG_NAME)
+    entry = config.tensors["embed.scale"]
+    scales = np.memmap(folder / "weights.bin", np.float16, "r+", entry.offset, entry.shape)
+    scales[:, token] = np.inf
+    scales.flush()
+    seal(folder, config)
+
+
+@WITH_CORE
+def test_turns_of_function_bodies_are_those_of_python(spoken: Path, tmp_path: Path) -> None:
+    """Without native operators the core keeps states, too: turns, rewinds and files as with them."""
+    python, native = (opened(kind, spoken, native=False) for kind in (SolModel, NativeModel))
+    assert not native.native
+    settings = {"reuse_cache": True, "budget": 0.6, **LONG}
+    texts = [TOKENS[:140]]  # more than a chunk
+    for number in range(4):
+        expected, found = (finished(model.stream(texts[-1], **settings)) for model in (python, native))
+        assert (found.tokens, found.cached_tokens) == (expected.tokens, expected.cached_tokens)
+        assert found.actions == expected.actions
+        assert found.achieved_budget == pytest.approx(expected.achieved_budget, rel=1e-12)
+        said = [*texts[-1], *found.tokens]
+        texts.append([[*said, 5, 6, 7], texts[0], [*texts[-1][:50], 9, 8, 7], said][number])
+        native = reopened(native, spoken, tmp_path / "session", native=False)
+
+
+def test_function_bodies_take_the_file_of_native_operators_but_not_the_reverse(folder: Path, tmp_path: Path) -> None:
+    if library_path() is None:
+        pytest.skip("the native operators are not built")
+    after: list[Move] = [*steps(700, 3), 350, *steps(9, 20), 299, *steps(40, 3), 100, *steps(50, 3)]
+    file, copy = tmp_path / "native", tmp_path / "bodies"
+    with Core(tmp_path / "results") as core:
+        core.do(f"load {folder}")
+        core.do("engine")
+        fresh, *_ = got_of(core, [(DENSE, TOKENS[:300]), *steps(300, 70)])
+        core.do(f"save {file}")
+    with Core(tmp_path / "results", native=False) as core:
+        core.do(f"load {folder}")
+        core.do("engine")
+        assert core.do(f"restore {file}") == 370
+        core.do(f"save {copy}")
+        theirs, ours = (path.read_bytes()[:-32] for path in (file, copy))
+        assert ours == theirs[:12] + struct.pack("<I", 0) + theirs[16:]  # all copies, and who filled the cache
+        went_on = list(got_of(core, after))
+        core.do("engine")
+        assert core.do(f"restore {copy}") == 370
+        assert all(map(np.array_equal, got_of(core, after), went_on))
+    with Core(tmp_path / "results") as core:
+        core.do(f"load {folder}")
+        core.do("engine")
+        core.forward(CHEAP, TOKENS[700:800])
+        core.fails(f"restore {copy}", BUNDLE, "a cache that function bodies filled, without key codes")
+        assert core.do("use 0") == 0
+        assert np.array_equal(core.forward(DENSE, TOKENS[:300]), fresh)
+
+
+@pytest.fixture(scope="module", params=["float16", "int8"])
+def windowed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle whose layers that attend have windows, too."""
+    config = {**hf_config("lfm2"), "num_hidden_layers": 5, "layer_types": LAYERS, "max_position_embeddings": 4096}
+    decoder = replace(from_hf_config(config), windows=(0, 0, 24, 0, 40))
+    base = tmp_path_factory.mktemp(f"windowed-{request.param}")
+    return write_bundle(base / "tiny", decoder=decoder, kv=request.param, losses=True)
+
+
+def test_same_numbers_as_python_with_windows(windowed: Path, tmp_path: Path) -> None:
+    """Rewinds to where cache and states hold all, to where the cache no longer holds what the last copy's next token
+    reads although it holds what the wanted one's reads, and to where it holds neither.
+    """
+    if library_path() is None:
+        pytest.skip("the native operators are not built")
+    before: list[Move] = [(DENSE, TOKENS[:1500]), *steps(1500, 40)]
+    rewinds: list[Move] = [1530, *steps(7, 20), 1450, *steps(9, 3), 1000, *steps(60, 30), 1010, (DENSE, TOKENS[:700])]
+    after: list[Move] = [*rewinds, 1300, *steps(50, 3), 300, *steps(80, 9), 0, (CHEAP, TOKENS[:90]), *steps(3, 3)]
+    engine, session = Engine(Bundle.open(windowed), provider="cpu", threads=2), tmp_path / "session"
+    with Core(tmp_path / "results") as core:
+        core.do(f"load {windowed}")
+        core.do("engine")
+        assert all(map(np.array_equal, got_of(core, before), expected_of(engine, before)))
+        core.do(f"save {session}")
+        content = session.read_bytes()
+        assert struct.unpack_from("<5q", content, 104 + 4 * 1540) == (0, 0, 768, 0, 768)
+        expected = list(expected_of(engine, after))
+        assert all(map(np.array_equal, got_of(core, after), expected))
+        core.do("engine")
+        core.forward(CHEAP, TOKENS[1000:2700])  # what it held before is nothing to what it holds then
+        assert core.do(f"restore {session}") == 1540
+        assert all(map(np.array_equal, got_of(core, after), expected))
+        core.do(f"restore {session}")
+        core.do("truncate 1000")
+        core.do(f"save {session}")  # before all tokens run again
+        core.do("engine")
+        assert core.do(f"restore {session}") == 1000
+        engine.reset()
+        list(expected_of(engine, before))
+        pending: list[Move] = [*steps(60, 30), 1010, *steps(3, 3), 200, *steps(5, 3)]
+        assert all(map(np.array_equal, got_of(core, pending), expected_of(engine, [1000, *pending])))
+
+
+@WITH_CORE
+def test_turns_with_windows_are_those_of_python(windowed: Path, tmp_path: Path) -> None:
+    """A second turn; edits where the cache holds all, where it holds what is read there but not what is read behind the
+    last copy, and where it holds neither. In the core, files in between.
+    """
+    python, native = (opened(kind, windowed, native=True) for kind in (SolModel, NativeModel))
+    settings = {"reuse_cache": True, "budget": 0.6, **LONG}
+    text, cached = TOKENS[:1400], []
+    for kept in (1500, 1400, 1000, 700, 250, 0):
+        expected, found = (finished(model.stream(text, **settings)) for model in (python, native))
+        assert (found.tokens, found.cached_tokens) == (expected.tokens, expected.cached_tokens)
+        assert found.actions == expected.actions
+        text = [*[*text, *found.tokens][:kept], 5, 6, kept % 90]
+        cached.append(found.cached_tokens)
+        native = reopened(native, windowed, tmp_path / "session")
+    assert (cached[:3], cached[-1]) == ([0, 1439, 1400], 0)
 
 
 @WITH_CORE

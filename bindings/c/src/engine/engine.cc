@@ -100,7 +100,9 @@ struct Engine::State {
     }
     if (wanted <= cache.capacity()) return;
     const int64_t capacity = cache.CapacityFor(wanted);
-    for (auto& [key, runner] : runners) runner->Forget();
+    for (auto& [key, runner] : runners) {
+      if (runner) runner->Forget();  // null where no session could be made
+    }
     try {
       cache.Resize(capacity, static_cast<int64_t>(tokens.size()));
     } catch (const std::bad_alloc&) {

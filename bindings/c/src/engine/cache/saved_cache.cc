@@ -55,6 +55,12 @@ class Reader {
     stream_.read(static_cast<char*>(data), static_cast<std::streamsize>(size));
     if (stream_.gcount() != static_cast<std::streamsize>(size)) Refuse("a file that ends too early", "a whole one");
   }
+  // To be asked before memory is taken for what comes next.
+  void RequireLeft(uint64_t size) {
+    const std::streamoff at = stream_.tellg(), end = stream_.seekg(0, std::ios::end).tellg();
+    stream_.seekg(at);
+    if (end < at || static_cast<uint64_t>(end - at) < size) Refuse("a file that ends too early", "a whole one");
+  }
   std::array<uint8_t, 32> Digest() { return sha_.Digest(); }
 
  private:
@@ -144,17 +150,23 @@ std::vector<int32_t> RestoreCache(std::istream& stream, const Model& model, KvCa
   Header header;
   reader.Read(&header, sizeof(header));
   CheckHeader(header, model);
-  // The count is not yet known to be sound: the context bounds what is allocated.
+  // The count is not yet known to be sound: the context and the file's size bound what is allocated.
   if (header.tokens > static_cast<uint64_t>(model.config().model.max_context)) Refuse(std::to_string(header.tokens) + " tokens", "at most the model's context");
   const auto count = static_cast<size_t>(header.tokens);
-  make_room(static_cast<int64_t>(count));
+  reader.RequireLeft(count * sizeof(int32_t));
   std::vector<int32_t> tokens(count);
   std::vector<int64_t> firsts(cache.firsts().size(), 0);
   std::vector<States::Copy> kept, last;
+  if (count > 0) reader.Read(tokens.data(), count * sizeof(int32_t));
+  if (count > 0 && header.version != kWhole) reader.Read(firsts.data(), firsts.size() * sizeof(int64_t));
+  if (!cache.Possible(firsts, static_cast<int64_t>(count))) Refuse("tokens held from an impossible place on", "places before the last token");
+  uint64_t size = 0;
+  for (const CacheBuffer& buffer : cache.buffers()) {
+    size += static_cast<uint64_t>(cache.heads()) * (count - static_cast<size_t>(firsts[buffer.layer])) * buffer.TokenBytes();
+    reader.RequireLeft(size);  // of each buffer, so that the sum of hostile sizes does not overflow
+  }
+  make_room(static_cast<int64_t>(count));
   try {
-    if (count > 0) reader.Read(tokens.data(), count * sizeof(int32_t));
-    if (count > 0 && header.version != kWhole) reader.Read(firsts.data(), firsts.size() * sizeof(int64_t));
-    if (!cache.Possible(firsts, static_cast<int64_t>(count))) Refuse("tokens held from an impossible place on", "places before the last token");
     for (size_t i = 0; count > 0 && i < cache.buffers().size(); ++i) {
       const CacheBuffer& buffer = cache.buffers()[i];
       const int64_t first = firsts[buffer.layer];

@@ -73,13 +73,13 @@ void States::Forget(int64_t length) {
 }
 
 void States::Restore(int64_t length) {
-  Reserve();
   Forget(length);
   const Copy* nearest = kept_.empty() ? nullptr : &kept_.back();
   for (const Copy& copy : last_) {
     if (copy.length > 0 && (nearest == nullptr || copy.length >= nearest->length)) nearest = &copy;
   }
   if (nearest != nullptr) {
+    Reserve();  // not for the start of a text: no graph may have shown yet that the config's sizes are true
     Replace(nearest->states, nearest->length);
   } else {
     std::fill(states_.begin(), states_.end(), 0.0f);
