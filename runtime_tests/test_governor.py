@@ -130,6 +130,15 @@ def test_a_rate_is_kept_where_it_can_be() -> None:
     assert 12 / found[-1] == pytest.approx(20, rel=0.12)
 
 
+def test_a_rate_without_end_says_nothing() -> None:
+    """A host that divides tokens by no time hands on an infinite rate."""
+    held, reading = GovernorSettings(wanted_rate=20.0), Reading(tokens_per_second=12.0)
+    before = next_budget(GovernorState(1.0), reading, held)
+    assert next_budget(before, Reading(tokens_per_second=math.inf), held) == next_budget(before, Reading(), held)
+    after = next_budget(next_budget(GovernorState(1.0), Reading(tokens_per_second=math.inf), held), reading, held)
+    assert after.budget < 1.0
+
+
 def test_a_device_that_heats_up_with_its_budget_settles() -> None:
     """Heat follows the budget with a lag: full budget would throttle, half of it stays cool."""
     held, headroom, state, found = GovernorSettings(), 0.5, GovernorState(1.0), []

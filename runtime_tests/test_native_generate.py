@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import warnings
@@ -19,6 +20,7 @@ from helpers.core_build import core_build
 from helpers.program import started
 from sol_rt.budget.cost.calibration_table import CalibratedCost, CalibrationTable
 from sol_rt.budget.cost.tune import candidates
+from sol_rt.bundle.config import CONFIG_NAME
 from sol_rt.engine.hardware import tuning as operators
 from sol_rt.errors import BusyError, ContextError, ProviderError, QualityWarning, SolError, UsageError
 from sol_rt.generate.model import SolModel
@@ -166,6 +168,32 @@ def test_a_moved_budget_holds_as_in_python(python: SolModel, native: NativeModel
     assert found[0].tokens == found[1].tokens
     assert found[0].actions == found[1].actions
     assert found[0].requested_budget == pytest.approx(found[1].requested_budget, rel=1e-9)
+
+
+_WIDE = """
+import sys
+from pathlib import Path
+from sol_rt.errors import SolError
+from sol_rt.generate.native.model import NativeModel
+try:
+    list(NativeModel.from_pretrained(sys.argv[1], measure_costs=False).stream([3, 4], presence_penalty=1.0))
+except SolError as error:
+    print(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0], error)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_penalties_of_a_vocabulary_that_no_graph_has_take_no_memory(tmp_path: Path) -> None:
+    """The config alone says that the penalties are 1 GB."""
+    edited = shutil.copytree(GOLDEN, tmp_path / "edited")
+    config = json.loads((edited / CONFIG_NAME).read_text(encoding="utf-8"))
+    config["model"]["vocab_size"], config["policy"] = 1 << 28, None
+    del config["weights"]["tensors"]["embed.scale"]  # its shape repeats the size
+    (edited / CONFIG_NAME).write_text(json.dumps(config), encoding="utf-8")
+    done = subprocess.run([sys.executable, "-c", _WIDE, edited], capture_output=True, text=True, check=True)
+    peak, _, error = done.stdout.partition(" ")
+    assert str(edited) in error
+    assert int(peak) < 500_000  # kB
 
 
 def test_an_older_stream_is_over(native: NativeModel) -> None:

@@ -304,3 +304,75 @@ def test_long_chains_of_steps_are_refused(program: Path, tmp_path: Path) -> None
         with pytest.raises(NativeError, match="expected at most") as error:
             NativeText(program, _write(tmp_path / "tokenizer.json", known | change))
         assert error.value.code == TEXT
+
+
+@pytest.mark.slow
+def test_chains_of_steps_that_double_a_text_end_with_an_error(program: Path, tmp_path: Path) -> None:
+    known = json.loads(byte_level().to_str())
+    step = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+    for name, steps in (("normalizer", "normalizers"), ("pre_tokenizer", "pretokenizers")):
+        change = {name: {"type": "Sequence", steps: [step] * 40}, "added_tokens": []}
+        with NativeText(program, _write(tmp_path / "tokenizer.json", known | change)) as native:
+            with pytest.raises(NativeError, match=f"the tokenizer's {name} makes more than") as error:
+                native.ask("encode", texts=["\u00e9" * 20000], add=True, parse=True)
+            assert error.value.code == TEXT
+
+
+def test_tokens_that_a_decoder_lengthens_share_a_bound(program: Path, tmp_path: Path) -> None:
+    decoder = {"type": "Replace", "pattern": {"String": ""}, "content": "x" * 1_000_000}
+    path = _write(tmp_path / "tokenizer.json", json.loads(byte_level().to_str()) | {"decoder": decoder})
+    with NativeText(program, path) as native:
+        with pytest.raises(NativeError, match="the tokenizer's decoder makes more than 64 MB of them") as error:
+            native.ask("decode", tokens=[[10] * 200], skip=False)
+        assert error.value.code == TEXT
+        assert len(native.ask("decode", tokens=[[10]], skip=False)[0]) > 1_000_000
+
+
+def test_a_long_prefix_or_suffix_of_characters_is_refused(program: Path, tmp_path: Path) -> None:
+    """Where bytes stand in for a character, every character of a text would become as many tokens."""
+    known = json.loads(byte_level().to_str())
+    for name in ("continuing_subword_prefix", "end_of_word_suffix"):
+        change = {"model": known["model"] | {name: "a" * 65, "byte_fallback": True}}
+        with pytest.raises(NativeError, match="a long prefix or suffix, expected at most 64 bytes") as error:
+            NativeText(program, _write(tmp_path / "tokenizer.json", known | change))
+        assert error.value.code == TEXT
+
+
+def _added(contents: list[str]) -> list[dict[str, Any]]:
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False}
+    return [{"id": 1000 + number, "content": content, **flags} for number, content in enumerate(contents)]
+
+
+def test_added_tokens_share_the_effort_of_the_normalizer(program: Path, tmp_path: Path) -> None:
+    """Each of them alone takes a tenth of what one text may take."""
+    change = {
+        "normalizer": {"type": "Replace", "pattern": {"Regex": "(a|aa)+$"}, "content": "y"},
+        "added_tokens": _added([f"{'a' * 21}c{number}" for number in range(2000)]),
+    }
+    path = _write(tmp_path / "tokenizer.json", json.loads(byte_level().to_str()) | change)
+    with pytest.raises(NativeError, match="takes too long") as error:
+        NativeText(program, path)
+    assert error.value.code == TEXT
+
+
+def test_an_added_token_that_the_normalizer_lengthens_is_refused_at_once(program: Path, tmp_path: Path) -> None:
+    """All of them would take 6 GB."""
+    prepend = {"type": "Prepend", "prepend": "x" * 1000}
+    change = {
+        "normalizer": {"type": "Sequence", "normalizers": [prepend] * 64},
+        "added_tokens": _added([f"t{number}" for number in range(100_000)]),
+    }
+    path = _write(tmp_path / "tokenizer.json", json.loads(byte_level().to_str()) | change)
+    with pytest.raises(NativeError, match="an added token of 64002 bytes") as error:
+        NativeText(program, path)
+    assert error.value.code == TEXT
+
+
+def test_segments_that_outgrow_the_conversation_are_refused(pieces: tuple[NativeText, Tokenizer]) -> None:
+    between = {"start": {"user": "x" * 300_000}, "user": {"user": "", "answer": ""}}
+    segments = json.dumps({"format_version": 1, "trimmed": [], "filled": [], "between": between})
+    short, long = ({"role": "user", "content": "a" * length} for length in (100, 50_000))
+    with pytest.raises(NativeError, match="add more than a conversation has") as error:
+        pieces[0].ask("chat", segments=segments, messages=[short])
+    assert error.value.code == TEXT
+    assert pieces[0].ask("chat", segments=segments, messages=[long])

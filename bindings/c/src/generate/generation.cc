@@ -96,7 +96,6 @@ Generation::Generation(const GenerationParts& parts, GenerationRequest request)
     planner_ = MakePlanner(parts.config, parts.cost, request.dial, parts.policy);
     if (!HasAxisTargets(request.dial)) asked_ = planner_->Requested();
   }
-  sampler_ = std::make_unique<Sampler>(config_, vocab_size);
   writer_ = std::make_unique<TextWriter>(parts.tokenizer, history_, config_.stop_strings, EndTokens(config_));
   if (!request.trace.empty()) trace_ = std::make_unique<TraceWriter>(request.trace, Header());
   parts_.live.Open(FixedBecause(request.dial, replay_.has_value()), parts.cost->InMilliseconds());
@@ -150,6 +149,7 @@ void Generation::Prefill(const std::function<bool()>& interrupted) {
   const Clock::time_point start = Clock::now();
   output_ = engine.Forward(history_.data() + cached, history_.size() - static_cast<size_t>(cached), parts_.config.dense, interrupted);
   prefill_seconds_ = Milliseconds(Clock::now() - start) / 1e3;
+  sampler_ = std::make_unique<Sampler>(config_, parts_.config.model.vocab_size);  // its arrays are that long, which the graph has shown to be true
   prefilled_ = static_cast<int64_t>(history_.size()) - cached;
   context_ = engine.length();
   generated_.action = parts_.config.dense;

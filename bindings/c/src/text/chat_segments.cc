@@ -16,6 +16,7 @@ namespace {
 
 constexpr size_t kLargestFile = size_t{1} << 20;
 constexpr size_t kDeepest = 4;  // objects within one another
+constexpr size_t kMostAdded = size_t{1} << 18, kMostRepeated = 4;  // bytes of a prompt, and times its messages', as template_process.py
 constexpr uint32_t kVersion = 1;
 constexpr size_t kRoles = 3;
 constexpr std::array<const char*, kRoles> kNames = {"system", "user", "assistant"};
@@ -50,7 +51,8 @@ class Segments : public ChatSegments {
   std::vector<int32_t> Encode(const std::vector<ChatMessage>& messages) const override {
     std::string text;
     std::vector<std::pair<size_t, size_t>> user;
-    size_t before = kStart;
+    size_t before = kStart, most = kMostAdded;
+    for (const ChatMessage& message : messages) most += kMostRepeated * (message.role.size() + message.content.size());
     for (const ChatMessage& message : messages) {
       const std::optional<size_t> role = RoleOf(message.role);
       if (!role) UsageFault("messages: got the role " + Brief(message.role) + ", expected system, user or assistant; " + kHint);
@@ -63,6 +65,9 @@ class Segments : public ChatSegments {
       text += trimmed_[*role] ? PythonStripped(message.content) : std::string_view(message.content);
       user.emplace_back(begin, text.size());
       before = *role;
+      if (text.size() > most) {
+        throw Error(SOL_ERROR_TEXT, "messages: the bundle's chat segments add more than a conversation has; " + std::string(kHint));
+      }
     }
     text += Between(before, kAnswer);
     return tokenizer_->EncodeRendered(text, user);

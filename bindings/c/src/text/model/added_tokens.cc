@@ -44,7 +44,6 @@ bool Touches(const AddedTokens::UserParts& parts, size_t begin, size_t end) {
 
 void TextMatcher::Add(std::string_view text, int32_t value) {
   if (text.empty()) return;
-  if (text.size() > kLongest) throw Unsupported("an added token of " + std::to_string(text.size()) + " bytes", "at most " + std::to_string(kLongest));
   begins_[static_cast<uint8_t>(text[0])] = true;
   uint32_t node = 0;
   for (char byte : text) {
@@ -68,11 +67,12 @@ void TextMatcher::At(std::string_view text, size_t at, std::vector<Found>& found
 
 AddedTokens::AddedTokens(const Settings& file, const Vocabulary& vocabulary, const Normalizer& normalizer, const std::vector<int32_t>& end_ids) {
   uint32_t next_id = static_cast<uint32_t>(vocabulary.size());
+  Regex::Effort effort(0);  // of all tokens together
   if (file.Has("added_tokens")) {
     for (const Settings& item : file.Items("added_tokens")) {
       item.Number("id");  // the model's vocabulary and the order of the tokens decide, as in `tokenizers`
       Token token{item.Text("content"), "", item.Flag("single_word"), item.Flag("lstrip"), item.Flag("rstrip"), item.Flag("normalized"), item.Flag("special")};
-      Add(std::move(token), vocabulary, normalizer, next_id);
+      Add(std::move(token), vocabulary, normalizer, next_id, effort);
     }
   }
   for (int32_t id : end_ids) {
@@ -80,7 +80,7 @@ AddedTokens::AddedTokens(const Settings& file, const Vocabulary& vocabulary, con
     if (found == tokens_.end()) continue;
     Token token = found->second;
     token.special = true;
-    Add(std::move(token), vocabulary, normalizer, next_id);
+    Add(std::move(token), vocabulary, normalizer, next_id, effort);
   }
   std::vector<int32_t> order;
   for (const auto& [id, token] : tokens_) order.push_back(id);
@@ -91,7 +91,7 @@ AddedTokens::AddedTokens(const Settings& file, const Vocabulary& vocabulary, con
   }
 }
 
-void AddedTokens::Add(Token token, const Vocabulary& vocabulary, const Normalizer& normalizer, uint32_t& next_id) {
+void AddedTokens::Add(Token token, const Vocabulary& vocabulary, const Normalizer& normalizer, uint32_t& next_id, Regex::Effort& effort) {
   if (token.content.empty()) return;
   int32_t id = Id(token.content);
   if (id == Vocabulary::kNone) id = vocabulary.Find(token.content);
@@ -99,7 +99,10 @@ void AddedTokens::Add(Token token, const Vocabulary& vocabulary, const Normalize
     if (next_id > Vocabulary::kLargestId) throw Unsupported("too many added tokens", "ids up to " + std::to_string(Vocabulary::kLargestId));
     id = static_cast<int32_t>(next_id++);
   }
-  token.written = token.normalized ? normalizer.Apply(token.content) : token.content;
+  token.written = token.normalized ? normalizer.Apply(token.content, effort) : token.content;
+  if (const size_t size = token.written.size(); size > kLongest) {  // here, before there are many of them
+    throw Unsupported("an added token of " + std::to_string(size) + " bytes", "at most " + std::to_string(kLongest));
+  }
   if (token.special) special_.insert(token.content);
   ids_[token.content] = id;
   tokens_[id] = std::move(token);

@@ -12,6 +12,7 @@
 
 #include "text/model/tokenizer_file.h"
 #include "text/model/vocabulary.h"
+#include "text/unicode/regex.h"
 
 namespace sol_rt {
 
@@ -68,7 +69,7 @@ class AddedTokens {
   size_t CountBeside(const Vocabulary& vocabulary) const;
 
  private:
-  void Add(Token token, const Vocabulary& vocabulary, const Normalizer& normalizer, uint32_t& next_id);
+  void Add(Token token, const Vocabulary& vocabulary, const Normalizer& normalizer, uint32_t& next_id, Regex::Effort& effort);
 
   std::unordered_map<std::string, int32_t> ids_;
   std::unordered_map<int32_t, Token> tokens_;

@@ -11,6 +11,7 @@ namespace sol_rt {
 namespace {
 
 constexpr size_t kMostProbes = 4096;  // merges that need more were made to take long
+constexpr size_t kLongestMark = 64;   // bytes of prefix and suffix: where bytes stand in for a character, every character gets them
 
 }  // namespace
 
@@ -27,6 +28,9 @@ Bpe::Bpe(TokenizerFile& file, const std::string& path) : path_(path) {
   }
   if (model.Has("continuing_subword_prefix")) prefix_ = model.Text("continuing_subword_prefix");
   if (model.Has("end_of_word_suffix")) suffix_ = model.Text("end_of_word_suffix");
+  if (std::max(prefix_.size(), suffix_.size()) > kLongestMark) {
+    throw Unsupported("a model with a long prefix or suffix", "at most " + std::to_string(kLongestMark) + " bytes");
+  }
   fuse_unknown_ = model.Flag("fuse_unk", false);
   byte_fallback_ = model.Flag("byte_fallback", false);
   ignore_merges_ = model.Flag("ignore_merges", false);

@@ -13,7 +13,7 @@ namespace {
 
 constexpr int kDeepest = 8;
 constexpr size_t kMostSteps = 64;
-constexpr size_t kLongestText = size_t{1} << 26;  // bytes that patterns may make of one token
+constexpr size_t kLongestText = size_t{1} << 26;  // bytes that patterns may make of the tokens together
 
 constexpr std::array<int16_t, 0x144> CharacterBytes() {
   std::array<int16_t, 0x144> bytes{};
@@ -101,15 +101,19 @@ void ReplaceAll(std::string& text, const std::string& old, const std::string& fr
   if (begin > 0) text = made.append(text, begin, std::string::npos);
 }
 
-void ReplaceMatches(std::string& token, const Regex& pattern, const std::string& fresh, Regex::Effort& effort) {
+// `bytes`: of the tokens before, to which this one's are added.
+void ReplaceMatches(std::string& token, const Regex& pattern, const std::string& fresh, Regex::Effort& effort, size_t& bytes) {
   std::vector<Stretch> stretches;
   pattern.Stretches(token, effort, stretches);
   std::string made;
   for (const Stretch& stretch : stretches) {
     if (stretch.is_match) made += fresh;
     else made.append(token, stretch.begin, stretch.end - stretch.begin);
-    if (made.size() > kLongestText) throw Error(SOL_ERROR_TEXT, "tokens: the tokenizer's decoder makes more than 64 MB of one; decode fewer");
+    if (made.size() > kLongestText - bytes) {
+      throw Error(SOL_ERROR_TEXT, "tokens: the tokenizer's decoder makes more than 64 MB of them; decode fewer");
+    }
   }
+  bytes += made.size();
   token = std::move(made);
 }
 
@@ -176,9 +180,11 @@ void Decoder::RunStep(const Step& step, std::vector<std::string>& tokens, Regex:
     case Kind::kStrip:
       for (std::string& token : tokens) StripEnds(token, step.text, step.start, step.stop);
       return;
-    case Kind::kReplace:
-      for (std::string& token : tokens) ReplaceMatches(token, *step.pattern, step.text, effort);
+    case Kind::kReplace: {
+      size_t bytes = 0;
+      for (std::string& token : tokens) ReplaceMatches(token, *step.pattern, step.text, effort, bytes);
       return;
+    }
     case Kind::kBpe:
       for (size_t i = 0; i < tokens.size(); ++i) ReplaceAll(tokens[i], step.text, i + 1 == tokens.size() ? "" : " ");
       return;

@@ -23,6 +23,10 @@ size_t FirstBytes(std::string_view text) {
   return at;
 }
 
+void CheckLength(const std::string& made) {
+  if (made.size() > kLongestText) throw Error(SOL_ERROR_TEXT, "text: the tokenizer's normalizer makes more than 64 MB of it; give a shorter text");
+}
+
 // Makes a text character by character. `change` appends what a character becomes.
 template <class Change>
 void ForEach(NormalizedText& text, Change change) {
@@ -129,7 +133,7 @@ void Normalizer::Run(const Step& step, NormalizedText& text, Regex::Effort& effo
   for (const Stretch& stretch : stretches) {
     if (stretch.is_match) made += step.text;
     else made.append(text.text, stretch.begin, stretch.end - stretch.begin);
-    if (made.size() > kLongestText) throw Error(SOL_ERROR_TEXT, "text: the tokenizer's normalizer makes more than 64 MB of it; give a shorter text");
+    CheckLength(made);
     if (stretch.end <= text.first_bytes) first_bytes = made.size();
     else if (stretch.begin < text.first_bytes && !stretch.is_match) first_bytes = made.size() - (stretch.end - text.first_bytes);
   }
@@ -137,12 +141,14 @@ void Normalizer::Run(const Step& step, NormalizedText& text, Regex::Effort& effo
 }
 
 NormalizedText Normalizer::Apply(NormalizedText text, Regex::Effort& effort) const {
-  for (const Step& step : steps_) Run(step, text, effort);
+  for (const Step& step : steps_) {
+    Run(step, text, effort);
+    CheckLength(text.text);  // a chain of steps that each double it grows beyond any memory
+  }
   return text;
 }
 
-std::string Normalizer::Apply(std::string_view text) const {
-  Regex::Effort effort(text.size());
+std::string Normalizer::Apply(std::string_view text, Regex::Effort& effort) const {
   return Apply({std::string(text), FirstBytes(text)}, effort).text;
 }
 

@@ -25,7 +25,7 @@ class Normalizer {
 
   // `effort` is what the patterns may still cost. Throws SOL_ERROR_TEXT if they take longer, or make too long a text.
   NormalizedText Apply(NormalizedText text, Regex::Effort& effort) const;
-  std::string Apply(std::string_view text) const;
+  std::string Apply(std::string_view text, Regex::Effort& effort) const;
 
  private:
   enum class Kind { kForm, kLowercase, kPrepend, kReplace, kStrip, kStripAccents, kByteLevel };

@@ -14,6 +14,7 @@ namespace {
 
 constexpr int kDeepest = 8;
 constexpr size_t kMostSteps = 64;
+constexpr size_t kLongestText = size_t{1} << 27;  // bytes that the steps may make of a text: the byte alphabet takes two for a byte
 // GPT-2's words, as `tokenizers` has them
 constexpr const char* kByteLevelPattern = R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
 // runs of word characters, and of what is neither these nor spaces
@@ -222,6 +223,9 @@ void PreTokenizer::Run(Words& words, Regex::Effort& effort) const {
         Cut(words, split, effort);
         break;
       }
+    }
+    if (words.text.size() > kLongestText) {  // a chain of steps that each double it grows beyond any memory
+      throw Error(SOL_ERROR_TEXT, "text: the tokenizer's pre_tokenizer makes more than 128 MB of it; give a shorter text");
     }
   }
 }

@@ -28,7 +28,8 @@ class PreTokenizer {
   // Throws Unsupported for a step of another kind, or SOL_ERROR_BUNDLE for a damaged one.
   explicit PreTokenizer(const Settings& file);
 
-  // `words` holds one word at first. Empty words are dropped. `effort` is what the patterns may still cost; throws SOL_ERROR_TEXT if they take longer.
+  // `words` holds one word at first. Empty words are dropped. `effort` is what the patterns may still cost; throws SOL_ERROR_TEXT if they take
+  // longer, or if the steps make too long a text.
   void Run(Words& words, Regex::Effort& effort) const;
 
  private:
