@@ -187,6 +187,25 @@ fn a_session_goes_to_a_file_and_back() {
 }
 
 #[test]
+fn a_replay_keeps_the_settings_of_its_trace() {
+    let run = |options: &GenerateOptions| -> (Vec<i32>, String, Finish) {
+        let mut session = model().session().unwrap();
+        let tokens: Vec<_> = session.generate(&cases()[0].prompt, options).unwrap().map(Result::unwrap).collect();
+        (tokens.iter().map(|token| token.token).collect(), tokens.iter().map(|token| &*token.text).collect(), tokens.last().unwrap().finish)
+    };
+    let (first, ..) = run(&dense(1));
+    let biased = GenerateOptions { logit_bias: vec![(first[0], -100.0)], ..dense(12) };
+    let (_, text, _) = run(&biased);
+    let stop: String = text.chars().skip(text.chars().count() / 2).take(3).collect();
+    let trace = Some(folder("SOL_TEST_SCRATCH").join("rust-trace"));
+    let recorded = run(&GenerateOptions { stop_strings: Some(vec![stop]), trace: trace.clone(), ..biased });
+    assert_eq!(recorded.2, Finish::Stop);
+    assert_eq!(run(&GenerateOptions { replay: trace.clone(), ..Default::default() }), recorded);
+    let (.., finish) = run(&GenerateOptions { stop_strings: Some(Vec::new()), replay: trace, ..Default::default() });
+    assert_eq!(finish, Finish::Length, "an empty list is none");
+}
+
+#[test]
 fn what_cannot_be_loaded() {
     let scratch = folder("SOL_TEST_SCRATCH");
     for wrong in [scratch.join("none"), scratch.clone(), "/dev/null".into(), "".into()] {
