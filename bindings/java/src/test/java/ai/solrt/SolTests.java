@@ -39,6 +39,7 @@ public final class SolTests {
     test("stop in a callback", SolTests::stopInCallback);
     test("close during a generation", SolTests::closeDuringGeneration);
     test("a second thread is told to wait", SolTests::busy);
+    test("a stop that is refused", SolTests::refusedStop);
     test("two models at once", SolTests::twoModels);
     test("a model and a runtime may be closed before a session", SolTests::closeInAnyOrder);
     test("a thousand loads", SolTests::thousandLoads);
@@ -239,6 +240,21 @@ public final class SolTests {
         join(other);
       });
       check(thrown.get() instanceof SolException.Busy, "" + thrown.get());
+    }
+  }
+
+  private static void refusedStop() throws Exception {
+    try (SolSession session = model.newSession()) {
+      List<Integer> seen = new ArrayList<>();
+      SolResult result = session.generate(prompt, options(6), token -> {
+        seen.add(token.token);
+        Thread other = new Thread(() -> fails(SolException.Busy.class, session::stop));
+        other.start();
+        join(other);
+      });
+      equal(6, seen.size());
+      equal(SolToken.Finish.LENGTH, result.finish);
+      check(!session.isBusy(), "it is over");
     }
   }
 
