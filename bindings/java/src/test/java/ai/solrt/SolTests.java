@@ -40,6 +40,7 @@ public final class SolTests {
     test("close during a generation", SolTests::closeDuringGeneration);
     test("a second thread is told to wait", SolTests::busy);
     test("a stop that is refused", SolTests::refusedStop);
+    test("a replay keeps the settings of its trace", SolTests::replay);
     test("two models at once", SolTests::twoModels);
     test("a model and a runtime may be closed before a session", SolTests::closeInAnyOrder);
     test("a thousand loads", SolTests::thousandLoads);
@@ -256,6 +257,28 @@ public final class SolTests {
       equal(SolToken.Finish.LENGTH, result.finish);
       check(!session.isBusy(), "it is over");
     }
+  }
+
+  private static void replay() {
+    try (SolSession session = model.newSession()) {
+      int first = generate(session, 1).get(0);
+      GenerateOptions.Builder biased = GenerateOptions.builder().maxNewTokens(12).schedule("dense").endTokens().logitBias(first, -100);
+      String text = text(session, biased.build()), trace = Paths.get(SCRATCH, "trace").toString();
+      String stop = text.substring(text.length() / 2, text.length() / 2 + 3);
+      String recorded = text(session, biased.stopStrings(stop).trace(trace).build());
+      equal(SolToken.Finish.STOP, session.result().finish);
+      equal(recorded, text(session, GenerateOptions.builder().replay(trace).build()));
+      equal(SolToken.Finish.STOP, session.result().finish);
+      equal(-1, session.result().firstDifference);
+      text(session, GenerateOptions.builder().replay(trace).stopStrings().build());
+      equal(SolToken.Finish.LENGTH, session.result().finish);
+    }
+  }
+
+  private static String text(SolSession session, GenerateOptions options) {
+    StringBuilder text = new StringBuilder();
+    session.generate(prompt, options, token -> text.append(token.text));
+    return text.toString();
   }
 
   private static void twoModels() throws Exception {
