@@ -206,3 +206,16 @@ test("a connection that breaks in the middle of a file", { skip }, async () => {
   await refuses(load(`http://127.0.0.1:${port}/`), BundleError, /weights\.bin: got a connection that broke .*, expected a file; check the URL and the network/);
   await new Promise((resolve) => server.close(resolve));
 });
+
+test("a model that is closed while its policy runs", { skip }, async () => {
+  const options = { schedule: "sol", budget: 0.6, eos_token_id: [] };
+  for (const turns of [0, 40]) {
+    const own = await load(tiny);
+    const stream = (await own.stream([290], options))[Symbol.asyncIterator]();
+    await stream.next();
+    const ended = refuses(stream.next(), BusyError, /this model is closed|interrupted/);
+    for (let i = 0; i < turns; i++) await Promise.resolve();
+    await own.close();
+    await ended;
+  }
+});
