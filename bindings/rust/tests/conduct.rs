@@ -90,6 +90,13 @@ fn cancel_ends_a_generation_in_mid_token() {
     assert!(tokens.next().is_none());
     drop(tokens);
     assert_eq!(generate(&mut session, 8).unwrap(), expected);
+    let control = session.control();
+    for token in session.generate(&prompt, &dense(8)).unwrap() {
+        if token.unwrap().finish != Finish::None {
+            control.cancel(); // too late for this text
+        }
+    }
+    assert_eq!(generate(&mut session, 8).unwrap(), expected);
 }
 
 #[test]
