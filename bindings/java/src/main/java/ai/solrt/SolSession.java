@@ -40,6 +40,7 @@ public final class SolSession extends SolHandle {
         }
         throw thrown;
       }
+      SolNative.sessionStop(s); // forgets a cancel that came too late for the last step
       byte[][] strings = new byte[2][];
       return new SolResult(SolNative.sessionResult(s, strings), strings);
     });

@@ -157,6 +157,10 @@ public final class SolTests {
       }));
       equal(alone.subList(0, 3), seen);
       equal(alone, generate(session, 8));
+      session.generate(prompt, options(8), token -> {
+        if (token.isLast()) session.cancel(); // too late for this text
+      });
+      equal(alone, generate(session, 8));
     }
   }
 
