@@ -26,8 +26,8 @@ pub struct GenerateOptions {
     pub top_logprobs: u32,
     /// Tokens, and what is added to their scores: -100 to 100.
     pub logit_bias: Vec<(i32, f32)>,
-    /// The text ends before the first of these.
-    pub stop_strings: Vec<String>,
+    /// The text ends before the first of these. In place of the model's own.
+    pub stop_strings: Option<Vec<String>>,
     /// In place of the model's own.
     pub end_tokens: Option<Vec<i32>>,
     /// Share of the dense cost, 0 to 1.
@@ -53,7 +53,7 @@ impl GenerateOptions {
     /// Calls `body` with these options in C, which are valid during that call.
     pub(crate) fn with_raw<T>(&self, body: impl FnOnce(&ffi::sol_generate_options) -> Result<T, Error>) -> Result<T, Error> {
         let biases: Vec<_> = self.logit_bias.iter().map(|&(token, bias)| ffi::sol_logit_bias { token, bias }).collect();
-        let stops: Vec<CString> = self.stop_strings.iter().map(|text| c_string(text)).collect::<Result<_, _>>()?;
+        let stops: Vec<CString> = self.stop_strings.iter().flatten().map(|text| c_string(text)).collect::<Result<_, _>>()?;
         let stop_pointers: Vec<*const c_char> = stops.iter().map(|text| text.as_ptr()).collect();
         let schedule = self.schedule.as_deref().map(c_string).transpose()?;
         let trace = self.trace.as_deref().map(c_path).transpose()?;
@@ -91,10 +91,15 @@ impl GenerateOptions {
             raw.seed = i64::try_from(seed).map_err(|_| Error::usage(format!("seed: got {seed}, expected less than 2^63")))?;
         }
         raw.reuse_cache = (!self.ignore_cache).into();
-        raw.logit_bias = biases.as_ptr();
-        raw.num_logit_bias = biases.len();
-        raw.stop_strings = stop_pointers.as_ptr();
-        raw.num_stop_strings = stop_pointers.len();
+        // The pointer of an empty list is not NULL, so it would replace the model's own, or those of the trace that is replayed.
+        if !biases.is_empty() {
+            raw.logit_bias = biases.as_ptr();
+            raw.num_logit_bias = biases.len();
+        }
+        if self.stop_strings.is_some() {
+            raw.stop_strings = stop_pointers.as_ptr();
+            raw.num_stop_strings = stop_pointers.len();
+        }
         if let Some(tokens) = &self.end_tokens {
             raw.end_tokens = tokens.as_ptr(); // not NULL, even where there are none
             raw.num_end_tokens = tokens.len();

@@ -219,10 +219,9 @@ impl Iterator for Tokens<'_> {
 
 impl Drop for Tokens<'_> {
     fn drop(&mut self) {
-        if !self.over {
-            // SAFETY: the handle is valid. An error here has nobody to go to: the generation is over in any case.
-            let _ = check(unsafe { ffi::sol_session_stop(self.session.raw()) });
-        }
+        // Also after the last token: a cancel that came too late for it is not meant for the next generation.
+        // SAFETY: the handle is valid. An error here has nobody to go to: the generation is over in any case.
+        let _ = check(unsafe { ffi::sol_session_stop(self.session.raw()) });
     }
 }
 

@@ -90,6 +90,13 @@ fn cancel_ends_a_generation_in_mid_token() {
     assert!(tokens.next().is_none());
     drop(tokens);
     assert_eq!(generate(&mut session, 8).unwrap(), expected);
+    let control = session.control();
+    for token in session.generate(&prompt, &dense(8)).unwrap() {
+        if token.unwrap().finish != Finish::None {
+            control.cancel(); // too late for this text
+        }
+    }
+    assert_eq!(generate(&mut session, 8).unwrap(), expected);
 }
 
 #[test]
@@ -184,6 +191,25 @@ fn a_session_goes_to_a_file_and_back() {
     assert!(!full.exists(), "no half of a file is left");
     assert_eq!(code(second.save("/none/session")), Code::Write);
     assert_eq!(generate(&mut second, 10).unwrap(), expected);
+}
+
+#[test]
+fn a_replay_keeps_the_settings_of_its_trace() {
+    let run = |options: &GenerateOptions| -> (Vec<i32>, String, Finish) {
+        let mut session = model().session().unwrap();
+        let tokens: Vec<_> = session.generate(&cases()[0].prompt, options).unwrap().map(Result::unwrap).collect();
+        (tokens.iter().map(|token| token.token).collect(), tokens.iter().map(|token| &*token.text).collect(), tokens.last().unwrap().finish)
+    };
+    let (first, ..) = run(&dense(1));
+    let biased = GenerateOptions { logit_bias: vec![(first[0], -100.0)], ..dense(12) };
+    let (_, text, _) = run(&biased);
+    let stop: String = text.chars().skip(text.chars().count() / 2).take(3).collect();
+    let trace = Some(folder("SOL_TEST_SCRATCH").join("rust-trace"));
+    let recorded = run(&GenerateOptions { stop_strings: Some(vec![stop]), trace: trace.clone(), ..biased });
+    assert_eq!(recorded.2, Finish::Stop);
+    assert_eq!(run(&GenerateOptions { replay: trace.clone(), ..Default::default() }), recorded);
+    let (.., finish) = run(&GenerateOptions { stop_strings: Some(Vec::new()), replay: trace, ..Default::default() });
+    assert_eq!(finish, Finish::Length, "an empty list is none");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 import assert from "node:assert/strict";
 import { existsSync } from "node:fs";
 import { cp, mkdtemp, readFile, readdir, rm, truncate, writeFile } from "node:fs/promises";
+import { createServer } from "node:http";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
@@ -160,4 +161,61 @@ test("a closed model, and two models at once", { skip }, async () => {
   await refuses(stream.next(), BusyError, /interrupted|closed/);
   await refuses(one.generate([290], options), BusyError, /this model is closed/);
   await other.close();
+});
+
+test("what ends the load ends nothing later", { skip }, async () => {
+  const abort = new AbortController();
+  const own = await SolModel.load(tiny, { provider: "wasm", signal: abort.signal });
+  abort.abort();
+  const answer = await own.generate([290], { budget: 0.4, schedule: "uniform", max_new_tokens: 12, eos_token_id: [] });
+  assert.ok(answer.achieved_budget < 0.9, "other graphs than the dense one ran");
+  await own.close();
+});
+
+test("a file that could not be read once is read again", { skip }, async () => {
+  let broken = "";
+  const own = await SolModel.load({
+    name: "flaky",
+    async read(file) {
+      if (file === broken) throw new BundleError("flaky", file, "no answer", "a file");
+      return new Uint8Array(await readFile(join(tiny, file)));
+    },
+  }, { provider: "wasm" });
+  for (const [file, prompt, options] of /** @type {[string, any, any][]} */ ([
+    ["policy.onnx", [290], { schedule: "sol", budget: 0.6, max_new_tokens: 3, eos_token_id: [] }],
+    ["chat_template.jinja", [{ role: "user", content: "hello" }], { max_new_tokens: 3 }],
+  ])) {
+    broken = file;
+    await refuses(own.generate(prompt, options), BundleError, /got no answer/);
+    broken = "";
+    assert.ok((await own.generate(prompt, options)).tokens.length > 0, file);
+  }
+  await own.close();
+});
+
+test("a connection that breaks in the middle of a file", { skip }, async () => {
+  const server = createServer(async (request, response) => {
+    const file = new URL(request.url ?? "", "http://localhost").pathname.slice(1);
+    const content = await readFile(join(tiny, file));
+    if (file !== "weights.bin") return response.end(content);
+    response.writeHead(200, { "content-length": content.length });
+    response.write(content.subarray(0, 4096), () => response.destroy());
+  });
+  await new Promise((resolve) => server.listen(0, "127.0.0.1", () => resolve(undefined)));
+  const { port } = /** @type {import("node:net").AddressInfo} */ (server.address());
+  await refuses(load(`http://127.0.0.1:${port}/`), BundleError, /weights\.bin: got a connection that broke .*, expected a file; check the URL and the network/);
+  await new Promise((resolve) => server.close(resolve));
+});
+
+test("a model that is closed while its policy runs", { skip }, async () => {
+  const options = { schedule: "sol", budget: 0.6, eos_token_id: [] };
+  for (const turns of [0, 40]) {
+    const own = await load(tiny);
+    const stream = (await own.stream([290], options))[Symbol.asyncIterator]();
+    await stream.next();
+    const ended = refuses(stream.next(), BusyError, /this model is closed|interrupted/);
+    for (let i = 0; i < turns; i++) await Promise.resolve();
+    await own.close();
+    await ended;
+  }
 });

@@ -13,8 +13,8 @@ public struct GenerateOptions: Sendable {
   public var topLogprobs: Int32 = 0
   /// Tokens, and what is added to their scores: -100 to 100.
   public var logitBias: [Int32: Float] = [:]
-  /// The text ends before the first of these.
-  public var stopStrings: [String] = []
+  /// The text ends before the first of these. In place of the model's own.
+  public var stopStrings: [String]?
   /// In place of the model's own.
   public var endTokens: [Int32]?
   /// Share of the dense cost, 0 to 1.
@@ -65,17 +65,18 @@ public struct GenerateOptions: Sendable {
     raw.reuse_cache = reuseCache ? 1 : 0
     let biases = logitBias.map { sol_logit_bias(token: $0.key, bias: $0.value) }
     let ends = (endTokens ?? []) + [0]  // the pointer must not be NULL where an empty list replaces the model's tokens
-    try withCStrings(stopStrings) { stops in
+    try withCStrings(stopStrings ?? []) { stops in
       try withCString(schedule) { schedule in
         try withCString(trace) { trace in
           try withCString(replay) { replay in
             try biases.withUnsafeBufferPointer { biases in
               try ends.withUnsafeBufferPointer { ends in
-                try stops.withUnsafeBufferPointer { stops in
-                  raw.logit_bias = biases.baseAddress
+                try (stops + [nil]).withUnsafeBufferPointer { stops in
+                  // The pointer of an empty list may be other than NULL, and would replace the model's own or a replayed trace's.
+                  raw.logit_bias = biases.isEmpty ? nil : biases.baseAddress
                   raw.num_logit_bias = biases.count
-                  raw.stop_strings = stops.baseAddress
-                  raw.num_stop_strings = stops.count
+                  raw.stop_strings = stopStrings == nil ? nil : stops.baseAddress
+                  raw.num_stop_strings = stopStrings?.count ?? 0
                   raw.end_tokens = endTokens == nil ? nil : ends.baseAddress
                   raw.num_end_tokens = endTokens?.count ?? 0
                   raw.schedule = schedule

@@ -82,7 +82,10 @@ public final class SolSession: @unchecked Sendable {
       while true {
         let token = try next(id)
         try onToken(token)
-        if token.finish != .none { return try result() }
+        if token.finish != .none {
+          stop(id)
+          return try result()
+        }
       }
     } catch {
       stop(id)

@@ -64,11 +64,16 @@ class UrlSource {
     if (!response.ok || response.body === null) {
       throw new BundleError(this.name, file, `HTTP status ${response.status}`, "a file", HINT);
     }
-    if (size === undefined) return new Uint8Array(await response.arrayBuffer());
+    const broke = (/** @type {unknown} */ error) => {
+      if (signal?.aborted) throw error;
+      const got = `a connection that broke (${oneLine(error)})`;
+      throw new BundleError(this.name, file, got, "a file", "check the URL and the network");
+    };
+    if (size === undefined) return new Uint8Array(await response.arrayBuffer().catch(broke));
     const content = allocated(size, this.name, file);
     let at = 0;
     for (const reader = response.body.getReader(); ; ) {
-      const { done, value } = await reader.read();
+      const { done, value } = await reader.read().catch(broke);
       if (done) break;
       if (at + value.length > size) {
         await reader.cancel();

@@ -9,6 +9,8 @@ import { NumericError, UsageError } from "../errors.js";
 export class PolicySession {
   /** @type {Tensor} */
   #state;
+  /** The run in progress, or the last one. @type {Promise<unknown>} */
+  #last = Promise.resolve();
 
   /**
    * @param {PolicySpec} spec
@@ -63,7 +65,9 @@ export class PolicySession {
       past_state: this.#state,
     };
     const fetches = ["action_logits", "present_state"];
-    const results = await this.runtime.run(this.spec.file, this.session, feeds, fetches);
+    const run = this.runtime.run(this.spec.file, this.session, feeds, fetches);
+    this.#last = run.catch(() => undefined);
+    const results = await run;
     const logits = Array.from(/** @type {Float32Array} */ (results.action_logits.data));
     if (!logits.every(Number.isFinite)) {
       const what = `policy ${this.spec.file}: non-finite logits at step ${step}`;
@@ -73,7 +77,9 @@ export class PolicySession {
     return logits;
   }
 
+  /** Frees the session when it no longer runs. */
   async release() {
+    await this.#last;
     await this.session.release();
   }
 

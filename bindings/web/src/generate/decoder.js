@@ -71,8 +71,12 @@ class Decoder {
     engine.requireTurn(this);
     const context = engine.length;
     const { hidden, distribution } = /** @type {StepOutput} */ (this.output);
-    const action = await this.schedule.choose({ context, token, hidden, distribution, step: this.#steps });
-    engine.requireTurn(this);
+    let action;
+    try {
+      action = await this.schedule.choose({ context, token, hidden, distribution, step: this.#steps });
+    } finally {
+      engine.requireTurn(this); // a policy that was released meanwhile fails, and this says why
+    }
     this.output = await engine.forward(this, [token], action, signal);
     const { cost, relative } = controller.record(action, context);
     this.#steps += 1;

@@ -99,6 +99,7 @@ export class SolModel {
     const needsFloat16 = ![...bundle.config.files.keys()].some((name) => name.endsWith(".webgpu.onnx"));
     const runtime = await Runtime.open({ provider, threads, ort, needsFloat16 });
     const engine = await Engine.open(bundle, runtime, Math.min(model.max_context, max_context ?? model.max_context));
+    bundle.options = { ...options, signal: undefined }; // it ends the load, not what a generation reads later
     return new SolModel(bundle, engine, tokenizer, defaults);
   }
 
@@ -155,7 +156,10 @@ export class SolModel {
   }
 
   #policySession() {
-    this.#policy ??= PolicySession.open(this.bundle, this.engine.runtime);
+    this.#policy ??= PolicySession.open(this.bundle, this.engine.runtime).catch((error) => {
+      this.#policy = null; // the next generation tries again
+      throw error;
+    });
     return this.#policy;
   }
 
@@ -169,7 +173,10 @@ export class SolModel {
     if (typeof prompt === "string") {
       tokens = prompt === "" ? [] : this.tokenizer.encode(prompt, { parseSpecial });
     } else if (isChat(prompt)) {
-      this.#template ??= this.bundle.chatTemplate();
+      this.#template ??= this.bundle.chatTemplate().catch((error) => {
+        this.#template = null;
+        throw error;
+      });
       const template = await this.#template;
       for (const message of prompt) {
         if (message === null || typeof message !== "object") {

@@ -76,12 +76,13 @@ struct Copy {
 
 using String = Copy<char>;  // Java adds the NUL
 
-// Copies of a byte[][]: strings that end in NUL, or NULL.
+// Copies of a byte[][]: strings that end in NUL, or NULL. Of null it is NULL and empty.
 struct Strings {
   char** data = nullptr;
   size_t size = 0;
 
   Strings(JNIEnv* env, jobjectArray array) {
+    if (!array) return;
     const size_t wanted = static_cast<size_t>(env->GetArrayLength(array));
     data = static_cast<char**>(calloc(wanted + 1, sizeof(char*)));
     if (!data) ThrowMemory(env);
@@ -345,7 +346,7 @@ SOL_JNI(void, sessionStart)
     }
     if (seed != kUnset) options.seed = seed;
     for (size_t i = 0; i < biased.size; i++) logit_bias[i] = {biased.data[i], bias.data[i]};
-    options.logit_bias = logit_bias;
+    options.logit_bias = biased.size > 0 ? logit_bias : nullptr;  // an empty list would replace the model's own
     options.num_logit_bias = biased.size;
     options.stop_strings = stop_strings.data;
     options.num_stop_strings = stop_strings.size;

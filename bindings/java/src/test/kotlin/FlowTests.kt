@@ -1,5 +1,7 @@
 package ai.solrt
 
+import java.util.concurrent.CountDownLatch
+import kotlin.concurrent.thread
 import kotlinx.coroutines.CompletableDeferred
 import kotlinx.coroutines.CoroutineScope
 import kotlinx.coroutines.Dispatchers
@@ -84,6 +86,25 @@ private fun tests(model: SolModel) {
         val thrown = runCatching { session.generateFlow(prompt, dense).collect { session.start(prompt, dense) } }.exceptionOrNull()
         SolTests.check(thrown is SolException.Usage, "$thrown")
         SolTests.check(session.isBusy, "the other one goes on")
+        SolTests.equal(alone()[0], session.next().token)
+    }
+    test("another generation before the next token is computed") { session ->
+        val begun = CountDownLatch(1)
+        val seen = ArrayList<Int>()
+        val thrown = runCatching {
+            session.generateFlow(prompt, dense).collect {
+                seen += it.token
+                if (seen.size > 1) return@collect
+                repeat(64) { launch(Dispatchers.Default) { begun.await() } } // the flow's next step has to wait for a thread
+                thread {
+                    Thread.sleep(300)
+                    session.start(prompt, dense)
+                    begun.countDown()
+                }
+            }
+        }.exceptionOrNull()
+        SolTests.check(thrown is SolException.Usage, "$thrown")
+        SolTests.equal(1, seen.size)
         SolTests.equal(alone()[0], session.next().token)
     }
     test("wrong options") { session ->

@@ -35,7 +35,7 @@ public final class GenerateOptions {
     private long seed = SolNative.UNSET;
     private int[] biasTokens = {}, endTokens;
     private float[] biases = {};
-    private String[] stopStrings = {};
+    private String[] stopStrings;
     private String schedule, trace, replay;
 
     private Builder() {}
@@ -62,7 +62,7 @@ public final class GenerateOptions {
       biases[n] = bias;
       return this;
     }
-    /** The text ends before the first of these. */
+    /** The text ends before the first of these. In place of the model's own. */
     public Builder stopStrings(String... values) {
       for (String value : values) Objects.requireNonNull(value, "stop string");
       stopStrings = values.clone();

@@ -68,7 +68,9 @@ final class SolNative {
     return Arrays.copyOf(bytes, bytes.length + 1);
   }
 
+  /** Null for null. */
   static byte[][] utf8(String... texts) {
+    if (texts == null) return null;
     byte[][] all = new byte[texts.length][];
     for (int i = 0; i < texts.length; i++) all[i] = utf8(texts[i]);
     return all;

@@ -12,7 +12,7 @@ import java.util.function.LongFunction;
 public final class SolSession extends SolHandle {
   private Thread owner;
   private volatile boolean generating;
-  private volatile int generation;
+  private int generation;
 
   SolSession(long pointer) {
     super(pointer, SolNative::sessionRelease);
@@ -40,6 +40,7 @@ public final class SolSession extends SolHandle {
         }
         throw thrown;
       }
+      SolNative.sessionStop(s); // forgets a cancel that came too late for the last step
       byte[][] strings = new byte[2][];
       return new SolResult(SolNative.sessionResult(s, strings), strings);
     });
@@ -47,32 +48,53 @@ public final class SolSession extends SolHandle {
 
   /** Checks everything and begins; the prompt runs at the first {@link #next}. A generation that was running ends. */
   public void start(int[] prompt, GenerateOptions options) {
-    run(s -> {
-      options.start(s, prompt);
-      generating = true;
-      generation++;
-    });
+    begin(prompt, options);
   }
 
-  /** Counts the generations that began: a flow sees by it that another one took its place. */
-  int generation() {
-    return generation;
+  /** As {@link #start}; returns the number of the generation, by which a flow sees that another one took its place. */
+  int begin(int[] prompt, GenerateOptions options) {
+    return own(s -> {
+      options.start(s, prompt);
+      generating = true;
+      return ++generation;
+    });
   }
 
   /** The next token. After the last one another call throws {@link SolException.Usage}. */
   public SolToken next() {
+    return own(this::next);
+  }
+
+  /** {@link #next} of the generation {@code number}. The number is compared in the call, so that no other generation can begin in between. */
+  SolToken nextOf(int number) {
     return own(s -> {
-      byte[][] strings = new byte[2][];
-      SolToken token = new SolToken(SolNative.sessionNext(s, strings), strings);
-      generating = !token.isLast();
-      return token;
+      if (generation != number) throw new SolException.Usage("another generation began on this session: use a session for each flow");
+      return next(s);
     });
+  }
+
+  private SolToken next(long s) {
+    byte[][] strings = new byte[2][];
+    SolToken token = new SolToken(SolNative.sessionNext(s, strings), strings);
+    generating = !token.isLast();
+    return token;
   }
 
   /** Ends a running generation. The cache keeps what was run. */
   public void stop() {
+    run(this::stop);
+  }
+
+  /** {@link #stop} of the generation {@code number}, if it is still the last one. */
+  void stopOf(int number) {
+    run(s -> {
+      if (generation == number) stop(s);
+    });
+  }
+
+  private void stop(long s) {
     generating = false;
-    run(SolNative::sessionStop);
+    SolNative.sessionStop(s);
   }
 
   /** What the running or last generation has come to. */

@@ -23,12 +23,10 @@ fun SolSession.generateFlow(prompt: IntArray, options: GenerateOptions): Flow<So
     var generation = 0 // the number of this one, as soon as it has begun
     try {
         withContext(Dispatchers.Default) {
-            session.start(prompt, options)
-            generation = session.generation()
+            generation = session.begin(prompt, options)
         }
         do {
-            if (session.generation() != generation) throw SolException.Usage("another generation began on this session: use a session for each flow")
-            val token = session.nextOrCancel()
+            val token = session.nextOrCancel(generation)
             emit(token)
         } while (!token.isLast)
     } catch (cancelled: SolException.Cancelled) {
@@ -36,14 +34,14 @@ fun SolSession.generateFlow(prompt: IntArray, options: GenerateOptions): Flow<So
         throw cancelled
     } finally {
         try {
-            if (generation != 0 && session.generation() == generation) session.stop() // also forgets a cancel that came too late for the last step
+            if (generation != 0) session.stopOf(generation) // also forgets a cancel that came too late for the last step
         } catch (_: SolException) {
         }
     }
 }
 
-/** [SolSession.next] in another thread; cancelling this coroutine cancels the step, and waits for its end. */
-private suspend fun SolSession.nextOrCancel(): SolToken = coroutineScope {
+/** The next token of a generation, in another thread; cancelling this coroutine cancels the step, and waits for its end. */
+private suspend fun SolSession.nextOrCancel(generation: Int): SolToken = coroutineScope {
     var over = false
     // Unconfined: no thread must be free for it.
     val watcher = launch(Dispatchers.Unconfined) {
@@ -54,7 +52,7 @@ private suspend fun SolSession.nextOrCancel(): SolToken = coroutineScope {
         }
     }
     try {
-        withContext(Dispatchers.Default) { next() }
+        withContext(Dispatchers.Default) { nextOf(generation) }
     } finally {
         over = true
         watcher.cancel()

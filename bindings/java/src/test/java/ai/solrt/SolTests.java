@@ -39,6 +39,8 @@ public final class SolTests {
     test("stop in a callback", SolTests::stopInCallback);
     test("close during a generation", SolTests::closeDuringGeneration);
     test("a second thread is told to wait", SolTests::busy);
+    test("a stop that is refused", SolTests::refusedStop);
+    test("a replay keeps the settings of its trace", SolTests::replay);
     test("two models at once", SolTests::twoModels);
     test("a model and a runtime may be closed before a session", SolTests::closeInAnyOrder);
     test("a thousand loads", SolTests::thousandLoads);
@@ -155,6 +157,10 @@ public final class SolTests {
       }));
       equal(alone.subList(0, 3), seen);
       equal(alone, generate(session, 8));
+      session.generate(prompt, options(8), token -> {
+        if (token.isLast()) session.cancel(); // too late for this text
+      });
+      equal(alone, generate(session, 8));
     }
   }
 
@@ -240,6 +246,43 @@ public final class SolTests {
       });
       check(thrown.get() instanceof SolException.Busy, "" + thrown.get());
     }
+  }
+
+  private static void refusedStop() throws Exception {
+    try (SolSession session = model.newSession()) {
+      List<Integer> seen = new ArrayList<>();
+      SolResult result = session.generate(prompt, options(6), token -> {
+        seen.add(token.token);
+        Thread other = new Thread(() -> fails(SolException.Busy.class, session::stop));
+        other.start();
+        join(other);
+      });
+      equal(6, seen.size());
+      equal(SolToken.Finish.LENGTH, result.finish);
+      check(!session.isBusy(), "it is over");
+    }
+  }
+
+  private static void replay() {
+    try (SolSession session = model.newSession()) {
+      int first = generate(session, 1).get(0);
+      GenerateOptions.Builder biased = GenerateOptions.builder().maxNewTokens(12).schedule("dense").endTokens().logitBias(first, -100);
+      String text = text(session, biased.build()), trace = Paths.get(SCRATCH, "trace").toString();
+      String stop = text.substring(text.length() / 2, text.length() / 2 + 3);
+      String recorded = text(session, biased.stopStrings(stop).trace(trace).build());
+      equal(SolToken.Finish.STOP, session.result().finish);
+      equal(recorded, text(session, GenerateOptions.builder().replay(trace).build()));
+      equal(SolToken.Finish.STOP, session.result().finish);
+      equal(-1, session.result().firstDifference);
+      text(session, GenerateOptions.builder().replay(trace).stopStrings().build());
+      equal(SolToken.Finish.LENGTH, session.result().finish);
+    }
+  }
+
+  private static String text(SolSession session, GenerateOptions options) {
+    StringBuilder text = new StringBuilder();
+    session.generate(prompt, options, token -> text.append(token.text));
+    return text.toString();
   }
 
   private static void twoModels() throws Exception {
