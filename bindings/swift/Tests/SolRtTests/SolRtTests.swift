@@ -126,6 +126,34 @@ final class SolRtTests: XCTestCase {
     }
     let again = try await tokens(session, 8)
     XCTAssertEqual(again.count, 8)
+    try session.generate(prompt, dense(8)) { token in
+      if token.finish != .none { session.cancel() }  // too late for this text
+    }
+    let after = try await tokens(session, 8)
+    XCTAssertEqual(after, again)
+  }
+
+  func testAReplayKeepsTheSettingsOfItsTrace() throws {
+    func run(_ options: GenerateOptions) throws -> (tokens: [Int32], text: String, finish: SolToken.Finish) {
+      var made: [SolToken] = []
+      let result = try Self.model.session().generate(prompt, options) { made.append($0) }
+      return (made.map(\.token), made.map(\.text).joined(), result.finish)
+    }
+    var options = dense(12)
+    options.logitBias = [try run(dense(1)).tokens[0]: -100]
+    let text = try run(options).text
+    options.stopStrings = [String(text.dropFirst(text.count / 2).prefix(3))]
+    options.trace = Self.scratch + "/swift-trace"
+    let recorded = try run(options)
+    XCTAssertEqual(recorded.finish, .stop)
+    var replay = GenerateOptions()
+    replay.replay = options.trace
+    let repeated = try run(replay)
+    XCTAssertEqual(repeated.tokens, recorded.tokens)
+    XCTAssertEqual(repeated.text, recorded.text)
+    XCTAssertEqual(repeated.finish, .stop)
+    replay.stopStrings = []
+    XCTAssertEqual(try run(replay).finish, .length)
   }
 
   func testAnotherGenerationOnTheSameSession() async throws {
