@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <initializer_list>
+#include <new>
 #include <string>
 #include <thread>
 #include <type_traits>
@@ -208,19 +209,29 @@ class Context {
   T* Output(size_t index, std::initializer_list<int64_t> dims) const {
     return Output<T>(index, dims.begin(), dims.size());
   }
-  // Calls f(0) … f(tasks - 1) on the session's thread pool and waits. Tasks are handed out one at a time; f must not throw.
+  // Calls f(0) … f(tasks - 1) on the session's thread pool and waits. Tasks are handed out one at a time. f may throw std::bad_alloc and
+  // nothing else: it is thrown here once all tasks have ended, for an exception that leaves a thread of the pool ends the process.
   template <class F>
   void ParallelFor(size_t tasks, F&& f) const {
     if (tasks <= 1) {
       if (tasks == 1) f(size_t{0});
       return;
     }
-    using Function = std::remove_reference_t<F>;
-    const auto call = [](void* user, size_t i) {
+    struct Call {
+      std::remove_reference_t<F>& f;
+      std::atomic<bool> out_of_memory{false};
+    } call{f};
+    const auto run = [](void* user, size_t i) {
       ThreadCount::Mark();
-      (*static_cast<Function*>(user))(i);
+      Call& call = *static_cast<Call*>(user);
+      try {
+        call.f(i);
+      } catch (const std::bad_alloc&) {
+        call.out_of_memory.store(true, std::memory_order_relaxed);
+      }
     };
-    Check(Api().KernelContext_ParallelFor(context_, call, tasks, tasks, const_cast<void*>(static_cast<const void*>(&f))));
+    Check(Api().KernelContext_ParallelFor(context_, run, tasks, tasks, &call));
+    if (call.out_of_memory) throw std::bad_alloc();
   }
 
  private:

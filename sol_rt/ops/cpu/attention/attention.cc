@@ -286,7 +286,6 @@ void Attention::Rows(const Context& context, const AttentionCall& call) const {
     pending = reinterpret_cast<std::atomic<int32_t>*>(states + count);
     for (int64_t i = 0; i < groups; ++i) new (pending + i) std::atomic<int32_t>(static_cast<int32_t>(splits));
   }
-  std::atomic<bool> out_of_memory{false};
   context.ParallelFor(static_cast<size_t>(groups * splits), [&](size_t task) {
     thread_local Buffer task_memory;
     const int64_t group = static_cast<int64_t>(task) / splits;
@@ -294,18 +293,13 @@ void Attention::Rows(const Context& context, const AttentionCall& call) const {
     const int64_t kv_head = group % call.kv_heads;
     // Late blocks attend more keys: the longest tasks go first.
     const int64_t block = blocks - 1 - group / call.kv_heads;
-    try {
-      float* scratch = task_memory.Get<float>(static_cast<size_t>(scratch_floats + state_floats));
-      float* state = shared ? states + (group * splits + split) * state_floats : scratch + scratch_floats;
-      best.prefill_block(call, kv_head, block, split, splits, scratch, state);
-    } catch (const std::bad_alloc&) {
-      out_of_memory = true;
-    }
-    if (shared && pending[group].fetch_sub(1, std::memory_order_acq_rel) == 1 && !out_of_memory) {
+    float* scratch = task_memory.Get<float>(static_cast<size_t>(scratch_floats + state_floats));
+    float* state = shared ? states + (group * splits + split) * state_floats : scratch + scratch_floats;
+    best.prefill_block(call, kv_head, block, split, splits, scratch, state);
+    if (shared && pending[group].fetch_sub(1, std::memory_order_acq_rel) == 1) {
       best.combine_splits(call, kv_head, block, splits, states + group * splits * state_floats);
     }
   });
-  if (out_of_memory) throw Error(std::string(op_) + ": out of memory; use a shorter prompt chunk");
 }
 
 }  // namespace sol
