@@ -397,7 +397,7 @@ def fill_disk(place: Place, command: Command, most: int) -> dict[str, Any]:
         middle = (least + enough) // 2
         least, enough = (least, middle) if limited(middle)[1] else (middle, enough)
     failures, refused = [], 0
-    tried = sorted({round(index * (enough - 1) / max(most - 1, 1)) for index in range(min(most, enough))})
+    tried = spread(enough, most)
     for trial, changes in enumerate(tried):
         older = trial % 2 == 1
         outcome, _ = limited(changes, older)
@@ -415,6 +415,12 @@ def fill_disk(place: Place, command: Command, most: int) -> dict[str, Any]:
         if problem:
             failures.append(f"full after {changes} changes: {problem}")
     return {"changes": enough, "tried": len(tried), "refused": refused, "failures": failures}
+
+
+def spread(count: int, most: int) -> list[int]:
+    """The numbers below `count`; `most` of them, evenly spread from the first to the last, if they are more."""
+    chosen = min(count, most)
+    return sorted({round(index * (count - 1) / max(chosen - 1, 1)) for index in range(chosen)})
 
 
 def _names_the_disk(line: str) -> bool:

@@ -50,7 +50,7 @@ def text_file(tmp_path: Path) -> Path:
 def random_text(windows: int = 2, long: int = 900) -> CalibrationText:
     draw = np.random.default_rng(0)
     made = tuple(tuple(draw.integers(3, 300, 512).tolist()) for _ in range(windows))
-    return CalibrationText((), made, tuple(draw.integers(3, 300, long).tolist()), "drawn tokens")
+    return CalibrationText((), made, made, tuple(draw.integers(3, 300, long).tolist()), "drawn tokens")
 
 
 def choose(folder: Path, config: SolConfig, text: CalibrationText, max_actions: int = 12) -> ActionSet:
@@ -106,16 +106,11 @@ def test_a_context_that_holds_no_whole_window(
     assert list(selection.contexts) == [min(512, room - 1)]
 
 
-@given(
-    st.lists(st.lists(st.floats(-1, 1), min_size=4, max_size=4), min_size=1, max_size=5).map(
-        lambda rows: [np.array(row) for row in rows]
-    )
-)
-def test_a_kv_density_adds_no_less_than_nothing_and_lies_among_the_variants(rows: list[np.ndarray]) -> None:
-    shared = measuring.shared_loss(rows)
-    means = [float(row.mean()) for row in rows]
-    assert shared.shape == (4,)
-    assert max(min(means), 0.0) - 1e-9 <= shared.mean() <= max(*means, 0.0) + 1e-9
+@given(st.lists(st.floats(-1, 1), min_size=2, max_size=40).map(np.array))
+def test_a_kv_density_counts_for_more_than_its_mean_and_for_nothing_at_least(added: np.ndarray) -> None:
+    shared = measuring.shared_loss(added)
+    assert shared.stderr == pytest.approx(added.std(ddof=1) / len(added) ** 0.5)
+    assert shared.loss == pytest.approx(max(added.mean() + shared.stderr, 0.0))
 
 
 def test_losses_are_those_of_the_runtime(llama_bundle: Path) -> None:
@@ -136,25 +131,23 @@ def test_losses_are_those_of_the_runtime(llama_bundle: Path) -> None:
         return np.array(found)
 
     assert list(measured.fronts) == [512, 640]
-    assert measured.tokens == {512: 2 * 255, 640: 255}
+    count, steps = SHORT.scored_tokens, SHORT.kv_steps
+    assert measured.tokens == {512: 2 * count, 640: SHORT.long_tokens}
     cheap, dense_q4, few = Action(1.0, 0.4, 4), Action(1.0, 1.0, 4), Action(0.1, 1.0, 4)
 
     def added(windows: Sequence[Sequence[int]], context: int, action: Action) -> np.ndarray:
         return np.concatenate([losses(window, context, action) - losses(window, context, dense) for window in windows])
 
-    wanted = {(512, cheap): added(text.held_out, 256, cheap).mean()}
-    for context, batch in ((512, added(text.held_out, 256, dense_q4)), (640, added([text.long[:896]], 640, dense_q4))):
-        window = [text.long[: context + 25]]
-        front = measured.fronts[512]
-        variants = [a for a in front if a.kv_density == 1 and replace(a, kv_density=0.1) in front]
-        # what the KV density adds is shared: the mean over the four variants that read most
-        most = sorted(variants, key=lambda action: measured.fronts[512][action].bytes)[-4:]
-        more = [
-            added(window, context, replace(action, kv_density=0.1)) - added(window, context, action) for action in most
-        ]
-        shared = float(np.mean(more))
-        assert abs(shared) > 1e-3  # or the lower KV density would not show
-        wanted |= {(context, dense_q4): batch.mean(), (context, few): batch.mean() + max(shared, 0.0)}
+    behind = 512 - count - 1
+    wanted = {(512, cheap): added(text.scored, behind, cheap).mean()}
+    end = 640 + SHORT.long_tokens + 1
+    for context, windows, each in ((512, text.scored, steps // 2), (640, [text.long[:end]], steps)):
+        begin = behind if context == 512 else context
+        plain = added(windows, begin, dense_q4).mean()
+        more = added([window[: begin + each + 1] for window in windows], begin, replace(dense, kv_density=0.1))
+        shared = more.mean() + more.std(ddof=1) / len(more) ** 0.5
+        assert shared > 1e-3  # or the lower KV density would not show
+        wanted |= {(context, dense_q4): plain, (context, few): plain + shared}
     for (context, action), loss in wanted.items():
         # a batch sums in another order, which now and then turns the rounding of an activation
         assert abs(measured.fronts[context][action].loss - loss) < 1e-3, (context, action)
@@ -163,7 +156,7 @@ def test_losses_are_those_of_the_runtime(llama_bundle: Path) -> None:
         assert (front[dense].loss, front[dense].stderr) == (0.0, 0.0)
 
 
-def test_losses_on_own_text_are_divergences(llama_bundle: Path) -> None:
+def test_losses_without_a_file_are_divergences(llama_bundle: Path) -> None:
     """None is below zero, dense has none, and they agree with losses of drawn tokens as far as those can tell."""
     from sol_rt.engine.engine import Engine
 
@@ -174,9 +167,10 @@ def test_losses_on_own_text_are_divergences(llama_bundle: Path) -> None:
         logits = np.array(engine.forward([window[-1]], dense).logits[0], np.float64)
         shares = np.exp(logits - logits.max())
         window.append(int(draw.choice(len(shares), p=shares / shares.sum())))
-    text = CalibrationText((), (tuple(window),), (), "drawn from the model")
-    divergences = measuring.measure(bundle, replace(text, is_own=True), (1.0,), SHORT, silent).fronts[512]
-    losses = measuring.measure(bundle, text, (1.0,), SHORT, silent).fronts[512]
+    text = CalibrationText((), (tuple(window),), (tuple(window),), (), "drawn from the model")
+    every = replace(SHORT, scored_tokens=256)
+    divergences = measuring.measure(bundle, replace(text, by_divergence=True), (1.0,), every, silent).fronts[512]
+    losses = measuring.measure(bundle, text, (1.0,), every, silent).fronts[512]
     for action, found in divergences.items():
         assert found.loss > -1e-6
         assert abs(found.loss - losses[action].loss) < 4 * losses[action].stderr + 1e-6

@@ -35,6 +35,13 @@ def test_nothing_is_lost_and_nothing_is_left(kind: str, tmp_path: Path) -> None:
     assert sum(each.get("killed", each.get("refused")) for each in tried) >= 1
 
 
+def test_a_disk_is_full_at_every_change_or_at_some_of_all() -> None:
+    faults = pytest.importorskip("faults")
+    assert faults.spread(58, 10**6) == list(range(58))
+    assert faults.spread(58, 4) == [0, 19, 38, 57]
+    assert faults.spread(1, 3) == [0]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forks of Linux")
 def test_weights_that_change_under_a_process_never_change_its_text(tmp_path: Path) -> None:

@@ -185,7 +185,7 @@ def test_an_alias_brings_its_own_and_measures_where_it_does_not_fit(
     assert report.calibration == said
     selection = report.selection
     assert selection is not None
-    assert selection.text == "the model's own text"
+    assert selection.text == "the model's own text and the package's samples"
     monkeypatch.setattr(pipeline, "aliases", lambda: {"known": replace(recipe, calibration="gone.calibration.json")})
     fails(Path("known"), tmp_path / "three", SolError, "gone.calibration.json is missing; install", calibration=None)
 

@@ -1,13 +1,17 @@
 """Gets the calibration text: from a file that the user names, or written by the model itself.
 
-Some windows are held out: weights and active channels are fitted to the others, and losses are measured on what is held
-out. On fitted windows losses would come out too low.
+Some windows are held out: weights and active channels are fitted to the others. On fitted windows losses would come out
+too low.
+
+Losses of short contexts are measured on the held-out windows of the user's file. Without one, they are measured on
+sample_text/, one window of each of its kinds: a model is surer of its own text than of others', and a short own text is
+of one kind. docs/results/low-bits.md has the difference.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -35,6 +39,8 @@ _LEAST_LONG = 2 * WINDOW  # a shorter stretch shows nothing that windows do not
 _WHOLE_BYTES = 2 << 20  # of a larger file only slices are read
 _SLICE_BYTES = 1 << 16
 
+_SAMPLES = Path(__file__).with_name("sample_text")
+
 _FREE = 8  # tokens after an opener are drawn from the whole distribution: they set the window's topic
 _TOP_P = 0.9  # for all other tokens: without it, a small model's text falls apart after a page
 _RUN = 4  # tokens of the runs by which repetition is found
@@ -50,19 +56,21 @@ class CalibrationText:
 
     Attributes:
         fitted: the windows that weights and active channels are fitted to.
-        held_out: the windows that losses are measured on.
+        held_out: windows of the same text that nothing is fitted to.
+        scored: the windows that losses of short contexts are measured on.
         long: one stretch of up to LONG tokens; empty if there is none longer than two windows. Of what follows a
             context of `contexts`, nothing is in a fitted window.
         origin: where the text comes from, in a few words.
-        is_own: the model drew the text. What an action adds to the loss of such text is its divergence from dense, in
-            expectation.
+        by_divergence: losses are divergences from the dense action, not what is added on the text's tokens: the model
+            drew the text, or nobody chose it.
     """
 
     fitted: tuple[tuple[int, ...], ...]
     held_out: tuple[tuple[int, ...], ...]
+    scored: tuple[tuple[int, ...], ...]
     long: tuple[int, ...]
     origin: str
-    is_own: bool = False
+    by_divergence: bool = False
 
     @classmethod
     def of(
@@ -71,15 +79,14 @@ class CalibrationText:
         parts: Sequence[tuple[int, tuple[int, ...]]],
         others: Sequence[tuple[int, ...]],
         origin: str,
-        is_own: bool = False,
     ) -> CalibrationText:
-        """Decides which windows are held out.
+        """Decides which windows are held out, and scores those.
 
         Args:
             long: the long stretch.
             parts: windows that are part of it, each with the place of its first token.
             others: further windows.
-            origin, is_own: attributes.
+            origin: the attribute.
         """
         long = long if len(long) >= _LEAST_LONG else ()
         places = contexts(len(long), len(long))
@@ -88,12 +95,13 @@ class CalibrationText:
             others, parts = [*(window for _, window in parts), *others], ()
         chosen = [window for (_, window), held_out in zip(parts, scored, strict=False) if held_out]
         fitted = [window for (_, window), held_out in zip(parts, scored, strict=False) if not held_out]
+        held_out = (*chosen, *others[_HELD_OUT - 1 :: _HELD_OUT])
         return cls(
             fitted=(*fitted, *(window for index, window in enumerate(others) if (index + 1) % _HELD_OUT)),
-            held_out=(*chosen, *others[_HELD_OUT - 1 :: _HELD_OUT]),
+            held_out=held_out,
+            scored=held_out,
             long=tuple(long),
             origin=origin,
-            is_own=is_own,
         )
 
 
@@ -148,7 +156,7 @@ def read_text(path: Path, tokenizer: Tokenizer, max_context: int, windows: int =
 def generate_text(
     folder: Path, writer: Action, windows: int, long: int = LONG, progress: Progress = silent, *, seed: int = 0
 ) -> CalibrationText:
-    """Lets the model write the text, drawn from its own distribution.
+    """Lets the model write the text, drawn from its own distribution, and scores the package's sample texts.
 
     It writes one long stretch, which is cut into windows, then further windows. With a chat template it writes both
     sides of conversations, otherwise documents. Every window has its own seed, so that topics differ.
@@ -179,7 +187,15 @@ def generate_text(
     while len(parts) + len(others) < windows:
         others.append(draw.window(opener, size, len(parts) + len(others)))
         progress(stage, (len(parts) + len(others)) * size, windows * size)
-    return CalibrationText.of(stretch, parts, others, "the model's own text", is_own=True)
+    text = CalibrationText.of(stretch, parts, others, "the model's own text and the package's samples")
+    return replace(text, scored=sample_windows(tokenizer, draw.engine.max_context), by_divergence=True)
+
+
+def sample_windows(tokenizer: Tokenizer, max_context: int) -> tuple[tuple[int, ...], ...]:
+    """The beginning of each of the package's sample texts, up to WINDOW tokens or the model's longest context."""
+    prefix, size = _prefix(tokenizer), min(WINDOW, max_context)
+    texts = [path.read_text(encoding="utf-8") for path in sorted(_SAMPLES.glob("*.txt"))]
+    return tuple((*prefix, *tokenizer.encode(text, add_special_tokens=False))[:size] for text in texts)
 
 
 class _Writer:

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from sol_rt.export.actions.calibration_text import LONG, WINDOW
 
 _WRITTEN = 1.5e12  # weights times tokens that a quick calibration writes, within the bounds of `Effort.quick`
-_SCORED = 2e10  # the same for the tokens on which each candidate is scored
+_SMALL = 1.5e8  # weights of a model that is searched and scored on more tokens
 _LEAST_WINDOWS = 4
 _LONG_WINDOWS = 5  # at most in the long stretch, which then reaches beyond the context of 2048 tokens
-_LEAST_SCORED, _MOST_SCORED = 16, 128
 
 
 @dataclass(frozen=True)
@@ -30,9 +29,10 @@ class Effort:
         head_windows: held-out windows on which the LM head's bits are chosen.
         searched_windows: fitted windows on which active channels are searched.
         trial_tokens: of each of these windows, half of them scored.
-        scored_windows: most held-out windows on which variants are scored.
+        scored_windows: most windows on which variants are scored.
+        scored_tokens: tokens at the end of each of these windows.
         long_tokens: most tokens scored after each context of the long stretch.
-        kv_steps: the same for actions of KV density below 1, which run step by step.
+        kv_steps: tokens at each context for actions of KV density below 1, which run step by step.
     """
 
     windows: int
@@ -45,6 +45,7 @@ class Effort:
     searched_windows: int
     trial_tokens: int
     scored_windows: int
+    scored_tokens: int
     long_tokens: int
     kv_steps: int
 
@@ -62,6 +63,7 @@ class Effort:
             searched_windows=3,
             trial_tokens=WINDOW,
             scored_windows=8,
+            scored_tokens=WINDOW // 4,
             long_tokens=WINDOW - 1,
             kv_steps=128,
         )
@@ -77,8 +79,7 @@ class Effort:
             coded: most of them have 4-bit codes in the source, so that little is left to fit.
         """
         windows = round(_bounded(_WRITTEN / weights / WINDOW, _LEAST_WINDOWS, 6 if coded else 9))
-        scored = round(_bounded(_SCORED / weights, _LEAST_SCORED, _MOST_SCORED))
-        small = scored == _MOST_SCORED
+        small = weights <= _SMALL
         return cls(
             windows=windows,
             long=min(windows, _LONG_WINDOWS) * WINDOW,
@@ -89,9 +90,10 @@ class Effort:
             head_windows=1,
             searched_windows=2,
             trial_tokens=WINDOW * 3 // 4 if small else WINDOW // 2,
-            scored_windows=2 if small else 1,
+            scored_windows=8,
+            scored_tokens=64 if small else 32,
             long_tokens=127,
-            kv_steps=max(_LEAST_SCORED, scored // 6),
+            kv_steps=64,
         )
 
 

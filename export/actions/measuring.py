@@ -3,25 +3,24 @@
 Losses are those of losses.py: of decode steps after a dense prompt, whose keys and values the action itself computed.
 No text is scored that weights were fitted to, and nothing depends on how fast this machine is.
 
-First variants at KV density 1 are scored on windows of the text, after contexts of up to 512 tokens: those of channel
-density 1 and those of the fewest bits, then others if the sum of what both lose would be near the hull.
+All variants are scored at KV density 1 at the end of windows of 512 tokens. Those near the hull are then scored along
+one long stretch of text, after 2048 and 4096 tokens.
 
-Variants near the hull are then scored along one long stretch of text, after 512, 2048 and 4096 tokens, at every KV
-density. KV densities below 1 run step by step, so they are scored on fewer tokens than the same variant at 1: too few
-to tell two of them apart, and a choice among many noisy losses takes the lucky ones. What a lower density adds hardly
-depends on the variant, so all variants share what it adds to the few that read most, whose losses vary least. With l
-the added loss of a variant and k its added loss at a lower KV density, the reported loss is
+KV densities below 1 run step by step, so they are scored on fewer tokens: too few to tell variants apart, and a choice
+among many noisy losses takes the lucky ones. What a lower density adds hardly depends on the variant, so it is measured
+once, with the dense variant. With l the added loss of a variant, the reported loss at a lower KV density is
 
-    mean of l over all its tokens + max(0, d),
-    d = mean over those few variants, and the tokens that both were scored on, of (k - l).
+    mean of l + max(0, d + e),
+
+where d is what the density adds to the dense action, mean over the tokens that it was scored on, and e the standard
+error of d. A lower density saves next to nothing after a short context, so chance alone would often favour it.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -37,7 +36,6 @@ from sol_rt.export.actions.losses import Candidate, Losses, losses_and_divergenc
 from sol_rt.export.actions.selection import NEAR, near_hull
 from sol_rt.store.progress import Progress
 
-_KV_VARIANTS = 4  # variants that lower KV densities are scored with
 _MARGIN = 1.5 * NEAR  # of variants that go on to long contexts, where the hull may differ
 
 
@@ -73,7 +71,7 @@ def measure(
 
     Args:
         bundle: the unfinished bundle; its actions play no part.
-        text: what to score. Its held-out windows have 512 tokens, or the model's whole context.
+        text: what to score. Its scored windows have up to 512 tokens, or the model's whole context.
         kv_densities: shares of the old cached tokens read, 1 among them.
         effort: how many tokens to score.
         progress: reports how far each stage is.
@@ -83,65 +81,62 @@ def measure(
     required, dense = tuple(required), bundle.config.dense
     variants = [Action(1.0, variant.channel_density, variant.bits) for variant in bundle.config.variants.values()]
     short = min(CONTEXTS[0], scorer.engine.max_context - 1)
-    fewest = min(variant.bits for variant in variants)
-    first = [action for action in variants if action.channel_density == 1.0 or action.bits == fewest]
-    added, loss = scorer.windows(first, f"losses at {short}")
+    reached = contexts(len(text.long), scorer.engine.max_context)
+    wanted = {density for density in kv_densities if density < 1} | {action.kv_density for action in required} - {1.0}
+    densities = sorted(wanted, reverse=True) if reached else []
+    below = [replace(dense, kv_density=density) for density in densities]
+
+    added, loss = scorer.windows(variants, below, f"losses at {short}")
     collapse_loss = max(_frequency_entropy(text) - loss, 0.0) / 2 or math.inf
     tokens, dense_loss = {short: len(added[dense])}, {short: loss}
-    fronts = {short: {action: scorer.measured(action, short, values) for action, values in added.items()}}
-    expected = fronts[short] | {
-        action: scorer.expected(action, short, fronts[short]) for action in variants if action not in first
-    }
-    likely = near_hull(expected, dense, collapse_loss, _MARGIN) | {replace(a, kv_density=1.0) for a in required}
-    second = [action for action in variants if action not in first and action in likely]
-    if second:
-        added, _ = scorer.windows(second, f"losses at {short}")
-        fronts[short] |= {action: scorer.measured(action, short, values) for action, values in added.items()}
+    fronts = {short: {action: scorer.measured(action, short, added[action]) for action in variants}}
+    shared = {short: {action.kv_density: shared_loss(added[action]) for action in below}}
 
     useful = near_hull(fronts[short], dense, collapse_loss, _MARGIN)
     useful |= {replace(action, kv_density=1.0) for action in required}
+    for context in reached:
+        if context == short or (not below and len(useful) == 1):
+            continue
+        plain = sorted(useful, reverse=True)
+        added, loss = scorer.along(plain, below, context)
+        tokens[context], dense_loss[context] = len(added[dense]), loss
+        fronts[context] = {action: scorer.measured(action, context, added[action]) for action in plain}
+        shared[context] = {action.kv_density: shared_loss(added[action]) for action in below}
+
     grid = [
         replace(action, kv_density=density)
         for action in sorted(useful, reverse=True)
         for density in kv_densities
         if density < 1
     ]
-    sparse = list(dict.fromkeys([*grid, *(action for action in required if action.kv_density < 1)]))
-    by_bytes = sorted(useful, key=lambda action: fronts[short][action].bytes, reverse=True)
-    tried = by_bytes[:_KV_VARIANTS] if sparse else []
-    densities = sorted({action.kv_density for action in sparse}, reverse=True)
-    below = {density: [replace(action, kv_density=density) for action in tried] for density in densities}
-    for context in contexts(len(text.long), scorer.engine.max_context):
-        plain = sorted(useful, reverse=True)
-        if context == short:  # the windows have more text for the variants; the stretch serves the KV densities
-            plain = tried
-        elif not sparse and len(useful) == 1:
-            continue
-        if not plain:
-            continue
-        # what KV densities are compared with needs no more text than they have
-        most = effort.kv_steps if context == short else effort.long_tokens
-        along, loss = scorer.along(plain, [*itertools.chain(*below.values())], context, most)
-        if context != short:
-            tokens[context], dense_loss[context] = len(along[dense]), loss
-            fronts[context] = {action: scorer.measured(action, context, along[action]) for action in plain}
-        for density, found in below.items():
-            more = shared_loss([along[a] - along[replace(a, kv_density=1.0)][: len(along[a])] for a in found])
-            for action in (action for action in sparse if action.kv_density == density):
-                base = fronts[context][replace(action, kv_density=1.0)]
-                fronts[context][action] = scorer.measured(action, context, more, base)
+    for action in dict.fromkeys([*grid, *(action for action in required if action.kv_density < 1)]) if below else ():
+        for context, front in fronts.items():
+            base, more = front[replace(action, kv_density=1.0)], shared[context][action.kv_density]
+            front[action] = replace(
+                base,
+                bytes=scorer.bytes(action, context),
+                loss=base.loss + more.loss,
+                stderr=math.hypot(base.stderr, more.stderr),
+            )
     return Measurements(fronts, tokens, dense_loss, collapse_loss)
 
 
-def shared_loss(added: Sequence[Losses]) -> Losses:
-    """What a KV density adds to the losses of all variants, [n], with a mean of at least 0.
+@dataclass(frozen=True)
+class SharedLoss:
+    """What a KV density adds to the loss of every variant, nats a token, and the standard error of the mean."""
+
+    loss: float
+    stderr: float
+
+
+def shared_loss(added: Losses) -> SharedLoss:
+    """What is taken for the addition of a KV density: the mean plus its standard error, at least 0.
 
     Args:
-        added: by variant, what it adds at each of the same n tokens, [n]. No weights: those by variance would favour
-            variants whose few tokens were lucky, as variances of divergences grow with their means.
+        added: what the density adds to the dense action at each token, [n].
     """
-    shared = np.mean(added, axis=0)
-    return np.asarray(shared - min(float(shared.mean()), 0.0))
+    error = _stderr(added)
+    return SharedLoss(max(float(added.mean()) + error, 0.0), error)
 
 
 class _Scorer:
@@ -152,28 +147,37 @@ class _Scorer:
         self._text, self._effort, self._progress = text, effort, progress
         self._dense, self._bytes = bundle.config.dense, BytesCost(bundle.config)
 
-    def windows(self, actions: Sequence[Action], stage: str) -> tuple[dict[Action, Losses], float]:
-        """The added losses of actions of KV density 1, each float64 [n], behind the first halves of held-out windows.
+    def windows(
+        self, plain: Sequence[Action], sparse: Sequence[Action], stage: str
+    ) -> tuple[dict[Action, Losses], float]:
+        """The added losses of actions at the ends of the scored windows, each float64 [n].
 
         Also returns the dense action's mean loss.
+
+        Args:
+            plain: actions of KV density 1.
+            sparse: actions of lower KV density, which are scored on the first few of each window's tokens.
+            stage: what `progress` is told.
         """
-        windows = self._text.held_out[: self._effort.scored_windows]
-        rows: list[Losses] = []
+        windows = self._text.scored[: self._effort.scored_windows]
+        steps = math.ceil(self._effort.kv_steps / len(windows))
+        found: list[dict[Action, Losses]] = []
         dense_losses: list[Losses] = []
         for number, window in enumerate(windows):
 
             def report(step: str, done: float, total: float, number: int = number) -> None:
                 self._progress(stage, number + done / total, len(windows))
 
-            added, dense_loss = self._added(window, len(window) // 2, actions, report)
-            rows.append(added)
+            context = len(window) - 1 - min(self._effort.scored_tokens, len(window) // 2 - 1)
+            rows, dense_loss = self._both(window, context, plain, sparse, steps, report)
+            found.append(rows)
             dense_losses.append(dense_loss)
         self._progress(stage, 1, 1)
-        found = dict(zip(actions, np.concatenate(rows, axis=1), strict=True))
-        return found, float(np.concatenate(dense_losses).mean())
+        added = {action: np.concatenate([rows[action] for rows in found]) for action in [*plain, *sparse]}
+        return added, float(np.concatenate(dense_losses).mean())
 
     def along(
-        self, plain: Sequence[Action], sparse: Sequence[Action], context: int, most: int
+        self, plain: Sequence[Action], sparse: Sequence[Action], context: int
     ) -> tuple[dict[Action, Losses], float]:
         """The added losses after `context` tokens of the long stretch, and the dense action's mean loss there.
 
@@ -181,26 +185,41 @@ class _Scorer:
             plain: actions of KV density 1.
             sparse: actions of lower KV density, which are scored on the first few of the same tokens.
             context: in tokens.
-            most: how many tokens to score at KV density 1.
         """
-        stage, total = f"losses at {context}", len(plain) + len(sparse)
-        length = min(len(self._text.long), self.engine.max_context)
+        stage = f"losses at {context}"
 
-        def report_plain(step: str, done: float, total_: float) -> None:
-            self._progress(stage, len(plain) * done / total_, total)
+        def report(step: str, done: float, total: float) -> None:
+            self._progress(stage, done, total)
 
-        def report_sparse(step: str, done: float, total_: float) -> None:
-            self._progress(stage, len(plain) + len(sparse) * done / total_, total)
-
-        end = min(length, context + most + 1)
-        added, dense_losses = self._added(self._text.long[:end], context, plain, report_plain)
-        found = dict(zip(plain, added, strict=True))
-        if sparse:
-            end = min(length, context + self._effort.kv_steps + 1)
-            steps, _ = self._added(self._text.long[:end], context, sparse, report_sparse)
-            found |= dict(zip(sparse, steps, strict=True))
+        end = min(len(self._text.long), self.engine.max_context, context + self._effort.long_tokens + 1)
+        found, dense_losses = self._both(self._text.long[:end], context, plain, sparse, self._effort.kv_steps, report)
         self._progress(stage, 1, 1)
         return found, float(dense_losses.mean())
+
+    def _both(
+        self,
+        window: Sequence[int],
+        context: int,
+        plain: Sequence[Action],
+        sparse: Sequence[Action],
+        steps: int,
+        report: Progress,
+    ) -> tuple[dict[Action, Losses], Losses]:
+        """The added losses behind `context` tokens of a window, those of `sparse` on `steps` tokens; dense losses."""
+        count = len(plain) + len(sparse)
+
+        def first(step: str, done: float, total: float) -> None:
+            report(step, len(plain) * done / total, count)
+
+        def second(step: str, done: float, total: float) -> None:
+            report(step, len(plain) + len(sparse) * done / total, count)
+
+        added, dense_losses = self._added(window, context, plain, first)
+        found = dict(zip(plain, added, strict=True))
+        if sparse:
+            more, _ = self._added(window[: context + steps + 1], context, sparse, second)
+            found |= dict(zip(sparse, more, strict=True))
+        return found, dense_losses
 
     def _added(
         self, window: Sequence[int], context: int, actions: Sequence[Action], report: Progress
@@ -208,7 +227,7 @@ class _Scorer:
         """The added losses of actions [actions, n] behind `context` tokens of a window, and dense losses [n]."""
         others = [action for action in actions if action != self._dense]
         candidates = [Candidate(action) for action in others]
-        if self._text.is_own:
+        if self._text.by_divergence:
             dense_losses, added = losses_and_divergences(
                 self.engine, [window], self._dense, candidates, report, context=context, keep=True
             )
@@ -219,21 +238,16 @@ class _Scorer:
         rows = dict(zip(others, added, strict=True))
         return np.array([rows.get(action, np.zeros_like(dense_losses)) for action in actions]), dense_losses
 
-    def expected(self, action: Action, context: int, front: Mapping[Action, Measured]) -> Measured:
-        """A guess at an action's measurement: what its bits and its channel density lose alone, added up."""
-        fewest = min(other.bits for other in front)
-        rows = [replace(action, bits=fewest), replace(action, channel_density=1.0)]
-        both = replace(action, channel_density=1.0, bits=fewest)
-        loss = sum(front[row].loss for row in rows) - front[both].loss
-        return Measured(self._bytes.step(action, context), loss, 0.0)
+    def measured(self, action: Action, context: int, added: Losses) -> Measured:
+        """The measurement of an action whose added losses are `added`."""
+        dense = action == self._dense
+        return Measured(
+            self.bytes(action, context), 0.0 if dense else float(added.mean()), 0.0 if dense else _stderr(added)
+        )
 
-    def measured(self, action: Action, context: int, added: Losses, base: Measured | None = None) -> Measured:
-        """The measurement of an action whose added losses are `added`, or `added` more than that of `base`."""
-        loss = 0.0 if action == self._dense else float(added.mean())
-        error = 0.0 if action == self._dense else _stderr(added)
-        if base is not None:
-            loss, error = loss + base.loss, math.hypot(error, base.stderr)
-        return Measured(self._bytes.step(action, context), loss, error)
+    def bytes(self, action: Action, context: int) -> float:
+        """What a step of the action reads."""
+        return self._bytes.step(action, context)
 
 
 def _stderr(values: Losses) -> float:
@@ -242,8 +256,7 @@ def _stderr(values: Losses) -> float:
 
 def _frequency_entropy(text: CalibrationText) -> float:
     """The entropy of the text's token frequencies in nats: the loss of a model that knows these frequencies only."""
-    counts = np.array(
-        list(Counter(token for window in (*text.fitted, *text.held_out) for token in window).values()), np.float64
-    )
+    windows = text.scored if text.by_divergence else (*text.fitted, *text.held_out)
+    counts = np.array(list(Counter(token for window in windows for token in window).values()), np.float64)
     shares = counts / counts.sum()
     return float(-(shares * np.log(shares)).sum())
