@@ -16,6 +16,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from helpers.gguf_file import GgufFile
+from helpers.onnx_folder import write_onnx_folder
 from helpers.random_checkpoint import PRESETS, write_random_checkpoint
 from sol_rt.cli import main
 from sol_rt.export import export_bundle
@@ -222,9 +223,12 @@ class OwnTokenizer(PreTrainedTokenizerFast):
 """
 
 
+@pytest.mark.parametrize("graph", [False, True], ids=["tensors", "graph"])
 def test_code_of_a_checkpoint_runs_only_if_asked_for(
-    folder: Path, refused: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, refused: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, graph: bool
 ) -> None:
+    if graph:
+        folder = write_onnx_folder(folder, tmp_path / "graph")
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     (folder / "tokenizer.json").rename(folder / "own.json")
     settings = json.loads((folder / "tokenizer_config.json").read_text())

@@ -27,6 +27,6 @@ def open_checkpoint(path: Path, trust_remote_code: bool = False) -> Checkpoint:
         from sol_rt.export.sources.folder.onnx_checkpoint import OnnxCheckpoint, onnx_graph
 
         if onnx_graph(path) is not None and not any(any(path.glob(pattern)) for pattern in _TORCH):
-            return OnnxCheckpoint(path)
+            return OnnxCheckpoint(path, trust_remote_code)
         return HfCheckpoint(path, trust_remote_code)
     raise CheckpointError(f"{path}: got no checkpoint, expected a folder with config.json or a .gguf file")

@@ -85,11 +85,16 @@ class _Initializer:
 class OnnxCheckpoint:
     """A folder with a graph, config.json and the tokenizer's files.
 
+    Args:
+        path: the folder.
+        trust_remote_code: code that comes with the checkpoint may run, to convert its tokenizer.
+
     Raises CheckpointError if the graph is damaged or quantized, a file of weights is missing, or there is no config.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, trust_remote_code: bool = False) -> None:
         self.path = path
+        self._trust_remote_code = trust_remote_code
         self.config: Mapping[str, Any] = read_json(path / "config.json")
         self.license, self.note = card_license(path), ""
         graph = onnx_graph(path)
@@ -114,7 +119,7 @@ class OnnxCheckpoint:
         return None  # the weights are floats
 
     def write_tokenizer(self, folder: Path) -> None:
-        tokenizer_files.copy_from_folder(self.path, self.config, folder)
+        tokenizer_files.copy_from_folder(self.path, self.config, folder, self._trust_remote_code)
 
 
 def _load(path: Path) -> onnx.ModelProto:
