@@ -331,11 +331,25 @@ def test_windows_of_smollm3_are_transformers_own() -> None:
 
 
 @pytest.mark.parametrize(
+    ("kind", "what"), [("mamba", r"state-space layers \(Mamba\)"), ("linear_attention", "linear attention")]
+)
+def test_layers_of_a_kind_that_no_graph_has_are_named(kind: str, what: str) -> None:
+    """Granite 4.0 H: of a known architecture, but most layers are no attention."""
+    config = {**CONFIGS["granite-4.0-micro"], "model_type": "granitemoehybrid"}
+    kinds = ([kind] * 9 + ["attention"]) * 4
+    with pytest.raises(
+        CheckpointError, match=f"layer_types: got '{kind}', not supported: {what}; nearest .* Granite 4"
+    ):
+        from_hf_config({**config, "layer_types": kinds})
+
+
+@pytest.mark.parametrize(
     ("changes", "said"),
     [
         ({"full_attn_idxs": [16]}, r"full_attn_idxs: got \[16\], expected indices of the 16 layers"),
         ({"full_attn_idxs": []}, "got no layer that attends, expected one or more"),
-        ({"layer_types": ["conv", "mamba"] * 8}, "layer_types: got 'mamba', expected full_attention or conv"),
+        ({"layer_types": ["conv", "sliding"] * 8}, "layer_types: got 'sliding', expected full_attention or conv"),
+        ({"layer_types": ["conv", "mamba"] * 8}, r"layer_types: got 'mamba', not supported: state-space.* LFM2$"),
         ({"conv_L_cache": 1}, "conv_L_cache: got 1, expected 2 to 32 tokens"),
         ({"block_ffn_dim_multiplier": -1.0}, r"block_ffn_dim_multiplier: got -1\.0, expected a number above 0"),
         ({"block_ffn_dim_multiplier": 1e6}, r"intermediate_size: got an MLP of \d+ channels, expected 1 to"),

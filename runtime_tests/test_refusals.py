@@ -19,9 +19,12 @@ from helpers.gguf_file import GgufFile
 from helpers.onnx_folder import write_onnx_folder
 from helpers.random_checkpoint import PRESETS, write_random_checkpoint
 from sol_rt.cli import main
+from sol_rt.errors import CheckpointError
 from sol_rt.export import export_bundle
+from sol_rt.export.sources.decoder import family_of_gguf
 from sol_rt.export.sources.families import FAMILIES
 from sol_rt.export.sources.open_checkpoint import open_checkpoint
+from sol_rt.export.sources.refusals import gguf_refusal
 
 WEIGHTS = "model.safetensors"
 LEVELS: dict[str, Any] = {"bits": (8,), "channel_density": (1.0,), "kv_density": (1.0,), "calibration": "none"}
@@ -71,6 +74,20 @@ def edit_config(folder: Path, **changes: Any) -> None:
         ("qwen3_next", "Qwen3NextForCausalLM", {"layer_types": ["linear_attention"]}, "linear attention"),
         ("mllama", "MllamaForConditionalGeneration", {"vision_config": {}}, "a vision tower whose text part does not"),
         ("t5", "T5ForConditionalGeneration", {"is_encoder_decoder": True}, "an encoder beside the decoder"),
+        ("hunyuan_v1_moe", "HunYuanMoEV1ForCausalLM", {"num_experts": [1, 16]}, "a mixture of experts"),
+        ("rwkv7", "RWKV7ForCausalLM", {}, "linear attention"),
+        (
+            "qwen3_5",
+            "Qwen3_5ForConditionalGeneration",
+            {"vision_config": {}, "text_config": {"layer_types": ["linear_attention", "full_attention"]}},
+            "linear attention",
+        ),
+        (
+            "llama4",
+            "Llama4ForConditionalGeneration",
+            {"vision_config": {}, "text_config": {"model_type": "llama4_text", "num_local_experts": 16}},
+            "a mixture of experts; nearest that works: Llama 3.2",
+        ),
         ("bitnet", "BitNetForCausalLM", {}, "norms inside attention and MLP (BitNet)"),
         (
             "own",
@@ -105,6 +122,13 @@ def test_the_nearest_model_is_of_the_same_maker(folder: Path, refused: Any) -> N
     assert "got 'UnheardOf', not supported; nearest that works: " in line
     edit_config(folder, model_type=None, architectures=None)
     assert "architecture: its config names no model, expected architectures or model_type" in refused(folder)
+
+
+@pytest.mark.parametrize("key", ["layer_types", "layers_block_type", "num_experts", "text_config", "model_type"])
+@pytest.mark.parametrize("value", [5, True, "mamba", {"mamba": 1}, [[], {}, None], 0.5], ids=str)
+def test_values_of_any_type_end_in_the_same_line(folder: Path, refused: Any, key: str, value: Any) -> None:
+    edit_config(folder, architectures=["UnheardOf"], **{key: value})
+    assert "architecture: got 'UnheardOf', not supported" in refused(folder)
 
 
 @pytest.mark.parametrize(
@@ -182,6 +206,31 @@ def test_metadata_that_disagree_with_tensors_are_named(
     assert message in refused(file.write())
 
 
+def trait_of_gguf(architecture: str, metadata: dict[str, Any]) -> str:
+    """The trait in the line of a file of an architecture, whose first layer has the tensor `ssm_a`."""
+    line = gguf_refusal({"general.architecture": architecture, **metadata}, ["blk.0.ssm_a"], FAMILIES)
+    return line.partition("not supported: ")[2].partition("; nearest that works: ")[0]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "metadata", "said"),
+    [
+        ("gemma3n", {}, "got 'gemma3n', not supported; nearest that works: Gemma 3"),
+        ("rwkv7", {}, "got 'rwkv7', not supported: linear attention; nearest that works: Qwen3"),
+        ("bert", {"bert.attention.causal": False}, "got 'bert', not supported: it attends to later tokens"),
+        ("gpt-oss", {}, "got 'gpt-oss', not supported: a mixture of experts with attention sinks"),
+    ],
+)
+def test_an_unknown_architecture_of_a_gguf_file_names_the_nearest(
+    architecture: str, metadata: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(CheckpointError, match=said) as caught:
+        family_of_gguf({"general.architecture": architecture, **metadata})
+    assert "; nearest that works: " in str(caught.value)
+    with pytest.raises(CheckpointError, match=r"general\.architecture: got None, expected the name of an architecture"):
+        family_of_gguf(metadata)
+
+
 def test_traits_of_gguf_files_are_named(folder: Path, refused: Any, tmp_path: Path) -> None:
     for key, what in (
         ("expert_count", "a mixture of experts"),
@@ -193,6 +242,7 @@ def test_traits_of_gguf_files_are_named(folder: Path, refused: Any, tmp_path: Pa
         file.add("blk.0.ssm_a", np.ones(4, np.float32))
         line = refused(file.write())
         assert f"GGUF architecture llama: not supported: {what}; nearest that works: " in line
+    assert trait_of_gguf("qwen35", {"qwen35.ssm.state_size": 128}) == "linear attention"
     file = gguf_file(tmp_path, folder)
     file.writer.add_uint16("split.count", 3)
     assert "got one part of 3, expected a whole GGUF file; join them" in refused(file.write())

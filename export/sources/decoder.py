@@ -14,7 +14,7 @@ from typing import Any, Literal
 from sol_rt.bundle.config import BLOCK, LONGEST_FILTER, KvLayout, ModelDims
 from sol_rt.errors import CheckpointError, brief
 from sol_rt.export.sources.families import FAMILIES, Family, GgufForm, LayerKind, NormPlace, QkNorm
-from sol_rt.export.sources.refusals import nearest, refusal
+from sol_rt.export.sources.refusals import gguf_unknown, has_experts, layer_trait, nearest, refusal
 from sol_rt.export.sources.rope import NO_ROTATION, Rope, make_rope
 
 LARGEST_HEAD = 256  # channels: what the attention kernels' buffers hold (kMaxHeadDim)
@@ -267,8 +267,7 @@ def family_of_gguf(metadata: Mapping[str, Any]) -> tuple[Family, GgufForm]:
         marked = form.marker is None or f"{architecture}.{form.marker}" in metadata
         if form.architecture == architecture and marked:
             return family, form
-    known = ", ".join(dict.fromkeys(form.architecture for _, form in forms))
-    raise CheckpointError(f"GGUF architecture: got {brief(architecture)}, expected one of {known}")
+    raise CheckpointError(gguf_unknown(metadata, FAMILIES))
 
 
 def from_hf_config(config: Mapping[str, Any], max_context: int | None = None) -> Decoder:
@@ -285,7 +284,7 @@ def from_hf_config(config: Mapping[str, Any], max_context: int | None = None) ->
     """
     family = family_of(config)
     given = {name: config[other] for other, name in family.other_keys.items() if config.get(other) is not None}
-    config = {**family.defaults, **config, **given}
+    config = {**family.defaults, **config, **given, "model_type": family.model_type}
     hidden, heads = _size(config, "hidden_size"), _size(config, "num_attention_heads")
     num_layers = _size(config, "num_hidden_layers", most=MOST_LAYERS)
     intermediate, trained_context = _mlp_width(config, family), _size(config, "max_position_embeddings")
@@ -307,9 +306,9 @@ def from_hf_config(config: Mapping[str, Any], max_context: int | None = None) ->
         )
     for key in ("num_local_experts", "num_experts"):
         experts = config.get(key)
-        if isinstance(experts, int) and experts > 1:
+        if has_experts(experts):
             raise CheckpointError(
-                f"config.json: {key}: got {experts}, not supported: a mixture of experts; nearest that works: "
+                f"config.json: {key}: got {brief(experts)}, not supported: a mixture of experts; nearest that works: "
                 f"{nearest(config, FAMILIES)}"
             )
     if _flag(config, "use_bidirectional_attention"):
@@ -603,6 +602,11 @@ def _windows(config: Mapping[str, Any], family: Family, layers: int) -> tuple[in
     (key, kinds), rule = _layer_types(config, layers), family.windows
     other = _SLIDING_ATTENTION if family.conv is None else _CONV
     for kind in kinds or ():
+        if what := layer_trait([kind]):
+            raise CheckpointError(
+                f"config.json: {key}: got {brief(kind)}, not supported: {what}; nearest that works: "
+                f"{nearest(config, FAMILIES)}"
+            )
         if kind not in (*_FULL_ATTENTION, other):
             raise CheckpointError(f"config.json: {key}: got {brief(kind)}, expected full_attention or {other}")
     wanted = config.get("use_sliding_window")

@@ -9,7 +9,9 @@ from sol_rt.errors import brief
 
 _NEAREST = (
     ("gemma", (("gemma3_text", "Gemma 3"), ("gemma2", "Gemma 2"))),
+    ("granitemoehybrid", (("granitemoehybrid", "Granite 4.0 Micro"), ("granite", "Granite 3"))),
     ("granite", (("granite", "Granite 3"),)),
+    ("llama", (("llama", "Llama 3.2"),)),
     ("qwen2", (("qwen2", "Qwen2.5"),)),
     ("qwen", (("qwen3", "Qwen3"), ("qwen2", "Qwen2.5"))),
     ("mi", (("mistral", "Mistral"),)),  # mistral3, mixtral, minicpm3
@@ -24,9 +26,12 @@ _NEAREST = (
 )
 """Start of a `model_type` -> families that may take its place, and a name of each that people know, the best first."""
 
-_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_experts_per_tok")
-_STATE_SPACE = ("mamba", "bamba", "jamba", "zamba", "falcon_h1", "nemotron_h", "rwkv")
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+_STATE_SPACE = ("mamba", "bamba", "jamba", "zamba", "falcon_h1", "nemotron_h")
 _LINEAR = ("linear_attention", "linear_num_value_heads")
+_LINEAR_KINDS, _GGUF_LINEAR = ("rwkv",), ("qwen", "kimi")
+_BY_LAYER = {"mamba": "state-space layers (Mamba)", "linear_attention": "linear attention"}
+"""Kind of a layer in config.json -> the trait of a model that has such layers."""
 _GGUF_TRAITS = {
     "expert_count": ("a mixture of experts", ""),
     "attention.kv_lora_rank": ("multi-head latent attention (MLA)", ""),
@@ -63,6 +68,8 @@ def gguf_refusal(metadata: Mapping[str, Any], tensors: Collection[str], families
     architecture = str(metadata.get("general.architecture"))
     for key, (what, part) in _GGUF_TRAITS.items():
         if metadata.get(f"{architecture}.{key}") and any(part in tensor for tensor in tensors):
+            if key == "ssm.state_size" and architecture.startswith(_GGUF_LINEAR):  # llama.cpp has one set of keys
+                what = _BY_LAYER["linear_attention"]
             near = nearest({"model_type": architecture.replace("-", "_")}, families)
             return f"GGUF architecture {architecture}: not supported: {what}; nearest that works: {near}"
     parts = metadata.get("split.count")
@@ -71,24 +78,63 @@ def gguf_refusal(metadata: Mapping[str, Any], tensors: Collection[str], families
     return ""
 
 
+def gguf_unknown(metadata: Mapping[str, Any], families: Collection[str]) -> str:
+    """The line of an error of a GGUF file whose architecture is no family's.
+
+    Args:
+        metadata: GGUF key -> value.
+        families: keys of the families that can be exported.
+    """
+    architecture = metadata.get("general.architecture")
+    if not isinstance(architecture, str) or not architecture:
+        return f"GGUF key general.architecture: got {brief(architecture)}, expected the name of an architecture"
+    config: dict[str, Any] = {"model_type": architecture.replace("-", "_"), "architectures": [architecture]}
+    if metadata.get(f"{architecture}.attention.causal") is False:
+        config["use_bidirectional_attention"] = True
+    return f"GGUF {refusal(config, families)}"
+
+
 def trait(config: Mapping[str, Any]) -> str:
-    """What keeps a model from being exported, as far as its config shows it; empty if it does not."""
+    """What keeps a model from being exported, as far as its config shows it; empty if it does not.
+
+    The text part of a model that also sees or hears comes first: it may be what is in the way.
+    """
+    text = config.get("text_config")
+    return (_trait(text) if isinstance(text, Mapping) else "") or _trait(config)
+
+
+def layer_trait(kinds: Any) -> str:
+    """The trait that a list of the layers' kinds shows; empty if it shows none, or is no list."""
+    listed = kinds if isinstance(kinds, list) else []
+    return next((what for kind, what in _BY_LAYER.items() if kind in listed), "")
+
+
+def has_experts(value: Any) -> bool:
+    """Whether a config's number of experts, or the list of the layers' numbers, is of more than one."""
+    return any(isinstance(number, int) and number > 1 for number in (value if isinstance(value, list) else [value]))
+
+
+def _trait(config: Mapping[str, Any]) -> str:
     kind = str(config.get("model_type") or "").lower()
     if kind == "gpt_oss":
         return "a mixture of experts with attention sinks"
-    if any(isinstance(config.get(key), int) and int(config[key]) > 0 for key in _EXPERTS):
+    if any(has_experts(config.get(key)) for key in _EXPERTS) or config.get("num_experts_per_tok"):
         return "a mixture of experts"
     if config.get("kv_lora_rank") is not None:
         return "multi-head latent attention (MLA)"
-    layers = config.get("layer_types") or config.get("layers_block_type") or ()
-    if kind.startswith(_STATE_SPACE) or "mamba_d_state" in config or "mamba" in layers:
-        return "state-space layers (Mamba)"
-    if any(key in config for key in _LINEAR) or "linear_attention" in layers:
-        return "linear attention"
+    by_layer = layer_trait(config.get("layer_types")) or layer_trait(config.get("layers_block_type"))
+    if kind.startswith(_STATE_SPACE) or "mamba_d_state" in config:
+        return _BY_LAYER["mamba"]
+    if kind.startswith(_LINEAR_KINDS) or any(key in config for key in _LINEAR):
+        return _BY_LAYER["linear_attention"]
+    if by_layer:
+        return by_layer
     if "vision_config" in config or "audio_config" in config:
         return f"a {'vision' if 'vision_config' in config else 'speech'} tower whose text part does not stand alone"
     if config.get("is_encoder_decoder"):
         return "an encoder beside the decoder"
+    if config.get("use_bidirectional_attention") is True:
+        return "it attends to later tokens, so it embeds texts and can't generate them"
     if kind == "bitnet":
         return "norms inside attention and MLP (BitNet)"
     if config.get("auto_map"):
