@@ -35,7 +35,7 @@ from sol_rt.export.policy_file import write_policy_graph
 from sol_rt.export.sources import tokenizer_files
 from sol_rt.export.sources.chat_segments import write_chat_segments
 from sol_rt.export.sources.checkpoint import Checkpoint, check_tensors
-from sol_rt.export.sources.decoder import Decoder, family_of, from_hf_config
+from sol_rt.export.sources.decoder import Decoder, family_of, from_hf_config, scaled_from
 from sol_rt.export.sources.model_section import model_section
 from sol_rt.export.sources.open_checkpoint import open_checkpoint
 from sol_rt.store.progress import Progress, Stages, silent
@@ -156,7 +156,8 @@ def export_bundle(
         progress: reports how far the work is.
         parity: compare with transformers at the end.
         trust_remote_code: code that comes with the checkpoint may run, to convert its tokenizer.
-        say: called with a line for people before the work, if this machine has too little memory to run the bundle.
+        say: called with a line for people before the work, if this machine has too little memory to run the bundle, or
+            its context is shorter than the model's own.
 
     Raises:
         UsageError: an argument is out of range, `output` exists and is no bundle, or the stored calibration that is
@@ -180,6 +181,11 @@ def export_bundle(
             say(
                 f"memory: too little for texts of more than {max_context} tokens, so the bundle has the rope factors "
                 "of shorter ones; a larger -c takes the long ones"
+            )
+        elif limit := scaled_from(checkpoint.config):
+            say(
+                f"context: {limit} tokens, less than the model's own; positions from there on scale q "
+                "(llama_4_scaling_beta), which is not supported"
             )
     family, decoder = family_of(checkpoint.config), from_hf_config(checkpoint.config, max_context)
     check_tensors(checkpoint, decoder, family)

@@ -252,6 +252,7 @@ SCALINGS: list[dict[str, Any]] = [
         "short_factor": [1.0 + i / 8 for i in range(8)],
         "long_factor": [2.0 + i for i in range(8)],
     },
+    {"rope_type": "proportional", "factor": 2.0, "partial_rotary_factor": 0.4},
 ]
 
 
@@ -268,6 +269,22 @@ def test_rope_tables_are_transformers_own(scaling: dict[str, Any]) -> None:
         wanted = LlamaRotaryEmbedding(config=config)(torch.zeros(1, 1, 64), torch.arange(length)[None])
         np.testing.assert_allclose(cos, wanted[0][0, :, :8].numpy(), atol=2e-4)
         np.testing.assert_allclose(sin, wanted[1][0, :, :8].numpy(), atol=2e-4)
+
+
+@pytest.mark.parametrize("scaling", SCALINGS, ids=lambda scaling: scaling["rope_type"])
+def test_rope_settings_without_an_original_context_are_as_in_transformers(scaling: dict[str, Any]) -> None:
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    given = {key: value for key, value in scaling.items() if key != "original_max_position_embeddings"}
+    sizes = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 1, "max_position_embeddings": 1024}
+    parameters = {"rope_theta": 10000.0, **given}
+    config = {**sizes, "intermediate_size": 64, "vocab_size": 64, "architectures": ["LlamaForCausalLM"]}
+    decoder = from_hf_config({**config, "rope_parameters": parameters})
+    wanted = LlamaRotaryEmbedding(config=transformers.LlamaConfig(**sizes, rope_parameters=dict(parameters)))
+    (rope,) = decoder.ropes
+    assert decoder.rotary_dim == 16
+    np.testing.assert_allclose(rope.inverse_frequencies, wanted.inv_freq.numpy(), rtol=1e-5)
+    assert rope.attention_factor == pytest.approx(wanted.attention_scaling)
 
 
 # GGUF files

@@ -191,6 +191,21 @@ def test_longrope_beyond_its_original_context(tmp_path: Path, monkeypatch: pytes
     ]
 
 
+def test_a_context_that_ends_before_the_models_own_is_said(tmp_path: Path) -> None:
+    folder = write_random_checkpoint(tmp_path / "source", replace(PRESETS["tiny-ministral3"], max_context=512))
+    levels = {"bits": (8,), "channel_density": (1.0,), "kv_density": (1.0,)}
+    said: list[str] = []
+    for name, limit in (("own", None), ("given", 64)):
+        where = tmp_path / name
+        export_bundle(
+            str(folder), where, **levels, calibration="none", parity=False, max_context=limit, say=said.append
+        )
+    assert said == [
+        "context: 256 tokens, less than the model's own; positions from there on scale q (llama_4_scaling_beta), which "
+        "is not supported"
+    ]
+
+
 def _rungs(model: Model) -> None:
     engine = Engine(model.bundle, provider="cpu")
     check_steps(engine, ReferenceModel.from_bundle(model.bundle.path), (1.0, 0.25, 0.1))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from sol_rt.errors import CheckpointError
-from sol_rt.export.sources.decoder import Decoder, from_hf_config, short_context
+from sol_rt.export.sources.decoder import Decoder, from_hf_config, scaled_from, short_context
 from sol_rt.export.sources.families import FAMILIES
 
 LLAMA3_ROPE = {
@@ -366,6 +366,44 @@ def test_a_longer_context_takes_the_long_factors() -> None:
     assert short_context(CONFIGS["Phi-4-mini"]) == 4096
     assert short_context(CONFIGS["Phi-3-mini-4k"]) is None
     assert short_context(CONFIGS["gemma-3-270m"]) is None
+
+
+def test_a_context_ends_where_positions_scale_q() -> None:
+    config = CONFIGS["Ministral-3-3B"]
+    said = r"got 20000, expected 1 to 16384, as positions from 16384 on scale q \(llama_4_scaling_beta\).* -c 16384$"
+    with pytest.raises(CheckpointError, match=said):
+        from_hf_config(config, 20000)
+    assert scaled_from(config) == 16384
+    plain = {**config, "rope_parameters": {**config["rope_parameters"], "llama_4_scaling_beta": None}}
+    assert scaled_from(plain) is None
+    assert scaled_from(CONFIGS["Phi-4-mini"]) is None
+    with pytest.raises(CheckpointError, match="got 262145, expected 1 to 262144, the model's own context"):
+        from_hf_config(plain, 262145)
+
+
+@pytest.mark.parametrize(
+    ("rope", "said"),
+    [
+        ({"full_attention": 3, "sliding_attention": 4}, "full_attention: got 3, expected an object"),
+        ({"full_attention": {}, "sliding_attention": 4}, "sliding_attention: got 4, expected an object"),
+        ({"sliding_attention": {"rope_theta": 1e4}}, "full_attention: got None, expected an object"),
+        (
+            {"full_attention": {}, "sliding_attention": {"partial_rotary_factor": 0.5}},
+            "sliding_attention: got 128 rotated channels, expected 256 as in full_attention",
+        ),
+    ],
+)
+def test_rope_settings_of_kinds_of_layers_are_checked(rope: dict[str, Any], said: str) -> None:
+    with pytest.raises(CheckpointError, match=f"rope settings: {said}"):
+        from_hf_config({**CONFIGS["gemma-3-270m"], "rope_parameters": rope})
+
+
+def test_proportional_ropes_of_one_kind_of_layers() -> None:
+    rope = {"full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e6}}
+    decoder = from_hf_config({**CONFIGS["gemma-3-270m"], "rope_parameters": rope})
+    local, full = decoder.ropes
+    assert decoder.rotary_dim == 256
+    assert [sum(value > 0 for value in each.inverse_frequencies) for each in (local, full)] == [128, 32]
 
 
 def test_a_window_that_no_context_passes_is_none() -> None:

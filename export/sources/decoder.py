@@ -291,7 +291,7 @@ def from_hf_config(config: Mapping[str, Any], max_context: int | None = None) ->
     head_dim = _size(config, "head_dim", hidden // heads)
     kv_heads = _size(config, "num_key_value_heads", heads, most=MOST_KV_HEADS)
     rope_parameters = _rope_parameters(config, family)
-    rotary_dim = int(head_dim * _rotary_fraction(rope_parameters))
+    rotary_dim = _rotary_dim(rope_parameters, head_dim)
     context = _context(rope_parameters, trained_context, max_context)
     windows, layer_kinds = _windows(config, family, num_layers), _layer_kinds(config, family, num_layers)
     activation = config.get("hidden_act") or config.get("hidden_activation") or family.default_activation
@@ -319,7 +319,7 @@ def from_hf_config(config: Mapping[str, Any], max_context: int | None = None) ->
     normalizes_qk = family.qk_norm != "none" and (family.qk_norm_key is None or _flag(config, family.qk_norm_key))
     parallel = _holds(config, family.parallel_residual)
     ropes, rope_of_layer = _ropes(
-        config, family, rope_parameters, windows, rotary_dim=rotary_dim, context=context, trained=trained_context
+        config, family, rope_parameters, windows, head_dim=head_dim, context=context, trained=trained_context
     )
     windows = tuple(window if window < context else 0 for window in windows)
     if head_dim > LARGEST_HEAD:
@@ -482,6 +482,12 @@ def _epsilon(config: Mapping[str, Any], family: Family) -> float:
     return float(value)
 
 
+def _rotary_dim(rope_parameters: Mapping[str, Any], head_dim: int) -> int:
+    """The number of a head's rotated channels. A proportional rope has all of them, some with a frequency of 0."""
+    fraction = _rotary_fraction(rope_parameters)
+    return head_dim if rope_parameters["rope_type"] == "proportional" else int(head_dim * fraction)
+
+
 def _rotary_fraction(rope_parameters: Mapping[str, Any]) -> float:
     value = rope_parameters["partial_rotary_factor"]
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
@@ -515,8 +521,12 @@ def _rope_parameters(config: Mapping[str, Any], family: Family) -> dict[str, Any
     given = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(given, Mapping):
         raise CheckpointError(f"config.json: rope settings: got {brief(given)}, expected an object")
-    if isinstance(given.get("full_attention"), Mapping):
-        given = given["full_attention"]
+    by_kind = {kind: given[kind] for kind in ("full_attention", _SLIDING_ATTENTION) if given.get(kind) is not None}
+    for kind in ("full_attention", *by_kind) if by_kind else ():
+        if not isinstance(given.get(kind), Mapping):
+            got = f"config.json: rope settings: {kind}: got {brief(given.get(kind))}"
+            raise CheckpointError(f"{got}, expected an object; complete the checkpoint's config")
+    given = by_kind.get("full_attention", given)
     return _complete_rope(config, family, given)
 
 
@@ -533,9 +543,10 @@ def _complete_rope(config: Mapping[str, Any], family: Family, given: Mapping[str
     parameters.setdefault("rope_theta", config.get("rope_theta") or 10000.0)
     fraction = config.get("partial_rotary_factor")
     parameters.setdefault("partial_rotary_factor", family.default_rotary_fraction if fraction is None else fraction)
-    original = config.get("original_max_position_embeddings")
-    if parameters["rope_type"] != "default" and "original_max_position_embeddings" not in parameters and original:
-        parameters["original_max_position_embeddings"] = original
+    # where neither says it, transformers takes the model's own context
+    original = config.get("original_max_position_embeddings") or config.get("max_position_embeddings")
+    if parameters["rope_type"] in ("llama3", "yarn", "longrope") and original:
+        parameters.setdefault("original_max_position_embeddings", original)
     return parameters
 
 
@@ -545,7 +556,7 @@ def _ropes(
     parameters: Mapping[str, Any],
     windows: tuple[int, ...],
     *,
-    rotary_dim: int,
+    head_dim: int,
     context: int,
     trained: int,
 ) -> tuple[tuple[Rope, ...], tuple[int, ...]]:
@@ -554,9 +565,10 @@ def _ropes(
     Args:
         parameters: the settings of layers that attend to all tokens.
         windows: the layers' windows as the config has them, 0 for none.
-        rotary_dim: number of rotated channels of a head.
+        head_dim: channels of a head.
         context, trained: the bundle's longest context, and the checkpoint's.
     """
+    rotary_dim = _rotary_dim(parameters, head_dim)
     full = make_rope(parameters, rotary_dim, context, trained)
     local = full
     if family.rope_by_kind:
@@ -565,7 +577,14 @@ def _ropes(
         if not isinstance(of_kind, Mapping):
             base = config.get(family.local_theta_key) if family.local_theta_key else parameters["rope_theta"]
             of_kind = {"rope_type": "default", "rope_theta": base}
-        local = make_rope(_complete_rope(config, family, of_kind), rotary_dim, context, trained)
+        of_kind = _complete_rope(config, family, of_kind)
+        local_dim = _rotary_dim(of_kind, head_dim)
+        if local_dim != rotary_dim:
+            raise CheckpointError(
+                f"config.json: rope settings: sliding_attention: got {local_dim} rotated channels, expected "
+                f"{rotary_dim} as in full_attention; layers that rotate other channels are not supported"
+            )
+        local = make_rope(of_kind, rotary_dim, context, trained)
     none = Rope((NO_ROTATION,) * (rotary_dim // 2), 1.0)
     ropes = [
         (local if window else full) if rotates else none
@@ -651,14 +670,33 @@ def short_context(config: Mapping[str, Any]) -> int | None:
     return _size(parameters, "original_max_position_embeddings")
 
 
+def scaled_from(config: Mapping[str, Any]) -> int | None:
+    """The context that bundles of a model end at, as it scales q by the position from there on; None if it has more."""
+    family = family_of(config)
+    config = {**family.defaults, **config}
+    trained = _size(config, "max_position_embeddings")
+    limit = _unscaled(_rope_parameters(config, family), trained)
+    return limit if limit < trained else None
+
+
+def _unscaled(rope_parameters: Mapping[str, Any], trained: int) -> int:
+    """The longest context in tokens whose positions leave q as it is."""
+    original = rope_parameters.get("original_max_position_embeddings")
+    if original is None or not rope_parameters.get("llama_4_scaling_beta"):
+        return trained
+    return min(trained, _size(rope_parameters, "original_max_position_embeddings"))
+
+
 def _context(rope_parameters: Mapping[str, Any], trained: int, wanted: int | None) -> int:
     """The bundle's longest context in tokens."""
-    original = rope_parameters.get("original_max_position_embeddings")
-    if original is not None and rope_parameters.get("llama_4_scaling_beta"):
-        # from there on the model scales q by its position
-        trained = min(trained, _size(rope_parameters, "original_max_position_embeddings"))
+    most = _unscaled(rope_parameters, trained)
     if wanted is None:
-        return trained
-    if not 1 <= wanted <= trained:
-        raise CheckpointError(f"maximum context: got {wanted}, expected 1 to {trained}, the model's own context")
+        return most
+    if not 1 <= wanted <= most:
+        reason = "the model's own context"
+        if most < trained:
+            reason = (
+                f"as positions from {most} on scale q (llama_4_scaling_beta), which is not supported; use -c {most}"
+            )
+        raise CheckpointError(f"maximum context: got {wanted}, expected 1 to {most}, {reason}")
     return wanted

@@ -6,7 +6,8 @@ For channel pair i of a head at position p, with base `rope_theta` and r = rotar
 
 The scalings `linear`, `llama3`, `yarn` (Peng et al. 2023, arXiv 2309.00071) and `longrope` (Ding et al. 2024, arXiv
 2402.13753) change f and may scale cos and sin by an attention factor. `ntk_alpha` is a larger base, theta * alpha^(r /
-(r - 2)). All are evaluated as transformers does. A layer without a rotary embedding has f = 0.
+(r - 2)). `proportional` leaves the last pairs of a head at f = 0 and divides f of the others by a factor. All are
+evaluated as transformers does. A layer without a rotary embedding has f = 0.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from sol_rt.errors import CheckpointError, brief, one_line
 _LARGEST = 1e30
 """Radians of an angle; times any position it is still a float32."""
 
-KNOWN_SCALINGS = ("default", "linear", "llama3", "yarn", "longrope", "ntk_alpha")
+KNOWN_SCALINGS = ("default", "linear", "llama3", "yarn", "longrope", "ntk_alpha", "proportional")
 NO_ROTATION = 0.0
 """The frequency of a channel pair that is not rotated: cos 1, sin 0 at every position."""
 
@@ -84,6 +85,8 @@ def _make(kind: str, parameters: Mapping[str, Any], rotary_dim: int, max_context
     factor = 1.0
     if kind == "linear":
         plain = plain / float(parameters["factor"])
+    elif kind == "proportional":
+        plain = _proportional(plain, parameters)
     elif kind == "llama3":
         plain = _llama3(plain, parameters)
     elif kind == "yarn":
@@ -91,6 +94,12 @@ def _make(kind: str, parameters: Mapping[str, Any], rotary_dim: int, max_context
     elif kind == "longrope":
         plain, factor = _longrope(plain, parameters, max_context, trained_context)
     return Rope(tuple(float(value) for value in plain), float(factor))
+
+
+def _proportional(plain: npt.NDArray[np.float64], parameters: Mapping[str, Any]) -> npt.NDArray[np.float64]:
+    rotated = int(float(parameters.get("partial_rotary_factor", 1.0)) * 2 * len(plain) // 2)
+    scaled = plain / float(parameters.get("factor", 1.0))
+    return np.where(np.arange(len(plain)) < rotated, scaled, NO_ROTATION)
 
 
 def _llama3(plain: npt.NDArray[np.float64], parameters: Mapping[str, Any]) -> npt.NDArray[np.float64]:
