@@ -180,7 +180,11 @@ def test_a_folder_that_is_no_bundle(capsys: pytest.CaptureFixture[str], tmp_path
 
 def test_pull_lists_aliases(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["pull"]) == 0
-    assert "smollm2-135m" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("smollm2-135m ") for line in lines)
+    names = [line.split()[0] for line in lines]
+    starts = {line.index(line.split()[1], len(name)) for name, line in zip(names, lines, strict=True)}
+    assert starts == {max(map(len, names)) + 1}, "one column"
 
 
 def test_doctor_finds_a_sound_installation(capsys: pytest.CaptureFixture[str]) -> None:

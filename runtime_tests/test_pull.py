@@ -7,6 +7,7 @@ import io
 import json
 import zipfile
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import pytest
 from sol_rt.cli import main
 from sol_rt.errors import CheckpointError, UsageError
 from sol_rt.store import pull
+from sol_rt.store.checkpoint import is_checkpoint, wanted_files
+from sol_rt.store.hub import HubId, Listing, RemoteFile
 from sol_rt.store.recipes import package
 from sol_rt.store.recipes.recipe import Recipe, aliases
 
@@ -182,13 +185,33 @@ def test_resolve_knows_folders_files_and_aliases(index: Path, monkeypatch: pytes
             pull.resolve(unknown, quiet)
 
 
+OF_FAMILIES = (
+    *("deepseek-r1-distill-qwen-1.5b", "ernie-4.5-0.3b", "gemma-3-1b", "granite-3.3-2b", "mistral-7b", "olmo-2-1b"),
+    *("phi-4-mini", "pythia-160m", "qwen2.5-coder-1.5b", "qwen3-0.6b", "qwen3-1.7b", "qwen3-4b", "smollm3-3b"),
+)
+
+
 def test_every_recipe_of_the_installation_is_sound() -> None:
     known = aliases()
-    assert {"smollm2-135m", "phi-2"} <= set(known)
+    assert {"smollm2-135m", "phi-2", *OF_FAMILIES} <= set(known)
     for name, entry in known.items():
         assert entry.name == name
         assert entry.license
-        assert entry.hub or len(str(entry.sha256)) == 64
+        assert (resources.files("sol_rt.models") / f"{name}.json").is_file(), "of its own name"
+        assert HubId.parse(str(entry.hub)) if entry.hub else len(str(entry.sha256)) == 64
+        assert (entry.terms is not None) == ("gemma" in name), "the only licence that pull asks about"
+    sources = [entry.hub or entry.sha256 for entry in known.values()]
+    assert len(set(sources)) == len(sources)
+
+
+def test_weights_in_a_second_form_are_not_fetched() -> None:
+    """Mistral 7B has all weights twice."""
+    names = ("config.json", "consolidated.safetensors", "model-00001-of-00003.safetensors", "tokenizer.json")
+    files = {name: RemoteFile(name, 4, "0" * 40) for name in names}
+    listing = Listing(HubId("mistralai/Mistral-7B-Instruct-v0.3"), "0" * 40, False, files)
+    assert [file.name for file in wanted_files(listing)] == [names[0], *names[2:]]
+    assert is_checkpoint(listing)
+    assert not is_checkpoint(replace(listing, files={name: files[name] for name in names[:2]}))
 
 
 def test_the_reason_that_pip_gives() -> None:

@@ -15,12 +15,14 @@ from sol_rt.store.progress import Progress
 
 MODEL_CONFIG = "config.json"
 _PATTERNS = ("*.safetensors", "*.json", "*.jinja", "merges.txt", "tokenizer.model", "LICENSE*", "README.md")
+_COPIES = "consolidated*.safetensors"
+"""The same weights once more, in the form of Mistral's own programs. No export reads them."""
 
 
 def is_checkpoint(listing: Listing) -> bool:
     """Whether the repository has what an export reads."""
     return MODEL_CONFIG in listing.files and any(
-        is_file_name(name) and fnmatch(name, "*.safetensors") for name in listing.files
+        is_file_name(name) and fnmatch(name, "*.safetensors") and not fnmatch(name, _COPIES) for name in listing.files
     )
 
 
@@ -29,7 +31,7 @@ def wanted_files(listing: Listing) -> list[RemoteFile]:
     return [
         file
         for name, file in listing.files.items()
-        if is_file_name(name) and any(fnmatch(name, pattern) for pattern in _PATTERNS)
+        if is_file_name(name) and any(fnmatch(name, pattern) for pattern in _PATTERNS) and not fnmatch(name, _COPIES)
     ]
 
 

@@ -46,9 +46,10 @@ def pull(
     wanted = name or model
     known = aliases()
     if wanted is None:
+        widest = max(map(len, known), default=0)
         for recipe in known.values():
             asks = "" if recipe.terms is None else ", which asks for acceptance"
-            print(f"{recipe.name:16} {recipe.description} ({recipe.license}{asks})")
+            print(f"{recipe.name:{widest}} {recipe.description} ({recipe.license}{asks})")
         return
     if wanted in known:
         _settle_license(known[wanted], accept_license)
