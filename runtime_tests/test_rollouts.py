@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -61,8 +62,8 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(
     scope="module",
-    params=[("llama", "float16", ()), ("llama", "int8", (1,)), ("lfm2", "float16", ())],
-    ids=["float16", "int8", "states"],
+    params=[("llama", "float16", ()), ("llama", "int8", (1,)), ("lfm2", "float16", ()), ("gemma2", "float16", ())],
+    ids=["float16", "int8", "states", "window"],
 )
 def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     family, kv, dense_layers = request.param
@@ -306,9 +307,30 @@ def _check_close(got: Tensor, expected: Tensor, tiny: Tiny, name: str) -> None:
     """
     difference = (got - expected).abs().flatten()
     share = 0.75 if tiny.reference.arithmetic.kv_dtype == torch.float16 else 0.5
+    if tiny.reference.decoder.norm_place == "around":  # a norm of a small output makes more of one number
+        share = 0.65
     assert (difference < 1e-3).float().mean() >= share, name
     assert difference.square().mean().sqrt() < 0.05, name
     assert difference.max() < 0.5, name
+
+
+def test_rows_that_share_a_text_are_steps_of_a_plain_cache(tiny: Tiny) -> None:
+    """Windows and soft caps included: here both caches hold the same numbers."""
+    rollouts, ids = ReferenceRollouts(tiny.reference, tiny.spec), torch.tensor(tiny.tokens)
+    rollouts.open(tiny.tokens)
+    got = rollouts.losses(30, 70, tiny.spec.actions).loss
+    cache = tiny.reference.new_cache(1)
+    cache.reserve(len(ids), step=1)
+    tiny.reference(ids[None], tiny.dense, cache)
+    differences = []
+    for at in range(30, 100, 5):
+        for place, action in enumerate(tiny.spec.actions):
+            cache.lengths[:] = at
+            logits, _ = tiny.reference.step(ids[at : at + 1], [action], copy.deepcopy(cache))
+            expected = torch.nn.functional.cross_entropy(logits, ids[at + 1 : at + 2])
+            differences.append(float((got[at - 30, place] - expected).abs()))
+    assert np.mean(np.array(differences) < 1e-3) > 0.95, differences
+    assert max(differences) < 0.05, differences
 
 
 def test_reference_model_and_runtime_give_the_same_losses_and_views(tiny: Tiny) -> None:
