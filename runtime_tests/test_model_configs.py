@@ -158,6 +158,45 @@ CONFIGS: dict[str, dict[str, Any]] = {
             "original_max_position_embeddings": 8192,
         },
     },
+    "OLMo-2-1B": {
+        **sizes(2048, 16, 16, 16, 8192, 100352, 4096),
+        "architectures": ["Olmo2ForCausalLM"],
+        "attention_bias": False,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 500000,
+        "rope_scaling": None,
+        "tie_word_embeddings": False,
+    },
+    "granite-3.3-2b": {
+        **sizes(2048, 40, 32, 8, 8192, 49159, 131072),
+        "architectures": ["GraniteForCausalLM"],
+        "attention_bias": False,
+        "attention_multiplier": 0.015625,
+        "embedding_multiplier": 12.0,
+        "logits_scaling": 8.0,
+        "mlp_bias": False,
+        "residual_multiplier": 0.22,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000000.0,
+        "rope_scaling": None,
+        "tie_word_embeddings": True,
+    },
+    "Mistral-7B-v0.1": {
+        **sizes(4096, 32, 32, 8, 14336, 32000, 32768),
+        "architectures": ["MistralForCausalLM"],
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "sliding_window": 4096,
+        "tie_word_embeddings": False,
+    },
+    "Mistral-7B-v0.3": {
+        **sizes(4096, 32, 32, 8, 14336, 32768, 32768),
+        "architectures": ["MistralForCausalLM"],
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 1000000.0,
+        "sliding_window": None,
+        "tie_word_embeddings": False,
+    },
     "EXAONE-4.0-1.2B": {
         **sizes(2048, 30, 32, 8, 4096, 102400, 65536),
         "architectures": ["Exaone4ForCausalLM"],
@@ -256,7 +295,10 @@ def of(name: str, max_context: int | None = None) -> Decoder:
         ("DeepSeek-R1-Distill-Llama-8B", {"head_dim": 128, "tied": False, "max_context": 131072}),
         ("Phi-4-mini", {"rotary_dim": 96, "head_dim": 128, "max_context": 131072, "windows": (), "tied": True}),
         ("Phi-3-mini-4k", {"max_context": 4096, "windows": (2047,) * 32}),
-        ("Qwen3-0.6B", {"qk_norm": "head", "qk_norm_after_rope": False, "head_dim": 128, "windows": ()}),
+        (
+            "Qwen3-0.6B",
+            {"qk_norm": "head", "qk_norm_after_rope": False, "head_dim": 128, "windows": (), "max_context": 40960},
+        ),
         (
             "gemma-3-270m",
             {
@@ -279,6 +321,13 @@ def of(name: str, max_context: int | None = None) -> Decoder:
             {"softmax_scale": 0.015625, "embedding_scale": 12.0, "logits_scale": 0.1, "residual_scale": 0.22},
         ),
         ("OLMo-3-7B", {"norm_place": "after", "qk_norm": "row", "rope_of_layer": (0, 0, 0, 1) * 8}),
+        ("OLMo-2-1B", {"norm_place": "after", "qk_norm": "row", "windows": (), "tied": False, "max_context": 4096}),
+        (
+            "granite-3.3-2b",
+            {"softmax_scale": 0.015625, "embedding_scale": 12.0, "logits_scale": 0.125, "residual_scale": 0.22},
+        ),
+        ("Mistral-7B-v0.1", {"windows": (4096,) * 32, "max_context": 32768, "head_dim": 128, "tied": False}),
+        ("Mistral-7B-v0.3", {"windows": (), "max_context": 32768, "rotary_dim": 128, "vocab_size": 32768}),
         ("EXAONE-4.0-1.2B", {"norm_place": "after", "qk_norm": "head", "windows": (), "rope_of_layer": (0,) * 30}),
         ("EXAONE-4.0-32B", {"windows": (4096, 4096, 4096, 0) * 16, "rope_of_layer": (0, 0, 0, 1) * 16}),
         ("pythia-160m", {"parallel_residual": True, "shared_norm": False, "rotary_dim": 16, "qkv_by_head": True}),
@@ -296,6 +345,33 @@ def of(name: str, max_context: int | None = None) -> Decoder:
 def test_a_released_config_is_described(name: str, facts: dict[str, Any]) -> None:
     decoder = of(name)
     assert {key: getattr(decoder, key) for key in facts} == facts
+
+
+def test_the_text_part_of_gemma_3_4b_is_described() -> None:
+    """Its config.json leaves out what the class in transformers has by default: heads, vocabulary, context and more."""
+    pytest.importorskip("transformers")
+    from sol_rt.export.sources.folder.vision import text_config
+
+    text = {
+        "hidden_size": 2560,
+        "intermediate_size": 10240,
+        "model_type": "gemma3_text",
+        "num_hidden_layers": 34,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+        "sliding_window": 1024,
+    }
+    vision = {"hidden_size": 1152, "image_size": 896, "model_type": "siglip_vision_model", "patch_size": 14}
+    whole = {"architectures": ["Gemma3ForConditionalGeneration"], "eos_token_id": [1, 106], "model_type": "gemma3"}
+    config = text_config({**whole, "text_config": text, "vision_config": vision}, has_head=False)
+    assert config is not None
+    assert config["eos_token_id"] == [1, 106]
+    decoder = from_hf_config(config)
+    assert (decoder.num_heads, decoder.num_kv_heads, decoder.head_dim, decoder.num_layers) == (8, 4, 256, 34)
+    assert (decoder.vocab_size, decoder.max_context, decoder.tied) == (262208, 131072, True)
+    assert decoder.windows == ((1024,) * 5 + (0,)) * 5 + (1024,) * 4
+    local, full = decoder.ropes
+    assert (local.inverse_frequencies[0], full.inverse_frequencies[0]) == (1.0, 0.125)
+    assert from_hf_config(config, 4096).max_context == 4096
 
 
 def test_every_config_is_described() -> None:
