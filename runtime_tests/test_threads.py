@@ -15,6 +15,7 @@ from helpers.tiny_bundle import write_bundle
 from sol_rt import SolModel
 from sol_rt.budget.dial import Dial
 from sol_rt.engine.distribution import SoftmaxSums, native_sums, numpy_sums
+from sol_rt.engine.engine import Engine
 from sol_rt.errors import BusyError, UsageError
 
 LONG = {"max_new_tokens": 48, "eos_token_id": []}
@@ -182,6 +183,42 @@ def test_within_a_thread_the_newest_generation_wins(model: SolModel) -> None:
     assert [step.token for step in model.stream(PROMPTS[1], **LONG)] == alone
     with pytest.raises(BusyError, match="interrupted"):
         next(old)
+
+
+ENGINE_CALLS: dict[str, Callable[[Engine], object]] = {
+    "step": lambda engine: engine.forward([5], engine.bundle.config.dense),
+    "several tokens": lambda engine: engine.forward([5, 6], engine.bundle.config.dense),
+    "truncate": lambda engine: engine.truncate(1),
+    "reset": lambda engine: engine.reset(),
+    "active channels": lambda engine: engine.set_active_channels(engine.bundle.config.dense.variant, {}),
+}
+
+
+@pytest.mark.parametrize("name", ENGINE_CALLS)
+def test_a_call_of_the_engine_between_two_tokens_ends_the_stream(model: SolModel, name: str) -> None:
+    alone = model.generate(PROMPTS[0], **LONG).tokens
+    for run in (in_thread, lambda function: function()):
+        stream = model.stream(PROMPTS[0], **LONG)
+        first = [next(stream).token for _ in range(3)]
+        run(lambda: ENGINE_CALLS[name](model.engine))
+        with pytest.raises(BusyError, match="interrupted by a call of its engine"):
+            next(stream)
+        assert first == alone[:3]
+        assert stream.result is not None
+        assert stream.result.tokens == first
+        with pytest.raises(StopIteration):
+            next(stream)
+    assert model.generate(PROMPTS[0], **LONG).tokens == alone
+
+
+def test_a_call_of_the_engine_that_changes_nothing_leaves_the_stream_alone(model: SolModel) -> None:
+    alone = model.generate(PROMPTS[0], **LONG).tokens
+    stream = model.stream(PROMPTS[0], **LONG)
+    first = [next(stream).token for _ in range(3)]
+    model.engine.truncate(model.engine.length)
+    with pytest.raises(UsageError):
+        model.engine.forward([-1], model.bundle.config.dense)
+    assert first + [step.token for step in stream] == alone
 
 
 def test_any_thread_may_take_the_next_token_and_close(model: SolModel) -> None:

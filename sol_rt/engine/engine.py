@@ -56,6 +56,8 @@ class Engine:
         provider: the provider that was chosen.
         turns: decides which thread's generation runs.
         owner: the object that last filled the cache for itself, or None. A `Decoder` checks that it still is the owner.
+        changes: how often tokens were run or dropped, or active channels changed. A `Decoder` checks that nobody else
+            did so between its steps.
         on_chunk: None, or a function that is called before every chunk of a run of several tokens and at the end, with
             the number of tokens done and of all. It changes nothing in how they are run.
 
@@ -79,6 +81,7 @@ class Engine:
         self.max_context = min(model.max_context, max_context or model.max_context)
         self.weights = SharedWeights(bundle)
         self.owner: object = None
+        self.changes = 0
         self.on_chunk: Callable[[int, int], None] | None = None
         self._buffers = StepBuffers(bundle.config)
         self._sums = native_sums() if native_ops and library_path() else numpy_sums
@@ -237,6 +240,7 @@ class Engine:
         given: dict[str, Any] = {name: tuple(counts) for name, counts in counts_by_name.items()}
         with self.exclusive():
             self._changed[variant_key] = replace(self._bundle_variant(variant_key), **given)
+            self.changes += 1
             self._plans = {action: plan for action, plan in self._plans.items() if action.variant != variant_key}
 
     def exclusive(self) -> AbstractContextManager[None]:
@@ -257,6 +261,8 @@ class Engine:
         with self.exclusive():
             if not 0 <= length <= self.length:
                 raise UsageError(f"truncate: got {length}, expected 0 to {self.length}, the tokens in the cache")
+            if length < self.length:
+                self.changes += 1
             del self._tokens[length:]
             if self._states is not None:
                 self._states.forget(length)
@@ -326,6 +332,7 @@ class Engine:
 
     def _step(self, token: int, action: Action) -> StepOutput:
         """Runs one token. The cache has room for it."""
+        self.changes += 1  # also if the step fails: the buffers of the last output are written to
         length = len(self._tokens)
         runner = self._prepare(action).step
         self._buffers.set_step(token, length, action.pages(length, self._page_size))
@@ -345,6 +352,7 @@ class Engine:
 
     def _batch(self, ids: np.ndarray, action: Action, num_logits: int) -> StepOutput:
         """Runs tokens int64 [S] in chunks. The cache has room for them."""
+        self.changes += 1
         self.weights.require_unchanged()
         runner, model = self._prepare(action).batch, self.bundle.config.model
         logits = np.empty((num_logits, model.vocab_size), np.float32)

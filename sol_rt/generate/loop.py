@@ -46,7 +46,8 @@ class Decoder:
     """One run of decode steps: the schedule picks the action, the engine runs it, the controller charges it.
 
     Args:
-        engine: the engine. `prefill` makes this decoder its owner, until another decoder prefills.
+        engine: the engine. `prefill` makes this decoder its owner, until another decoder prefills or someone else runs
+            tokens on the engine.
         controller: a fresh controller.
         schedule: a fresh schedule, made for that controller.
 
@@ -60,6 +61,7 @@ class Decoder:
         self.engine, self.controller, self.schedule = engine, controller, schedule
         self.actions: Counter[str] = Counter()
         self.output: StepOutput
+        self._changes = engine.changes  # the engine's count after this decoder's last call
         self._steps = 0
 
     def prefill(self, tokens: Sequence[int], *, reuse: bool = False) -> int:
@@ -74,6 +76,7 @@ class Decoder:
             self.engine.owner = self
             self.engine.truncate(cached)
             self.output = self.engine.forward(tokens[cached:], self.controller.dense)
+            self._changes = self.engine.changes
         return len(tokens) - cached
 
     def rewind(self, length: int, output: StepOutput) -> None:
@@ -89,13 +92,15 @@ class Decoder:
         with self.engine.exclusive():
             self.engine.owner = self
             self.engine.truncate(length)
+            self._changes = self.engine.changes
         self.output = output
         self._steps = 0
 
     def step(self, token: int) -> StepRecord:
         """Processes one token. `output` then holds the distribution of the next token.
 
-        Raises BusyError if another decoder has taken over the engine, and what `Engine.forward` raises.
+        Raises BusyError if another decoder has taken over the engine, or anyone has run or dropped tokens on it or
+        changed its active channels; and what `Engine.forward` raises.
         """
         engine, controller = self.engine, self.controller
         with engine.exclusive():
@@ -103,10 +108,17 @@ class Decoder:
                 raise BusyError(
                     "this generation was interrupted by another one on the same model; finish or close one first"
                 )
+            if engine.changes != self._changes:
+                raise BusyError(
+                    "this generation was interrupted by a call of its engine; finish or close it before such a call"
+                )
             context = engine.length
             seen = PolicyInput(context, token, self.output.hidden, self.output.distribution, self._steps)
             action = self.schedule.choose(seen)
-            self.output = engine.forward((token,), action)
+            try:
+                self.output = engine.forward((token,), action)
+            finally:  # a step that failed may be tried again
+                self._changes = engine.changes
         charge = controller.record(action, context)
         self.actions[action.tag] += 1
         self._steps += 1

@@ -375,7 +375,7 @@ class Bench:
         taken: list[StepRecord] = []
         # run the last token again: the first new token is chosen from its distribution
         decoder.prefill(history, reuse=True)
-        engine.truncate(test.n_depth)
+        decoder.rewind(test.n_depth, decoder.output)
         start = time.perf_counter_ns()
         for _ in range(test.n_gen):
             token, _ = sampler.sample(decoder.output.distribution, history)
