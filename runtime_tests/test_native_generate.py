@@ -8,6 +8,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 from signal import SIGINT
@@ -26,6 +27,7 @@ from sol_rt.errors import BusyError, ContextError, ProviderError, QualityWarning
 from sol_rt.generate.model import SolModel
 from sol_rt.generate.native import library
 from sol_rt.generate.native.model import NativeModel
+from sol_rt.generate.native.stream import NativeStream
 from sol_rt.generate.trace import read_trace
 from sol_rt.store.home import calibration_dir
 
@@ -247,6 +249,59 @@ def test_a_budget_below_the_sensible_ones_warns_once(native: NativeModel) -> Non
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fresh.stream(PROMPT, budget=0.1)
+
+
+def test_a_warning_that_is_an_error_leaves_an_older_stream_alone(native: NativeModel) -> None:
+    alone = finished(native.stream(PROMPT, max_new_tokens=8)).tokens
+    stream = native.stream(PROMPT, max_new_tokens=8)
+    first = next(stream).token
+    native._warned = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(QualityWarning):
+            native.stream([9, 8, 7], budget=0.1, schedule="uniform")
+    assert [first, *(step.token for step in stream)] == alone
+
+
+def test_a_start_that_is_refused_ends_an_older_stream(native: NativeModel) -> None:
+    stream = native.stream(PROMPT, max_new_tokens=8)
+    next(stream)
+    with pytest.raises(ContextError):
+        native.stream([1] * 10**4)
+    with pytest.raises(BusyError, match="interrupted by another one"):
+        next(stream)
+
+
+def test_a_generation_does_not_begin_inside_a_token_of_another(
+    native: NativeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = finished(native.stream(PROMPT, max_new_tokens=8)).tokens
+    stream = native.stream(PROMPT, max_new_tokens=8)
+    got = [next(stream).token, next(stream).token]
+    with ThreadPoolExecutor(1) as pool:
+        begun: list[Any] = []
+
+        def begin_another(self: NativeStream) -> None:
+            if not begun:
+                begun.append(pool.submit(native.stream, PROMPT[::-1], max_new_tokens=8))
+                wait(begun, 0.5)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(NativeStream, "_require_turn", begin_another)
+            got.append(next(stream).token)
+        assert got == alone[:3]
+        newer = begun[0].result(20)
+    with pytest.raises(BusyError, match="interrupted by another one"):
+        next(stream)
+    assert len(finished(newer).tokens) == 8
+
+
+def test_a_budget_is_set_while_a_token_is_computed(native: NativeModel) -> None:
+    stream = native.stream(PROMPT, max_new_tokens=3)
+    next(stream)
+    with native._turns.token, ThreadPoolExecutor(1) as pool:
+        pool.submit(setattr, stream, "budget", 0.9).result(20)
+    stream.close()
 
 
 def test_measured_costs_name_the_settings_of_the_operators(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,7 @@ from sol_rt.errors import QualityWarning, UsageError, brief
 from sol_rt.generate.generation_config import GenerationConfig
 from sol_rt.generate.native import structs
 from sol_rt.generate.native.library import core, runtime
-from sol_rt.generate.native.stream import NativeStream
+from sol_rt.generate.native.stream import NativeStream, SessionTurns
 from sol_rt.generate.prompt import Prompt, given_tokens, is_chat, prompt_tokens
 from sol_rt.store.home import find_bundle
 from sol_rt.store.verified import check_weights
@@ -48,6 +48,11 @@ _NUMBERS = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_pen
 class NativeModel:
     """A model in the native core. It runs one generation at a time, on the CPU.
 
+    Every method may be called from any thread. `stream` waits for a token in progress; it then ends the older stream,
+    which raises BusyError at its next token. A `NativeStream` gives its next token to any thread, and any thread may
+    close it; both wait for the token in progress. Setting its budget or rate does not wait. To generate in several
+    threads at once, open the bundle once for each.
+
     Attributes:
         bundle: the opened bundle.
         cost: the cost model, as the core has it.
@@ -59,6 +64,7 @@ class NativeModel:
         self._model, self._session = model, session
         self._info = _info(model)
         self._newest: weakref.ref[NativeStream] | None = None
+        self._turns = SessionTurns()
         self._warned = False
         self._release = weakref.finalize(self, _release, model, session)
 
@@ -202,12 +208,15 @@ class NativeModel:
         options.reuse_cache = int((prompt is not None and is_chat(prompt)) if reuse_cache is None else reuse_cache)
         tokens = self._tokens(prompt, parse_special) if prompt is not None or replay is None else []
         ids = (c_int32 * len(tokens))(*tokens)
-        library.sol_session_start(self._session, ids, len(tokens), byref(options))
-        del kept  # read during the call only
         if budget is not None and replay is None:
-            self._warn_below_sensible(budget, len(tokens))
-        stream = NativeStream(self, self._session, self._newest)
-        self._newest = stream.reference
+            self._warn_below_sensible(budget, len(tokens))  # a filter may raise it, so before anything begins
+        with self._turns.token, self._turns.owner:
+            if self._newest is not None and (older := self._newest()) is not None:
+                older.interrupt()  # also if the start is refused: the core may have ended it by then
+            library.sol_session_start(self._session, ids, len(tokens), byref(options))
+            del kept  # read during the call only
+            stream = NativeStream(self, self._session, self._turns)
+            self._newest = stream.reference
         return stream
 
     def _warn_below_sensible(self, budget: float, context: int) -> None:

@@ -26,45 +26,57 @@ _FINISH = {0: None, 1: "stop", 2: "length"}
 _action = functools.lru_cache(maxsize=1024)(Action.parse)
 
 
+class SessionTurns:
+    """The locks of a session, which several streams have one after another.
+
+    Attributes:
+        token: held while a token is computed and while a generation begins or ends.
+        owner: held while a generation begins and while a stream sets its dial. Whoever wants both takes `token` first.
+    """
+
+    def __init__(self) -> None:
+        self.token = threading.RLock()
+        self.owner = threading.RLock()  # a signal handler may set the dial inside either
+
+
 class NativeStream(Iterator[GeneratedToken]):
     """The tokens of a running generation. `close` ends it early; Ctrl-C inside it does so too.
 
     Args:
         model: the model, which is kept alive.
         session: its `sol_session`, in which the generation has been started.
-        older: the stream that this one ends, if there is one.
+        turns: the session's locks.
     """
 
-    def __init__(self, model: NativeModel, session: c_void_p, older: weakref.ref[NativeStream] | None) -> None:
+    def __init__(self, model: NativeModel, session: c_void_p, turns: SessionTurns) -> None:
         self.reference = weakref.ref(self)
-        self._model, self._session = model, session
+        self._model, self._session, self._turns = model, session, turns
         self._token = structs.Token(size=sizeof(structs.Token))
         self._tokens: list[GeneratedToken] = []
         self._result: Generation | None = None
         self._ended = False
         self._interrupted = False
-        if older is not None and (stream := older()) is not None:
-            stream._interrupted = not stream._ended
         self._budget: float | None = None
         self._rate: float | None = None
 
     def __next__(self) -> GeneratedToken:
-        self._require_turn()
-        if self._ended:
-            raise StopIteration
-        try:
-            if self._tokens or threading.current_thread() is not threading.main_thread():
-                core().sol_session_next(self._session, byref(self._token))
-            else:
-                self._first()
-        except BaseException:
-            self._end()
-            raise
-        token = self._read()
-        self._tokens.append(token)
-        if token.finish_reason is not None:
-            self._end()
-        return token
+        with self._turns.token:
+            self._require_turn()
+            if self._ended:
+                raise StopIteration
+            try:
+                if self._tokens or threading.current_thread() is not threading.main_thread():
+                    core().sol_session_next(self._session, byref(self._token))
+                else:
+                    self._first()
+            except BaseException:
+                self._end()
+                raise
+            token = self._read()
+            self._tokens.append(token)
+            if token.finish_reason is not None:
+                self._end()
+            return token
 
     @property
     def budget(self) -> float | None:
@@ -77,9 +89,10 @@ class NativeStream(Iterator[GeneratedToken]):
 
     @budget.setter
     def budget(self, budget: float) -> None:
-        self._require_running("budget")
-        core().sol_session_set_budget(self._session, budget)
-        self._budget, self._rate = budget, None
+        with self._turns.owner:
+            self._require_running("budget")
+            core().sol_session_set_budget(self._session, budget)
+            self._budget, self._rate = budget, None
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -91,17 +104,23 @@ class NativeStream(Iterator[GeneratedToken]):
 
     @tokens_per_second.setter
     def tokens_per_second(self, rate: float) -> None:
-        self._require_running("tokens-per-second")
-        core().sol_session_set_tokens_per_second(self._session, rate)
-        self._budget, self._rate = None, rate
+        with self._turns.owner:
+            self._require_running("tokens-per-second")
+            core().sol_session_set_tokens_per_second(self._session, rate)
+            self._budget, self._rate = None, rate
 
     def close(self) -> None:
         """Ends the generation. The trace is then complete, and the model ready for the next generation."""
-        if not self._ended and not self._interrupted:
-            try:
-                core().sol_session_stop(self._session)
-            finally:
-                self._end()
+        with self._turns.token:
+            if not self._ended and not self._interrupted:
+                try:
+                    core().sol_session_stop(self._session)
+                finally:
+                    self._end()
+
+    def interrupt(self) -> None:
+        """Says that another generation takes over the session: the next token is then a BusyError."""
+        self._interrupted = not self._ended
 
     @property
     def result(self) -> Generation | None:
