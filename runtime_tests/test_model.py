@@ -431,6 +431,26 @@ def test_a_trace_replays(model: SolModel, tmp_path: Path, schedule: str) -> None
     assert model.generate(replay=changed, **LONG).first_difference == 40
 
 
+def test_a_trace_that_cannot_be_replayed_is_refused_before_it_runs(model: SolModel, tmp_path: Path) -> None:
+    model.generate(PROMPT, schedule="dense", trace=tmp_path / "t.jsonl", max_new_tokens=6, eos_token_id=[])
+    trace = read_trace(tmp_path / "t.jsonl")
+    model.engine.reset()
+    with pytest.raises(UsageError, match="without tokens"):
+        model.stream(replay=replace(trace, records=()))
+    foreign = (*trace.records[:3], replace(trace.records[3], token=10**6), *trace.records[4:])
+    with pytest.raises(UsageError, match=r"token 1000000 at step 3 of the trace, expected 0 to"):
+        model.stream(replay=replace(trace, records=foreign))
+    limit = len(trace.header.prompt_tokens) + 5
+    for size, fits in ((limit, True), (limit - 1, False)):
+        small = SolModel.from_pretrained(model.bundle, provider="cpu", max_context=size, measure_costs=False)
+        if fits:
+            assert small.generate(replay=trace).first_difference is None
+        else:
+            with pytest.raises(ContextError, match=f"a trace of {limit} tokens, expected at most {size}"):
+                small.stream(replay=trace)
+    assert model.engine.length == 0
+
+
 def test_a_trace_of_something_else(model: SolModel, tmp_path: Path) -> None:
     model.generate(PROMPT, trace=tmp_path / "trace.jsonl", max_new_tokens=4)
     trace = read_trace(tmp_path / "trace.jsonl")
