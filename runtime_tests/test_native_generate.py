@@ -121,6 +121,27 @@ def test_traces_are_read_and_repeated_by_both(python: SolModel, native: NativeMo
     assert finished(native.stream(replay=theirs)).first_difference is None
 
 
+@pytest.mark.parametrize("name", [CONFIG_NAME, "tokenizer.json", "weights.bin"])
+@pytest.mark.parametrize("way", ["itself", "symlink", "hardlink"])
+def test_a_trace_overwrites_no_file_of_the_bundle(tmp_path: Path, name: str, way: str) -> None:
+    folder = tmp_path / "tiny"
+    shutil.copytree(GOLDEN, folder)
+    before, path = (folder / name).read_bytes(), tmp_path / "trace.jsonl"
+    if way == "itself":
+        path = folder / ".." / "tiny" / name
+    elif way == "symlink":
+        path.symlink_to(folder / name)
+    else:
+        path.hardlink_to(folder / name)
+    for model in (
+        SolModel.from_pretrained(folder, provider="cpu", measure_costs=False),
+        NativeModel.from_pretrained(folder, measure_costs=False),
+    ):
+        with pytest.raises(UsageError, match=f"trace .*: got {name} of the bundle .*; choose another file"):
+            finished(model.stream(PROMPT, trace=path, max_new_tokens=2))
+    assert (folder / name).read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

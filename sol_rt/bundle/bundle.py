@@ -8,9 +8,10 @@ sol_rt/store/verified.py hashes it at its first load, and `sol-rt verify` always
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -84,6 +85,14 @@ class Bundle:
             got, expected = f"{_short(digest)} now", f"{_short(entry.sha256)} as when the bundle was opened"
             raise BundleError(path, "sha256", got, expected, "the bundle was replaced: load it again")
         return path
+
+    def file_at(self, path: Path | str) -> str | None:
+        """Name of the bundle's file that `path` leads to, also through a link; None if it leads elsewhere."""
+        for name in (CONFIG_NAME, *self.config.files):
+            with suppress(OSError, ValueError):  # no such file, or a name that no file can have
+                if os.path.samefile(path, self.path / name):
+                    return name
+        return None
 
     def tokenizer(self) -> Tokenizer:
         """Reads the model's tokenizer.

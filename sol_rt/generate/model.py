@@ -50,7 +50,7 @@ from sol_rt.generate.prompt import Prompt, is_chat, prompt_tokens, token_ids
 from sol_rt.generate.replay import replay_decoder
 from sol_rt.generate.results import Generation, Scores
 from sol_rt.generate.stream import Stream
-from sol_rt.generate.trace import Trace, TraceHeader, TraceWriter
+from sol_rt.generate.trace import Trace, TraceHeader, TraceWriter, check_trace_path
 from sol_rt.store.home import find_bundle
 from sol_rt.store.progress import silent
 from sol_rt.store.verified import check_weights
@@ -287,8 +287,8 @@ class SolModel:
         """
         if replay is not None and not isinstance(replay, Trace):
             raise UsageError(f"replay: got {brief(replay)}, expected a Trace; read_trace reads one from a file")
-        if trace is not None and not isinstance(trace, (str, Path)):
-            raise UsageError(f"trace: got {brief(trace)}, expected a file to write to")
+        if trace is not None:
+            check_trace_path(self.bundle, trace)
         if reuse_cache is None:
             reuse_cache = prompt is not None and is_chat(prompt)
         config = self._generation_config(generation, replay)

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, TextIO
 
 from sol_rt.bundle.actions import Action
+from sol_rt.bundle.bundle import Bundle
 from sol_rt.errors import SolError, UsageError, brief
 
 FORMAT = "sol_rt.trace"
@@ -139,6 +140,15 @@ class TraceWriter:
 
     def _refused(self, error: OSError) -> UsageError:
         return UsageError(f"trace {self._path}: {error.strerror}; choose another file")
+
+
+def check_trace_path(bundle: Bundle, path: object) -> None:
+    """Raises UsageError for what is no path, and for one at which a trace would overwrite a file of the bundle."""
+    if not isinstance(path, (str, Path)):
+        raise UsageError(f"trace: got {brief(path)}, expected a file to write to")
+    if (name := bundle.file_at(path)) is not None:
+        got = f"{name} of the bundle {bundle.path}"
+        raise UsageError(f"trace {path}: got {got}, which a trace would overwrite; choose another file")
 
 
 def read_trace(path: Path | str) -> Trace:

@@ -33,6 +33,7 @@ from sol_rt.generate.native import structs
 from sol_rt.generate.native.library import core, runtime
 from sol_rt.generate.native.stream import NativeStream, SessionTurns
 from sol_rt.generate.prompt import Prompt, given_tokens, is_chat, prompt_tokens
+from sol_rt.generate.trace import check_trace_path
 from sol_rt.store.home import find_bundle
 from sol_rt.store.verified import check_weights
 from sol_rt.text.chat_template import ChatTemplate
@@ -203,6 +204,8 @@ class NativeModel:
                     f"--schedule: got {brief(schedule)}, expected a name; use the Python engine for your own"
                 )
             options.schedule = schedule.encode("utf-8", "replace")
+        if trace is not None:
+            check_trace_path(self.bundle, trace)
         options.trace = None if trace is None else _path(trace)
         options.replay = None if replay is None else _path(replay)
         options.reuse_cache = int((prompt is not None and is_chat(prompt)) if reuse_cache is None else reuse_cache)
