@@ -456,9 +456,10 @@ def test_a_trace_of_something_else(model: SolModel, tmp_path: Path) -> None:
     trace = read_trace(tmp_path / "trace.jsonl")
     with pytest.raises(UsageError, match="prompt is not"):
         model.generate("w7", replay=trace)
-    other = replace(trace, header=replace(trace.header, config_sha256="0" * 64))
-    with pytest.raises(UsageError, match="another bundle"):
+    other = replace(trace, header=replace(trace.header, config_sha256="0" * 64, bundle="x\n" * 5000))
+    with pytest.raises(UsageError, match="another bundle") as caught:
         model.generate(replay=other)
+    assert len(str(caught.value)) < 200
 
 
 def test_the_policy_is_charged(model: SolModel) -> None:

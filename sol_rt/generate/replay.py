@@ -7,7 +7,7 @@ from sol_rt.budget.cost.bytes_model import CostModel
 from sol_rt.budget.schedules import PolicyInput, schedule_actions
 from sol_rt.bundle.actions import Action
 from sol_rt.engine.engine import Engine
-from sol_rt.errors import ContextError, UsageError
+from sol_rt.errors import ContextError, UsageError, brief
 from sol_rt.generate.loop import Decoder
 from sol_rt.generate.trace import Trace
 
@@ -33,7 +33,7 @@ def replay_decoder(engine: Engine, cost: CostModel, trace: Trace) -> Decoder:
     """
     config, header = engine.bundle.config, trace.header
     if header.config_sha256 != engine.bundle.identity:
-        raise UsageError(f"replay: the trace was made with another bundle ({header.bundle}); name that one")
+        raise UsageError(f"replay: the trace was made with another bundle ({brief(header.bundle)}); name that one")
     if not trace.records:
         raise UsageError("replay: got a trace without tokens, expected one at least; record the run again")
     vocabulary = config.model.vocab_size

@@ -21,6 +21,8 @@ from sol_rt.errors import SolError, UsageError, brief
 FORMAT = "sol_rt.trace"
 FORMAT_VERSION = 2
 _LARGEST = 2**31 - 1  # of a token id or a context
+_LARGEST_INT = 2**63 - 1
+_LONGEST_NAME = 200
 
 
 @dataclass(frozen=True)
@@ -204,6 +206,9 @@ def _header(path: Path, line: str) -> TraceHeader:
     problem = _problem(raw, kinds)
     if not problem and not (raw["prompt_tokens"] and all(_is_token(token) for token in raw["prompt_tokens"])):
         problem = "prompt_tokens are not token ids"
+    for key in ("schedule", "cost_model"):
+        if not problem and not is_name(raw[key]):
+            problem = f"{key}: got {brief(raw[key])}, expected a name of 1 to {_LONGEST_NAME} printable characters"
     if problem:
         raise SolError(f"trace {path}: line 1: {problem}; record the run again")
     return TraceHeader(**{**raw, "prompt_tokens": tuple(raw["prompt_tokens"])})
@@ -246,8 +251,15 @@ def _problem(raw: dict[str, Any], kinds: dict[str, Any]) -> str:
         good = isinstance(value, bool) if kind is bool else _is_number(value, kind)
         if not good:
             return f"{name}: got {brief(value)}, which has the wrong type"
+        if isinstance(value, int) and abs(value) > _LARGEST_INT:
+            return f"{name}: got {brief(value)}, expected a number of at most 63 bits"
     unknown = sorted(set(raw) - set(kinds))
     return f"unknown key {brief(unknown[0])}" if unknown else ""
+
+
+def is_name(text: str) -> bool:
+    """Whether a text can be the name of a schedule or of costs in a trace's header."""
+    return 0 < len(text) <= _LONGEST_NAME and text.isprintable()
 
 
 def _is_token(value: Any) -> bool:
