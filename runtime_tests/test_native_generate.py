@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -261,6 +262,63 @@ def test_wrong_calls_raise_what_python_raises(
         native.stream(prompt, **arguments)
     assert message in str(found.value)
     assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *({name: value} for name in ("budget", "tokens_per_second", "max_loss", "bits") for value in ("x", 10**400)),
+        *({name: math.nan} for name in ("budget", "tokens_per_second", "max_loss", "kv_density")),
+        {"reuse_cache": "x"},
+        {"parse_special": "no"},
+        {"trace": 3},
+        {"trace": "a\0b"},
+        {"trace": "\ud800"},
+        {"schedule": "dense\0b"},
+    ],
+    ids=lambda arguments: str(arguments)[:40],
+)
+def test_arguments_of_another_kind_are_refused_by_both(
+    python: SolModel, native: NativeModel, arguments: dict[str, Any]
+) -> None:
+    for model in (python, native):
+        with pytest.raises(UsageError, match=f"^(--)?{next(iter(arguments)).replace('_', '[-_]')}") as found:
+            finished(model.stream(PROMPT, max_new_tokens=2, **arguments))
+        assert str(found.value).isprintable()
+
+
+def test_what_only_the_core_cannot_take(native: NativeModel) -> None:
+    for name in ("a\0b", "\ud800", 3):
+        with pytest.raises(UsageError, match="that `--trace` wrote"):
+            native.stream(replay=name)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"stop_strings: got 'a.x00b'"):
+        native.stream(PROMPT, stop_strings=["a\0b"])
+    for tokens in (["a"], [2**40], [-1], "ab", None):
+        with pytest.raises(UsageError, match=r"^decode: got"):
+            native.decode(tokens)  # type: ignore[arg-type]
+
+
+def test_a_dial_is_set_to_a_number(python: SolModel, native: NativeModel) -> None:
+    for model in (python, native):
+        stream = model.stream(PROMPT, max_new_tokens=3, budget=0.9)
+        next(stream)
+        for value in ("x", None, 10**400, math.nan, [1]):
+            for name in ("budget", "tokens_per_second"):
+                with pytest.raises(UsageError, match=name.replace("_", "-")):
+                    setattr(stream, name, value)
+        assert len(finished(stream).tokens) == 3
+
+
+def test_settings_of_a_model_are_those_of_python() -> None:
+    for settings in ({"threads": "x"}, {"threads": 0}, {"max_context": "x"}, {"max_context": 0}, {"max_context": True}):
+        found = []
+        for kind in (SolModel, NativeModel):
+            with pytest.raises(UsageError, match="expected") as error:
+                kind.from_pretrained(GOLDEN, measure_costs=False, **settings)  # type: ignore[attr-defined]
+            found.append(str(error.value))
+        assert found[0] == found[1]
+    model = NativeModel.from_pretrained(GOLDEN, max_context=2**40, measure_costs=False)
+    assert len(finished(model.stream(PROMPT, max_new_tokens=2)).tokens) == 2
 
 
 def test_a_budget_below_the_sensible_ones_warns_once(native: NativeModel) -> None:

@@ -25,6 +25,7 @@ from sol_rt.engine import providers
 from sol_rt.engine.cpu_runner import CpuRunners
 from sol_rt.engine.distribution import Distribution, native_sums, numpy_sums
 from sol_rt.engine.hardware import free_memory_bytes, tuning
+from sol_rt.engine.limits import context_limit
 from sol_rt.engine.providers import Provider
 from sol_rt.engine.step import ALL_PAGES, Runner, Runners, StepBuffers, StepOutput
 from sol_rt.engine.turns import Turns
@@ -74,11 +75,8 @@ class Engine:
         device: int = 0,
         max_context: int | None = None,
     ) -> None:
-        if max_context is not None and (type(max_context) is not int or max_context < 1):
-            raise UsageError(f"context size: got {brief(max_context)}, expected 1 or more tokens")
         self.bundle, self.native_ops = bundle, native_ops
-        model = bundle.config.model
-        self.max_context = min(model.max_context, max_context or model.max_context)
+        self.max_context = context_limit(bundle.config.model, max_context)
         self.weights = SharedWeights(bundle)
         self.owner: object = None
         self.changes = 0

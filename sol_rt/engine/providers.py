@@ -21,6 +21,7 @@ import onnxruntime as ort
 
 from sol_rt.engine.gpu import cuda, webgpu
 from sol_rt.engine.hardware import Gpu, processor_name, usable_cores
+from sol_rt.engine.limits import check_threads
 from sol_rt.engine.probes import attention_probe
 from sol_rt.errors import BundleError, ProviderError, UsageError, brief, one_line
 from sol_rt.ops import library_path
@@ -232,8 +233,7 @@ def start_pool(threads: int | None) -> int:
     another size is already running.
     """
     global _pool_threads
-    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 1024):
-        raise UsageError(f"threads: got {brief(threads)}, expected a whole number from 1 to 1024")
+    check_threads(threads)
     if _pool_threads is None:
         ort.set_default_logger_severity(_QUIET)
         wanted = threads or usable_cores()

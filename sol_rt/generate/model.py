@@ -44,6 +44,7 @@ from sol_rt.bundle.bundle import Bundle
 from sol_rt.engine.engine import Engine
 from sol_rt.engine.hardware import tuning
 from sol_rt.errors import QualityWarning, UsageError, WriteError, brief
+from sol_rt.generate.arguments import as_switch
 from sol_rt.generate.generation_config import GenerationConfig
 from sol_rt.generate.loop import Decoder, check_room, score_steps
 from sol_rt.generate.prompt import Prompt, is_chat, prompt_tokens, token_ids
@@ -291,6 +292,8 @@ class SolModel:
             check_trace_path(self.bundle, trace)
         if reuse_cache is None:
             reuse_cache = prompt is not None and is_chat(prompt)
+        reuse_cache = as_switch("reuse_cache", reuse_cache)
+        parse_special = as_switch("parse_special", parse_special)
         config = self._generation_config(generation, replay)
         tokens = self._tokens(prompt, replay, parse_special)
         if replay is None:

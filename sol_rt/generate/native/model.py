@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import warnings
 import weakref
@@ -12,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from sol_rt.budget.controller.base import check_request
 from sol_rt.budget.cost.bytes_model import CostModel
 from sol_rt.budget.cost.calibration_table import (
     CalibratedCost,
@@ -21,18 +23,20 @@ from sol_rt.budget.cost.calibration_table import (
     keep_quick,
     load_cost_model,
 )
-from sol_rt.budget.dial import below_sensible
+from sol_rt.budget.dial import Dial, below_sensible
 from sol_rt.budget.hull import Hull
 from sol_rt.budget.losses import ActionLosses
-from sol_rt.budget.schedules import schedule_actions
+from sol_rt.budget.schedules import NAMES, schedule_actions
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.engine.hardware import processor_name, usable_cores
+from sol_rt.engine.limits import check_threads, context_limit
 from sol_rt.errors import QualityWarning, UsageError, brief
+from sol_rt.generate.arguments import as_switch
 from sol_rt.generate.generation_config import GenerationConfig
 from sol_rt.generate.native import structs
 from sol_rt.generate.native.library import core, runtime
 from sol_rt.generate.native.stream import NativeStream, SessionTurns
-from sol_rt.generate.prompt import Prompt, given_tokens, is_chat, prompt_tokens
+from sol_rt.generate.prompt import Prompt, given_tokens, is_chat, prompt_tokens, token_ids
 from sol_rt.generate.trace import check_trace_path
 from sol_rt.store.home import find_bundle
 from sol_rt.store.verified import check_weights
@@ -89,16 +93,18 @@ class NativeModel:
         Raises BundleError, ProviderError, UsageError.
         """
         library = core()
+        check_threads(threads)
         bundle, _ = check_weights(
             path if isinstance(path, Bundle) else Bundle.open(find_bundle(str(path)), verify=verify)
         )
+        context = context_limit(bundle.config.model, max_context)
         count = threads or usable_cores()
         machine = ("cpu", count, native_ops, "")
         cost = load_cost_model(bundle, *machine, quick=measure_costs)
         options, model, session = structs.ModelOptions(), c_void_p(), c_void_p()
         library.sol_model_options_init(byref(options))
         options.verify = 0  # `Bundle` has compared them
-        options.max_context = max_context or 0
+        options.max_context = context
         if isinstance(cost, CalibratedCost) and cost.path is not None:
             options.cost_table = _path(cost.path)
         library.sol_model_load(runtime(count, native_ops), _path(bundle.path), byref(options), byref(model))
@@ -162,7 +168,8 @@ class NativeModel:
             capacity = count.value
 
     def decode(self, tokens: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """Text of tokens. Raises SolError."""
+        """Text of tokens. Raises UsageError, SolError."""
+        tokens = token_ids("decode", tokens, self.bundle.config.model.vocab_size)
         ids, length, capacity = (c_int32 * len(tokens))(*tokens), c_size_t(), 64 + 16 * len(tokens)
         while True:
             text = create_string_buffer(capacity)
@@ -192,27 +199,36 @@ class NativeModel:
         """
         options, library = structs.GenerateOptions(), core()
         library.sol_generate_options_init(byref(options))
-        budget = settings.get("budget")
+        if schedule is not None and not isinstance(schedule, str):
+            raise UsageError(f"--schedule: got {brief(schedule)}, expected a name; use the Python engine for your own")
+        if schedule is not None and "\0" in schedule:
+            raise UsageError(f"--schedule: got {brief(schedule)}, expected one of {', '.join(NAMES)}")
+        dial = Dial(schedule=schedule, **{name: settings.pop(name, None) for name in _DIAL})
         for name in _DIAL:
-            if (value := settings.pop(name, None)) is not None:
-                setattr(options, name, float(value))
+            if (value := getattr(dial, name)) is not None:
+                if math.isnan(value):  # to the core this is an option that was left out
+                    raise UsageError(f"--{name.replace('_', '-')}: got nan, expected a number")
+                setattr(options, name, value)
         given = {name: value for name, value in settings.items() if value is not None}
         kept = _set_generation(options, given, self.bundle.config.model.vocab_size)
         if schedule is not None:
-            if not isinstance(schedule, str):
-                raise UsageError(
-                    f"--schedule: got {brief(schedule)}, expected a name; use the Python engine for your own"
-                )
             options.schedule = schedule.encode("utf-8", "replace")
         if trace is not None:
             check_trace_path(self.bundle, trace)
-        options.trace = None if trace is None else _path(trace)
-        options.replay = None if replay is None else _path(replay)
-        options.reuse_cache = int((prompt is not None and is_chat(prompt)) if reuse_cache is None else reuse_cache)
+            options.trace = _given_path("trace", trace, "choose another file")
+        if replay is not None:
+            if not isinstance(replay, (str, Path)):
+                raise UsageError(f"replay: got {brief(replay)}, expected a file that `--trace` wrote")
+            options.replay = _given_path("trace", replay, "give a file that `--trace` wrote")
+        if reuse_cache is None:
+            reuse_cache = prompt is not None and is_chat(prompt)
+        options.reuse_cache = int(as_switch("reuse_cache", reuse_cache))
+        parse_special = as_switch("parse_special", parse_special)
         tokens = self._tokens(prompt, parse_special) if prompt is not None or replay is None else []
         ids = (c_int32 * len(tokens))(*tokens)
-        if budget is not None and replay is None:
-            self._warn_below_sensible(budget, len(tokens))  # a filter may raise it, so before anything begins
+        if dial.budget is not None and replay is None:
+            check_request(dial.budget, dial.axis_targets, dial.tokens_per_second, dial.max_loss)
+            self._warn_below_sensible(dial.budget, len(tokens))  # a filter may raise it, so before anything begins
         with self._turns.token, self._turns.owner:
             if self._newest is not None and (older := self._newest()) is not None:
                 older.interrupt()  # also if the start is refused: the core may have ended it by then
@@ -268,6 +284,17 @@ def _path(path: Path | str) -> bytes:
     return str(path).encode("utf-8", "surrogateescape")
 
 
+def _given_path(what: str, path: Path | str, hint: str) -> bytes:
+    """The path as the core takes it. Raises UsageError for a name that no file can have, where C's string would end."""
+    try:
+        name = _path(path)
+    except UnicodeEncodeError:
+        raise UsageError(f"{what} {brief(str(path))}: half of a surrogate pair; {hint}") from None
+    if b"\0" in name:
+        raise UsageError(f"{what} {brief(str(path))}: a NUL in the name; {hint}")
+    return name
+
+
 def _is_plain(message: Any) -> bool:
     """Whether the core takes this message: a role and a text, and nothing else."""
     return (
@@ -302,6 +329,10 @@ def _set_generation(options: structs.GenerateOptions, given: dict[str, Any], voc
         options.logit_bias, options.num_logit_bias = biases, len(config.logit_bias)
         kept.append(biases)
     if "stop_strings" in given:
+        if cut := [text for text in config.stop_strings if "\0" in text]:
+            raise UsageError(
+                f"generation setting stop_strings: got {brief(cut[0])}, expected no NUL; use the Python engine for it"
+            )
         strings = (c_char_p * len(config.stop_strings))(
             *(text.encode("utf-8", "replace") for text in config.stop_strings)
         )

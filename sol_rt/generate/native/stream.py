@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from ctypes import byref, c_void_p, sizeof
 from typing import TYPE_CHECKING
 
+from sol_rt.budget.controller.base import as_number
 from sol_rt.bundle.actions import Action
 from sol_rt.engine.hardware import peak_rss_mb
 from sol_rt.errors import BusyError, UsageError
@@ -89,6 +90,7 @@ class NativeStream(Iterator[GeneratedToken]):
 
     @budget.setter
     def budget(self, budget: float) -> None:
+        budget = as_number("budget", budget)
         with self._turns.owner:
             self._require_running("budget")
             core().sol_session_set_budget(self._session, budget)
@@ -104,6 +106,7 @@ class NativeStream(Iterator[GeneratedToken]):
 
     @tokens_per_second.setter
     def tokens_per_second(self, rate: float) -> None:
+        rate = as_number("tokens_per_second", rate)
         with self._turns.owner:
             self._require_running("tokens-per-second")
             core().sol_session_set_tokens_per_second(self._session, rate)
