@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,13 @@ from hypothesis import strategies as st
 
 from helpers.tiny_bundle import write_bundle
 from sol_rt import SolModel
+from sol_rt.bundle.actions import Action
+from sol_rt.bundle.bundle import Bundle
 from sol_rt.engine.distribution import Distribution
 from sol_rt.errors import SolError, UsageError, brief
 from sol_rt.generate.generation_config import GenerationConfig
 from sol_rt.generate.sampling import Sampler
+from sol_rt.generate.trace import read_trace
 
 NO_TOKENS: list[Any] = [
     [-1], ["a"], 123, b"ab", bytearray(b"a"), [1.5], [True], [10**9], [10**60], np.array([1.5]), np.array([[1]]),
@@ -130,6 +134,63 @@ def test_settings_of_a_model(model: SolModel, settings: dict[str, Any]) -> None:
     with pytest.raises(UsageError) as error:
         SolModel.from_pretrained(model.bundle.path, **{"provider": "cpu", **settings})
     assert is_one_short_line(error.value)
+
+
+class Unnamed:
+    """No schedule: it has no name that a trace could hold."""
+
+    name = "x\n"
+
+    def choose(self, step: object) -> None:
+        """Is never called."""
+
+
+DENSE = Action(1.0, 1.0, 8)
+CALLS: dict[str, Callable[[SolModel], object]] = {
+    "schedule: a number": lambda model: model.generate("w1", schedule=lambda controller: 3, **SHORT),
+    "schedule: int": lambda model: model.generate("w1", schedule=int, **SHORT),
+    "schedule: a name of two lines": lambda model: model.generate("w1", schedule=lambda controller: Unnamed(), **SHORT),
+    "decoder": lambda model: model.decoder(None),  # type: ignore[arg-type]
+    "cost": lambda model: SolModel.from_pretrained(model.bundle, provider="cpu", cost="x"),  # type: ignore[arg-type]
+    "action: a tag": lambda model: model.engine.forward([1, 2], "k100-s100-q8"),  # type: ignore[arg-type]
+    "action: a list": lambda model: model.engine.forward([1], [1]),  # type: ignore[arg-type]
+    "tokens: a number": lambda model: model.engine.forward(3, DENSE),  # type: ignore[arg-type]
+    "num_logits: a text": lambda model: model.engine.forward([1, 2], DENSE, num_logits="x"),  # type: ignore[arg-type]
+    "num_logits: 1.5": lambda model: model.engine.forward([1, 2], DENSE, num_logits=1.5),  # type: ignore[arg-type]
+    "truncate": lambda model: model.engine.truncate("x"),  # type: ignore[arg-type]
+    "truncate: 0.0": lambda model: model.engine.truncate(0.0),  # type: ignore[arg-type]
+    "channels: a name": lambda model: model.engine.set_active_channels("s100-q8", {"nope": [1]}),
+    "channels: texts": lambda model: model.engine.set_active_channels("s100-q8", {"active_up": ["a", "b"]}),  # type: ignore[list-item]
+    "channels: 1.5": lambda model: model.engine.set_active_channels("s100-q8", {"active_up": [1.5, 1]}),  # type: ignore[list-item]
+    "channels: a number": lambda model: model.engine.set_active_channels("s100-q8", {"active_up": 3}),  # type: ignore[dict-item]
+    "channels: no names": lambda model: model.engine.set_active_channels("s100-q8", [1]),  # type: ignore[arg-type]
+    "parse: a number": lambda model: Action.parse(3),  # type: ignore[arg-type]
+    "parse: wide digits": lambda model: Action.parse("k１００-s100-q8"),
+    "action: no share": lambda model: Action("x", 1.0, 8),  # type: ignore[arg-type]
+    "action: a huge share": lambda model: Action(10**400, 1.0, 8),
+    "bundle": lambda model: Bundle.open(None),  # type: ignore[arg-type]
+    "trace": lambda model: read_trace(None),  # type: ignore[arg-type]
+    "decode: -1": lambda model: model.tokenizer.decode([-1]),
+    "decode: a text": lambda model: model.tokenizer.decode("ab"),  # type: ignore[arg-type]
+    "decode: None": lambda model: model.tokenizer.decode(None),  # type: ignore[arg-type]
+    "token_id": lambda model: model.tokenizer.token_id(3),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_calls_with_arguments_of_another_type(model: SolModel, name: str) -> None:
+    with pytest.raises(UsageError, match=r": got .*expected") as error:
+        CALLS[name](model)
+    assert is_one_short_line(error.value)
+
+
+def test_numbers_of_numpy_are_whole_numbers_too(model: SolModel) -> None:
+    engine = model.engine
+    engine.reset()
+    assert len(engine.forward(np.array([1, 2, 3]), DENSE, num_logits=np.int64(2)).logits) == 2  # type: ignore[arg-type]
+    engine.truncate(np.int64(1))  # type: ignore[arg-type]
+    assert engine.length == 1
+    assert Action(np.float32(0.5), 1.0, 8) == Action(0.5, 1.0, 8)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("path", ["", "\0", "~nobody-of-that-name/x", "x" * 5000, "no/such/folder"])

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from sol_rt.bundle.bits import MIXED, bits_tag, parse_bits_tag
 from sol_rt.errors import UsageError, brief
 
-_TAG = re.compile(r"k(\d{3})-s(\d{3})-q(\d{1,2}|[a-z]+)")
+_TAG = re.compile(r"k(\d{3})-s(\d{3})-q(\d{1,2}|[a-z]+)", re.ASCII)
 _LARGEST_BITS = 16
 
 
@@ -46,7 +46,7 @@ class Action:
     @classmethod
     def parse(cls, tag: str) -> Action:
         """Reads a tag such as `k030-s050-q4`. Raises UsageError if it is malformed or out of range."""
-        match = _TAG.fullmatch(tag)
+        match = _TAG.fullmatch(tag) if isinstance(tag, str) else None
         bits = None if match is None else parse_bits_tag(match[3])
         if match is None or bits is None:
             raise UsageError(f"action tag: got {brief(tag)}, expected kKKK-sSSS-qB, for example k030-s050-q4")
@@ -72,9 +72,13 @@ def density(name: str, value: float) -> float:
 
     Raises UsageError, which calls the share `name`, if it is not from 0.01 to 1 or not a multiple of 0.01.
     """
-    share = round(float(value), 2)
-    if not (0.01 <= share <= 1.0 and abs(share - value) < 1e-9):
-        raise UsageError(f"{name}: got {value}, expected a share from 0.01 to 1 in hundredths, for example 0.3")
+    try:
+        share = round(float(value), 2)
+        good = 0.01 <= share <= 1.0 and abs(share - value) < 1e-9
+    except (TypeError, ValueError, OverflowError):
+        good = False
+    if not good:
+        raise UsageError(f"{name}: got {brief(value)}, expected a share from 0.01 to 1 in hundredths, for example 0.3")
     return share
 
 

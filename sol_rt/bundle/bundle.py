@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from sol_rt.bundle.config import BLOCK, CODEBOOK, CODEBOOK_SHAPE, CONFIG_NAME, FileEntry, SolConfig
 from sol_rt.bundle.config_reader import read_config
 from sol_rt.bundle.file_state import FileState
-from sol_rt.errors import BundleError
+from sol_rt.errors import BundleError, UsageError, brief
 
 if TYPE_CHECKING:
     from sol_rt.text.chat_template import ChatTemplate
@@ -51,8 +51,10 @@ class Bundle:
     def open(cls, path: Path | str, *, verify: bool = True) -> Bundle:
         """Reads and checks the bundle in the folder `path`; without `verify`, no hash is compared.
 
-        Raises BundleError.
+        Raises BundleError, UsageError.
         """
+        if not isinstance(path, (str, os.PathLike)):
+            raise UsageError(f"bundle: got {brief(path)}, expected the path of a folder")
         folder = Path(path)
         config_path = folder / CONFIG_NAME
         hint = "point at a folder that `sol-rt export` wrote"

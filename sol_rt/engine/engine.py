@@ -230,8 +230,14 @@ class Engine:
         Raises UsageError for counts that are out of range or too few.
         """
         model = self.bundle.config.model
+        if not isinstance(counts_by_name, Mapping):
+            raise UsageError(f"active channels: got {brief(counts_by_name)}, expected counts by name")
         for name, counts in counts_by_name.items():
+            if name not in model.channels:
+                raise UsageError(f"active channels: got {brief(name)}, expected one of {', '.join(model.channels)}")
             channels = model.channels[name]
+            if not isinstance(counts, (Sequence, np.ndarray)) or not all(map(_is_whole, counts)):
+                raise UsageError(f"{name}: got {brief(counts)}, expected {model.num_layers} whole numbers, one a layer")
             if len(counts) != model.num_layers or not all(1 <= count <= channels for count in counts):
                 said = f"{len(counts)} counts from {min(counts, default=0)} to {max(counts, default=0)}"
                 raise UsageError(f"{name}: got {said}, expected {model.num_layers} counts from 1 to {channels}")
@@ -257,8 +263,8 @@ class Engine:
         is no longer in the cache, it runs all tokens once more; rewinds by up to SLACK tokens (`kv_cache.py`) find it.
         """
         with self.exclusive():
-            if not 0 <= length <= self.length:
-                raise UsageError(f"truncate: got {length}, expected 0 to {self.length}, the tokens in the cache")
+            if not _is_whole(length) or not 0 <= length <= self.length:
+                raise UsageError(f"truncate: got {brief(length)}, expected 0 to {self.length}, the tokens in the cache")
             if length < self.length:
                 self.changes += 1
             del self._tokens[length:]
@@ -306,12 +312,18 @@ class Engine:
             return self._forward(tokens, action, num_logits)
 
     def _forward(self, tokens: Sequence[int] | np.ndarray, action: Action, num_logits: int) -> StepOutput:
+        if not isinstance(action, Action):
+            raise UsageError(f"forward: got {brief(action)}, expected an Action; Action.parse reads a tag")
         if self._opening is not None:
             self._finish_opening()
         if self._states is not None or not self._cache.holds(len(self._tokens)):
             self._follow_up()
         vocabulary = self.bundle.config.model.vocab_size
-        if len(tokens) == 1 and num_logits == 1:
+        try:
+            single = len(tokens) == 1 and num_logits == 1
+        except TypeError:  # a number, a generator
+            single = False
+        if single:
             token = tokens[0]
             if not isinstance(token, (int, np.integer)) or not 0 <= token < vocabulary:
                 raise UsageError(f"token {brief(token)}: expected a whole number from 0 to {vocabulary - 1}")
@@ -321,8 +333,10 @@ class Engine:
         if given.dtype.kind not in "iu" and given.size:
             raise UsageError(f"forward: tokens: got {brief(tokens)}, expected whole numbers from 0 to {vocabulary - 1}")
         ids = given.astype(np.int64)
-        if ids.ndim != 1 or not 1 <= num_logits <= ids.size:
-            raise UsageError(f"forward: num_logits: got {num_logits} for {ids.size} tokens, expected 1 to {ids.size}")
+        if ids.ndim != 1 or not _is_whole(num_logits) or not 1 <= num_logits <= ids.size:
+            raise UsageError(
+                f"forward: num_logits: got {brief(num_logits)} for {ids.size} tokens, expected 1 to {ids.size}"
+            )
         if ids.min() < 0 or ids.max() >= vocabulary:
             raise UsageError(f"token {ids.min() if ids.min() < 0 else ids.max()}: expected 0 to {vocabulary - 1}")
         self._ensure_capacity(self.length + ids.size)
@@ -513,6 +527,10 @@ def _unfit_providers(bundle: Bundle) -> dict[str, str]:
         return {}
     why = f"has no operators on int8, the type of the KV cache of {bundle.path}"
     return {"webgpu": f"{why}; use --provider cpu, or export with --kv float16"}
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def _finite(values: np.ndarray) -> bool:

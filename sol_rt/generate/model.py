@@ -51,7 +51,7 @@ from sol_rt.generate.prompt import Prompt, is_chat, prompt_tokens, token_ids
 from sol_rt.generate.replay import replay_decoder
 from sol_rt.generate.results import Generation, Scores
 from sol_rt.generate.stream import Stream
-from sol_rt.generate.trace import Trace, TraceHeader, TraceWriter, check_trace_path
+from sol_rt.generate.trace import Trace, TraceHeader, TraceWriter, check_trace_path, is_name
 from sol_rt.store.home import find_bundle
 from sol_rt.store.progress import silent
 from sol_rt.store.verified import check_weights
@@ -111,6 +111,20 @@ def _tune_quickly(engine: Engine) -> None:
         tuned = tune(engine, library, silent, seconds=_TUNE_SECONDS, quick=True)
         with contextlib.suppress(WriteError):
             tuning.save(key, tuned)
+
+
+def _own_schedule(make: MakeSchedule, controller: BaseController) -> Schedule:
+    """What a caller's function makes. Raises UsageError where that is no schedule."""
+    expected = "expected a function that takes the controller and returns an object with `name` and `choose`"
+    if isinstance(make, type) and not hasattr(make, "choose"):
+        raise UsageError(f"--schedule: got {brief(make)}, {expected}")
+    schedule = make(controller)
+    name = getattr(schedule, "name", None)
+    if not (isinstance(name, str) and callable(getattr(schedule, "choose", None))):
+        raise UsageError(f"--schedule: got a function that returns {brief(schedule)}, {expected}")
+    if not is_name(name):
+        raise UsageError(f"--schedule: got the name {brief(name)}, expected a short text that can be printed")
+    return schedule
 
 
 class SolModel:
@@ -177,6 +191,8 @@ class SolModel:
 
         Raises BundleError, ProviderError, UsageError.
         """
+        if cost is not None and not all(hasattr(cost, name) for name in ("name", "unit", "dense_action", "table")):
+            raise UsageError(f"cost: got {brief(cost)}, expected a cost model; leave it out for this device's own")
         opened = path if isinstance(path, Bundle) else Bundle.open(find_bundle(str(path)), verify=verify)
         bundle, _ = check_weights(opened)
         engine = Engine(
@@ -372,9 +388,11 @@ class SolModel:
 
         Raises UsageError for contradictory or unreachable requests, BundleError for a policy that does not fit.
         """
+        if not isinstance(dial, Dial):
+            raise UsageError(f"decoder: got {brief(dial)}, expected a Dial, as in Dial(budget=0.7)")
         if callable(dial.schedule):
             controller = self._controller("own", dial)
-            schedule = dial.schedule(controller)
+            schedule = _own_schedule(dial.schedule, controller)
             return schedule.name, Decoder(self.engine, controller, schedule)
         name = dial.schedule or default_schedule(self.bundle.config, dial.axis_targets)
         controller = self._controller(name, dial)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -155,6 +156,8 @@ def check_trace_path(bundle: Bundle, path: object) -> None:
 
 def read_trace(path: Path | str) -> Trace:
     """Reads a trace. Raises SolError in one line for a file that is missing, no trace, damaged or cut off."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise UsageError(f"trace: got {brief(path)}, expected a file that `--trace` wrote")
     path = Path(path)
     try:
         lines = path.read_text(encoding="utf-8").split("\n")

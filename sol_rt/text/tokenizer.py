@@ -178,9 +178,12 @@ class Tokenizer:
                 raise UsageError("prompt: not valid Unicode text; give it as UTF-8") from None
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """Returns the text of the token ids."""
-        with _no_panic():
-            return str(self._inner.decode(list(ids), skip_special_tokens=skip_special_tokens))
+        """Returns the text of the token ids. Raises UsageError for what is no list of ids from 0 to 2^32 - 1."""
+        try:
+            with _no_panic():
+                return str(self._inner.decode(list(ids), skip_special_tokens=skip_special_tokens))
+        except (TypeError, OverflowError):
+            raise UsageError(f"decode: got {brief(ids)}, expected token ids, as in [1, 2, 3]") from None
 
     def length_alone(self, token: int, skip_special_tokens: bool) -> int:
         """Number of characters that one token decodes to if no token precedes it."""
@@ -191,7 +194,12 @@ class Tokenizer:
         return length
 
     def token_id(self, token: str) -> int | None:
-        """Id of a token that is given as the vocabulary writes it; None if the vocabulary lacks it."""
+        """Id of a token that is given as the vocabulary writes it; None if the vocabulary lacks it.
+
+        Raises UsageError for what is no text.
+        """
+        if not isinstance(token, str):
+            raise UsageError(f"token_id: got {brief(token)}, expected a token's text")
         found = self._inner.token_to_id(token)
         return None if found is None else int(found)
 
