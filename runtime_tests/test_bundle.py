@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,35 @@ def test_opens(bundle: Path) -> None:
     assert len(opened.identity) == 64
     with pytest.raises(BundleError, match=r"other\.txt"):
         opened.file("other.txt")
+
+
+def test_the_tokenizer_is_the_one_whose_hash_was_compared(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Someone replaces the file right behind the comparison."""
+    opened = Bundle.open(bundle)
+    expected = opened.tokenizer().encode("w1 w2")
+    path = bundle / "tokenizer.json"
+    original = path.read_bytes()
+    swapped = original.replace(b'"w1"', b'"w0x"').replace(b'"w2"', b'"w1"').replace(b'"w0x"', b'"w2"')
+    assert swapped != original
+
+    class Replacing:
+        """A hash behind whose end the file is another one."""
+
+        def __init__(self, content: bytes = b"") -> None:
+            self._hash = sha256(content)
+            self.update = self._hash.update
+
+        def hexdigest(self) -> str:
+            path.write_bytes(swapped)
+            return self._hash.hexdigest()
+
+    monkeypatch.setattr("sol_rt.bundle.bundle.hashlib.sha256", Replacing)
+    try:
+        assert opened.tokenizer().encode("w1 w2") == expected
+        with pytest.raises(BundleError, match="replaced: load it again"):
+            opened.read("tokenizer.json")
+    finally:
+        path.write_bytes(original)
 
 
 def test_folders_that_are_no_bundle(tmp_path: Path) -> None:

@@ -83,10 +83,22 @@ class Bundle:
         if name not in self.config.files:
             raise BundleError(self.path, name, "no such file", "a file of the bundle")
         path, entry = self.path / name, self.config.files[name]
-        if self.verify and name != self.config.weights_file and (digest := sha256(path)) != entry.sha256:
-            got, expected = f"{_short(digest)} now", f"{_short(entry.sha256)} as when the bundle was opened"
-            raise BundleError(path, "sha256", got, expected, "the bundle was replaced: load it again")
+        if self.verify and name != self.config.weights_file:
+            _require_unchanged(path, entry, sha256(path))
         return path
+
+    def read(self, name: str) -> bytes:
+        """Content of one of the bundle's small files; the hash is that of the bytes returned. Raises as `file` does."""
+        if name not in self.config.files:
+            raise BundleError(self.path, name, "no such file", "a file of the bundle")
+        path = self.path / name
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise BundleError(path, "", error.strerror or "an unreadable file", "a readable file") from None
+        if self.verify:
+            _require_unchanged(path, self.config.files[name], hashlib.sha256(content).hexdigest())
+        return content
 
     def file_at(self, path: Path | str) -> str | None:
         """Name of the bundle's file that `path` leads to, also through a link; None if it leads elsewhere."""
@@ -104,7 +116,8 @@ class Bundle:
         from sol_rt.text.tokenizer import FILE, Tokenizer
 
         model = self.config.model
-        return Tokenizer.from_folder(self.file(FILE).parent, model.vocab_size, model.eos_token_ids)
+        content = self.read(FILE)  # once: between two readings the file may be replaced
+        return Tokenizer.from_folder(self.path, model.vocab_size, model.eos_token_ids, content=content)
 
     def chat_template(self) -> ChatTemplate:
         """Reads the model's chat template.
@@ -182,6 +195,13 @@ def check_hash(path: Path, entry: FileEntry, digest: str) -> None:
     if digest != entry.sha256:
         hint = "the file was changed or damaged: pull or export the bundle again, or use it as it is with --no-verify"
         raise BundleError(path, "sha256", _short(digest), _short(entry.sha256), hint)
+
+
+def _require_unchanged(path: Path, entry: FileEntry, digest: str) -> None:
+    """Raises BundleError if a file is no longer the one that the opened bundle had."""
+    if digest != entry.sha256:
+        got, expected = f"{_short(digest)} now", f"{_short(entry.sha256)} as when the bundle was opened"
+        raise BundleError(path, "sha256", got, expected, "the bundle was replaced: load it again")
 
 
 def _short(digest: str) -> str:

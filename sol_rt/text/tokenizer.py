@@ -52,23 +52,31 @@ class Tokenizer:
         self._controls = special.keys() - (self._unknown() - set(end_ids))
 
     @classmethod
-    def from_folder(cls, folder: Path, vocab_size: int, end_ids: Collection[int] = ()) -> Tokenizer:
+    def from_folder(
+        cls, folder: Path, vocab_size: int, end_ids: Collection[int] = (), *, content: bytes | None = None
+    ) -> Tokenizer:
         """Reads `tokenizer.json` in a folder, for a model with `vocab_size` tokens, of which `end_ids` end a text.
+
+        `content` is the file's, if it was read already.
 
         Raises BundleError if the file is missing or unreadable, or has tokens that the model does not know.
         """
-        tokenizer = cls.from_file(folder / FILE, end_ids)
+        tokenizer = cls.from_file(folder / FILE, end_ids, content=content)
         if tokenizer.vocab_size > vocab_size:
             got, expected = f"{tokenizer.vocab_size} tokens", f"at most the model's {vocab_size}"
             raise BundleError(folder, FILE, got, expected, "export again with the model's own tokenizer")
         return tokenizer
 
     @classmethod
-    def from_file(cls, path: Path, end_ids: Collection[int] = ()) -> Tokenizer:
-        """Reads a file `tokenizer.json`. Raises BundleError if it is missing, unreadable, or fails on a short text."""
+    def from_file(cls, path: Path, end_ids: Collection[int] = (), *, content: bytes | None = None) -> Tokenizer:
+        """Reads a file `tokenizer.json`, or its `content`.
+
+        Raises BundleError if it is missing, unreadable, or fails on a short text.
+        """
         try:
             with _silenced(), _no_panic():  # a panic of the library prints lines of its own
-                tokenizer = cls(tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8")), end_ids)
+                text = (path.read_bytes() if content is None else content).decode("utf-8")
+                tokenizer = cls(tokenizers.Tokenizer.from_str(text), end_ids)
                 for special in (True, False):
                     tokenizer.decode(tokenizer.encode(_SAMPLE, parse_special=special), skip_special_tokens=special)
                 tokenizer.decode([])
