@@ -217,6 +217,16 @@ def test_a_file_that_is_wrong_changes_nothing(
     assert [message["content"] for message in prompts[1]][::2] == ["w1", "w2"]
 
 
+def test_names_in_a_saved_chat_are_plain_and_short(chat: Chat, tmp_path: Path) -> None:
+    file = tmp_path / "chat.json"
+    file.write_text(json.dumps({**GOOD, "model": "\x1b[2J\x1b]0;pwn\x07\n" + "m" * 5000, "system": "a\x1b]0;b\x07\nc"}))
+    _, err = chat(f"/load {file}", "/system")
+    assert "held with \\x1b[2J\\x1b]0;pwn" in err
+    assert "m" * 200 not in err
+    assert "system message: a\\x1b]0;b\\x07\nc\n" in err
+    assert all(line.isprintable() for line in err.splitlines())
+
+
 def typed(monkeypatch: pytest.MonkeyPatch, text: str) -> list[Entry]:
     monkeypatch.setattr(sys, "stdin", io.StringIO(text))
     return list(entries(False, Interrupts()))

@@ -87,6 +87,46 @@ def test_usage_errors_are_one_line(capsys: pytest.CaptureFixture[str], argv: lis
     fails(capsys, argv, 2, part)
 
 
+LONG = "\x1b]0;pwn\x07" + "x" * 5000
+
+
+@pytest.mark.parametrize(
+    ("argv", "end"),
+    [
+        (["generate", "--temperature", LONG], "is not a valid float range."),
+        (["generate", f"--temperature={LONG}"], "is not a valid float range."),
+        (["generate", "--seed", "1" * 5000], "is not a valid int range."),
+        (["generate", "--max-loss", LONG], "x…"),
+        (["generate", "--logit-bias", LONG], "expected ID=BIAS, for example 50256=-100"),
+        (["generate", "-f", LONG], "File name too long"),
+        (["inspect", "-o", LONG], "x…"),
+        (["run", LONG], "File name too long"),
+        (["pull", LONG], ""),
+        ([LONG], ""),
+    ],
+)
+def test_an_argument_is_not_repeated_at_length(capsys: pytest.CaptureFixture[str], argv: list[str], end: str) -> None:
+    assert main(argv) in {1, 2}
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("sol-rt: error: ")
+    assert err[:-1].isprintable()
+    assert "x" * 200 not in err
+    assert "1" * 200 not in err
+    assert end in err
+
+
+def test_the_environment_is_not_repeated_at_length(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOL_RT_TEMPERATURE", LONG)
+    assert main(["generate"]) == 2
+    err = capsys.readouterr().err
+    assert err[:-1].isprintable()
+    assert "x" * 200 not in err
+    assert err.endswith("(from $SOL_RT_TEMPERATURE)\n")
+
+
 @pytest.mark.parametrize("command", ["pull", "export -m", "run"])
 def test_a_home_that_is_no_folder_has_a_next_step(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str

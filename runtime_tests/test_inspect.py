@@ -98,6 +98,17 @@ def test_a_bundle_without_losses_says_so(tmp_path: Path, capsys: pytest.CaptureF
     assert "Sensible budgets" not in out
 
 
+def test_what_a_bundle_says_is_plain_and_short(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_bundle(tmp_path / "tiny", bits=(8, 4))
+    config = Bundle.open(folder).config
+    said = {"name": "\x1b[2J\x1b]0;pwn\x07", "license": "MIT\nsol-rt: error: fake" + "x" * 5000}
+    seal(folder, dataclasses.replace(config, model=dataclasses.replace(config.model, **said)))
+    lines = told(capsys, "inspect", "-m", str(folder)).splitlines()
+    assert "tiny: \\x1b[2J\\x1b]0;pwn\\x07, llama, licence MIT sol-rt: error: fake" in lines[0]
+    assert "x" * 200 not in lines[0]
+    assert all(line.isprintable() for line in lines)
+
+
 def test_json_has_every_candidate_with_cost_loss_and_bytes(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result: dict[str, Any] = json.loads(told(capsys, "inspect", "-m", str(bundle), "--all", "-o", "json"))
     assert {"path", "format_version", "variants", "policy", "actions", "cost_model", "selection"} <= set(result)

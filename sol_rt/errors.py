@@ -13,12 +13,16 @@ class SolError(Exception):
     Args:
         message: the text. Line breaks become spaces, other control characters their escapes, and what goes beyond 1000
             characters is cut, because parts of the text may come from a file.
+
+    Attributes:
+        whole: the text as it was given, for the command line, which knows what of it the user wrote.
     """
 
     exit_code = 1
 
     def __init__(self, message: object = "") -> None:
-        super().__init__(_plain(str(message))[:_LONGEST_ERROR])
+        self.whole = str(message)
+        super().__init__(plain(self.whole)[:_LONGEST_ERROR])
 
 
 class UsageError(SolError):
@@ -45,7 +49,7 @@ class BundleError(SolError):
     def __init__(
         self, path: object, key: str, got: object, expected: object, hint: str = "export the bundle again"
     ) -> None:
-        key, got, expected = (_cut(part) for part in (key, got, expected))
+        key, got, expected = (cut(part) for part in (key, got, expected))
         self.path, self.key, self.got, self.expected, self.hint = str(path), key, got, expected, hint
         where = f"{path}: {key}" if key else str(path)
         super().__init__(f"{where}: got {got}, expected {expected}; {hint}")
@@ -115,7 +119,7 @@ _BEHIND = " ; GPU="
 """Start of what the CUDA provider appends to the cause: the host's name and lines of its own source code."""
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """The text in one line, without characters that a terminal would obey."""
     text = " ".join(_STYLE.sub("", text).split("\n"))
     if text.isprintable():
@@ -123,8 +127,8 @@ def _plain(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def _cut(part: object) -> str:
-    """A part of an error, of which a file may have written any length."""
+def cut(part: object) -> str:
+    """A part of a message, of which a file or a user may have written any length: at most 200 characters of it."""
     text = str(part)
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
 

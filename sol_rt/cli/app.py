@@ -15,7 +15,7 @@ import typer
 from sol_rt import __version__
 from sol_rt.cli import INTERRUPTED, READER_GONE, options
 from sol_rt.cli.renamed import advice, check_environment
-from sol_rt.errors import SolError
+from sol_rt.errors import SolError, cut
 
 COMMANDS = {
     "export": "make.export:export",
@@ -103,16 +103,16 @@ def run(argv: list[str]) -> int:
     except _CLICK_ERROR as error:
         gone = advice(getattr(error, "option_name", ""))
         message = error.format_message()  # type: ignore[attr-defined]
-        return _fail(gone or message + _origin(error, message, argv), 2)
+        return _fail(gone or message + _origin(error, message, argv), 2, argv)
     except SolError as error:
-        return _fail(str(error), error.exit_code)
+        return _fail(error.whole, error.exit_code, argv)
     except MemoryError:
-        return _fail("out of memory: close other programs, or use a smaller model or --ctx-size", 1)
+        return _fail("out of memory: close other programs, or use a smaller model or --ctx-size", 1, argv)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        return _fail(f"{where}{error.strerror or error}", 1)
+        return _fail(f"{where}{error.strerror or error}", 1, argv)
     except Exception as error:
-        return _fail(f"unexpected {type(error).__name__}: {error}; run again with --debug and report it", 1)
+        return _fail(f"unexpected {type(error).__name__}: {error}; run again with --debug and report it", 1, argv)
     if code == INTERRUPTED:
         raise KeyboardInterrupt
     return code if isinstance(code, int) else 0
@@ -140,15 +140,27 @@ def _origin(error: Exception, message: str, argv: list[str]) -> str:
         flag, equals, value = argument.partition("=")
         if flag in flags:
             got = value if equals else following
-            return "" if not got or got in message else f"; got {got}"
+            return "" if not got or got in message or repr(got)[1:-1] in message else f"; got {got}"
     return f" (from ${variable})" if isinstance(variable, str) and variable in os.environ else ""
 
 
-def _fail(message: str, code: int) -> int:
+def _shortened(message: str, argv: list[str]) -> str:
+    """The message with at most 200 characters of each value that the command line or the environment gave."""
+    given = [*argv, *(value for name, value in os.environ.items() if name.startswith("SOL_RT_"))]
+    parts = {part for text in given for part in (text, text.partition("=")[2], text[2:]) if part != cut(part)}
+    forms = {form for part in parts for form in (part, repr(part)[1:-1])}
+    for form in sorted(forms, key=len, reverse=True):
+        message = message.replace(form, cut(form))
+    return message
+
+
+def _fail(message: str, code: int, argv: list[str]) -> int:
     if options.debug:
         traceback.print_exc()
     try:
-        print("sol-rt: error: " + " ".join(message.split()), file=sys.stderr, flush=True)
+        # a SolError's text is plain and not too long
+        line = str(SolError(" ".join(_shortened(message, argv).split())))
+        print(f"sol-rt: error: {line}", file=sys.stderr, flush=True)
     except BrokenPipeError:
         _reader_gone()
     return code

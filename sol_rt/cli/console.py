@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
+from sol_rt.errors import plain
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -17,8 +19,8 @@ _PIPE_COLUMNS = 1000
 
 
 def note(text: str) -> None:
-    """Prints one line of information on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    """Prints information on stderr, without characters that a terminal would obey."""
+    print("\n".join(map(plain, text.split("\n"))), file=sys.stderr, flush=True)
 
 
 def print_json(value: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:

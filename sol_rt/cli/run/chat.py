@@ -14,7 +14,7 @@ from sol_rt.cli.run.chat_input import entries
 from sol_rt.cli.run.governed import Governor, check_governable, is_governable
 from sol_rt.cli.run.interrupts import Interrupts
 from sol_rt.cli.run.sensors import Sensors
-from sol_rt.errors import SolError, UsageError, brief
+from sol_rt.errors import SolError, UsageError, brief, cut
 
 if TYPE_CHECKING:
     from sol_rt.generate.model import SolModel
@@ -202,7 +202,7 @@ class Conversation:
         self.system, self.settings = saved.system, settings
         self.reset()
         self.messages += saved.messages
-        other = "" if saved.model == name else f"; it was held with {saved.model}"
+        other = "" if saved.model == name else f"; it was held with {cut(saved.model)}"
         note(f"{file}: {len(saved.messages)} messages, {self._dial()}{other}")
 
 

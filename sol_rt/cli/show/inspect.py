@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from sol_rt.cli import options
 from sol_rt.cli.console import note, print_json, print_table
+from sol_rt.errors import cut, plain
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -55,7 +56,7 @@ def inspect(
     if json or output is options.Format.json:
         print_json(description)
         return
-    _print(description, context, every)
+    _print(_shown(description), context, every)
     if selection is None:
         print(f"No plot and no candidates: {_lacking(bundle)}.")
     else:
@@ -71,6 +72,15 @@ def _lacking(bundle: Bundle) -> str:
     if bundle.config.losses_measured:
         return f"it has no {SELECTION}; export the model again"
     return "its losses were not measured; export the model again with calibration"
+
+
+def _shown(value: Any) -> Any:
+    """The description for a terminal: its texts come from the bundle, which may be anybody's."""
+    if isinstance(value, dict):
+        return {key: _shown(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_shown(item) for item in value]
+    return cut(plain(value)) if isinstance(value, str) else value
 
 
 def _print(description: dict[str, Any], context: int, every: bool) -> None:
