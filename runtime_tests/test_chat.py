@@ -194,6 +194,7 @@ GOOD = {
         ({"settings": {"budget": 7}}, "budget: got 7"),
         ({"settings": {"schedule": "nonsense"}}, "nonsense"),
         ({"settings": {"logit_bias": {"5000": 1}}}, "logit bias: got token 5000"),
+        ({"settings": {"logit_bias": {"1" * 5000: 1}}}, "logit_bias: got '111"),
         ({"messages": [{"role": "user", "content": "w1"}]}, "questions and answers in turn"),
         ({"messages": [{"role": "assistant", "content": "a"}] * 2}, "message 0: expected role 'user'"),
         ({"messages": [{"role": "user", "content": 1}] * 2}, "message 0: its content is not a text"),

@@ -317,6 +317,7 @@ def test_updates() -> None:
         ("logit_bias", [1, 2]),
         ("logit_bias", {"a": 1}),
         ("logit_bias", {-1: 1}),
+        ("logit_bias", {"1" * 5000: 1}),
         ("logit_bias", {1: 101}),
         ("logit_bias", {1: float("nan")}),
         ("top_logprobs", 21),
@@ -328,5 +329,6 @@ def test_updates() -> None:
     ],
 )
 def test_values_out_of_range(name: str, value: object) -> None:
-    with pytest.raises(UsageError, match=name):
-        GenerationConfig().updated(**{name: value})
+    for make in (GenerationConfig, GenerationConfig().updated):
+        with pytest.raises(UsageError, match=name):
+            make(**{name: value})  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -22,6 +23,8 @@ BIAS_LIMIT = 100.0
 """Largest size of a logit bias, as in OpenAI's API."""
 TOP_LOGPROBS_LIMIT = 20
 _LARGEST_INT = 2**63 - 1
+_ID = re.compile("[0-9]{1,19}")
+"""A token id as text. Python refuses to read numbers of more than 4300 digits, and no id has more than 19."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,8 @@ class GenerationConfig:
         stop_strings: end before any of these appears.
         seed: of sampling; None draws a fresh one.
         eos_token_id: tokens that end the text.
+
+    Raises UsageError for values that are out of range or of another type.
     """
 
     max_new_tokens: int = 256
@@ -60,6 +65,13 @@ class GenerationConfig:
     stop_strings: tuple[str, ...] = ()
     seed: int | None = None
     eos_token_id: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if value is not None or item.default is not None:
+                # the way to set what the class's own __init__ has frozen
+                object.__setattr__(self, item.name, _checked(item.name, value))
 
     @classmethod
     def from_bundle(cls, bundle: Bundle) -> GenerationConfig:
@@ -101,7 +113,7 @@ class GenerationConfig:
                 hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
                 raise UsageError(f"generation setting {brief(name)}: unknown; {hint}")
             if value is not None:
-                given[name] = _checked(name, value.item() if isinstance(value, np.generic) else value)
+                given[name] = value
         return replace(self, **given)
 
     def check_vocabulary(self, vocab_size: int) -> None:
@@ -116,6 +128,8 @@ class GenerationConfig:
 
 
 def _checked(name: str, value: Any) -> Any:
+    if isinstance(value, np.generic):
+        value = value.item()
     if name == "stop_strings":
         strings = (value,) if isinstance(value, str) else value
         if isinstance(strings, (list, tuple)) and all(isinstance(item, str) and item for item in strings):
@@ -159,7 +173,7 @@ def _checked_bias(value: Any) -> dict[int, float]:
         raise _refused("logit_bias", value, "a bias for each token id, as in {50256: -100}")
     biases: dict[int, float] = {}
     for given, bias in value.items():
-        token = int(given) if isinstance(given, str) and given.isascii() and given.isdigit() else given
+        token = int(given) if isinstance(given, str) and _ID.fullmatch(given) else given
         if not _is_int(token, 0):
             raise _refused("logit_bias", given, "token ids")
         if not _is_number(bias, BIAS_LIMIT):
