@@ -112,6 +112,8 @@ def run(argv: list[str]) -> int:
         where = f"{error.filename}: " if error.filename else ""
         return _fail(f"{where}{error.strerror or error}", 1, argv)
     except Exception as error:
+        if isinstance(error, ValueError) and any("\0" in argument for argument in argv):  # Typer looks for the file
+            return _fail(f"{error}: got a NUL character in an argument, expected none; leave it out", 2, argv)
         return _fail(f"unexpected {type(error).__name__}: {error}; run again with --debug and report it", 1, argv)
     if code == INTERRUPTED:
         raise KeyboardInterrupt

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from sol_rt.cli.console import note, progress
 from sol_rt.errors import UsageError, brief
@@ -24,6 +24,9 @@ CHECK_SECONDS = 1.0
 """Hashing weights for longer shows its progress."""
 PROMPT_SECONDS = 2.0
 """A prompt that takes longer shows its progress."""
+MOST_TEXT = 256 << 20
+"""Bytes of a text that are read at most."""
+_PIECE = 1 << 20
 
 
 def bundle_path(model: str | None) -> Path:
@@ -210,10 +213,27 @@ def check_schedule(name: str, config: SolConfig) -> None:
 
 
 def read_text(path: Path) -> str:
-    """Reads a file's text, without a byte order mark. Raises UsageError if it cannot be read or is not UTF-8."""
+    """Reads a file's text, without a byte order mark.
+
+    Raises UsageError if it cannot be read, is not UTF-8, or is larger than MOST_TEXT.
+    """
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: byte {error.start} is not UTF-8; convert the file, for example with iconv") from None
+        with path.open("rb") as file:
+            return text_of(file, str(path))
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from None
+
+
+def text_of(file: BinaryIO, name: str) -> str:
+    """The rest of a file or pipe as text, otherwise as `read_text`. `name` names it in errors."""
+    pieces, size = [], 0
+    while piece := file.read(_PIECE):  # a device has no size, and some have no end
+        pieces.append(piece)
+        size += len(piece)
+        if size > MOST_TEXT:
+            raise UsageError(f"{name}: got more than {MOST_TEXT >> 20} MB, expected at most that; give a part of it")
+    try:
+        text = b"".join(pieces).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{name}: byte {error.start} is not UTF-8; convert it, for example with iconv") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")

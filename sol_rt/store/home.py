@@ -15,11 +15,25 @@ from sol_rt.errors import SolError, UsageError, brief
 _LAST_EXPORT = "last-export"
 
 
+def user_path(given: str, what: str = "model") -> Path:
+    """The path that `given` names, with `~` and `~user` as folders. `what` names it in errors.
+
+    Raises UsageError for a user who has no folder.
+    """
+    try:
+        return Path(given).expanduser()
+    except RuntimeError:
+        user = given.replace("\\", "/").partition("/")[0]
+        raise UsageError(
+            f"{what} {brief(given)}: got {brief(user)}, expected a user who has a folder; give the full path"
+        ) from None
+
+
 def home() -> Path:
-    """`$SOL_RT_HOME`, or the platform's folder for user data."""
+    """`$SOL_RT_HOME`, or the platform's folder for user data. Raises UsageError as `user_path` does."""
     chosen = os.environ.get("SOL_RT_HOME")
     if chosen:
-        return Path(chosen).expanduser()
+        return user_path(chosen, "SOL_RT_HOME")
     import platformdirs
 
     return Path(platformdirs.user_data_dir("sol_rt", appauthor=False))

@@ -8,7 +8,7 @@ from pathlib import Path
 from sol_rt.bundle.config import CONFIG_NAME
 from sol_rt.errors import HubError, HubUnreachableError, UsageError
 from sol_rt.store.checkpoint import MODEL_CONFIG, check_pinned, fetch_checkpoint, is_checkpoint
-from sol_rt.store.home import checkpoints_dir
+from sol_rt.store.home import checkpoints_dir, user_path
 from sol_rt.store.hub import HubId, list_files
 from sol_rt.store.progress import Progress
 from sol_rt.store.ready_bundle import fetch_bundle
@@ -36,13 +36,13 @@ def resolve(source: str, progress: Progress) -> tuple[Path, str]:
         CheckpointError, HubError: the checkpoint cannot be fetched, or it differs from what the recipe or the hub says.
     """
     name = bundle_name(source)
-    path = Path(source).expanduser()
+    path = user_path(source)
     return path if path.exists() else _fetch(source, progress, _quiet, bundle=None), name
 
 
 def bundle_name(source: str) -> str:
     """The name of a bundle made from `source`. Fetches nothing. Raises UsageError as `resolve` does."""
-    path = Path(source).expanduser()
+    path = user_path(source)
     if path.is_dir() or path.is_file():
         return (path.stem if path.is_file() else path.resolve().name).lower()
     recipes = aliases()
@@ -62,7 +62,7 @@ def source_of(name: str) -> str:
 
     Any other alias and a hub id are returned as they are.
     """
-    path = Path(name).expanduser()
+    path = user_path(name)
     if path.exists():
         return str(path.resolve())
     recipe = aliases().get(name)

@@ -190,10 +190,10 @@ def export(
 def _bundle_of(model: str) -> Path | None:
     """The bundle that is there already under this name; None if the model has to be exported first."""
     from sol_rt.bundle.config import CONFIG_NAME
-    from sol_rt.store.home import bundles_dir
+    from sol_rt.store.home import bundles_dir, user_path
     from sol_rt.store.pull import bundle_name
 
-    folder = Path(model).expanduser()
+    folder = user_path(model)
     if (folder / CONFIG_NAME).is_file():
         return folder
     if folder.name == model and (bundles_dir() / model / CONFIG_NAME).is_file():
@@ -235,10 +235,10 @@ def _write_for_web(
 def _existing(model: str, output: Path | None, force: bool) -> Path | None:
     """The existing bundle that gets the policy; None if the checkpoint must be exported first."""
     from sol_rt.bundle.config import CONFIG_NAME
-    from sol_rt.store.home import bundles_dir
+    from sol_rt.store.home import bundles_dir, user_path
     from sol_rt.store.pull import bundle_name
 
-    given = Path(model).expanduser()
+    given = user_path(model)
     if (given / CONFIG_NAME).is_file():
         if output is not None:
             raise UsageError(f"-o {output}: {model} is a bundle; the policy is written into it, so leave out -o")

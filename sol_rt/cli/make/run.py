@@ -51,7 +51,7 @@ def obtained(model: str) -> Path:
     exporting raise.
     """
     from sol_rt.bundle.config import CONFIG_NAME
-    from sol_rt.store.home import bundles_dir, find_bundle
+    from sol_rt.store.home import bundles_dir, find_bundle, user_path
     from sol_rt.store.pull import bundle_name, pull
 
     with contextlib.suppress(UsageError):
@@ -62,7 +62,7 @@ def obtained(model: str) -> Path:
     if (made / CONFIG_NAME).is_file():
         _check_source(model, made)
         return made
-    if not Path(model).expanduser().exists():
+    if not user_path(model).exists():
         note(f"{model}: not here yet; fetching it")
         with progress() as report:
             fetched = pull(model, report, say=note)

@@ -311,11 +311,10 @@ def _prompt(prompt: str | None, file: Path | None) -> str:
 def _piped() -> str:
     if sys.stdin is None or sys.stdin.closed or sys.stdin.isatty():
         return ""
+    from sol_rt.cli.loading import text_of
+
     try:
-        # like read_text: without a byte order mark, and with one kind of newline
-        return sys.stdin.buffer.read().decode("utf-8-sig").replace("\r\n", "\n").removesuffix("\n")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"stdin: byte {error.start} is not UTF-8; convert it, for example with iconv") from None
+        return text_of(sys.stdin.buffer, "stdin").removesuffix("\n")
     except OSError:
         return ""
 
