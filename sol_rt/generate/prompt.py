@@ -7,12 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from sol_rt.errors import UsageError, brief
+from sol_rt.errors import ContextError, UsageError, brief
 from sol_rt.text.chat_template import ChatTemplate
 from sol_rt.text.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
 """Text, token ids, or chat messages with `role` and `content`."""
+
+
+_TOKENS_TO_SPARE = 1024
+_CHARACTERS_A_TOKEN = 8  # twice what text usually has, so that few prompts that fit are encoded twice
 
 
 def is_chat(prompt: Prompt) -> bool:
@@ -27,25 +31,58 @@ def prompt_tokens(
     vocab_size: int,
     *,
     parse_special: bool = False,
+    max_context: int | None = None,
 ) -> list[int]:
     """The prompt's token ids, all below `vocab_size`.
 
     Text gets what the model wants around a text; special tokens written in it become those tokens only if
     `parse_special` says so. Chat messages go through `template`; special tokens in their content stay text.
 
-    Raises UsageError for an empty prompt, for anything that is no prompt, and for messages that the template refuses.
+    Raises UsageError for an empty prompt, for anything that is no prompt, and for messages that the template refuses;
+    ContextError for a text that is much too long for `max_context` tokens, before all of it is encoded.
     """
     if isinstance(prompt, str):
+        check_length(prompt, tokenizer, max_context, parse_special)
         tokens = tokenizer.encode(prompt, parse_special=parse_special) if prompt else []
     elif template is not None and is_chat(prompt):
-        for message in prompt:
-            if not isinstance(message, Mapping):
-                raise UsageError(f"prompt: got {brief(message)} among messages, expected dicts with role and content")
+        for number, message in enumerate(prompt):
+            _check_message(number, message)
         user = tokenizer.marked_messages(prompt)
-        tokens = tokenizer.encode_rendered(template.render(user.marked), user)
+        rendered = template.render(user.marked)
+        check_length(user.unmarked(rendered), tokenizer, max_context)
+        tokens = tokenizer.encode_rendered(rendered, user)
     else:
         return given_tokens(prompt, vocab_size)
     return _at_least_one(tokens)
+
+
+def check_length(text: str, tokenizer: Tokenizer, max_context: int | None, parse_special: bool = True) -> None:
+    """Raises ContextError for a text that is much too long for `max_context` tokens. It takes little memory for that.
+
+    Ever longer beginnings of the text are encoded, until one has too many tokens. A shorter text is left to the engine.
+    """
+    if max_context is None:
+        return
+    # a beginning may end within a word, which then has other tokens, but not as many more as this
+    most = max_context + _TOKENS_TO_SPARE
+    characters = _CHARACTERS_A_TOKEN * most
+    while characters < len(text):
+        count = len(tokenizer.encode(text[:characters], add_special_tokens=False, parse_special=parse_special))
+        if count > most:
+            got = f"got {len(text)} characters, the first {characters} of which are {count} tokens"
+            raise ContextError(f"prompt: {got}, expected at most {max_context} tokens; shorten the prompt")
+        characters *= 4
+
+
+def _check_message(number: int, message: object) -> None:
+    if not isinstance(message, Mapping):
+        raise UsageError(f"prompt: got {brief(message)} among messages, expected dicts with role and content")
+    if not isinstance(role := message.get("role"), str):
+        got = brief(role) if "role" in message else "none"
+        raise UsageError(f"prompt: message {number}: role: got {got}, expected a name such as 'user'")
+    if message.get("content") is None and not message.get("tool_calls"):  # a call of a tool needs no text
+        got = "None" if "content" in message else "none"
+        raise UsageError(f"prompt: message {number}: content: got {got}, expected a text")
 
 
 def given_tokens(prompt: object, vocab_size: int) -> list[int]:

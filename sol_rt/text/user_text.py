@@ -49,6 +49,7 @@ class UserText:
         except RecursionError:
             got = "lists or dicts that nest too deeply"
             raise UsageError(f"messages: got {got}, expected texts, or lists of parts with texts") from None
+        self._without = str.maketrans(dict.fromkeys(self._marks.values(), ""))
         self._originals = str.maketrans({mark: character for character, mark in self._marks.items()})
 
     def marks(self, text: str) -> bool:
@@ -58,6 +59,10 @@ class UserText:
     def restored(self, text: str) -> str:
         """The text without marks, as the messages had it."""
         return text.translate(self._originals)
+
+    def unmarked(self, text: str) -> str:
+        """The text without the characters that are marked."""
+        return text.translate(self._without)
 
     def _replaced(self, value: Any) -> Any:
         if isinstance(value, str):

@@ -1,0 +1,70 @@
+"""Prompts: messages that lack something, and texts that are much too long for the context."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import tokenizers
+from tokenizers import models, pre_tokenizers
+
+from sol_rt.errors import ContextError, UsageError
+from sol_rt.generate.prompt import prompt_tokens
+from sol_rt.text.chat_template import ChatTemplate
+from sol_rt.text.tokenizer import Tokenizer
+
+CONTEXT = 256
+TEMPLATE = ChatTemplate("{% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}")
+
+
+class Counted(Tokenizer):
+    """A tokenizer of words. `encoded` has the length of each text that it encoded."""
+
+    def __init__(self) -> None:
+        inner = tokenizers.Tokenizer(models.WordLevel({"w": 0, "user": 1, "<unk>": 2}, unk_token="<unk>"))
+        inner.pre_tokenizer = pre_tokenizers.Whitespace()
+        super().__init__(inner)
+        self.encoded: list[int] = []
+
+    def _encoding(self, text: str, *how: bool) -> tokenizers.Encoding:
+        self.encoded.append(len(text))
+        return super()._encoding(text, *how)
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_text_that_is_much_too_long_is_not_encoded_whole(chat: bool) -> None:
+    tokenizer, text = Counted(), "w " * 500_000
+    prompt: Any = [{"role": "user", "content": text}] if chat else text
+    got = r"got 1\d{6} characters, the first 10240 of which are 5\d{3} tokens, expected at most 256 tokens; shorten"
+    with pytest.raises(ContextError, match=f"^prompt: {got}"):
+        prompt_tokens(prompt, tokenizer, TEMPLATE, 3, max_context=CONTEXT)
+    assert sum(tokenizer.encoded) < 20_000
+
+
+@pytest.mark.parametrize("text", ["x" * 200_000, "w" + " " * 200_000 + "w", "w " * 300, ("x" * 50 + " ") * CONTEXT])
+def test_a_text_of_few_tokens_may_have_any_length(text: str) -> None:
+    tokenizer = Counted()
+    expected = tokenizer.encode(text)
+    tokenizer.encoded.clear()
+    assert prompt_tokens(text, tokenizer, None, 3, max_context=CONTEXT) == expected
+    assert sum(tokenizer.encoded) <= 2.5 * len(text)
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ({"content": "w"}, "role: got none, expected a name such as 'user'"),
+        ({"role": None, "content": "w"}, "role: got None, expected a name"),
+        ({"role": "user"}, "content: got none, expected a text"),
+        ({"role": "user", "content": None}, "content: got None, expected a text"),
+    ],
+)
+def test_a_message_that_lacks_something_is_named(message: dict[str, Any], said: str) -> None:
+    prompt = [{"role": "user", "content": "w"}, message]
+    with pytest.raises(UsageError, match=f"^prompt: message 1: {said}"):
+        prompt_tokens(prompt, Counted(), TEMPLATE, 3)
+
+
+def test_a_call_of_a_tool_needs_no_text() -> None:
+    call = {"role": "user", "content": None, "tool_calls": [{"function": {"name": "w"}}]}
+    assert prompt_tokens([call], Counted(), TEMPLATE, 3) == [1, 2]
