@@ -364,6 +364,40 @@ def test_a_process_that_starts_slowly_is_waited_for(tmp_path: Path, monkeypatch:
         ChatTemplate("")
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGPROF"), reason="this system has no such timer")
+@pytest.mark.parametrize(
+    ("stalls", "end", "said"),
+    [
+        (1, "time.sleep(60)", ""),
+        (
+            2,
+            "time.sleep(60)",
+            r"got no answer within 2 s, twice, expected .* 1 s of processor time; this machine is busy",
+        ),
+        (1, "os.kill(os.getpid(), signal.SIGPROF)", r"it takes more than 1 s of processor time; correct"),
+        (1, "os.abort()", rf"it crashes its process \(exit code -{int(signal.SIGABRT)}\); correct"),
+    ],
+)
+def test_a_busy_machine_is_told_from_a_slow_template(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stalls: int, end: str, said: str
+) -> None:
+    script, started, ready = tmp_path / "stalls.py", tmp_path / "started", "{}"
+    script.write_text(
+        f"import os, runpy, signal, time\nwith open({str(started)!r}, 'a+') as file:\n    file.write('x')\n"
+        f"if os.path.getsize({str(started)!r}) <= {stalls}:\n    print({ready!r}, flush=True)\n    input()\n"
+        f'    print(\'{{"text": ""}}\', flush=True)\n    input()\n    {end}\n'
+        f"runpy.run_path({chat_template._SCRIPT!r}, run_name='__main__')"
+    )
+    monkeypatch.setattr(chat_template, "_SCRIPT", str(script))
+    monkeypatch.setattr(chat_template, "_SECONDS_AT_MOST", 2.0)
+    template = ChatTemplate("{{ messages[0].role }}")
+    if not said:
+        assert template.render(HELLO) == "user"
+        return
+    with pytest.raises(SolError, match=f"^chat template: {said}"):
+        template.render(HELLO)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux bounds a process's memory")
 def test_a_template_gets_a_second_and_64_mb(tmp_path: Path) -> None:

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
+import signal
 import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sol_rt.errors import BundleError, SolError, UsageError
+
+_Made = TypeVar("_Made")
 
 FILE = "chat_template.jinja"
 CONFIG_FILE = "tokenizer_config.json"
@@ -26,7 +28,8 @@ _SECONDS = 1.0
 """Processor time of one rendering."""
 _MEMORY_BYTES = 64 << 20
 """Memory of one rendering, beyond that of the process and the conversation."""
-_SECONDS_AT_MOST = 2.0 if os.name == "nt" else 30.0
+_HAS_TIMER = hasattr(signal, "setitimer")
+_SECONDS_AT_MOST = 30.0 if _HAS_TIMER else 2.0
 """Real time of one rendering. Where the process cannot bound its processor time, this is the only bound."""
 _SECONDS_TO_START = 60.0
 """Real time in which the process must say that it is ready."""
@@ -46,7 +49,7 @@ class ChatTemplate:
         """
         self._source, self._variables = source, dict(variables or {})
         self._lock = threading.Lock()
-        self._process = _Process(source)
+        self._process = _tried_twice(lambda: _Process(source))
 
     @classmethod
     def from_folder(cls, folder: Path, files: Collection[str]) -> ChatTemplate:
@@ -85,8 +88,9 @@ class ChatTemplate:
             variables: further variables of the template, such as `tools` or `enable_thinking`.
 
         Raises SolError, in one line, for any error in the template, including its own calls of `raise_exception`, and
-        for one that takes more than 1 s or 64 MB, or writes more than 4 times the conversation's characters and 262,144
-        more. Raises UsageError for values that JSON cannot hold.
+        for one that takes more than 1 s of processor time or 64 MB, or writes more than 4 times the conversation's
+        characters and 262,144 more; also if the machine is so busy that two tries took 30 s each. Raises UsageError for
+        values that JSON cannot hold.
         """
         values = {"tools": None, "documents": None, **self._variables, **variables}
         values |= {"messages": [dict(message) for message in messages], "add_generation_prompt": add_generation_prompt}
@@ -95,15 +99,34 @@ class ChatTemplate:
         except (TypeError, ValueError, RecursionError) as error:
             raise UsageError(f"messages: {error}; expected texts, numbers, lists and dicts") from None
         with self._lock:
-            if not self._process.alive:
-                self._process = _Process(self._source)
-            return self._process.ask(request)
+            return _tried_twice(lambda: self._ask(request))
+
+    def _ask(self, request: str) -> str:
+        if not self._process.alive:
+            self._process = _Process(self._source)
+        return self._process.ask(request)
+
+
+class _StalledError(Exception):
+    """A process did not answer in time, and had not used up its processor time."""
+
+
+def _tried_twice(do: Callable[[], _Made]) -> _Made:
+    """What `do` makes. It is tried once more if the process gets too little of a busy machine. Raises SolError."""
+    for _ in range(2):
+        try:
+            return do()
+        except _StalledError:
+            pass
+    got = f"no answer within {_SECONDS_AT_MOST:g} s, twice"
+    expected = f"one that takes at most {_SECONDS:g} s of processor time"
+    raise SolError(f"chat template: got {got}, expected {expected}; this machine is busy, so try again later")
 
 
 class _Process:
     """A process that compiled a template and renders it: `template_process.py`.
 
-    Raises SolError if the process cannot be started, or the template does not parse.
+    Raises SolError if the process cannot be started, or the template does not parse; _StalledError as `ask` does.
     """
 
     def __init__(self, source: str) -> None:
@@ -125,19 +148,33 @@ class _Process:
         except OSError as error:
             raise SolError(f"chat template: no process to render it: {error.strerror}; give a plain prompt") from None
         self._end = weakref.finalize(self, _end, self._process)
+        self._timed_out = False
         if not self._line("", _SECONDS_TO_START):
             raise SolError("chat template: the process that renders it does not start; give a plain prompt")
         self.ask(json.dumps({"source": source}))
 
     def ask(self, request: str) -> str:
-        """Sends a line of JSON and returns the text of the answer. Raises SolError; the process may then be dead."""
+        """Sends a line of JSON and returns the text of the answer.
+
+        Raises SolError; the process may then be dead. Raises _StalledError if the process was ended for its real time.
+        """
         line = self._line(request + "\n", _SECONDS_AT_MOST)
         if not line:
-            raise _failed(f"it takes more than {_SECONDS:g} s, or crashes its process")
+            raise self._ended()
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise _failed(answer["error"], answer["line"])
         return str(answer["text"])
+
+    def _ended(self) -> Exception:
+        """Why a process is dead that gave no answer."""
+        code = self._process.returncode
+        if self._timed_out and _HAS_TIMER:
+            return _StalledError()
+        if self._timed_out or (_HAS_TIMER and code == -signal.SIGPROF):
+            of = " of processor time" if _HAS_TIMER else ""
+            return _failed(f"it takes more than {_SECONDS if _HAS_TIMER else _SECONDS_AT_MOST:g} s{of}")
+        return _failed(f"it crashes its process (exit code {code})")
 
     def _line(self, request: str, seconds: float) -> str:
         """Sends a request and returns the next line of the process, which is ended if that takes longer.
@@ -147,7 +184,7 @@ class _Process:
         process = self._process
         assert process.stdin is not None
         assert process.stdout is not None
-        timer = threading.Timer(seconds, process.kill)
+        timer = threading.Timer(seconds, self._time_out)
         timer.start()
         try:
             process.stdin.write(request)
@@ -164,6 +201,10 @@ class _Process:
             self.stop()
             return ""
         return line
+
+    def _time_out(self) -> None:
+        self._timed_out = True
+        self._process.kill()
 
     @property
     def alive(self) -> bool:
