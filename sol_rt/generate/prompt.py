@@ -10,6 +10,7 @@ import numpy as np
 from sol_rt.errors import ContextError, UsageError, brief
 from sol_rt.text.chat_template import ChatTemplate
 from sol_rt.text.tokenizer import Tokenizer
+from sol_rt.text.user_text import without_content
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
 """Text, token ids, or chat messages with `role` and `content`."""
@@ -49,6 +50,9 @@ def prompt_tokens(
             _check_message(number, message)
         user = tokenizer.marked_messages(prompt)
         rendered = template.render(user.marked)
+        if tokenizer.special_in(rendered) != tokenizer.special_in(template.render(without_content(prompt))):
+            got = "text that the chat template turns into special tokens, or that changes which ones it writes"
+            raise UsageError(f"messages: got {got}; leave out what reads like one, or escapes one")
         check_length(user.unmarked(rendered), tokenizer, max_context)
         tokens = tokenizer.encode_rendered(rendered, user)
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import os
+import re
 import signal
 import sys
 import threading
@@ -117,6 +118,15 @@ class Tokenizer:
         Raises UsageError for messages that nest too deeply, or leave no character for marks.
         """
         return UserText(self._special.values(), messages)
+
+    def special_in(self, text: str) -> list[str]:
+        """The special tokens that are written in a text, in order."""
+        return [] if self._special_pattern is None else self._special_pattern.findall(text)
+
+    @cached_property
+    def _special_pattern(self) -> re.Pattern[str] | None:
+        longest_first = sorted({token.strip() for token in self._special.values()} - {""}, key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 
     def encode_rendered(self, rendered: str, user: UserText) -> list[int]:
         """Returns the token ids of a prompt that a chat template rendered from `user.marked`.

@@ -6,18 +6,24 @@ private-use plane that the messages do not have. The marks show in the rendered 
 
 A template may join texts. So the end of a text gets a mark where it may begin a special token, and the beginning where
 it may end one.
+
+A template may also rewrite texts, so that other characters become a special token. So it renders a second conversation,
+in which every character of the contents is another one: `without_content`. Its special tokens are the template's own. A
+prompt that has others is refused. What a template writes of a message's other fields is not checked in this way.
 """
 
 from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from sol_rt.errors import UsageError
 
 _FIRST_MARK = 0xF0000  # of two planes of 65,536 private-use characters each
+_NOTHING = "\ue000"  # a private-use character of another plane
+_VISIBLE = re.compile(r"\S")
 
 
 class UserText:
@@ -97,6 +103,23 @@ class UserText:
                 raise UsageError(f"messages: got {got}; leave out some of these characters, which have no meaning")
             self._marks[character] = mark
         return self._marks[character]
+
+
+def without_content(messages: Iterable[Any]) -> list[dict[str, Any]]:
+    """The messages with all characters of their contents but white space replaced by one that means nothing."""
+    return [
+        {key: _blank(value) if key == "content" else value for key, value in message.items()} for message in messages
+    ]
+
+
+def _blank(value: Any) -> Any:
+    if isinstance(value, str):
+        return _VISIBLE.sub(_NOTHING, value)
+    if isinstance(value, Mapping):  # the type of a part decides what a template does with it
+        return {key: item if key == "type" else _blank(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_blank(item) for item in value]
+    return value
 
 
 def _ends_within(text: str, tokens: Sequence[str]) -> bool:
