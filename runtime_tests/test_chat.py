@@ -130,6 +130,14 @@ def test_text_that_is_not_unicode_does_not_end_the_chat(chat: Chat, tmp_path: Pa
     assert (tmp_path / "chat.json").exists()
 
 
+def test_a_message_that_is_not_utf8_does_not_end_the_chat(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(io, "StringIO", lambda text: io.TextIOWrapper(io.BytesIO(b"w1\nw\xff\nw2\n"), "utf-8"))
+    out, err = chat(code=1)
+    assert len(out.splitlines()) == 2
+    (error,) = (line for line in err.splitlines() if "error" in line)
+    assert error == "sol-rt: error: chat: message 2: got text that is not UTF-8; convert it with iconv"
+
+
 def test_help_lists_every_command(chat: Chat) -> None:
     _, err = chat("/help")
     for name in ("/budget", "/schedule", "/stats", "/system", "/save", "/load", "/reset", "/help", "/exit", '"""'):

@@ -79,6 +79,7 @@ def test_without_a_command_help_goes_to_stderr(capsys: pytest.CaptureFixture[str
         (["export", "-m", "no-such-model"], "no-such-model"),
         (["pull", "no-such-model"], "no-such-model"),
         (["verify"], "no model"),
+        (["calibrate", "--seconds", "nan"], "--seconds nan: expected a number from 1"),
         (["generate", "-f", "a\0b"], "embedded null byte"),
         (["run", "~nobody-of-this-name/a"], "got '~nobody-of-this-name', expected a user who has a folder"),
         (["inspect", "-m", "no-such-bundle"], "no-such-bundle"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -52,6 +53,8 @@ def calibrate(
     from sol_rt.errors import UsageError
     from sol_rt.store.home import check_writable
 
+    if math.isnan(seconds):  # which is below no limit
+        raise UsageError("--seconds nan: expected a number from 1, for example 60")
     try:
         lengths = [int(part) for part in contexts.split(",")]
     except ValueError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Annotated, Any
@@ -259,8 +260,8 @@ def chat(
 ) -> None:
     """Chat with a model. /budget 0.3 sets the budget of the next answers; /help lists all commands.
 
-    Messages and commands may be piped, one a line. A wrong command is then reported, the chat goes on, and the exit
-    code at the end is 1.
+    Messages and commands may be piped, one a line. A wrong command and a message that is not UTF-8 are then reported,
+    the chat goes on, and the exit code at the end is 1.
     """
     from sol_rt.cli.loading import dial, load, note_ineffective
     from sol_rt.cli.run.generate import penalties, sampling
@@ -299,11 +300,19 @@ def chat(
 
 
 def _piped(conversation: Conversation) -> bool:
-    """Answers the lines of stdin. Returns whether all commands among them were right."""
+    """Answers the lines of stdin. Returns whether all of them were text, and all commands among them right."""
+    from sol_rt.cli.run.saved_chat import is_text
+
     good = True
-    for text, is_command in entries(False, conversation.interrupts):
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # bytes that are no text then fail alone, not all that follows
+    for number, (text, is_command) in enumerate(entries(False, conversation.interrupts), 1):
         if not is_command:
-            conversation.answer(text)
+            if is_text(text):
+                conversation.answer(text)
+            else:
+                good = False
+                note(f"sol-rt: error: chat: message {number}: got text that is not UTF-8; convert it with iconv")
             continue
         try:
             if not conversation.command(text.strip()):
