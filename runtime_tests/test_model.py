@@ -215,6 +215,8 @@ def test_the_context_ends_a_text(model: SolModel) -> None:
     assert result.finish_reason == "length"
     with pytest.raises(ContextError, match="257 tokens"):
         model.generate([5] * 257)
+    with pytest.raises(ContextError, match=r"the first \d+ of which are \d+ tokens, expected at most 256"):
+        model.generate("w1 " * 100_000)
 
 
 @pytest.mark.parametrize("prompt", ["", [], None])

@@ -449,7 +449,12 @@ class SolModel:
             return token_ids("replay: prompt", replay.header.prompt_tokens, self.bundle.config.model.vocab_size)
         template = self._template if is_chat(prompt) else None
         tokens = prompt_tokens(
-            prompt, self.tokenizer, template, self.bundle.config.model.vocab_size, parse_special=parse_special
+            prompt,
+            self.tokenizer,
+            template,
+            self.bundle.config.model.vocab_size,
+            parse_special=parse_special,
+            max_context=self.engine.max_context,
         )
         if replay is not None and tuple(tokens) != replay.header.prompt_tokens:
             raise UsageError("replay: the prompt is not the trace's; leave it out, or record the run again")

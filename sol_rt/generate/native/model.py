@@ -251,10 +251,10 @@ class NativeModel:
             return self.encode(prompt, parse_special=parse_special)
         if is_chat(prompt) and self._info.has_chat and all(_is_plain(message) for message in prompt):
             return self._encode_chat(prompt)
-        vocab_size = self.bundle.config.model.vocab_size
+        dims = self.bundle.config.model
         if is_chat(prompt):
-            return prompt_tokens(prompt, self.tokenizer, self._template, vocab_size)
-        return given_tokens(prompt, vocab_size)
+            return prompt_tokens(prompt, self.tokenizer, self._template, dims.vocab_size, max_context=dims.max_context)
+        return given_tokens(prompt, dims.vocab_size)
 
     def _encode_chat(self, messages: Sequence[Any]) -> list[int]:
         plain = [structs.Message(message["role"].encode(), message["content"].encode()) for message in messages]
