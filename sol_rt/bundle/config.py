@@ -14,6 +14,7 @@ from typing import Any
 
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bits import THREE, LayerBits, Precision, Screen, bits_name, is_of_screen
+from sol_rt.errors import UsageError, brief
 
 FORMAT = "sol_rt.bundle"
 FORMAT_VERSION = 5
@@ -71,6 +72,12 @@ class ModelDims:
             "active_qkv": self.hidden_size,
             "active_o": attended,
         }
+
+    def context_limit(self, wanted: int | None) -> int:
+        """Tokens that a cache may hold: `wanted`, at most what the model takes. Raises UsageError for another type."""
+        if wanted is not None and (type(wanted) is not int or wanted < 1):
+            raise UsageError(f"context size: got {brief(wanted)}, expected 1 or more tokens")
+        return min(self.max_context, wanted or self.max_context)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,6 @@ from sol_rt.engine import providers
 from sol_rt.engine.cpu_runner import CpuRunners
 from sol_rt.engine.distribution import Distribution, native_sums, numpy_sums
 from sol_rt.engine.hardware import free_memory_bytes, tuning
-from sol_rt.engine.limits import context_limit
 from sol_rt.engine.providers import Provider
 from sol_rt.engine.step import ALL_PAGES, Runner, Runners, StepBuffers, StepOutput
 from sol_rt.engine.turns import Turns
@@ -76,7 +75,7 @@ class Engine:
         max_context: int | None = None,
     ) -> None:
         self.bundle, self.native_ops = bundle, native_ops
-        self.max_context = context_limit(bundle.config.model, max_context)
+        self.max_context = bundle.config.model.context_limit(max_context)
         self.weights = SharedWeights(bundle)
         self.owner: object = None
         self.changes = 0

@@ -20,8 +20,7 @@ import numpy as np
 import onnxruntime as ort
 
 from sol_rt.engine.gpu import cuda, webgpu
-from sol_rt.engine.hardware import Gpu, processor_name, usable_cores
-from sol_rt.engine.limits import check_threads
+from sol_rt.engine.hardware import Gpu, check_threads, processor_name, usable_cores
 from sol_rt.engine.probes import attention_probe
 from sol_rt.errors import BundleError, ProviderError, UsageError, brief, one_line
 from sol_rt.ops import library_path

@@ -9,8 +9,17 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from sol_rt.errors import UsageError, brief
+
+_MOST_THREADS = 1024
 _SLOW = 0.5
 """Processors below this share of the fastest one's capacity are left out."""
+
+
+def check_threads(threads: int | None) -> None:
+    """Raises UsageError for anything but None or a whole number of threads that a pool may have."""
+    if threads is not None and (type(threads) is not int or not 1 <= threads <= _MOST_THREADS):
+        raise UsageError(f"threads: got {brief(threads)}, expected a whole number from 1 to {_MOST_THREADS}")
 
 
 def allowed_cores() -> frozenset[int]:

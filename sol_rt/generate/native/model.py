@@ -28,8 +28,7 @@ from sol_rt.budget.hull import Hull
 from sol_rt.budget.losses import ActionLosses
 from sol_rt.budget.schedules import NAMES, schedule_actions
 from sol_rt.bundle.bundle import Bundle
-from sol_rt.engine.hardware import processor_name, usable_cores
-from sol_rt.engine.limits import check_threads, context_limit
+from sol_rt.engine.hardware import check_threads, processor_name, usable_cores
 from sol_rt.errors import QualityWarning, UsageError, brief
 from sol_rt.generate.arguments import as_switch
 from sol_rt.generate.generation_config import GenerationConfig
@@ -97,7 +96,7 @@ class NativeModel:
         bundle, _ = check_weights(
             path if isinstance(path, Bundle) else Bundle.open(find_bundle(str(path)), verify=verify)
         )
-        context = context_limit(bundle.config.model, max_context)
+        context = bundle.config.model.context_limit(max_context)
         count = threads or usable_cores()
         machine = ("cpu", count, native_ops, "")
         cost = load_cost_model(bundle, *machine, quick=measure_costs)

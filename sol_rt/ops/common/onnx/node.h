@@ -217,24 +217,29 @@ class Context {
       if (tasks == 1) f(size_t{0});
       return;
     }
-    struct Call {
-      std::remove_reference_t<F>& f;
-      std::atomic<bool> out_of_memory{false};
-    } call{f};
-    const auto run = [](void* user, size_t i) {
-      ThreadCount::Mark();
-      Call& call = *static_cast<Call*>(user);
-      try {
-        call.f(i);
-      } catch (const std::bad_alloc&) {
-        call.out_of_memory.store(true, std::memory_order_relaxed);
-      }
-    };
-    Check(Api().KernelContext_ParallelFor(context_, run, tasks, tasks, &call));
+    using Function = std::remove_reference_t<F>;
+    Call call{[](void* f, size_t i) { (*static_cast<Function*>(f))(i); }, const_cast<void*>(static_cast<const void*>(&f))};
+    Check(Api().KernelContext_ParallelFor(context_, RunTask, tasks, tasks, &call));
     if (call.out_of_memory) throw std::bad_alloc();
   }
 
  private:
+  struct Call {
+    void (*run)(void* f, size_t task);
+    void* f;
+    std::atomic<bool> out_of_memory{false};
+  };
+  // No template: a handler in every kernel would take 16 KB.
+  static void RunTask(void* user, size_t task) {
+    Call& call = *static_cast<Call*>(user);
+    ThreadCount::Mark();
+    try {
+      call.run(call.f, task);
+    } catch (const std::bad_alloc&) {
+      call.out_of_memory.store(true, std::memory_order_relaxed);
+    }
+  }
+
   OrtKernelContext* context_;
 };
 
