@@ -239,11 +239,8 @@ class _Scorer:
         return np.array([rows.get(action, np.zeros_like(dense_losses)) for action in actions]), dense_losses
 
     def measured(self, action: Action, context: int, added: Losses) -> Measured:
-        """The measurement of an action whose added losses are `added`."""
-        dense = action == self._dense
-        return Measured(
-            self.bytes(action, context), 0.0 if dense else float(added.mean()), 0.0 if dense else _stderr(added)
-        )
+        """The measurement of an action whose added losses are `added`; the dense action's are 0."""
+        return Measured(self.bytes(action, context), float(added.mean()), _stderr(added))
 
     def bytes(self, action: Action, context: int) -> float:
         """What a step of the action reads."""

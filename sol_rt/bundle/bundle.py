@@ -80,25 +80,26 @@ class Bundle:
 
         Raises BundleError if the config does not list the file, or the file was replaced since the bundle was opened.
         """
-        if name not in self.config.files:
-            raise BundleError(self.path, name, "no such file", "a file of the bundle")
-        path, entry = self.path / name, self.config.files[name]
+        path, entry = self.path / name, self._entry(name)
         if self.verify and name != self.config.weights_file:
             _require_unchanged(path, entry, sha256(path))
         return path
 
     def read(self, name: str) -> bytes:
         """Content of one of the bundle's small files; the hash is that of the bytes returned. Raises as `file` does."""
-        if name not in self.config.files:
-            raise BundleError(self.path, name, "no such file", "a file of the bundle")
-        path = self.path / name
+        path, entry = self.path / name, self._entry(name)
         try:
             content = path.read_bytes()
         except OSError as error:
             raise BundleError(path, "", error.strerror or "an unreadable file", "a readable file") from None
         if self.verify:
-            _require_unchanged(path, self.config.files[name], hashlib.sha256(content).hexdigest())
+            _require_unchanged(path, entry, hashlib.sha256(content).hexdigest())
         return content
+
+    def _entry(self, name: str) -> FileEntry:
+        if name not in self.config.files:
+            raise BundleError(self.path, name, "no such file", "a file of the bundle")
+        return self.config.files[name]
 
     def file_at(self, path: Path | str) -> str | None:
         """Name of the bundle's file that `path` leads to, also through a link; None if it leads elsewhere."""
