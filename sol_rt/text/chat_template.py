@@ -197,6 +197,7 @@ class _Process:
             raise
         finally:
             timer.cancel()
+            timer.join()  # its thread holds this object, whose end ends the process
         if not line.endswith("\n"):
             self.stop()
             return ""
