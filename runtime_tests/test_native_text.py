@@ -65,8 +65,11 @@ def test_a_difference_is_noticed(program: Path, files: dict[str, Path]) -> None:
 
 @pytest.mark.slow
 def test_every_character_is_what_tokenizers_takes_it_for(files: dict[str, Path]) -> None:
-    """One text for a character, with a mark of an early and one of a late combining class around it."""
-    programs = driver(), driver(ADDRESS)  # beside one reference, which takes as long
+    """One text for a character, with a mark of an early and one of a late combining class around it.
+
+    Every fifth also with sanitizers, which take five times as long.
+    """
+    programs = driver(), driver(ADDRESS)
     names = ("NFC", "NFD", "NFKC", "NFKD", "lowercase", "text-isolated-True", "split-isolated-True", "suffix", "prefix")
     alike = (
         (0x3400, 0xA000),
@@ -82,11 +85,11 @@ def test_every_character_is_what_tokenizers_takes_it_for(files: dict[str, Path])
         with NativeText(programs[0], files[name]) as plain, NativeText(programs[1], files[name]) as sanitized:
             for begin in range(0, len(characters), 20000):
                 texts = [f"x\u0315{each}\u0334 a{each}b" for each in characters[begin : begin + 20000]]
-                for native in (sanitized, plain):
-                    native.pose("encode", texts=texts, add=False, parse=True)
+                sanitized.pose("encode", texts=texts[::5], add=False, parse=True)
+                plain.pose("encode", texts=texts, add=False, parse=True)
                 expected = [encoding.ids for encoding in reference.encode_batch(texts, add_special_tokens=False)]
-                for native in (plain, sanitized):
-                    assert native.answer() == expected, f"{name}: from {begin} on"
+                assert plain.answer() == expected, f"{name}: from {begin} on"
+                assert sanitized.answer() == expected[::5], f"{name}: from {begin} on, sanitized"
 
 
 def test_special_tokens_in_a_text_stay_text_unless_asked_for(pieces: tuple[NativeText, Tokenizer]) -> None:

@@ -183,8 +183,8 @@ def _rms(a: np.ndarray, b: np.ndarray) -> float:
 
 @pytest.mark.slow
 def test_real_weights_run_as_their_reference_model(smollm2_bundle: Path) -> None:
-    """SmolLM2, every variant: runtime and reference model are as close as the reference model is to itself disturbed in
-    the sixth digit.
+    """SmolLM2, the widest and the narrowest variant of each graph: runtime and reference model are as close as the
+    reference model is to itself disturbed in the sixth digit.
 
     Through 30 layers most steps have a flip somewhere, which a model of massive activations amplifies, so no fixed
     tolerance tells rounding from error; the dense variant's does: root mean square within 0.2% of the logits'
@@ -198,7 +198,9 @@ def test_real_weights_run_as_their_reference_model(smollm2_bundle: Path) -> None
     context = len(tokens) - 9
     engine.forward(tokens[:context], bundle.config.dense)
     cache = reference.new_cache(1)
-    for variant in bundle.config.variants.values():
+    first = {variant.file: variant for variant in reversed(bundle.config.variants.values())}
+    last = {variant.file: variant for variant in bundle.config.variants.values()}
+    for variant in {variant.key: variant for variant in (*first.values(), *last.values())}.values():
         for kv_density in (1.0, 0.3):
             ours, own = [], []
             action = Action(kv_density, variant.channel_density, variant.bits)
