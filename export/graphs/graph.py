@@ -69,7 +69,11 @@ _PRUNED = ("base", "low", "high")
 _SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 _ACTIVE_QKV = (0.0, 0.3, 0.56, 0.8, 1.0)
 _ACTIVE_O = (0.0, 0.22, 0.42, 0.64, 1.0)
-"""Active shares of the input channels of attention's two projections, at the channel densities of _SHARES."""
+"""Active shares of the input channels of attention's two projections, at the channel densities of _SHARES.
+
+They are the best for SmolLM2-135M, whose attention holds _ATTENTION of a layer's weights. Where it holds less, a channel
+costs less there, and fewer are left out: benchmarks/attention_channels.py."""
+_ATTENTION = 0.25
 _SPREAD = {True: (0.0, 0.05, 0.08, 0.08, 0.0), False: (0.0, 0.075, 0.12, 0.12, 0.0)}
 """How much the active share of the MLP's first matrix exceeds that of the whole MLP, at the shares of _SHARES; by gated
 or not."""
@@ -109,9 +113,11 @@ def active_counts(channel_density: float, shapes: LayerShapes) -> tuple[int, int
     Together the matrices read the share `channel_density` of the layer's weights. The output projection of attention
     tolerates fewer active channels than the input projection; the MLP gets what these two leave.
     """
-    qkv, o = (float(np.interp(channel_density, _SHARES, active)) for active in (_ACTIVE_QKV, _ACTIVE_O))
     sizes = {name: float(math.prod(shape)) for name, shape in vars(shapes).items()}
     mlp = sizes["up"] + sizes["down"]
+    attention = min(1.0, (1 - mlp / sum(sizes.values())) / _ATTENTION)
+    inactive = float(np.interp(channel_density, (0.0, 0.5), (1.0, attention)))  # next to nothing leaves no room for it
+    qkv, o = (1 - inactive * (1 - np.interp(channel_density, _SHARES, active)) for active in (_ACTIVE_QKV, _ACTIVE_O))
     rest = (channel_density * sum(sizes.values()) - qkv * sizes["qkv"] - o * sizes["o"]) / mlp
     return *mlp_counts(rest, shapes.up, shapes.down), _ceil(qkv * shapes.qkv[0]), _ceil(o * shapes.o[0])
 
