@@ -285,6 +285,14 @@ def test_a_lower_density_has_no_channel_more(shapes: LayerShapes) -> None:
         assert all(a >= b for a, b in zip(more, fewer, strict=True))
 
 
+def test_attention_of_few_weights_keeps_more_channels() -> None:
+    quarter, eighth, third = SHAPES[0], SHAPES[1], SHAPES[2]
+    assert active_counts(0.75, quarter) == active_counts(0.75, quarter, 1.0)
+    assert active_counts(0.75, third) == active_counts(0.75, third, 1.0)
+    _, _, qkv, o = active_counts(0.75, eighth)
+    assert (qkv / 1536, o / 1536) == pytest.approx((1 - 0.47 * 0.2, 1 - 0.47 * 0.36), abs=0.002)
+
+
 def _all_bytes(tensors: dict[str, TensorEntry], *parts: str) -> int:
     return sum(entry.bytes for name, entry in tensors.items() if name.startswith("layers.") and name.endswith(parts))
 

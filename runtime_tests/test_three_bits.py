@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,25 @@ from sol_rt.bundle.config_reader import parse_config
 from sol_rt.bundle.verify import verify_bundle
 from sol_rt.engine.engine import Engine
 from sol_rt.errors import BundleError
+from sol_rt.export.blob.mixed_bits import graph_precisions
 from sol_rt.export.graphs.functions import operators as bodies
+from sol_rt.export.sources.decoder import family_of, from_hf_config
+from sol_rt.export.sources.open_checkpoint import open_checkpoint
 
 BODY = 5e-3
 WHOLE_GRAPH = 0.08
 PRUNED_GRAPH = 0.35
+
+
+@pytest.mark.parametrize("layers", [1, 2, 5])
+def test_an_export_reads_first_matrices_at_three_bits_but_the_last_layer_s(llama_checkpoint: Path, layers: int) -> None:
+    checkpoint = open_checkpoint(llama_checkpoint)
+    decoder = replace(from_hf_config(checkpoint.config, None), num_layers=layers)
+    _, _, three = graph_precisions([8, 4, THREE], checkpoint, decoder, family_of(checkpoint.config).names)
+    assert three.bits == THREE
+    assert three.layers is not None
+    assert [each.up for each in three.layers] == ([3] * layers)[: max(layers - 1, 1)] + [4] * (layers > 1)
+    assert {(each.qkv, each.o, each.down) for each in three.layers} == {(4, 4, 4)}
 
 
 @pytest.mark.parametrize("active", [0, 1, 40, 96])
