@@ -105,7 +105,8 @@ def test_what_is_written_is_not_loaded_as_read_only(program: Path, name: str, or
 def test_the_kernels_have_none(tmp_path: Path) -> None:
     """Steps, batches and a prompt, of all bits, dense and sparse; many blocks whose last one adds up.
 
-    All tests of the emulation look for races where SOL_RT_EMULATION_RACES is set, which takes some 20 minutes.
+    Prompts of 70 tokens run for two of the kinds of layer only. All tests of the emulation look for races where
+    SOL_RT_EMULATION_RACES is set, which takes some 20 minutes.
     """
     library = build(tmp_path, races=True)
     file = NATIVE.parent / "test_cuda_emulation.py"
@@ -114,7 +115,11 @@ def test_the_kernels_have_none(tmp_path: Path) -> None:
     few += ["test_many_channels_are_shared_by_blocks", "test_pruned_rows_of_many_channels"]
     few += ["test_ties_keep_the_lower_index", "test_among_equal_tokens"]
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
-    long = "phi or qwen2 or 32-20-513 or 32-9760-2 or 1056-2-6 or 1056-2-4 or 1056-1-6 or 300-3-6"
+    prompts = [
+        f"({trait}-4 and 70)" for trait in ("layer-norm", "no-window", "around", "cap", "head", "after-rope", "row")
+    ]
+    shapes = ["32-20-513", "32-9760-2", "1056-2-6", "1056-2-4", "1056-1-6", "300-3-6"]
+    long = " or ".join(["phi", "qwen2", *prompts, *shapes])
     command += [*(f"{file}::{name}" for name in few), "-k", f"not ({long})"]
     environment = os.environ | {"SOL_RT_EMULATED_LIBRARY": str(library)}
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
