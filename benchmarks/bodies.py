@@ -112,7 +112,7 @@ def _step(model: str, layers: int, bits: int, context: int, kv_density: float, p
         constants |= {} if kv_density < 1.0 else {"kv_pages": nothing}
         constants |= {} if prunes else dict.fromkeys(CHANNEL_INPUTS, nothing)
         made = device_graph(
-            graph,
+            graph.read_bytes(),
             inline=True,
             bits=bits,
             kv=KvLayout(),

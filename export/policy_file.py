@@ -22,6 +22,7 @@ from sol_rt.bundle.config_reader import parse_config, read_config
 from sol_rt.bundle.policy_inputs import KNOWN_SCALARS
 from sol_rt.errors import CheckpointError, UsageError, WriteError, brief, one_line
 from sol_rt.export.graphs.policy_graph import PolicyShape, build_policy
+from sol_rt.read_file import require_regular
 
 _LARGEST_SIZE = 1 << 20
 _SIZES = ("hidden_size", "horizon", "width", "heads", "scalar_size", "action_size")
@@ -70,6 +71,7 @@ def read_policy(path: Path) -> TrainedPolicy:
     from safetensors import SafetensorError, safe_open
 
     try:
+        require_regular(path)
         with safe_open(str(path), framework="np") as file:
             metadata = file.metadata() or {}
             parameters = {name: np.asarray(file.get_tensor(name), np.float32) for name in file.keys()}  # noqa: SIM118

@@ -92,7 +92,7 @@ def write_web_bundle(
         for variant in {variant.file: variant for variant in kept.variants.values()}.values():
             _write_graphs(folder, kept, variant, decoder)
         if kept.policy is not None:
-            (folder / kept.policy.file).write_bytes(_moved(source / kept.policy.file, kept.tensors))
+            (folder / kept.policy.file).write_bytes(_moved(bundle.read(kept.policy.file), kept.tensors))
         weights, _ = hashed(folder / kept.weights_file, progress or silent)
         return seal(folder, replace(kept, files={}), FileEntry(weights.bytes, weights.sha256))
 
@@ -140,7 +140,7 @@ def _with_whole_heads(config: SolConfig, decoder: Decoder) -> SolConfig:
 def _read_tensors(bundle: Bundle, kept: SolConfig) -> set[str]:
     """Names of the tensors that the graphs which stay read, but for what screens an LM head."""
     files = {variant.file for variant in kept.variants.values()} | ({kept.policy.file} if kept.policy else set())
-    names = {tensor.name for file in files for tensor in external_tensors(bundle.file(file))}
+    names = {tensor.name for file in files for tensor in external_tensors(bundle.file(file), bundle.read(file))}
     return {name for name in names if not is_of_screen(name)}
 
 
@@ -222,9 +222,9 @@ def _read(node: onnx.NodeProto) -> set[str]:
     return {*node.input, *(name for graph in inner for child in graph.node for name in _read(child))}
 
 
-def _moved(graph_file: Path, tensors: Mapping[str, TensorEntry]) -> bytes:
-    """A graph file with its weights at new places."""
-    model = onnx.load(graph_file, load_external_data=False)
+def _moved(graph: bytes, tensors: Mapping[str, TensorEntry]) -> bytes:
+    """A graph file's content with its weights at new places."""
+    model = onnx.load_from_string(graph)
     for tensor in model.graph.initializer:
         if tensor.name in tensors and tensor.data_location == TensorProto.EXTERNAL:
             for item in tensor.external_data:

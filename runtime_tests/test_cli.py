@@ -14,7 +14,7 @@ import pytest
 
 from sol_rt import __version__
 from sol_rt.bundle.bundle import Bundle
-from sol_rt.cli import loading, main, renamed
+from sol_rt.cli import main, renamed
 
 
 @pytest.fixture(autouse=True)
@@ -93,17 +93,6 @@ def test_usage_errors_are_one_line(capsys: pytest.CaptureFixture[str], argv: lis
 def test_a_home_of_nobody(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOL_RT_HOME", "~nobody-of-this-name/a")
     fails(capsys, ["list"], 2, "SOL_RT_HOME '~nobody-of-this-name/a': got ", "expected a user who has a folder")
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="named pipes")
-def test_a_file_without_end_is_not_read_to_its_end(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(loading, "MOST_TEXT", 3 << 20)
-    fails(capsys, ["generate", "-f", "/dev/zero"], 2, "/dev/zero: got more than 3 MB, expected at most that")
-    os.mkfifo(tmp_path / "pipe")
-    with subprocess.Popen(["sh", "-c", f"printf 'a\\r\\nb' > {tmp_path / 'pipe'}"]):
-        assert loading.read_text(tmp_path / "pipe") == "a\nb"
 
 
 LONG = "\x1b]0;pwn\x07" + "x" * 5000

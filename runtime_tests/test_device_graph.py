@@ -66,7 +66,7 @@ def _graph(
     if one_token:
         constants["num_logits"] = np.ones(1, np.int64)
     return device_graph(
-        bundle.file(variant.file),
+        bundle.read(variant.file),
         inline=True,
         bits=variant.precision.widest,
         kv=bundle.config.kv,
@@ -196,9 +196,9 @@ def test_layers_share_what_they_compute_alike(bundle: Bundle, tmp_path: Path) ->
 
 
 def _rewritten(graph: onnx.GraphProto, tmp_path: Path, **constants: np.ndarray) -> onnx.ModelProto:
-    path, opsets = tmp_path / "small.onnx", [helper.make_opsetid("", 23)]
-    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=11), path)
-    return onnx.load_from_string(device_graph(path, inline=True, bits=4, kv=KvLayout(), constants=constants).model)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=11)
+    content = model.SerializeToString()
+    return onnx.load_from_string(device_graph(content, inline=True, bits=4, kv=KvLayout(), constants=constants).model)
 
 
 def _run(model: onnx.ModelProto, **feed: np.ndarray) -> np.ndarray:
@@ -282,11 +282,10 @@ def test_a_kernel_writes_the_results(bundle: Bundle) -> None:
 
 def test_a_graph_for_kernels_reads_weights_as_they_are_stored(bundle: Bundle) -> None:
     for variant in bundle.config.variants.values():
-        path = bundle.file(variant.file)
-        graph = device_graph(
-            path, inline=False, bits=variant.bits, kv=bundle.config.kv, constants={"num_logits": np.ones(1, np.int64)}
-        )
-        assert {value.name for value in graph.values} == {tensor.name for tensor in external_tensors(path)}
+        content, constants = bundle.read(variant.file), {"num_logits": np.ones(1, np.int64)}
+        graph = device_graph(content, inline=False, bits=variant.bits, kv=bundle.config.kv, constants=constants)
+        stored = external_tensors(bundle.file(variant.file), content)
+        assert {value.name for value in graph.values} == {tensor.name for tensor in stored}
         entries = bundle.config.tensors
         assert all(value.weights == (value.name,) and value.recipe is None for value in graph.values)
         assert all(value.bytes == entries[value.name].bytes for value in graph.values)
@@ -303,8 +302,8 @@ def test_a_step_gives_a_summary_of_its_logits(bundle: Bundle) -> None:
         "kv_pages": np.zeros(0, np.int64),
         **_counts(bundle, variant),
     }
-    path = bundle.file(variant.file)
-    graph = device_graph(path, inline=True, bits=8, kv=KvLayout(), constants=constants, one_token=True, summary=rows)
+    content = bundle.read(variant.file)
+    graph = device_graph(content, inline=True, bits=8, kv=KvLayout(), constants=constants, one_token=True, summary=rows)
     session, memory = cpu_session(graph.model), MainMemory()
     weights, cache = DeviceWeights(SharedWeights(bundle), memory), KvCache(config.model, config.kv, memory)
     weights.place(graph.values)
@@ -332,8 +331,8 @@ def test_a_step_gives_a_summary_of_its_logits(bundle: Bundle) -> None:
 
 
 def test_a_graph_for_kernels_gives_a_summary_too(bundle: Bundle) -> None:
-    path, rows = bundle.file("model.q8.onnx"), logit_summary.cut(bundle.config.model.vocab_size)
-    made = [device_graph(path, inline=False, bits=8, kv=bundle.config.kv, summary=given) for given in (None, rows)]
+    content, rows = bundle.read("model.q8.onnx"), logit_summary.cut(bundle.config.model.vocab_size)
+    made = [device_graph(content, inline=False, bits=8, kv=bundle.config.kv, summary=given) for given in (None, rows)]
     plain, summed = (onnx.load_from_string(graph.model).graph for graph in made)
     added = {item.name for item in summed.output} - {item.name for item in plain.output}
     assert added == {logit_summary.PARTS, logit_summary.PLACES}
@@ -464,9 +463,8 @@ def test_a_file_without_weights_of_its_own_has_none(tmp_path: Path) -> None:
         [onnx.helper.make_tensor_value_info("x", 1, [1])],
         [onnx.helper.make_tensor_value_info("y", 1, [1])],
     )
-    path = tmp_path / "model.onnx"
-    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10), path)
-    made = device_graph(path, inline=True, bits=4, kv=KvLayout())
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10)
+    made = device_graph(model.SerializeToString(), inline=True, bits=4, kv=KvLayout())
     assert made.values == ()
     (y,) = cpu_session(made.model).run(None, {"x": np.ones(1, np.float32)})
     assert y == 1

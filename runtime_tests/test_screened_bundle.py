@@ -92,7 +92,7 @@ def test_a_gpu_gets_a_graph_that_reads_the_lm_head_whole(made: Path) -> None:
     """The node of the plain overload, without the attributes; its body inlined gives the whole product."""
     config = Bundle.open(made).config
     for inline in (False, True):
-        graph = device_graph(made / "model.q4.onnx", inline=inline, bits=4, kv=config.kv)
+        graph = device_graph((made / "model.q4.onnx").read_bytes(), inline=inline, bits=4, kv=config.kv)
         model = onnx.load_from_string(graph.model)
         assert "TopK" not in {node.op_type for node in model.graph.node}
         heads = [node for node in model.graph.node if node.op_type == "NestedMatMul"]

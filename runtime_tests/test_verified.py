@@ -16,12 +16,13 @@ from typing import Any
 import pytest
 
 from helpers.random_decoder import WEIGHTS
-from helpers.tiny_bundle import write_bundle
+from helpers.tiny_bundle import seal, write_bundle
 from sol_rt import SolModel
 from sol_rt.budget.policy import PolicySession
 from sol_rt.bundle import bundle as bundle_module
 from sol_rt.bundle.bundle import Bundle, sha256
 from sol_rt.bundle.config import CONFIG_NAME, FileEntry, SolConfig
+from sol_rt.bundle.config_reader import read_config
 from sol_rt.bundle.file_state import CLOCK_NS, FileState
 from sol_rt.bundle.verify import verify_bundle
 from sol_rt.bundle.weights import SharedWeights
@@ -341,14 +342,47 @@ class TestReplacedDuringTheCheck:
         with pytest.raises(BundleError, match="replaced meanwhile"):
             SolModel.from_pretrained(checked, measure_costs=False)
 
+    @pytest.mark.parametrize("native", [True, False])
+    def test_what_was_compared_is_what_is_used(
+        self, native: bool, bundle: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Every small file is exchanged right after its hash was compared, before its name could be opened again."""
+        settings = bundle / "generation_config.json"
+        settings.write_text('{"max_new_tokens": 20, "do_sample": false}', encoding="utf-8")
+        (bundle / "tokenizer_config.json").write_text('{"bos_token": "w7"}', encoding="utf-8")
+        (bundle / "chat_template.jinja").write_text("{{ bos_token }} {{ messages[0].content }}", encoding="utf-8")
+        seal(bundle, read_config(bundle / CONFIG_NAME))
+        expected = self.told(Bundle.open(bundle), native)
+        opened, compare, exchanged = Bundle.open(bundle), bundle_module._require_unchanged, []
+
+        def compared(path: Path, entry: FileEntry, digest: str) -> None:
+            compare(path, entry, digest)
+            replaced(path, b"{}")
+            exchanged.append(path.name)
+
+        monkeypatch.setattr(bundle_module, "_require_unchanged", compared)
+        assert self.told(opened, native) == expected
+        graphs = {file.name for file in bundle.glob("*.onnx")} & set(exchanged)
+        assert len(graphs) >= 2
+        assert set(exchanged) - graphs == {
+            "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
+        }  # fmt: skip
+
+    def told(self, bundle: Bundle, native: bool) -> tuple[int, ...]:
+        """Tokens of a conversation, with the policy and the bundle's own settings."""
+        model = SolModel.from_pretrained(bundle, native_ops=native, measure_costs=False)
+        result = model.generate([{"role": "user", "content": "w1 w2"}], schedule="sol", budget=0.7, eos_token_id=())
+        assert len(result.tokens) == 20
+        return (result.prompt_tokens, *result.tokens)
+
     def test_a_command_opens_the_bundle_once(self, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         opened: list[Path] = []
 
-        def counted(path: Path) -> str:
+        def counted(path: Path) -> bytes:
             opened.append(path)
-            return sha256(path)
+            return path.read_bytes()
 
-        monkeypatch.setattr(bundle_module, "sha256", counted)
+        monkeypatch.setattr(bundle_module, "read_bytes", counted)
         assert run(["generate", "-m", str(bundle), "-p", "w1", "-n", "2", "--schedule", "dense"]) == 0
         assert [path.name for path in opened].count(CONFIG_NAME) == 1
 

@@ -8,6 +8,7 @@ its temporary file behind; the next write into the same folder removes it. On Wi
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import secrets
 import shutil
@@ -51,7 +52,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     with write_errors(path):
         mode = _mode(path)
         if mode is not None and not stat.S_ISREG(mode):
-            with path.open("wb") as device:  # by the given name: what /dev/stdout leads to may have none of its own
+            # by the given name: what /dev/stdout leads to may have none of its own
+            with open(path, "wb", opener=open_for_writing) as device:
                 yield device
             return
         target = Path(os.path.realpath(path))
@@ -130,6 +132,20 @@ def put_in_place(folder: Path, target: Path) -> None:
                 old.rename(target)
             _remove(old)
     _flush_folder(target.parent)
+
+
+def open_for_writing(path: str, flags: int) -> int:
+    """Opens a file for `open`, as its `opener`. Raises OSError, also for a pipe that nobody reads, without waiting."""
+    if sys.platform == "win32":
+        return os.open(path, flags, 0o666)
+    try:
+        descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY, 0o666)
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        raise OSError(errno.ENXIO, "got a pipe or socket that nobody reads, expected a file", path) from None
+    os.set_blocking(descriptor, True)
+    return descriptor
 
 
 @contextmanager

@@ -150,7 +150,8 @@ def one_line(error: BaseException) -> str:
 
     A longer text is cut, so that it starts at the words that name the cause.
     """
-    text = " ".join(_STYLE.sub("", str(error)).split()) or type(error).__name__
+    said = (isinstance(error, OSError) and error.strerror) or str(error)  # without the number and the path again
+    text = " ".join(_STYLE.sub("", said).split()) or type(error).__name__
     text = text.partition(_BEHIND)[0]
     starts = [at for cause in _CAUSES if (at := text.find(cause)) >= 0]
     if len(text) > _LONGEST and starts:

@@ -18,6 +18,7 @@ import yaml
 
 from sol_rt.bundle.policy_inputs import KNOWN_SCALARS
 from sol_rt.errors import UsageError, brief
+from sol_rt.read_file import read_bytes
 
 SHIPPED = Path(__file__).with_name("configs")
 """Folder of the configs that ship. `--config NAME` finds `NAME.yaml` there."""
@@ -175,7 +176,7 @@ def read_config(path: Path | str | None) -> TrainConfig:
     if not file.exists() and file.name == str(path) and (SHIPPED / f"{path}.yaml").is_file():
         file = SHIPPED / f"{path}.yaml"
     try:
-        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
+        raw = yaml.safe_load(read_bytes(file).decode("utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         problem = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
         shipped = ", ".join(sorted(entry.stem for entry in SHIPPED.glob("*.yaml")))

@@ -24,6 +24,7 @@ from sol_rt.engine.engine import Engine
 from sol_rt.errors import SolError, UsageError
 from sol_rt.generate.generation_config import GenerationConfig
 from sol_rt.generate.sampling import Sampler
+from sol_rt.read_file import require_regular
 from sol_rt.store.progress import Progress, silent
 from sol_rt.text.tokenizer import Tokenizer
 
@@ -269,6 +270,7 @@ def _prefix(tokenizer: Tokenizer) -> list[int]:
 def _pieces(path: Path, count: int) -> list[str]:
     """The whole file; of a large one, `count` slices spread evenly over it. Raises UsageError if it is no text."""
     try:
+        require_regular(path)
         size = path.stat().st_size
         with path.open("rb") as file:
             slices = [file.read()] if size <= _WHOLE_BYTES else list(_slices(file, size, count))

@@ -29,6 +29,7 @@ from sol_rt.export.actions.lm_head_bits import Head, with_heads
 from sol_rt.export.actions.measuring import Measurements
 from sol_rt.export.graphs.graph import weight_bytes
 from sol_rt.export.sources.decoder import Decoder
+from sol_rt.read_file import read_bytes, require_regular
 
 FORMAT = "sol_rt.stored_calibration"
 FORMAT_VERSION = 1
@@ -209,7 +210,7 @@ class StoredCalibration:
     def read(cls, path: Path) -> StoredCalibration:
         """Reads a file. Raises UsageError if it is damaged or of another version."""
         try:
-            return _read(json.loads(path.read_text(encoding="utf-8")))
+            return _read(json.loads(read_bytes(path).decode("utf-8")))
         except _DAMAGED as error:
             problem = " ".join(f"{type(error).__name__}: {error}".split())[:120]
             raise UsageError(
@@ -232,6 +233,7 @@ def _begins_with_format(path: Path, format_name: str) -> bool:
     if path.suffix != ".json":
         return False
     try:
+        require_regular(path)
         with path.open(encoding="utf-8") as file:
             return f'"{format_name}"' in file.read(200)
     except (OSError, ValueError):

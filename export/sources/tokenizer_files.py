@@ -10,6 +10,7 @@ from typing import Any
 
 from sol_rt.errors import BundleError, CheckpointError, one_line
 from sol_rt.generate.generation_config import GenerationConfig
+from sol_rt.read_file import read_bytes
 from sol_rt.text.chat_template import default_template
 from sol_rt.text.tokenizer import Tokenizer
 
@@ -90,7 +91,7 @@ def _json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_bytes(path).decode("utf-8"))
     except (ValueError, OSError, RecursionError) as error:
         raise CheckpointError(f"{path}: not readable as JSON ({one_line(error)})") from error
     if not isinstance(content, dict):

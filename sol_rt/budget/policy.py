@@ -42,15 +42,11 @@ class PolicySession:
         provider = providers.choose("cpu", native_ops=native_ops)
         self._weights = weights or SharedWeights(bundle)
         options = provider.options()
-        if provider.native:
-            self._weights.attach(options, spec.file)
-        else:
-            self._weights.check(spec.file)
-            self._weights.require_in_place()
-        self._session = provider.session(bundle.file(spec.file), options)
+        graph, path = self._weights.attach(options, spec.file, by_name=not provider.native), bundle.path / spec.file
+        self._session = provider.session(path, options, graph)
         hidden, state = bundle.config.model.hidden_size, list(spec.state_shape)
         check_signature(
-            bundle.file(spec.file),
+            path,
             self._session,
             (
                 {

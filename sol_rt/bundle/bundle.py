@@ -20,6 +20,7 @@ from sol_rt.bundle.config import BLOCK, CODEBOOK, CODEBOOK_SHAPE, CONFIG_NAME, F
 from sol_rt.bundle.config_reader import read_config
 from sol_rt.bundle.file_state import FileState
 from sol_rt.errors import BundleError, UsageError, brief
+from sol_rt.read_file import read_bytes
 
 if TYPE_CHECKING:
     from sol_rt.text.chat_template import ChatTemplate
@@ -64,7 +65,8 @@ class Bundle:
             raise BundleError(folder, "", "a file", "a bundle folder", hint)
         if not config_path.is_file():
             raise BundleError(folder, CONFIG_NAME, "no such file", "a bundle's config", hint)
-        config = read_config(config_path)
+        content = _content(config_path)
+        config = read_config(config_path, content)
         for name, entry in config.files.items():
             check_size(folder / name, entry)
             if verify and name != config.weights_file:
@@ -73,25 +75,23 @@ class Bundle:
             hint = "replace the link by the file: ONNX Runtime reads weights only from the bundle's own folder"
             raise BundleError(folder, config.weights_file, "a symbolic link", "a regular file", hint)
         _check_shapes(config_path, config)
-        return cls(folder, config, sha256(config_path), verify)
+        return cls(folder, config, hashlib.sha256(content).hexdigest(), verify)
 
     def file(self, name: str) -> Path:
-        """Path of one of the bundle's files, which is about to be read: the hash of a small file is checked again.
+        """Path of one of the bundle's files. Raises BundleError if the config does not list it.
+
+        What it leads to may have been replaced since the bundle was opened: take small files from `read`.
+        """
+        self._entry(name)
+        return self.path / name
+
+    def read(self, name: str) -> bytes:
+        """Content of one of the bundle's small files; the hash is that of the bytes returned.
 
         Raises BundleError if the config does not list the file, or the file was replaced since the bundle was opened.
         """
         path, entry = self.path / name, self._entry(name)
-        if self.verify and name != self.config.weights_file:
-            _require_unchanged(path, entry, sha256(path))
-        return path
-
-    def read(self, name: str) -> bytes:
-        """Content of one of the bundle's small files; the hash is that of the bytes returned. Raises as `file` does."""
-        path, entry = self.path / name, self._entry(name)
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise BundleError(path, "", error.strerror or "an unreadable file", "a readable file") from None
+        content = _content(path)
         if self.verify:
             _require_unchanged(path, entry, hashlib.sha256(content).hexdigest())
         return content
@@ -125,11 +125,17 @@ class Bundle:
 
         Raises UsageError if the model has no template, BundleError if its files are unreadable.
         """
-        from sol_rt.text.chat_template import CONFIG_FILE, FILE, ChatTemplate
+        from sol_rt.text.chat_template import ChatTemplate
 
-        for name in {CONFIG_FILE, FILE} & set(self.config.files):
-            self.file(name)
-        return ChatTemplate.from_folder(self.path, self.config.files)
+        return ChatTemplate.from_folder(self.path, self.config.files, self.read)
+
+
+def _content(path: Path) -> bytes:
+    """Content of a small file. Raises BundleError if it cannot be read."""
+    try:
+        return read_bytes(path)
+    except OSError as error:
+        raise BundleError(path, "", error.strerror or "an unreadable file", "a readable file") from None
 
 
 def sha256(path: Path, progress: Callable[[int], None] | None = None) -> str:

@@ -42,15 +42,19 @@ from sol_rt.bundle.config import (
 )
 from sol_rt.bundle.policy_inputs import KNOWN_SCALARS
 from sol_rt.errors import BundleError, UsageError
+from sol_rt.read_file import read_bytes
 
 _LARGEST = 1 << 48  # a larger count or number of bytes is damage
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 
-def read_config(path: Path) -> SolConfig:
-    """Reads and checks a file `sol_config.json`. Raises BundleError, in one line, if it is not a valid config."""
+def read_config(path: Path, content: bytes | None = None) -> SolConfig:
+    """Reads and checks a file `sol_config.json`, or its `content`.
+
+    Raises BundleError, in one line, if it is not a valid config.
+    """
     try:
-        raw = json.loads(path.read_bytes().decode("utf-8"))
+        raw = json.loads((read_bytes(path) if content is None else content).decode("utf-8"))
     except OSError as error:
         raise BundleError(path, "", error.strerror or "an unreadable file", "a bundle's config") from None
     except (ValueError, RecursionError) as error:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sol_rt.errors import BundleError
+from sol_rt.read_file import read_bytes
 
 ONNX_DTYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 10: "float16", 21: "uint4"}
 """TensorProto.DataType to the dtype names of `sol_config.json`."""
@@ -41,13 +42,13 @@ class ExternalTensor:
     length: int
 
 
-def external_tensors(path: Path) -> list[ExternalTensor]:
-    """Lists every initializer of a graph file whose data is external.
+def external_tensors(path: Path, content: bytes | None = None) -> list[ExternalTensor]:
+    """Lists every initializer of a graph file, or of its `content`, whose data is external.
 
     Raises BundleError if it is no ONNX model, or one that would end the process.
     """
     try:
-        model = path.read_bytes()
+        model = read_bytes(path) if content is None else content
         graph = _submessage(model, 7)
         _check_nodes(_messages(graph, 1))
         for function in _messages(model, 25):

@@ -103,9 +103,9 @@ class Selection:
         """
         if SELECTION not in bundle.config.files:
             return None
-        path = bundle.file(SELECTION)
+        path, content = bundle.path / SELECTION, bundle.read(SELECTION)
         try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
+            raw = json.loads(content.decode("utf-8"))
             return None if _is_outdated(raw) else read_selection(raw)
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, UsageError) as error:
             problem = " ".join(f"{type(error).__name__}: {error}".split())[:120]

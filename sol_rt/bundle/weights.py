@@ -24,6 +24,7 @@ from sol_rt.bundle.graph_file import ExternalTensor, external_tensors
 from sol_rt.errors import BundleError
 
 _ONNX_UINT4 = 21
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 _MADV_POPULATE_READ = 22  # of Linux, from 5.14 on
 _PIECE_BYTES = 32 << 20
 
@@ -91,13 +92,14 @@ class SharedWeights:
             if libc.madvise(ctypes.c_void_p(start + at), ctypes.c_size_t(size), _MADV_POPULATE_READ) != 0:
                 return
 
-    def check(self, file: str) -> list[ExternalTensor]:
-        """Compares every weight that a graph file refers to with the config, and returns these weights.
+    def check(self, file: str) -> tuple[bytes, list[ExternalTensor]]:
+        """Compares every weight that a graph file refers to with the config.
 
-        Raises BundleError at the first difference.
+        Returns the file's content, which is what was compared, and these weights. Raises BundleError at the first
+        difference.
         """
-        config, path = self._bundle.config, self._bundle.file(file)
-        tensors = external_tensors(path)
+        config, path, content = self._bundle.config, self._bundle.path / file, self._bundle.read(file)
+        tensors = external_tensors(path, content)
         for tensor in tensors:
             entry = config.tensors.get(tensor.name)
             hint = "the graph belongs to another bundle: export again"
@@ -108,12 +110,22 @@ class SharedWeights:
             stored = (entry.dtype, entry.shape, entry.offset, entry.bytes)
             if asked != stored:
                 raise BundleError(path, tensor.name, _describe(*asked), _describe(*stored), hint)
-        return tensors
+        return content, tensors
 
-    def attach(self, options: ort.SessionOptions, file: str) -> None:
-        """Adds the weights of one graph file to a session's options. Raises BundleError if graph and config differ."""
-        for tensor in self.check(file):
+    def attach(self, options: ort.SessionOptions, file: str, *, by_name: bool = False) -> bytes:
+        """Adds the weights of one graph file to a session's options, and returns the file's content for the session.
+
+        With `by_name`, ONNX Runtime opens the weights file itself: function bodies are optimized with the weights.
+        Raises BundleError if graph and config differ.
+        """
+        content, tensors = self.check(file)
+        options.add_session_config_entry(_WEIGHTS_FOLDER, str(self._bundle.path))
+        if by_name:
+            self.require_in_place()
+            return content
+        for tensor in tensors:
             options.add_initializer(tensor.name, self.value(tensor.name))
+        return content
 
     def entry(self, name: str) -> TensorEntry:
         """Dtype, shape and place of a tensor in the weights file."""

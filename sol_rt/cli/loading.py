@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from sol_rt.cli.console import note, progress
 from sol_rt.errors import UsageError, brief
+from sol_rt.read_file import TooLargeError, read_all, read_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -26,7 +27,7 @@ PROMPT_SECONDS = 2.0
 """A prompt that takes longer shows its progress."""
 MOST_TEXT = 256 << 20
 """Bytes of a text that are read at most."""
-_PIECE = 1 << 20
+_ANOTHER = "give another file of text, or a part of it"
 
 
 def bundle_path(model: str | None) -> Path:
@@ -218,22 +219,23 @@ def read_text(path: Path) -> str:
     Raises UsageError if it cannot be read, is not UTF-8, or is larger than MOST_TEXT.
     """
     try:
-        with path.open("rb") as file:
-            return text_of(file, str(path))
+        return _text(read_bytes(path, MOST_TEXT, pipes=True), str(path))
     except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}") from None
+        raise UsageError(f"{path}: {error.strerror}; {_ANOTHER}") from None
 
 
 def text_of(file: BinaryIO, name: str) -> str:
     """The rest of a file or pipe as text, otherwise as `read_text`. `name` names it in errors."""
-    pieces, size = [], 0
-    while piece := file.read(_PIECE):  # a device has no size, and some have no end
-        pieces.append(piece)
-        size += len(piece)
-        if size > MOST_TEXT:
-            raise UsageError(f"{name}: got more than {MOST_TEXT >> 20} MB, expected at most that; give a part of it")
     try:
-        text = b"".join(pieces).decode("utf-8-sig")
+        content = read_all(file, MOST_TEXT, name)
+    except TooLargeError as error:
+        raise UsageError(f"{name}: {error.strerror}; {_ANOTHER}") from None
+    return _text(content, name)
+
+
+def _text(content: bytes, name: str) -> str:
+    try:
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UsageError(f"{name}: byte {error.start} is not UTF-8; convert it, for example with iconv") from None
     return text.replace("\r\n", "\n").replace("\r", "\n")

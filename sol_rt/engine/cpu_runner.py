@@ -93,17 +93,14 @@ class CpuRunners:
     def _open_session(self, variant: Variant) -> ort.InferenceSession:
         config, file = self._bundle.config, variant.file
         options = self._provider.options()
+        graph = self._weights.attach(options, file, by_name=not self._provider.native)
         if self._provider.native:
-            self._weights.attach(options, file)
             for name in SPARSE_DIMS:
                 options.add_free_dimension_override_by_name(name, config.model.num_layers)
-        else:
-            self._weights.check(file)
-            self._weights.require_in_place()
-            if variant.precision.widest == 8:  # quantizing activations to 8 bits would lose more than the weights do
-                options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
-        path = self._bundle.file(file)
-        session = self._provider.session(path, options)
+        elif variant.precision.widest == 8:  # quantizing activations to 8 bits would lose more than the weights do
+            options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+        path = self._bundle.path / file
+        session = self._provider.session(path, options, graph)
         check_signature(path, session, step_signature(config, self.cache))
         return session
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.errors import BundleError, UsageError, brief, one_line
+from sol_rt.read_file import read_bytes
 
 FILE = "generation_config.json"
 PENALTY_LIMIT = 2.0
@@ -80,15 +81,17 @@ class GenerationConfig:
         Raises BundleError for values that cannot be used.
         """
         config = cls(eos_token_id=bundle.config.model.eos_token_ids)
-        return config.with_file(bundle.file(FILE)) if FILE in bundle.config.files else config
+        if FILE not in bundle.config.files:
+            return config
+        return config.with_file(bundle.path / FILE, bundle.read(FILE))
 
-    def with_file(self, path: Path) -> GenerationConfig:
-        """A copy changed by a file `generation_config.json`. Keys that are no settings here are ignored.
+    def with_file(self, path: Path, content: bytes | None = None) -> GenerationConfig:
+        """A copy changed by a file `generation_config.json`, or its `content`. Keys that are no settings are ignored.
 
         Raises BundleError for a file or values that cannot be used.
         """
         try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
+            raw = json.loads((read_bytes(path) if content is None else content).decode("utf-8"))
         except (OSError, ValueError, RecursionError) as error:
             raise BundleError(path, "", f"unreadable JSON ({one_line(error)})", "a JSON object") from None
         if not isinstance(raw, dict):

@@ -15,9 +15,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
+from sol_rt.atomic_write import open_for_writing
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.errors import SolError, UsageError, brief
+from sol_rt.read_file import read_bytes
 
 FORMAT = "sol_rt.trace"
 FORMAT_VERSION = 2
@@ -108,7 +110,7 @@ class TraceWriter:
 
     def _open(self) -> TextIO:
         try:
-            return self._path.open("w", encoding="utf-8", buffering=1)
+            return open(self._path, "w", encoding="utf-8", buffering=1, opener=open_for_writing)
         except OSError as error:
             raise self._refused(error) from None
         except ValueError as error:  # a NUL, or half of a surrogate pair
@@ -160,7 +162,7 @@ def read_trace(path: Path | str) -> Trace:
         raise UsageError(f"trace: got {brief(path)}, expected a file that `--trace` wrote")
     path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = read_bytes(path).decode("utf-8").split("\n")
     except OSError as error:
         raise SolError(f"trace {path}: {error.strerror}; give a file that `--trace` wrote") from None
     except UnicodeDecodeError:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sol_rt.errors import BundleError, SolError, UsageError
+from sol_rt.read_file import read_bytes
 
 _Made = TypeVar("_Made")
 
@@ -52,22 +53,30 @@ class ChatTemplate:
         self._process = _tried_twice(lambda: _Process(source))
 
     @classmethod
-    def from_folder(cls, folder: Path, files: Collection[str]) -> ChatTemplate:
+    def from_folder(
+        cls, folder: Path, files: Collection[str], read: Callable[[str], bytes] | None = None
+    ) -> ChatTemplate:
         """Reads a model's chat template.
 
         Args:
             folder: folder of the model.
             files: names of the folder's files that may be read.
+            read: gives the content of the file of a name; by default it is read from the folder.
 
         Raises UsageError if the model has no template, BundleError if its files are unreadable.
         """
-        config = _tokenizer_config(folder / CONFIG_FILE) if CONFIG_FILE in files else {}
+
+        def content(name: str) -> bytes:
+            return read_bytes(folder / name) if read is None else read(name)
+
+        config = {}
+        if CONFIG_FILE in files:
+            config = _tokenizer_config(folder / CONFIG_FILE, lambda: content(CONFIG_FILE))
         if FILE in files:
-            path = folder / FILE
             try:
-                source = path.read_text(encoding="utf-8")
+                source = content(FILE).decode("utf-8")
             except (OSError, UnicodeDecodeError) as error:
-                raise BundleError(path, "", f"an unreadable file ({error})", "UTF-8 text") from None
+                raise BundleError(folder / FILE, "", f"an unreadable file ({error})", "UTF-8 text") from None
         else:
             source = default_template(config.get("chat_template"))
         if not source:
@@ -227,9 +236,9 @@ def _failed(message: str, line: int | None = None) -> SolError:
     return SolError(f"chat template{where}: {message}; correct {FILE} or generate from a plain prompt")
 
 
-def _tokenizer_config(path: Path) -> dict[str, Any]:
+def _tokenizer_config(path: Path, content: Callable[[], bytes]) -> dict[str, Any]:
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = json.loads(content().decode("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise BundleError(path, "", f"unreadable JSON ({error})", "a JSON object") from None
     if not isinstance(raw, dict):

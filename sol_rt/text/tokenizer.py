@@ -18,6 +18,7 @@ from typing import Any
 import tokenizers
 
 from sol_rt.errors import BundleError, UsageError, brief, one_line
+from sol_rt.read_file import read_bytes
 from sol_rt.text.user_text import UserText
 
 FILE = "tokenizer.json"
@@ -76,7 +77,7 @@ class Tokenizer:
         """
         try:
             with _silenced(), _no_panic():  # a panic of the library prints lines of its own
-                text = (path.read_bytes() if content is None else content).decode("utf-8")
+                text = (read_bytes(path) if content is None else content).decode("utf-8")
                 tokenizer = cls(tokenizers.Tokenizer.from_str(text), end_ids)
                 for special in (True, False):
                     tokenizer.decode(tokenizer.encode(_SAMPLE, parse_special=special), skip_special_tokens=special)

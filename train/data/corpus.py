@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sol_rt.errors import UsageError
+from sol_rt.read_file import require_regular
 from sol_rt.text.tokenizer import Tokenizer
 
 Tokens = npt.NDArray[np.int64]
@@ -56,6 +57,7 @@ def _files(path: Path) -> list[Path]:
 
 def _text(file: Path) -> str:
     try:
+        require_regular(file)
         data = file.read_bytes()
     except OSError as error:
         raise UsageError(f"--data {file}: {error.strerror}; name a text file or a folder of them") from None

@@ -15,6 +15,7 @@ from sol_rt.errors import CheckpointError, one_line
 from sol_rt.export.quantize.source_codes import SourceCodes
 from sol_rt.export.sources import tokenizer_files
 from sol_rt.export.sources.folder.vision import text_config, text_name
+from sol_rt.read_file import read_bytes, require_regular
 
 if TYPE_CHECKING:
     from sol_rt.export.sources.checkpoint import FloatArray
@@ -129,6 +130,7 @@ class _Safetensors(_WeightsFile):
         from safetensors import SafetensorError, safe_open
 
         try:
+            require_regular(path)
             self._file: Any = safe_open(str(path), framework="pt")
             self._shapes = {name: tuple(self._file.get_slice(name).get_shape()) for name in self._file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError, ValueError) as error:
@@ -169,6 +171,7 @@ class _TorchFile(_WeightsFile):
 
 
 def _load(path: Path) -> dict[str, torch.Tensor]:
+    require_regular(path)
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except RuntimeError as error:
@@ -181,7 +184,7 @@ def _load(path: Path) -> dict[str, torch.Tensor]:
 def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON object. Raises CheckpointError if the file is missing or holds anything else."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_bytes(path).decode("utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file; expected a checkpoint folder in Hugging Face's layout") from error
     except (ValueError, OSError, RecursionError) as error:
@@ -198,7 +201,7 @@ def _is_plain(name: object) -> bool:
 def card_license(folder: Path) -> str:
     """`license:` in the front matter of the model card; empty if it has none."""
     try:
-        card = (folder / "README.md").read_text(encoding="utf-8", errors="replace")
+        card = read_bytes(folder / "README.md").decode("utf-8", "replace")
     except OSError:
         return ""
     front = re.match(r"---\n(.*?)\n---", card, re.DOTALL)

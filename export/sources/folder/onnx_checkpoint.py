@@ -24,6 +24,7 @@ from sol_rt.export.quantize.source_codes import SourceCodes
 from sol_rt.export.sources import tokenizer_files
 from sol_rt.export.sources.decoder import family_of
 from sol_rt.export.sources.folder.hf_checkpoint import card_license, read_json
+from sol_rt.read_file import require_regular
 
 if TYPE_CHECKING:
     from sol_rt.export.sources.checkpoint import FloatArray
@@ -124,6 +125,7 @@ class OnnxCheckpoint:
 
 def _load(path: Path) -> onnx.ModelProto:
     try:
+        require_regular(path)
         return onnx.load(str(path), load_external_data=False)
     except Exception as error:  # which type depends on protobuf's version
         raise CheckpointError(f"{path}: damaged ONNX file ({one_line(error)}); export it again") from error

@@ -26,6 +26,7 @@ from sol_rt.export.sources.gguf import tokenizer as gguf_tokenizer
 from sol_rt.export.sources.gguf.config import hf_config
 from sol_rt.export.sources.gguf.four_bit import FOUR_BIT
 from sol_rt.export.sources.refusals import gguf_refusal
+from sol_rt.read_file import require_regular
 
 if TYPE_CHECKING:
     from sol_rt.export.sources.checkpoint import FloatArray
@@ -99,6 +100,7 @@ class GgufCheckpoint:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
+            require_regular(path)
             reader = _Reader(str(path))
             self._metadata = {name: field.contents() for name, field in reader.fields.items()}
         except Exception as error:  # the reader raises many types for a damaged file

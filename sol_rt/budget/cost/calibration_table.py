@@ -20,6 +20,7 @@ from sol_rt.engine.hardware import processor_name
 from sol_rt.engine.hardware.tuning import Tuning
 from sol_rt.errors import SolError, UsageError, WriteError, brief
 from sol_rt.ops import library_name, library_path
+from sol_rt.read_file import read_bytes
 from sol_rt.store.home import calibration_dir
 
 CALIBRATION_FORMAT = "sol_rt.calibration"
@@ -191,7 +192,7 @@ def tables_of(folder: Path) -> list[Path]:
         gpus = [""]
         try:
             # the device's description begins with the GPU, and names of GPUs may have commas
-            device = CalibrationTable.from_json(path.read_text(encoding="utf-8")).device
+            device = CalibrationTable.from_json(read_bytes(path).decode("utf-8")).device
             parts = device.partition(f", {threads} threads, ")[0].split(", ")
             gpus += [", ".join(parts[:count]) for count in range(1, len(parts))]
         except (OSError, UnicodeDecodeError, SolError):
@@ -205,7 +206,7 @@ def has_table(bundle: Bundle) -> bool:
     """Whether there is a table for this very bundle, of any device."""
     for path in calibration_dir().glob("*.json"):
         try:
-            if CalibrationTable.from_json(path.read_text(encoding="utf-8")).bundle == bundle.identity:
+            if CalibrationTable.from_json(read_bytes(path).decode("utf-8")).bundle == bundle.identity:
                 return True
         except (OSError, UnicodeDecodeError, SolError):
             continue
@@ -282,7 +283,7 @@ def _read(path: Path, bundle: Bundle, device: str, *, quick: bool, note: str = "
 
     Raises OSError, UnicodeDecodeError, and SolError for a table that does not serve here.
     """
-    table = CalibrationTable.from_json(path.read_text(encoding="utf-8"))
+    table = CalibrationTable.from_json(read_bytes(path).decode("utf-8"))
     if table.bundle != bundle.identity:
         raise SolError("calibration table: made before the bundle changed; run `sol-rt calibrate` again")
     if table.device != device:

@@ -10,6 +10,7 @@ from typing import Any
 
 from sol_rt.atomic_write import write_bytes
 from sol_rt.errors import UsageError, WriteError, brief
+from sol_rt.read_file import read_bytes
 
 FORMAT = "sol_rt.chat"
 FORMAT_VERSION = 1
@@ -68,7 +69,7 @@ def read(file: str) -> SavedChat:
     The values of `settings` are checked by whoever uses them; only their names are checked here.
     """
     try:
-        content = Path(file).expanduser().read_bytes()
+        content = read_bytes(Path(file).expanduser())
     except _PATH_ERRORS as error:
         raise _refused(file, _reason(error)) from None
     try:

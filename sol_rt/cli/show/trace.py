@@ -49,7 +49,6 @@ def _decoded_prompt(header: TraceHeader, model: str | None) -> str | None:
     """The prompt's text by the tokenizer of the bundle that the trace was made with; None where that is not here."""
     from sol_rt.bundle.bundle import Bundle
     from sol_rt.store.home import find_bundle
-    from sol_rt.text.tokenizer import Tokenizer
 
     try:
         bundle = Bundle.open(find_bundle(model or header.bundle))
@@ -62,6 +61,4 @@ def _decoded_prompt(header: TraceHeader, model: str | None) -> str | None:
             made_with = f"{header.bundle}, config {header.config_sha256[:12]}"
             raise UsageError(f"-m {model}: not the bundle that the trace was made with ({made_with}); name that one")
         return None
-    return Tokenizer.from_folder(bundle.path, bundle.config.model.vocab_size).decode(
-        header.prompt_tokens, skip_special_tokens=False
-    )
+    return bundle.tokenizer().decode(header.prompt_tokens, skip_special_tokens=False)

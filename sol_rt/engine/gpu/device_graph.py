@@ -11,7 +11,6 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -69,7 +68,7 @@ class DeviceGraph:
 
 
 def device_graph(
-    path: Path,
+    content: bytes,
     *,
     inline: bool,
     bits: int,
@@ -81,10 +80,10 @@ def device_graph(
     summary: tuple[int, int] | None = None,
     kv_density: float = 1.0,
 ) -> DeviceGraph:
-    """Reads a graph file of a bundle.
+    """Rewrites a graph of a bundle for a GPU.
 
     Args:
-        path: the file; only its topology is read.
+        content: of the graph file; its weights lie elsewhere.
         inline: whether the function bodies run; else the operators' kernels do, and weights stay as they are stored.
         bits: most bits of its layers' matrices.
         kv: the cache's layout.
@@ -95,7 +94,7 @@ def device_graph(
         summary: rows and width of a summary of the logits that the graph is to give besides (logit_summary.py).
         kv_density: share of the old tokens that a step attends, for which function bodies are to have room.
     """
-    model = onnx.load(path, load_external_data=False)
+    model = onnx.load_from_string(content)
     _read_whole_head(model)
     if inline:
         _fit_gather_capacity(model.graph, kv_density, kv)

@@ -106,8 +106,8 @@ class DeviceGraphs:
         return self.open(kind)
 
     def _make(self, kind: Kind) -> OpenGraph:
-        self._stored.check(kind.file)
-        path = self._bundle.file(kind.file)
+        stored, _ = self._stored.check(kind.file)
+        path = self._bundle.path / kind.file
         constants: dict[str, np.ndarray] = {}
         if kind.channels:
             counts = np.frombuffer(kind.channels, np.int64).reshape(len(CHANNEL_INPUTS), -1)
@@ -119,7 +119,7 @@ class DeviceGraphs:
             constants["num_logits"] = np.ones(1, np.int64)
         layers = dict.fromkeys(SPARSE_DIMS, self._bundle.config.model.num_layers)
         graph = device_graph(
-            path,
+            stored,
             inline=not self._provider.native,
             bits=kind.bits,
             kv=self._bundle.config.kv,
@@ -151,7 +151,7 @@ class DeviceGraphs:
 
     def _session(self, kind: Kind, model: bytes, capture: bool) -> ort.InferenceSession:
         options = self._provider.options()
-        return self._provider.session(self._bundle.file(kind.file), options, model, capture=capture)
+        return self._provider.session(self._bundle.path / kind.file, options, model, capture=capture)
 
 
 def _let_go(session: ort.InferenceSession, memory: DeviceMemory) -> None:

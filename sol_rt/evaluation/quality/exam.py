@@ -8,11 +8,13 @@ choices, and the answer as an index or a letter. The first row may hold headings
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from sol_rt.errors import UsageError
+from sol_rt.read_file import read_bytes
 
 FORMS = ("continuation", "letter")
 LETTERS = "ABCD"
@@ -112,8 +114,8 @@ def read_exam(
 
 def _read(path: Path, subject: str) -> list[Question]:
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = [row for row in csv.reader(file) if row]
+        text = read_bytes(path).decode("utf-8-sig")
+        rows = [row for row in csv.reader(io.StringIO(text, newline="")) if row]
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from None
     except (UnicodeDecodeError, csv.Error) as error:

@@ -9,6 +9,7 @@ from typing import Any
 
 from sol_rt.atomic_write import write_errors, write_text
 from sol_rt.errors import UsageError
+from sol_rt.read_file import read_bytes
 
 FORMAT = "sol_rt.evaluation_state"
 VERSION = 2
@@ -31,7 +32,10 @@ class State:
             return
         if path.is_dir():
             raise UsageError(f"--state {path}: got a folder, expected a file")
-        text = path.read_bytes() if path.exists() else b""
+        try:
+            text = read_bytes(path) if path.exists() else b""
+        except OSError as error:
+            raise UsageError(f"--state {path}: {error.strerror}; name another file") from None
         if not text:
             write_text(path, json.dumps(header) + "\n")
             return
