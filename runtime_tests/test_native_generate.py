@@ -173,6 +173,43 @@ def test_damaged_traces_are_refused_in_the_words_of_python(
     assert message in str(found.value)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda lines: lines[:1], "replay: got a trace without tokens, expected one at least; record the run again"),
+        (lambda lines: [{**lines[0], "bundle": "A" * 5000, "config_sha256": "0"}, *lines[1:]], "A…); name that one"),
+        (lambda lines: [*lines[:3], {**lines[3], "token": 10**6}], "replay: got token 1000000 at step 2 of the trace"),
+        (lambda lines: [*lines[:3], {**lines[3], "token": 2**31}], "token 2147483648, context "),
+        (lambda lines: [*lines[:3], {**lines[3], "token": -1}], "token -1, context "),
+        (lambda lines: [*lines[:3], {**lines[3], "token": 10**70}], "token: got "),
+        (lambda lines: [*lines[:3], {**lines[3], "action": None}], "line 4: no action at step 2"),
+        (lambda lines: [*lines[:3], {**lines[3], "action": "k100-s100-q7"}], "replay: k100-s100-q7 is in the trace"),
+        (lambda lines: [{**lines[0], "prompt_tokens": [1, 10**6]}, *lines[1:]], "replay: prompt: got token 1000000 at"),
+        (lambda lines: [{**lines[0], "prompt_tokens": [-1]}, *lines[1:]], "line 1: prompt_tokens are not token ids"),
+        (
+            lambda lines: [{**lines[0], "schedule": "\x1b[31m"}, *lines[1:]],
+            "schedule: got '\\x1b[31m', expected a name",
+        ),
+        (
+            lambda lines: [{**lines[0], "cost_model": "c" * 201}, *lines[1:]],
+            "c…, expected a name of 1 to 200 printable",
+        ),
+    ],
+)
+def test_traces_that_do_not_fit_are_refused_by_both(
+    python: SolModel, native: NativeModel, tmp_path: Path, change: Any, message: str
+) -> None:
+    path = tmp_path / "trace.jsonl"
+    finished(python.stream(PROMPT, trace=path, schedule="dense", max_new_tokens=5))
+    lines = change([json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()])
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    for replay in (lambda: python.stream(replay=read_trace(path)), lambda: native.stream(replay=path)):
+        with pytest.raises(SolError) as refused:
+            finished(replay())
+        assert message in str(refused.value)
+        assert len(str(refused.value)) < 400
+
+
 def test_the_cache_is_used_again(native: NativeModel) -> None:
     first = finished(native.stream(PROMPT, max_new_tokens=8, eos_token_id=[]))
     longer = [*PROMPT, *first.tokens]

@@ -16,6 +16,7 @@ import pytest
 pytest.importorskip("onnx", reason="the tiny bundle's graphs are made with onnx, of the extra export")
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="named pipes and devices")
 
+import sol_rt.ops  # noqa: E402
 from helpers.tiny_bundle import write_bundle  # noqa: E402
 from sol_rt.atomic_write import write_bytes  # noqa: E402
 from sol_rt.bundle.bundle import Bundle  # noqa: E402
@@ -126,6 +127,14 @@ def test_a_trace_or_page_is_not_written_to_a_pipe_that_nobody_reads(
         os.close(holder)
         written, _ = reader.communicate()
     assert written.count(b"\n") == 3
+
+
+def test_the_core_does_not_wait_for_the_reader_of_a_pipe(special: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if sol_rt.ops.core_path() is None:
+        pytest.skip("no native core")
+    golden = Path(__file__).parent / "golden" / "tiny"
+    argv = ["generate", "--engine", "native", "-m", str(golden), "-p", "Ben", "-n", "2", "--trace", "pipe"]
+    refused(capsys, argv, "trace pipe: No such device or address; choose another file")
 
 
 def test_a_text_may_come_from_a_pipe(special: Path) -> None:

@@ -5,6 +5,7 @@
 #include <random>
 
 #include "base/error.h"
+#include "generate/settings/json_repr.h"
 
 namespace sol_rt {
 namespace {
@@ -54,7 +55,7 @@ Generation::Generation(const GenerationParts& parts, GenerationRequest request)
   }
   for (const auto& [name, value] : request.settings) config_.Set(name, value);
   if (!config_.seed && !config_.greedy()) config_.seed = std::random_device()();  // a number that a trace can hold
-  if (replay_) config_.max_new_tokens = std::max<int64_t>(static_cast<int64_t>(replay_->records.size()), 1);
+  if (replay_) config_.max_new_tokens = static_cast<int64_t>(replay_->records.size());
   config_.CheckVocabulary(vocab_size);
   if (!parts.tokenizer && !config_.stop_strings.empty()) {
     throw Error(SOL_ERROR_TEXT, "stop_strings: got " + std::to_string(config_.stop_strings.size()) +
@@ -80,10 +81,15 @@ Generation::Generation(const GenerationParts& parts, GenerationRequest request)
 
   if (replay_) {
     if (replay_->header.config_sha256 != parts.identity) {
-      UsageFault("replay: the trace was made with another bundle (" + replay_->header.bundle + "); name that one");
+      UsageFault("replay: the trace was made with another bundle (" + BriefJson(replay_->header.bundle) + "); name that one");
     }
+    if (replay_->records.empty()) UsageFault("replay: got a trace without tokens, expected one at least; record the run again");
     std::vector<Action> actions;
     for (const TraceRecord& record : replay_->records) {
+      if (record.token >= vocab_size) {
+        UsageFault("replay: got token " + std::to_string(record.token) + " at step " + std::to_string(record.step) + " of the trace, expected 0 to " +
+                   std::to_string(vocab_size - 1) + "; record the run again");
+      }
       if (!record.action) continue;
       if (parts.config.variants.count(record.action->Variant()) == 0) {
         UsageFault("replay: " + record.action->Tag() + " is in the trace, its variant is not in the bundle");

@@ -103,8 +103,9 @@ class AtomicFile::Buffer : public std::streambuf {
       : handle_(CreateFileW(SystemPath(path).c_str(), GENERIC_WRITE, FILE_SHARE_READ, nullptr, CREATE_NEW, FILE_ATTRIBUTE_NORMAL, nullptr)) {
     if (handle_ == INVALID_HANDLE_VALUE) error_ = LastError();
 #else
-  Buffer(const std::string& path, int flags) : descriptor_(open(path.c_str(), O_WRONLY | O_CLOEXEC | flags, 0666)) {
-    if (descriptor_ < 0) error_ = errno;
+  Buffer(const std::string& path, int flags) : descriptor_(open(path.c_str(), O_WRONLY | O_CLOEXEC | O_NONBLOCK | flags, 0666)) {
+    if (descriptor_ < 0) error_ = errno;  // also for a pipe that nobody reads
+    else fcntl(descriptor_, F_SETFL, 0);
 #endif
     setp(space_.data(), space_.data() + space_.size());
   }

@@ -27,7 +27,11 @@ int Open(const std::string& path) {
 int WriteSome(int file, const char* data, size_t size) { return _write(file, data, static_cast<unsigned>(size)); }
 int CloseFile(int file) { return _close(file); }
 #else
-int Open(const std::string& path) { return open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666); }
+int Open(const std::string& path) {
+  const int file = open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NONBLOCK, 0666);  // fails for a pipe that nobody reads
+  if (file >= 0) fcntl(file, F_SETFL, 0);                                                            // from here on a slow reader is waited for
+  return file;
+}
 ssize_t WriteSome(int file, const char* data, size_t size) { return write(file, data, size); }
 int CloseFile(int file) { return close(file); }
 #endif

@@ -1,11 +1,14 @@
 #include "generate/trace/trace.h"
 
+#include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <limits>
 
 #include "base/error.h"
 #include "base/file/file.h"
 #include "base/text/json.h"
+#include "base/text/printable.h"
 #include "generate/settings/json_repr.h"
 #include "text/unicode/utf8.h"
 
@@ -14,6 +17,7 @@ namespace {
 
 using nlohmann::json;
 
+constexpr int kLongestName = 200;
 constexpr const char* kGiveAFile = "; give a file that `--trace` wrote";
 
 enum class Kind { kText, kTextOrNull, kList, kObject, kWhole, kNumber, kNumberOrNull };
@@ -49,17 +53,15 @@ bool Fits(const json& value, Kind kind) {
 }
 
 // What is wrong with the keys and types of a line; empty if they are right.
-template <size_t N>
-std::string Problem(const json& raw, const Key (&keys)[N]) {
-  for (const Key& key : keys) {
+std::string Problem(const json& raw, const Key* begin, const Key* end) {
+  for (const Key* at = begin; at != end; ++at) {
+    const Key& key = *at;
     const auto found = raw.find(key.name);
     if (found == raw.end()) return "no key '" + std::string(key.name) + "'";
     if (!Fits(*found, key.kind)) return std::string(key.name) + ": got " + BriefJson(*found) + ", which has the wrong type";
   }
   for (auto item = raw.begin(); item != raw.end(); ++item) {
-    bool known = false;
-    for (const Key& key : keys) known |= item.key() == key.name;
-    if (!known) return "unknown key " + BriefJson(item.key());
+    if (std::none_of(begin, end, [&](const Key& key) { return item.key() == key.name; })) return "unknown key " + BriefJson(item.key());
   }
   return "";
 }
@@ -74,6 +76,9 @@ json Parsed(const std::string& line) {
   return value;
 }
 
+// Whether a text can be the name of a schedule or of costs: it may be shown.
+bool IsName(const std::string& text) { return !text.empty() && Cut(text, kLongestName) == text && Printable(text) == text; }
+
 [[noreturn]] void Fault(const std::string& path, const std::string& what) { UsageFault("trace " + path + ": " + what); }
 
 TraceHeader ReadHeader(const std::string& path, const std::string& line) {
@@ -85,11 +90,16 @@ TraceHeader ReadHeader(const std::string& path, const std::string& line) {
   }
   raw.erase("format");
   raw.erase("format_version");
-  std::string problem = Problem(raw, kHeaderKeys);
+  std::string problem = Problem(raw, std::begin(kHeaderKeys), std::end(kHeaderKeys));
   if (problem.empty()) {
     bool tokens = !raw["prompt_tokens"].empty();
     for (const json& token : raw["prompt_tokens"]) tokens = tokens && IsToken(token);
     if (!tokens) problem = "prompt_tokens are not token ids";
+  }
+  for (const char* const key : {"schedule", "cost_model"}) {
+    if (problem.empty() && !IsName(raw[key].get_ref<const std::string&>())) {
+      problem = std::string(key) + ": got " + BriefJson(raw[key]) + ", expected a name of 1 to " + std::to_string(kLongestName) + " printable characters";
+    }
   }
   if (!problem.empty()) Fault(path, "line 1: " + problem + "; record the run again");
   TraceHeader header;
@@ -111,7 +121,7 @@ TraceRecord ReadRecord(const std::string& path, size_t number, const std::string
     Fault(path, where + (cut ? " is cut off; remove the line to use the rest" : " is not a record; record the run again"));
   }
   TraceRecord record{};
-  std::string problem = Problem(raw, kRecordKeys);
+  std::string problem = Problem(raw, std::begin(kRecordKeys), std::end(kRecordKeys));
   if (problem.empty() && raw["step"] != step) problem = "step " + BriefJson(raw["step"]) + ", expected " + std::to_string(step);
   if (problem.empty() && !(IsToken(raw["token"]) && IsToken(raw["context"]))) {
     problem = "token " + BriefJson(raw["token"]) + ", context " + BriefJson(raw["context"]) + ", expected numbers from 0";
