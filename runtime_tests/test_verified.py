@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import damaged_weights
 import pytest
 
 from helpers.random_decoder import WEIGHTS
@@ -456,3 +457,18 @@ class TestReplacedWhileInUse:
         for _ in range(10):
             SharedWeights(opened)
         assert len(list(folder.iterdir())) == before
+
+
+class TestDamageAtRandom:
+    """A few of the damages of `damaged_weights.py`, which takes a bundle of any size."""
+
+    def test_each_is_refused_in_one_line(self, bundle: Path) -> None:
+        refused, failures = damaged_weights.try_all(bundle, 10, seed=1)
+        assert failures == []
+        assert set(refused.values()) == {2}
+        assert set(refused) == set(damaged_weights.KINDS)
+
+    def test_one_that_is_taken_is_seen(self, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(damaged_weights.KINDS, "a flipped bit", lambda file, size, draw: None)
+        _, failures = damaged_weights.try_all(bundle, 1, seed=1)
+        assert failures == ["trial 0, a flipped bit: taken"]
