@@ -16,6 +16,7 @@ Commands run in forks of a process that has imported everything, so a trial take
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import random
@@ -46,6 +47,9 @@ from sol_rt.cli import main as sol_rt_main
 from sol_rt.cli.app import run as _run  # noqa: F401 - imported before the forks
 from sol_rt.cli.run.saved_chat import read as read_chat
 from sol_rt.errors import SolError
+from sol_rt.generate.native.library import core
+from sol_rt.generate.native.model import NativeModel
+from sol_rt.generate.results import Generation
 from sol_rt.store.download import UNFINISHED
 
 _HUB = """
@@ -61,12 +65,17 @@ with running_hub() as hub:
 
 @dataclass
 class Place:
-    """A folder with what commands read (`given`), what they write (`work`) and their home."""
+    """A folder with what commands read (`given`), what they write (`work`) and their home.
+
+    Attributes:
+        expected: what the core says after the tokens of a saved session; empty until it has been asked.
+    """
 
     root: Path
     given: Path = field(init=False)
     work: Path = field(init=False)
     home: Path = field(init=False)
+    expected: str = ""
 
     def __post_init__(self) -> None:
         self.given, self.work, self.home = self.root / "given", self.root / "disk" / "work", self.root / "disk" / "home"
@@ -95,6 +104,7 @@ class Command:
         done: says what is wrong with the place after an undisturbed run; empty if nothing.
         older: changes what an undisturbed run left into another result; by default it stays as it is.
         typed: what it reads from stdin.
+        run: runs the arguments and returns an exit code; by default `sol-rt` does.
         unnamed: a pattern of names that differ from run to run.
     """
 
@@ -105,6 +115,7 @@ class Command:
     older: Callable[[Place], None] | None = None
     typed: str = ""
     unnamed: str = r"$^"
+    run: Callable[[list[str]], int] = sol_rt_main
 
 
 @dataclass
@@ -116,13 +127,10 @@ class Outcome:
     err: str
 
 
-def start(place: Place, argv: list[str], typed: str, environment: dict[str, str]) -> tuple[int, Path]:
-    """Runs `sol-rt` with `argv` in a fork. Returns its process id and the folder of its output."""
-    return forked(place, lambda: sol_rt_main(argv), typed, environment)
-
-
 def forked(place: Place, body: Callable[[], int], typed: str, environment: dict[str, str]) -> tuple[int, Path]:
-    """Runs `body` in a fork, which ends with the code that it returns. The rest is as in `start`."""
+    """Runs `body` in a fork, which ends with the code that it returns. Returns its process id and the folder of its
+    output.
+    """
     streams = Path(tempfile.mkdtemp(dir=place.root))
     (streams / "in").write_text(typed, encoding="utf-8")
     process = os.fork()
@@ -164,8 +172,11 @@ def finish(process: int, streams: Path, kill_after: float | None = None) -> Outc
     return Outcome(None if code == -signal.SIGKILL else code, *texts)
 
 
-def call(place: Place, argv: list[str], typed: str = "", **environment: str) -> Outcome:
-    return finish(*start(place, argv, typed, {"SOL_RT_HOME": str(place.home), **environment}))
+def call(
+    place: Place, argv: list[str], typed: str = "", run: Callable[[list[str]], int] = sol_rt_main, **environment: str
+) -> Outcome:
+    """Runs `sol-rt`, or another program, with `argv` in a fork to its end."""
+    return finish(*forked(place, lambda: run(argv), typed, {"SOL_RT_HOME": str(place.home), **environment}))
 
 
 def is_bundle(place: Place, folder: Path, before: bool) -> str:
@@ -239,6 +250,86 @@ def _whole_training(place: Place, out: str, err: str, before: bool) -> str:
     return ""
 
 
+# The core's sessions, which no command of `sol-rt` saves
+
+_PROMPT, _SAVES = [1, 2, 3], 12
+
+
+def _core_session(bundle: str) -> tuple[Any, NativeModel]:
+    """The core, with the types of what saves and restores a session; and a model in it."""
+    library = core()
+    for name in ("sol_session_save", "sol_session_restore"):
+        function = getattr(library, name)
+        function.restype, function.argtypes = ctypes.c_void_p, (ctypes.c_void_p, ctypes.c_char_p)
+        function.errcheck = library.sol_session_start.errcheck
+    return library, NativeModel.from_pretrained(bundle, threads=1, measure_costs=False)
+
+
+def _continued(model: NativeModel, tokens: list[int], count: int) -> Generation:
+    settings = {"schedule": "dense", "max_new_tokens": count, "eos_token_id": (), "do_sample": True, "seed": 7}
+    stream = model.stream(tokens, reuse_cache=True, **settings)
+    for _ in stream:
+        pass
+    assert stream.result is not None
+    return stream.result
+
+
+def _conversation(model: NativeModel) -> Iterator[list[int]]:
+    """The tokens of a prompt and what follows it, longer each time."""
+    tokens = list(_PROMPT)
+    for _ in range(_SAVES):
+        tokens += _continued(model, tokens, 8).tokens
+        yield tokens
+
+
+def save_sessions(argv: list[str]) -> int:
+    """Generates in the core, and saves the session again and again to one file. `argv`: bundle and file.
+
+    Says after each time how many tokens the file has.
+    """
+    try:
+        library, model = _core_session(argv[0])
+        for tokens in _conversation(model):
+            library.sol_session_save(model._session, argv[1].encode())
+            print(f"saved, {len(tokens) - 1} tokens", file=sys.stderr, flush=True)  # the last one has not run yet
+    except SolError as error:
+        print(f"sol-rt: error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def restore_session(argv: list[str]) -> int:
+    """Prints how many tokens a saved session has of those that `save_sessions` generates, and what comes after them.
+
+    `argv`: the bundle, and the file; without it, no session is restored.
+    """
+    library, model = _core_session(argv[0])
+    *_, tokens = _conversation(model)
+    if len(argv) > 1:
+        library.sol_session_restore(model._session, argv[1].encode())
+    result = _continued(model, tokens, 8)
+    print(result.cached_tokens, *result.tokens)
+    return 0
+
+
+def _whole_session(place: Place, out: str, err: str, before: bool) -> str:
+    said = [int(count) for count in re.findall(r"saved, (\d+) tokens", err)]
+    if not (place.work / "chat.session").exists():
+        problem = f"said {len(said)} times that it saved, but there is no file"
+        return _needs(not before, "the older session is gone") or _needs(not said, problem)
+    bundle = str(place.given / "tiny")
+    if not place.expected:
+        place.expected = call(place, [bundle], run=restore_session).out.split(maxsplit=1)[1]
+    restored = call(place, [bundle, "chat.session"], run=restore_session)
+    if restored.code != 0:
+        return f"the saved session is damaged: {restored.err.strip()[-300:]}"
+    count, after = restored.out.split(maxsplit=1)
+    problem = f"after the saved session comes {after!r}, expected {place.expected!r}"
+    return _needs(after == place.expected, problem) or _needs(
+        int(count) >= max(said, default=1), f"said {said[-1:]} tokens, {count} are there"
+    )
+
+
 def commands(place: Place, hub: str) -> dict[str, Command]:
     """Every command that writes, by name."""
     tiny, other, source, train = (place.given / name for name in ("tiny", "other", "source", "train"))
@@ -278,6 +369,12 @@ def commands(place: Place, hub: str) -> dict[str, Command]:
             lambda p: _whole_chat(p, "", "saved, 40 messages", before=True),
             typed="w1 w2\n/save chat.json\n" * 20,
         ),
+        "session": Command(
+            lambda p: [str(tiny), "chat.session"],
+            _whole_session,
+            lambda p: _whole_session(p, "", f"saved, {len(_PROMPT) + 8 * _SAVES - 1} tokens", before=True),
+            run=save_sessions,
+        ),
         "trace": Command(
             lambda p: [*generate, "--trace", "trace.jsonl", "-t", "1"],
             _whole_trace,
@@ -316,7 +413,7 @@ def undisturbed(place: Place, command: Command) -> tuple[set[str], float]:
     """Runs the command to its end in an empty place. Returns the names that it leaves, and its seconds."""
     place.clear()
     began = time.monotonic()
-    outcome = call(place, command.argv(place), command.typed)
+    outcome = call(place, command.argv(place), command.typed, command.run)
     seconds = time.monotonic() - began
     problem = command.done(place) if outcome.code == 0 else outcome.err.strip()[-500:]
     if problem:
@@ -334,7 +431,7 @@ def _begin(place: Place, command: Command, older: bool) -> list[str]:
     place.clear()
     if not older:
         return command.argv(place)
-    outcome = call(place, command.argv(place), command.typed)
+    outcome = call(place, command.argv(place), command.typed, command.run)
     if outcome.code != 0:
         raise SystemExit(f"the run before failed: {outcome.err.strip()[-500:]}")
     if command.older is not None:
@@ -348,7 +445,7 @@ def _stable(names: set[str], command: Command) -> set[str]:
 
 def _goes_on(place: Place, command: Command, names: set[str]) -> str:
     """What is wrong with the next run; empty if nothing."""
-    outcome = call(place, (command.again or command.argv)(place), command.typed)
+    outcome = call(place, (command.again or command.argv)(place), command.typed, command.run)
     if outcome.code != 0:
         return f"the next run ends with {outcome.code}: {outcome.err.strip()[-300:]}"
     if problem := command.done(place):
@@ -366,7 +463,8 @@ def kill(place: Place, command: Command, trials: int, seed: int) -> dict[str, An
     for trial in range(trials):
         older = trial % 2 == 1
         argv = _begin(place, command, older)
-        started = start(place, argv, command.typed, {"SOL_RT_HOME": str(place.home)})
+        home = {"SOL_RT_HOME": str(place.home)}
+        started = forked(place, lambda: command.run(argv), command.typed, home)  # noqa: B023  called here
         moment = draw.uniform(0, 1.1 * seconds)
         outcome = finish(*started, kill_after=moment)
         killed += outcome.code is None
@@ -386,7 +484,7 @@ def fill_disk(place: Place, command: Command, most: int) -> dict[str, Any]:
     def limited(changes: int, older: bool = False) -> tuple[Outcome, bool]:
         argv = _begin(place, command, older)
         limits = {"FULL_DISK_FOLDER": str(place.work.parent.resolve()), "FULL_DISK_AFTER": str(changes)}
-        outcome = call(place, argv, command.typed, **limits)
+        outcome = call(place, argv, command.typed, command.run, **limits)
         return outcome, outcome.code == 0 and _stable(place.names(), command) == names and not command.done(place)
 
     enough = 1
