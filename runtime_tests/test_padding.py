@@ -42,6 +42,7 @@ PADDED = {
     "only-mlp": (64, 16, 192),
 }
 IDS = list(range(5, 45))
+OUTPUTS = ("blk.0.attn_output", "blk.1.attn_output")
 
 
 @pytest.fixture(scope="session", params=sorted(ODD))
@@ -179,3 +180,46 @@ def test_a_tied_head_behind_layer_norms_of_odd_width_is_refused(tmp_path: Path) 
     config = json.loads((folder / "config.json").read_text())
     with pytest.raises(CheckpointError, match="hidden_size: got 72, expected a multiple of 32; models with LayerNorm"):
         from_hf_config({**config, "tie_word_embeddings": True})
+
+
+LARGE_EPSILON = {"rms_norm_eps": 0.5}  # near the variance of q and k
+NORMED = {
+    "heads": RandomCheckpoint("qwen3", config={"head_dim": 18, **LARGE_EPSILON}),
+    "hidden state": RandomCheckpoint("qwen3", hidden_size=60, config={"head_dim": 16, **LARGE_EPSILON}),
+    "both": RandomCheckpoint("gemma3_text", 60, 2, 3, 1, 90, config={"head_dim": 18, **LARGE_EPSILON}),
+    "after rope": RandomCheckpoint("hunyuan_v1_dense", config={"head_dim": 18, **LARGE_EPSILON}),
+    "rows": RandomCheckpoint("olmo2", tied=False, config={"head_dim": 18, **LARGE_EPSILON}),
+}
+
+
+@pytest.mark.parametrize("what", NORMED)
+def test_norms_of_q_and_k_keep_their_epsilon(what: str, tmp_path: Path) -> None:
+    """Padded by another share than the hidden state is."""
+    folder = write_random_checkpoint(tmp_path, NORMED[what])
+    decoder = from_hf_config(json.loads((folder / "config.json").read_text()))
+    own = decoder.source
+    assert decoder.qk_norm != "none"
+    assert own.hidden_size * decoder.head_dim != decoder.hidden_size * own.head_dim
+    model = ReferenceModel(read_checkpoint(folder, FloatMatrix), UNROUNDED)
+    with torch.inference_mode():
+        got = model(torch.tensor([IDS]), Action(1.0, 1.0, 8), model.new_cache(1))[0][0].numpy()
+    expected = expected_logits(folder, IDS)
+    np.testing.assert_allclose(got, expected, atol=1e-4 * expected.std())
+
+
+def test_codes_of_normed_heads_are_padded_as_their_values(tmp_path: Path) -> None:
+    source = write_random_checkpoint(tmp_path / "hf", NORMED["heads"])
+    file = GgufFile(tmp_path / "model.gguf", source).metadata(18).tensors("Q4_0", leave_out=OUTPUTS)
+    for i, name in enumerate(OUTPUTS):  # rows of 72 have no whole blocks
+        file.add(f"{name}.weight", open_checkpoint(source).read(f"model.layers.{i}.self_attn.o_proj.weight"))
+    checkpoint = open_checkpoint(file.write())
+    padded = PaddedTensors(checkpoint, from_hf_config(checkpoint.config))
+    for part in "qkv":
+        name = f"model.layers.0.self_attn.{part}_proj.weight"
+        values = padded.read("layers.0.qkv", name, 10, 30)
+        codes = padded.codes("layers.0.qkv", name, 10, 30)
+        assert codes is not None
+        scale, zero = (np.repeat(part.astype(np.float32), 32, axis=1) for part in (codes.scale, codes.zero))
+        kept = np.repeat(codes.representable, 32, axis=1)
+        assert kept[:8].all()
+        np.testing.assert_allclose((scale / 16 * (16.0 * codes.q - zero))[kept], values[kept], rtol=2e-3, atol=1e-6)

@@ -8,6 +8,8 @@ What it pads has the order and scale of `families/stored.py` already.
   are zero. So they are zero in every step, and rotary embedding and softmax see what they saw before.
 - A norm divides by the root of a mean. Over H' channels, of which H are not padding, the mean of squares is H / H' of
   what it was. So the norm's weights are multiplied by the root of H / H', and `Decoder.norm_eps` by H / H'.
+- The norm of q and k has the same epsilon, but is over heads or rows of them, which may be padded by another share. It
+  undoes any factor on q and k but for the epsilon, so their rows are multiplied by the factor that makes that right.
 - LayerNorm also subtracts the mean. A decoder with LayerNorm is centred first: from all that is written into the
   residual, the mean over its channels is subtracted, which no norm notices. Then the mean is 0 with padding, too.
 """
@@ -24,6 +26,7 @@ import torch
 from sol_rt.export.quantize.source_codes import SourceCodes
 from sol_rt.export.sources.checkpoint import Checkpoint, FloatArray
 from sol_rt.export.sources.decoder import Decoder
+from sol_rt.export.sources.families import FAMILIES
 from sol_rt.export.sources.families.stored import StoredTensors
 
 _WRITERS = ("embed", "o", "down")
@@ -91,7 +94,13 @@ class PaddedTensors:
         values = self._stored.read(target, name, first, last)
         if self._is_centred(target):
             values = values - (values.mean(axis=1, keepdims=True) if target == "embed" else self._mean(target, name))
-        values = columns.pad(values) if values.ndim == 2 else values * np.float32(self._factor(target))
+        if target.endswith("norm.weight"):
+            values = values * np.float32(math.sqrt(rows.size / rows.padded))
+        factors = self._row_factors(target, name, first, last)
+        if factors is not None:
+            values = values * (factors if values.ndim == 1 else factors[:, None])
+        if values.ndim == 2:
+            values = columns.pad(values)
         padded = np.zeros((stop - start, *values.shape[1:]), np.float32)
         padded[places >= 0] = values[places[places >= 0]]
         return padded
@@ -106,6 +115,9 @@ class PaddedTensors:
             return None
         places, first, last = _sources(rows, start, stop)
         codes = self._stored.codes(target, name, first, last)
+        factors = self._row_factors(target, name, first, last)
+        if codes is not None and factors is not None:
+            codes = codes.times(factors[:, None])
         if codes is None or rows.size == rows.padded:
             return codes
         found = SourceCodes(*(getattr(codes, part)[places] for part in ("q", "scale", "zero", "representable")))
@@ -134,11 +146,17 @@ class PaddedTensors:
             "down": (hidden, inner),
         }[owner]
 
-    def _factor(self, target: str) -> float:
-        if not target.endswith("norm.weight"):
-            return 1.0
-        axis, _ = self._axes(target)
-        return math.sqrt(axis.size / axis.padded)
+    def _row_factors(self, target: str, name: str, start: int, stop: int) -> FloatArray | None:
+        """What rows start … stop - 1 of q, k and v, not padded, are multiplied by, float32 [rows]; None: by 1."""
+        decoder, own = self.decoder, self.decoder.unpadded
+        owner = target.removesuffix(".bias").rsplit(".", 1)[-1]
+        if own is None or owner != "qkv" or decoder.qk_norm == "none" or decoder.kind_of(target) != "attention":
+            return None
+        factor = math.sqrt(own.hidden_size / decoder.hidden_size * decoder.head_dim / own.head_dim)
+        names = FAMILIES[decoder.family].names.qkv
+        is_value = len(names) == 3 and name.rsplit(".", 2)[-2] == names[2].rsplit(".", 1)[-1]
+        normed = 0 if is_value else decoder.source.qk_size  # a joint matrix has the rows of v last
+        return np.where(np.arange(start, stop) < normed, np.float32(factor), np.float32(1))
 
     def _is_centred(self, target: str) -> bool:
         own = self.decoder.unpadded

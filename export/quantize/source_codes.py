@@ -48,6 +48,15 @@ class SourceCodes:
             self.q[:, channels], self.scale[:, blocks], self.zero[:, blocks], self.representable[:, blocks]
         )
 
+    def times(self, factor: npt.ArrayLike) -> SourceCodes:
+        """The codes of the weights times a positive factor, a number or float32 [n, 1].
+
+        Scales are rounded to float16 once more. Blocks whose scale leaves its range are no longer representable.
+        """
+        scale = (self.scale.astype(np.float32) * np.asarray(factor, np.float32)).astype(np.float16)
+        fits = np.isfinite(scale) & (scale >= np.finfo(np.float16).tiny)
+        return replace(self, scale=scale, representable=self.representable & fits)
+
 
 def source_codes(q: ByteArray, step: FloatArray, offset: FloatArray) -> SourceCodes:
     """Converts a source's codes, weights step * q + offset, and marks the blocks that the bundle's format can

@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -81,12 +81,7 @@ class StoredTensors:
                 rows = order[start:stop]
                 codes = SourceCodes(codes.q[rows], codes.scale[rows], codes.zero[rows], codes.representable[rows])
         factor = self._factor(target)
-        if codes is None or factor == 1.0:
-            return codes
-        # the scale is rounded to float16 once more; a step that leaves its range is fitted anew
-        scale = (codes.scale.astype(np.float32) * np.float32(factor)).astype(np.float16)
-        fits = np.isfinite(scale) & (scale >= np.finfo(np.float16).tiny)
-        return replace(codes, scale=scale, representable=codes.representable & fits)
+        return codes if codes is None or factor == 1.0 else codes.times(np.float32(factor))
 
     def _order(self, target: str, name: str) -> npt.NDArray[np.int64] | None:
         """For each row of the stored tensor its row in the checkpoint; None if these are the same."""
