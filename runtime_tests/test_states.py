@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,12 +26,16 @@ from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import CONFIG_NAME, KvLayout
 from sol_rt.bundle.config_reader import parse_config, read_config
+from sol_rt.cli import main
 from sol_rt.engine.engine import Engine
 from sol_rt.engine.states import LAST, MOST_COPIES, States, states_bytes
-from sol_rt.errors import BundleError, NumericError, ProviderError, UsageError
+from sol_rt.errors import BundleError, NumericError, ProviderError, QualityWarning, UsageError
 from sol_rt.evaluation.footprint import footprint
 from sol_rt.export.pipeline import export_bundle
 from sol_rt.export.web import write_web_bundle
+from sol_rt.generate.model import SolModel
+from sol_rt.generate.native.model import NativeModel
+from sol_rt.ops import core_path
 
 DENSE, CHEAP = Action(1.0, 1.0, 8), Action(0.25, 0.5, 4)
 TOKENS = random_tokens(900, 300).tolist()
@@ -307,3 +312,31 @@ def test_a_filter_of_another_size_is_refused(folder: Path, tmp_path: Path) -> No
         BundleError, match=r"layers.0.conv.weight.shape: got \[64, 3\] .* 4 at axis 1, from kv.conv_size"
     ):
         Bundle.open(copy)
+
+
+@pytest.mark.parametrize("engine", ["python", "native"])
+def test_cheap_steps_are_warned_of_once(folder: Path, engine: str) -> None:
+    if engine == "native" and core_path() is None:
+        pytest.skip("the native core is not built")
+    opened: Any = SolModel if engine == "python" else NativeModel
+    model = opened.from_pretrained(folder, measure_costs=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for how in ({}, {"budget": 1.0}, {"schedule": "dense"}, {"schedule": f"fixed:{DENSE.tag}"}):
+            list(model.stream(TOKENS[:8], max_new_tokens=2, **how))
+    with pytest.warns(QualityWarning, match="states of short convolutions was measured on random weights only"):
+        list(model.stream(TOKENS[:8], max_new_tokens=2, schedule=f"fixed:{CHEAP.tag}"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        list(model.stream(TOKENS[:8], max_new_tokens=2, bits=4))
+    with pytest.warns(QualityWarning, match=r"compare with --budget 1$"):
+        list(opened.from_pretrained(folder, measure_costs=False).stream(TOKENS[:8], max_new_tokens=2, bits=4))
+
+
+def test_the_commands_warn_in_one_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = "warning: what cheap steps do to the states of short convolutions"
+    assert main(["generate", "-m", str(folder), "-p", "a", "-n", "4", "--budget", "0.8", "--provider", "cpu"]) == 0
+    assert capsys.readouterr().err.count(line) == 1
+    (tmp_path / "text.txt").write_text("too short")
+    assert main(["train", "-m", str(folder), "-d", str(tmp_path / "text.txt"), "-o", str(tmp_path / "out")]) != 0
+    assert capsys.readouterr().err.count(f"{line} was measured on random weights only") == 1

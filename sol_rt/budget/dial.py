@@ -13,12 +13,15 @@ from sol_rt.budget.controller.budget import Controller
 from sol_rt.budget.cost.bytes_model import CostModel
 from sol_rt.budget.hull import Hull
 from sol_rt.budget.losses import nats_of_share
-from sol_rt.budget.schedules import Schedule
+from sol_rt.budget.schedules import NAMES, Schedule
 from sol_rt.bundle.actions import Action
+from sol_rt.bundle.config import SolConfig
 from sol_rt.errors import UsageError, brief
 
 DEFAULT_MAX_LOSS = 0.005
 """The `Dial.max_loss` that applies if nothing is asked for."""
+KEEP_LOSS = ("hull", "sol")
+"""Schedules that lose no more than the hull does at the same budget."""
 SENSIBLE_LOSS = 0.1
 """Share by which perplexity may rise before text suffers visibly: the lower end of a bundle's sensible budgets."""
 
@@ -134,4 +137,25 @@ def below_sensible(asked: float, hull: Hull, context: int) -> str:
     return (
         f"this asks for {asked:.2f} of the dense cost; below {least:.2f} this bundle's perplexity is more than "
         f"{SENSIBLE_LOSS:.0%} over dense: expect broken text (sol-rt inspect lists the sensible budgets)"
+    )
+
+
+def untried_states(config: SolConfig, dial: Dial | None = None) -> str:
+    """A line for the user if cheap steps may run on layers with a state; empty otherwise.
+
+    Without a dial it is about a policy that is trained.
+    """
+    if not config.kv.convolving:
+        return ""
+    if dial is None:
+        instead = "the policy with fixed actions"
+    else:
+        keeps_loss = dial.is_empty and config.losses_measured and dial.schedule in (None, *KEEP_LOSS)
+        own = dial.schedule is not None and dial.schedule not in ("dense", f"fixed:{config.dense.tag}", *NAMES)
+        if not (dial.is_set or keeps_loss or own):
+            return ""
+        instead = "with --budget 1"
+    return (
+        "what cheap steps do to the states of short convolutions was measured on random weights only "
+        f"(docs/hybrid.md); compare {instead}"
     )

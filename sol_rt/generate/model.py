@@ -29,10 +29,12 @@ from sol_rt.budget.cost.calibration_table import (
 from sol_rt.budget.cost.tune import tune
 from sol_rt.budget.dial import (
     DEFAULT_MAX_LOSS,
+    KEEP_LOSS,
     Dial,
     MakeSchedule,
     below_sensible,
     make_controller,
+    untried_states,
 )
 from sol_rt.budget.dominated import cost_of_gpu, ineffective, replacements, without_dominated
 from sol_rt.budget.hull import Hull
@@ -59,8 +61,6 @@ from sol_rt.text.chat_template import ChatTemplate
 from sol_rt.text.tokenizer import Tokenizer
 
 _TUNE_SECONDS = 1.5
-_KEEP_LOSS = ("hull", "sol")
-"""Schedules that lose no more than the hull does at the same budget."""
 
 
 def _measured_quickly(engine: Engine, otherwise: CostModel) -> CostModel:
@@ -148,7 +148,7 @@ class SolModel:
         self.engine = engine
         self.cost = cost
         self._turns = engine.turns
-        self._warned = False
+        self._warned = self._warned_of_states = False
 
     def __repr__(self) -> str:
         config, provider = self.bundle.config, self.engine.provider
@@ -299,7 +299,8 @@ class SolModel:
                 never do.
             generation: settings of `GenerationConfig`, under Hugging Face's names.
 
-        Warns with QualityWarning, once for each model, of a budget below the sensible ones.
+        Warns with QualityWarning, once for each model, of a budget below the sensible ones, and of cheap steps where
+        layers have a state.
         Raises UsageError, ContextError, BundleError before the first step; NumericError, SolError while it runs.
         """
         if replay is not None and not isinstance(replay, Trace):
@@ -317,6 +318,9 @@ class SolModel:
             dial = Dial(budget, schedule, kv_density, channel_density, bits, tokens_per_second, seed, max_loss)
             name, decoder = self.decoder(dial)
             self._warn_below_sensible(decoder.controller, len(tokens))
+            if not self._warned_of_states and (line := untried_states(self.bundle.config, dial)):
+                self._warned_of_states = True
+                warnings.warn(line, QualityWarning, stacklevel=2)
         else:
             name, decoder = replay.header.schedule, replay_decoder(self.engine, self.cost, replay)
         writer = None
@@ -405,9 +409,9 @@ class SolModel:
                 f"schedule {name}: fixes the action; leave out budget, kv_density, channel_density, bits, rate and loss"
             )
         if dial.is_empty:
-            known = self.bundle.config.losses_measured and name in _KEEP_LOSS
+            known = self.bundle.config.losses_measured and name in KEEP_LOSS
             dial = replace(dial, max_loss=DEFAULT_MAX_LOSS) if known else replace(dial, budget=1.0)
-        if dial.max_loss is not None and name not in _KEEP_LOSS:
+        if dial.max_loss is not None and name not in KEEP_LOSS:
             raise UsageError(f"--max-loss: the schedule {name} keeps no loss; leave out --schedule, or give --budget")
         actions = schedule_actions(self.bundle.config, name, axes)
         if not axes.any():  # a mean setting may need dominated actions, too

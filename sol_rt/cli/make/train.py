@@ -82,6 +82,7 @@ def train(
     _require_packages()
     import torch
 
+    from sol_rt.budget.dial import untried_states
     from sol_rt.bundle.bundle import Bundle
     from sol_rt.cli.loading import usable_threads
     from sol_rt.engine.engine import Engine
@@ -105,6 +106,8 @@ def train(
         bundle, line = check_weights(bundle)
         if line:
             say(line)
+        if warning := untried_states(bundle.config):
+            say(f"warning: {warning}")
         name = bundle.config.model.name
         folder = output or home() / "policies" / name
         folder.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,7 @@ from sol_rt.budget.cost.calibration_table import (
     keep_quick,
     load_cost_model,
 )
-from sol_rt.budget.dial import Dial, below_sensible
+from sol_rt.budget.dial import Dial, below_sensible, untried_states
 from sol_rt.budget.hull import Hull
 from sol_rt.budget.losses import ActionLosses
 from sol_rt.budget.schedules import NAMES, schedule_actions
@@ -69,7 +69,7 @@ class NativeModel:
         self._info = _info(model)
         self._newest: weakref.ref[NativeStream] | None = None
         self._turns = SessionTurns()
-        self._warned = False
+        self._warned = self._warned_of_states = False
         self._release = weakref.finalize(self, _release, model, session)
 
     def __repr__(self) -> str:
@@ -193,7 +193,8 @@ class NativeModel:
         """Starts a generation and yields its tokens.
 
         Arguments are those of `SolModel.stream`, except that `replay` is the trace's file and `schedule` a name.
-        Warns with QualityWarning, once for each model, of a budget below the sensible ones.
+        Warns with QualityWarning, once for each model, of a budget below the sensible ones, and of cheap steps where
+        layers have a state.
         Raises UsageError, ContextError, SolError before the first step; NumericError, SolError while it runs.
         """
         options, library = structs.GenerateOptions(), core()
@@ -228,6 +229,9 @@ class NativeModel:
         if dial.budget is not None and replay is None:
             check_request(dial.budget, dial.axis_targets, dial.tokens_per_second, dial.max_loss)
             self._warn_below_sensible(dial.budget, len(tokens))  # a filter may raise it, so before anything begins
+        if replay is None and not self._warned_of_states and (line := untried_states(self.bundle.config, dial)):
+            self._warned_of_states = True
+            warnings.warn(line, QualityWarning, stacklevel=2)
         with self._turns.token, self._turns.owner:
             if self._newest is not None and (older := self._newest()) is not None:
                 older.interrupt()  # also if the start is refused: the core may have ended it by then
