@@ -7,12 +7,15 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
 pytest.importorskip("onnx", reason="making a bundle comes with the extra export")
 
+from helpers.made_configs import made_config
 from helpers.random_decoder import describe
+from helpers.released_configs import CONFIGS
 from helpers.tiny_bundle import write_bundle
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import SolConfig
@@ -25,7 +28,11 @@ from sol_rt.export.sources.decoder import Decoder
 from sol_rt.ops import library_path
 from sol_rt.store.home import remember_last_export
 
+if TYPE_CHECKING:
+    from sol_rt.export.sources.checkpoint import Checkpoint
+
 LONG, WINDOW = 6000, 300
+RELEASED = ("Qwen3-0.6B", "SmolLM3-3B", "Phi-3.5-mini")
 
 
 def medium_decoder() -> Decoder:
@@ -211,3 +218,40 @@ def test_export_says_before_the_work_that_memory_is_too_small_to_run(
     assert said[0].startswith("memory: at its context of 2097152 tokens this model takes ")
     assert "tokens fit, and -c " in said[0]
     assert not (tmp_path / "out").exists()
+
+
+def planned(name: str, kv: str) -> SolConfig:
+    """What the default export of a released model plans, as far as memory depends on it: there are no weights here."""
+    pytest.importorskip("torch", reason="exporting comes with the extra export")
+    from sol_rt.export.actions.candidates import CHANNEL_DENSITIES, KV_DENSITIES, Levels
+    from sol_rt.export.actions.lm_head_bits import may_screen
+    from sol_rt.export.blob.mixed_bits import graph_precisions
+    from sol_rt.export.blob.weights_file import layout
+    from sol_rt.export.sources.decoder import from_hf_config
+    from sol_rt.export.sources.families import FAMILIES
+
+    decoder = from_hf_config(CONFIGS[name])
+    levels = Levels.checked((8, 6, 4, 3), CHANNEL_DENSITIES, KV_DENSITIES)  # mixed bits are for sources with codes
+    names, nothing = FAMILIES[decoder.family].names, dict.fromkeys(("name", "architecture", "source", "license"), "")
+    precisions = graph_precisions(levels.bits, cast("Checkpoint", None), decoder, names)
+    screened = decoder.lm_head if may_screen(decoder, precisions) else None
+    return replace(
+        made_config(),
+        model=decoder.dims(**nothing, bos_token_id=None, eos_token_ids=()),
+        kv=decoder.kv(kv),
+        variants={variant.key: variant for variant in levels.variants(decoder, precisions)},
+        tensors=dict(layout(decoder, names, 2, precisions, screened)),
+    )
+
+
+def test_the_page_says_what_released_models_take() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "memory.md").read_text(encoding="utf-8")
+    expected = []
+    for name in RELEASED:
+        whole, small = planned(name, "float16"), planned(name, "int8")
+        for context in usual_contexts(whole.model.max_context):
+            parts, half = footprint(whole, context), footprint(small, context)
+            numbers = [parts.weights, parts.program, parts.cache, parts.activations, parts.total, half.total]
+            expected.append(f"| {name} | {context} | {' | '.join(f'{number / 1e6:.0f}' for number in numbers)} |")
+    rows = [line for line in page.splitlines() if line.startswith(tuple(f"| {name} |" for name in RELEASED))]
+    assert rows == expected, "\n".join(["the page should have", *expected])
