@@ -1,6 +1,6 @@
 // A small host: loads a bundle, streams an answer, and stops at Ctrl-C. Arguments: ONNX Runtime's library, the bundle's folder, a question, a budget.
 //   cc generate.c $(pkg-config --cflags --libs sol_rt) -o generate
-//   ./generate libonnxruntime.so.1 ~/.local/share/sol-rt/bundles/smollm2-135m "Why is the sky blue?" 0.6
+//   ./generate /PATH/libonnxruntime.so.1.23.2 BUNDLES/smollm2-135m "Why is the sky blue?" 0.6
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -50,7 +50,7 @@ int main(int argc, char** argv) {
     return 2;
   }
   sol_runtime_options runtime_options;
-  sol_runtime_options_init(&runtime_options);
+  sol_runtime_options_init(&runtime_options, sizeof runtime_options);
   runtime_options.ort_library = argv[1];
   sol_runtime* runtime = NULL;
   sol_model* model = NULL;
@@ -66,7 +66,7 @@ int main(int argc, char** argv) {
   if (prompt == NULL) goto done;
 
   sol_generate_options options;
-  sol_generate_options_init(&options);
+  sol_generate_options_init(&options, sizeof options);
   options.max_new_tokens = 200;
   if (argc > 4) options.budget = atof(argv[4]);
   sol_result result = {.size = sizeof result};

@@ -10,7 +10,8 @@
 //   - Strings are UTF-8. `const char*` arguments end in NUL unless a length stands beside them. Pointers that a function returns belong to the handle
 //     that it was asked of, and live as long as that handle, unless said otherwise.
 //   - Structs begin with `size`: the host sets it to sizeof of the struct that it was compiled with, so that an older host works with a newer library.
-//     `..._init` does that and sets every other field to its default. `sol_message` and `sol_logit_bias`, of which there are arrays, never change.
+//     `..._init(&struct, sizeof struct)` does that and sets every other field to its default. New fields come at the end, and never where an older
+//     struct ended in padding. `sol_message` and `sol_logit_bias`, of which there are arrays, never change.
 //   - Arrays that the host passes are read during the call only.
 //
 // Threads: a `sol_runtime` and a `sol_model` may be used by any number of threads at once. A `sol_session` is used by one thread at a time, with the
@@ -84,7 +85,7 @@ typedef struct sol_runtime_options {
   int32_t spin;                  // 1: waiting threads of the pool spin, as is ONNX Runtime's default; 0: they sleep, which saves battery
 } sol_runtime_options;
 
-SOL_RT_API void sol_runtime_options_init(sol_runtime_options* options);
+SOL_RT_API void sol_runtime_options_init(sol_runtime_options* options, uint32_t size);
 SOL_RT_API sol_error* sol_runtime_create(const sol_runtime_options* options, sol_runtime** runtime);  // `options` may be NULL
 SOL_RT_API void sol_runtime_release(sol_runtime* runtime);
 SOL_RT_API const char* sol_runtime_ort_version(const sol_runtime* runtime);  // as "1.23.0"
@@ -139,7 +140,7 @@ typedef struct sol_action_info {
   double loss;           // nats a token over dense; NaN if not measured
 } sol_action_info;
 
-SOL_RT_API void sol_model_options_init(sol_model_options* options);
+SOL_RT_API void sol_model_options_init(sol_model_options* options, uint32_t size);
 SOL_RT_API sol_error* sol_model_load(sol_runtime* runtime, const char* folder, const sol_model_options* options, sol_model** model);
 SOL_RT_API void sol_model_release(sol_model* model);
 SOL_RT_API sol_error* sol_model_get_info(const sol_model* model, sol_model_info* info);  // `info->size` is set by the host
@@ -178,7 +179,8 @@ SOL_RT_API sol_error* sol_model_encode_chat(const sol_model* model, const sol_me
 typedef struct sol_session sol_session;
 
 SOL_RT_API sol_error* sol_session_create(sol_model* model, sol_session** session);
-SOL_RT_API void sol_session_release(sol_session* session);  // ends a running generation first; other threads must be done with the session
+// Ends a running generation first. Other threads must be done with the session, and so must its callbacks: never call this inside one.
+SOL_RT_API void sol_session_release(sol_session* session);
 
 // Tokens in the KV cache.
 SOL_RT_API sol_error* sol_session_tokens(const sol_session* session, int32_t* tokens, size_t capacity, size_t* count);
@@ -186,8 +188,8 @@ SOL_RT_API sol_error* sol_session_tokens(const sol_session* session, int32_t* to
 // (further back than about 512 tokens), the next generation runs these tokens once more. If layers have a state, a copy of it is put back, and the next
 // generation runs the tokens behind the copy once more, dense.
 SOL_RT_API sol_error* sol_session_rewind(sol_session* session, size_t length);
-// Writes tokens, cache, and the layers' states with their copies to a file, as a whole or not at all; reads them back into a session of the same bundle (any machine, native operators or not
-// as before). Both end a running generation. A file that is missing, damaged or another bundle's is SOL_ERROR_BUNDLE.
+// Writes tokens, cache, and the layers' states with their copies to a file, as a whole or not at all; reads them back into a session of the same bundle
+// (any machine, native operators or not as before). Both end a running generation. A file that is missing, damaged or another bundle's is SOL_ERROR_BUNDLE.
 SOL_RT_API sol_error* sol_session_save(sol_session* session, const char* file);
 SOL_RT_API sol_error* sol_session_restore(sol_session* session, const char* file);
 // Bytes of memory that only this session uses: KV cache, states and buffers. 0 while another thread uses the session.
@@ -236,7 +238,7 @@ typedef struct sol_generate_options {
   const char* replay;    // a trace whose actions run again, in place of a dial; NULL for none
 } sol_generate_options;
 
-SOL_RT_API void sol_generate_options_init(sol_generate_options* options);
+SOL_RT_API void sol_generate_options_init(sol_generate_options* options, uint32_t size);
 
 typedef enum sol_finish {
   SOL_FINISH_NONE = 0,   // more tokens follow
@@ -332,8 +334,8 @@ typedef struct sol_governor_state {
   double reserved[7];    // the governor's own
 } sol_governor_state;
 
-SOL_RT_API void sol_governor_settings_init(sol_governor_settings* settings);
-SOL_RT_API void sol_governor_reading_init(sol_governor_reading* reading);
+SOL_RT_API void sol_governor_settings_init(sol_governor_settings* settings, uint32_t size);
+SOL_RT_API void sol_governor_reading_init(sol_governor_reading* reading, uint32_t size);
 SOL_RT_API sol_error* sol_governor_begin(const sol_governor_settings* settings, sol_governor_state* state);
 SOL_RT_API sol_error* sol_governor_step(const sol_governor_settings* settings, const sol_governor_reading* reading, sol_governor_state* state);
 

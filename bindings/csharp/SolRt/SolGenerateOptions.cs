@@ -92,8 +92,7 @@ public sealed class SolGenerateOptions
 
     internal unsafe void Fill(NativeGenerateOptions* native, NativeMemory memory, double? sessionBudget)
     {
-        native->Size = (uint)sizeof(NativeGenerateOptions);
-        Native.sol_generate_options_init(native);
+        Native.sol_generate_options_init(native, (uint)sizeof(NativeGenerateOptions));
         native->MaxNewTokens = MaxNewTokens ?? native->MaxNewTokens;
         native->DoSample = DoSample is bool sample ? (sample ? 1 : 0) : native->DoSample;
         native->Temperature = Temperature ?? native->Temperature;

@@ -36,8 +36,7 @@ public sealed unsafe class SolGovernor
         fixed (NativeGovernorSettings* settings = &_settings)
         fixed (NativeGovernorState* state = &_state)
         {
-            settings->Size = (uint)sizeof(NativeGovernorSettings);
-            Native.sol_governor_settings_init(settings);
+            Native.sol_governor_settings_init(settings, (uint)sizeof(NativeGovernorSettings));
             settings->LowestBudget = lowestBudget ?? settings->LowestBudget;
             settings->HighestBudget = highestBudget ?? settings->HighestBudget;
             settings->TokensPerSecond = tokensPerSecond ?? settings->TokensPerSecond;
@@ -54,8 +53,7 @@ public sealed unsafe class SolGovernor
     {
         _ = reading ?? throw new ArgumentNullException(nameof(reading));
         NativeGovernorReading native = default;
-        native.Size = (uint)sizeof(NativeGovernorReading);
-        Native.sol_governor_reading_init(&native);
+        Native.sol_governor_reading_init(&native, (uint)sizeof(NativeGovernorReading));
         native.Battery = reading.Battery ?? double.NaN;
         native.Charging = reading.Charging is bool charging ? (charging ? 1 : 0) : -1;
         native.Thermal = reading.Thermal ?? double.NaN;

@@ -103,8 +103,7 @@ public sealed class SolModel : IDisposable
         try
         {
             NativeModelOptions native = default;
-            native.Size = (uint)sizeof(NativeModelOptions);
-            Native.sol_model_options_init(&native);
+            Native.sol_model_options_init(&native, (uint)sizeof(NativeModelOptions));
             native.Verify = (int)options.Verify;
             native.MaxContext = options.MaxContext;
             native.CostTable = memory.Text(options.CostTable, "CostTable");

@@ -51,8 +51,7 @@ public sealed class SolRuntime : IDisposable
                 throw new SolRuntimeException(
                     $"sol_rt: got a library of interface version {Native.sol_interface_version()}, expected {InterfaceVersion} or newer; update the library");
             }
-            native.Size = (uint)sizeof(NativeRuntimeOptions);
-            Native.sol_runtime_options_init(&native);
+            Native.sol_runtime_options_init(&native, (uint)sizeof(NativeRuntimeOptions));
             native.OrtLibrary = memory.Text(options.OnnxRuntimePath, "OnnxRuntimePath");
             native.OrtApiBase = options.OrtApiBase != IntPtr.Zero || options.OnnxRuntimePath is not null ? options.OrtApiBase : HostApiBase();
             native.Threads = options.Threads;

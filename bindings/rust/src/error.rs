@@ -84,11 +84,11 @@ pub(crate) fn check(error: *mut ffi::sol_error) -> Result<(), Error> {
 }
 
 /// A struct that a function of the core fills with its defaults.
-pub(crate) fn defaults<T>(init: unsafe extern "C" fn(*mut T)) -> T {
+pub(crate) fn defaults<T>(init: unsafe extern "C" fn(*mut T, u32)) -> T {
     let mut raw = MaybeUninit::uninit();
     // SAFETY: the core's functions of this kind fill the whole struct.
     unsafe {
-        init(raw.as_mut_ptr());
+        init(raw.as_mut_ptr(), size_of::<T>() as u32);
         raw.assume_init()
     }
 }

@@ -86,11 +86,11 @@ extern "C" {
     pub fn sol_error_code(error: *const sol_error) -> i32;
     pub fn sol_error_message(error: *const sol_error) -> *const c_char;
     pub fn sol_error_release(error: *mut sol_error);
-    pub fn sol_runtime_options_init(options: *mut sol_runtime_options);
+    pub fn sol_runtime_options_init(options: *mut sol_runtime_options, size: u32);
     pub fn sol_runtime_create(options: *const sol_runtime_options, runtime: *mut *mut sol_runtime) -> *mut sol_error;
     pub fn sol_runtime_release(runtime: *mut sol_runtime);
     pub fn sol_runtime_ort_version(runtime: *const sol_runtime) -> *const c_char;
-    pub fn sol_model_options_init(options: *mut sol_model_options);
+    pub fn sol_model_options_init(options: *mut sol_model_options, size: u32);
     pub fn sol_model_load(runtime: *mut sol_runtime, folder: *const c_char, options: *const sol_model_options, model: *mut *mut sol_model) -> *mut sol_error;
     pub fn sol_model_release(model: *mut sol_model);
     pub fn sol_model_get_info(model: *const sol_model, info: *mut sol_model_info) -> *mut sol_error;
@@ -109,7 +109,7 @@ extern "C" {
     pub fn sol_session_save(session: *mut sol_session, file: *const c_char) -> *mut sol_error;
     pub fn sol_session_restore(session: *mut sol_session, file: *const c_char) -> *mut sol_error;
     pub fn sol_session_private_bytes(session: *const sol_session) -> u64;
-    pub fn sol_generate_options_init(options: *mut sol_generate_options);
+    pub fn sol_generate_options_init(options: *mut sol_generate_options, size: u32);
     pub fn sol_session_start(session: *mut sol_session, prompt: *const i32, num_tokens: usize, options: *const sol_generate_options) -> *mut sol_error;
     pub fn sol_session_next(session: *mut sol_session, token: *mut sol_token) -> *mut sol_error;
     pub fn sol_session_stop(session: *mut sol_session) -> *mut sol_error;
@@ -118,8 +118,8 @@ extern "C" {
     pub fn sol_session_set_budget(session: *mut sol_session, budget: f64) -> *mut sol_error;
     pub fn sol_session_set_tokens_per_second(session: *mut sol_session, rate: f64) -> *mut sol_error;
     pub fn sol_session_busy(session: *const sol_session) -> i32;
-    pub fn sol_governor_settings_init(settings: *mut sol_governor_settings);
-    pub fn sol_governor_reading_init(reading: *mut sol_governor_reading);
+    pub fn sol_governor_settings_init(settings: *mut sol_governor_settings, size: u32);
+    pub fn sol_governor_reading_init(reading: *mut sol_governor_reading, size: u32);
     pub fn sol_governor_begin(settings: *const sol_governor_settings, state: *mut sol_governor_state) -> *mut sol_error;
     pub fn sol_governor_step(settings: *const sol_governor_settings, reading: *const sol_governor_reading, state: *mut sol_governor_state) -> *mut sol_error;
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.util
-from ctypes import POINTER, byref, c_char_p, c_double, c_int, c_int32, c_size_t, c_uint32, c_uint64, c_void_p
+from ctypes import POINTER, byref, c_char_p, c_double, c_int, c_int32, c_size_t, c_uint32, c_uint64, c_void_p, sizeof
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +45,14 @@ _OTHERS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "sol_error_code": (c_int, (c_void_p,)),
     "sol_error_message": (c_char_p, (c_void_p,)),
     "sol_error_release": (None, (c_void_p,)),
-    "sol_runtime_options_init": (None, (POINTER(structs.RuntimeOptions),)),
+    "sol_runtime_options_init": (None, (POINTER(structs.RuntimeOptions), c_uint32)),
     "sol_runtime_release": (None, (c_void_p,)),
-    "sol_model_options_init": (None, (POINTER(structs.ModelOptions),)),
+    "sol_model_options_init": (None, (POINTER(structs.ModelOptions), c_uint32)),
     "sol_model_release": (None, (c_void_p,)),
     "sol_session_release": (None, (c_void_p,)),
     "sol_session_private_bytes": (c_uint64, (c_void_p,)),
     "sol_session_cancel": (None, (c_void_p,)),
-    "sol_generate_options_init": (None, (POINTER(structs.GenerateOptions),)),
+    "sol_generate_options_init": (None, (POINTER(structs.GenerateOptions), c_uint32)),
 }
 
 
@@ -112,7 +112,7 @@ def onnxruntime_library() -> bytes:
 def runtime(threads: int, native_ops: bool) -> c_void_p:
     """A `sol_runtime`. It lives as long as the process: ONNX Runtime's thread pool is there once."""
     options, made = structs.RuntimeOptions(), c_void_p()
-    core().sol_runtime_options_init(byref(options))
+    core().sol_runtime_options_init(byref(options), sizeof(options))
     options.ort_library, options.threads, options.native_operators = onnxruntime_library(), threads, int(native_ops)
     core().sol_runtime_create(byref(options), byref(made))
     return made

@@ -101,7 +101,7 @@ class NativeModel:
         machine = ("cpu", count, native_ops, "")
         cost = load_cost_model(bundle, *machine, quick=measure_costs)
         options, model, session = structs.ModelOptions(), c_void_p(), c_void_p()
-        library.sol_model_options_init(byref(options))
+        library.sol_model_options_init(byref(options), sizeof(options))
         options.verify = 0  # `Bundle` has compared them
         options.max_context = context
         if isinstance(cost, CalibratedCost) and cost.path is not None:
@@ -198,7 +198,7 @@ class NativeModel:
         Raises UsageError, ContextError, SolError before the first step; NumericError, SolError while it runs.
         """
         options, library = structs.GenerateOptions(), core()
-        library.sol_generate_options_init(byref(options))
+        library.sol_generate_options_init(byref(options), sizeof(options))
         if schedule is not None and not isinstance(schedule, str):
             raise UsageError(f"--schedule: got {brief(schedule)}, expected a name; use the Python engine for your own")
         if schedule is not None and "\0" in schedule:

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <cstring>
 #include <string>
 
@@ -31,34 +32,33 @@ inline void RequirePointer(const void* pointer, const char* what) {
   if (pointer == nullptr) UsageFault(std::string(what) + ": got NULL, expected a pointer");
 }
 
+// Throws SOL_ERROR_USAGE for a struct of the host that is NULL, or whose `size` was not set.
+void RequireSized(const void* given, const char* what);
+// Copies the part of a struct that both sides know; the `size` of `to` stays. `own` is this library's sizeof, `size` the host's.
+void CopyStruct(void* to, const void* from, size_t own, uint32_t size);
+
+// Sets a host's struct to its defaults, as far as both sides know it, and the rest to zero. `size` is the host's sizeof.
+template <class T>
+void InitStruct(const T& defaults, T* given, uint32_t size) {
+  if (given == nullptr || size < sizeof(size)) return;
+  std::memset(static_cast<void*>(given), 0, size);
+  given->size = size;
+  CopyStruct(given, &defaults, sizeof(T), size);
+}
+
 // A host's struct as this library knows it: what lies beyond the host's `size` has the values of `defaults`. A struct may be NULL.
 template <class T>
-T ReadStruct(const T* given, const T& defaults, const char* what) {
-  T made = defaults;
+T ReadStruct(const T* given, T made, const char* what) {
   if (given == nullptr) return made;
-  uint32_t size = 0;
-  std::memcpy(&size, given, sizeof(size));
-  if (size < sizeof(size) || size > 4096) UsageFault(std::string(what) + ": got size " + std::to_string(size) + ", expected sizeof of the struct");
-  std::memcpy(static_cast<void*>(&made), given, size < sizeof(T) ? size : sizeof(T));
-  made.size = static_cast<uint32_t>(sizeof(T));
+  RequireSized(given, what);
+  CopyStruct(&made, given, sizeof(T), given->size);
   return made;
 }
 
-// Throws SOL_ERROR_USAGE for a struct to fill that is NULL or whose `size` was not set.
+// Fills the part of a host's struct that both sides know.
 template <class T>
-void RequireStruct(const T* given, const char* what) {
-  RequirePointer(given, what);
-  if (given->size < sizeof(uint32_t) || given->size > 4096) {
-    UsageFault(std::string(what) + ": got size " + std::to_string(given->size) + ", expected sizeof of the struct");
-  }
-}
-
-// Fills the part of a host's struct that both sides know; its `size` stays.
-template <class T>
-void FillStruct(T made, T* given) {
-  const uint32_t size = given->size;
-  made.size = size;
-  std::memcpy(static_cast<void*>(given), &made, size < sizeof(T) ? size : sizeof(T));
+void FillStruct(const T& made, T* given) {
+  CopyStruct(given, &made, sizeof(T), given->size);
 }
 
 // Fills an array of the host if it has room for all, and sets the full count.

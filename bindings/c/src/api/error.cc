@@ -1,4 +1,4 @@
-// Errors of the C interface, and the library's version.
+// Errors and structs of the C interface, and the library's version.
 #include <new>
 #include <string>
 
@@ -34,6 +34,18 @@ sol_error* CurrentError() noexcept {
   } catch (...) {
     return &g_out_of_memory;
   }
+}
+
+void RequireSized(const void* given, const char* what) {
+  RequirePointer(given, what);
+  uint32_t size = 0;
+  std::memcpy(&size, given, sizeof(size));
+  if (size < sizeof(size) || size > 4096) UsageFault(std::string(what) + ": got size " + std::to_string(size) + ", expected sizeof of the struct");
+}
+
+void CopyStruct(void* to, const void* from, size_t own, uint32_t size) {
+  constexpr size_t kSize = sizeof(uint32_t);
+  std::memcpy(static_cast<char*>(to) + kSize, static_cast<const char*>(from) + kSize, (size < own ? size : own) - kSize);
 }
 
 }  // namespace sol_rt

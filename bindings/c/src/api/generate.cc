@@ -19,7 +19,7 @@ using sol_rt::GenerationResult;
 using sol_rt::Guard;
 using sol_rt::RequireHandle;
 using sol_rt::RequirePointer;
-using sol_rt::RequireStruct;
+using sol_rt::RequireSized;
 using sol_rt::Turn;
 using sol_rt::UsageFault;
 
@@ -86,8 +86,13 @@ Dial DialOf(const sol_generate_options& options) {
 }
 
 sol_generate_options DefaultOptions() {
-  sol_generate_options options;
-  sol_generate_options_init(&options);
+  sol_generate_options options{};
+  options.max_new_tokens = options.do_sample = options.top_k = options.top_logprobs = -1;
+  options.seed = -1;
+  options.temperature = options.top_p = options.min_p = options.repetition_penalty = kNone;
+  options.presence_penalty = options.frequency_penalty = kNone;
+  options.budget = options.tokens_per_second = options.max_loss = kNone;
+  options.kv_density = options.channel_density = options.bits = kNone;
   return options;
 }
 
@@ -186,17 +191,7 @@ class InCallback {
 
 extern "C" {
 
-void sol_generate_options_init(sol_generate_options* options) {
-  if (options == nullptr) return;
-  *options = sol_generate_options{};
-  options->size = sizeof(*options);
-  options->max_new_tokens = options->do_sample = options->top_k = options->top_logprobs = -1;
-  options->seed = -1;
-  options->temperature = options->top_p = options->min_p = options->repetition_penalty = kNone;
-  options->presence_penalty = options->frequency_penalty = kNone;
-  options->budget = options->tokens_per_second = options->max_loss = kNone;
-  options->kv_density = options->channel_density = options->bits = kNone;
-}
+void sol_generate_options_init(sol_generate_options* options, uint32_t size) { sol_rt::InitStruct(DefaultOptions(), options, size); }
 
 sol_error* sol_session_start(sol_session* session, const int32_t* prompt, size_t num_tokens, const sol_generate_options* options) {
   return Guard([&] {
@@ -208,7 +203,7 @@ sol_error* sol_session_start(sol_session* session, const int32_t* prompt, size_t
 sol_error* sol_session_next(sol_session* session, sol_token* token) {
   return Guard([&] {
     const Turn turn(session, "sol_session_next");
-    RequireStruct(token, "sol_token");
+    RequireSized(token, "sol_token");
     FillStruct(Next(*session), token);
   });
 }
@@ -223,7 +218,7 @@ sol_error* sol_session_stop(sol_session* session) {
 sol_error* sol_session_result(const sol_session* session, sol_result* result) {
   return Guard([&] {
     const Turn turn(session, "sol_session_result", true);
-    RequireStruct(result, "sol_result");
+    RequireSized(result, "sol_result");
     FillStruct(Result(*const_cast<sol_session*>(session)), result);
   });
 }
@@ -232,7 +227,7 @@ sol_error* sol_session_generate(sol_session* session, const int32_t* prompt, siz
                                 sol_on_token on_token, void* user, sol_result* result) {
   return Guard([&] {
     const Turn turn(session, "sol_session_generate");
-    if (result != nullptr) RequireStruct(result, "sol_result");
+    if (result != nullptr) RequireSized(result, "sol_result");
     Start(*session, prompt, num_tokens, options);
     for (bool more = true; more;) {
       const sol_token token = Next(*session);

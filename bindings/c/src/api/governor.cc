@@ -32,7 +32,7 @@ GovernorSettings Checked(const sol_governor_settings* given) {
 }
 
 void RequireState(const sol_governor_state* state) {
-  RequireStruct(state, "state");
+  RequireSized(state, "state");
   if (state->size < sizeof(*state)) {
     UsageFault("state: got size " + std::to_string(state->size) + ", expected " + std::to_string(sizeof(*state)) + ", sizeof(sol_governor_state)");
   }
@@ -57,13 +57,9 @@ GovernorState Held(const sol_governor_state& state) {
 
 extern "C" {
 
-void sol_governor_settings_init(sol_governor_settings* settings) {
-  if (settings != nullptr) *settings = DefaultSettings();
-}
+void sol_governor_settings_init(sol_governor_settings* settings, uint32_t size) { InitStruct(DefaultSettings(), settings, size); }
 
-void sol_governor_reading_init(sol_governor_reading* reading) {
-  if (reading != nullptr) *reading = DefaultReading();
-}
+void sol_governor_reading_init(sol_governor_reading* reading, uint32_t size) { InitStruct(DefaultReading(), reading, size); }
 
 sol_error* sol_governor_begin(const sol_governor_settings* settings, sol_governor_state* state) {
   return Guard([&] {

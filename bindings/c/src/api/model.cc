@@ -15,8 +15,8 @@ namespace {
 constexpr int64_t kContext = 512;  // tokens, at which the relative costs of actions are told
 
 sol_model_options Defaults() {
-  sol_model_options options;
-  sol_model_options_init(&options);
+  sol_model_options options{};
+  options.verify = SOL_VERIFY_SMALL;
   return options;
 }
 
@@ -53,12 +53,7 @@ sol_model_info InfoOf(const sol_model& handle) {
 
 extern "C" {
 
-void sol_model_options_init(sol_model_options* options) {
-  if (options == nullptr) return;
-  *options = sol_model_options{};
-  options->size = sizeof(*options);
-  options->verify = SOL_VERIFY_SMALL;
-}
+void sol_model_options_init(sol_model_options* options, uint32_t size) { sol_rt::InitStruct(Defaults(), options, size); }
 
 sol_error* sol_model_load(sol_runtime* runtime, const char* folder, const sol_model_options* options, sol_model** model) {
   return Guard([&] {
@@ -94,7 +89,7 @@ void sol_model_release(sol_model* model) { delete model; }
 sol_error* sol_model_get_info(const sol_model* model, sol_model_info* info) {
   return Guard([&] {
     sol_rt::RequireHandle(model, "sol_model_get_info");
-    sol_rt::RequireStruct(info, "sol_model_info");
+    sol_rt::RequireSized(info, "sol_model_info");
     sol_rt::FillStruct(InfoOf(*model), info);
   });
 }
@@ -102,7 +97,7 @@ sol_error* sol_model_get_info(const sol_model* model, sol_model_info* info) {
 sol_error* sol_model_get_action(const sol_model* model, int32_t index, sol_action_info* info) {
   return Guard([&] {
     sol_rt::RequireHandle(model, "sol_model_get_action");
-    sol_rt::RequireStruct(info, "sol_action_info");
+    sol_rt::RequireSized(info, "sol_action_info");
     const auto count = static_cast<int32_t>(model->tags.size());
     if (index < 0 || index >= count) {
       sol_rt::UsageFault("sol_model_get_action: index: got " + std::to_string(index) + ", expected 0 to " + std::to_string(count - 1));

@@ -7,8 +7,9 @@ using sol_rt::Guard;
 namespace {
 
 sol_runtime_options Defaults() {
-  sol_runtime_options options;
-  sol_runtime_options_init(&options);
+  sol_runtime_options options{};
+  options.native_operators = 1;
+  options.spin = 1;
   return options;
 }
 
@@ -16,13 +17,7 @@ sol_runtime_options Defaults() {
 
 extern "C" {
 
-void sol_runtime_options_init(sol_runtime_options* options) {
-  if (options == nullptr) return;
-  *options = sol_runtime_options{};
-  options->size = sizeof(*options);
-  options->native_operators = 1;
-  options->spin = 1;
-}
+void sol_runtime_options_init(sol_runtime_options* options, uint32_t size) { sol_rt::InitStruct(Defaults(), options, size); }
 
 sol_error* sol_runtime_create(const sol_runtime_options* options, sol_runtime** runtime) {
   return Guard([&] {

@@ -24,9 +24,9 @@ bool Told(sol_error* error) {
 
 int main() {
   sol_governor_settings settings;
-  sol_governor_settings_init(&settings);
+  sol_governor_settings_init(&settings, sizeof settings);
   sol_governor_reading reading;
-  sol_governor_reading_init(&reading);
+  sol_governor_reading_init(&reading, sizeof reading);
   sol_governor_state state;
   state.size = sizeof state;
   std::string line, last;

@@ -38,7 +38,7 @@ static void CheckSessionWithoutText(sol_model* model) {
   const int32_t prompt[] = {3, 4, 5};
   const char* const stop[] = {"a"};
   sol_generate_options options;
-  sol_generate_options_init(&options);
+  sol_generate_options_init(&options, sizeof options);
   options.max_new_tokens = 2;
   options.stop_strings = stop;
   options.num_stop_strings = 1;
@@ -118,11 +118,11 @@ int main(int argc, char** argv) {
   sol_error_release(NULL);
   sol_runtime_release(NULL);
   sol_model_release(NULL);
-  sol_runtime_options_init(NULL);
-  sol_model_options_init(NULL);
+  sol_runtime_options_init(NULL, sizeof(sol_runtime_options));
+  sol_model_options_init(NULL, sizeof(sol_model_options));
   Check(strcmp(sol_runtime_ort_version(NULL), "") == 0, "no version of NULL");
 
-  sol_runtime_options_init(&options);
+  sol_runtime_options_init(&options, sizeof options);
   options.ort_library = argv[1];
   Expect(sol_runtime_create(&options, NULL), SOL_ERROR_USAGE, "NULL", "no place for the runtime");
   options.threads = 5000;
@@ -136,7 +136,7 @@ int main(int argc, char** argv) {
   Check(strncmp(sol_runtime_ort_version(runtime), "1.", 2) == 0, "its version");
 
   sol_model_options how;
-  sol_model_options_init(&how);
+  sol_model_options_init(&how, sizeof how);
   Expect(sol_model_load(NULL, argv[2], NULL, &model), SOL_ERROR_USAGE, "NULL", "no runtime");
   Expect(sol_model_load(runtime, NULL, NULL, &model), SOL_ERROR_USAGE, "NULL", "no folder");
   Expect(sol_model_load(runtime, argv[2], NULL, NULL), SOL_ERROR_USAGE, "NULL", "no place for the model");
@@ -177,7 +177,7 @@ int main(int argc, char** argv) {
   Check(strcmp(info.cost_model, "calibrated") == 0, "measured costs are in use");
   runtime = NULL;
   Expect(sol_runtime_create(&options, &runtime), SOL_OK, "", "a second runtime");
-  sol_model_options_init(&how);
+  sol_model_options_init(&how, sizeof how);
   how.cost_table = argv[3];
   Expect(sol_model_load(runtime, argv[2], &how, &other), SOL_OK, "", "a model with these costs");
   sol_model_release(model);

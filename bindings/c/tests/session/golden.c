@@ -99,7 +99,7 @@ static void read_option(golden_case* found, const char* key, char* value) {
 
 static void read_case(golden_case* found, char* line) {
   memset(found, 0, sizeof *found);
-  sol_generate_options_init(&found->options);
+  sol_generate_options_init(&found->options, sizeof found->options);
   char* fields[7];
   for (int i = 0; i < 7; ++i) {
     fields[i] = next_field(&line, '\t');
@@ -221,7 +221,7 @@ int main(int argc, char** argv) {
     return 2;
   }
   sol_runtime_options options;
-  sol_runtime_options_init(&options);
+  sol_runtime_options_init(&options, sizeof options);
   options.ort_library = argv[1];
   options.native_operators = !(argc > 4 && strcmp(argv[4], "--bodies") == 0);
   sol_runtime* runtime;

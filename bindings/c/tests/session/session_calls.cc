@@ -56,7 +56,7 @@ struct Host {
 
 sol_generate_options Options(int32_t tokens) {
   sol_generate_options options;
-  sol_generate_options_init(&options);
+  sol_generate_options_init(&options, sizeof options);
   options.max_new_tokens = tokens;
   static const int32_t none = 0;
   options.end_tokens = &none;  // no token ends the text
@@ -157,6 +157,19 @@ void TestTokens(const Host& host) {
   CHECK_OK(sol_session_start(session, prompt.data(), prompt.size(), &options));
   CHECK_OK(sol_session_next(session, reinterpret_cast<sol_token*>(&old)));
   CHECK(old.size == 8 && old.token >= 0 && old.beyond[0] == 7 && old.beyond[1] == 7);
+  // so do its options, and a newer host's are longer than what this library knows
+  old = {0, 0, {7, 7}};
+  sol_generate_options_init(reinterpret_cast<sol_generate_options*>(&old), 8);
+  CHECK(old.size == 8 && old.token == -1 && old.beyond[0] == 7 && old.beyond[1] == 7);
+  CHECK_OK(sol_session_start(session, prompt.data(), prompt.size(), reinterpret_cast<sol_generate_options*>(&old)));
+  struct {
+    sol_generate_options known;
+    uint64_t beyond;
+  } newer;
+  newer.beyond = 7;
+  sol_generate_options_init(&newer.known, sizeof newer);
+  CHECK(newer.known.size == sizeof newer && newer.known.max_new_tokens == -1 && newer.beyond == 0);
+  CHECK_OK(sol_session_start(session, prompt.data(), prompt.size(), &newer.known));
 }
 
 void TestCallbacks(const Host& host) {
@@ -345,7 +358,7 @@ void TestTraces(const Host& host) {
   CHECK(std::count(written.begin(), written.end(), '\n') == 31);
 
   sol_generate_options replay;
-  sol_generate_options_init(&replay);
+  sol_generate_options_init(&replay, sizeof replay);
   replay.replay = trace.c_str();
   replay.trace = again.c_str();
   sol_result result{};
@@ -452,7 +465,7 @@ void TestBadCalls(const Host& host) {
   CHECK_FAILS(SOL_ERROR_USAGE, "NULL", sol_session_tokens(nullptr, nullptr, 0, nullptr));
   sol_session_cancel(nullptr);
   sol_session_release(nullptr);
-  sol_generate_options_init(nullptr);
+  sol_generate_options_init(nullptr, sizeof(sol_generate_options));
   CHECK(sol_session_busy(nullptr) == 0 && sol_session_private_bytes(nullptr) == 0);
 
   Session other(host);
@@ -501,7 +514,7 @@ int main(int argc, char** argv) {
   Host host;
   host.folder = argv[3];
   sol_runtime_options options;
-  sol_runtime_options_init(&options);
+  sol_runtime_options_init(&options, sizeof options);
   options.ort_library = argv[1];
   options.threads = 2;
   options.native_operators = !(argc > 4 && std::strcmp(argv[4], "--bodies") == 0);

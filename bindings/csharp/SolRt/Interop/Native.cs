@@ -133,12 +133,12 @@ internal static unsafe class Native
     [DllImport(Library, CallingConvention = C)] private static extern byte* sol_error_message(IntPtr error);
     [DllImport(Library, CallingConvention = C)] private static extern void sol_error_release(IntPtr error);
 
-    [DllImport(Library, CallingConvention = C)] internal static extern void sol_runtime_options_init(NativeRuntimeOptions* options);
+    [DllImport(Library, CallingConvention = C)] internal static extern void sol_runtime_options_init(NativeRuntimeOptions* options, uint size);
     [DllImport(Library, CallingConvention = C)] internal static extern IntPtr sol_runtime_create(NativeRuntimeOptions* options, IntPtr* runtime);
     [DllImport(Library, CallingConvention = C)] internal static extern void sol_runtime_release(IntPtr runtime);
     [DllImport(Library, CallingConvention = C)] internal static extern byte* sol_runtime_ort_version(IntPtr runtime);
 
-    [DllImport(Library, CallingConvention = C)] internal static extern void sol_model_options_init(NativeModelOptions* options);
+    [DllImport(Library, CallingConvention = C)] internal static extern void sol_model_options_init(NativeModelOptions* options, uint size);
     [DllImport(Library, CallingConvention = C)]
     internal static extern IntPtr sol_model_load(IntPtr runtime, byte* folder, NativeModelOptions* options, IntPtr* model);
     [DllImport(Library, CallingConvention = C)] internal static extern void sol_model_release(IntPtr model);
@@ -163,7 +163,7 @@ internal static unsafe class Native
     [DllImport(Library, CallingConvention = C)] internal static extern IntPtr sol_session_save(IntPtr session, byte* file);
     [DllImport(Library, CallingConvention = C)] internal static extern IntPtr sol_session_restore(IntPtr session, byte* file);
     [DllImport(Library, CallingConvention = C)] internal static extern ulong sol_session_private_bytes(IntPtr session);
-    [DllImport(Library, CallingConvention = C)] internal static extern void sol_generate_options_init(NativeGenerateOptions* options);
+    [DllImport(Library, CallingConvention = C)] internal static extern void sol_generate_options_init(NativeGenerateOptions* options, uint size);
     [DllImport(Library, CallingConvention = C)]
     internal static extern IntPtr sol_session_start(IntPtr session, int* prompt, UIntPtr numTokens, NativeGenerateOptions* options);
     [DllImport(Library, CallingConvention = C)] internal static extern IntPtr sol_session_next(IntPtr session, NativeToken* token);
@@ -173,8 +173,8 @@ internal static unsafe class Native
     [DllImport(Library, CallingConvention = C)] internal static extern IntPtr sol_session_set_budget(IntPtr session, double budget);
     [DllImport(Library, CallingConvention = C)] internal static extern IntPtr sol_session_set_tokens_per_second(IntPtr session, double rate);
 
-    [DllImport(Library, CallingConvention = C)] internal static extern void sol_governor_settings_init(NativeGovernorSettings* settings);
-    [DllImport(Library, CallingConvention = C)] internal static extern void sol_governor_reading_init(NativeGovernorReading* reading);
+    [DllImport(Library, CallingConvention = C)] internal static extern void sol_governor_settings_init(NativeGovernorSettings* settings, uint size);
+    [DllImport(Library, CallingConvention = C)] internal static extern void sol_governor_reading_init(NativeGovernorReading* reading, uint size);
     [DllImport(Library, CallingConvention = C)]
     internal static extern IntPtr sol_governor_begin(NativeGovernorSettings* settings, NativeGovernorState* state);
     [DllImport(Library, CallingConvention = C)]

@@ -43,7 +43,7 @@ public struct GenerateOptions: Sendable {
   /// Calls `body` with these options in C, which are valid during that call.
   func withRaw(_ body: (inout sol_generate_options) throws -> Void) throws {
     var raw = sol_generate_options()
-    sol_generate_options_init(&raw)
+    sol_generate_options_init(&raw, UInt32(MemoryLayout<sol_generate_options>.stride))
     func set<T>(_ field: WritableKeyPath<sol_generate_options, T>, _ value: T?) { if let value { raw[keyPath: field] = value } }
     set(\.max_new_tokens, maxNewTokens)
     set(\.do_sample, doSample.map { $0 ? 1 : 0 })

@@ -25,7 +25,7 @@ public struct SolGovernor: Sendable {
 
   /// The budget stays between the two bounds. `tokensPerSecond` is the wanted rate, if any.
   public init(lowestBudget: Double, highestBudget: Double, tokensPerSecond: Double? = nil) throws {
-    sol_governor_settings_init(&settings)
+    sol_governor_settings_init(&settings, UInt32(MemoryLayout<sol_governor_settings>.stride))
     settings.lowest_budget = lowestBudget
     settings.highest_budget = highestBudget
     settings.tokens_per_second = tokensPerSecond ?? .nan
@@ -39,7 +39,7 @@ public struct SolGovernor: Sendable {
   /// The budget after this reading.
   public mutating func step(_ reading: Reading) throws -> Double {
     var raw = sol_governor_reading()
-    sol_governor_reading_init(&raw)
+    sol_governor_reading_init(&raw, UInt32(MemoryLayout<sol_governor_reading>.stride))
     raw.battery = reading.battery ?? .nan
     raw.charging = reading.charging.map { $0 ? 1 : 0 } ?? -1
     raw.thermal = reading.thermal ?? .nan

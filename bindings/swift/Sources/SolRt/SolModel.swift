@@ -14,7 +14,7 @@ public final class SolRuntime: @unchecked Sendable {
     ortLibrary: String? = nil, ortApiBase: UnsafeRawPointer? = nil, threads: Int32 = 0, nativeOperators: Bool = true, spin: Bool = true
   ) throws {
     var options = sol_runtime_options()
-    sol_runtime_options_init(&options)
+    sol_runtime_options_init(&options, UInt32(MemoryLayout<sol_runtime_options>.stride))
     options.ort_api_base = ortApiBase
     options.threads = threads
     options.native_operators = nativeOperators ? 1 : 0
@@ -74,7 +74,7 @@ public final class SolModel: @unchecked Sendable {
     try withoutActuallyEscaping(progress ?? { _, _, _ in }) { report in
       let call = Progress(report)
       var options = sol_model_options()
-      sol_model_options_init(&options)
+      sol_model_options_init(&options, UInt32(MemoryLayout<sol_model_options>.stride))
       options.verify = sol_verify(rawValue: verify.rawValue)
       options.max_context = maxContext
       if progress != nil {

@@ -164,7 +164,7 @@ int32_t Report(void* user, const char* what, uint64_t done, uint64_t total) {
 sol_governor_settings Settings(JNIEnv* env, jdoubleArray array) {
   Copy<double> numbers(env, array);
   sol_governor_settings settings;
-  sol_governor_settings_init(&settings);
+  sol_governor_settings_init(&settings, sizeof settings);
   if (!numbers.data) return settings;
   settings.lowest_budget = numbers.data[0];
   settings.highest_budget = numbers.data[1];
@@ -201,7 +201,7 @@ SOL_JNI(jlong, runtimeCreate)(JNIEnv* env, jclass, jbyteArray ort_library, jint 
   String library(env, ort_library);
   if (env->ExceptionCheck()) return 0;
   sol_runtime_options options;
-  sol_runtime_options_init(&options);
+  sol_runtime_options_init(&options, sizeof options);
   options.ort_library = library.data;
   options.threads = threads;
   options.native_operators = native_operators;
@@ -223,7 +223,7 @@ SOL_JNI(jlong, modelLoad)(JNIEnv* env, jclass, jlong runtime, jbyteArray folder,
   if (callback) progress.report = env->GetMethodID(env->GetObjectClass(callback), "report", "(Ljava/lang/String;JJ)V");
   if (env->ExceptionCheck()) return 0;
   sol_model_options options;
-  sol_model_options_init(&options);
+  sol_model_options_init(&options, sizeof options);
   options.verify = static_cast<sol_verify>(verify);
   options.max_context = max_context;
   options.cost_table = table.data;
@@ -333,7 +333,7 @@ SOL_JNI(void, sessionStart)
   if (!logit_bias) ThrowMemory(env);
   if (!env->ExceptionCheck()) {
     sol_generate_options options;
-    sol_generate_options_init(&options);
+    sol_generate_options_init(&options, sizeof options);
     int32_t* const count_fields[] = {&options.max_new_tokens, &options.do_sample, &options.top_k, &options.top_logprobs, &options.reuse_cache};
     for (size_t i = 0; i < 5; i++) {
       if (ints.data[i] != kUnset) *count_fields[i] = ints.data[i];
@@ -421,7 +421,7 @@ SOL_JNI(void, governorStep)
   Copy<double> numbers(env, state);
   if (env->ExceptionCheck()) return;
   sol_governor_reading reading;
-  sol_governor_reading_init(&reading);
+  sol_governor_reading_init(&reading, sizeof reading);
   reading.battery = battery;
   reading.charging = charging;
   reading.thermal = thermal;
