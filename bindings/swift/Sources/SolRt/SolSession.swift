@@ -60,8 +60,9 @@ public struct SolResult: Sendable {
 public final class SolSession: @unchecked Sendable {
   private let pointer: OpaquePointer
   private let queue = DispatchQueue(label: "ai.solrt.session")
-  private let lock = NSLock()
+  private let lock = NSLock() // guards the fields below
   private var calls = 0, closed = false, generation = 0
+  private let turn = NSLock() // held by whoever begins, continues or ends a generation
 
   init(_ pointer: OpaquePointer) { self.pointer = pointer }
 
@@ -168,17 +169,20 @@ public final class SolSession: @unchecked Sendable {
     return try body(pointer)
   }
 
+  /// The number of the generation that begins. It is counted in the same turn, so that no other one can begin in between.
   private func start(_ prompt: [Int32], _ options: GenerateOptions) throws -> Int {
-    try call { session in try options.withRaw { try check(sol_session_start(session, prompt, prompt.count, &$0)) } }
-    return lock.withLock {
-      generation += 1
-      return generation
+    try alone { session in
+      try options.withRaw { try check(sol_session_start(session, prompt, prompt.count, &$0)) }
+      return lock.withLock {
+        generation += 1
+        return generation
+      }
     }
   }
 
   private func next(_ id: Int) throws -> SolToken {
-    try call { session in
-      if lock.withLock({ generation != id }) { throw SolError.usage("another generation began on this session: use a session for each stream") }
+    try alone { session in
+      if !isLast(id) { throw SolError.usage("another generation began on this session: use a session for each stream") }
       var raw = sol_token()
       raw.size = UInt32(MemoryLayout<sol_token>.stride)
       try check(sol_session_next(session, &raw))
@@ -188,7 +192,17 @@ public final class SolSession: @unchecked Sendable {
 
   /// Ends generation `id`, if it is still the last one, and forgets a request to cancel it.
   private func stop(_ id: Int) {
-    if lock.withLock({ generation == id }) { try? call { try check(sol_session_stop($0)) } }
+    turn.withLock { if isLast(id) { try? call { try check(sol_session_stop($0)) } } }
+  }
+
+  private func cancel(_ id: Int) { if isLast(id) { cancel() } }
+
+  private func isLast(_ id: Int) -> Bool { lock.withLock { generation == id } }
+
+  private func alone<T>(_ body: (OpaquePointer) throws -> T) throws -> T {
+    if !turn.try() { throw SolError(code: .busy, description: "the session is in use by another thread: wait, or open another") }
+    defer { turn.unlock() }
+    return try call(body)
   }
 
   /// A generation as a stream sees it: it ends when the stream goes.
@@ -214,7 +228,7 @@ public final class SolSession: @unchecked Sendable {
             session.queue.async { [session, id] in continuation.resume(with: Result { try session.next(id) }) }
           }
         } onCancel: {
-          session.cancel()
+          session.cancel(id)
         }
         over = token.finish != .none
         return token

@@ -169,6 +169,29 @@ final class SolRtTests: XCTestCase {
     XCTAssertEqual(token?.finish, SolToken.Finish.none)
   }
 
+  func testTwoThreadsOnOneSession() throws {
+    let session = try Self.model.session()
+    let prompts = [prompt, Self.cases[1].prompt]
+    let texts = try prompts.map { prompt in
+      var made: [Int32] = []
+      try session.generate(prompt, dense(6)) { made.append($0.token) }
+      return made
+    }
+    XCTAssertNotEqual(texts[0][0], texts[1][0])
+    DispatchQueue.concurrentPerform(iterations: 2) { thread in
+      for _ in 0..<500 {
+        var made: [Int32] = []
+        do {
+          try session.generate(prompts[thread], dense(6)) { made.append($0.token) }
+        } catch {
+          XCTAssertTrue([.busy, .usage].contains((error as? SolError)?.code), "\(error)")
+        }
+        XCTAssertEqual(made, Array(texts[thread].prefix(made.count)))
+      }
+    }
+    XCTAssertFalse(session.isBusy)
+  }
+
   func testABudgetThatMoves() async throws {
     let session = try Self.model.session()
     var options = dense(24)
