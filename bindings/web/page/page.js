@@ -4,27 +4,35 @@ import { SolError, SolModel } from "sol-rt";
 const find = (id) => document.getElementById(id);
 const percent = (share) => `${Math.round(100 * share)}%`;
 
-/** What is going on: the model, the messages so far, and the running stream with its AbortController. */
-const state = { model: null, messages: [], chats: false, floor: 0, stream: null, abort: null };
+/** What is going on: the load, the model, the messages so far, and the running stream with its AbortController. */
+const state = { loading: null, model: null, messages: [], chats: false, floor: 0, stream: null, abort: null };
 
 if ("serviceWorker" in navigator) {
   // what keeps bundles for the next visit; the page works without it
   navigator.serviceWorker.register("/src/service_worker.js", { scope: "/" }).catch(() => undefined);
 }
 
+/** Loads a bundle; a newer load ends an older one. */
 async function load(location) {
-  await state.model?.close();
+  state.loading?.abort();
+  const { signal } = (state.loading = new AbortController());
+  const before = state.model;
   state.model = null;
+  await before?.close();
+  if (signal.aborted) return;
   say("loading …");
   find("loading").hidden = false;
   find("loading").value = 0;
   try {
     const onProgress = (done, all) => {
+      if (signal.aborted) return;
       find("loading").value = done / all;
       say(`${(done / 1e6).toFixed(0)} of ${(all / 1e6).toFixed(0)} MB`);
     };
     const provider = find("provider").value;
-    state.model = await SolModel.load(location, { provider, onProgress });
+    const model = await SolModel.load(location, { provider, onProgress, signal });
+    if (signal.aborted) return await model.close();
+    state.model = model;
     const { config } = state.model.bundle;
     state.chats = config.files.has("chat_template.jinja");
     state.floor = floorOf(state.model);
@@ -36,9 +44,9 @@ async function load(location) {
     say("");
     find("prompt").focus();
   } catch (error) {
-    say(worded(error), true);
+    if (!signal.aborted) say(worded(error), true);
   } finally {
-    find("loading").hidden = true;
+    if (!signal.aborted) find("loading").hidden = true;
   }
 }
 
@@ -48,6 +56,7 @@ async function answer(text) {
   find("text").append(block("turn", text));
   const shown = block("answer", "");
   find("text").append(shown);
+  follow(true); // the question may be longer than the screen
   state.abort = new AbortController();
   find("send").textContent = "Stop";
   try {
@@ -101,11 +110,11 @@ function block(kind, text) {
   return made;
 }
 
-/** Keeps the newest text in sight, unless the reader has scrolled up. */
-function follow() {
+/** Keeps the newest text in sight, unless the reader has scrolled up; `anyway` even then. */
+function follow(anyway = false) {
   const page = document.scrollingElement;
   const below = page.scrollHeight - page.clientHeight - page.scrollTop;
-  if (below < 160) page.scrollTop = page.scrollHeight;
+  if (anyway || below < 160) page.scrollTop = page.scrollHeight;
 }
 
 function show(isLoaded) {

@@ -7,6 +7,7 @@ import { createReadStream } from "node:fs";
 import { stat } from "node:fs/promises";
 import { createServer } from "node:http";
 import { extname, join, normalize } from "node:path";
+import { pipeline } from "node:stream";
 import { fileURLToPath } from "node:url";
 
 const ROOT = fileURLToPath(new URL("..", import.meta.url));
@@ -52,7 +53,7 @@ export function pageServer(bundles, onRequest) {
       "Cross-Origin-Embedder-Policy": "require-corp",
       "Service-Worker-Allowed": "/",
     });
-    createReadStream(file).pipe(response);
+    pipeline(createReadStream(file), response, () => undefined); // who asked sees that the answer breaks off
   });
 }
 
@@ -81,6 +82,15 @@ function place(path, bundles) {
 
 if (process.argv[1] === fileURLToPath(import.meta.url)) {
   const [port = "8080", ...named] = process.argv.slice(2);
-  const bundles = Object.fromEntries(named.map((pair) => pair.split(/=(.*)/s).slice(0, 2)));
-  pageServer(bundles).listen(Number(port), "127.0.0.1", () => console.log(`http://localhost:${port}/`));
+  const pairs = named.map((pair) => pair.split(/=(.*)/s).slice(0, 2));
+  if (!/^\d+$/.test(port) || pairs.some(([name, folder]) => !name || !folder)) {
+    console.error("usage: node page/serve.js [PORT] [NAME=FOLDER …]");
+    process.exit(2);
+  }
+  const server = pageServer(Object.fromEntries(pairs));
+  server.on("error", (error) => {
+    console.error(`error: port ${port}: ${error.message}; give another one`);
+    process.exit(1);
+  });
+  server.listen(Number(port), "127.0.0.1", () => console.log(`http://localhost:${port}/`));
 }

@@ -32,7 +32,7 @@ async function newest(request) {
   const cache = await caches.open(CACHE);
   try {
     const response = await fetch(request);
-    if (response.ok) await cache.put(request, response.clone());
+    if (response.ok) await cache.put(request, response.clone()).catch(() => undefined); // a full disk keeps nothing
     return response;
   } catch (error) {
     const found = await cache.match(request);

@@ -1,9 +1,13 @@
 /** The page in a real Chromium: it loads bundles, streams, obeys the slider and says what went wrong. */
 import assert from "node:assert/strict";
 import { existsSync } from "node:fs";
+import { mkdtemp, rm, symlink } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { test } from "node:test";
 import { fileURLToPath } from "node:url";
 
+import { pageServer } from "../page/serve.js";
 import { missingBrowser, openBrowser } from "./browser.js";
 
 const golden = process.env.SOL_RT_GOLDEN ?? fileURLToPath(new URL("../../../runtime_tests/golden", import.meta.url));
@@ -56,6 +60,19 @@ test("the page", { skip }, async (t) => {
     assert.equal(await page.$(".error"), null);
   });
 
+  await t.test("shows the answer to a long question", async () => {
+    await page.fill("#prompt", "the cat smiled. ".repeat(60));
+    await page.press("#prompt", "Enter");
+    await page.waitForFunction(() => document.querySelectorAll(".answer:last-child span").length > 2, null, { timeout: 60_000 });
+    await page.click("#send");
+    await page.waitForFunction(() => document.querySelector("#send")?.textContent === "Send", null, { timeout: 60_000 });
+    const below = await page.evaluate(() => {
+      const end = /** @type {Element} */ (document.querySelector(".answer:last-child")).getBoundingClientRect().bottom;
+      return end - /** @type {Element} */ (document.querySelector("#panel")).getBoundingClientRect().top;
+    });
+    assert.ok(below <= 0, `the answer ends ${below} pixels below the dial's edge`);
+  });
+
   await t.test("loads a chosen folder", async () => {
     await page.click("#change");
     await page.setInputFiles("#folder", bundle);
@@ -70,6 +87,47 @@ test("the page", { skip }, async (t) => {
     await page.reload();
     await page.waitForSelector("#panel:not([hidden])", { timeout: 60_000 });
     assert.deepEqual(opened.asked.filter((path) => path.startsWith("/bundles/")), ["/bundles/tiny/sol_config.json"]);
+  });
+
+  await t.test("loads where the browser has no room to keep anything", async () => {
+    const tools = await page.context().newCDPSession(page);
+    await page.evaluate(async () => {
+      for (const name of await caches.keys()) await caches.delete(name);
+    });
+    await tools.send("Storage.overrideQuotaForOrigin", { origin: opened.url, quotaSize: 1 });
+    await page.reload();
+    await page.waitForSelector("#panel:not([hidden]), #state.error", { timeout: 60_000 });
+    assert.equal(await page.textContent("#state"), "");
+    assert.equal(await page.evaluate(async () => (await (await caches.open("sol_rt.bundles")).keys()).length), 0);
+  });
+
+  await t.test("ends a load when another one begins", async () => {
+    const context = await opened.browser.newContext({ serviceWorkers: "block" });
+    const other = await context.newPage();
+    await other.route("**/bundles/slow/**", () => undefined); // which gets no answer
+    await other.goto(`${opened.url}/page/`);
+    await other.selectOption("#provider", "wasm");
+    const dropped = other.waitForEvent("requestfailed", { predicate: (request) => request.url().includes("/slow/") });
+    await other.fill("#url", "/bundles/slow");
+    await other.click("#by-url button");
+    await other.fill("#url", "/bundles/tiny");
+    await other.click("#by-url button");
+    await dropped;
+    await other.waitForSelector("#panel:not([hidden])", { timeout: 60_000 });
+    assert.equal(await other.textContent("#state"), "");
+    await context.close();
+  });
+
+  await t.test("is served on after a file that cannot be read", async () => {
+    const folder = await mkdtemp(join(tmpdir(), "sol-rt-web-"));
+    await symlink("/proc/self/mem", join(folder, "memory")); // a file by its kind, whose first byte gives an error
+    const server = pageServer({ odd: folder });
+    await new Promise((resolve) => server.listen(0, "127.0.0.1", () => resolve(undefined)));
+    const url = `http://localhost:${/** @type {any} */ (server.address()).port}`;
+    for (let i = 0; i < 3; i += 1) await fetch(`${url}/bundles/odd/memory`).then((answer) => answer.text()).catch(() => "");
+    assert.equal((await fetch(`${url}/page/`)).status, 200);
+    server.close();
+    await rm(folder, { recursive: true });
   });
   assert.deepEqual(errors, []);
 });
