@@ -4,11 +4,13 @@
 import Foundation
 import SolRt
 import SwiftUI
-import onnxruntime
 
 #if os(iOS)
   import UIKit
 #endif
+
+/// Of ONNX Runtime, by its name in C: packages of it give their modules different names.
+@_silgen_name("OrtGetApiBase") private func ortGetApiBase() -> UnsafeRawPointer
 
 @main
 struct SolSampleApp: App {
@@ -42,7 +44,7 @@ final class Writer: ObservableObject {
   private func write(_ prompt: String) async throws {
     if model == nil {
       let folder = Bundle.main.resourceURL!.appendingPathComponent("bundle").path
-      model = try await Task.detached { try SolModel(SolRuntime(ortApiBase: OrtGetApiBase(), spin: false), folder: folder) }.value
+      model = try await Task.detached { try SolModel(SolRuntime(ortApiBase: ortGetApiBase(), spin: false), folder: folder) }.value
       session = try model!.session()
     }
     text = prompt
