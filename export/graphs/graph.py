@@ -71,8 +71,8 @@ _ACTIVE_QKV = (0.0, 0.3, 0.56, 0.8, 1.0)
 _ACTIVE_O = (0.0, 0.22, 0.42, 0.64, 1.0)
 """Active shares of the input channels of attention's two projections, at the channel densities of _SHARES.
 
-They are the best for SmolLM2-135M, whose attention holds _ATTENTION of a layer's weights. Where it holds less, a channel
-costs less there, and fewer are left out: benchmarks/pruning.py."""
+They are the best for SmolLM2-135M, whose attention holds _ATTENTION of a layer's weights. Where it holds less, a
+channel costs less there, and fewer are left out: benchmarks/pruning.py."""
 _ATTENTION = 0.25
 _SPREAD = {True: (0.0, 0.05, 0.08, 0.06, 0.0), False: (0.0, 0.075, 0.12, 0.12, 0.0)}
 """How much the active share of the MLP's first matrix exceeds that of the whole MLP, at the shares of _SHARES; by gated
