@@ -39,6 +39,11 @@ def reader(folder):
                 pass
         if b"memory" in data:
             bytearray(3 << 30)
+        if b"spoken" in data:
+            print("taken")
+        if b"native" in data:
+            os.write(2, b"thread panicked")
+            raise SolError("file: got this, expected that; do the other")
         if b"warning" in data:
             warnings.warn("overflow", RuntimeWarning)
         if b"refused" in data:
@@ -68,6 +73,8 @@ def replayed(target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, da
         (b"hang", "hangs"),
         (b"memory", "memory"),
         (b"warning", "RuntimeWarning planted.py"),
+        (b"spoken", "prints taken"),
+        (b"native", "prints thread panicked"),
         (b"refused", ""),
         (b"fine", ""),
     ],

@@ -42,7 +42,7 @@ _IDENTITY = b"@IDENTITY@"
 """Stands in the corpus for the hash of the bundle that a trace belongs to."""
 
 
-def _tiny(folder: Path) -> Path:
+def tiny(folder: Path) -> Path:
     return write_bundle(folder / "tiny", policy=True, losses=True, channel_densities=(1.0,), bits=(8, 4))
 
 
@@ -85,7 +85,7 @@ def _written(path: Path, read: Callable[[Path], object]) -> Callable[[bytes], No
 
 def config(folder: Path) -> Reader:
     """`sol_config.json`. What is taken is opened and generates two tokens."""
-    bundle = _tiny(folder)
+    bundle = tiny(folder)
     seed = (bundle / CONFIG_NAME).read_bytes()
 
     def run(path: Path) -> None:
@@ -99,7 +99,7 @@ def config(folder: Path) -> Reader:
 
 def graph(folder: Path) -> Reader:
     """The graph of the dense variant."""
-    bundle = _tiny(folder)
+    bundle = tiny(folder)
     config = read_config(bundle / CONFIG_NAME)
     name = config.variants[config.dense.variant].file
 
@@ -111,7 +111,7 @@ def graph(folder: Path) -> Reader:
 
 def policy_graph(folder: Path) -> Reader:
     """The policy's graph."""
-    bundle = _tiny(folder)
+    bundle = tiny(folder)
 
     def run(path: Path) -> None:
         _open(path).generate([1, 2, 3], max_new_tokens=3, eos_token_id=[], schedule="sol", budget=0.7)
@@ -121,7 +121,7 @@ def policy_graph(folder: Path) -> Reader:
 
 def weights(folder: Path) -> Reader:
     """The weights file, of the right size and of others."""
-    bundle = _tiny(folder)
+    bundle = tiny(folder)
 
     def run(path: Path) -> None:
         _open(path).generate([1, 2, 3], max_new_tokens=2, eos_token_id=[], budget=0.8)
@@ -220,7 +220,7 @@ def tokenizer_config(folder: Path) -> Reader:
 
 def generation_config(folder: Path) -> Reader:
     """`generation_config.json`. What is taken generates two tokens."""
-    model = _open(_tiny(folder))
+    model = _open(tiny(folder))
     seeds: list[dict[str, Any]] = [
         {"bos_token_id": 1, "eos_token_id": [2, 3], "max_new_tokens": 5, "do_sample": True, "temperature": 0.6,
          "top_k": 20, "top_p": 0.9, "min_p": 0.1, "repetition_penalty": 1.1, "transformers_version": "5.0"},
@@ -238,7 +238,7 @@ def generation_config(folder: Path) -> Reader:
 
 def trace(folder: Path) -> Reader:
     """A trace, read and replayed."""
-    model = _open(_tiny(folder))
+    model = _open(tiny(folder))
     path = folder / "t.jsonl"
     settings: list[dict[str, Any]] = [{}, {"do_sample": True, "seed": 1, "temperature": 0.7, "stop_strings": ["w3 w4"]}]
     seeds = []
@@ -256,7 +256,7 @@ def trace(folder: Path) -> Reader:
 
 def saved_chat(folder: Path) -> Reader:
     """A chat that `/save` wrote, with its settings, and the conversation as a prompt."""
-    model = _open(_tiny(folder))
+    model = _open(tiny(folder))
     said = [{"role": "user", "content": "w1"}, {"role": "assistant", "content": "w2"}]
     path = folder / "c.json"
     settings: list[dict[str, Any]] = [
@@ -280,7 +280,7 @@ def saved_chat(folder: Path) -> Reader:
 
 def device_table(folder: Path) -> Reader:
     """A table of milliseconds. What is taken counts the costs of a generation."""
-    bundle = Bundle.open(_tiny(folder))
+    bundle = Bundle.open(tiny(folder))
     model = _open(bundle.path)
     table = CalibrationTable(
         bundle=bundle.identity,

@@ -1,10 +1,16 @@
-"""What a reader may do with an input: take it, or raise a SolError of one short line. Anything else is a finding."""
+"""What a reader may do with an input: take it, or raise a SolError of one short line. Anything else is a finding.
+
+It may print nothing: neither Python nor the libraries below it.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
 import signal
+import stat
+import sys
 import traceback
 import unicodedata
 import warnings
@@ -47,6 +53,7 @@ def judge(read: Callable[[bytes], None], data: bytes) -> Verdict:
     The system ends this process if the reader takes more than SECONDS of processor time, or is ended by a signal for
     any other reason: whoever started it has to look.
     """
+    printed = [_Printed(1), _Printed(2)]
     with warnings.catch_warnings(record=True) as warned, _limited():
         warnings.simplefilter("always")
         warnings.simplefilter("ignore", QualityWarning)
@@ -69,7 +76,30 @@ def judge(read: Callable[[bytes], None], data: bytes) -> Verdict:
         first = warned[0]
         where = f"{first.category.__name__} {Path(first.filename).name}:{first.lineno}"
         return Verdict(WRONG, f"a warning: {str(first.message)[:200]}", where)
+    text = "".join(stream.since() for stream in printed)
+    if text.strip() and verdict.kind != WRONG:
+        return Verdict(WRONG, f"it prints: {text[:300]!r}", f"prints {' '.join(text.split()[:3])[:60]}")
     return verdict
+
+
+class _Printed:
+    """What arrives at a descriptor that leads to a file, whoever writes it; nothing where it leads elsewhere."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor, self._is_file = descriptor, stat.S_ISREG(os.fstat(descriptor).st_mode)
+        self._flush()
+        self._start = os.fstat(descriptor).st_size
+
+    def since(self) -> str:
+        """The text since this object was made."""
+        self._flush()
+        end = os.fstat(self._descriptor).st_size
+        if not self._is_file or end <= self._start:
+            return ""
+        return os.pread(self._descriptor, end - self._start, self._start).decode("utf-8", "replace")
+
+    def _flush(self) -> None:
+        (sys.stdout if self._descriptor == 1 else sys.stderr).flush()
 
 
 def _refusal(error: SolError, data: bytes) -> Verdict:

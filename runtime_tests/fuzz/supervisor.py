@@ -121,8 +121,8 @@ def _start(
     command += ["--seed", str(seed), "--count", str(count), "--seconds", str(seconds)]
     paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "SOL_RT_HOME": str(folder / "home")}
-    with (folder / "stderr").open("wb") as errors:
-        return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=errors, cwd=folder)
+    with (folder / "stdout").open("w+b") as output, (folder / "stderr").open("w+b") as errors:  # the worker reads them
+        return subprocess.Popen(command, env=environment, stdout=output, stderr=errors, cwd=folder)
 
 
 def _wait(process: subprocess.Popen[bytes], folder: Path) -> Verdict:

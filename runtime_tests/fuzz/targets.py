@@ -81,6 +81,16 @@ _TOKENIZER_WORDS = tuple(
         "dropout", "byte_fallback", "Regex", "(", "(a+)+$", "<unk>",
     )
 )  # fmt: skip
+_COMMAND_WORDS = tuple(
+    word.encode()
+    for word in (
+        "\n", "\n-p\n", "\n-n\n", "\n--temperature\n", "\n--top-k\n", "\n--logit-bias\n", "\n--stop\n", "=",
+        "\n--seed\n", "\n--budget\n", "\n--max-loss\n", "\n--tokens-per-second\n", "\n--schedule\n",
+        "\nfixed:k100-s100-q4\n", "\n--bits\n", "\n--special\n", "\n--chat\n", "\n--ctx-size\n", "\n--engine\nnative\n",
+        "\n--no-native-ops\n", "\n--no-verify\n",
+        "nan", "inf", "-1", "1e-320", "1e308", "<|im_end|>", "\x1b[31m", "\u2028",
+    )
+)  # fmt: skip
 _GGUF_WORDS = (b"llama", b"tokenizer.ggml.tokens", b"general.alignment", b"token_embd.weight", b"gpt2", b"rope_freqs")
 
 TARGETS = {
@@ -97,6 +107,7 @@ TARGETS = {
         Target("trace", "fuzz.bundle_targets:trace", "lines", inputs=300),
         Target("saved_chat", "fuzz.bundle_targets:saved_chat", "json", inputs=300),
         Target("device_table", "fuzz.bundle_targets:device_table", "json", inputs=200),
+        Target("command", "fuzz.command_target:command", "text", _COMMAND_WORDS, inputs=60, atheris=False),
         Target("gguf", "fuzz.source_targets:gguf_file", "bytes", _GGUF_WORDS, inputs=120, share=2),
         Target("safetensors", "fuzz.source_targets:safetensors_file", "safetensors", inputs=100),
         Target("hf_config", "fuzz.source_targets:hf_config", "json", inputs=150),
