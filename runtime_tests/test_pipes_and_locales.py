@@ -85,6 +85,24 @@ def test_a_reader_of_dev_stdout_that_left_ends_the_command_quietly(tmp_path: Pat
     assert (left.returncode, left.stderr) == (READER_GONE, b"")
 
 
+def test_a_trace_to_dev_stdout_whose_reader_left_ends_quietly(bundle: Path) -> None:
+    argv = ["generate", "-m", str(bundle), "-p", "w1", "-n", "2", "--schedule", "dense", "--trace", "/dev/stdout"]
+    read = sol_rt(argv, stdout=subprocess.PIPE)
+    assert read.returncode == 0, read.stderr
+    assert read.stdout.startswith(b'{"format": "sol_rt.trace"')
+    left = without_reader(argv)
+    assert left.returncode == READER_GONE
+    assert b"error:" not in left.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_stdout_that_is_full_is_named(bundle: Path) -> None:
+    with Path("/dev/full").open("wb") as full:
+        ended = sol_rt(["generate", "-m", str(bundle), "-p", "w1", "-n", "2", "--schedule", "dense"], stdout=full)
+    assert ended.returncode == 1
+    assert b"sol-rt: error: stdout: No space left on device\n" in ended.stderr
+
+
 def test_an_error_that_nobody_reads_keeps_its_exit_code(tmp_path: Path) -> None:
     reader, writer = os.pipe()
     os.close(reader)

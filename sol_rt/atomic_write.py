@@ -135,7 +135,10 @@ def put_in_place(folder: Path, target: Path) -> None:
 
 
 def open_for_writing(path: str, flags: int) -> int:
-    """Opens a file for `open`, as its `opener`. Raises OSError, also for a pipe that nobody reads, without waiting."""
+    """Opens a file for `open`, as its `opener`. Raises OSError, also for a pipe that nobody reads, without waiting.
+
+    If that is where stdout leads, as `/dev/stdout` may, its reader has left: BrokenPipeError.
+    """
     if sys.platform == "win32":
         return os.open(path, flags, 0o666)
     try:
@@ -143,9 +146,18 @@ def open_for_writing(path: str, flags: int) -> int:
     except OSError as error:
         if error.errno != errno.ENXIO:
             raise
+        if _is_stdout(path):
+            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE), path) from None
         raise OSError(errno.ENXIO, "got a pipe or socket that nobody reads, expected a file", path) from None
     os.set_blocking(descriptor, True)
     return descriptor
+
+
+def _is_stdout(path: str) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(1))
+    except OSError:
+        return False
 
 
 @contextmanager

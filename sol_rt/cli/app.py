@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import os
 import sys
@@ -40,6 +41,8 @@ COMMANDS = {
 }
 """Subcommand to the module under sol_rt.cli and the function in it, in the order of the help."""
 HIDDEN = {"ppl", "migrate"}
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+"""Of a write. Every writer of files names its file, so without a name it is stdout."""
 
 # Newer versions of Typer carry their own copy of click. Every version exports BadParameter, which leads to the base.
 _CLICK_ERROR: type[Exception] = typer.BadParameter.__mro__[2]
@@ -109,7 +112,7 @@ def run(argv: list[str]) -> int:
     except MemoryError:
         return _fail("out of memory: close other programs, or use a smaller model or --ctx-size", 1, argv)
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
+        where = f"{error.filename}: " if error.filename else "stdout: " if error.errno in _FULL else ""
         return _fail(f"{where}{error.strerror or error}", 1, argv)
     except Exception as error:
         if isinstance(error, ValueError) and any("\0" in argument for argument in argv):  # Typer looks for the file

@@ -99,7 +99,7 @@ class TraceWriter:
         path: the file; it is replaced if it exists.
         header: the first line.
 
-    Raises UsageError if the file cannot be written.
+    Raises UsageError if the file cannot be written, BrokenPipeError if it is a pipe whose reader has left.
     """
 
     def __init__(self, path: Path | str, header: TraceHeader) -> None:
@@ -111,6 +111,8 @@ class TraceWriter:
     def _open(self) -> TextIO:
         try:
             return open(self._path, "w", encoding="utf-8", buffering=1, opener=open_for_writing)
+        except BrokenPipeError:
+            raise
         except OSError as error:
             raise self._refused(error) from None
         except ValueError as error:  # a NUL, or half of a surrogate pair
@@ -141,6 +143,8 @@ class TraceWriter:
             self._file.write(json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n")
         except OSError as error:
             self._failed = True
+            if isinstance(error, BrokenPipeError):  # the reader has left, as that of stdout may
+                raise
             raise self._refused(error) from None
 
     def _refused(self, error: OSError) -> UsageError:
