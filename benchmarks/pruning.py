@@ -18,6 +18,8 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from sol_rt.bundle.actions import Action
 from sol_rt.evaluation.quality.perplexity import windows
 from sol_rt.export.actions.active_channels import MlpSizes
@@ -38,6 +40,12 @@ def ways(
         "MLP alone": (*mlp_counts(alone, shapes.up, shapes.down), shapes.qkv[0], shapes.o[0]),
     }
     return {name: Candidate(action, *((count,) * layers for count in each)) for name, each in counts.items()}
+
+
+def paired_difference(losses: np.ndarray, reference: np.ndarray) -> tuple[float, float]:
+    """Mean of losses - reference, [tokens] each, and its standard error, in nats."""
+    difference = losses - reference
+    return float(difference.mean()), float(difference.std(ddof=1) / np.sqrt(difference.size))
 
 
 def main() -> None:
@@ -76,7 +84,7 @@ def main() -> None:
         rule, *others = (next(rows) for _ in each)
         cells = [f"{rule.mean():.4f}"]
         for row in others:
-            cells.append(f"{row.mean():.4f} ± {(row - rule).std(ddof=1) / math.sqrt(row.size):.4f}")
+            cells.append(f"{row.mean():.4f} ± {paired_difference(row, rule)[1]:.4f}")
         print(f"| {share:.1%} | {' | '.join(cells)} |")
 
 

@@ -214,7 +214,7 @@ def test_context_sets_the_rope_tables(folder: Path, tmp_path: Path) -> None:
 
 
 def test_facts_of_the_source_are_kept(folder: Path, tmp_path: Path) -> None:
-    (folder / "README.md").write_text("---\nlicense: mit\n---\n# tiny\n")
+    (folder / "README.md").write_bytes(b"---\r\nlicense: mit\r\n---\r\n# tiny\r\n")  # as Windows writes it
     report = export(folder, tmp_path / "out")
     assert report.config.model.license == "mit"
     assert report.config.model.source == "checkpoint"

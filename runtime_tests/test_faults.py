@@ -24,7 +24,16 @@ def test_nothing_is_lost_and_nothing_is_left(kind: str, tmp_path: Path) -> None:
         pytest.importorskip("helpers.full_disk").library()  # skips without a compiler
     environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parent)}
     report = tmp_path / "faults.json"
-    argv = [sys.executable, str(SCRIPT), kind, "2", "-o", str(report), "--commands", "export,pull,calibrate,chat,trace"]
+    argv = [
+        sys.executable,
+        str(SCRIPT),
+        kind,
+        "3" if kind == "--kill" else "2",
+        "-o",
+        str(report),
+        "--commands",
+        "export,pull,calibrate,chat,trace",
+    ]
     ended = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     results = json.loads(report.read_text(encoding="utf-8"))

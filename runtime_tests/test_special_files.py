@@ -32,6 +32,7 @@ KINDS = {
     "socket": "No such device or address|Operation not supported",
     "/dev/zero": "got a device, expected a regular file",
 }
+UNWRITTEN = "a pipe that nobody writes to"
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +76,7 @@ def refused(capsys: pytest.CaptureFixture[str], argv: list[str], pattern: str) -
 def test_a_command_reads_regular_files_alone(
     argv: list[str], kind: str, bundle: Path, special: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pattern = "a pipe that nobody writes to" if kind == "pipe" and argv[-1] == "-f" else KINDS[kind]
+    pattern = UNWRITTEN if kind == "pipe" else KINDS[kind]
     refused(capsys, [*argv, kind, *([] if argv == ["trace"] else ["-m", str(bundle)])], f"{kind}.*({pattern})")
 
 
@@ -87,7 +88,7 @@ def test_training_and_policies(kind: str, bundle: Path, special: Path, capsys: p
     train = ["train", "-m", str(bundle), "-o", "policy"]
     refused(capsys, [*train, "--data", str(bundle / "sol_config.json"), "--config", kind], f"{kind}.*({KINDS[kind]})")
     if kind != "folder":  # whose texts are read
-        refused(capsys, [*train, "--data", kind], f"{kind}.*({KINDS[kind]})")
+        refused(capsys, [*train, "--data", kind], f"{kind}.*({UNWRITTEN if kind == 'pipe' else KINDS[kind]})")
 
 
 @pytest.mark.parametrize("kind", ["pipe", "/dev/zero"])
@@ -110,7 +111,8 @@ def test_files_of_a_bundle(kind: str, bundle: Path, special: Path) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("read", [read_trace, read_chat], ids=["trace", "chat"])
 def test_traces_and_chats(read: Callable[[str], object], kind: str, special: Path) -> None:
-    with pytest.raises(SolError, match=KINDS[kind]):
+    pattern = UNWRITTEN if kind == "pipe" and read is read_trace else KINDS[kind]
+    with pytest.raises(SolError, match=pattern):
         read(kind)
 
 
@@ -140,6 +142,22 @@ def test_the_core_does_not_wait_for_the_reader_of_a_pipe(special: Path, capsys: 
 def test_a_text_may_come_from_a_pipe(special: Path) -> None:
     with subprocess.Popen(["sh", "-c", "{ printf 'a\\r\\n'; sleep 1.2; printf b; } > pipe"]):
         assert loading.read_text(special / "pipe") == "a\nb"
+
+
+def test_a_trace_may_come_from_a_pipe(special: Path, bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "-m", str(bundle), "-p", "w1", "-n", "3", "--trace", "t.jsonl"]) == 0
+    with subprocess.Popen(["sh", "-c", "cat t.jsonl > pipe"]):
+        assert read_trace("pipe").records == read_trace("t.jsonl").records
+
+
+def test_a_text_to_train_on_may_come_from_a_pipe(special: Path, bundle: Path) -> None:
+    pytest.importorskip("torch")
+    from sol_rt.train.data.corpus import read_documents
+
+    tokenizer = Bundle.open(bundle).tokenizer()
+    with subprocess.Popen(["sh", "-c", "printf 'w1 w2' > pipe"]):
+        (tokens,) = read_documents([special / "pipe"], tokenizer, lambda done, total: None)
+    assert tokens.tolist() == tokenizer.encode("w1 w2", add_special_tokens=False)
 
 
 def test_a_writer_of_a_pipe_may_take_its_time(special: Path) -> None:

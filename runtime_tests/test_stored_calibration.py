@@ -18,7 +18,7 @@ from sol_rt.budget.cost.calibration_table import CalibrationTable
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.errors import SolError, UsageError
 from sol_rt.export import pipeline
-from sol_rt.export.actions.stored import StoredCalibration, checkpoint_hash, is_stored
+from sol_rt.export.actions.stored import RULES, StoredCalibration, checkpoint_hash, is_stored
 from sol_rt.export.policy_file import write_policy
 from sol_rt.store.recipes.recipe import Recipe, aliases
 
@@ -87,6 +87,21 @@ def test_other_settings_are_named(
 ) -> None:
     expected = rf"calibration .*tiny\.calibration\.json: {message}; leave --calibration out to measure"
     fails(llama_checkpoint, tmp_path / "out", UsageError, expected, calibration=measured[1], **changed)
+
+
+@pytest.mark.parametrize("rules", [None, 1, RULES + 1])
+def test_other_rules_are_named(
+    rules: int | None, llama_checkpoint: Path, measured: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """A file of before the rules were counted has none."""
+    stored = json.loads(measured[1].read_text())
+    del stored["settings"]["rules"]
+    if rules is not None:
+        stored["settings"]["rules"] = rules
+    other = tmp_path / "other.calibration.json"
+    other.write_text(json.dumps(stored))
+    message = f"rules: it has {rules or 1}, got {RULES}; leave --calibration out to measure"
+    fails(llama_checkpoint, tmp_path / "out", UsageError, message, calibration=other)
 
 
 def test_another_checkpoint_is_named(llama_checkpoint: Path, measured: tuple[Path, Path], tmp_path: Path) -> None:

@@ -33,6 +33,9 @@ from sol_rt.read_file import read_bytes, require_regular
 
 FORMAT = "sol_rt.stored_calibration"
 FORMAT_VERSION = 1
+RULES = 2
+"""Counts the exporter's rules, by which the same settings give other graphs. 1: files without the key. 2: attention is
+pruned by its share of a layer's weights, and no graph reads the last layer at 3 bits."""
 _WEIGHTS = ("*.safetensors", "*.bin", "*.onnx", "*.onnx_data", "onnx/*.onnx", "onnx/*.onnx_data", "config.json")
 _DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, UsageError)
 """What a file of other content than this module writes can raise while it is read."""
@@ -49,6 +52,7 @@ class Settings:
         kv: type of cached keys and values.
         max_context: longest context in tokens.
         bundle_format: format version of the bundle.
+        rules: RULES of the exporter.
     """
 
     checkpoint: str
@@ -58,6 +62,7 @@ class Settings:
     kv: str
     max_context: int
     bundle_format: int = BUNDLE_FORMAT_VERSION
+    rules: int = RULES
 
     @classmethod
     def of(cls, checkpoint: Path, config: SolConfig) -> Settings:
@@ -275,7 +280,7 @@ def _read(raw: Any) -> StoredCalibration:
 
 def _settings(raw: Mapping[str, Any]) -> Settings:
     given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()}
-    made = Settings(**given)
+    made = Settings(**{"rules": 1, **given})
     if not isinstance(made.checkpoint, str) or not isinstance(made.bits, tuple):
         raise ValueError("settings are not those of an export")
     return made

@@ -221,7 +221,8 @@ def read_text(path: Path) -> str:
     try:
         return _text(read_bytes(path, MOST_TEXT, pipes=True), str(path))
     except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}; {_ANOTHER}") from None
+        advice = _ANOTHER if isinstance(error, TooLargeError) else "name a file of text"
+        raise UsageError(f"{path}: {error.strerror}; {advice}") from None
 
 
 def text_of(file: BinaryIO, name: str) -> str:

@@ -166,7 +166,7 @@ def read_trace(path: Path | str) -> Trace:
         raise UsageError(f"trace: got {brief(path)}, expected a file that `--trace` wrote")
     path = Path(path)
     try:
-        lines = read_bytes(path).decode("utf-8").split("\n")
+        lines = read_bytes(path, pipes=True).decode("utf-8").split("\n")
     except OSError as error:
         raise SolError(f"trace {path}: {error.strerror}; give a file that `--trace` wrote") from None
     except UnicodeDecodeError:

@@ -10,11 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from sol_rt.errors import UsageError
-from sol_rt.read_file import require_regular
+from sol_rt.read_file import read_bytes
 from sol_rt.text.tokenizer import Tokenizer
 
 Tokens = npt.NDArray[np.int64]
 
+_MOST_BYTES = 16 << 30  # of a file
 _SUFFIXES = (".txt", ".md", ".jsonl")
 _FIELDS = (("text",), ("question", "answer"))
 """What a line of a .jsonl file may hold. The first set of fields that a line has is taken."""
@@ -57,8 +58,7 @@ def _files(path: Path) -> list[Path]:
 
 def _text(file: Path) -> str:
     try:
-        require_regular(file)
-        data = file.read_bytes()
+        data = read_bytes(file, _MOST_BYTES, pipes=True)
     except OSError as error:
         raise UsageError(f"--data {file}: {error.strerror}; name a text file or a folder of them") from None
     try:

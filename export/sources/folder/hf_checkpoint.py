@@ -204,6 +204,6 @@ def card_license(folder: Path) -> str:
         card = read_bytes(folder / "README.md").decode("utf-8", "replace")
     except OSError:
         return ""
-    front = re.match(r"---\n(.*?)\n---", card, re.DOTALL)
+    front = re.match(r"---\r?\n(.*?)\r?\n---", card, re.DOTALL)
     found = re.search(r"^license:\s*([\w.+-]+)\s*$", front[1], re.MULTILINE) if front else None
     return found[1] if found else ""

@@ -40,7 +40,7 @@ void CopyStruct(void* to, const void* from, size_t own, uint32_t size);
 // Sets a host's struct to its defaults, as far as both sides know it, and the rest to zero. `size` is the host's sizeof.
 template <class T>
 void InitStruct(const T& defaults, T* given, uint32_t size) {
-  if (given == nullptr || size < sizeof(size)) return;
+  if (given == nullptr || size < sizeof(size) || size > 4096) return;
   std::memset(static_cast<void*>(given), 0, size);
   given->size = size;
   CopyStruct(given, &defaults, sizeof(T), size);

@@ -181,8 +181,9 @@ public final class SolSession: @unchecked Sendable {
   }
 
   private func next(_ id: Int) throws -> SolToken {
-    try alone { session in
-      if !isLast(id) { throw SolError.usage("another generation began on this session: use a session for each stream") }
+    try requireLast(id)
+    return try alone { session in
+      try requireLast(id)
       var raw = sol_token()
       raw.size = UInt32(MemoryLayout<sol_token>.stride)
       try check(sol_session_next(session, &raw))
@@ -190,12 +191,17 @@ public final class SolSession: @unchecked Sendable {
     }
   }
 
-  /// Ends generation `id`, if it is still the last one, and forgets a request to cancel it.
+  /// Ends generation `id`, if it is still the last one, and forgets a request to cancel it. A newer one never finds the session busy for that.
   private func stop(_ id: Int) {
+    if !isLast(id) { return }
     turn.withLock { if isLast(id) { try? call { try check(sol_session_stop($0)) } } }
   }
 
   private func cancel(_ id: Int) { if isLast(id) { cancel() } }
+
+  private func requireLast(_ id: Int) throws {
+    if !isLast(id) { throw SolError.usage("another generation began on this session: use a session for each stream") }
+  }
 
   private func isLast(_ id: Int) -> Bool { lock.withLock { generation == id } }
 

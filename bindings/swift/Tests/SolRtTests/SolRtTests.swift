@@ -192,6 +192,25 @@ final class SolRtTests: XCTestCase {
     XCTAssertFalse(session.isBusy)
   }
 
+  func testAStaleStreamDoesNotDisturbTheLiveOne() throws {
+    let session = try Self.model.session()
+    nonisolated(unsafe) var stale: [AsyncThrowingStream<SolToken, any Error>] = []
+    for _ in 0..<300 { stale.append(try session.generate(prompt, dense(1))) }
+    try session.generate(prompt, dense(1)) { _ in }
+    DispatchQueue.concurrentPerform(iterations: 2) { thread in
+      if thread == 1 {
+        while !stale.isEmpty {
+          stale.removeLast()
+          usleep(200)
+        }
+      } else {
+        for _ in 0..<400 {
+          do { try session.generate(prompt, dense(6)) { _ in } } catch { XCTFail("\(error)") }
+        }
+      }
+    }
+  }
+
   func testABudgetThatMoves() async throws {
     let session = try Self.model.session()
     var options = dense(24)
