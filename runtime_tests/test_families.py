@@ -2,7 +2,7 @@
 
 graph       the float32 model is transformers' model, for a prompt and 32 decode steps; the exported graph of 8 bits is
             near it
-rungs       every variant of the bundle, at several KV densities, is the reference model of its arithmetic
+rungs       every level of bits, channels and KV density of the default export is the reference model of its arithmetic
 bodies      without the native library the function bodies give what the kernels do
 generation  64 greedy tokens of the dense action are the reference model's
 source      a GGUF file gives the same bundle as the folder
@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,10 +28,20 @@ transformers = pytest.importorskip("transformers")
 from helpers.gguf_file import GgufFile  # noqa: E402
 from helpers.greedy import TIE, Run, assert_same_choices, greedy  # noqa: E402
 from helpers.random_checkpoint import PRESETS, write_random_checkpoint  # noqa: E402
-from helpers.reference_steps import FLIP, NEAR, check_steps, difference, random_tokens, take_over  # noqa: E402
+from helpers.reference_steps import (  # noqa: E402
+    FLIP,
+    NEAR,
+    PRUNED_FLIP,
+    check_steps,
+    difference,
+    random_tokens,
+    take_over,
+)
 from sol_rt.bundle.actions import Action  # noqa: E402
+from sol_rt.bundle.bits import MIXED  # noqa: E402
 from sol_rt.bundle.bundle import Bundle  # noqa: E402
 from sol_rt.engine.engine import Engine  # noqa: E402
+from sol_rt.export.actions.candidates import BITS, CHANNEL_DENSITIES, KV_DENSITIES  # noqa: E402
 from sol_rt.export.blob import memory  # noqa: E402
 from sol_rt.export.pipeline import export_bundle  # noqa: E402
 from sol_rt.export.sources.checkpoint import Checkpoint  # noqa: E402
@@ -46,6 +57,12 @@ NAMES = [name for name in PRESETS if name.startswith("tiny-")]
 DENSE = Action(1.0, 1.0, 8)
 UNROUNDED_MOST = 1e-4
 EIGHT_BITS = 0.04  # root mean square, of 8-bit weights; two layers of 64 channels average little out
+LEVELS: dict[str, Any] = {
+    "bits": tuple(bits for bits in BITS if bits != MIXED),  # float checkpoints have no codes to mix
+    "channel_density": CHANNEL_DENSITIES,
+    "kv_density": KV_DENSITIES,
+}
+"""Of the default export."""
 PROMPT, STEPS = 40, 32
 FIGURES = os.environ.get("SOL_RT_PARITY_FIGURES")
 """A file to which the figures of docs/models.md are appended."""
@@ -64,8 +81,7 @@ class Model:
 
     @cached_property
     def bundle(self) -> Bundle:
-        levels = {"bits": (8, 4), "channel_density": (1.0, 0.5), "kv_density": (1.0, 0.25)}
-        export_bundle(str(self.checkpoint), self.folder / "bundle", **levels, calibration="none", parity=False)
+        export_bundle(str(self.checkpoint), self.folder / "bundle", **LEVELS, calibration="none", parity=False)
         return Bundle.open(self.folder / "bundle")
 
     @cached_property
@@ -207,8 +223,11 @@ def test_a_context_that_ends_before_the_models_own_is_said(tmp_path: Path) -> No
 
 
 def _rungs(model: Model) -> None:
-    engine = Engine(model.bundle, provider="cpu")
-    check_steps(engine, ReferenceModel.from_bundle(model.bundle.path), (1.0, 0.25, 0.1))
+    """One step of every action; then several in a row, without pruning and with."""
+    engine, exact = Engine(model.bundle, provider="cpu"), ReferenceModel.from_bundle(model.bundle.path)
+    assert len(model.bundle.config.actions) == 4 * 5 * 4
+    check_steps(engine, exact, KV_DENSITIES, count=1, flip=PRUNED_FLIP)
+    check_steps(engine, exact, (1.0, 0.1), ("s100-q8", "s050-q4"))
 
 
 def _bodies(model: Model) -> None:
@@ -218,7 +237,7 @@ def _bodies(model: Model) -> None:
         ReferenceModel.from_bundle(model.bundle.path),
     )
     tokens = random_tokens(PROMPT + 1, 300)
-    for bits, most in ((8, NEAR), (4, FLIP)):
+    for bits, most in ((8, NEAR), (6, FLIP), (4, FLIP), (3, FLIP)):
         engine.reset()
         engine.forward(tokens[:PROMPT], DENSE)
         cache = exact.new_cache(1)
@@ -278,8 +297,7 @@ def _source(model: Model) -> None:
         np.testing.assert_allclose(file.read(name), folder.read(name), atol=1e-7 if family.norm_offset else 0.0, rtol=0)
     runs = [_source_run(one) for one in (file, folder)]  # what calibration and the parity report compare with
     torch.testing.assert_close(*runs, rtol=0, atol=1e-4)
-    levels = {"bits": (8, 4), "channel_density": (1.0, 0.5), "kv_density": (1.0, 0.25)}
-    export_bundle(str(path), model.folder / "gguf", **levels, calibration="none", parity=False)
+    export_bundle(str(path), model.folder / "gguf", **LEVELS, calibration="none", parity=False)
     made, wanted = Bundle.open(model.folder / "gguf").config, model.bundle.config
     assert made.tensors == wanted.tensors
     assert made.variants == wanted.variants
