@@ -186,8 +186,9 @@ def test_resolve_knows_folders_files_and_aliases(index: Path, monkeypatch: pytes
 
 
 OF_FAMILIES = (
-    *("deepseek-r1-distill-qwen-1.5b", "ernie-4.5-0.3b", "gemma-3-1b", "granite-3.3-2b", "mistral-7b", "olmo-2-1b"),
-    *("phi-4-mini", "pythia-160m", "qwen2.5-coder-1.5b", "qwen3-0.6b", "qwen3-1.7b", "qwen3-4b", "smollm3-3b"),
+    *("deepseek-r1-distill-qwen-1.5b", "ernie-4.5-0.3b", "gemma-3-1b", "gemma-3-4b", "granite-3.3-2b", "mistral-7b"),
+    *("olmo-2-1b", "phi-4-mini", "pythia-160m", "qwen2.5-coder-1.5b", "qwen3-0.6b", "qwen3-1.7b", "qwen3-4b"),
+    *("qwen3-8b", "smollm3-3b"),
 )
 
 
