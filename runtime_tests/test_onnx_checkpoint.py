@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +30,12 @@ from sol_rt.export.sources.decoder import family_of, from_hf_config
 from sol_rt.export.sources.folder.onnx_checkpoint import OnnxCheckpoint
 from sol_rt.export.sources.open_checkpoint import open_checkpoint
 
+ROOT = Path(__file__).parents[1]
 FAMILY_PRESETS = [name for name in PRESETS if name.startswith("tiny-")]
 NORM = "model.layers.0.input_layernorm.weight"
+OPTIMUM = shutil.which(
+    "optimum-cli", path=os.pathsep.join([str(ROOT / ".venv-peers/optimum/bin"), os.environ.get("PATH", "")])
+)
 
 
 def checked(folder: Path) -> Checkpoint:
@@ -73,25 +80,61 @@ def test_a_graph_holds_the_tensors_of_its_checkpoint(preset: str, tmp_path: Path
         assert got.read(name).dtype == np.float32
 
 
-@pytest.mark.parametrize("external", [False, True])
-def test_the_bundle_is_that_of_the_checkpoint(llama: tuple[Path, Path], external: bool, tmp_path: Path) -> None:
-    source, graph = llama
+@pytest.mark.parametrize(
+    ("preset", "dtype", "external"),
+    [
+        ("tiny-llama", "float32", False),
+        ("tiny-llama", "float32", True),
+        ("tiny-llama", "float16", False),
+        ("tiny-gemma3", "float32", False),
+        ("tiny-gemma3", "float16", False),
+    ],
+)
+def test_the_bundle_is_that_of_the_checkpoint(preset: str, dtype: str, external: bool, tmp_path: Path) -> None:
+    source = write_random_checkpoint(tmp_path / "source", replace(PRESETS[preset], dtype=dtype))
+    graph = write_onnx_folder(source, tmp_path / "graph", external=external, half=dtype == "float16")
     if external:
-        graph = write_onnx_folder(source, tmp_path / "graph", external=True)
         assert (graph / "model.onnx_data").stat().st_size > 100_000
+    assert differing_files(source, graph, tmp_path) <= {CONFIG_NAME, "README.md"}, "these two name the source"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(OPTIMUM is None, reason="no optimum-cli; make peers PEERS=optimum installs it")
+@pytest.mark.parametrize(
+    ("preset", "dtype"), [("tiny-llama", "float32"), ("tiny-gemma3", "float32"), ("tiny-gemma3", "float16")]
+)
+def test_the_bundle_of_optimums_own_folder_is_that_of_the_checkpoint(preset: str, dtype: str, tmp_path: Path) -> None:
+    source = write_random_checkpoint(tmp_path / "source", replace(PRESETS[preset], dtype=dtype))
+    short = {"float32": "fp32", "float16": "fp16"}[dtype]
+    command = [str(OPTIMUM), "export", "onnx", "--model", str(source), "--dtype", short]
+    command += ["--task", "text-generation-with-past", str(tmp_path / "graph")]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, "HF_HUB_OFFLINE": "1"}
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    rewritten = {"config.json", "generation_config.json", "tokenizer_config.json"}  # by another transformers
+    assert differing_files(source, tmp_path / "graph", tmp_path) <= {CONFIG_NAME, "README.md", *rewritten}
+
+
+def differing_files(source: Path, graph: Path, base: Path) -> set[str]:
+    """The files that differ between the bundles of a checkpoint and of a folder with its graph.
+
+    Their configs are equal but for names and the files' hashes.
+    """
+    levels = {"bits": (8, 4), "channel_density": (1.0, 0.5), "kv_density": (1.0,)}
     for folder, name in ((source, "one"), (graph, "other")):
-        levels = {"bits": (8, 4), "channel_density": (1.0, 0.5), "kv_density": (1.0,)}
-        export_bundle(str(folder), tmp_path / name, calibration="none", parity=False, **levels)
-    one, other = ({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in ("one", "other"))
+        export_bundle(str(folder), base / name, calibration="none", parity=False, **levels)
+    one, other = ({p.name: p.read_bytes() for p in (base / name).iterdir()} for name in ("one", "other"))
     assert set(one) == set(other)
     differ = {name for name in one if one[name] != other[name]}
-    assert differ <= {CONFIG_NAME, "README.md"}, "these two name the source"
     configs = [json.loads(files[CONFIG_NAME]) for files in (one, other)]
     for config, wanted in zip(configs, (source, graph), strict=True):
         assert config["model"].pop("name") == wanted.name
         assert config["model"].pop("source") == wanted.name
-        del config["files"]["README.md"]
+        for name in differ & set(config["files"]):
+            del config["files"][name]
     assert configs[0] == configs[1]
+    return differ
 
 
 @pytest.mark.slow

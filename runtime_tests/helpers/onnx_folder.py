@@ -44,7 +44,7 @@ def write_onnx_folder(source: Path, folder: Path, *, half: bool = False, externa
     Args:
         source: a checkpoint in Hugging Face's layout.
         folder: where to write; made here.
-        half: the graph's numbers are float16.
+        half: the graph's numbers are float16, but for the sums of norms with an offset, which torch folds in float32.
         external: the weights lie in a file of their own, model.onnx_data, as those of large models do.
     """
     folder.mkdir(parents=True)
@@ -65,7 +65,7 @@ def write_onnx_folder(source: Path, folder: Path, *, half: bool = False, externa
     model = onnx.load(path)
     if half:
         for tensor in model.graph.initializer:
-            if tensor.data_type == TensorProto.FLOAT:
+            if tensor.data_type == TensorProto.FLOAT and not tensor.name.startswith("onnx::Mul_"):
                 values = numpy_helper.to_array(tensor).astype("float16")
                 tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
     onnx.save(model, path, save_as_external_data=external, location="model.onnx_data", size_threshold=256)
