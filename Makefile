@@ -31,6 +31,8 @@
 #              Options: FAULTS_ARGS=options of runtime_tests/faults.py.
 # make wheel   Builds a wheel for machines like this one into dist/, with CUDA operators for all architectures if nvcc is here,
 #              and prints its hash and its bill of materials. Two builds of one commit give the same bytes.
+# make same-wheel
+#              Builds the wheel of the last commit twice, in two folders, without CUDA operators, and compares the bytes.
 # make wheels  Builds wheels for Linux on x86-64 and arm64 into dist/, for any system of the last ten years.
 #              Option: ARCHITECTURES=x86_64.
 # make figure  Draws the README's picture, loss against time, from docs/results/ladder-MODEL.json, which make ladder writes.
@@ -86,7 +88,7 @@ WORKERS ?= 2
 TARGETS ?=
 ENGINES ?=
 
-.PHONY: demo export train peers ladder figure screenshots bench-gpu test test-all parity test-bindings fuzz soak faults lint typecheck wheel wheels headers clean distclean help
+.PHONY: demo export train peers ladder figure screenshots bench-gpu test test-all parity test-bindings fuzz soak faults lint typecheck wheel same-wheel wheels headers clean distclean help
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -186,6 +188,9 @@ typecheck: $(VENV)/.dev
 wheel: headers $(VENV)/.export
 	SOL_NATIVE=ON SOL_CUDA_ARCHITECTURES=$${SOL_CUDA_ARCHITECTURES:-all} SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) $(BIN)/python -m pip wheel --no-deps -w dist .
 	$(BIN)/python scripts/show_sbom.py dist
+
+same-wheel: headers $(VENV)/.export
+	$(BIN)/python scripts/same_wheel.py
 
 wheels: $(WHEELS)/.installed
 	SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) scripts/build-wheels.sh $(WHEELS) dist $(ARCHITECTURES)
