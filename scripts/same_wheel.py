@@ -20,6 +20,7 @@ from io import BytesIO
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+_MOST_LINES = 20
 _FIRST = {"TZ": "UTC", "LC_ALL": "C", "USER": "one"}
 _SECOND = {"CCACHE_DISABLE": "1", "TZ": "Asia/Kolkata", "LC_ALL": "C.UTF-8", "USER": "another", "LOGNAME": "another"}
 
@@ -88,7 +89,8 @@ def main() -> int:
         if wheels[0].read_bytes() == wheels[1].read_bytes():
             print("the same bytes")
             return 0
-        print("\n".join(differences(*wheels)))
+        found = differences(*wheels)
+        print("\n".join(found[:_MOST_LINES]), f"{len(found)} differ", sep="\n")
         return 1
 
 
