@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from sol_rt.ops import core_path
+
 pytest.importorskip("torch")
 pytest.importorskip("yaml")
 
@@ -24,20 +26,13 @@ def test_nothing_is_lost_and_nothing_is_left(kind: str, tmp_path: Path) -> None:
         pytest.importorskip("helpers.full_disk").library()  # skips without a compiler
     environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parent)}
     report = tmp_path / "faults.json"
-    argv = [
-        sys.executable,
-        str(SCRIPT),
-        kind,
-        "3" if kind == "--kill" else "2",
-        "-o",
-        str(report),
-        "--commands",
-        "export,pull,calibrate,chat,trace",
-    ]
+    names = ["export", "pull", "calibrate", "chat", "trace", *(["session"] if core_path() else [])]
+    trials = "3" if kind == "--kill" else "2"
+    argv = [sys.executable, str(SCRIPT), kind, trials, "-o", str(report), "--commands", ",".join(names)]
     ended = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     results = json.loads(report.read_text(encoding="utf-8"))
-    assert len(results) == 5
+    assert list(results) == names
     tried = [each for result in results.values() for each in result.values()]
     assert all(not each["failures"] for each in tried)
     # how many depends on the load of the machine
