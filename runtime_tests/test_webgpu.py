@@ -59,9 +59,17 @@ def test_every_variant_computes_what_the_cpu_does(tiny_bundle: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", ["qwen3", "gemma3", "gemma2", "hunyuan", "olmo2", "exaone4", "stablelm", "arcee"])
+@pytest.mark.parametrize(
+    "preset",
+    [
+        *("qwen3", "gemma3", "gemma2", "hunyuan", "olmo2", "exaone4", "stablelm", "arcee"),
+        *("gpt-neox", "granite", "ministral3", "ernie", "phi3"),
+    ],
+)
 def test_a_member_of_each_trait(preset: str, tmp_path: Path) -> None:
-    """Norms of q and k, norms behind blocks, windows, layers without rotary embedding, soft caps, relu2."""
+    """Norms of q and k, norms behind blocks, windows, layers without rotary embedding, soft caps, relu2;
+    parallel blocks with q, k and v by head, multipliers, yarn, neighbouring channels, joint matrices.
+    """
     pytest.importorskip("torch")
     from helpers.random_checkpoint import PRESETS, write_random_checkpoint
     from sol_rt.export.pipeline import export_bundle
