@@ -14,6 +14,7 @@
 #              Measures perplexity and speed of our fixed actions beside llama.cpp's quantizations of the same weights.
 #              Writes docs/results/ladder-MODEL.md. Options: MODEL=alias or .gguf, LADDER_ARGS=options of benchmarks/ladder.py.
 # make parity  Prints how far every family's tiny model is from transformers: the figures of docs/models.md.
+#              With MODEL=alias or .gguf: how far that model is, source, graph and generation.
 # make test-bindings
 #              Builds the native core and every binding of bindings/, and replays the golden traces in each. Installs packages of Debian, PyPI
 #              and npm. What can't be built here is skipped, with the reason. Options: PARTS="c csharp java rust swift web", JOBS=2 for two of
@@ -151,9 +152,13 @@ test-all: $(VENV)/.dev
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS); code=$$?; cat build/native-builds.log; exit $$code
 
 parity: $(VENV)/.dev
+ifneq ($(origin MODEL),file)
+	$(BIN)/python benchmarks/parity.py $(MODEL)
+else
 	@mkdir -p build; rm -f build/parity.txt
 	SOL_RT_PARITY_FIGURES=$(abspath build/parity.txt) $(BIN)/python -m pytest -q runtime_tests/test_families.py -k graph
 	@printf '%-18s %-8s %s\n' family float '8 bits'; awk '{printf "%-18s %-8s %s\n", $$1, $$2, $$3}' build/parity.txt
+endif
 
 test-bindings: $(VENV)/.dev
 	@mkdir -p build/bindings
