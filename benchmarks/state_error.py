@@ -1,6 +1,7 @@
 """Measures what cheap steps do to the states of layers with a short convolution, and to the tokens that follow them.
 
     python benchmarks/state_error.py BUNDLE [-f TEXT]
+    python benchmarks/state_error.py --random      random weights, rounded without a calibration
     ... --context 256     tokens that run dense first
     ... --steps 1024      tokens behind them
 
@@ -18,11 +19,15 @@ Without a text the tokens are random ids. On a checkpoint of random weights the 
 from __future__ import annotations
 
 import argparse
+import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "runtime_tests"))
+from helpers.random_checkpoint import RandomCheckpoint, write_random_checkpoint
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.engine.distribution import Reference
@@ -30,6 +35,32 @@ from sol_rt.engine.engine import Engine
 
 _CHEAP = 16
 _LATER = (1, 16, 256)
+# The order of layers is that of LFM2-1.2B.
+_RANDOM = RandomCheckpoint(
+    "lfm2",
+    hidden_size=512,
+    num_layers=16,
+    num_heads=8,
+    num_kv_heads=4,
+    intermediate_size=1408,
+    vocab_size=2048,
+    max_context=4096,
+    config={
+        "block_auto_adjust_ff_dim": False,
+        "conv_L_cache": 3,
+        "full_attn_idxs": [2, 5, 8, 10, 12, 14],
+        "rope_theta": 1e6,
+    },
+)
+
+
+def random_bundle(folder: Path) -> Path:
+    """Writes a bundle of random weights into `folder`."""
+    from sol_rt.export import export_bundle
+
+    source = write_random_checkpoint(folder / "source", _RANDOM)
+    levels = {"bits": (8, 4), "channel_density": (1.0, 0.5), "kv_density": (1.0, 0.25)}
+    return export_bundle(str(source), folder / "bundle", **levels, calibration="none", parity=False).path
 
 
 def steps(engine: Engine, context: int, tokens: Sequence[int], choose: Callable[[int], Action]) -> Iterator[int]:
@@ -77,16 +108,24 @@ def divergences(engine: Engine, context: int, tokens: Sequence[int], action: Act
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path, help="folder of a bundle")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("bundle", type=Path, nargs="?", help="folder of a bundle")
+    what.add_argument("--random", action="store_true", help="measure a model of random weights")
     parser.add_argument("-f", "--file", type=Path, help="a text")
     parser.add_argument("--context", type=int, default=256, help="tokens that run dense first")
     parser.add_argument("--steps", type=int, default=1024, help="tokens behind them")
     parser.add_argument("-t", "--threads", type=int)
     args = parser.parse_args()
-    bundle = Bundle.open(args.bundle)
+    with tempfile.TemporaryDirectory() as temporary:
+        report(random_bundle(Path(temporary)) if args.random else args.bundle, args)
+
+
+def report(folder: Path, args: argparse.Namespace) -> None:
+    """Prints both tables of a bundle."""
+    bundle = Bundle.open(folder)
     config, count = bundle.config, args.context + args.steps
     if not config.kv.convolving:
-        raise SystemExit(f"state_error.py: {args.bundle}: all layers attend, expected some with a short convolution")
+        raise SystemExit(f"state_error.py: {folder}: all layers attend, expected some with a short convolution")
     if args.file is not None:
         tokens = bundle.tokenizer().encode(args.file.read_text(encoding="utf-8"))[:count]
     else:
