@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,9 @@ import pytest
 from helpers.tiny_bundle import write_bundle
 from sol_rt import SolModel
 from sol_rt.budget.dial import Dial
+from sol_rt.bundle import weights
+from sol_rt.bundle.bundle import Bundle
+from sol_rt.bundle.weights import SharedWeights
 from sol_rt.engine.distribution import SoftmaxSums, native_sums, numpy_sums
 from sol_rt.engine.engine import Engine
 from sol_rt.errors import BusyError, UsageError
@@ -271,3 +275,19 @@ def test_a_second_thread_in_a_decoder_or_an_engine_is_refused(model: SolModel) -
     decoder.prefill([1, 2, 3])
     decoder.step(4)
     assert issubclass(BusyError, UsageError)
+
+
+def test_two_sessions_that_open_at_once_share_their_weights(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The policy and the dense graph both read the embedding, and are opened in two threads. Session options hold no
+    reference, so a value that one thread made and the other replaced would be read after it was freed.
+    """
+    shared, both, make = SharedWeights(Bundle.open(bundle)), threading.Barrier(2), weights._as_ort_value
+
+    def make_together(*arguments: Any) -> Any:
+        with suppress(threading.BrokenBarrierError):
+            both.wait(1)
+        return make(*arguments)
+
+    monkeypatch.setattr(weights, "_as_ort_value", make_together)
+    one, other = at_once(lambda: shared.value("embed.base"), lambda: shared.value("embed.base"))
+    assert one is other is shared.value("embed.base")

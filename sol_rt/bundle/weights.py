@@ -137,10 +137,12 @@ class SharedWeights:
         return self._bytes[entry.offset : entry.offset + entry.bytes]
 
     def value(self, name: str) -> ort.OrtValue:
-        """A tensor as an OrtValue that points into the mapped file."""
-        if name not in self._values:
-            self._values[name] = _as_ort_value(self._bytes, self._bundle.config.tensors[name])
-        return self._values[name]
+        """A tensor as an OrtValue that points into the mapped file, the same one in every thread."""
+        found = self._values.get(name)
+        if found is None:
+            # Session options hold no reference. Of two threads that make a value, both must get the one that is kept.
+            found = self._values.setdefault(name, _as_ort_value(self._bytes, self._bundle.config.tensors[name]))
+        return found
 
 
 def _libc() -> Any:
