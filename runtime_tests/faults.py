@@ -35,7 +35,7 @@ from typing import Any
 
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # threads of a library would not survive the forks
 
-import torch  # noqa: F401 - imported before the forks
+import torch._dynamo  # noqa: F401 - imported before the forks; AdamW imports it
 
 from helpers import full_disk
 from helpers.random_checkpoint import PRESETS, write_random_checkpoint
@@ -51,6 +51,7 @@ from sol_rt.generate.native.library import core
 from sol_rt.generate.native.model import NativeModel
 from sol_rt.generate.results import Generation
 from sol_rt.store.download import UNFINISHED
+from sol_rt.train import trainer as _trainer  # noqa: F401 - imported before the forks
 
 _HUB = """
 import sys
