@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import tokenizers
+from tokenizers import models, pre_tokenizers
 
 from helpers.core_build import ADDRESS
 from helpers.made_tokenizers import byte_level, write_tokenizers
@@ -100,6 +101,20 @@ def test_special_tokens_in_a_text_stay_text_unless_asked_for(pieces: tuple[Nativ
         (tokens,) = native.ask("encode", texts=[text], add=False, parse=parse)
         assert tokens == reference.encode(text, add_special_tokens=False, parse_special=parse)
         assert (special in tokens) is parse
+
+
+def test_a_special_token_of_the_models_own_vocabulary_is_refused_in_plain_text(program: Path, tmp_path: Path) -> None:
+    vocabulary = {"<unk>": 0, "</s>": 1, "a": 2}
+    inner = tokenizers.Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>", ignore_merges=True))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    inner.add_special_tokens(["</s>"])
+    inner.save(str(tmp_path / "tokenizer.json"))
+    with NativeText(program, tmp_path / "tokenizer.json") as native:
+        assert native.ask("encode", texts=["a </s>"], add=False, parse=True) == [[2, 1]]
+        assert native.ask("encode", texts=["a b"], add=False, parse=False) == [[2, 0]]
+        with pytest.raises(NativeError, match="prompt: got text that is the special token '</s>'") as error:
+            native.ask("encode", texts=["a </s>"], add=False, parse=False)
+        assert error.value.code == USAGE
 
 
 def test_end_tokens_count_as_special(program: Path, files: dict[str, Path]) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import tokenizers
-from tokenizers import models, pre_tokenizers
+from tokenizers import models, pre_tokenizers, processors
 
 from sol_rt.errors import ContextError, UsageError
 from sol_rt.generate.prompt import prompt_tokens
@@ -48,6 +48,28 @@ def test_a_text_of_few_tokens_may_have_any_length(text: str) -> None:
     tokenizer.encoded.clear()
     assert prompt_tokens(text, tokenizer, None, 3, max_context=CONTEXT) == expected
     assert sum(tokenizer.encoded) <= 2.5 * len(text)
+
+
+OWN = {"<unk>": 0, "</s>": 1, "a": 2, "s": 3}
+VOCABULARIES = [
+    models.WordLevel(OWN, "<unk>"),
+    models.WordPiece(OWN, unk_token="<unk>"),
+    models.BPE(OWN, [], unk_token="<unk>", ignore_merges=True),
+    models.Unigram([("<unk>", 0.0), ("</s>", 0.0), ("a", -1.0), ("s", -1.0)], 0, False),
+]
+
+
+@pytest.mark.parametrize("model", VOCABULARIES, ids=lambda model: type(model).__name__)
+def test_a_special_token_of_the_models_own_vocabulary_is_refused_in_a_prompt(model: models.Model) -> None:
+    inner = tokenizers.Tokenizer(model)
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    inner.add_special_tokens(["</s>"])
+    inner.post_processor = processors.TemplateProcessing("</s> $A", special_tokens=[("</s>", 1)])
+    tokenizer = Tokenizer(inner, end_ids=[1])
+    assert prompt_tokens("a a", tokenizer, None, 4) == [1, 2, 2]
+    assert prompt_tokens("a </s>", tokenizer, None, 4, parse_special=True) == [1, 2, 1]
+    with pytest.raises(UsageError, match="prompt: got text that is the special token '</s>' to this tokenizer; leave"):
+        prompt_tokens("a </s>", tokenizer, None, 4)
 
 
 @pytest.mark.parametrize(

@@ -145,17 +145,27 @@ def _character(draw: random.Random) -> str:
 def differences(
     native: NativeText, reference: tokenizers.Tokenizer, count: int, seed: int = 0, skip: Sequence[bool] = (True, False)
 ) -> Iterator[str]:
-    """Yields a line for each random text whose tokens, or whose tokens' text, differ between the two."""
+    """Yields a line for each random text whose tokens, or whose tokens' text, differ between the two.
+
+    The core may refuse a text whose special tokens are to stay text, and that has one in the reference's tokens.
+    """
     draw = random.Random(seed)
-    added = [token.content for token in reference.get_added_tokens_decoder().values()]
+    decoder = reference.get_added_tokens_decoder()
+    added = [token.content for token in decoder.values()]
+    special = {number for number, token in decoder.items() if token.special}
     last = max(reference.get_vocab().values(), default=0)
     for begin in range(0, count, _BATCH):
         texts = [random_text(draw, added) for _ in range(min(_BATCH, count - begin))]
         add, parse = draw.random() < 0.5, draw.random() < 0.5
         reference.encode_special_tokens = not parse
         expected = [encoding.ids for encoding in reference.encode_batch(texts, add_special_tokens=add)]
-        got = native.ask("encode", texts=texts, add=add, parse=parse)
-        for text, want, have in zip(texts, expected, got, strict=True):
+        for text, want, have in zip(texts, expected, _encoded(native, texts, add, parse), strict=True):
+            if (
+                have is None
+                and not parse
+                and not special.isdisjoint(reference.encode_batch([text], add_special_tokens=False)[0].ids)
+            ):
+                continue
             if want != have:
                 yield f"add {add}, parse {parse}, {text!a}: got {have}, expected {want}"
         tokens = expected + [[draw.randrange(last + 1) for _ in range(draw.randrange(12))] for _ in range(_BATCH // 5)]
@@ -164,6 +174,14 @@ def differences(
             for ids, want, have in zip(tokens, decoded, native.ask("decode", tokens=tokens, skip=skips), strict=True):
                 if want != have:
                     yield f"skip {skips}, tokens {ids}: got {have!a}, expected {want!a}"
+
+
+def _encoded(native: NativeText, texts: Sequence[str], add: bool, parse: bool) -> list[list[int] | None]:
+    """The core's tokens of each text; None for one that it refuses."""
+    try:
+        return list(native.ask("encode", texts=texts, add=add, parse=parse))
+    except NativeError:
+        return [None] if len(texts) == 1 else [_encoded(native, [text], add, parse)[0] for text in texts]
 
 
 def main() -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,8 +43,8 @@ def prompt_tokens(
     ContextError for a text that is much too long for `max_context` tokens, before all of it is encoded.
     """
     if isinstance(prompt, str):
-        check_length(prompt, tokenizer, max_context, parse_special)
-        tokens = tokenizer.encode(prompt, parse_special=parse_special) if prompt else []
+        check_length(prompt, lambda part: tokenizer.encode(part, False, parse_special), max_context)
+        tokens = (tokenizer.encode if parse_special else tokenizer.encode_plain)(prompt) if prompt else []
     elif template is not None and is_chat(prompt):
         for number, message in enumerate(prompt):
             _check_message(number, message)
@@ -53,14 +53,14 @@ def prompt_tokens(
         if tokenizer.special_in(rendered) != tokenizer.special_in(template.render(without_content(prompt))):
             got = "text that the chat template turns into special tokens, or that changes which ones it writes"
             raise UsageError(f"messages: got {got}; leave out what reads like one, or escapes one")
-        check_length(user.unmarked(rendered), tokenizer, max_context)
+        check_length(user.unmarked(rendered), lambda part: tokenizer.encode(part, False), max_context)
         tokens = tokenizer.encode_rendered(rendered, user)
     else:
         return given_tokens(prompt, vocab_size)
     return _at_least_one(tokens)
 
 
-def check_length(text: str, tokenizer: Tokenizer, max_context: int | None, parse_special: bool = True) -> None:
+def check_length(text: str, encode: Callable[[str], Sequence[int]], max_context: int | None) -> None:
     """Raises ContextError for a text that is much too long for `max_context` tokens. It takes little memory for that.
 
     Ever longer beginnings of the text are encoded, until one has too many tokens. A shorter text is left to the engine.
@@ -71,7 +71,7 @@ def check_length(text: str, tokenizer: Tokenizer, max_context: int | None, parse
     most = max_context + _TOKENS_TO_SPARE
     characters = _CHARACTERS_A_TOKEN * most
     while characters < len(text):
-        count = len(tokenizer.encode(text[:characters], add_special_tokens=False, parse_special=parse_special))
+        count = len(encode(text[:characters]))
         if count > most:
             got = f"got {len(text)} characters, the first {characters} of which are {count} tokens"
             raise ContextError(f"prompt: {got}, expected at most {max_context} tokens; shorten the prompt")

@@ -9,7 +9,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -113,6 +113,16 @@ class Tokenizer:
         """
         return list(self._encoding(text, add_special_tokens, parse_special).ids)
 
+    def encode_plain(self, text: str) -> list[int]:
+        """Returns the token ids of a prompt whose special tokens are text, with what the model wants around it.
+
+        Raises UsageError if the tokenizer makes a special token of that text: some have those in their vocabulary.
+        """
+        encoding = self._encoding(text, True, False)
+        added = encoding.special_tokens_mask  # what the model wants around a text
+        self._refuse("prompt", [token for token, put in zip(encoding.ids, added, strict=True) if not put])
+        return list(encoding.ids)
+
     def marked_messages(self, messages: Any) -> UserText:
         """Messages for a chat template, with marks at the special tokens that they contain as text.
 
@@ -170,10 +180,14 @@ class Tokenizer:
     def _plain(self, text: str, first: bool) -> list[int]:
         """Token ids of a piece of a longer text, without special tokens; `first` if the text begins with it."""
         ids = (self if first else self._inside).encode(text, add_special_tokens=False, parse_special=False)
+        self._refuse("messages", ids)
+        return ids
+
+    def _refuse(self, what: str, ids: Iterable[int]) -> None:
+        """Raises UsageError if plain text became a special token; `what` names the text."""
         for token in self._controls.intersection(ids):
             got = f"text that is the special token {brief(self._special[token])} to this tokenizer"
-            raise UsageError(f"messages: got {got}; leave it out")
-        return ids
+            raise UsageError(f"{what}: got {got}; leave it out")
 
     @cached_property
     def _inside(self) -> Tokenizer:
@@ -219,7 +233,10 @@ class Tokenizer:
         """
         if not isinstance(token, str):
             raise UsageError(f"token_id: got {brief(token)}, expected a token's text")
-        found = self._inner.token_to_id(token)
+        try:
+            found = self._inner.token_to_id(token)
+        except UnicodeEncodeError:  # half of a surrogate pair, which no token has
+            return None
         return None if found is None else int(found)
 
     def stream(self, context: Sequence[int] = (), skip_special_tokens: bool = True) -> TextStream:

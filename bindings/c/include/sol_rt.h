@@ -157,7 +157,7 @@ SOL_RT_API sol_error* sol_model_measure_costs(sol_model* model, const char* file
 
 enum {
   SOL_ENCODE_ADD_SPECIAL = 1,   // add what the model wants around a text, such as a token for its beginning
-  SOL_ENCODE_PARSE_SPECIAL = 2  // special tokens written in the text become those tokens; without it they stay text
+  SOL_ENCODE_PARSE_SPECIAL = 2  // special tokens written in the text become those tokens; without it they stay text, or are refused
 };
 
 SOL_RT_API sol_error* sol_model_encode(const sol_model* model, const char* text, size_t length, uint32_t flags, int32_t* tokens, size_t capacity,

@@ -115,11 +115,12 @@ class BpeTokenizer : public Tokenizer {
       const bool is_first = offset == 0 && part.begin < normalized.first_bytes;
       words.words.push_back({0, words.text.size(), is_first, is_first ? std::min(normalized.first_bytes, part.end) - part.begin : 0});
       pre_tokenizer_.Run(words, effort);
-      AddWords(words, user != nullptr, tokens);
+      AddWords(words, user != nullptr ? "messages" : special ? nullptr : "prompt", tokens);
     }
   }
 
-  void AddWords(const Words& words, bool rendered, std::vector<int32_t>& tokens) const {
+  // `plain` names a text that must not make special tokens in errors; null for one that may.
+  void AddWords(const Words& words, const char* plain, std::vector<int32_t>& tokens) const {
     struct Range {
       size_t begin, end;
     };
@@ -139,11 +140,11 @@ class BpeTokenizer : public Tokenizer {
       } else {
         bpe_.Encode(text, tokens);
       }
-      if (!rendered) continue;
+      if (plain == nullptr) continue;
       for (size_t i = begin; i < tokens.size(); ++i) {
         if (controls_.count(tokens[i]) == 0) continue;
         const std::string name = Brief(added_.Find(tokens[i])->content);
-        UsageFault("messages: got text that is the special token " + name + " to this tokenizer; leave it out");
+        UsageFault(std::string(plain) + ": got text that is the special token " + name + " to this tokenizer; leave it out");
       }
     }
   }

@@ -19,7 +19,8 @@ class Tokenizer {
   static std::shared_ptr<const Tokenizer> FromJson(std::string_view json, const std::string& path, const std::vector<int32_t>& end_ids = {});
   virtual ~Tokenizer() = default;
 
-  // Tokens of a text. With `parse_special`, special tokens that are written in the text become those tokens. Throws SOL_ERROR_TEXT for invalid UTF-8.
+  // Tokens of a text. With `parse_special`, special tokens that are written in the text become those tokens. Throws SOL_ERROR_TEXT for invalid UTF-8;
+  // without `parse_special`, SOL_ERROR_USAGE if the text makes a special token all the same.
   virtual std::vector<int32_t> Encode(std::string_view text, bool add_special, bool parse_special) const = 0;
 
   // Tokens of a prompt that a chat template made. `user`: the stretches that came from messages, in bytes, in order; what they touch is plain text, and
