@@ -143,6 +143,7 @@ def test_special_tokens_are_not_text() -> None:
         assert name not in tokenizer.decode([special])
         assert name in "".join([tokenizer.decode([special], skip_special_tokens=False)])
         assert tokenizer.token_id("no such token") is None
+        assert tokenizer.token_id("\ud800") is None
 
 
 def test_special_tokens_of_the_prompt() -> None:
@@ -270,6 +271,10 @@ ATTACKS = [
     "{{ 'x'.join(['y' * 900000, 'z' * 900000]) | length }}{{ 1 // 0 }}",
     "{% set t = 'x' * 9999 %}{% for a in t %}{% for b in t %}{% for c in t %}{% endfor %}{% endfor %}{% endfor %}",
     "{{ ('x' * 1000000) | wordwrap(1) | wordcount }}{{ ('9' * 1000000) | int }}",
+    "{% set n = namespace(t=[1]) %}{% for i in range(40) %}{% set n.t = [n.t, n.t] %}{% endfor %}"
+    "{{ raise_exception(n.t) }}",
+    "{% set n = namespace(t=[1]) %}{% for i in range(9999) %}{% set n.t = [n.t] %}{% endfor %}"
+    "{{ raise_exception(n.t) }}",
     "{% if %}",
     "{% nosuchtag %}",
     "{{ '",
@@ -281,6 +286,7 @@ def test_attacks_and_mistakes_are_one_line(attack: str) -> None:
     with pytest.raises(SolError, match="chat template") as error:
         ChatTemplate(attack).render(HELLO)
     assert "\n" not in str(error.value)
+    assert "busy" not in str(error.value)  # it was waited for
     assert len(str(error.value)) < 400
 
 
@@ -349,6 +355,33 @@ with template_process._limited(0.05, 1 << 20):
 """
     ended = subprocess.run([sys.executable, "-c", script], timeout=60, check=False)
     assert ended.returncode == -signal.SIGPROF
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGPROF"), reason="this system has no such timer")
+@pytest.mark.parametrize(
+    "inherited",
+    ["signal.signal(signal.SIGPROF, signal.SIG_IGN)", "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGPROF])"],
+)
+def test_time_is_bounded_in_a_process_that_does_not_take_the_signal(inherited: str) -> None:
+    script = f"""
+import signal
+from sol_rt.errors import SolError
+from sol_rt.text.chat_template import ChatTemplate
+{inherited}
+try:
+    loop, end = "{{% for a in t %}}", "{{% endfor %}}"
+    ChatTemplate(3 * loop + 3 * end).render([], t="x" * 9999)
+except SolError as error:
+    print(error)
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "it takes more than 1 s of processor time" in ended.stdout
+
+
+def test_a_template_as_long_as_no_model_has_is_not_even_compiled() -> None:
+    assert ChatTemplate("ok{# " + "x" * 1_000_000 + " #}").render(HELLO) == "ok"
+    with pytest.raises(SolError, match="chat template: got 2000000 characters, expected at most 1048576"):
+        ChatTemplate("x" * 2_000_000)
 
 
 @pytest.mark.slow

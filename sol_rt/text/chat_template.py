@@ -25,6 +25,8 @@ _Made = TypeVar("_Made")
 FILE = "chat_template.jinja"
 CONFIG_FILE = "tokenizer_config.json"
 _SCRIPT = str(Path(__file__).with_name("template_process.py"))
+_LONGEST = 1 << 20
+"""Characters of a template's source; usual ones have some thousands."""
 _SECONDS = 1.0
 """Processor time of one rendering."""
 _MEMORY_BYTES = 64 << 20
@@ -46,8 +48,10 @@ class ChatTemplate:
             source: the template's text.
             variables: values that every rendering sees, such as `bos_token`.
 
-        Raises SolError if the template does not parse.
+        Raises SolError if the template does not parse, or has more than 1,048,576 characters.
         """
+        if len(source) > _LONGEST:
+            raise _failed(f"got {len(source)} characters, expected at most {_LONGEST}")
         self._source, self._variables = source, dict(variables or {})
         self._lock = threading.Lock()
         self._process = _tried_twice(lambda: _Process(source))

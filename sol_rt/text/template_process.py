@@ -256,6 +256,9 @@ def _failed(error: Exception) -> dict[str, Any]:
 def main() -> None:
     """Answers every line of stdin: the first holds the template's source, each later one the values of a rendering."""
     seconds, memory_bytes = float(sys.argv[1]), int(sys.argv[2])
+    if hasattr(signal, "setitimer"):  # the caller may have ignored or blocked the signal, which is inherited
+        signal.signal(signal.SIGPROF, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGPROF])
     environment = Sandbox()
     template: jinja2.Template | None = None
     print("{}", flush=True)
@@ -264,16 +267,21 @@ def main() -> None:
         answer: dict[str, Any]
         try:
             with _limited(seconds, memory_bytes):
-                if template is None:
-                    template = environment.from_string(request["source"])
-                    text = ""
-                else:
-                    text = _rendered(environment, template, request["values"])
-            answer = {"text": text}
+                try:
+                    if template is None:
+                        template = environment.from_string(request["source"])
+                        text = ""
+                    else:
+                        text = _rendered(environment, template, request["values"])
+                    answer = {"text": text}
+                except MemoryError:
+                    raise
+                except Exception as error:  # an untrusted template may cause any exception; the user gets one line
+                    answer = _failed(error)  # within the limits, for the text may take as much as a rendering
         except MemoryError:
             answer = {"error": f"it needs more than {memory_bytes >> 20} MB", "line": None}
-        except Exception as error:  # an untrusted template may cause any exception; the user gets one line
-            answer = _failed(error)
+        except RecursionError:
+            answer = {"error": "it raises an error whose text nests too deeply", "line": None}
         print(json.dumps(answer), flush=True)
 
 
