@@ -34,6 +34,7 @@ NO_PROMPTS: list[Any] = [
     [{"role": "user", "content": "x"}, 3],
     [{"role": "user", "content": b"x"}],
     [{"role": "user", "content": {1, 2}}],
+    [{"role": "user", "content": "x", ("a",): 1}],
     (number for number in [1]),
 ]
 NUMBERS = ("budget", "kv_density", "channel_density", "bits", "tokens_per_second", "max_loss", "temperature", "top_p")
@@ -124,6 +125,11 @@ def test_arguments_of_another_type(model: SolModel, name: str, value: Any) -> No
         {"threads": "a"},
         {"threads": 0},
         {"device": "x"},
+        {"device": 10**400},
+        {"provider": np.array([1, 2])},
+        {"native_ops": np.array([1, 2])},
+        {"measure_costs": "no"},
+        {"verify": None},
         {"max_context": "a"},
         {"max_context": 0},
         {"max_context": True},

@@ -22,15 +22,17 @@ from helpers.core_build import core_build
 from helpers.program import started
 from sol_rt.budget.cost.calibration_table import CalibratedCost, CalibrationTable
 from sol_rt.budget.cost.tune import candidates
+from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import CONFIG_NAME
 from sol_rt.engine.hardware import tuning as operators
-from sol_rt.errors import BusyError, ContextError, ProviderError, QualityWarning, SolError, UsageError
+from sol_rt.errors import BundleError, BusyError, ContextError, ProviderError, QualityWarning, SolError, UsageError
 from sol_rt.generate.model import SolModel
 from sol_rt.generate.native import library
 from sol_rt.generate.native.model import NativeModel
 from sol_rt.generate.native.stream import NativeStream
 from sol_rt.generate.trace import read_trace
 from sol_rt.store.home import calibration_dir
+from sol_rt.store.verified import check_weights
 
 GOLDEN = Path(__file__).parent / "golden" / "tiny"
 PROMPT = [368, 14, 279, 363, 264, 345]
@@ -97,7 +99,13 @@ def test_results_are_those_of_python(python: SolModel, native: NativeModel, argu
 
 
 @pytest.mark.parametrize(
-    "prompt", ["Ben and the cat", [{"role": "user", "content": "Where is Ben? <|im_end|>"}]], ids=str
+    "prompt",
+    [
+        "Ben and the cat",
+        [{"role": "user", "content": "Where is Ben? <|im_end|>"}],
+        [{"role": "narrator", "content": "Ben is here."}],  # which the core alone does not know
+    ],
+    ids=str,
 )
 def test_prompts_are_those_of_python(python: SolModel, native: NativeModel, prompt: Any) -> None:
     expected, found = (finished(model.stream(prompt, max_new_tokens=12, budget=1.0)) for model in (python, native))
@@ -356,6 +364,68 @@ def test_settings_of_a_model_are_those_of_python() -> None:
         assert found[0] == found[1]
     model = NativeModel.from_pretrained(GOLDEN, max_context=2**40, measure_costs=False)
     assert len(finished(model.stream(PROMPT, max_new_tokens=2)).tokens) == 2
+
+
+@pytest.mark.parametrize("settings", [{"native_ops": "x"}, {"measure_costs": [1]}, {"verify": 0}], ids=str)
+def test_switches_of_a_model_are_on_or_off(settings: dict[str, Any]) -> None:
+    for kind in (SolModel, NativeModel):
+        with pytest.raises(UsageError, match="expected True or False"):
+            kind.from_pretrained(GOLDEN, **{"measure_costs": False, **settings})  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("path", [None, 3, b"tiny", 10**5000, [GOLDEN]], ids=lambda path: type(path).__name__)
+def test_what_is_no_bundle_is_refused_by_both(path: Any) -> None:
+    for kind in (SolModel, NativeModel):
+        with pytest.raises(UsageError, match=r"^model: got .*, expected a bundle folder"):
+            kind.from_pretrained(path)  # type: ignore[attr-defined]
+
+
+def test_what_is_no_text_is_not_encoded(native: NativeModel) -> None:
+    for text in (None, 3, b"Anna", ["Anna"]):
+        with pytest.raises(UsageError, match=r"^prompt: got .*, expected a text"):
+            native.encode(text)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_text_that_is_much_too_long_is_refused_by_both(python: SolModel, native: NativeModel, chat: bool) -> None:
+    text = "Anna " * 300_000
+    prompt: Any = [{"role": "user", "content": text}] if chat else text
+    for model in (python, native):
+        with pytest.raises(
+            ContextError, match=r"^prompt: got 15\d{5} characters, the first \d{5} of which are \d+ tokens"
+        ):
+            model.stream(prompt)
+
+
+class TestReplacedAfterTheCheck:
+    """The core opens a bundle's files itself, after Python has compared their hashes."""
+
+    @pytest.fixture
+    def checked(self, tmp_path: Path) -> Bundle:
+        folder = Path(shutil.copytree(GOLDEN, tmp_path / "tiny"))
+        return check_weights(Bundle.open(folder))[0]
+
+    @pytest.mark.parametrize("name", ["weights.bin", "generation_config.json", "model.q8.onnx", "tokenizer.json"])
+    def test_a_file(self, checked: Bundle, name: str) -> None:
+        path = checked.path / name
+        content = bytearray(path.read_bytes())
+        content[-2] ^= 1
+        (checked.path / "aside").write_bytes(content)
+        (checked.path / "aside").replace(path)
+        with pytest.raises(SolError, match=r"sha256|the file whose hash was compared"):
+            NativeModel.from_pretrained(checked, measure_costs=False)
+
+    def test_the_whole_bundle(self, checked: Bundle) -> None:
+        path = checked.path / CONFIG_NAME
+        path.write_bytes(path.read_bytes() + b"\n")
+        with pytest.raises(BundleError, match=r"sol_config\.json: got another file"):
+            NativeModel.from_pretrained(checked, measure_costs=False)
+
+    def test_they_are_taken_as_they_are_without_hashes(self, checked: Bundle) -> None:
+        path = checked.path / "generation_config.json"
+        path.write_bytes(path.read_bytes().replace(b"\n", b" "))
+        opened = Bundle.open(checked.path, verify=False)
+        assert NativeModel.from_pretrained(opened, measure_costs=False).encode("Anna")
 
 
 def test_a_budget_below_the_sensible_ones_warns_once(native: NativeModel) -> None:

@@ -96,6 +96,13 @@ class Bundle:
             _require_unchanged(path, entry, hashlib.sha256(content).hexdigest())
         return content
 
+    def require_weights(self, state: FileState) -> None:
+        """Raises BundleError if the weights file in `state` is not the one whose hash was compared, where one was."""
+        if self.weights_state not in (None, state):
+            hint = "the bundle was replaced meanwhile: load it again"
+            path, expected = self.file(self.config.weights_file), "the file whose hash was compared"
+            raise BundleError(path, "", "another file", expected, hint)
+
     def _entry(self, name: str) -> FileEntry:
         if name not in self.config.files:
             raise BundleError(self.path, name, "no such file", "a file of the bundle")

@@ -48,9 +48,7 @@ class SharedWeights:
             self._mapped = FileState.of(self._descriptor)
         except (OSError, ValueError) as error:
             raise BundleError(path, "", str(error), "a file that can be mapped") from None
-        if bundle.weights_state not in (None, self._mapped):
-            hint = "the bundle was replaced meanwhile: load it again"
-            raise BundleError(path, "", "another file", "the file whose hash was compared", hint)
+        bundle.require_weights(self._mapped)
         self._bytes = np.frombuffer(mapping, np.uint8)
         self._values: dict[str, ort.OrtValue] = {}
 

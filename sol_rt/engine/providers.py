@@ -282,9 +282,9 @@ def choose(
     Raises UsageError for an unknown name or a bad device number, ProviderError if a provider or a device that was asked
     for does not work.
     """
-    if name not in NAMES:
+    if not isinstance(name, str) or name not in NAMES:
         raise UsageError(f"provider: got {brief(name)}, expected one of {', '.join(NAMES)}")
-    if not isinstance(device, int) or device < 0:
+    if not isinstance(device, int) or not 0 <= device < 1 << 31:
         raise UsageError(f"device: got {brief(device)}, expected a GPU's number, from 0")
     pool = start_pool(threads)
     cpu = Provider("cpu", pool, library_path() if native_ops else None)

@@ -46,7 +46,7 @@ from sol_rt.bundle.bundle import Bundle
 from sol_rt.engine.engine import Engine
 from sol_rt.engine.hardware import tuning
 from sol_rt.errors import QualityWarning, UsageError, WriteError, brief
-from sol_rt.generate.arguments import as_switch
+from sol_rt.generate.arguments import as_switch, opened_bundle
 from sol_rt.generate.generation_config import GenerationConfig
 from sol_rt.generate.loop import Decoder, check_room, score_steps
 from sol_rt.generate.prompt import Prompt, is_chat, prompt_tokens, token_ids
@@ -54,7 +54,6 @@ from sol_rt.generate.replay import replay_decoder
 from sol_rt.generate.results import Generation, Scores
 from sol_rt.generate.stream import Stream
 from sol_rt.generate.trace import Trace, TraceHeader, TraceWriter, check_trace_path, is_name
-from sol_rt.store.home import find_bundle
 from sol_rt.store.progress import silent
 from sol_rt.store.verified import check_weights
 from sol_rt.text.chat_template import ChatTemplate
@@ -193,8 +192,8 @@ class SolModel:
         """
         if cost is not None and not all(hasattr(cost, name) for name in ("name", "unit", "dense_action", "table")):
             raise UsageError(f"cost: got {brief(cost)}, expected a cost model; leave it out for this device's own")
-        opened = path if isinstance(path, Bundle) else Bundle.open(find_bundle(str(path)), verify=verify)
-        bundle, _ = check_weights(opened)
+        native_ops, measure_costs = as_switch("native_ops", native_ops), as_switch("measure_costs", measure_costs)
+        bundle, _ = check_weights(opened_bundle(path, verify))
         engine = Engine(
             bundle, provider=provider, threads=threads, native_ops=native_ops, device=device, max_context=max_context
         )

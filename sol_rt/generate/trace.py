@@ -157,7 +157,7 @@ def check_trace_path(bundle: Bundle, path: object) -> None:
         raise UsageError(f"trace: got {brief(path)}, expected a file to write to")
     if (name := bundle.file_at(path)) is not None:
         got = f"{name} of the bundle {bundle.path}"
-        raise UsageError(f"trace {path}: got {got}, which a trace would overwrite; choose another file")
+        raise UsageError(f"trace {brief(str(path))}: got {got}, which a trace would overwrite; choose another file")
 
 
 def read_trace(path: Path | str) -> Trace:

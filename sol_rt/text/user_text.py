@@ -74,7 +74,10 @@ class UserText:
         if isinstance(value, str):
             return self._with_marks(value)
         if isinstance(value, Mapping):
-            return {self._replaced(key): self._replaced(item) for key, item in value.items()}
+            return {
+                self._with_marks(key) if isinstance(key, str) else key: self._replaced(item)
+                for key, item in value.items()
+            }
         if isinstance(value, (list, tuple)):
             return [self._replaced(item) for item in value]
         return value

@@ -28,22 +28,24 @@ from sol_rt.budget.hull import Hull
 from sol_rt.budget.losses import ActionLosses
 from sol_rt.budget.schedules import NAMES, schedule_actions
 from sol_rt.bundle.bundle import Bundle
+from sol_rt.bundle.config import CONFIG_NAME
+from sol_rt.bundle.file_state import FileState
 from sol_rt.engine.hardware import check_threads, processor_name, usable_cores
-from sol_rt.errors import QualityWarning, UsageError, brief
-from sol_rt.generate.arguments import as_switch
+from sol_rt.errors import BundleError, QualityWarning, UsageError, brief, one_line
+from sol_rt.generate.arguments import as_switch, opened_bundle
 from sol_rt.generate.generation_config import GenerationConfig
 from sol_rt.generate.native import structs
 from sol_rt.generate.native.library import core, runtime
 from sol_rt.generate.native.stream import NativeStream, SessionTurns
-from sol_rt.generate.prompt import Prompt, given_tokens, is_chat, prompt_tokens, token_ids
+from sol_rt.generate.prompt import Prompt, check_length, given_tokens, is_chat, prompt_tokens, token_ids
 from sol_rt.generate.trace import check_trace_path
-from sol_rt.store.home import find_bundle
 from sol_rt.store.verified import check_weights
 from sol_rt.text.chat_template import ChatTemplate
 from sol_rt.text.tokenizer import Tokenizer
 
 _ADD_SPECIAL, _PARSE_SPECIAL = 1, 2
 _LARGEST = 2**31 - 1
+_ROLES = ("system", "user", "assistant")
 _DIAL = ("budget", "kv_density", "channel_density", "bits", "tokens_per_second", "max_loss")
 _COUNTS = ("max_new_tokens", "top_k", "top_logprobs")
 _NUMBERS = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
@@ -93,22 +95,22 @@ class NativeModel:
         """
         library = core()
         check_threads(threads)
-        bundle, _ = check_weights(
-            path if isinstance(path, Bundle) else Bundle.open(find_bundle(str(path)), verify=verify)
-        )
+        native_ops, measure_costs = as_switch("native_ops", native_ops), as_switch("measure_costs", measure_costs)
+        bundle, _ = check_weights(opened_bundle(path, verify))
         context = bundle.config.model.context_limit(max_context)
         count = threads or usable_cores()
         machine = ("cpu", count, native_ops, "")
         cost = load_cost_model(bundle, *machine, quick=measure_costs)
         options, model, session = structs.ModelOptions(), c_void_p(), c_void_p()
         library.sol_model_options_init(byref(options), sizeof(options))
-        options.verify = 0  # `Bundle` has compared them
+        options.verify = int(bundle.verify)  # small files are compared once more, for the core reads them itself
         options.max_context = context
         if isinstance(cost, CalibratedCost) and cost.path is not None:
             options.cost_table = _path(cost.path)
         library.sol_model_load(runtime(count, native_ops), _path(bundle.path), byref(options), byref(model))
         note = cost.note
         try:
+            _require_same(bundle, model)
             if measure_costs and cost.name == "bytes" and bundle.config.losses_measured:
                 cost, line = _measured_costs(bundle, model, machine)
                 note = "; ".join(part for part in (note, line) if part)
@@ -154,9 +156,11 @@ class NativeModel:
     def encode(self, text: str, *, parse_special: bool = False) -> list[int]:
         """Tokens of a text, with what the model wants around it. Raises UsageError, SolError."""
         try:
-            content = text.encode("utf-8")
+            content = text.encode("utf-8") if isinstance(text, str) else None
         except UnicodeEncodeError:
             raise UsageError("prompt: not valid Unicode, it has lone surrogates; convert it") from None
+        if content is None:
+            raise UsageError(f"prompt: got {brief(text)}, expected a text")
         flags = _ADD_SPECIAL | (_PARSE_SPECIAL if parse_special else 0)
         count, capacity = c_size_t(), len(content) + 8
         while True:
@@ -250,16 +254,19 @@ class NativeModel:
     def _tokens(self, prompt: Prompt | None, parse_special: bool) -> list[int]:
         if prompt is None:
             raise UsageError("prompt: got none, expected text, token ids or messages")
+        most, vocab_size = int(self._info.max_context), self.bundle.config.model.vocab_size
         if isinstance(prompt, str):
+            check_length(prompt, lambda part: self.encode(part, parse_special=parse_special), most)
             return self.encode(prompt, parse_special=parse_special)
         if is_chat(prompt) and self._info.has_chat and all(_is_plain(message) for message in prompt):
-            return self._encode_chat(prompt)
-        dims = self.bundle.config.model
+            return self._encode_chat(prompt, most)
         if is_chat(prompt):
-            return prompt_tokens(prompt, self.tokenizer, self._template, dims.vocab_size, max_context=dims.max_context)
-        return given_tokens(prompt, dims.vocab_size)
+            return prompt_tokens(prompt, self.tokenizer, self._template, vocab_size, max_context=most)
+        return given_tokens(prompt, vocab_size)
 
-    def _encode_chat(self, messages: Sequence[Any]) -> list[int]:
+    def _encode_chat(self, messages: Sequence[Any], most: int) -> list[int]:
+        for message in messages:
+            check_length(message["content"], self.encode, most)
         plain = [structs.Message(message["role"].encode(), message["content"].encode()) for message in messages]
         given = (structs.Message * len(plain))(*plain)
         count, capacity = c_size_t(), 64 + sum(len(message["content"].encode()) + 64 for message in messages)
@@ -274,6 +281,21 @@ class NativeModel:
 def _release(model: c_void_p, session: c_void_p) -> None:
     core().sol_session_release(session)
     core().sol_model_release(model)
+
+
+def _require_same(bundle: Bundle, model: c_void_p) -> None:
+    """Raises BundleError if the core has just loaded other files than those of `bundle`.
+
+    Renaming a file changes its state. So this finds other weights also if the right ones are back by now.
+    """
+    hint, path = "the bundle was replaced meanwhile: load it again", bundle.file(bundle.config.weights_file)
+    if _info(model).identity.decode() != bundle.identity:
+        raise BundleError(bundle.path, CONFIG_NAME, "another file", "the file that was read before", hint)
+    try:
+        state = FileState.of(path)
+    except OSError as error:
+        raise BundleError(path, "", one_line(error), "the file whose hash was compared", hint) from None
+    bundle.require_weights(state)
 
 
 def _info(model: c_void_p) -> structs.ModelInfo:
@@ -299,11 +321,12 @@ def _given_path(what: str, path: Path | str, hint: str) -> bytes:
 
 
 def _is_plain(message: Any) -> bool:
-    """Whether the core takes this message: a role and a text, and nothing else."""
+    """Whether the core takes this message: a role that it knows and a text, and nothing else."""
     return (
         isinstance(message, dict)
         and set(message) == {"role", "content"}
         and all(isinstance(part, str) and _is_plain_text(part) for part in message.values())
+        and message["role"] in _ROLES
     )
 
 
