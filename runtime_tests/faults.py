@@ -27,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,6 +50,7 @@ from sol_rt.errors import SolError
 from sol_rt.generate.native.library import core
 from sol_rt.generate.native.model import NativeModel
 from sol_rt.generate.results import Generation
+from sol_rt.ops import core_path
 from sol_rt.store.download import UNFINISHED
 from sol_rt.train import trainer as _trainer  # noqa: F401 - imported before the forks
 
@@ -595,6 +596,15 @@ def _wait_for_lines(path: Path, count: int) -> None:
         time.sleep(0.001)
 
 
+def runnable(names: Iterable[str]) -> Iterator[str]:
+    """The commands that can run here. Says of each other one why it is skipped."""
+    for name in names:
+        if name == "session" and core_path() is None:
+            print(f"{name} skipped: the native core is not built", flush=True)
+        else:
+            yield name
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kill", type=int, default=0, metavar="COUNT", help="kill each command so many times")
@@ -614,7 +624,7 @@ def main() -> None:
             results["changed weights"] = change_weights(place, given.changed_weights, given.seed)
             print("changed weights", json.dumps(results["changed weights"]), flush=True)
         disturbed = given.kill or given.full_disk
-        for name in (given.commands.split(",") if given.commands else found) if disturbed else ():
+        for name in runnable(given.commands.split(",") if given.commands else found) if disturbed else ():
             results[name] = {}
             if given.kill:
                 results[name]["kill"] = kill(place, found[name], given.kill, given.seed)

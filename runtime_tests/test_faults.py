@@ -46,6 +46,18 @@ def test_a_disk_is_full_at_every_change_or_at_some_of_all() -> None:
     assert faults.spread(1, 3) == [0]
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forks of Linux")
+def test_what_needs_the_core_is_skipped_without_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    faults = pytest.importorskip("faults")
+    monkeypatch.setattr(faults, "core_path", lambda: None)
+    assert list(faults.runnable(["chat", "session", "trace"])) == ["chat", "trace"]
+    assert capsys.readouterr().out == "session skipped: the native core is not built\n"
+    monkeypatch.setattr(faults, "core_path", lambda: Path("libsol_rt.so"))
+    assert list(faults.runnable(["session"])) == ["session"]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forks of Linux")
 def test_weights_that_change_under_a_process_never_change_its_text(tmp_path: Path) -> None:
