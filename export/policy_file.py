@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from sol_rt.atomic_write import write_bytes, write_text
+from sol_rt.atomic_write import alone, write_bytes, write_text
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import CONFIG_NAME, FileEntry, PolicySpec, SolConfig
@@ -161,7 +161,7 @@ def give_policy(path: Path, source: Path) -> Bundle:
     """Gives the bundle in the folder `path` the policy in the file `source`. It replaces the bundle's policy, if any.
 
     The graph gets a new file name, and the config is replaced as a whole after it. So an interruption leaves either the
-    old bundle or the new one.
+    old bundle or the new one. Of two processes at once, one waits: it would remove a graph whose config is yet to come.
 
     Raises BundleError if `path` is not a complete bundle or would not be one with the policy, and CheckpointError for
     the reasons of `write_policy_graph`.
@@ -176,14 +176,15 @@ def give_policy(path: Path, source: Path) -> Bundle:
     given = replace(config, policy=replace(spec, file=name), files=dict(sorted(files.items())))
     document = given.to_json_dict()
     parse_config(document, folder / CONFIG_NAME)  # a wrong config must not replace a right one
-    try:
-        write_bytes(folder / name, content)
-        write_text(folder / CONFIG_NAME, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
-    except WriteError as error:
-        raise CheckpointError(f"{folder}: {error.reason}; make room, or copy the bundle elsewhere") from error
-    finally:
-        _remove_other_policies(folder, config)
-    return Bundle.open(folder)
+    with alone(folder):
+        try:
+            write_bytes(folder / name, content)
+            write_text(folder / CONFIG_NAME, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+        except WriteError as error:
+            raise CheckpointError(f"{folder}: {error.reason}; make room, or copy the bundle elsewhere") from error
+        finally:
+            _remove_other_policies(folder, config)
+        return Bundle.open(folder)
 
 
 def _remove_other_policies(folder: Path, before: SolConfig) -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ from sol_rt.atomic_write import (
     temporary_name,
     write_bytes,
 )
+from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import CONFIG_NAME
 from sol_rt.errors import WriteError
 
@@ -376,6 +378,40 @@ except SolError as error:
     assert config["policy"] is not None
     changes = _fails_whole(argv, folder, before, lambda found: found == before)
     assert changes >= 6
+
+
+@posix
+def test_two_that_give_a_bundle_a_policy_leave_one_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("safetensors")
+    from sol_rt.export import policy_file
+    from sol_rt.export.graphs.policy_graph import PolicyShape, random_policy_parameters
+
+    folder = write_bundle(tmp_path / "bundle", policy=True)
+    config = Bundle.open(folder).config
+    shape, actions = (
+        PolicyShape(config.model.hidden_size, 1, len(config.actions), 16),
+        [a.action for a in config.actions],
+    )
+    policies = [tmp_path / "0.safetensors", tmp_path / "1.safetensors"]
+    for seed, path in enumerate(policies):
+        parameters = random_policy_parameters(seed, shape)
+        policy_file.write_policy(path, policy_file.TrainedPolicy(shape, ("budget",), tuple(actions), "", parameters))
+    write, others = policy_file.write_text, []
+
+    def write_late(path: Path, text: str) -> None:
+        """Lets the other one begin between the graph and the config, and gives it time to end if it does not wait."""
+        if not others:
+            others.append(executor.submit(policy_file.give_policy, folder, policies[1]))
+            wait(others, timeout=2)
+        write(path, text)
+
+    monkeypatch.setattr(policy_file, "write_text", write_late)
+    with ThreadPoolExecutor() as executor:
+        policy_file.give_policy(folder, policies[0])
+        others[0].result()
+    policy = Bundle.open(folder).config.policy
+    assert policy is not None
+    assert [path.name for path in folder.glob("policy*.onnx")] == [policy.file]
 
 
 @pytest.mark.slow

@@ -194,6 +194,24 @@ def remove_abandoned(folder: Path) -> None:
                     path.unlink()  # Windows itself refuses while a process has it open
 
 
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Waits until no other process or thread is in here with the same folder, for writers that change several files.
+
+    Where the system or the file system has no locks, it does not wait. Raises OSError if the folder cannot be opened.
+    """
+    if sys.platform == "win32":  # it has none for folders
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def is_temporary(name: str) -> bool:
     """Whether a file or folder of this name is a temporary one, and so neither a bundle nor a checkpoint."""
     return name.startswith(".") and name.endswith(TEMPORARY)
