@@ -276,9 +276,14 @@ def test_a_state_of_other_settings_is_refused(model: SolModel, tmp_path: Path) -
     assert State(path, state_settings(model, QUICK.block)).get("one") == {"a": 1}
     with pytest.raises(UsageError, match="its block is 16, here it is 32"):
         State(path, state_settings(model, 32))
-    path.write_text("not a state\n", encoding="utf-8")
-    with pytest.raises(UsageError, match="another kind of file"):
-        State(path, {})
+    for other in ("not a state\n", "[" * 100_000 + "\n"):
+        path.write_text(other, encoding="utf-8")
+        with pytest.raises(UsageError, match="another kind of file"):
+            State(path, {})
+    path.unlink()
+    State(path, {"block": "x" * 500})
+    with pytest.raises(UsageError, match=r"its block is x{199}…, here it is y"):
+        State(path, {"block": "y"})
 
 
 def test_the_command_line(bundle: Path, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

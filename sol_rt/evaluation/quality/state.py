@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sol_rt.atomic_write import write_errors, write_text
-from sol_rt.errors import UsageError
+from sol_rt.errors import UsageError, cut
 from sol_rt.read_file import read_bytes
 
 FORMAT = "sol_rt.evaluation_state"
@@ -45,13 +45,13 @@ class State:
             if found["format"] != FORMAT:
                 raise ValueError
             results = {line["key"]: line["result"] for line in lines}
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             hint = "expected one that `sol-rt eval --state` wrote; name another file"
             raise UsageError(f"--state {path}: got another kind of file, {hint}") from None
         other = [name for name in header if found.get(name) != header[name]]
         if other:
             name = other[0]
-            what = f"{name} is {found.get(name)}, here it is {header[name]}"
+            what = f"{name} is {cut(found.get(name))}, here it is {header[name]}"
             raise UsageError(f"--state {path}: its {what}; name another file, or the same settings")
         self._results = results
         if len(whole) != len(text):
