@@ -116,6 +116,17 @@ def test_a_flipped_bit_in_a_small_file(bundle: Path) -> None:
     _fails(bundle, GRAPH, "sha256", "changed or damaged")
 
 
+@pytest.mark.parametrize("name", [CONFIG_NAME, "generation_config.json"])
+def test_settings_too_large_to_be_parsed(tmp_path: Path, name: str) -> None:
+    """60 MB of brackets once took 1.6 GB and a minute and a half."""
+    bundle = shutil.copytree(Path(__file__).parent / "golden" / "tiny", tmp_path / "tiny")
+    opened = Bundle.open(bundle, verify=False)
+    (bundle / name).write_bytes(b"[" + b"[]," * (6 << 20) + b"[]]")
+    with pytest.raises(BundleError) as caught:
+        Bundle.open(bundle) if name == CONFIG_NAME else opened.read(name)
+    _one_line(caught.value, name, "got more than 16 MB")
+
+
 def test_weights_behind_a_link(bundle: Path, tmp_path: Path) -> None:
     (bundle / "weights.bin").rename(tmp_path / "blob")
     (bundle / "weights.bin").symlink_to(tmp_path / "blob")

@@ -20,13 +20,15 @@ from sol_rt.bundle.config import BLOCK, CODEBOOK, CODEBOOK_SHAPE, CONFIG_NAME, F
 from sol_rt.bundle.config_reader import read_config
 from sol_rt.bundle.file_state import FileState
 from sol_rt.errors import BundleError, UsageError, brief
-from sol_rt.read_file import read_bytes
+from sol_rt.read_file import MOST_BYTES, read_bytes
 
 if TYPE_CHECKING:
     from sol_rt.text.chat_template import ChatTemplate
     from sol_rt.text.tokenizer import Tokenizer
 
 _CHUNK = 4 << 20
+_TOKENIZER = "tokenizer.json"
+_MOST_SETTINGS = 16 << 20  # bytes of other JSON, which takes some 30 times as much memory when it is read
 
 
 @dataclass(frozen=True)
@@ -138,9 +140,10 @@ class Bundle:
 
 
 def _content(path: Path) -> bytes:
-    """Content of a small file. Raises BundleError if it cannot be read."""
+    """Content of a small file. Raises BundleError if it cannot be read, or is too large."""
+    settings = path.suffix == ".json" and path.name != _TOKENIZER
     try:
-        return read_bytes(path)
+        return read_bytes(path, _MOST_SETTINGS if settings else MOST_BYTES)
     except OSError as error:
         raise BundleError(path, "", error.strerror or "an unreadable file", "a readable file") from None
 

@@ -10,7 +10,7 @@
 namespace sol_rt {
 namespace {
 
-constexpr uint64_t kLongestConfig = 64 << 20;   // bytes
+constexpr uint64_t kLongestConfig = 16 << 20;   // bytes
 constexpr uint64_t kLongestSmallFile = 1 << 30;  // bytes
 constexpr int32_t kBlock = 32;                   // input channels that share one scale
 
