@@ -61,7 +61,6 @@ std::string ShapeText(const std::vector<int64_t>& shape) {
   return text + "]";
 }
 
-// Compares dims with the tensors that repeat them: an edited dim must not misread the cache later.
 void CheckShape(const std::string& path, const Config& config, const std::string& name, size_t axis, int64_t expected, const char* key) {
   const auto found = config.tensors.find(name);
   if (found == config.tensors.end()) return;
@@ -70,6 +69,21 @@ void CheckShape(const std::string& path, const Config& config, const std::string
   BundleFault(path, "weights.tensors." + name + ".shape", ShapeText(shape) + " in the weights",
               std::to_string(expected) + " at axis " + std::to_string(axis) + ", from " + key);
 }
+
+// As Python's Path writes it: no slash at the end, none twice, no `./`.
+std::string Normal(const std::string& path) {
+  std::string made = path.compare(0, 1, "/") == 0 ? "/" : "";
+  for (size_t at = 0; at <= path.size();) {
+    size_t end = path.find('/', at);
+    if (end == std::string::npos) end = path.size();
+    const std::string part = path.substr(at, end - at);
+    if (!part.empty() && part != ".") made += (made.empty() || made == "/" ? "" : "/") + part;
+    at = end + 1;
+  }
+  return made.empty() ? "." : made;
+}
+
+}  // namespace
 
 void CheckShapes(const std::string& path, const Config& config) {
   const ModelDims& model = config.model;
@@ -112,21 +126,6 @@ void CheckShapes(const std::string& path, const Config& config) {
     }
   }
 }
-
-// As Python's Path writes it: no slash at the end, none twice, no `./`.
-std::string Normal(const std::string& path) {
-  std::string made = path.compare(0, 1, "/") == 0 ? "/" : "";
-  for (size_t at = 0; at <= path.size();) {
-    size_t end = path.find('/', at);
-    if (end == std::string::npos) end = path.size();
-    const std::string part = path.substr(at, end - at);
-    if (!part.empty() && part != ".") made += (made.empty() || made == "/" ? "" : "/") + part;
-    at = end + 1;
-  }
-  return made.empty() ? "." : made;
-}
-
-}  // namespace
 
 Bundle Bundle::Open(const std::string& folder, sol_verify verify, const Progress& progress) {
   constexpr const char* kHint = "point at a folder that `sol-rt export` wrote";

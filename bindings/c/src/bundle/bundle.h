@@ -17,6 +17,9 @@ namespace sol_rt {
 // Gets what is being done, and how far it is in bytes.
 using Progress = std::function<void(const char* what, uint64_t done, uint64_t total)>;
 
+// Compares dims with the tensors that repeat them: an edited dim must not misread the cache later. Throws SOL_ERROR_BUNDLE, which names `path`.
+void CheckShapes(const std::string& path, const Config& config);
+
 class Bundle {
  public:
   // Throws SOL_ERROR_BUNDLE.

@@ -9,41 +9,34 @@
 namespace sol_rt {
 namespace {
 
-// Counts depth and keys before the text becomes a tree.
-class Bounds : public nlohmann::json_sax<Json> {
+using Builder = nlohmann::detail::json_sax_dom_parser<Json>;
+
+// Makes the tree, and stops where the text goes beyond the bounds.
+class Bounded : public Builder {
  public:
-  explicit Bounds(size_t most_keys) : most_keys_(most_keys) {}
+  Bounded(Json& made, size_t most_keys) : Builder(made), most_keys_(most_keys) {}
   std::string fault;
 
-  bool null() override { return true; }
-  bool boolean(bool) override { return true; }
-  bool number_integer(number_integer_t) override { return true; }
-  bool number_unsigned(number_unsigned_t) override { return true; }
-  bool number_float(number_float_t, const string_t&) override { return true; }
-  bool string(string_t&) override { return true; }
-  bool binary(binary_t&) override { return true; }
-  bool start_object(std::size_t) override { return Enter(); }
-  bool end_object() override { return Leave(); }
-  bool start_array(std::size_t) override { return Enter(); }
-  bool end_array() override { return Leave(); }
-  bool key(string_t&) override {
-    if (++keys_.back() <= most_keys_) return true;
+  bool start_object(size_t size) { return Enter() && Builder::start_object(size); }
+  bool end_object() { return Leave() && Builder::end_object(); }
+  bool start_array(size_t size) { return Enter() && Builder::start_array(size); }
+  bool end_array() { return Leave() && Builder::end_array(); }
+  bool key(std::string& name) {
+    if (++keys_.back() <= most_keys_) return Builder::key(name);
     fault = "an object of more than " + std::to_string(most_keys_) + " keys";
     return false;
   }
-  bool parse_error(std::size_t, const std::string&, const nlohmann::detail::exception& error) override {
+  bool parse_error(size_t, const std::string&, const nlohmann::detail::exception& error) {
     fault = error.what();
     return false;
   }
 
  private:
   bool Enter() {
-    if (keys_.size() >= kJsonDepth) {
-      fault = "more than " + std::to_string(kJsonDepth) + " lists and objects inside each other";
-      return false;
-    }
     keys_.push_back(0);
-    return true;
+    if (keys_.size() <= kJsonDepth) return true;
+    fault = "more than " + std::to_string(kJsonDepth) + " lists and objects inside each other";
+    return false;
   }
   bool Leave() {
     keys_.pop_back();
@@ -76,11 +69,10 @@ void Dump(const Json& value, std::string& text) {
 }  // namespace
 
 Json ParseJson(std::string_view text, const std::string& path, size_t most_keys) {
-  Bounds bounds(most_keys);
-  if (!Json::sax_parse(text.begin(), text.end(), &bounds) || !bounds.fault.empty()) {
-    BundleFault(path, "", "text that is not JSON (" + Short(bounds.fault) + ")", "UTF-8 JSON");
-  }
-  return Json::parse(text.begin(), text.end());
+  Json made;
+  Bounded builder(made, most_keys);
+  if (!Json::sax_parse(text.begin(), text.end(), &builder)) BundleFault(path, "", "text that is not JSON (" + Short(builder.fault) + ")", "UTF-8 JSON");
+  return made;
 }
 
 nlohmann::json ParseShallow(std::string_view text, bool throws) {
