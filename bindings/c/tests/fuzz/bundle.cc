@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "bundle/action.h"
+#include "bundle/bundle.h"
 #include "bundle/config/config_reader.h"
 #include "bundle/graph_file.h"
 
@@ -15,7 +16,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   try {
     switch (data[0] % 3) {
       case 0:
-        sol_rt::ReadConfig(rest, "sol_config.json");
+        sol_rt::CheckShapes("sol_config.json", sol_rt::ReadConfig(rest, "sol_config.json"));
         break;
       case 1:
         sol_rt::ExternalTensors(rest, "model.onnx");

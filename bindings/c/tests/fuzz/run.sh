@@ -27,15 +27,16 @@ if [ -z "$clang" ]; then
 fi
 cmake -S "$root/bindings/c" -B "$build" -DCMAKE_CXX_COMPILER="$clang" -DSOL_RT_FUZZ=ON -DSOL_RT_OPERATORS=OFF -DSOL_SANITIZE=address,undefined >/dev/null
 
-# What costs time and finds nothing more here: origins of allocations, a long memory of freed ones, filling of new ones, and libFuzzer's weighing of rare features.
-export ASAN_OPTIONS="malloc_context_size=2:quarantine_size_mb=16:max_malloc_fill_size=0${ASAN_OPTIONS:+:$ASAN_OPTIONS}"
+# What costs time and finds nothing more here: origins of allocations, a long memory of freed ones, filling of new ones, libFuzzer's weighing of rare
+# features, and its look at the folder each second, much of what it does where other programs have the processor.
+export ASAN_OPTIONS="malloc_context_size=1:quarantine_size_mb=4:thread_local_quarantine_size_kb=64:max_malloc_fill_size=0${ASAN_OPTIONS:+:$ASAN_OPTIONS}"
 
 # fuzz NAME OPTION...
 fuzz() {
   target=$1
   shift
   [ ! -e "$here/corpus/$target.dict" ] || set -- "-dict=$here/corpus/$target.dict" "$@"
-  "$build/fuzz_$target" -max_len=20480 -timeout=20 -entropic=0 -verbosity=0 -print_final_stats=1 -artifact_prefix="$findings/$target-" "$@" "$corpora/corpus-$target"
+  "$build/fuzz_$target" -max_len=4096 -timeout=20 -entropic=0 -reload=0 -verbosity=0 -print_final_stats=1 -artifact_prefix="$findings/$target-" "$@" "$corpora/corpus-$target"
 }
 
 status=0
