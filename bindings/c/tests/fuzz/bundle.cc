@@ -2,6 +2,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
+#include <cstring>
+#include <string>
 #include <string_view>
 
 #include "base/error.h"
@@ -9,6 +11,16 @@
 #include "bundle/bundle.h"
 #include "bundle/config/config_reader.h"
 #include "bundle/graph_file.h"
+#include "fuzz/json_mutator.h"
+
+extern "C" size_t LLVMFuzzerCustomMutator(uint8_t* data, size_t size, size_t max_size, unsigned seed) {
+  sol_rt::JsonMutator mutator(seed);
+  if (size < 2 || data[0] % 3 != 0 || mutator.Below(4) == 0) return LLVMFuzzerMutate(data, size, max_size);
+  const std::string changed = mutator.Changed({reinterpret_cast<const char*>(data) + 1, size - 1});
+  if (changed.empty() || changed.size() >= max_size) return LLVMFuzzerMutate(data, size, max_size);
+  std::memcpy(data + 1, changed.data(), changed.size());
+  return 1 + changed.size();
+}
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   if (size == 0) return 0;

@@ -5,12 +5,14 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "base/error.h"
+#include "fuzz/json_mutator.h"
 #include "text/chat_segments.h"
 #include "text/stream/text_stream.h"
 #include "text/text_writer.h"
@@ -63,6 +65,17 @@ void Use(const std::shared_ptr<const sol_rt::Tokenizer>& tokenizer, std::string_
 }
 
 }  // namespace
+
+extern "C" size_t LLVMFuzzerCustomMutator(uint8_t* data, size_t size, size_t max_size, unsigned seed) {
+  sol_rt::JsonMutator mutator(seed);
+  if (mutator.Below(4) == 0) return LLVMFuzzerMutate(data, size, max_size);
+  const std::string_view input(reinterpret_cast<const char*>(data), size);
+  const std::string_view file = input.substr(0, input.find('\0'));
+  const std::string changed = mutator.Changed(file) + std::string(input.substr(file.size()));
+  if (changed.size() == size - file.size() || changed.size() > max_size) return LLVMFuzzerMutate(data, size, max_size);
+  std::memcpy(data, changed.data(), changed.size());
+  return changed.size();
+}
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const std::string_view input(reinterpret_cast<const char*>(data), size);
