@@ -81,7 +81,9 @@ def test_the_kernel_computes_the_reference(
     if candidates < n:  # rows so near the edge that float32 may order them otherwise
         edge = np.sort(scores, axis=-1)[..., -candidates, None]
         expected = np.where(np.abs(scores - edge) < 1e-4, y, expected)
-    assert_close(y, expected, ONE_OPERATOR)
+    # A single product may cancel to nearly nothing: it is compared with the size that such a product usually has.
+    usual = np.linalg.norm(x, axis=-1).max() * np.sqrt((nested.weights(bits) ** 2).mean())
+    assert np.abs(y - expected).max() <= ONE_OPERATOR * max(np.abs(expected).max(), usual)
 
 
 @needs_kernels

@@ -29,6 +29,7 @@ from sol_rt.bundle.verify import verify_bundle
 from sol_rt.bundle.weights import SharedWeights
 from sol_rt.cli.app import run
 from sol_rt.errors import BundleError
+from sol_rt.read_file import read_bytes
 from sol_rt.store import verified
 
 
@@ -379,9 +380,9 @@ class TestReplacedDuringTheCheck:
     def test_a_command_opens_the_bundle_once(self, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         opened: list[Path] = []
 
-        def counted(path: Path) -> bytes:
+        def counted(path: Path, most: int) -> bytes:
             opened.append(path)
-            return path.read_bytes()
+            return read_bytes(path, most)
 
         monkeypatch.setattr(bundle_module, "read_bytes", counted)
         assert run(["generate", "-m", str(bundle), "-p", "w1", "-n", "2", "--schedule", "dense"]) == 0
