@@ -1,10 +1,14 @@
 #!/bin/sh
-# Builds libsol_rt_jni.so for this machine's JVM:   bindings/java/build-jni.sh PATH_OF_LIBSOL_RT OUT_FOLDER
+# Builds libsol_rt_jni.so for a JVM on Linux:   bindings/java/build-jni.sh PATH_OF_LIBSOL_RT OUT_FOLDER
 # Both libraries then lie in OUT_FOLDER, as an application ships them.
 set -eu
 if [ $# -ne 2 ]; then
   echo "usage: $0 PATH_OF_LIBSOL_RT OUT_FOLDER" >&2
   exit 2
+fi
+if [ "$(uname -s)" != Linux ]; then
+  echo "error: got $(uname -s), expected Linux: the JNI library of a desktop JVM is built there alone" >&2
+  exit 1
 fi
 here=$(cd "$(dirname "$0")" && pwd)
 home=${JAVA_HOME:-$(dirname "$(dirname "$(readlink -f "$(command -v javac)")")")}

@@ -13,7 +13,7 @@ internal static class Platform
     // On iOS both libraries are linked into the app, or lie in a framework of their own.
     internal static void Initialize()
     {
-        if (OperatingSystem.IsIOS() || OperatingSystem.IsTvOS() || OperatingSystem.IsMacCatalyst())
+        if (OperatingSystem.IsIOS())
         {
             NativeLibrary.SetDllImportResolver(typeof(Platform).Assembly, Resolve);
         }
