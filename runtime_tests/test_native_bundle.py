@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import runpy
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -98,6 +99,17 @@ def test_poisoned_configs(program: Path, pristine: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize("name", sorted(path.name for path in (CORPUS / "config").iterdir()))
 def test_configs_that_broke_a_reader_once(program: Path, name: str) -> None:
     compare(program, "config", read_config, [CORPUS / "config" / name])
+
+
+def test_both_take_the_seeds_of_the_fuzz_target(program: Path, tmp_path: Path) -> None:
+    """Mutations of a config that is refused at once would reach none of the later checks."""
+    seeds = runpy.run_path(str(Path(__file__).parents[1] / "bindings" / "c" / "tests" / "fuzz" / "seeds.py"))
+    paths = []
+    for number, config in enumerate(seeds["small_configs"]()):
+        paths.append(tmp_path / f"{number}.json")
+        paths[-1].write_text(json.dumps(config), encoding="utf-8")
+        assert paths[-1].stat().st_size < seeds["LONGEST"]
+    assert {core for _, core in compare(program, "config", read_config, paths)} == {"ok"}
 
 
 def test_graphs_that_broke_a_reader_once(program: Path) -> None:
