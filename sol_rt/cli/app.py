@@ -112,7 +112,7 @@ def run(argv: list[str]) -> int:
     except MemoryError:
         return _fail("out of memory: close other programs, or use a smaller model or --ctx-size", 1, argv)
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else "stdout: " if error.errno in _FULL else ""
+        where = f"{os.fsdecode(error.filename)}: " if error.filename else "stdout: " if error.errno in _FULL else ""
         return _fail(f"{where}{error.strerror or error}", 1, argv)
     except Exception as error:
         if isinstance(error, ValueError) and any("\0" in argument for argument in argv):  # Typer looks for the file

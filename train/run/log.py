@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from sol_rt.atomic_write import write_errors
 
@@ -34,14 +37,11 @@ class TrainLog:
             with self._path.open("r+b") as file:
                 file.truncate(size)
             self._file = self._path.open("a", encoding="utf-8")
-        self._board = None
+        self.note, self._events = "", None
         try:
-            from torch.utils.tensorboard import SummaryWriter
+            self._events = _EventFile(folder / TENSORBOARD, step)
         except ImportError:
             self.note = "no TensorBoard logs: the package tensorboard is missing; pip install 'sol-rt[train]'"
-        else:
-            self.note = ""
-            self._board = SummaryWriter(str(folder / TENSORBOARD), purge_step=step)
 
     @property
     def size(self) -> int:
@@ -65,13 +65,49 @@ class TrainLog:
         with write_errors(self._path):
             self._file.write(json.dumps({"stage": stage, "step": step, **kept}) + "\n")
             self._file.flush()
-        if self._board is not None:
-            for name, value in kept.items():
-                if isinstance(value, (int, float)):
-                    self._board.add_scalar(f"{stage}/{part}{name}", value, step)
+        if self._events is not None:
+            numbers = {name: value for name, value in kept.items() if isinstance(value, (int, float))}
+            self._events.write({f"{stage}/{part}{name}": value for name, value in numbers.items()}, step)
 
     def close(self) -> None:
-        """Closes the files."""
-        self._file.close()
-        if self._board is not None:
-            self._board.close()
+        """Closes the files. Raises WriteError."""
+        with write_errors(self._path):
+            self._file.close()
+        if self._events is not None:
+            self._events.close()
+
+
+class _EventFile:
+    """A new event file of TensorBoard, which drops the records of other files of `folder` from `step` on.
+
+    torch's SummaryWriter writes in a thread: of a full disk it tells later, without the file's name, and with a
+    traceback on stderr. Every call here may raise WriteError; the constructor also ImportError, without the package.
+    """
+
+    def __init__(self, folder: Path, step: int) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.summary.writer.record_writer import RecordWriter
+        from torch.utils.tensorboard.summary import scalar
+
+        self._event, self._scalar = Event, scalar
+        self._path = folder / f"events.out.tfevents.{time.time_ns()}.{os.getpid()}"
+        with write_errors(self._path):
+            folder.mkdir(exist_ok=True)
+            self._records = RecordWriter(self._path.open("xb"))
+            self._add(file_version="brain.Event:2")
+            self._add(session_log=SessionLog(status=SessionLog.START), step=step)
+            self._records.flush()
+
+    def write(self, values: Mapping[str, float], step: int) -> None:
+        """Writes values by their tags, and flushes them."""
+        with write_errors(self._path):
+            for tag, value in values.items():
+                self._add(summary=self._scalar(tag, value), step=step)
+            self._records.flush()
+
+    def close(self) -> None:
+        with write_errors(self._path):
+            self._records.close()
+
+    def _add(self, **content: Any) -> None:
+        self._records.write(self._event(wall_time=time.time(), **content).SerializeToString())
