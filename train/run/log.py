@@ -89,7 +89,8 @@ class _EventFile:
         from tensorboard.summary.writer.record_writer import RecordWriter
         from torch.utils.tensorboard.summary import scalar
 
-        self._event, self._scalar = Event, scalar
+        self._event: Any = Event
+        self._scalar: Any = scalar
         self._path = folder / f"events.out.tfevents.{time.time_ns()}.{os.getpid()}"
         with write_errors(self._path):
             folder.mkdir(exist_ok=True)
