@@ -101,7 +101,7 @@ SPECS: tuple[tuple[str, int, dict[str, str]], ...] = (
     ("random-axes", 24, {"schedule": "random", "bits": "6", "max_new_tokens": "40", "seed": "?"}),
     ("fixed-q4", 24, {"schedule": "fixed:k100-s100-q4", "max_new_tokens": "40"}),
     ("fixed-mixed", 24, {"schedule": "fixed:k100-s100-qmix", "max_new_tokens": "40"}),
-    ("fixed-other-kv-density", 200, {"schedule": "fixed:k050-s100-q8", "max_new_tokens": "32"}),
+    ("fixed-other-kv-density", 180, {"schedule": "fixed:k050-s100-q8", "max_new_tokens": "32"}),
     ("fixed-channels", 24, {"schedule": "fixed:k100-s060-q6", "max_new_tokens": "40"}),
     ("sampled-file-settings", 24, {**_SAMPLED, "schedule": "dense", "max_new_tokens": "48"}),
     ("sampled-top-k", 16, {**_SAMPLED, "budget": "0.8", "temperature": "1.2", "top_k": "5", "max_new_tokens": "48"}),
