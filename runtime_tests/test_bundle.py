@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 
 from helpers.tiny_bundle import seal, write_bundle
@@ -177,6 +178,16 @@ def test_a_graph_of_unknown_operators(bundle: Path) -> None:
     with pytest.raises(BundleError) as caught:
         engine.load(["s100-q8"])
     _one_line(caught.value, GRAPH, "ONNX Runtime refuses")
+
+
+def test_a_refused_function_body_names_the_oldest_runtime(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = (bundle / GRAPH).read_bytes()
+    (bundle / GRAPH).write_bytes(content.replace(b"RMSNormalization", b"RMXNormalization"))
+    seal(bundle, _config(bundle))
+    monkeypatch.setattr(onnxruntime, "__version__", "1.26.0")
+    with pytest.raises(BundleError) as caught:
+        Engine(Bundle.open(bundle), provider="cpu", native_ops=False).load(["s100-q8"])
+    _one_line(caught.value, GRAPH, "onnxruntime 1.27 or newer", "this is 1.26.0")
 
 
 def test_graph_weights_are_listed_as_onnx_lists_them(bundle: Path) -> None:
