@@ -319,7 +319,14 @@ def from_hf_config(config: Mapping[str, Any], max_context: int | None = None) ->
     normalizes_qk = family.qk_norm != "none" and (family.qk_norm_key is None or _flag(config, family.qk_norm_key))
     parallel = _holds(config, family.parallel_residual)
     ropes, rope_of_layer = _ropes(
-        config, family, rope_parameters, windows, head_dim=head_dim, context=context, trained=trained_context
+        config,
+        family,
+        rope_parameters,
+        windows,
+        head_dim=head_dim,
+        rotary_dim=rotary_dim,
+        context=context,
+        trained=trained_context,
     )
     windows = tuple(window if window < context else 0 for window in windows)
     if head_dim > LARGEST_HEAD:
@@ -557,6 +564,7 @@ def _ropes(
     windows: tuple[int, ...],
     *,
     head_dim: int,
+    rotary_dim: int,
     context: int,
     trained: int,
 ) -> tuple[tuple[Rope, ...], tuple[int, ...]]:
@@ -565,10 +573,9 @@ def _ropes(
     Args:
         parameters: the settings of layers that attend to all tokens.
         windows: the layers' windows as the config has them, 0 for none.
-        head_dim: channels of a head.
+        head_dim, rotary_dim: channels of a head, and how many of them are rotated.
         context, trained: the bundle's longest context, and the checkpoint's.
     """
-    rotary_dim = _rotary_dim(parameters, head_dim)
     full = make_rope(parameters, rotary_dim, context, trained)
     local = full
     if family.rope_by_kind:
