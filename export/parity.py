@@ -53,7 +53,7 @@ class ParityRow:
     @property
     def kl(self) -> float:
         """The mean of the divergences, nats."""
-        return max(0.0, sum(self.divergences) / len(self.divergences))
+        return max(sum(self.divergences) / len(self.divergences), 0.0)  # in this order NaN stays
 
     def is_beyond_doubt_closer_than(self, other: ParityRow) -> bool:
         """Whether the mean advantage over `other`, position by position, is more than twice its standard error.

@@ -135,11 +135,13 @@ def test_a_family_like_those_known_is_added_by_one_entry(tmp_path: Path, monkeyp
     assert report.parity.rows[0].kl < 2e-3
 
 
-def test_a_graph_of_other_weights_fails_the_comparison(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("norm", [4.0, 1e38], ids=["other", "not finite"])
+def test_a_graph_of_other_weights_fails_the_comparison(norm: float, folder: Path, tmp_path: Path) -> None:
     export(folder, tmp_path / "out", bits=(8,))
     other = write_random_checkpoint(tmp_path / "other", PRESETS["tiny-llama"], seed=1)
     tensors = load_file(other / "model.safetensors")
-    save_file({name: tensor * 4 for name, tensor in tensors.items()}, other / "model.safetensors")
+    factors = {"model.norm.weight": norm, "model.embed_tokens.weight": 100.0}
+    save_file({name: value * factors.get(name, 4.0) for name, value in tensors.items()}, other / "model.safetensors")
     checkpoint = open_checkpoint(other)
     with pytest.raises(CheckpointError, match="nats from transformers"):
         parity.measure(
