@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from sol_rt.bundle.bits import THREE
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import BLOCK, KV_DTYPES, ActionEntry, FileEntry, SolConfig
 from sol_rt.bundle.selection import Selection
-from sol_rt.errors import UsageError
+from sol_rt.errors import CheckpointError, UsageError
 from sol_rt.export import parity as parity_report
 from sol_rt.export.actions import action_set, active_channels, calibration_text
 from sol_rt.export.actions.calibration_text import CalibrationText
@@ -36,8 +37,10 @@ from sol_rt.export.sources import tokenizer_files
 from sol_rt.export.sources.chat_segments import write_chat_segments
 from sol_rt.export.sources.checkpoint import Checkpoint, check_tensors
 from sol_rt.export.sources.decoder import Decoder, family_of, from_hf_config, scaled_from
+from sol_rt.export.sources.families import Family
 from sol_rt.export.sources.model_section import model_section
 from sol_rt.export.sources.open_checkpoint import open_checkpoint
+from sol_rt.export.sources.source_model import source_config
 from sol_rt.store.progress import Progress, Stages, silent
 from sol_rt.store.pull import resolve
 from sol_rt.store.recipes.recipe import aliases
@@ -65,6 +68,8 @@ _OPEN, _ROUND, _WRITE, _FIT, _HEAD, _SEARCH, _MEASURE, _COMPARE, _HASH = (
 _SHARES = {_OPEN: 1, _ROUND: 5, _WRITE: 34, _FIT: 27, _HEAD: 6, _SEARCH: 8, _MEASURE: 17, _COMPARE: 3, _HASH: 1}
 """About how long the stages of a quick calibration take, in percent of the whole."""
 _LEAST_SHARE = 0.01
+_CONFIG = "config.json: "
+"""How errors on the settings of a checkpoint folder start."""
 
 
 @dataclass(frozen=True)
@@ -175,20 +180,11 @@ def export_bundle(
     with stages(_OPEN) as report:
         path, name = resolve(source, report)
     checkpoint = open_checkpoint(path, trust_remote_code)
-    if max_context is None:
-        max_context = memory.short_limit(checkpoint.config, kv, memory.available_memory())
-        if max_context is not None:
-            say(
-                f"memory: too little for texts of more than {max_context} tokens, so the bundle has the rope factors "
-                "of shorter ones; a larger -c takes the long ones"
-            )
-        elif limit := scaled_from(checkpoint.config):
-            say(
-                f"context: {limit} tokens, less than the model's own; positions from there on scale q "
-                "(llama_4_scaling_beta), which is not supported"
-            )
-    family, decoder = family_of(checkpoint.config), from_hf_config(checkpoint.config, max_context)
+    with _metadata_named(checkpoint):
+        family, decoder = _described(checkpoint, max_context, kv, say)
     check_tensors(checkpoint, decoder, family)
+    if parity or calibration != NO_TEXT:
+        source_config(checkpoint, decoder)  # what transformers refuses shows before the minutes that the weights take
     precisions = graph_precisions(levels.bits, checkpoint, decoder, family.names)
     planes = (max(each.stored for each in precisions) - 4) // 2
     screened = decoder.lm_head if calibration != NO_TEXT and may_screen(decoder, precisions) else None
@@ -305,6 +301,37 @@ def export_bundle(
         to_store.write(save_calibration)
     notes = tuple(note for note in (checkpoint.note, _hosts(config)) if note)
     return ExportReport(output, config, time.monotonic() - began, note, compared, selection, dropped, notes)
+
+
+def _described(
+    checkpoint: Checkpoint, max_context: int | None, kv: str, say: Callable[[str], None]
+) -> tuple[Family, Decoder]:
+    """A source's family and decoder; says where the bundle's context is chosen by the machine or ends early."""
+    if max_context is None:
+        max_context = memory.short_limit(checkpoint.config, kv, memory.available_memory())
+        if max_context is not None:
+            say(
+                f"memory: too little for texts of more than {max_context} tokens, so the bundle has the rope factors "
+                "of shorter ones; a larger -c takes the long ones"
+            )
+        elif limit := scaled_from(checkpoint.config):
+            say(
+                f"context: {limit} tokens, less than the model's own; positions from there on scale q "
+                "(llama_4_scaling_beta), which is not supported"
+            )
+    return family_of(checkpoint.config), from_hf_config(checkpoint.config, max_context)
+
+
+@contextmanager
+def _metadata_named(checkpoint: Checkpoint) -> Iterator[None]:
+    """In errors on settings of a GGUF file, names the file: it has no config.json."""
+    try:
+        yield
+    except CheckpointError as error:
+        said = str(error)
+        if not checkpoint.path.is_file() or not said.startswith(_CONFIG):
+            raise
+        raise CheckpointError(f"{checkpoint.path}: metadata: {said.removeprefix(_CONFIG)}") from error
 
 
 def _check_arguments(

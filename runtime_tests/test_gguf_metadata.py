@@ -57,6 +57,13 @@ def test_every_layer_of_a_number_may_have_no_window(made: Callable[..., GgufFile
     assert described(file).windows == (24, 0, 24)
 
 
+def test_flags_of_other_layers_than_the_file_has_are_refused(made: Callable[..., GgufFile]) -> None:
+    file = made("tiny-gemma3")
+    file.writer.kv_data[0]["gemma3.attention.sliding_window_pattern"].value = [True, False]
+    with pytest.raises(CheckpointError, match=r"_pattern: got \[True, False\], expected a flag for each of 3 layers"):
+        open_checkpoint(file.write())
+
+
 def test_a_file_without_a_window_has_none(made: Callable[..., GgufFile]) -> None:
     """EXAONE 4 1.2B: transformers' default is a window, and layers without a rotary embedding with it."""
     file = made("tiny-exaone4")

@@ -140,6 +140,7 @@ def test_values_of_any_type_end_in_the_same_line(folder: Path, refused: Any, key
             {"rope_scaling": {"type": "dynamic", "alpha": -2.0}},
             "rope scaling ntk_alpha: a setting is no number that fits",
         ),
+        ({"rope_theta": 0}, "rope scaling default: a setting is no number that fits (rope_theta 0"),
         ({"use_bidirectional_attention": True}, "use_bidirectional_attention: got true, expected false; a model that"),
         ({"head_dim": 512}, "head_dim: got 512, expected at most 256, the most that the attention kernels take"),
         (
@@ -152,6 +153,18 @@ def test_values_of_any_type_end_in_the_same_line(folder: Path, refused: Any, key
 def test_settings_are_refused_in_one_line(folder: Path, refused: Any, changes: dict[str, Any], message: str) -> None:
     edit_config(folder, **changes)
     assert message in refused(folder)
+
+
+def test_what_transformers_refuses_shows_before_weights_are_rounded(
+    folder: Path, refused: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edit_config(folder, torch_dtype="float8")
+    monkeypatch.delattr("sol_rt.export.pipeline.written_aside")
+    line = refused(folder)
+    assert "its config is refused by transformers (module 'torch' has no attribute 'float8'), expected" in line
+    assert "or export with --no-parity --calibration none" in line
+    monkeypatch.undo()
+    export_bundle(str(folder), folder.parent / "bundle", parity=False, **LEVELS)
 
 
 def test_a_head_of_its_own_in_a_tied_model_is_named(folder: Path, refused: Any) -> None:
@@ -196,13 +209,18 @@ def gguf_file(tmp_path: Path, folder: Path) -> GgufFile:
             "tensor model.embed_tokens.weight: got shape [320, 64], expected [96]",
         ),
         ("feed_forward_length", 128, "got 192 rows, expected 256, by its metadata"),
+        ("rope.dimension_count", 32, "GGUF key llama.rope.dimension_count: got 32, expected at most 16, the"),
+        ("rope.dimension_count", 7, "model.gguf: metadata: got 4 heads over 2 KV heads with 7 rotated channels"),
+        ("attention.key_length", 512, "model.gguf: metadata: head_dim: got 512, expected at most 256, the most"),
+        ("attention.value_length", 32, "GGUF key llama.attention.value_length: got 32, expected 16 channels a head"),
     ],
 )
 def test_metadata_that_disagree_with_tensors_are_named(
     folder: Path, refused: Any, tmp_path: Path, key: str, value: int, message: str
 ) -> None:
     file = gguf_file(tmp_path, folder)
-    file.writer.kv_data[0][f"llama.{key}"].value = value
+    file.writer.kv_data[0].pop(f"llama.{key}", None)
+    file.writer.add_uint32(f"llama.{key}", value)
     assert message in refused(file.write())
 
 

@@ -547,7 +547,8 @@ def _complete_rope(config: Mapping[str, Any], family: Family, given: Mapping[str
         kind = "ntk_alpha"
     if isinstance(kind, str):  # anything else is refused by make_rope
         parameters["rope_type"] = family.rope_types.get(kind, kind)
-    parameters.setdefault("rope_theta", config.get("rope_theta") or 10000.0)
+    base = config.get("rope_theta")
+    parameters.setdefault("rope_theta", 10000.0 if base is None else base)
     fraction = config.get("partial_rotary_factor")
     parameters.setdefault("partial_rotary_factor", family.default_rotary_fraction if fraction is None else fraction)
     # where neither says it, transformers takes the model's own context

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sol_rt.errors import CheckpointError, one_line
 from sol_rt.export.quantize.nested import not_finite
 from sol_rt.export.sources.checkpoint import Checkpoint
 from sol_rt.export.sources.decoder import Decoder
@@ -37,7 +38,7 @@ class SourceModel:
         # this logger says that a faster kernel is not installed, which no package of ours has
         logging.getLogger("transformers.integrations.hub_kernels").setLevel(logging.ERROR)
         self._checkpoint, self._decoder, self._family = checkpoint, decoder, family
-        config = _config(checkpoint, decoder)
+        config = source_config(checkpoint, decoder)
         with torch.device("meta"):
             self._model = AutoModelForCausalLM.from_config(
                 config, attn_implementation="eager", dtype=torch.float32
@@ -131,10 +132,20 @@ def _layer_arguments(base: Any, decoder: Decoder, tokens: int) -> list[dict[str,
     return [recorder.arguments for recorder in recorders]
 
 
-def _config(checkpoint: Checkpoint, decoder: Decoder) -> Any:
+def source_config(checkpoint: Checkpoint, decoder: Decoder) -> Any:
+    """The configuration that transformers runs a checkpoint with.
+
+    Raises CheckpointError if transformers refuses settings that the description of the decoder has no use for.
+    """
     from transformers import AutoConfig
 
-    config = AutoConfig.for_model(**{"model_type": decoder.family, **checkpoint.config})
+    try:
+        config = AutoConfig.for_model(**{"model_type": decoder.family, **checkpoint.config})
+    except Exception as error:  # classes check their values in many ways
+        raise CheckpointError(
+            f"{checkpoint.path}: its config is refused by transformers ({one_line(error)}), expected the settings of "
+            f"a {decoder.family} model; complete the checkpoint's config, or export with --no-parity --calibration none"
+        ) from error
     rope = config.rope_parameters
     if rope.get("rope_type") == "longrope" and decoder.max_context > rope["original_max_position_embeddings"]:
         rope["short_factor"] = rope["long_factor"]  # as in the bundle, which has one table

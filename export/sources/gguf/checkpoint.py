@@ -169,6 +169,13 @@ class GgufCheckpoint:
                         f"{self.path}: tensor {tensor.name}: got {int(tensor.shape[-1])} rows, expected a multiple of "
                         f"{2 * heads} for {heads} heads, by its metadata; fetch the file again"
                     )
+        key = f"{form.architecture}.rope.dimension_count"
+        rotated, channels = self._metadata.get(key, 0), self.config["head_dim"]
+        if rotated > channels:  # hf_config has read it as a number
+            raise CheckpointError(
+                f"{self.path}: GGUF key {key}: got {rotated}, expected at most {channels}, the channels of a head; "
+                "fetch the file again, or convert the model again"
+            )
 
     def _dequantized(self, rows: npt.NDArray[Any], tensor: Any) -> FloatArray:
         try:

@@ -45,6 +45,12 @@ def hf_config(
     keys = _Keys(metadata, form.architecture)
     heads, hidden = keys.integer("attention.head_count"), keys.integer("embedding_length")
     head_dim = keys.integer("attention.key_length", hidden // heads)
+    value_dim = keys.integer("attention.value_length", head_dim)
+    if value_dim != head_dim:
+        raise CheckpointError(
+            f"GGUF key {keys.full('attention.value_length')}: got {value_dim}, expected {head_dim} channels a head, as "
+            "of keys; fetch the file again, or convert the model again"
+        )
     kv_heads = _kv_heads(keys, form, heads)
     context, tokens = keys.integer("context_length"), metadata.get("tokenizer.ggml.tokens")
     eps = "layer_norm_epsilon" if family.norm == "layer" else "layer_norm_rms_epsilon"
@@ -127,6 +133,9 @@ def _layer_types(keys: _Keys, layers: int) -> list[str]:
     if not isinstance(pattern, list):
         every = keys.integer("attention.sliding_window_pattern")
         pattern = [(layer + 1) % every != 0 for layer in range(layers)]
+    elif len(pattern) != layers:
+        key = keys.full("attention.sliding_window_pattern")
+        raise CheckpointError(f"GGUF key {key}: got {brief(pattern)}, expected a flag for each of {layers} layers")
     return ["sliding_attention" if windowed else "full_attention" for windowed in pattern]
 
 
