@@ -193,6 +193,26 @@ def test_missing_shards_are_named(folder: Path, refused: Any) -> None:
     assert "shard model-00002-of-00002.safetensors is missing" in refused(folder)
 
 
+def test_quantized_checkpoints_are_told_from_incomplete_ones(folder: Path, refused: Any) -> None:
+    edit_config(folder, quantization_config={"quant_method": "awq", "bits": 4})
+    tensors, name = load_file(folder / WEIGHTS), "model.layers.0.self_attn.q_proj"
+    values = tensors.pop(f"{name}.weight")
+    said = "the checkpoint is quantized ('awq'); export from the unquantized one"
+    save_file({**tensors, f"{name}.qweight": torch.zeros(64, 8, dtype=torch.int32)}, folder / WEIGHTS)
+    assert f"tensor {name}.weight is missing; {said}" in refused(folder)
+    save_file({**tensors, f"{name}.weight": torch.zeros(values.numel() // 2, 1, dtype=torch.uint8)}, folder / WEIGHTS)
+    assert f"expected [64] after the first axis, by config.json; {said}" in refused(folder)
+
+
+def test_a_folder_of_gguf_files_is_told_from_a_checkpoint(folder: Path, refused: Any, tmp_path: Path) -> None:
+    only = tmp_path / "only"
+    only.mkdir()
+    gguf_file(only, folder).write()
+    assert "got a folder of GGUF files, expected one of them; name it, " in refused(only)
+    gguf_file(folder, folder).write()
+    assert open_checkpoint(folder).path == folder, "a folder with a config is a checkpoint"
+
+
 def gguf_file(tmp_path: Path, folder: Path) -> GgufFile:
     return GgufFile(tmp_path / "model.gguf", folder).metadata(16).tensors()
 

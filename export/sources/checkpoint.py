@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from sol_rt.errors import CheckpointError
+from sol_rt.errors import CheckpointError, brief
 from sol_rt.export.quantize.source_codes import SourceCodes
 from sol_rt.export.sources.decoder import Decoder
 from sol_rt.export.sources.families import Family, TensorNames
@@ -122,20 +122,21 @@ def vector_shape(decoder: Decoder, vector: str) -> tuple[int, ...]:
 def check_tensors(checkpoint: Checkpoint, decoder: Decoder, family: Family) -> None:
     """Raises CheckpointError for a tensor that is missing or has a wrong shape, and for one that nothing reads."""
     decoder, present = decoder.source, set(checkpoint.names())
-    unread = set(present)
+    unread, quantized = set(present), _quantized(checkpoint.config)
     described = "its metadata" if checkpoint.path.is_file() else "config.json"
     _check_head(checkpoint, decoder, family.names)
 
     def take(tensors: tuple[str, ...], target: str, rows: int, columns: tuple[int, ...]) -> None:
         for tensor in tensors:
             if tensor not in present:
-                raise CheckpointError(f"{checkpoint.path}: tensor {tensor} is missing; the checkpoint is incomplete")
+                reason = quantized or "the checkpoint is incomplete"
+                raise CheckpointError(f"{checkpoint.path}: tensor {tensor} is missing; {reason}")
             unread.discard(tensor)
             shape = checkpoint.shape(tensor)
             if not shape or shape[1:] != columns:
                 raise CheckpointError(
                     f"{checkpoint.path}: tensor {tensor}: got shape {list(shape)}, "
-                    f"expected {list(columns)} after the first axis, by {described}"
+                    f"expected {list(columns)} after the first axis, by {described}{quantized and f'; {quantized}'}"
                 )
         total = sum(checkpoint.shape(tensor)[0] for tensor in tensors)
         if total != rows:
@@ -158,6 +159,14 @@ def check_tensors(checkpoint: Checkpoint, decoder: Decoder, family: Family) -> N
             f"expected those of {family.architecture} alone; the model would be run without them. Export from the "
             "checkpoint as it was released"
         )
+
+
+def _quantized(config: Mapping[str, Any]) -> str:
+    """What to do about a checkpoint whose config says that it is quantized; empty for others."""
+    said = config.get("quantization_config")
+    if not isinstance(said, Mapping):
+        return ""
+    return f"the checkpoint is quantized ({brief(said.get('quant_method'))}); export from the unquantized one"
 
 
 def _check_head(checkpoint: Checkpoint, decoder: Decoder, names: TensorNames) -> None:

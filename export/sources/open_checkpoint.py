@@ -26,6 +26,9 @@ def open_checkpoint(path: Path, trust_remote_code: bool = False) -> Checkpoint:
         from sol_rt.export.sources.folder.hf_checkpoint import HfCheckpoint
         from sol_rt.export.sources.folder.onnx_checkpoint import OnnxCheckpoint, onnx_graph
 
+        files = sorted(path.glob("*.gguf"))
+        if files and not (path / "config.json").exists():
+            raise CheckpointError(f"{path}: got a folder of GGUF files, expected one of them; name it, {files[0]}")
         if onnx_graph(path) is not None and not any(any(path.glob(pattern)) for pattern in _TORCH):
             return OnnxCheckpoint(path, trust_remote_code)
         return HfCheckpoint(path, trust_remote_code)
