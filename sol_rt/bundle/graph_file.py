@@ -66,19 +66,20 @@ def _check_nodes(nodes: list[bytes], depth: int = 0) -> None:
     if depth > _DEEPEST:
         raise ValueError(f"more than {_DEEPEST} graphs in graphs")
     for node in nodes:
-        _check_split(node)
-        for attribute in _messages(node, 5):
-            for graph in _messages(attribute, 6) + _messages(attribute, 11):
-                _check_nodes(_messages(graph, 1), depth + 1)
+        fields = _fields(node)
+        if (4, b"Split") in fields:
+            _check_split(fields)
+        for number, attribute in fields:
+            if number == 5 and isinstance(attribute, bytes):
+                for kind, graph in _fields(attribute):
+                    if kind in (6, 11) and isinstance(graph, bytes):
+                        _check_nodes(_messages(graph, 1), depth + 1)
 
 
-def _check_split(node: bytes) -> None:
-    """Raises ValueError for a Split whose `num_outputs` is not that of its outputs: ONNX Runtime 1.32 aborts the
+def _check_split(fields: list[tuple[int, int | bytes]]) -> None:
+    """Raises ValueError if the `num_outputs` of a Split is not that of its outputs: ONNX Runtime 1.32 aborts the
     process while they infer its shapes.
     """
-    fields = list(_fields(node))
-    if (4, b"Split") not in fields:
-        return
     outputs = sum(number == 2 for number, _ in fields)
     for number, attribute in fields:
         if number == 5 and isinstance(attribute, bytes):
@@ -122,33 +123,39 @@ def _submessage(message: bytes, wanted: int) -> bytes:
     return b"".join(found)
 
 
-def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Yields (field number, value) of a protobuf message: numbers as int, length-delimited fields as bytes.
+def _fields(message: bytes) -> list[tuple[int, int | bytes]]:
+    """The pairs (field number, value) of a protobuf message: numbers as int, length-delimited fields as bytes.
 
     Leaves out fields of 4 and 8 bytes. No field that is read here is one, and protobuf skips them in place of another.
     """
-    at = 0
-    while at < len(message):
-        tag, at = _varint(message, at)
-        if tag >= 1 << 32:
-            raise ValueError("a field number of more than 29 bits")  # protobuf would take the lower bits
+    found: list[tuple[int, int | bytes]] = []
+    at, end = 0, len(message)
+    while at < end:
+        tag = message[at]  # most numbers are one byte: a graph has tens of thousands, and a call for each takes long
+        at += 1
+        if tag >= 0x80:
+            tag, at = _varint(message, at - 1)
+            if tag >= 1 << 32:
+                raise ValueError("a field number of more than 29 bits")  # protobuf would take the lower bits
         kind = tag & 7
-        if kind == 0:
-            value, at = _varint(message, at)
-            yield tag >> 3, value
-            continue
-        if kind == 2:
-            size, at = _varint(message, at)
+        if kind in (0, 2):
+            size = message[at]
+            at += 1
+            if size >= 0x80:
+                size, at = _varint(message, at - 1)
+            if kind == 0:
+                found.append((tag >> 3, size))
+                continue
         elif kind in (1, 5):
             size = 8 if kind == 1 else 4
         else:
             raise ValueError(f"wire type {kind}")
-        if at + size > len(message):
+        start, at = at, at + size
+        if at > end:
             raise ValueError("a field runs past the end")
-        chunk = message[at : at + size]
-        at += size
         if kind == 2:
-            yield tag >> 3, chunk
+            found.append((tag >> 3, message[start:at]))
+    return found
 
 
 def _packed(chunk: bytes) -> Iterator[int]:
