@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bits import MIXED, THREE, LayerBits, Screen, bits_name, parse_bits_name
@@ -75,15 +75,23 @@ def _short(text: object, limit: int = 80) -> str:
 class _Table:
     """A JSON object that is being checked.
 
-    Every getter raises an error that names its key. `done` raises an error for keys that no getter has read.
+    Every getter raises an error that names its key. `done` raises an error for keys that no getter has read. A config
+    has thousands of values, so what an error says is put together only where there is one.
     """
 
-    def __init__(self, path: Path, where: str, raw: object) -> None:
-        self.path, self.where = path, where
+    __slots__ = ("_asked", "_name", "_outer", "path", "raw")
+
+    def __init__(self, path: Path, name: str, raw: object, outer: _Table | None = None) -> None:
+        self.path, self._name, self._outer = path, name, outer
         if not isinstance(raw, dict):
-            raise BundleError(path, where or "top level", _short(json.dumps(raw)), "a JSON object")
+            raise BundleError(path, self.where or "top level", _short(json.dumps(raw)), "a JSON object")
         self.raw: dict[str, object] = raw
         self._asked: set[str] = set()
+
+    @property
+    def where(self) -> str:
+        """The key of this object; empty at the top level."""
+        return self._name if self._outer is None else self._outer.key(self._name)
 
     def key(self, name: str) -> str:
         return f"{self.where}.{_short(name)}" if self.where else _short(name)
@@ -112,21 +120,29 @@ class _Table:
         return str(self.typed(name, lambda v: isinstance(v, str), "a string"))
 
     def choice(self, name: str, allowed: Collection[str]) -> str:
-        return str(self.typed(name, lambda v: isinstance(v, str) and v in allowed, " or ".join(sorted(allowed))))
+        value = self.value(name)
+        if not isinstance(value, str) or value not in allowed:
+            raise self.fail(name, _short(json.dumps(value)), " or ".join(sorted(allowed)))
+        return value
 
     def flag(self, name: str) -> bool:
         return bool(self.typed(name, lambda v: isinstance(v, bool), "true or false"))
 
     def integer(self, name: str, low: int = 1, high: int = _LARGEST) -> int:
-        return int(self.typed(name, lambda v: _is_int(v, low, high), f"an integer from {low} to {high}"))
+        value = self.value(name)
+        if not _is_int(value, low, high):
+            raise self.fail(name, _short(json.dumps(value)), f"an integer from {low} to {high}")
+        return value
 
     def integers(self, name: str, low: int = 1, high: int = _LARGEST) -> tuple[int, ...]:
-        values = self.typed(
-            name,
-            lambda v: isinstance(v, list) and all(_is_int(item, low, high) for item in v),
-            f"a list of integers from {low} to {high}",
-        )
-        return tuple(values)
+        values = self.value(name)
+        if isinstance(values, list):
+            for item in values:
+                if not _is_int(item, low, high):
+                    break
+            else:
+                return tuple(values)
+        raise self.fail(name, _short(json.dumps(values)), f"a list of integers from {low} to {high}")
 
     def texts(self, name: str) -> tuple[str, ...]:
         values = self.typed(
@@ -139,7 +155,7 @@ class _Table:
         return str(self.typed(name, lambda v: isinstance(v, str) and is_file_name(v), expected))
 
     def table(self, name: str) -> _Table:
-        return _Table(self.path, self.key(name), self.value(name))
+        return _Table(self.path, name, self.value(name), self)
 
     def tables(self) -> Iterator[tuple[str, _Table]]:
         """Yields every key and its value as a table, for objects whose keys are names."""
@@ -156,7 +172,7 @@ class _Table:
                 raise self.fail(_short(name), "an unknown key", expected, hint)
 
 
-def _is_int(value: object, low: int, high: int) -> bool:
+def _is_int(value: object, low: int, high: int) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
 
