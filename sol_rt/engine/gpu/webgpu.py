@@ -35,12 +35,14 @@ def devices() -> list[Any]:
     """ONNX Runtime's entries of WebGPU devices. Raises ProviderError where the plug-in cannot be loaded."""
     check_runtime(ort.__version__)
     library = _library()
-    check_options(library, [*STRICT, *CAPTURE])
     try:
         ort.register_execution_provider_library("webgpu", str(library))
     except Exception as error:
         raise ProviderError(f"provider webgpu: {one_line(error)}; {INSTALL}") from None
-    return [entry for entry in ort.get_ep_devices() if entry.ep_name == ORT_NAME]
+    found = [entry for entry in ort.get_ep_devices() if entry.ep_name == ORT_NAME]
+    if found:  # looking through the library takes longer than loading it
+        check_options(library, [*STRICT, *CAPTURE])
+    return found
 
 
 def device(number: int) -> Any:
@@ -79,9 +81,9 @@ def reason(error: Exception, _: hardware.Gpu | None) -> str:
 
 def check_runtime(version: str) -> None:
     """Raises ProviderError for an ONNX Runtime that cannot load the plug-in."""
-    import importlib.metadata  # brings the parser of mail
-
     if hardware.release(version) < _OLDEST_RUNTIME:
+        import importlib.metadata  # brings the parser of mail
+
         wanted = ".".join(map(str, _OLDEST_RUNTIME))
         plugin = f"{_DISTRIBUTION} {importlib.metadata.version(_DISTRIBUTION)}"
         what = f"{plugin} needs onnxruntime {wanted} or newer, this is {version}"
