@@ -60,6 +60,7 @@ class CpuRunners:
         self._bundle, self._provider, self._weights = bundle, provider, weights
         self._values, self._sums = _StepValues(buffers), sums
         self._sessions: dict[str, ort.InferenceSession] = {}
+        self._prepared: dict[str, tuple[ort.SessionOptions, bytes]] = {}  # options and graph of sessions to be made
         self._runners: dict[tuple[str, Choices], CpuRunner] = {}
 
     def runner(self, variant: Variant, channels: np.ndarray, kv_density: float) -> CpuRunner:
@@ -90,7 +91,14 @@ class CpuRunners:
             _return_freed_memory()
         return session
 
-    def _open_session(self, variant: Variant) -> ort.InferenceSession:
+    def prepare(self, variant: Variant) -> None:
+        """Checks the variant's graph and makes its session's options, so that ONNX Runtime's part alone is left, which
+        runs without Python's lock.
+        """
+        if not self.is_loaded(variant):
+            self._prepared[variant.file] = self._options_and_graph(variant)
+
+    def _options_and_graph(self, variant: Variant) -> tuple[ort.SessionOptions, bytes]:
         config, file = self._bundle.config, variant.file
         options = self._provider.options()
         graph = self._weights.attach(options, file, by_name=not self._provider.native)
@@ -99,9 +107,13 @@ class CpuRunners:
                 options.add_free_dimension_override_by_name(name, config.model.num_layers)
         elif variant.precision.widest == 8:  # quantizing activations to 8 bits would lose more than the weights do
             options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
-        path = self._bundle.path / file
+        return options, graph
+
+    def _open_session(self, variant: Variant) -> ort.InferenceSession:
+        path, prepared = self._bundle.path / variant.file, self._prepared.pop(variant.file, None)
+        options, graph = prepared or self._options_and_graph(variant)
         session = self._provider.session(path, options, graph)
-        check_signature(path, session, step_signature(config, self.cache))
+        check_signature(path, session, step_signature(self._bundle.config, self.cache))
         return session
 
 

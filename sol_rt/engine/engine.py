@@ -10,8 +10,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from typing import Any, NamedTuple, NoReturn
 
@@ -28,7 +27,7 @@ from sol_rt.engine.hardware import free_memory_bytes, tuning
 from sol_rt.engine.providers import Provider
 from sol_rt.engine.step import ALL_PAGES, Runner, Runners, StepBuffers, StepOutput
 from sol_rt.engine.turns import Turns
-from sol_rt.errors import ContextError, DeviceError, NumericError, ProviderError, UsageError, brief
+from sol_rt.errors import ContextError, DeviceError, NumericError, ProviderError, SolError, UsageError, brief
 from sol_rt.ops import library_path
 
 _CHUNK = 512
@@ -90,7 +89,7 @@ class Engine:
         self.turns = Turns()
         self.provider, self._runners = self._choose(provider, threads=threads, native_ops=native_ops, device=device)
         self._cache, self._states = self._runners.cache, self._runners.states
-        self._opening: Future[None] | None = None
+        self._opening: threading.Thread | None = None
         self._faulting: threading.Thread | None = None
         on_cpu = not self.native and self.provider.name == "cpu"
         self._chunk = self.provider.most_tokens or (_CPU_BODY_CHUNK if on_cpu else _CHUNK)
@@ -185,15 +184,23 @@ class Engine:
         """Begins to open the session that `action` needs, and to read the weights from the disk, in threads of their
         own. An error is raised by the first call that needs the session. On a GPU it does nothing.
         """
-        if self.provider.gpu is None:
-            variant, model, runner = self._variant(action.variant), self.bundle.config.model, self._runners.runner
-            pool = ThreadPoolExecutor(1)
-            self._opening = pool.submit(lambda: runner(variant, _channels(variant, model), 1.0).open())
-            pool.shutdown(wait=False)
+        runners = self._runners
+        if isinstance(runners, CpuRunners):
             # a daemon: a program that ends does not wait for the disk
             faulting = threading.Thread(target=self.weights.fault_in, args=(free_memory_bytes() or 0,), daemon=True)
             faulting.start()
             self._faulting = faulting
+            variant = self._variant(action.variant)
+            with suppress(SolError):
+                # in this thread: reading a tokenizer, which follows, holds Python's lock, and the other would stand
+                runners.prepare(variant)
+                self._opening = threading.Thread(target=self._open, args=(variant,))
+                self._opening.start()
+
+    def _open(self, variant: Variant) -> None:
+        """Makes the variant's session. Whoever needs it tries again where that fails, and gets the error."""
+        with suppress(Exception):
+            self._runners.runner(variant, _channels(variant, self.bundle.config.model), 1.0).open()
 
     def finish_ahead(self) -> None:
         """Waits for all that `open_ahead` began, so that nothing else runs beside what is timed next."""
@@ -204,7 +211,7 @@ class Engine:
     def _finish_opening(self) -> None:
         """Waits for the session that is being opened. If that failed, whoever needs the session gets the error."""
         if self._opening is not None:
-            wait([self._opening])
+            self._opening.join()
             self._opening = None
 
     def load(self, variant_keys: Iterable[str]) -> None:
