@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,8 +182,11 @@ def sha256_of(file: BinaryIO, progress: Callable[[int], None] | None = None) -> 
     digest, done = hashlib.sha256(), 0
     chunk = file.read(_CHUNK)
     with ExitStack() as stack:
-        # a small file needs no thread
-        reader = stack.enter_context(ThreadPoolExecutor(1)) if len(chunk) == _CHUNK else None
+        reader = None
+        if len(chunk) == _CHUNK:  # a small file needs no thread
+            from concurrent.futures import ThreadPoolExecutor
+
+            reader = stack.enter_context(ThreadPoolExecutor(1))
         while chunk:
             following = None if reader is None else reader.submit(file.read, _CHUNK)
             digest.update(chunk)

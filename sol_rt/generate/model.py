@@ -18,7 +18,6 @@ from typing import Any
 from sol_rt.budget.controller.base import BaseController
 from sol_rt.budget.controller.budget import Controller
 from sol_rt.budget.cost.bytes_model import CostModel
-from sol_rt.budget.cost.calibrate import measure_quickly
 from sol_rt.budget.cost.calibration_table import (
     CalibratedCost,
     CalibrationTable,
@@ -26,7 +25,6 @@ from sol_rt.budget.cost.calibration_table import (
     keep_quick,
     load_cost_model,
 )
-from sol_rt.budget.cost.tune import tune
 from sol_rt.budget.dial import (
     DEFAULT_MAX_LOSS,
     KEEP_LOSS,
@@ -71,6 +69,8 @@ def _measured_quickly(engine: Engine, otherwise: CostModel) -> CostModel:
     bundle = engine.bundle
     if not bundle.config.losses_measured:
         return otherwise
+    from sol_rt.budget.cost.calibrate import measure_quickly
+
     table = measure_quickly(engine, bundle)
     told = [otherwise.note] if otherwise.note else []
     told.append(keep_quick(table, calibration_path(bundle, *engine.machine)))
@@ -107,6 +107,8 @@ def _tune_quickly(engine: Engine) -> None:
         return
     key = tuning.machine_key(engine.threads, library)
     if tuning.stored(key) is None:
+        from sol_rt.budget.cost.tune import tune
+
         tuned = tune(engine, library, silent, seconds=_TUNE_SECONDS, quick=True)
         with contextlib.suppress(WriteError):
             tuning.save(key, tuned)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 
@@ -38,13 +39,16 @@ class Sampler:
     def __init__(self, config: GenerationConfig, vocab_size: int) -> None:
         self._config = config
         self._vocab_size = vocab_size
-        self._random = np.random.default_rng(config.seed)
         self._all = np.arange(vocab_size)
         config.check_vocabulary(vocab_size)
         self._bias = _biases(config, vocab_size)
         self._counts: Counter[int] = Counter()
         # what presence and frequency penalty add to each logit; only the entry of the last token changes
         self._penalties = np.zeros(vocab_size, np.float32) if _counts_tokens(config) else None
+
+    @cached_property
+    def _random(self) -> np.random.Generator:
+        return np.random.default_rng(self._config.seed)  # a greedy generation does without numpy.random
 
     def sample(self, distribution: Distribution, history: Sequence[int] | np.ndarray) -> tuple[int, float]:
         """Picks a token.
