@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import functools
 import io
 import os
@@ -13,18 +14,21 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import tokenizers
+from typing import TYPE_CHECKING, Any
 
 from sol_rt.errors import BundleError, UsageError, brief, one_line
 from sol_rt.read_file import read_bytes
 from sol_rt.text.user_text import UserText
 
+if TYPE_CHECKING:
+    import tokenizers  # its functions import it, so that a session that is opened ahead begins before
+
 FILE = "tokenizer.json"
 _REPLACEMENT = "\ufffd"
 _UTF8_LENGTH = 4  # bytes of the longest character
 _SAMPLE = "Is it 12°? Yes!\n\tno\u3000ﬁn 深海 🐟"  # spaces, digits, and characters of one to four bytes
+_PIECE = 1 << 16
+_FROM_BUFFER = "Cannot instantiate Tokenizer from buffer: "  # the library says it in front of the reason
 _STDERR_LOCK = threading.Lock()
 _CONTEXT = 6  # prompt tokens that are enough for the decoder to place a leading space
 
@@ -75,10 +79,13 @@ class Tokenizer:
 
         Raises BundleError if it is missing, unreadable, or fails on a short text.
         """
+        import tokenizers
+
         try:
             with _silenced(), _no_panic():  # a panic of the library prints lines of its own
-                text = (read_bytes(path) if content is None else content).decode("utf-8")
-                tokenizer = cls(tokenizers.Tokenizer.from_str(text), end_ids)
+                raw = read_bytes(path) if content is None else content
+                _check_utf8(raw)
+                tokenizer = cls(tokenizers.Tokenizer.from_buffer(raw), end_ids)
                 for special in (True, False):
                     tokenizer.decode(tokenizer.encode(_SAMPLE, parse_special=special), skip_special_tokens=special)
                 tokenizer.decode([])
@@ -88,7 +95,7 @@ class Tokenizer:
         except UsageError:
             raise
         except Exception as error:  # the library raises plain Exception
-            problem = " ".join(str(error).split())[:120]
+            problem = " ".join(str(error).removeprefix(_FROM_BUFFER).split())[:120]
             raise BundleError(path, "", f"an unreadable tokenizer ({problem})", "a tokenizers file") from None
 
     @property
@@ -164,6 +171,8 @@ class Tokenizer:
 
     def _unknown(self) -> set[int]:
         """The token for what the vocabulary lacks, if there is one."""
+        import tokenizers
+
         model = self._inner.model
         if not isinstance(model, tokenizers.models.Unigram):
             found = model.token_to_id(model.unk_token) if model.unk_token else None
@@ -199,6 +208,8 @@ class Tokenizer:
         first, never = '"prepend_scheme":"first"', '"prepend_scheme":"never"'
         if before is None or first not in before.__getstate__().decode():
             return self
+        import tokenizers
+
         return Tokenizer(tokenizers.Tokenizer.from_str(self._inner.to_str().replace(first, never)))
 
     def _encoding(self, text: str, add_special_tokens: bool, parse_special: bool) -> tokenizers.Encoding:
@@ -247,6 +258,17 @@ class Tokenizer:
             skip_special_tokens: whether special tokens give no text.
         """
         return TextStream(self, context, skip_special_tokens)
+
+
+def _check_utf8(content: bytes) -> None:
+    """Raises UnicodeDecodeError. The library checks only the strings that it keeps."""
+    decoder, view = codecs.getincrementaldecoder("utf-8")(), memoryview(content)
+    try:
+        for start in range(0, len(content), _PIECE):  # the whole text would take twice the memory, and time to fill it
+            decoder.decode(view[start : start + _PIECE])
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        content.decode("utf-8")  # its error names the place in the file
 
 
 @contextmanager
