@@ -29,6 +29,7 @@ from sol_rt.export.sources.families import FAMILIES  # noqa: E402
 from sol_rt.export.sources.gguf import tokenizer as gguf_tokenizer  # noqa: E402
 from sol_rt.export.sources.open_checkpoint import open_checkpoint  # noqa: E402
 from sol_rt.export.sources.rope import make_rope, tables  # noqa: E402
+from sol_rt.export.sources.tokenizer_files import quick_form  # noqa: E402
 
 FAMILY_PRESETS = ("tiny-llama", "tiny-qwen2", "tiny-phi3", "tiny-phi")
 
@@ -445,6 +446,17 @@ def test_gguf_tokenizer_is_the_folders(folder: Path, tmp_path: Path) -> None:
     assert json.loads((bundle / "generation_config.json").read_text()) == {"bos_token_id": 0, "eos_token_id": 2}
     settings = json.loads((bundle / "tokenizer_config.json").read_text())
     assert (settings["bos_token"], settings["eos_token"]) == ("<|endoftext|>", "<|im_end|>")
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "form"), [("a", "b", "a b"), ("a", " ", ["a", " "]), ("#version", "a", ["#version", "a"])]
+)
+def test_merges_are_one_text_each_where_the_library_reads_them_back(left: str, right: str, form: Any) -> None:
+    vocabulary = {right: 2, left: 1, left + right: 0}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocabulary, merges=[(left, right)]))
+    text = quick_form(tokenizer)
+    assert tokenizers.Tokenizer.from_str(text).to_str() == tokenizer.to_str()
+    assert json.loads(text)["model"]["merges"] == [form]
 
 
 def byte_vocabulary(*merged: str) -> dict[str, Any]:

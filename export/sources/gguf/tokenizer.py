@@ -11,7 +11,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from sol_rt.errors import CheckpointError
 from sol_rt.export.sources.families import FAMILIES
-from sol_rt.export.sources.tokenizer_files import TOKENIZER, write_generation, write_settings
+from sol_rt.export.sources.tokenizer_files import TOKENIZER, quick_form, write_generation, write_settings
 
 _NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4  # llama.cpp's token types
 _SPACE = "▁"  # SentencePiece's character for a space
@@ -104,7 +104,7 @@ def write(metadata: Mapping[str, Any], config: Mapping[str, Any], folder: Path) 
         CheckpointError: the tokenizer is of an unknown kind, or its lists are damaged.
     """
     # not by the library's own save, which does not raise OSError when the disk is full
-    (folder / TOKENIZER).write_text(build(metadata).to_str(pretty=True), encoding="utf-8")
+    (folder / TOKENIZER).write_text(quick_form(build(metadata)), encoding="utf-8")
     settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"), ("unk", "unknown")):
         token = _token_of(metadata, key)
