@@ -9,6 +9,7 @@ data_location = 14.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,8 +100,8 @@ def _tensor(message: bytes) -> ExternalTensor | None:
         elif number == 8 and isinstance(value, bytes):
             name = value.decode()
         elif number == 13 and isinstance(value, bytes):
-            pair = {key: text for key, text in _fields(value) if isinstance(text, bytes)}
-            entries[pair[1].decode() if 1 in pair else ""] = pair[2].decode() if 2 in pair else ""
+            key, text = _entry(value)
+            entries[key] = text
         elif number == 14:
             external = value == _EXTERNAL
     if not external:
@@ -108,6 +109,13 @@ def _tensor(message: bytes) -> ExternalTensor | None:
     kind = ONNX_DTYPES.get(dtype, f"ONNX type {dtype}")
     offset, length = int(entries.get("offset", "0")), int(entries.get("length", "-1"))
     return ExternalTensor(name, kind, tuple(shape), entries.get("location", ""), offset, length)
+
+
+@functools.lru_cache(maxsize=1024)  # every tensor names the same file, and many have the same size
+def _entry(message: bytes) -> tuple[str, str]:
+    """Key and value of an entry of external_data."""
+    pair = {number: text for number, text in _fields(message) if isinstance(text, bytes)}
+    return pair[1].decode() if 1 in pair else "", pair[2].decode() if 2 in pair else ""
 
 
 def _messages(message: bytes, wanted: int) -> list[bytes]:

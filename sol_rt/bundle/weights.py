@@ -7,6 +7,7 @@ then count as several copies of the weights. Initializers that a session gets as
 from __future__ import annotations
 
 import ctypes
+import math
 import mmap
 import os
 import sys
@@ -156,6 +157,6 @@ def _as_ort_value(data: np.ndarray, entry: TensorEntry) -> ort.OrtValue:
     if entry.dtype != "uint4":
         return ort.OrtValue.ortvalue_from_numpy(raw.view(entry.dtype).reshape(entry.shape))
     # numpy has no 4-bit type. A uint8 view of the logical shape replaces it; ONNX Runtime reads only the packed bytes.
-    strides = tuple(int(np.prod(entry.shape[axis + 1 :])) for axis in range(len(entry.shape)))
+    strides = tuple(math.prod(entry.shape[axis + 1 :]) for axis in range(len(entry.shape)))
     logical = as_strided(raw, shape=entry.shape, strides=strides, writeable=False)
     return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(logical, _ONNX_UINT4)
