@@ -7,13 +7,16 @@ import io
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from helpers.tiny_bundle import write_bundle
 from sol_rt.bundle.bundle import Bundle
+from sol_rt.bundle.weights import SharedWeights
 from sol_rt.cli.app import COMMANDS, HIDDEN, make_app
 from sol_rt.engine.engine import Engine
 from sol_rt.errors import BundleError
@@ -47,6 +50,21 @@ def test_an_error_ahead_comes_with_the_call_that_needs_the_session(bundle: Bundl
     assert engine.forward([1], bundle.config.dense).distribution.finite
 
 
+def test_the_callers_thread_prepares_what_is_opened_ahead(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[threading.Thread] = []
+    attach = SharedWeights.attach
+
+    def noted(*arguments: Any, **more: Any) -> bytes:
+        threads.append(threading.current_thread())
+        return attach(*arguments, **more)
+
+    monkeypatch.setattr(SharedWeights, "attach", noted)
+    engine = Engine(bundle, provider="cpu")
+    engine.open_ahead(bundle.config.dense)
+    engine.forward([1], bundle.config.dense)
+    assert threads == [threading.current_thread()]
+
+
 def test_weights_are_faulted_in_only_where_memory_allows(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
 
@@ -62,6 +80,16 @@ def test_weights_are_faulted_in_only_where_memory_allows(bundle: Bundle, monkeyp
     assert asked == []
     weights.fault_in(1 << 40)
     assert sum(asked) == (bundle.path / bundle.config.weights_file).stat().st_size
+
+
+def test_a_greedy_generation_imports_nothing_that_it_does_not_need(bundle: Bundle, tmp_path: Path) -> None:
+    needless = ["concurrent.futures", "importlib.metadata", "jinja2", "logging", "numpy.random", "onnx", "rich"]
+    script = "import sys; from sol_rt.cli import main; code = main(sys.argv[1:]); "
+    script += f"print([name for name in {needless} if name in sys.modules]); sys.exit(code)"
+    command = [sys.executable, "-c", script, "generate", "-m", str(bundle.path), "-p", "a", "-n", "1"]
+    environment = {**os.environ, "SOL_RT_HOME": str(tmp_path / "home")}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, ["[]"]), done.stderr
 
 
 @pytest.mark.parametrize("name", COMMANDS)
