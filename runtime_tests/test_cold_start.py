@@ -82,6 +82,16 @@ def test_weights_are_faulted_in_only_where_memory_allows(bundle: Bundle, monkeyp
     assert sum(asked) == (bundle.path / bundle.config.weights_file).stat().st_size
 
 
+@pytest.mark.parametrize(("command", "threads"), [("generate", "1"), ("export", None)])
+def test_commands_without_linear_algebra_make_no_threads_for_it(command: str, threads: str | None) -> None:
+    script = "import atexit, os, sys; from sol_rt.cli import program; "
+    script += "atexit.register(lambda: print(os.environ.get('OPENBLAS_NUM_THREADS'))); program()"
+    environment = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
+    arguments = [sys.executable, "-c", script, command, "--none"]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False, env=environment)
+    assert (done.returncode, done.stdout) == (2, f"{threads}\n"), done.stderr
+
+
 def test_a_greedy_generation_imports_nothing_that_it_does_not_need(bundle: Bundle, tmp_path: Path) -> None:
     needless = ["concurrent.futures", "importlib.metadata", "jinja2", "logging", "numpy.random", "onnx", "rich"]
     script = "import sys; from sol_rt.cli import main; code = main(sys.argv[1:]); "

@@ -18,6 +18,8 @@ INTERRUPTED = 128 + signal.SIGINT
 """Exit code after Ctrl-C."""
 _RESTARTED = "_SOL_RT_RESTARTED"
 """Variable that tells the new program that `_use_utf8` has started it."""
+_WITHOUT_BLAS = (["generate"], ["chat"])
+"""Commands that give numpy's linear algebra a few numbers at most."""
 READER_GONE = 128 + 13
 """Exit code after the reader of stdout or stderr has left: what a shell says of a program that SIGPIPE ended."""
 
@@ -52,6 +54,8 @@ def program() -> NoReturn:
     What `atexit` holds is run, and the standard streams are flushed. Threads that still run are not waited for: none of
     them writes a file.
     """
+    if sys.argv[1:2] in _WITHOUT_BLAS:
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # importing numpy starts threads, which spin for 50 ms
     code = main()
     atexit._run_exitfuncs()  # os._exit leaves them out, and there is no public way to run them
     try:
