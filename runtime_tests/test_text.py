@@ -167,6 +167,13 @@ def test_invalid_text_is_one_line() -> None:
         MAKERS["byte level"].encode("\ud800")
 
 
+@pytest.mark.parametrize("letters", [0, 40_000])
+def test_a_byte_that_is_not_utf8_is_named_where_it_stands(tmp_path: Path, letters: int) -> None:
+    start = b'{"unused":"' + "é".encode() * letters
+    with pytest.raises(BundleError, match=f"can't decode byte 0xff in position {len(start)}:"):
+        Tokenizer.from_file(tmp_path / "tokenizer.json", content=start + b'\xff"}')
+
+
 @pytest.mark.parametrize("content", [b"", b"{}", b"\xff", b'{"model": 3}'])
 def test_unreadable_tokenizer_is_one_line(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "tokenizer.json").write_bytes(content)
