@@ -18,7 +18,7 @@ from fuzz.targets import Target
 from fuzz.worker import FINDINGS, INPUT, State
 
 _ROOT = Path(__file__).resolve().parents[1]
-_SILENCE = 180.0
+_SILENCE = 600.0
 """Seconds of real time for one input, after which a worker is waiting for something that does not come."""
 
 
