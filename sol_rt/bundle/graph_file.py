@@ -10,7 +10,7 @@ data_location = 14.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,35 +54,36 @@ def external_tensors(path: Path, content: bytes | None = None) -> list[ExternalT
         _check_nodes(_messages(graph, 1))
         for function in _messages(model, 25):
             _check_nodes(_messages(function, 7))
-        found = [_tensor(item) for item in _messages(graph, 5)]
+        return [tensor for item in _messages(graph, 5) if (tensor := _tensor(item)) is not None]
     except OSError as error:
         raise BundleError(path, "", error.strerror or "an unreadable file", "an ONNX graph") from None
     except (ValueError, IndexError):
         raise BundleError(path, "", "bytes that are not an ONNX model", "an ONNX graph") from None
-    return [tensor for tensor in found if tensor is not None]
 
 
-def _check_nodes(nodes: list[bytes], depth: int = 0) -> None:
+def _check_nodes(nodes: Iterable[bytes], depth: int = 0) -> None:
     """Raises ValueError for a node that would end the process, also in the subgraphs of nodes such as If."""
     if depth > _DEEPEST:
         raise ValueError(f"more than {_DEEPEST} graphs in graphs")
     for node in nodes:
-        fields = _fields(node)
-        if (4, b"Split") in fields:
-            _check_split(fields)
-        for number, attribute in fields:
-            if number == 5 and isinstance(attribute, bytes):
-                for kind, graph in _fields(attribute):
+        splits = False
+        for number, value in _fields(node):
+            if number == 4:
+                splits = splits or value == b"Split"
+            elif number == 5 and isinstance(value, bytes):
+                for kind, graph in _fields(value):
                     if kind in (6, 11) and isinstance(graph, bytes):
                         _check_nodes(_messages(graph, 1), depth + 1)
+        if splits:
+            _check_split(node)
 
 
-def _check_split(fields: list[tuple[int, int | bytes]]) -> None:
+def _check_split(node: bytes) -> None:
     """Raises ValueError if the `num_outputs` of a Split is not that of its outputs: ONNX Runtime 1.32 aborts the
     process while they infer its shapes.
     """
-    outputs = sum(number == 2 for number, _ in fields)
-    for number, attribute in fields:
+    outputs = sum(number == 2 for number, _ in _fields(node))
+    for number, attribute in _fields(node):
         if number == 5 and isinstance(attribute, bytes):
             values = dict(_fields(attribute))
             if values.get(1) == b"num_outputs" and values.get(3) != outputs:
@@ -118,25 +119,24 @@ def _entry(message: bytes) -> tuple[str, str]:
     return pair[1].decode() if 1 in pair else "", pair[2].decode() if 2 in pair else ""
 
 
-def _messages(message: bytes, wanted: int) -> list[bytes]:
-    """All values of a length-delimited field."""
-    return [value for number, value in _fields(message) if number == wanted and isinstance(value, bytes)]
+def _messages(message: bytes, wanted: int) -> Iterator[bytes]:
+    """Yields all values of a length-delimited field."""
+    return (value for number, value in _fields(message) if number == wanted and isinstance(value, bytes))
 
 
 def _submessage(message: bytes, wanted: int) -> bytes:
     """A message that stands in a field. Where the field occurs several times, protobuf reads them as one message."""
-    found = _messages(message, wanted)
+    found = list(_messages(message, wanted))
     if not found:
         raise ValueError(f"no field {wanted}")
     return b"".join(found)
 
 
-def _fields(message: bytes) -> list[tuple[int, int | bytes]]:
-    """The pairs (field number, value) of a protobuf message: numbers as int, length-delimited fields as bytes.
+def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """Yields (field number, value) of a protobuf message: numbers as int, length-delimited fields as bytes.
 
     Leaves out fields of 4 and 8 bytes. No field that is read here is one, and protobuf skips them in place of another.
     """
-    found: list[tuple[int, int | bytes]] = []
     at, end = 0, len(message)
     while at < end:
         tag = message[at]  # most numbers are one byte: a graph has tens of thousands, and a call for each takes long
@@ -152,7 +152,7 @@ def _fields(message: bytes) -> list[tuple[int, int | bytes]]:
             if size >= 0x80:
                 size, at = _varint(message, at - 1)
             if kind == 0:
-                found.append((tag >> 3, size))
+                yield tag >> 3, size
                 continue
         elif kind in (1, 5):
             size = 8 if kind == 1 else 4
@@ -162,8 +162,7 @@ def _fields(message: bytes) -> list[tuple[int, int | bytes]]:
         if at > end:
             raise ValueError("a field runs past the end")
         if kind == 2:
-            found.append((tag >> 3, message[start:at]))
-    return found
+            yield tag >> 3, message[start:at]
 
 
 def _packed(chunk: bytes) -> Iterator[int]:
