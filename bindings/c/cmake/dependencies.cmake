@@ -94,13 +94,14 @@ function(sol_merge_archives target)
   elseif(MSVC)
     target_link_options(${target} PRIVATE ${SOL_RT_ARCHIVES})
   else()
-    set(lines "OPEN $<TARGET_FILE:${target}>\n")
-    foreach(archive ${SOL_RT_ARCHIVES})
+    set(lines "CREATE $<TARGET_FILE:${target}>.whole\n")  # LLVM's archiver does not know OPEN
+    foreach(archive $<TARGET_FILE:${target}> ${SOL_RT_ARCHIVES})
       string(APPEND lines "ADDLIB ${archive}\n")
     endforeach()
     set(script ${CMAKE_CURRENT_BINARY_DIR}/merge.mri)
     file(GENERATE OUTPUT ${script} CONTENT "${lines}SAVE\nEND\n")
     add_custom_command(TARGET ${target} POST_BUILD VERBATIM
-      COMMAND ${CMAKE_COMMAND} -DAR=${CMAKE_AR} -DSCRIPT=${script} -P ${CMAKE_CURRENT_LIST_DIR}/cmake/merge.cmake)
+      COMMAND ${CMAKE_COMMAND} -DAR=${CMAKE_AR} -DSCRIPT=${script} -P ${CMAKE_CURRENT_LIST_DIR}/cmake/merge.cmake
+      COMMAND ${CMAKE_COMMAND} -E rename $<TARGET_FILE:${target}>.whole $<TARGET_FILE:${target}>)
   endif()
 endfunction()
