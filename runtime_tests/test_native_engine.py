@@ -18,7 +18,7 @@ from helpers import full_disk
 from helpers.core_build import ADDRESS, THREAD, core_build
 from helpers.core_steps import Core
 from helpers.random_decoder import TRAITS, hf_config
-from helpers.tiny_bundle import write_bundle
+from helpers.tiny_bundle import seal, write_bundle
 from sol_rt.budget.cost.bytes_model import Line
 from sol_rt.budget.cost.calibration_table import CalibrationTable
 from sol_rt.budget.policy import PolicySession
@@ -265,11 +265,29 @@ def test_weights_that_are_written_to_while_in_use(folder: Path, tmp_path: Path) 
 
 
 def test_a_graph_that_is_replaced_before_its_first_use(folder: Path, tmp_path: Path) -> None:
-    copy = Path(shutil.copytree(folder, tmp_path / "tiny"))
+    """What was hashed when the bundle was opened is what runs."""
+    copy, dense = Path(shutil.copytree(folder, tmp_path / "tiny")), Action(1.0, 1.0, 8)
     with Core(tmp_path / "results") as core:
+        core.do(f"load {folder}")
+        core.do("engine")
+        expected = core.forward(dense, [3])
         core.do(f"load {copy}")
         core.do("engine")
         shutil.copy(copy / "model.q4.onnx", copy / "model.q8.onnx")
+        assert np.array_equal(core.forward(dense, [3]), expected)
+        core.fails(f"load {copy}", BUNDLE, "model.q8.onnx")
+
+
+def test_a_graph_that_cannot_be_used(folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "tiny"))
+    (copy / "model.q8.onnx").write_bytes(b"no graph")
+    seal(copy, Bundle.open(folder).config)
+    with Core(tmp_path / "results") as core:
+        core.do(f"load {copy}")
+        core.do("engine")
+        for _ in range(2):
+            core.fails("forward k100-s100-q8 3", BUNDLE, "model.q8.onnx: got bytes that are not an ONNX model")
+        (copy / "model.q8.onnx").write_bytes(b"not that")
         core.fails("forward k100-s100-q8 3", BUNDLE, "model.q8.onnx", "the bundle was replaced")
         core.do("forward k100-s100-q4 3")
         core.do(f"forward k100-s100-q4 {' '.join(['3'] * 100)}")  # the cache grows beside what failed

@@ -5,8 +5,13 @@ Under the sanitizers the core runs function bodies: ONNX Runtime's threads, in w
 
 from __future__ import annotations
 
+import ctypes
 import os
+import shutil
+import struct
 import subprocess
+import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -14,6 +19,7 @@ import pytest
 from helpers.core_build import ADDRESS, SANITIZER_OPTIONS, THREAD, core_build, ort_library, skip_without_room
 
 GOLDEN = Path(__file__).parent / "golden"
+IN_OPEN = 0x20  # of inotify
 BUILDS = [("", True), ("", False), (ADDRESS, False), (THREAD, False)]
 
 pytestmark = pytest.mark.slow
@@ -41,6 +47,27 @@ def test_golden_traces(built: tuple[Path, list[str]]) -> None:
     folder, more = built
     said = run(folder / "golden", GOLDEN / "tiny", GOLDEN / "cases.tsv", *more)
     assert " golden cases, 0 differ" in said
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="inotify")
+def test_each_small_file_is_opened_once(built: tuple[Path, list[str]], tmp_path: Path) -> None:
+    """So the bytes whose hash was compared are the bytes that are used."""
+    folder, more = built
+    bundle = Path(shutil.copytree(GOLDEN / "tiny", tmp_path / "tiny"))
+    small = {path.name for path in bundle.iterdir()} - {"weights.bin"}
+    libc = ctypes.CDLL(None)
+    watched = libc.inotify_init1(os.O_NONBLOCK)
+    assert libc.inotify_add_watch(watched, os.fsencode(bundle), IN_OPEN) > 0
+    run(folder / "golden", bundle, GOLDEN / "cases.tsv", *more)
+    events, names = os.read(watched, 1 << 20), []
+    os.close(watched)
+    while events:
+        _, _, _, length = struct.unpack_from("iIII", events)
+        names.append(events[16 : 16 + length].rstrip(b"\0").decode())
+        events = events[16 + length :]
+    opened = Counter(names)
+    assert {"model.q4.onnx", "policy.onnx", "tokenizer.json"} < small
+    assert {name: opened[name] for name in small} == dict.fromkeys(small, 1)
 
 
 def test_a_wrong_golden_trace_is_noticed(built: tuple[Path, list[str]], tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ namespace {
 
 constexpr uint64_t kLongestConfig = 16 << 20;   // bytes
 constexpr uint64_t kLongestSmallFile = 1 << 30;  // bytes
+constexpr int64_t kMostKept = 64 << 20;          // bytes of contents together; larger files are read again
 constexpr int32_t kBlock = 32;                   // input channels that share one scale
 
 std::string Head(const std::string& digest) { return digest.substr(0, 12) + "…"; }
@@ -140,10 +141,19 @@ Bundle Bundle::Open(const std::string& folder, sol_verify verify, const Progress
   const std::string text = ReadFile(config_path, kLongestConfig, "a bundle's config");
   bundle.config_ = ReadConfig(text, config_path);
   const Config& config = bundle.config_;
+  int64_t kept = 0;
   for (const auto& [name, entry] : config.files) {
     const std::string path = bundle.Path(name);
     CheckSize(path, entry);
-    if (verify != SOL_VERIFY_NONE && name != config.weights_file) CheckHash(path, entry, Sha256OfFile(path));
+    if (verify == SOL_VERIFY_NONE || name == config.weights_file) continue;
+    if (entry.bytes > kMostKept - kept) {
+      CheckHash(path, entry, Sha256OfFile(path));
+      continue;
+    }
+    std::string content = ReadFile(path, static_cast<uint64_t>(entry.bytes));
+    CheckHash(path, entry, Sha256Hex(content));
+    kept += entry.bytes;
+    bundle.kept_[name] = std::move(content);
   }
   const std::string weights = bundle.Path(config.weights_file);
   if (IsLink(weights)) {
@@ -156,9 +166,14 @@ Bundle Bundle::Open(const std::string& folder, sol_verify verify, const Progress
   return bundle;
 }
 
-std::string Bundle::Read(const std::string& name) const {
+std::string Bundle::Read(const std::string& name) {
   const auto found = config_.files.find(name);
   if (found == config_.files.end()) BundleFault(path_, name, "no such file", "a file of the bundle");
+  if (const auto kept = kept_.find(name); kept != kept_.end()) {
+    std::string content = std::move(kept->second);
+    kept_.erase(kept);
+    return content;
+  }
   const std::string path = Path(name);
   std::string content = ReadFile(path, kLongestSmallFile);
   if (verify_ != SOL_VERIFY_NONE) {

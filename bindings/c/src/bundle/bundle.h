@@ -1,10 +1,11 @@
 // A bundle folder that was checked as far as that goes without running it (docs/bundle.md, section 4).
 //
-// Small files are hashed when the bundle is opened, and again whenever one is about to be read: graphs, tokenizer and policy are read when first needed,
+// Each small file is read once, when the bundle is opened, and what was hashed is kept for whoever needs it: graphs, tokenizer and policy are needed later,
 // and the bundle may have been replaced meanwhile.
 #pragma once
 
 #include <functional>
+#include <map>
 #include <optional>
 #include <string>
 
@@ -32,14 +33,16 @@ class Bundle {
 
   bool Has(const std::string& name) const { return config_.files.count(name) > 0; }
   std::string Path(const std::string& name) const { return JoinPath(path_, name); }
-  // The content of a file of the bundle other than the weights. Throws SOL_ERROR_BUNDLE if it was replaced since the bundle was opened.
-  std::string Read(const std::string& name) const;
+  // Hands over the content of a file of the bundle other than the weights. Reads what is not kept, as no content is handed over twice: throws
+  // SOL_ERROR_BUNDLE if that was replaced since the bundle was opened. For one thread at a time.
+  std::string Read(const std::string& name);
 
  private:
   std::string path_;
   Config config_;
   std::string identity_;
   sol_verify verify_ = SOL_VERIFY_SMALL;
+  std::map<std::string, std::string> kept_;  // contents by name, of files that nobody has asked for yet
   std::optional<FileState> weights_state_;
 };
 

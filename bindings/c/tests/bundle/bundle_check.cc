@@ -18,7 +18,7 @@ using namespace sol_rt;
 namespace {
 
 void CheckBundle(const std::string& folder, sol_verify verify) {
-  const Bundle bundle = Bundle::Open(folder, verify);
+  Bundle bundle = Bundle::Open(folder, verify);
   const Weights weights(bundle);
   for (const auto& [key, variant] : bundle.config().variants) weights.Check(bundle.Read(variant.file), variant.file);
   if (bundle.config().policy) weights.Check(bundle.Read(bundle.config().policy->file), bundle.config().policy->file);

@@ -29,7 +29,7 @@ void ReturnFreedMemory() {
 
 }  // namespace
 
-Sessions::Sessions(std::shared_ptr<const Runtime> runtime, const Bundle& bundle, const Weights& weights)
+Sessions::Sessions(std::shared_ptr<const Runtime> runtime, Bundle& bundle, const Weights& weights)
     : runtime_(std::move(runtime)), bundle_(bundle), weights_(weights) {}
 
 OrtSession* Sessions::Get(const std::string& file, const Signature& signature) {

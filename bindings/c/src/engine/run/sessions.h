@@ -17,7 +17,7 @@ namespace sol_rt {
 class Sessions {
  public:
   // `bundle` and `weights` must outlive the sessions.
-  Sessions(std::shared_ptr<const Runtime> runtime, const Bundle& bundle, const Weights& weights);
+  Sessions(std::shared_ptr<const Runtime> runtime, Bundle& bundle, const Weights& weights);
 
   const Runtime& runtime() const { return *runtime_; }
   // The session of a graph file, for any thread, for the life of this object. Throws SOL_ERROR_BUNDLE, SOL_ERROR_RUNTIME.
@@ -29,7 +29,7 @@ class Sessions {
   bool HasWideLayers(const std::string& file) const;
 
   std::shared_ptr<const Runtime> runtime_;
-  const Bundle& bundle_;
+  Bundle& bundle_;
   const Weights& weights_;
   std::mutex mutex_;
   std::map<std::string, Owned<OrtValue>> initializers_;  // sessions read them: they go last
