@@ -53,6 +53,8 @@ ort_python() {
 #   SOL_TEST_SCRATCH  an empty folder
 #   SOL_TEST_DAMAGED  bundles that must not load, a folder each
 #   SOL_TEST_FULL     a folder on a disk that is full, for programs that run under `on_full_disk`
+#   SOL_TEST_RUNTIMES  ONNX Runtimes that cannot be used, one a line: its path, how the error begins, how it ends, with tabs between them
+#   SOL_TEST_NEWER    ONNX Runtime, as if it were of version 1.99.0
 test_inputs() {
   SOL_TEST_LIBRARY=${SOL_RT_CORE_LIBRARY:-}
   if [ -z "$SOL_TEST_LIBRARY" ]; then
@@ -84,7 +86,33 @@ test_inputs() {
     cp "$config" "$SOL_TEST_DAMAGED/$(basename "$config" .json)/sol_config.json"
   done
   cc -shared -fPIC -O1 -o "$SOL_TEST_SCRATCH/full_disk.so" "$root/runtime_tests/helpers/full_disk.c" -ldl
+  SOL_TEST_RUNTIMES=$SOL_TEST_SCRATCH/runtimes.tsv
+  SOL_TEST_NEWER=$SOL_TEST_SCRATCH/newer.so
+  usable="expected a library with ONNX Runtime 1.23 or newer; install it, or give its path"
+  for path in "$SOL_TEST_SCRATCH/none/libonnxruntime.so" "$SOL_TEST_CASES" "$SOL_TEST_BUNDLE"; do
+    printf "%s\tONNX Runtime: got '%s', which cannot be used (\t), %s\n" "$path" "$path" "$usable"
+  done >"$SOL_TEST_RUNTIMES"
+  printf "%s\tONNX Runtime: got '%s', which\t cannot be used (no function OrtGetApiBase), %s\n" \
+    "$SOL_TEST_LIBRARY" "$SOL_TEST_LIBRARY" "$usable" >>"$SOL_TEST_RUNTIMES"
+  for version in 1.16.3 1.22.1 1.40.0; do
+    path=$SOL_TEST_SCRATCH/$version.so
+    fake_runtime "$path" "-DFAKE_VERSION=\"$version\""
+    case $version in
+      1.40.0) says=", without version 21 of its C API, expected 1.23 or newer; use another release" ;;
+      *) says=", expected 1.23 or newer; upgrade it" ;;
+    esac
+    printf "%s\tONNX Runtime: got version '%s' in '%s'\t%s\n" "$path" "$version" "$path" "$says" >>"$SOL_TEST_RUNTIMES"
+  done
+  fake_runtime "$SOL_TEST_NEWER" -DFAKE_VERSION='"1.99.0"' "-DFAKE_REAL=\"$SOL_TEST_ORT\"" -ldl
   export SOL_TEST_LIBRARY SOL_TEST_ORT SOL_TEST_BUNDLE SOL_TEST_CASES SOL_TEST_SCRATCH SOL_TEST_DAMAGED SOL_TEST_FULL
+  export SOL_TEST_RUNTIMES SOL_TEST_NEWER
+}
+
+# fake_runtime FILE OPTION...
+fake_runtime() {
+  made=$1
+  shift
+  cc -shared -fPIC -O1 -o "$made" "$root/runtime_tests/helpers/fake_runtime.c" "$@"
 }
 
 # on_full_disk COMMAND...: runs it where SOL_TEST_FULL takes two more changes: a file is made there and a little is written.

@@ -315,17 +315,13 @@ def fake_library(folder: Path, version: str | None) -> Path:
     compiler = shutil.which("cc")
     if compiler is None or sys.platform != "linux":
         pytest.skip("no C compiler for Linux")
-    source = folder / "fake.c"
-    source.write_text(
-        "int unused;"
-        if version is None
-        else "struct base { const void* (*api)(unsigned); const char* (*version)(void); };"
-        "static const void* api(unsigned v) { (void)v; return 0; }"
-        f'static const char* version(void) {{ return "{version}"; }}'
-        "const struct base* OrtGetApiBase(void) { static const struct base b = {api, version}; return &b; }"
-    )
+    source = Path(__file__).parent / "helpers" / "fake_runtime.c"
+    if version is None:
+        source = folder / "no_entry.c"
+        source.write_text("int unused;")
     built = folder / "libfake.so"
-    subprocess.run([compiler, "-shared", "-fPIC", "-o", built, source], check=True)
+    command = [compiler, "-shared", "-fPIC", f'-DFAKE_VERSION="{version}"', "-o", str(built), str(source)]
+    subprocess.run(command, check=True)
     return built
 
 
@@ -334,8 +330,9 @@ def fake_library(folder: Path, version: str | None) -> Path:
     [
         ("/nowhere/libonnxruntime.so.1", ("'/nowhere/libonnxruntime.so.1'", "cannot be used")),
         (None, ("no function OrtGetApiBase",)),
-        ("1.16.3", ("'1.16.3'", "1.23 or newer")),
-        ("1.22.1", ("'1.22.1'", "1.23 or newer")),
+        ("1.16.3", ("version '1.16.3' in '", "/libfake.so', expected 1.23 or newer; upgrade it")),
+        ("1.22.1", ("version '1.22.1' in '", "/libfake.so', expected 1.23 or newer; upgrade it")),
+        ("1.40.0", ("version '1.40.0' in '", "/libfake.so', without version 21 of its C API", "; use another release")),
     ],
 )
 def test_onnx_runtime_that_is_missing_or_too_old(tmp_path: Path, library: str | None, parts: tuple[str, ...]) -> None:

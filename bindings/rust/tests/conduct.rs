@@ -224,7 +224,23 @@ fn what_cannot_be_loaded() {
     for folder in damaged {
         assert_eq!(code(Model::load(runtime(), folder.unwrap().path())), Code::Bundle);
     }
-    assert_eq!(code(Runtime::open(&format!("{}/libonnxruntime.so", variable("SOL_TEST_SCRATCH")))), Code::Runtime);
+}
+
+#[test]
+fn runtimes_that_cannot_be_used_and_a_newer_one() {
+    let runtimes = fs::read_to_string(variable("SOL_TEST_RUNTIMES")).unwrap();
+    assert!(runtimes.lines().count() >= 7, "absent, wrong and old ones");
+    for line in runtimes.lines() {
+        let [path, begin, end] = line.split('\t').collect::<Vec<_>>()[..] else { panic!("{line}") };
+        let Err(error) = Runtime::open(path) else { panic!("{path} is taken") };
+        let message = error.to_string();
+        assert!(message.starts_with(begin) && message.ends_with(end) && !message.contains('\n'), "{message}");
+        assert_eq!(error.code(), Code::Runtime);
+    }
+    let newer = Runtime::open(&variable("SOL_TEST_NEWER")).unwrap();
+    assert_eq!(newer.ort_version(), "1.99.0");
+    let model = Model::load(&newer, folder("SOL_TEST_BUNDLE")).unwrap();
+    assert_eq!(generate(&mut model.session().unwrap(), 3).unwrap().len(), 3);
 }
 
 #[test]

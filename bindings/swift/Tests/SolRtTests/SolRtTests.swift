@@ -298,7 +298,24 @@ final class SolRtTests: XCTestCase {
     let damaged = try FileManager.default.contentsOfDirectory(atPath: variable("SOL_TEST_DAMAGED"))
     XCTAssertGreaterThanOrEqual(damaged.count, 5)
     for folder in damaged { fails(.bundle) { try SolModel(Self.runtime, folder: variable("SOL_TEST_DAMAGED") + "/" + folder) } }
-    fails(.runtime) { try SolRuntime(ortLibrary: Self.scratch + "/libonnxruntime.so") }
+  }
+
+  func testRuntimesThatCannotBeUsedAndANewerOne() async throws {
+    let lines = try String(contentsOfFile: variable("SOL_TEST_RUNTIMES"), encoding: .utf8).split(separator: "\n")
+    XCTAssertGreaterThanOrEqual(lines.count, 7, "absent, wrong and old ones")
+    for line in lines {
+      let fields = line.split(separator: "\t").map(String.init)
+      fails(.runtime) { try SolRuntime(ortLibrary: fields[0]) }
+      XCTAssertThrowsError(try SolRuntime(ortLibrary: fields[0])) { error in
+        let message = (error as? SolError)?.description ?? ""
+        XCTAssertTrue(message.hasPrefix(fields[1]) && message.hasSuffix(fields[2]), message)
+      }
+    }
+    let newer = try SolRuntime(ortLibrary: variable("SOL_TEST_NEWER"))
+    XCTAssertEqual(newer.ortVersion, "1.99.0")
+    let session = try SolModel(newer, folder: Self.bundle).session()
+    let made = try await tokens(session, 3)
+    XCTAssertEqual(made.count, 3)
   }
 
   func testWhatIsOutOfRange() async throws {

@@ -60,6 +60,19 @@ GetApiBase Open(const std::string& name, std::string& reason) {
 GetApiBase InProcess() { return reinterpret_cast<GetApiBase>(dlsym(RTLD_DEFAULT, kEntry)); }
 #endif
 
+// In an error: longer than other values, as its end tells files apart.
+std::string PathText(const std::string& path) { return Quoted(Cut(path, 400)); }
+
+// The library of a runtime, as part of a sentence; nothing where the system does not say.
+std::string In(const OrtApiBase* base) {
+#ifndef _WIN32
+  Dl_info found;
+  if (dladdr(reinterpret_cast<void*>(base->GetVersionString), &found) != 0 && found.dli_fname != nullptr) return " in " + PathText(found.dli_fname);
+#endif
+  static_cast<void>(base);
+  return std::string();
+}
+
 }  // namespace
 
 const OrtApiBase* FindOrt(const void* base, const std::string& name) {
@@ -69,7 +82,7 @@ const OrtApiBase* FindOrt(const void* base, const std::string& name) {
   if (!name.empty()) {
     entry = Open(name, reason);
     if (entry == nullptr) {
-      throw Error(SOL_ERROR_RUNTIME, "ONNX Runtime: got " + Brief(name) + ", which cannot be used (" + OneLine(reason) + "), expected a library with " +
+      throw Error(SOL_ERROR_RUNTIME, "ONNX Runtime: got " + PathText(name) + ", which cannot be used (" + OneLine(reason) + "), expected a library with " +
                                          kExpected + "; install it, or give its path");
     }
   } else {
@@ -83,7 +96,7 @@ const OrtApiBase* FindOrt(const void* base, const std::string& name) {
     }
   }
   const OrtApiBase* const found = entry();
-  if (found == nullptr) throw Error(SOL_ERROR_RUNTIME, std::string("ONNX Runtime: its entry gave nothing, expected ") + kExpected);
+  if (found == nullptr) throw Error(SOL_ERROR_RUNTIME, std::string("ONNX Runtime: got nothing from ") + kEntry + ", expected " + kExpected + "; install it");
   return found;
 }
 
@@ -92,8 +105,12 @@ const OrtApi* OrtFunctions(const OrtApiBase* base) {
   const std::string version = text == nullptr ? "?" : text;
   int major = 0, minor = 0;
   const bool known = std::sscanf(version.c_str(), "%d.%d", &major, &minor) == 2;
-  const OrtApi* const api = known && major == 1 && minor < kOldestMinor ? nullptr : base->GetApi(kOrtApi);
-  if (api == nullptr) throw Error(SOL_ERROR_RUNTIME, "ONNX Runtime: got version " + Brief(version) + ", expected 1.23 or newer; upgrade it");
+  const bool old = known && major == 1 && minor < kOldestMinor;
+  const OrtApi* const api = old ? nullptr : base->GetApi(kOrtApi);
+  if (api == nullptr) {
+    throw Error(SOL_ERROR_RUNTIME, "ONNX Runtime: got version " + Brief(version) + In(base) + (old ? "" : ", without version 21 of its C API") +
+                                       ", expected 1.23 or newer; " + (old ? "upgrade it" : "use another release"));
+  }
   return api;
 }
 

@@ -19,7 +19,7 @@ constexpr int kOldestMinor = 23;    // ONNX Runtime 1.23 is the oldest that read
 // SOL_ERROR_RUNTIME if there is none.
 const OrtApiBase* FindOrt(const void* base, const std::string& name);
 
-// Its functions. Throws SOL_ERROR_RUNTIME if it is too old.
+// Its functions. Throws SOL_ERROR_RUNTIME if it is too old, or if it no longer has this version of them.
 const OrtApi* OrtFunctions(const OrtApiBase* base);
 
 // A message of ONNX Runtime on one line of at most 200 characters.

@@ -47,7 +47,8 @@ public final class SolTests {
     test("save, restore and rewind", SolTests::saveAndRestore);
     test("a full disk", SolTests::fullDisk);
     test("wrong folders", SolTests::wrongFolders);
-    test("no ONNX Runtime", SolTests::noOnnxRuntime);
+    test("ONNX Runtimes that cannot be used", SolTests::wrongRuntimes);
+    test("a newer ONNX Runtime", SolTests::newerRuntime);
     test("options that are out of range", SolTests::badOptions);
     test("objects that are closed", SolTests::closed);
     test("callbacks that throw", SolTests::callbacksThatThrow);
@@ -374,8 +375,21 @@ public final class SolTests {
     fails(NullPointerException.class, () -> SolModel.load(runtime, null));
   }
 
-  private static void noOnnxRuntime() {
-    fails(SolException.Runtime.class, () -> SolRuntime.open(SCRATCH + "/libonnxruntime.so"));
+  private static void wrongRuntimes() throws Exception {
+    List<String> lines = Files.readAllLines(Paths.get(System.getenv("SOL_TEST_RUNTIMES")));
+    check(lines.size() >= 7, "absent, wrong and old ones");
+    for (String line : lines) {
+      String[] fields = line.split("\t");
+      String message = fails(SolException.Runtime.class, () -> SolRuntime.open(fields[0])).getMessage();
+      check(message.startsWith(fields[1]) && message.endsWith(fields[2]) && message.indexOf('\n') < 0, message);
+    }
+  }
+
+  private static void newerRuntime() {
+    try (SolRuntime newer = SolRuntime.open(System.getenv("SOL_TEST_NEWER")); SolModel own = SolModel.load(newer, BUNDLE)) {
+      equal("1.99.0", newer.ortVersion());
+      golden(own, cases.get(0));
+    }
   }
 
   private static void badOptions() {
