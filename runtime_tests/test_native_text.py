@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
+import runpy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -57,6 +59,22 @@ def test_random_texts_have_the_tokens_of_tokenizers(program: Path, files: dict[s
             assert native.ask("last_id") == reference.last_id
             assert native.ask("size") == reference.vocab_size
         assert not found, f"{name}: {len(found)} differ\n" + "\n".join(found[:5])
+
+
+def test_the_seeds_of_the_fuzz_target_are_read(program: Path, tmp_path: Path) -> None:
+    """Mutations of a file that is refused at once would reach none of the later steps."""
+    seeds = runpy.run_path(str(Path(__file__).parents[1] / "bindings" / "c" / "tests" / "fuzz" / "seeds.py"))
+    for document, text in seeds["small_tokenizers"]():
+        path = _write(tmp_path / "tokenizer.json", document)
+        with NativeText(program, path) as native:
+            if document["model"].get("unk_token") == "none":
+                with pytest.raises(NativeError, match=r"model\.unk_token: got 'none'"):
+                    native.ask("encode", texts=[text], add=True, parse=True)
+                continue
+            reference = Tokenizer.from_file(path)
+            for add, parse in itertools.product((True, False), repeat=2):
+                expected = reference.encode(text, add_special_tokens=add, parse_special=parse)
+                assert native.ask("encode", texts=[text], add=add, parse=parse) == [expected], document
 
 
 def test_a_difference_is_noticed(program: Path, files: dict[str, Path]) -> None:

@@ -33,6 +33,25 @@ class JsonMutator {
     }
   }
 
+  // A text with one change, or with one of the texts of `json` put in: words alone reach added tokens and merges.
+  std::string ChangedText(std::string text, std::string_view json) {
+    if (Below(2) == 0) return ChangedText(std::move(text));
+    try {
+      Json tree = ParseJson(json, "input");
+      std::vector<Json*> nodes;
+      Collect(tree, nodes);
+      std::vector<std::string> texts{" "};
+      for (const Json* node : nodes) {
+        if (node->is_string()) texts.push_back(node->get<std::string>());
+        if (!node->is_object()) continue;
+        for (const auto& item : node->items()) texts.push_back(item.key());
+      }
+      return text.insert(Below(text.size() + 1), texts[Below(texts.size())]);
+    } catch (const Error&) {
+      return ChangedText(std::move(text));
+    }
+  }
+
  private:
   static void Collect(Json& node, std::vector<Json*>& found) {
     found.push_back(&node);

@@ -11,6 +11,20 @@ from typing import Any
 LONGEST = 4096  # bytes: what run.sh lets an input have, because longer ones take time and show nothing more
 TESTS = Path(__file__).resolve().parents[4] / "runtime_tests"
 GOLDEN = TESTS / "golden" / "tiny"
+_REPLACED: list[tuple[dict[str, str], str]] = [
+    ({"String": " "}, "▁"),
+    ({"String": "ab"}, ""),
+    ({"Regex": r"\s+|b"}, "aa"),
+    ({"Regex": "(?=a)"}, "1"),
+]
+_PATTERNS = (
+    r"(?i:'s|'t)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+(?!\S)|\s+",
+    r"(?>a|b)*+[^\w\-\x41]{,2}?|\P{L}$|^\h{1,2}+",
+    r"\b\d+\B|(?<=a)|(?<!\W)[\t-\r ]",
+    r"\A.\z|\Z|x?|\u0301|\x{e9}",
+    r"(?i)[a-f\D\S]+?|\H|[^\p{^L}]",
+    r"(?-i:(a)b|c{2}){2}{3}",
+)
 
 
 def small_configs() -> list[dict[str, Any]]:
@@ -47,6 +61,117 @@ def small_configs() -> list[dict[str, Any]]:
     return [config, mixed, three, states, windows]
 
 
+def _bpe(tokens: list[str], merges: list[Any]) -> dict[str, Any]:
+    return {"type": "BPE", "vocab": {token: i for i, token in enumerate(tokens)}, "merges": merges}
+
+
+def small_tokenizers() -> list[tuple[dict[str, Any], str]]:
+    """Documents of a `tokenizer.json` and texts, one pair for each step that the core reads and each way to set it."""
+    plain = _bpe(["a", "b", " ", "ab", " ab", "1"], [["a", "b"], [" ", "ab"]])
+    pieces = _bpe(["<unk>", "▁", "a", "b", "ab", "▁ab"], ["a b", "▁ ab"])
+    byte_level = _bpe(["Ġ", "a", "b", "ab", "Ġab", "Ã", "©"], ["a b", "Ġ ab"])
+    with_bytes = _bpe([*pieces["vocab"], *(f"<0x{byte:02X}>" for byte in "é▁\n".encode())], ["a b", "▁ ab"])
+    with_bytes["byte_fallback"] = True
+    special = {"special": True, "normalized": False, "lstrip": False, "rstrip": False, "single_word": False}
+    text, words = " ab, A1b  \u00e9e\u0301\u00bd\uac00\u0130 ", "ab a b ab 1 ab é ab b é  ab,a"
+    found: list[tuple[dict[str, Any], str]] = []
+
+    def add(model: dict[str, Any], text: str, tokens: list[dict[str, Any]] | None = None, **steps: Any) -> None:
+        fields = [special | {"id": 90 + i} | token for i, token in enumerate(tokens or [])]
+        found.append(({"model": model, "added_tokens": fields} | steps, text))
+
+    for name in ("NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents", "ByteLevel"):
+        add(plain, text, normalizer={"type": name})
+    for left, right in ((True, True), (True, False), (False, True)):
+        add(plain, " \u3000ab\t", normalizer={"type": "Strip", "strip_left": left, "strip_right": right})
+    replaced = [{"type": "Replace", "pattern": pattern, "content": new} for pattern, new in _REPLACED]
+    for step in replaced:
+        add(plain, text, normalizer=step)
+    prepended = {"type": "Prepend", "prepend": "▁"}
+    add(pieces, " ab", normalizer={"type": "Sequence", "normalizers": [prepended, replaced[0]]})
+    steps = [{"type": "NFD"}, prepended, {"type": "StripAccents"}]
+    add(pieces, "éab", normalizer={"type": "Sequence", "normalizers": steps})
+
+    for behavior in ("Removed", "Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous"):
+        for invert in (False, True):
+            split = {"type": "Split", "pattern": {"String": "b"}, "behavior": behavior, "invert": invert}
+            add(plain, "abba b", pre_tokenizer=split)
+        add(plain, "a,b!?", pre_tokenizer={"type": "Punctuation", "behavior": behavior})
+    for pattern in _PATTERNS:
+        split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+        add(plain, text, pre_tokenizer=split)
+    bytes_first = {"type": "ByteLevel", "trim_offsets": True}
+    for space in (False, True):
+        for regex in (False, True):
+            add(byte_level, words, pre_tokenizer=bytes_first | {"add_prefix_space": space, "use_regex": regex})
+    for scheme in ("first", "never", "always"):
+        for whole in (False, True):
+            metaspace = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": not whole}
+            add(pieces, "ab  ab", [{"content": "<s>"}], pre_tokenizer=metaspace, decoder=metaspace)
+    for alone in (False, True):
+        add(plain, "a12b½", pre_tokenizer={"type": "Digits", "individual_digits": alone})
+    for name in ("Whitespace", "WhitespaceSplit", "BertPreTokenizer"):
+        add(plain, words, pre_tokenizer={"type": name})
+    steps = [{"type": "WhitespaceSplit"}, {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first"}]
+    add(pieces, words, pre_tokenizer={"type": "Sequence", "pretokenizers": steps})
+
+    unknown = {"unk_token": "<unk>"}
+    fused = unknown | {"fuse_unk": True}
+    for change in (unknown, fused, {"unk_token": "none"}, {"ignore_merges": True}, {"dropout": 0.0}):
+        add(pieces | change, "xab中中b")
+    add(with_bytes | unknown, "abé\n▁x", decoder={"type": "ByteFallback"})
+    affixed = ["<unk>", "a", "##b", "b</w>", "##b</w>", "ab</w>", "##bb</w>", "abb</w>"]
+    merges = ["a ##b</w>", "##b ##b</w>", "a ##bb</w>"]
+    affixes = {"continuing_subword_prefix": "##", "end_of_word_suffix": "</w>"}
+    add(_bpe(affixed, merges) | affixes, "abb ab b", decoder={"type": "BPEDecoder", "suffix": "</w>"})
+    for name, affix in affixes.items():
+        add(_bpe(["a", "##b", "b", "b</w>", "##a</w>"], []) | {name: affix}, "abab")
+    chain = _bpe(["a", "aa", "aaaa"], ["aa aa", "a a", "aa a"])
+    chain["vocab"]["aaa"] = 7  # ids with a hole
+    add(chain, "aaaaaaaaaaa")
+
+    for decoder in (
+        bytes_first | {"add_prefix_space": False, "use_regex": False},
+        {"type": "Fuse"},
+        *({"type": "Strip", "content": "a", "start": start, "stop": stop} for start, stop in ((1, 0), (0, 1), (2, 2))),
+        *replaced,
+        {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}, replaced[1]]},
+    ):
+        add(byte_level, "aababa", decoder=decoder)
+        add(with_bytes, "a éab▁ab", decoder=decoder)
+
+    single = [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    template: dict[str, Any] = {"type": "TemplateProcessing", "single": single, "pair": []}
+    template["special_tokens"] = {"<s>": {"id": "<s>", "ids": [6, 5], "tokens": ["<s>", "1"]}}
+    bytes_last = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True}
+    pair = {"sep": ["1", 5], "cls": ["<s>", 6]}
+    roberta = {"type": "RobertaProcessing", "add_prefix_space": True, "trim_offsets": True} | pair
+    both_steps = {"type": "Sequence", "processors": [bytes_last, template]}
+    for post in (template, roberta, {"type": "BertProcessing"} | pair, bytes_last, both_steps):
+        add(plain, "ab<s>", [{"content": "<s>"}], post_processor=post)
+
+    for flag in ("lstrip", "rstrip", "single_word", "normalized"):
+        add(plain, "a <s> ab<s><s>  <s>é<s>", [{"content": "<s>", flag: True}])
+    both = {"lstrip": True, "rstrip": True}
+    add(plain, "a  <s>  <t>  b", [{"content": "<s>"} | both, {"content": "<t>", "special": False} | both])
+    add(plain, "<s><s></s><s", [{"content": "<s"}, {"content": "<s>"}, {"content": "<s></s>"}, {"content": "a"}])
+    folded = [{"content": "AÉ", "normalized": True, "special": False}, {"content": "<S>", "normalized": True}]
+    add(plain, "xAé aé<s>", folded, normalizer={"type": "Lowercase"})
+    return found
+
+
+def small_chats() -> list[tuple[dict[str, Any], str]]:
+    """Documents of a `chat_segments.json` and a message's text for each."""
+    lists: dict[str, Any] = {"format_version": 1, "trimmed": ["user"], "filled": ["assistant"]}
+    between = {"start": {"user": "<s>"}, "user": {"assistant": "b"}, "assistant": {"user": "a", "answer": "<s>"}}
+    bare = between | {"user": {"user": "", "assistant": "", "answer": ""}}
+    return [
+        (lists | {"between": between}, " a<s> "),
+        (lists | {"filled": [], "between": between}, "\u3000<s"),
+        (lists | {"filled": [], "trimmed": ["user", "system", "assistant"], "between": bare}, "s>"),
+    ]
+
+
 def seeds(target: str) -> list[bytes]:
     """Inputs of a target. The target `bundle` chooses its reader by the first byte."""
     if target == "bundle":
@@ -60,8 +185,10 @@ def seeds(target: str) -> list[bytes]:
             *(b"\1" + path.read_bytes() for path in graphs),
             *(b"\2" + tag for tag in tags),
         ]
-    folder = Path(__file__).parent / "corpus" / target
-    return [path.read_bytes() for path in sorted(folder.iterdir())] if folder.is_dir() else []
+    return [
+        json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode() + b"\0" + text.encode()
+        for document, text in (*small_tokenizers(), *small_chats())
+    ]
 
 
 def main() -> None:

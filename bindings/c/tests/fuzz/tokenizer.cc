@@ -1,6 +1,8 @@
-// Fuzz target of the text part: bytes of a tokenizer.json or a chat_segments.json, a zero byte, and a text. No input may crash, hang or leak, and what is decoded is valid UTF-8.
+// Fuzz target of the text part: bytes of a tokenizer.json or a chat_segments.json, a zero byte, and a text. No input may crash, hang or leak, tokens are ids
+// of the tokenizer, and what is decoded is valid UTF-8.
 //
 // The text is encoded in every way, decoded whole and streamed. Errors of the core are results like others; any other exception ends the program.
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
@@ -31,10 +33,16 @@ void Require(bool holds, const char* what) {
   std::abort();
 }
 
+void RequireIds(const std::vector<int32_t>& tokens, int32_t last) {
+  for (int32_t token : tokens) Require(token >= 0 && token <= last, "a token is no id");
+}
+
 void Use(const std::shared_ptr<const sol_rt::Tokenizer>& tokenizer, std::string_view text) {
   for (int way = 0; way < 4; ++way) {
     try {
-      const std::vector<int32_t> tokens = tokenizer->Encode(text, (way & 1) != 0, (way & 2) != 0);
+      const bool adds = (way & 1) != 0;  // what a template adds has any id
+      const std::vector<int32_t> tokens = tokenizer->Encode(text, adds, (way & 2) != 0);
+      RequireIds(tokens, adds ? INT32_MAX : tokenizer->LastId());
       const bool skip = way == 1 || way == 2;
       Require(sol_rt::IsValidUtf8(tokenizer->Decode(tokens.data(), tokens.size(), skip)), "decoded text is not UTF-8");
       sol_rt::TextStream stream(tokenizer, tokens, skip);
@@ -47,7 +55,7 @@ void Use(const std::shared_ptr<const sol_rt::Tokenizer>& tokenizer, std::string_
   }
   try {
     const size_t half = text.size() / 2;
-    tokenizer->EncodeRendered(text, {{0, half / 2}, {half, text.size()}});
+    RequireIds(tokenizer->EncodeRendered(text, {{0, half / 2}, {half, text.size()}}), tokenizer->LastId());
   } catch (const sol_rt::Error&) {
   }
   const std::vector<int32_t> odd = {-1, 0, tokenizer->LastId(), tokenizer->LastId() + 1, INT32_MAX, INT32_MIN};
@@ -68,11 +76,15 @@ void Use(const std::shared_ptr<const sol_rt::Tokenizer>& tokenizer, std::string_
 
 extern "C" size_t LLVMFuzzerCustomMutator(uint8_t* data, size_t size, size_t max_size, unsigned seed) {
   sol_rt::JsonMutator mutator(seed);
-  if (mutator.Below(4) == 0) return LLVMFuzzerMutate(data, size, max_size);
+  const size_t way = mutator.Below(8);
   const std::string_view input(reinterpret_cast<const char*>(data), size);
-  const std::string_view file = input.substr(0, input.find('\0'));
-  const std::string changed = mutator.Changed(file) + std::string(input.substr(file.size()));
-  if (changed.size() == size - file.size() || changed.size() > max_size) return LLVMFuzzerMutate(data, size, max_size);
+  const size_t end = std::min(input.find('\0'), input.size());
+  const std::string_view file = input.substr(0, end), text = input.substr(std::min(end + 1, size));
+  std::string changed;
+  if (way > 1) changed = way > 3 ? mutator.Changed(file) : std::string(file);
+  if (changed.empty()) return LLVMFuzzerMutate(data, size, max_size);
+  changed += '\0' + (way > 3 ? std::string(text) : mutator.ChangedText(std::string(text), file));
+  if (changed.size() > max_size) return LLVMFuzzerMutate(data, size, max_size);
   std::memcpy(data, changed.data(), changed.size());
   return changed.size();
 }
