@@ -98,7 +98,9 @@ class JsonMutator {
 
   std::string ChangedText(std::string text) {
     static const std::vector<std::string> usual = {"\xC3\xA9", "\xC5\x84", "\xCC\x81", "\xE2\x96\x81", "\xE4\xB8\xAD", "\xEF\xBF\xBD", "\xF0\x9F\x98\x80"};
-    if (Below(4) == 0) return text.insert(Below(text.size() + 1), usual[Below(usual.size())]);
+    const size_t way = Below(8);
+    if (way < 2) return text.insert(Below(text.size() + 1), usual[Below(usual.size())]);
+    if (way == 2) return text.substr(0, Below(text.size() + 1));
     const size_t size = text.size(), room = size + 8;
     text.resize(room);
     text.resize(LLVMFuzzerMutate(reinterpret_cast<uint8_t*>(text.data()), size, room));

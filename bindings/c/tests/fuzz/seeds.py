@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def small_tokenizers() -> list[tuple[dict[str, Any], str]]:
     plain = _bpe(["a", "b", " ", "ab", " ab", "1"], [["a", "b"], [" ", "ab"]])
     pieces = _bpe(["<unk>", "▁", "a", "b", "ab", "▁ab"], ["a b", "▁ ab"])
     byte_level = _bpe(["Ġ", "a", "b", "ab", "Ġab", "Ã", "©"], ["a b", "Ġ ab"])
-    with_bytes = _bpe([*pieces["vocab"], *(f"<0x{byte:02X}>" for byte in "é▁\n".encode())], ["a b", "▁ ab"])
+    with_bytes = _bpe([*pieces["vocab"], *(f"<0x{byte:02X}>" for byte in "é▁\n".encode()), "<0x"], ["a b", "▁ ab"])
     with_bytes["byte_fallback"] = True
     special = {"special": True, "normalized": False, "lstrip": False, "rstrip": False, "single_word": False}
     text, words = " ab, A1b  \u00e9e\u0301\u00bd\uac00\u0130 ", "ab a b ab 1 ab é ab b é  ab,a"
@@ -160,6 +161,17 @@ def small_tokenizers() -> list[tuple[dict[str, Any], str]]:
     return found
 
 
+def _beyond(value: Any) -> Iterator[Any]:
+    """Copies of a document with one of the numbers outside of vocabularies replaced by the first beyond 32 bits."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        yield 2**31
+    for key in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
+        for changed in _beyond(value[key]) if key != "vocab" else ():
+            copied = value.copy()
+            copied[key] = changed
+            yield copied
+
+
 def small_chats() -> list[tuple[dict[str, Any], str]]:
     """Documents of a `chat_segments.json` and a message's text for each."""
     lists: dict[str, Any] = {"format_version": 1, "trimmed": ["user"], "filled": ["assistant"]}
@@ -185,9 +197,12 @@ def seeds(target: str) -> list[bytes]:
             *(b"\1" + path.read_bytes() for path in graphs),
             *(b"\2" + tag for tag in tags),
         ]
+    pairs = [*small_tokenizers(), *small_chats()]
+    pairs += [(document, " \u3000 ") for document, _ in pairs]
+    pairs += [(changed, text) for document, text in small_tokenizers() for changed in _beyond(document)]
     return [
         json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode() + b"\0" + text.encode()
-        for document, text in (*small_tokenizers(), *small_chats())
+        for document, text in pairs
     ]
 
 

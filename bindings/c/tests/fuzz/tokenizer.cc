@@ -58,7 +58,9 @@ void Use(const std::shared_ptr<const sol_rt::Tokenizer>& tokenizer, std::string_
     RequireIds(tokenizer->EncodeRendered(text, {{0, half / 2}, {half, text.size()}}), tokenizer->LastId());
   } catch (const sol_rt::Error&) {
   }
-  const std::vector<int32_t> odd = {-1, 0, tokenizer->LastId(), tokenizer->LastId() + 1, INT32_MAX, INT32_MIN};
+  std::vector<int32_t> odd;
+  for (int32_t id = 0; id < 16; ++id) odd.push_back(id);  // in a small vocabulary all, also what no text makes
+  odd.insert(odd.end(), {-1, tokenizer->LastId(), tokenizer->LastId() + 1, INT32_MAX, INT32_MIN});
   try {
     tokenizer->Decode(odd.data(), odd.size(), true);
   } catch (const sol_rt::Error&) {
