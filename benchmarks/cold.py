@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from peer_models import bundle_of, model_of
 from peer_report import quartiles
-from workers.client import WorkerProcess
+from workers.client import WorkerProcess, engines_of
 
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.engine.hardware import processor_name
@@ -45,7 +45,8 @@ def main() -> None:
     engines: dict[str, tuple[Path, Path]] = {"sol_rt": (Path(sys.executable), bundle.path)}
     for peer in filter(None, arguments.peers.split(",")):
         python = (arguments.environments / peer / "bin/python").absolute()
-        engines[peer] = python, model_of(peer, checkpoint, python, arguments.environments / "models" / name)
+        model = model_of(peer, checkpoint, python, arguments.environments / "models" / name)
+        engines |= dict.fromkeys(engines_of(peer), (python, model))
     words = np.random.default_rng(0).integers(0, bundle.config.model.vocab_size, PROMPT).tolist()
     first: dict[str, list[float]] = {engine: [] for engine in engines}
     cold: dict[str, list[float]] = {engine: [] for engine in engines}

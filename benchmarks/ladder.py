@@ -42,7 +42,7 @@ from ladder_scores import Loss, Scores
 from peer_models import bundle_of
 from peer_report import quartiles, ratios
 from peers import Entry, action_list, measure, positive, positives
-from workers.client import WorkerError, WorkerProcess
+from workers.client import WITHOUT_FLASH, WorkerError, WorkerProcess, engines_of
 
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.config import CONFIG_NAME
@@ -55,6 +55,7 @@ from sol_rt.store.home import find_bundle
 from sol_rt.store.pull import resolve
 
 _BATCH = 512
+_TRIALS = 3
 
 Score = Callable[[Sequence[int]], Sequence[float]]
 """Returns the losses of a window's scored tokens, in nats."""
@@ -102,6 +103,7 @@ class Run:
             raise UsageError(f"--actions {tag}: no variant {foreign[0].variant} in this bundle; it has {has}")
         self.actions = list(dict.fromkeys([config.dense, *self.actions]))
         self.revision = hashlib.sha256((self.model.bundle.path / CONFIG_NAME).read_bytes()).hexdigest()[:8]
+        self.engines: dict[int, str] = {}  # how llama.cpp was timed, by context
         self.step_bytes = {key: variant.weight_bytes for key, variant in config.variants.items()}
         self.cuts = self._cut(args.file.read_text(encoding="utf-8"))
 
@@ -162,25 +164,38 @@ class Run:
             print(file=sys.stderr)
 
     def speeds(self) -> dict[int, dict[str, list[float]]]:
-        """Measures tokens/s by context and row, all rows in turn."""
-        threads, size = self.args.threads, self.model.bundle.config.model.vocab_size
+        """Measures tokens/s by context and row, all rows in turn. Notes in `engines` how llama.cpp ran."""
+        size = self.model.bundle.config.model.vocab_size
+        words = np.random.default_rng(0).integers(0, size, max(self.args.contexts)).tolist()
         found = {}
-        with contextlib.ExitStack() as stack:
-            enter = stack.enter_context
-            own = enter(WorkerProcess.start("sol_rt", sys.executable, self.model.bundle.path, threads))
-            others = [
-                enter(WorkerProcess.start("llama.cpp", self.python, self.ladder.rung(name), threads, name))
-                for name in self.args.rungs
-            ]
-            entries = [*(Entry(own, action.tag) for action in self.actions), *map(Entry, others)]
-            words = np.random.default_rng(0).integers(0, size, max(self.args.contexts)).tolist()
-            for context in self.args.contexts:
-                for worker in (own, *others):
-                    worker.ask(do="prompt", tokens=words[:context], room=self.args.count)
-                request: dict[str, object] = {"do": "decode", "count": self.args.count}
-                found[context] = measure(entries, request, self.args.count, self.args.repetitions)
-                print(f"measured {len(entries)} rows at context {context}", file=sys.stderr)
+        for context in self.args.contexts:
+            engine = self.engines[context] = self._faster_engine(words[:context])
+            with contextlib.ExitStack() as stack:
+                path, threads = self.model.bundle.path, self.args.threads
+                own = stack.enter_context(WorkerProcess.start("sol_rt", sys.executable, path, threads))
+                others = [stack.enter_context(self._llama(engine, name, name)) for name in self.args.rungs]
+                entries = [*(Entry(own, action.tag) for action in self.actions), *map(Entry, others)]
+                found[context] = self._rates(entries, words[:context], self.args.repetitions)
+            print(f"measured {len(entries)} rows at context {context}", file=sys.stderr)
         return found
+
+    def _llama(self, engine: str, rung: str, name: str) -> WorkerProcess:
+        return WorkerProcess.start(engine, self.python, self.ladder.rung(rung), self.args.threads, name)
+
+    def _rates(self, entries: list[Entry], prompt: list[int], repetitions: int) -> dict[str, list[float]]:
+        """Tokens/s of decoding behind a prompt, by entry."""
+        for worker in dict.fromkeys(entry.worker for entry in entries):
+            worker.ask(do="prompt", tokens=prompt, room=self.args.count)
+        request: dict[str, object] = {"do": "decode", "count": self.args.count}
+        return measure(entries, request, self.args.count, repetitions)
+
+    def _faster_engine(self, prompt: list[int]) -> str:
+        """How llama.cpp decodes the first rung faster behind this prompt: with flash attention or without."""
+        with contextlib.ExitStack() as stack:
+            rung, engines = self.args.rungs[0], engines_of("llama.cpp")
+            trial = [Entry(stack.enter_context(self._llama(engine, rung, engine))) for engine in engines]
+            rates = self._rates(trial, prompt, _TRIALS)
+        return max(engines, key=lambda engine: float(np.median(rates[engine])))
 
     def result(self, cut: Cut, contents: Mapping[str, Contents], rates: Mapping[str, Sequence[float]]) -> Result:
         """All rows of a context.
@@ -269,9 +284,11 @@ def page(run: Run, contents: Mapping[str, Contents], results: Sequence[Result], 
         f"{', '.join(f'{kind} {share:.0%}' for kind, share in held.types.items())} |"
         for name, held in contents.items()
     )
+    without = ", ".join(str(context) for context, engine in run.engines.items() if engine == WITHOUT_FLASH)
     speed = f"""Speed: {args.count} greedy decode steps after a prompt of the context's length, which is not timed;
 median [quartiles] of {args.repetitions} repetitions, all rows in turn in each, after a turn of warm-up; ratios are
-taken within a repetition."""
+taken within a repetition. llama.cpp with flash attention, its default, or without, whichever decoded the first rung
+faster: without at {without or "no context"}."""
     return f"""# {run.name} beside llama.cpp's quantization ladder, {time.strftime("%Y-%m-%d")}
 
 ```
@@ -279,7 +296,7 @@ taken within a repetition."""
 ```
 
 {processor_name()}, {args.threads} threads, Python {platform.python_version()}. Rungs: llama-cpp-python's
-`llama_model_quantize` on the float32 weights, {_importance(args)}; f16 KV, flash attention, batches of {_BATCH}.
+`llama_model_quantize` on the float32 weights, {_importance(args)}; f16 KV, batches of {_BATCH}.
 Ours: a bundle of the same weights, {config.kv.dtype} KV, its fixed actions.
 
 **Limits.** Rungs are quantized anew from float32 values. Where the source file is itself quantized to 4 bits, as GGUF

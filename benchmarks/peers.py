@@ -5,8 +5,8 @@
 
 Prints a Markdown page: prompts of 512 tokens (pp512), and greedy decoding after a prompt of a given depth (tg64 @
 d512), in tokens per second and as ratios. With a text (-f), each row also has the perplexity on its first windows, by
-llama-perplexity's convention: 512 tokens, the second half scored. `make peers` first makes the environments,
-ENVIRONMENTS/PEER/bin/python.
+llama-perplexity's convention: 512 tokens, the second half scored. llama.cpp is measured with flash attention, its
+default, and without (-fa 0). `make peers` first makes the environments, ENVIRONMENTS/PEER/bin/python.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from peer_models import bundle_of, model_of
 from peer_report import Test, machine, tables
-from workers.client import WorkerError, WorkerProcess
+from workers.client import WorkerError, WorkerProcess, engines_of
 
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
@@ -136,7 +136,7 @@ def report(
     peers = [worker.name for worker in workers[1:]]
     depths = ",".join(map(str, args.depths))
     text = f" TEXT={args.file.name}" if args.file else ""
-    command = f"make peers MODEL={Path(args.model).name} PEERS={','.join(peers)} DEPTHS={depths}{text}"
+    command = f"make peers MODEL={Path(args.model).name} PEERS={','.join(args.peers)} DEPTHS={depths}{text}"
     actions = ",".join(action.tag for action in args.actions)
     options = f"-r {args.repetitions} -n {args.count} --threads {args.threads} --actions {actions}"
     about = "\n".join(f"- {worker.name}: {worker.version}; {worker.settings}" for worker in workers)
@@ -257,7 +257,7 @@ def run(args: argparse.Namespace) -> str:
     with contextlib.ExitStack() as stack:
         start = lambda *how: stack.enter_context(WorkerProcess.start(*how, args.threads))  # noqa: E731
         own = start("sol_rt", sys.executable, bundle.path)
-        peers = [start(peer, python, files[peer]) for peer, python in pythons.items()]
+        peers = [start(engine, pythons[peer], files[peer]) for peer in args.peers for engine in engines_of(peer)]
         results = []
         for test in tests(own, peers, args.actions, bundle, args):
             print(f"measured {test.name}", file=sys.stderr)

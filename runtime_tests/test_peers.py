@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from peer_report import best, quartiles, ratios, tables
-from workers.client import WorkerError, WorkerProcess
+from workers.client import WorkerError, WorkerProcess, engines_of
 from workers.scoring import scorer
 
 from helpers.bad_options import assert_refused
@@ -120,6 +120,20 @@ def test_every_entry_is_measured_in_every_turn_and_the_warm_up_is_left_out(recor
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc to read a process's state from")
+def test_llama_cpp_is_measured_with_and_without_flash_attention(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "{\\"version\\": \\"1\\", \\"settings\\": \\"$*\\"}"\ncat\n')
+    python.chmod(0o755)
+    said = {}
+    for engine in engines_of("llama.cpp"):
+        with WorkerProcess.start(engine, python, tmp_path / "file.gguf", 2) as worker:
+            said[worker.name] = worker.settings
+    assert said.keys() == {"llama.cpp", "llama.cpp -fa 0"}
+    assert all("/llama_cpp_worker.py " in each and "file.gguf --threads 2" in each for each in said.values())
+    assert ["--no-flash-attention" in each for each in said.values()] == [False, True]
+    assert engines_of("genai") == ("genai",)
+
+
 def test_a_worker_that_is_not_asked_is_stopped(recorder: WorkerProcess) -> None:
     def state() -> str:
         return Path(f"/proc/{recorder.pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
@@ -196,6 +210,7 @@ def test_a_page_says_what_was_measured(recorder: WorkerProcess) -> None:
     with recorder:
         args = argparse.Namespace(
             model="smollm2-135m",
+            peers=["llama.cpp"],
             depths=[64],
             repetitions=2,
             count=32,
@@ -210,7 +225,7 @@ def test_a_page_says_what_was_measured(recorder: WorkerProcess) -> None:
     assert page.count("`k050-s100-q4` after 64 tokens reads 2 of 4 old pages") == 1
     assert "`tg32 @ d512`: 32 decode steps" in page
     assert "over 2 repetitions, all" in page
-    assert "TEXT=valid.txt" in page
+    assert "PEERS=llama.cpp DEPTHS=64 TEXT=valid.txt" in page
     assert "windows of 512 tokens of valid.txt, 765 tokens scored" in page
 
 

@@ -10,12 +10,21 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+WITHOUT_FLASH = "llama.cpp -fa 0"
+"""llama.cpp with the option that turns its flash attention off. Which is faster depends on processor and context."""
 SCRIPTS = {
-    "sol_rt": "sol_rt_worker.py",
-    "llama.cpp": "llama_cpp_worker.py",
-    "genai": "genai_worker.py",
-    "optimum": "optimum_worker.py",
+    "sol_rt": ("sol_rt_worker.py",),
+    "llama.cpp": ("llama_cpp_worker.py",),
+    WITHOUT_FLASH: ("llama_cpp_worker.py", "--no-flash-attention"),
+    "genai": ("genai_worker.py",),
+    "optimum": ("optimum_worker.py",),
 }
+"""Engine -> script and options of its worker."""
+
+
+def engines_of(peer: str) -> tuple[str, ...]:
+    """The engines that are measured for a peer: llama.cpp both with and without flash attention."""
+    return (peer, WITHOUT_FLASH) if peer == "llama.cpp" else (peer,)
 
 
 class WorkerError(Exception):
@@ -43,8 +52,9 @@ class WorkerProcess:
         cls, engine: str, python: Path | str, model: Path, threads: int, name: str | None = None
     ) -> WorkerProcess:
         """Starts the worker of an engine under the Python of its environment. `name` defaults to the engine's name."""
-        script = Path(__file__).with_name(SCRIPTS[engine])
-        return cls(name or engine, [str(python), str(script), str(model), "--threads", str(threads)])
+        script, *options = SCRIPTS[engine]
+        command = [python, Path(__file__).with_name(script), model, "--threads", threads, *options]
+        return cls(name or engine, [str(part) for part in command])
 
     @property
     def pid(self) -> int:
