@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -192,6 +193,24 @@ def test_a_temporary_folder_first_removes_what_a_killed_process_left(folder: boo
     with temporary_folder(tmp_path / "target") as made:
         assert left.exists() == (folder and sys.platform == "win32")
         assert made.is_dir()
+
+
+@pytest.mark.parametrize("made", ["mkdir", "open"])
+def test_an_interrupt_right_behind_the_making_leaves_nothing(
+    made: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = getattr(Path, made)
+
+    def interrupted(path: Path, *arguments: Any, **more: Any) -> None:
+        make(path, *arguments, **more)
+        raise KeyboardInterrupt
+
+    target, write = tmp_path / "target", temporary_folder if made == "mkdir" else replacing
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, made, interrupted)
+        with pytest.raises(KeyboardInterrupt), write(target):
+            pass
+    assert not list(tmp_path.iterdir())
 
 
 def test_processes_with_one_number_have_names_of_their_own() -> None:

@@ -58,8 +58,10 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             return
         target = Path(os.path.realpath(path))
         remove_abandoned(target.parent)
-        temporary, file = _new_file(target)
-        try:
+        temporary = temporary_name(target)
+        try:  # from before the file is made: an interrupt may fall right behind it
+            while (file := _new_file(temporary)) is None:
+                temporary = temporary_name(target)
             with file:
                 if mode is not None:
                     temporary.chmod(stat.S_IMODE(mode))
@@ -97,8 +99,8 @@ def temporary_folder(target: Path) -> Iterator[Path]:
     """Yields a new folder beside `target`, and removes it at the end. Raises OSError."""
     remove_abandoned(target.parent)
     path = temporary_name(target)
-    path.mkdir()
-    try:
+    try:  # from before the folder is made: an interrupt may fall right behind it
+        path.mkdir()
         with ExitStack() as stack:
             with suppress(OSError):  # a file system without locks
                 stack.enter_context(_held(path))
@@ -228,15 +230,15 @@ def temporary_name(target: Path) -> Path:
     return target.with_name(f".{target.name[:_NAME_LENGTH]}.{unique}{TEMPORARY}")
 
 
-def _new_file(target: Path) -> tuple[Path, BinaryIO]:
-    while True:
-        path = temporary_name(target)
-        file = path.open("xb")
-        with suppress(OSError):  # a file system without locks
-            _lock(file.fileno())
-        if path.exists():
-            return path, file
-        file.close()  # another process took it for abandoned before it was locked
+def _new_file(path: Path) -> BinaryIO | None:
+    """Makes a file and locks it. None if another process took it for abandoned before that. Raises OSError."""
+    file = path.open("xb")
+    with suppress(OSError):  # a file system without locks
+        _lock(file.fileno())
+    if path.exists():
+        return file
+    file.close()
+    return None
 
 
 @contextmanager
