@@ -737,3 +737,16 @@ def test_a_signal_in_native_code_leaves_stderr_alone(
         signal.signal(number, handler)
     assert reached
     assert os.path.samestat(os.fstat(2), before)
+
+
+def test_a_tokenizer_that_the_library_cannot_read_again_is_refused() -> None:
+    """Two texts of the vocabulary have one id. Which of them the library writes is luck, so this tries often."""
+    path = Path(__file__).parent / "corpus" / "tokenizer" / "ids-twice.json"
+    refused = []
+    for _ in range(40):
+        try:
+            Tokenizer.from_file(path, ())._plain("a", first=False)
+        except BundleError as error:
+            refused.append(str(error))
+    assert refused
+    assert "tokenizer.json: got a tokenizer that cannot be read again" in refused[0]

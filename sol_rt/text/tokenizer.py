@@ -202,7 +202,7 @@ class Tokenizer:
     def _inside(self) -> Tokenizer:
         """The tokenizer for a piece that another one precedes.
 
-        Some tokenizers put a space before the first piece of a text only.
+        Some tokenizers put a space before the first piece of a text only. Raises BundleError.
         """
         before = self._inner.pre_tokenizer
         first, never = '"prepend_scheme":"first"', '"prepend_scheme":"never"'
@@ -210,7 +210,14 @@ class Tokenizer:
             return self
         import tokenizers
 
-        return Tokenizer(tokenizers.Tokenizer.from_str(self._inner.to_str().replace(first, never)))
+        try:
+            with _no_panic():
+                return Tokenizer(tokenizers.Tokenizer.from_str(self._inner.to_str().replace(first, never)))
+        except BundleError:
+            raise
+        except Exception as error:  # the library reads some files, and not what it writes of them
+            got = f"a tokenizer that cannot be read again ({one_line(error)})"
+            raise BundleError(FILE, "", got, "one that can", "export again with the model's own") from None
 
     def _encoding(self, text: str, add_special_tokens: bool, parse_special: bool) -> tokenizers.Encoding:
         with self._lock:  # the switch is the tokenizer's, not the call's
