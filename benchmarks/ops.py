@@ -1,14 +1,16 @@
 """Measures the native operators alone, at the shapes of a 135M model: microseconds and GB/s of weights per operator.
 
-    python benchmarks/ops.py [--bits 4] [--threads 2] [--seconds 0.5] [--tokens 1]
+    python benchmarks/ops.py [--bits 4] [--threads 2] [--seconds 0.5] [--tokens 1] [--layers 30]
     python benchmarks/ops.py --compare [--threads 2] [--seconds 20]
+    python benchmarks/ops.py --libraries before.so after.so --bits 8 --layers 1 --threads 1
 
 Prints one line per operator. Each operator exists in as many copies as a model has layers, so that weights come from
-memory as in a decode step. Times are the best over the repetitions, because other work on the machine can only slow a
-repetition down.
+memory as in a decode step; with `--layers 1` they stay in a core's cache, and what is left is arithmetic. Times are the
+best over the repetitions, because other work on the machine can only slow a repetition down.
 
 `--compare` measures MLPs of a 135M and a 1.5B model at 3 bits beside 4 bits, in turn in one process. Its times are
-medians, its ratios those of neighbouring runs with their quartiles.
+medians, its ratios those of neighbouring runs with their quartiles. `--libraries` compares two builds of the operators
+in the same way; above 1 the second is faster.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -117,8 +120,11 @@ def mlp(
     return node, tensors, hidden * inner / 8 * (2 * weight_bits(bits, active_up) + weight_bits(bits, active_down))
 
 
-def bound(made: list[Node], k: int, args: argparse.Namespace) -> tuple[ort.InferenceSession, ort.IOBinding]:
-    """A session of the nodes, and their input and outputs."""
+Bound = tuple[ort.InferenceSession, ort.IOBinding]
+
+
+def bound(made: list[Node], k: int, args: argparse.Namespace, library: Path | None = None) -> Bound:
+    """A session of the nodes, and their input and outputs. The operators are the package's own, or `library`'s."""
     graph = helper.make_graph(
         [node for node, _, _ in made],
         "ops",
@@ -129,7 +135,7 @@ def bound(made: list[Node], k: int, args: argparse.Namespace) -> tuple[ort.Infer
     opsets = [helper.make_opsetid("", 23), helper.make_opsetid("sol", 1)]
     options = ort.SessionOptions()
     options.use_per_session_threads = False  # threads of another session would spin beside those that work
-    options.register_custom_ops_library(str(library_path()))
+    options.register_custom_ops_library(str(library or library_path()))
     model = helper.make_model(graph, opset_imports=opsets, ir_version=11).SerializeToString()
     session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     binding = session.io_binding()
@@ -154,24 +160,29 @@ def measure(name: str, made: list[Node], k: int, args: argparse.Namespace) -> fl
     return best
 
 
+def in_turn(opened: tuple[Bound, Bound], seconds: float) -> tuple[list[float], list[float]]:
+    """Seconds of the runs of two sessions, which take turns after a warm-up."""
+    times: tuple[list[float], list[float]] = ([], [])
+    until = time.perf_counter() + seconds
+    while len(times[1]) < 6 or time.perf_counter() < until:
+        for index in (0, 1) if len(times[1]) % 2 else (1, 0):
+            session, binding = opened[index]
+            start = time.perf_counter()
+            session.run_with_iobinding(binding)
+            times[index].append(time.perf_counter() - start)
+    return times[0][2:], times[1][2:]
+
+
 def compare(args: argparse.Namespace) -> None:
     """MLPs at 3 bits beside 4 bits."""
     rng = np.random.default_rng(0)
     for model, (hidden, inner, layers) in MODELS.items():
         for active in (1.0, 0.5):
-            made = [[mlp(rng, i, bits, active, active, hidden, inner) for i in range(layers)] for bits in (3, 4)]
-            opened = [bound(nodes, hidden, args) for nodes in made]
-            times: tuple[list[float], list[float]] = ([], [])
-            until = time.perf_counter() + args.seconds
-            while len(times[1]) < 6 or time.perf_counter() < until:
-                for index in (0, 1) if len(times[1]) % 2 else (1, 0):
-                    session, binding = opened[index]
-                    start = time.perf_counter()
-                    session.run_with_iobinding(binding)
-                    times[index].append(time.perf_counter() - start)
-            ratios = [three / four for three, four in zip(*(list(each)[2:] for each in times), strict=True)]
+            three, four = ([mlp(rng, i, bits, active, active, hidden, inner) for i in range(layers)] for bits in (3, 4))
+            times = in_turn((bound(three, hidden, args), bound(four, hidden, args)), args.seconds)
+            ratios = [a / b for a, b in zip(*times, strict=True)]
             us = [statistics.median(each) / layers * 1e6 for each in times]
-            size = [nodes[0][2] for nodes in made]
+            size = [three[0][2], four[0][2]]
             speeds = ", ".join(f"{us[i]:.0f} us {size[i] / us[i] / 1e3:.1f} GB/s" for i in (0, 1))
             share = size[0] / size[1]
             print(
@@ -181,34 +192,55 @@ def compare(args: argparse.Namespace) -> None:
             )
 
 
+def compare_libraries(args: argparse.Namespace) -> None:
+    """Two builds of the operators."""
+    rng = np.random.default_rng(0)
+    layers = range(args.layers)
+    operators = {
+        "qkv": [pruned_matmul(rng, i, HIDDEN, QKV, args.bits) for i in layers],
+        "mlp": [mlp(rng, i, args.bits, 1, 1) for i in layers],
+        "mlp, 50%": [mlp(rng, i, args.bits, 0.5, 0.5) for i in layers],
+    }
+    if args.bits > 3:
+        operators["block-major, 2048 outputs"] = [matmul(rng, i, HIDDEN, 2048, args.bits) for i in layers]
+    for name, made in operators.items():
+        first, second = (bound(made, HIDDEN, args, library) for library in args.libraries)
+        times = in_turn((first, second), args.seconds)
+        us = [statistics.median(each) / args.layers * 1e6 for each in times]
+        ratios = [a / b for a, b in zip(*times, strict=True)]
+        print(f"{name}: {us[0]:.1f} -> {us[1]:.1f} us, ratio {quartiles(ratios)}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bits", type=int, default=4, choices=(3, 4, 6, 8))
     parser.add_argument("--compare", action="store_true", help="MLPs of two models at 3 bits beside 4 bits")
+    parser.add_argument("--libraries", type=Path, nargs=2, metavar="LIBRARY", help="two builds of the operators")
+    parser.add_argument("--layers", type=int, default=LAYERS, help="copies of each operator")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--tokens", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=0.5, help="seconds to spend on each operator")
     args = parser.parse_args()
     ort.set_global_thread_pool_sizes(args.threads, 1)
-    if args.compare:
-        compare(args)
+    if args.compare or args.libraries:
+        (compare if args.compare else compare_libraries)(args)
         return
     rng = np.random.default_rng(0)
     bits = args.bits
     total = 0.0
-    total += measure("qkv", [pruned_matmul(rng, i, HIDDEN, QKV, bits) for i in range(LAYERS)], HIDDEN, args)
-    output = [pruned_matmul(rng, i, HIDDEN, HIDDEN, bits) for i in range(LAYERS)]
+    total += measure("qkv", [pruned_matmul(rng, i, HIDDEN, QKV, bits) for i in range(args.layers)], HIDDEN, args)
+    output = [pruned_matmul(rng, i, HIDDEN, HIDDEN, bits) for i in range(args.layers)]
     total += measure("attention output", output, HIDDEN, args)
-    total += measure("mlp, all", [mlp(rng, i, bits, 1, 1) for i in range(LAYERS)], HIDDEN, args)
+    total += measure("mlp, all", [mlp(rng, i, bits, 1, 1) for i in range(args.layers)], HIDDEN, args)
     if args.tokens == 1:
         total += measure("head", [matmul(rng, i, HIDDEN, VOCAB, max(bits, 4)) for i in range(2)], HIDDEN, args) / 2
         for active_up, active_down in ((0.83, 0.59), (0.58, 0.34), (0.3, 0.15)):
             name = f"mlp, {active_up:.0%} and {active_down:.0%}"
-            measure(name, [mlp(rng, i, bits, active_up, active_down) for i in range(LAYERS)], HIDDEN, args)
+            measure(name, [mlp(rng, i, bits, active_up, active_down) for i in range(args.layers)], HIDDEN, args)
         for active in (0.8, 0.56):
             measure(
                 f"qkv, {active:.0%}",
-                [pruned_matmul(rng, i, HIDDEN, QKV, bits, active) for i in range(LAYERS)],
+                [pruned_matmul(rng, i, HIDDEN, QKV, bits, active) for i in range(args.layers)],
                 HIDDEN,
                 args,
             )

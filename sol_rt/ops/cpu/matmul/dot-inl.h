@@ -91,7 +91,7 @@ HWY_INLINE VI DotNibbles([[maybe_unused]] DI di, VU codes, VX x, VI sum) {
 }
 
 // Whether BlockSum adds whole bytes, which saves taking them apart.
-#define SOL_ADDS_BYTES (SOL_ARM_I8MM || SOL_AVX_VNNI)
+#define SOL_ADDS_BYTES (SOL_ARM_I8MM || SOL_BYTE_DOT)
 
 // Sums over the at most eight quads of a block of codes up to 15 times activations of kHalves halves, x[h] being four channels' half h in
 // every lane.
@@ -277,33 +277,25 @@ class Residual {
   HWY_INLINE hn::Vec<DI> Half(const uint8_t* plane1, const uint8_t* plane2) const {
     const D8 d8;
     hn::Vec<D8> f0, f1, f2, f3;
-#if HWY_TARGET_IS_NEON
+    const hn::Repartition<uint16_t, D8> d16;
+    const auto b = hn::LoadU(d8, plane1);
     if constexpr (kBits == 8) {
-      // Bits of two bytes in one: a byte of even fields, a nibble each, and one of odd fields.
-      const uint8x16_t b = vld1q_u8(plane1), c = vld1q_u8(plane2), b_places = vdupq_n_u8(0xCC);
-      const hn::Vec<D8> even(vbslq_u8(b_places, vshlq_n_u8(b, 2), c)), odd(vbslq_u8(b_places, b, vshrq_n_u8(c, 2)));
-      const auto nibble = hn::Set(d8, uint8_t{0x0F});
+      // Bits of both planes in one byte: two even fields, a nibble each, and the same of odd fields. Shifts are of two bytes; what crosses
+      // from one into the other is left out.
+      const auto c = hn::LoadU(d8, plane2), b_places = hn::Set(d8, uint8_t{0xCC}), nibble = hn::Set(d8, uint8_t{0x0F});
+      const auto even = hn::BitwiseIfThenElse(b_places, hn::BitCast(d8, hn::ShiftLeft<2>(hn::BitCast(d16, b))), c);
+      const auto odd = hn::BitwiseIfThenElse(b_places, b, hn::BitCast(d8, hn::ShiftRight<2>(hn::BitCast(d16, c))));
       f0 = hn::And(even, nibble);
       f1 = hn::And(odd, nibble);
       f2 = hn::ShiftRight<4>(even);
       f3 = hn::ShiftRight<4>(odd);
-      return Sums(f0, f1, f2, f3);
-    }
-#endif
-    const hn::Repartition<uint16_t, D8> d16;
-    const auto b = hn::BitCast(d16, hn::LoadU(d8, plane1));
-    const auto b_mask = hn::Set(d8, uint8_t{0x0C});
-    f0 = hn::And(hn::BitCast(d8, hn::ShiftLeft<2>(b)), b_mask);
-    f1 = hn::And(hn::BitCast(d8, b), b_mask);
-    f2 = hn::And(hn::BitCast(d8, hn::ShiftRight<2>(b)), b_mask);
-    f3 = hn::And(hn::BitCast(d8, hn::ShiftRight<4>(b)), b_mask);
-    if constexpr (kBits == 8) {
-      const auto c = hn::BitCast(d16, hn::LoadU(d8, plane2));
-      const auto c_mask = hn::Set(d8, uint8_t{0x03});
-      f0 = hn::OrAnd(f0, hn::BitCast(d8, c), c_mask);
-      f1 = hn::OrAnd(f1, hn::BitCast(d8, hn::ShiftRight<2>(c)), c_mask);
-      f2 = hn::OrAnd(f2, hn::BitCast(d8, hn::ShiftRight<4>(c)), c_mask);
-      f3 = hn::OrAnd(f3, hn::BitCast(d8, hn::ShiftRight<6>(c)), c_mask);
+    } else {
+      const auto pairs = hn::BitCast(d16, b);
+      const auto b_mask = hn::Set(d8, uint8_t{0x0C});
+      f0 = hn::And(hn::BitCast(d8, hn::ShiftLeft<2>(pairs)), b_mask);
+      f1 = hn::And(b, b_mask);
+      f2 = hn::And(hn::BitCast(d8, hn::ShiftRight<2>(pairs)), b_mask);
+      f3 = hn::And(hn::BitCast(d8, hn::ShiftRight<4>(pairs)), b_mask);
     }
     return Sums(f0, f1, f2, f3);
   }
