@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.simd_targets import MASKS, run_tests
+from sol_rt.engine.hardware import reads
 from sol_rt.errors import SolError
 from sol_rt.evaluation.speed import bandwidth
 from sol_rt.ops import library_path
@@ -26,12 +27,12 @@ def checksum(content: bytes) -> int:
 @given(size=st.integers(0, 1500), offset=st.integers(0, 63), seed=st.integers(0, 2**32 - 1))
 def test_every_byte_is_read_once(size: int, offset: int, seed: int) -> None:
     content = np.random.default_rng(seed).integers(0, 256, offset + size, dtype=np.uint8)[offset:]
-    assert bandwidth.read_bytes(content) == checksum(content.tobytes())
+    assert reads.read_bytes(content) == checksum(content.tobytes())
 
 
 def test_the_sum_is_numpys_over_a_large_buffer() -> None:
     words = np.random.default_rng(0).integers(0, 2**64, 1 << 18, dtype=np.uint64)
-    assert bandwidth.read_bytes(words) == int(words.sum())
+    assert reads.read_bytes(words) == int(words.sum())
 
 
 @pytest.mark.slow
@@ -44,17 +45,17 @@ def test_every_target_of_this_machine(mask: int) -> None:
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_all_of_the_buffer_is_read_in_every_pass(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    read: list[int] = []
+    seen: list[int] = []
 
     def counted(data: np.ndarray) -> int:
-        read.append(data.nbytes)
+        seen.append(data.nbytes)
         assert (data == 1).all()  # written, so that no page is the one of zeros
         return 0
 
-    monkeypatch.setattr(bandwidth, "read_bytes", counted)
+    monkeypatch.setattr(reads, "read_bytes", counted)
     assert bandwidth.measure(threads, 8 * 1001, seconds=0.0) > 0
-    assert len(read) == 3 * threads
-    assert sum(read) == 3 * 8 * 1001
+    assert len(seen) == 3 * threads
+    assert sum(seen) == 3 * 8 * 1001
 
 
 def test_a_process_of_its_own_measures() -> None:
@@ -62,13 +63,13 @@ def test_a_process_of_its_own_measures() -> None:
 
 
 def test_without_the_library_it_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bandwidth, "library_path", lambda: None)
-    bandwidth._native.cache_clear()
+    monkeypatch.setattr(reads, "library_path", lambda: None)
+    reads._native.cache_clear()
     try:
         with pytest.raises(SolError, match="not built"):
             bandwidth.measure(1, 64, seconds=0.0)
     finally:
-        bandwidth._native.cache_clear()
+        reads._native.cache_clear()
 
 
 def test_what_the_process_says_comes_through() -> None:

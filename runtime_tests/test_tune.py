@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,10 @@ import pytest
 
 from helpers.tiny_bundle import write_bundle
 from sol_rt.budget.cost.calibration_table import CalibratedCost
-from sol_rt.budget.cost.tune import candidates, choose, tune
+from sol_rt.budget.cost.tune import candidates, choose, is_steady, tune
 from sol_rt.engine.engine import Engine
-from sol_rt.engine.hardware import tuning, usable_cores
+from sol_rt.engine.hardware import reads, tuning, usable_cores
+from sol_rt.engine.hardware.reads import read_bytes
 from sol_rt.engine.hardware.tuning import Tuned, Tuning
 from sol_rt.errors import WriteError
 from sol_rt.evaluation import doctor
@@ -22,7 +24,7 @@ from sol_rt.generate.model import SolModel
 from sol_rt.ops import library_path
 from sol_rt.store.progress import silent
 
-FOUND = Tuned(Tuning(1, 49152, 2), 1.25, 27.5, "a model", False, "2026-11-28T00:00:00+00:00")
+FOUND = Tuned(Tuning(1, 49152, 2), 1.25, 27.5, 55.0, "a model", False, "2026-11-28T00:00:00+00:00")
 LIBRARY = library_path()
 needs_operators = pytest.mark.skipif(LIBRARY is None, reason="the native operators are not built")
 
@@ -49,6 +51,14 @@ def test_the_default_stays_where_nothing_is_clearly_faster() -> None:
     assert choose(1e-3 * rng.uniform(0.99, 1.01, (20, 8, 2))) == (0, 1.0)
     noisy = 1e-3 * rng.uniform(0.5, 2.0, (20, 8, 2))
     assert choose(noisy) == (0, 1.0)
+
+
+def test_times_are_steady_if_the_gains_agree_from_round_to_round() -> None:
+    rng = np.random.default_rng(0)
+    quiet = np.exp(0.02 * rng.normal(size=(8, 5, 2))) * np.array([1.0, 0.8, 1.3, 1.0, 2.0])[None, :, None]
+    assert is_steady(quiet)
+    assert is_steady(quiet * rng.uniform(1.0, 3.0, 8)[:, None, None])  # a machine that slows down for all
+    assert not is_steady(quiet * np.exp(0.2 * rng.normal(size=(8, 5, 2))))
 
 
 @pytest.mark.parametrize("quick", [True, False])
@@ -84,6 +94,7 @@ def test_what_was_measured_is_read_again_and_other_machines_stay(home: Path) -> 
         {"gain": 10**400},
         {"gain": float("nan")},
         {"step_gb_per_second": 0},
+        {"plain_gb_per_second": 0},
     ],
 )
 def test_a_damaged_entry_is_not_used(home: Path, change: dict[str, object]) -> None:
@@ -107,6 +118,28 @@ def test_a_home_that_cannot_be_written_is_said(home: Path) -> None:
     home.write_text("a file")
     with pytest.raises(WriteError):
         tuning.save("one", FOUND)
+
+
+def test_what_an_older_version_stored_is_read(home: Path) -> None:
+    path = tuning.save("one", FOUND)
+    document = json.loads(path.read_text())
+    for added in ("plain_gb_per_second", "steady"):
+        del document["machines"]["one"][added]
+    path.write_text(json.dumps(document))
+    assert tuning.stored("one") == replace(FOUND, plain_gb_per_second=None)
+    assert replace(FOUND, plain_gb_per_second=None).rates == "27.5 GB/s"
+
+
+@pytest.mark.parametrize(
+    ("quick", "steady", "minutes", "served"),
+    [(True, False, 5, True), (True, False, 70, False), (True, True, 70, True), (False, False, 70, True)],
+)
+def test_quick_settings_whose_times_scattered_serve_for_an_hour(
+    home: Path, quick: bool, steady: bool, minutes: int, served: bool
+) -> None:
+    created = (datetime.now(timezone.utc) - timedelta(minutes=minutes)).isoformat()
+    tuning.save("one", replace(FOUND, quick=quick, steady=steady, created=created))
+    assert (tuning.stored("one") is not None) == served
 
 
 @needs_operators
@@ -147,6 +180,17 @@ def test_a_model_tries_settings_once_for_a_processor(folder: Path, monkeypatch: 
     tuning.save(key, FOUND)
     SolModel.from_pretrained(folder, provider="cpu")
     assert applied == [FOUND.tuning]  # read, not measured
+
+
+@needs_operators
+def test_settings_are_tried_again_after_an_hour_if_the_times_scattered(folder: Path) -> None:
+    assert LIBRARY is not None
+    key = tuning.machine_key(SolModel.from_pretrained(folder, provider="cpu").engine.threads, LIBRARY)
+    tuning.save(key, replace(FOUND, quick=True, steady=False))
+    SolModel.from_pretrained(folder, provider="cpu")
+    found = tuning.stored(key)
+    assert found is not None
+    assert found.created > FOUND.created
 
 
 @needs_operators
@@ -196,16 +240,38 @@ def test_a_context_of_one_token_is_enough(tmp_path: Path) -> None:
 
 
 @needs_operators
-def test_doctor_shows_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plain_reads_are_measured_beside_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert LIBRARY is not None
-    monkeypatch.setattr("sol_rt.evaluation.speed.bandwidth.measure_apart", lambda threads: 55.0)
+    engine, seen = Engine(_bundle(tmp_path), provider="cpu"), []
+
+    def noted(data: np.ndarray) -> int:
+        seen.append(data.nbytes)
+        return read_bytes(data)
+
+    monkeypatch.setattr(reads, "read_bytes", noted)
+    found = tune(engine, LIBRARY, silent, seconds=0.1)
+    assert found.plain_gb_per_second is not None
+    assert found.plain_gb_per_second > 0
+    size = (engine.bundle.path / engine.bundle.config.weights_file).stat().st_size
+    assert sum(seen) % size == 0  # whole passes
+    assert sum(seen) >= 4 * size
+
+
+@needs_operators
+def test_doctor_shows_what_was_measured() -> None:
+    assert LIBRARY is not None
     (nothing,) = doctor._tuning()
     assert (nothing.state, "sol-rt calibrate" in nothing.detail) == ("missing", True)
-    tuning.save(tuning.machine_key(usable_cores(), LIBRARY), FOUND)
+    key = tuning.machine_key(usable_cores(), LIBRARY)
+    tuning.save(key, FOUND)
     (found,) = doctor._tuning()
     assert found.state == "ok"
     assert "48 KB ahead into cache level 1, 2 threads a step" in found.detail
-    assert "a dense step of a model read 27.5 GB/s; plain reads get 55.0 now, 50%" in found.detail
+    assert "a dense step of a model read 27.5 GB/s, 50% of the 55.0 that plain reads of the weights got" in found.detail
+    assert "scattered" not in found.detail
+    tuning.save(key, replace(FOUND, steady=False))
+    (busy,) = doctor._tuning()
+    assert busy.detail.endswith("run sol-rt calibrate while no other program runs")
 
 
 def _bundle(folder: Path):  # type: ignore[no-untyped-def]

@@ -76,6 +76,10 @@ class SharedWeights:
         if not same:
             raise BundleError(self._path, "", "another file", "the file as it was loaded", "load the bundle again")
 
+    def beginning(self, size: int) -> np.ndarray:
+        """The first `size` bytes of the mapped file, or all if it has fewer: uint8, as a view."""
+        return self._bytes[:size]
+
     def fault_in(self, free_bytes: int) -> None:
         """Reads the mapped file into memory, in large pieces, and fills the page table of this process.
 

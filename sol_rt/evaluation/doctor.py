@@ -94,10 +94,9 @@ def _processor() -> Finding:
 
 
 def _tuning() -> list[Finding]:
-    """What was measured of the operators on this processor, and the share of the memory's rate that a step reached."""
+    """What was measured of the operators on this processor, and the share of plain reads' rate that a step reached."""
     from sol_rt.engine.hardware import tuning, usable_cores
     from sol_rt.errors import SolError
-    from sol_rt.evaluation.speed.bandwidth import measure_apart
     from sol_rt.ops import library_path
 
     library = library_path()
@@ -109,11 +108,10 @@ def _tuning() -> list[Finding]:
         if tuned is None:
             hint = "nothing measured on this processor yet; sol-rt calibrate does, and so does the first generation"
             return [Finding("missing", "tuning", hint)]
-        rate = measure_apart(threads)
-        share = (
-            f"a dense step of {tuned.model} read {tuned.step_gb_per_second:.1f} GB/s; plain reads get {rate:.1f} now"
-        )
-        return [Finding("ok", "tuning", f"{tuned.tuning}; {share}, {tuned.step_gb_per_second / rate:.0%}")]
+        detail = f"{tuned.tuning}; a dense step of {tuned.model} read {tuned.rates}"
+        if not tuned.steady:
+            detail += "; the times scattered: run sol-rt calibrate while no other program runs"
+        return [Finding("ok", "tuning", detail)]
     except (SolError, OSError, AttributeError) as error:
         return [Finding("broken", "tuning", " ".join(str(error).split()))]
 

@@ -83,8 +83,12 @@ def _quick_table(cost: CostModel) -> CalibrationTable | None:
     return table if table is not None and table.quick else None
 
 
-def _is_from_the_core(engine: Engine, cost: CostModel) -> bool:
-    """Whether the native core measured the costs, on a processor that the Python engine has not tried settings on."""
+def _settings_are_due(engine: Engine, cost: CostModel) -> bool:
+    """Whether settings of the operators should be tried before quickly measured costs are used.
+
+    The native core, which keeps no settings, may have measured the costs; or the settings were tried over an hour ago
+    and the times scattered.
+    """
     library = engine.provider.library
     if library is None or _quick_table(cost) is None:
         return False
@@ -202,7 +206,7 @@ class SolModel:
         engine.open_ahead(bundle.config.dense)
         given, cost = cost, cost or load_cost_model(bundle, *engine.machine, quick=measure_costs)
         if measure_costs and given is None and engine.provider.gpu is None:
-            if cost.name == "bytes" or _is_from_the_core(engine, cost):
+            if cost.name == "bytes" or _settings_are_due(engine, cost):
                 engine.finish_ahead()
                 _tune_quickly(engine)
             if cost.name == "bytes" or not _fits_the_settings(engine, cost):

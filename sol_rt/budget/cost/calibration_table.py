@@ -7,7 +7,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from sol_rt.bundle.actions import Action, density, hundredths
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import SolConfig
 from sol_rt.engine.hardware import processor_name
-from sol_rt.engine.hardware.tuning import Tuning
+from sol_rt.engine.hardware.tuning import Tuning, is_recent
 from sol_rt.errors import SolError, UsageError, WriteError, brief
 from sol_rt.ops import library_name, library_path
 from sol_rt.read_file import read_bytes
@@ -25,8 +24,6 @@ from sol_rt.store.home import calibration_dir
 
 CALIBRATION_FORMAT = "sol_rt.calibration"
 CALIBRATION_VERSION = 2
-UNSTEADY_SECONDS = 3600.0
-"""How long times serve that scattered: other programs may have run meanwhile."""
 _LONGEST = 1e9
 """Milliseconds that a step may take; larger numbers would overflow in sums."""
 _SHORTEST = 1e-6
@@ -95,14 +92,8 @@ class CalibrationTable:
 
     @property
     def expired(self) -> bool:
-        """Whether the times scattered, and were taken more than `UNSTEADY_SECONDS` ago, or at no known time."""
-        if self.steady:
-            return False
-        try:
-            age = datetime.now(timezone.utc) - datetime.fromisoformat(self.created)
-        except (ValueError, TypeError):
-            return True
-        return not 0 <= age.total_seconds() <= UNSTEADY_SECONDS
+        """Whether the times scattered, and were taken more than an hour ago, or at no known time."""
+        return not self.steady and not is_recent(self.created)
 
     def save(self, path: Path) -> None:
         """Writes the table. Raises WriteError; an older table is then as it was."""

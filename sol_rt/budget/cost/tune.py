@@ -1,6 +1,7 @@
 """Measures which settings of the CPU's operators are best on this processor.
 
-Settings take turns, so that a machine that slows down for a while does so for all of them. The defaults stay unless
+Settings take turns, so that a machine that slows down for a while does so for all of them. So do plain reads of the
+weights, which show how much of the memory's rate a step reaches. The defaults stay unless
 another setting is faster in most rounds.
 """
 
@@ -16,6 +17,7 @@ from sol_rt.budget.cost.bytes_model import BytesCost
 from sol_rt.bundle.actions import Action
 from sol_rt.engine.engine import Engine
 from sol_rt.engine.hardware import tuning
+from sol_rt.engine.hardware.reads import PlainReads
 from sol_rt.engine.hardware.tuning import Tuned, Tuning
 from sol_rt.store.progress import Progress
 
@@ -23,6 +25,8 @@ _CONTEXT = 16  # tokens
 _LEAST_ROUNDS, _MOST_ROUNDS = 4, 200
 _FAST_SECONDS = 0.015  # a step that takes longer is timed once in a round
 _LEAST_GAIN = 1.02
+_SCATTER = 0.1  # largest distance of the quartiles of steady ratios, as a share of their median
+_READ_BYTES = 512 << 20  # of the weights, in a round
 _SMALL_TEAM = 4  # threads from which on half of them is tried: two of a core share its way to memory
 
 
@@ -57,25 +61,37 @@ def tune(engine: Engine, library: Path, progress: Progress, *, seconds: float, q
     engine.forward([token % config.model.vocab_size for token in range(length)], config.dense)
     each = 2 if _step(engine, length, config.dense, 1) < _FAST_SECONDS else 1
     rounds: list[list[list[float]]] = []
+    plain: list[float] = []  # 10^9 bytes a second, one for each round
     order, began = np.random.default_rng(0), time.perf_counter()
-    while len(rounds) <= _MOST_ROUNDS:  # the first one warms up
-        row = [[0.0] * len(actions) for _ in tried]
-        for index in order.permutation(len(tried)):
-            tuning.apply(library, tried[index])
-            row[index] = [_step(engine, length, action, each) for action in actions]
-        rounds.append(row)
-        spent = time.perf_counter() - began
-        progress("trying settings of the processor", min(spent, seconds), seconds)
-        enough = spent >= seconds and len(rounds) > _LEAST_ROUNDS
-        if enough or spent * (_LEAST_ROUNDS + 1) > 2 * seconds * len(rounds):  # too slow for as many rounds as it takes
-            break
+    with PlainReads(engine.weights.beginning(_READ_BYTES), engine.threads) as reads:
+        while len(rounds) <= _MOST_ROUNDS:  # the first one warms up
+            row = [[0.0] * len(actions) for _ in tried]
+            for index in order.permutation(len(tried)):
+                tuning.apply(library, tried[index])
+                row[index] = [_step(engine, length, action, each) for action in actions]
+            rounds.append(row)
+            plain.append(reads.gb_per_second())
+            spent = time.perf_counter() - began
+            progress("trying settings of the processor", min(spent, seconds), seconds)
+            enough = spent >= seconds and len(rounds) > _LEAST_ROUNDS
+            if enough or spent * (_LEAST_ROUNDS + 1) > 2 * seconds * len(rounds):  # too slow for as many rounds
+                break
     engine.reset()
     times = np.array(rounds[1:] or rounds)  # [rounds, candidates, actions]
-    best, gain = choose(times) if len(times) >= _LEAST_ROUNDS else (0, 1.0)
+    known = len(times) >= _LEAST_ROUNDS
+    best, gain = choose(times) if known else (0, 1.0)
     tuning.apply(library, tried[best])
-    dense_seconds = float(np.percentile(times[:, best, 0], 25))
-    rate = BytesCost(config).dense(length) / dense_seconds / 1e9
-    return Tuned(tried[best], gain, rate, config.model.name, quick, tuning.now())
+    rate = BytesCost(config).dense(length) / float(np.percentile(times[:, best, 0], 25)) / 1e9
+    return Tuned(
+        tried[best],
+        gain,
+        rate,
+        float(np.percentile(plain[1:] or plain, 75)),
+        model=config.model.name,
+        quick=quick,
+        created=tuning.now(),
+        steady=not known or is_steady(times),  # a slow model is slow again in an hour
+    )
 
 
 def choose(times: np.ndarray) -> tuple[int, float]:
@@ -84,12 +100,30 @@ def choose(times: np.ndarray) -> tuple[int, float]:
     Args:
         times: seconds, float64 [rounds, candidates, actions].
     """
-    ratios = np.exp(np.log(times[:, :1] / times).mean(axis=2))  # [rounds, candidates], each the actions' geometric mean
-    low, middle = np.percentile(ratios, [10, 50], axis=0)
+    gains = _gains(times)
+    low, middle = np.percentile(np.exp(gains), [10, 50], axis=0)
     best = int(np.argmax(middle))
-    if middle[best] < _LEAST_GAIN or low[best] <= 1.0:  # one of many is often ahead by chance
+    # one of many is often ahead by chance
+    if middle[best] < _LEAST_GAIN or low[best] <= 1.0:
         return 0, 1.0
     return best, float(middle[best])
+
+
+def is_steady(times: np.ndarray) -> bool:
+    """Whether the gains over the first candidate agree from round to round, on average over the candidates.
+
+    Where they do not, other programs ran meanwhile, and the first candidate may have stayed because of that.
+
+    Args:
+        times: seconds, float64 [rounds, candidates, actions].
+    """
+    low, middle, high = np.percentile(np.exp(_gains(times)[:, 1:]), [25, 50, 75], axis=0)
+    return float(((high - low) / middle).mean()) <= _SCATTER
+
+
+def _gains(times: np.ndarray) -> np.ndarray:
+    """How much faster than the first candidate each is: logarithms, averaged over actions, [rounds, candidates]."""
+    return np.log(times[:, :1] / times).mean(axis=2)
 
 
 def _step(engine: Engine, length: int, action: Action, repeats: int) -> float:

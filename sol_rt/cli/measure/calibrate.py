@@ -107,7 +107,9 @@ def calibrate(
         note(f"on the hull of time and loss at {context}: {', '.join(tags)}")
     if tuned is not None:
         faster = f", steps {tuned.gain:.2f} times as fast as by default" if tuned.gain > 1 else ", the default"
-        note(f"processor: {tuned.tuning}{faster}; a dense step reads {tuned.step_gb_per_second:.1f} GB/s")
+        note(f"processor: {tuned.tuning}{faster}; a dense step reads {tuned.rates}")
+        if not tuned.steady:
+            note("processor: the times scattered; run sol-rt calibrate again while no other program runs")
     shown = "; sol-rt inspect shows the costs" if engine.provider.gpu is None else ""
     note(f"saved: {path}{shown}")
 

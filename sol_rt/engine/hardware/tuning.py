@@ -22,6 +22,7 @@ from sol_rt.store.home import home
 
 FILE = "tuning.json"
 FORMAT, FORMAT_VERSION = "sol_rt.tuning", 1
+_RECENT_SECONDS = 3600.0
 _MOST_AHEAD = 1 << 20
 _MOST_MEMBERS = 1024
 
@@ -65,17 +66,36 @@ class Tuned:
         tuning: the settings that were best.
         gain: how much faster steps are than with `Tuning()`, a factor of at least 1.
         step_gb_per_second: weights and cache that a dense step read, in 10^9 bytes a second.
+        plain_gb_per_second: plain reads of the weights between these steps, in the same unit; None in an entry of a
+            version that did not measure them.
         model: name of the model whose steps were timed.
         quick: whether it was measured at the first load, in about a second.
         created: date and time, ISO 8601.
+        steady: whether the gains agreed from round to round. If not, an entry of `quick` serves for an hour.
     """
 
     tuning: Tuning
     gain: float
     step_gb_per_second: float
+    plain_gb_per_second: float | None
     model: str
     quick: bool
     created: str
+    steady: bool = True
+
+    @property
+    def rates(self) -> str:
+        """The rate of a dense step, beside that of plain reads at the same time."""
+        step = f"{self.step_gb_per_second:.1f} GB/s"
+        if self.plain_gb_per_second is None:
+            return step
+        share = self.step_gb_per_second / self.plain_gb_per_second
+        return f"{step}, {share:.0%} of the {self.plain_gb_per_second:.1f} that plain reads of the weights got then"
+
+    @property
+    def expired(self) -> bool:
+        """Whether settings should be tried again: other programs ran when they were, and that was over an hour ago."""
+        return self.quick and not self.steady and not is_recent(self.created)
 
 
 def machine_key(threads: int, library: Path) -> str:
@@ -84,9 +104,10 @@ def machine_key(threads: int, library: Path) -> str:
 
 
 def stored(key: str) -> Tuned | None:
-    """What was measured on this machine; None if nothing was, or the file is damaged."""
+    """What was measured on this machine; None if nothing was, it serves no longer, or the file is damaged."""
     try:
-        return _read(_entries()[key])
+        found = _read(_entries()[key])
+        return None if found.expired else found
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         return None
 
@@ -121,6 +142,15 @@ def now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
+def is_recent(created: str) -> bool:
+    """Whether less than an hour has passed since `created`, ISO 8601. What scattered serves for so long."""
+    try:
+        age = datetime.now(timezone.utc) - datetime.fromisoformat(created)
+    except (ValueError, TypeError):
+        return False
+    return 0 <= age.total_seconds() <= _RECENT_SECONDS
+
+
 def _entries() -> dict[str, Any]:
     try:
         raw = json.loads((home() / FILE).read_text(encoding="utf-8"))
@@ -132,13 +162,16 @@ def _entries() -> dict[str, Any]:
 
 
 def _read(raw: Any) -> Tuned:
+    plain = raw.get("plain_gb_per_second")
     return Tuned(
         Tuning.read(raw["tuning"]),
         _positive(raw["gain"]),
         _positive(raw["step_gb_per_second"]),
+        None if plain is None else _positive(plain),
         model=str(raw["model"])[:80],
         quick=raw["quick"] is True,
         created=str(raw["created"])[:40],
+        steady=raw.get("steady", True) is True,
     )
 
 

@@ -5,44 +5,21 @@
 
 from __future__ import annotations
 
-import ctypes
-import functools
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from sol_rt.engine.hardware.reads import PlainReads
 from sol_rt.errors import SolError
-from sol_rt.ops import HOW_TO_INSTALL, library_path
 
 BUFFER_BYTES = 512 << 20
 """Size of the buffer that is read: far larger than a last-level cache."""
 _MEMORY_SHARE = 4  # at most a quarter of the free memory
 _LEAST_BYTES = 1 << 20
 _SECONDS = 1.0
-
-
-def read_bytes(data: np.ndarray) -> int:
-    """Reads a contiguous array once. The native library does this without holding Python's global lock.
-
-    Returns the sum of the array's 64-bit words modulo 2^64; an incomplete last word is padded with zeros. Raises
-    SolError if the library was not built.
-    """
-    return int(_native()(data.ctypes.data, data.nbytes))
-
-
-@functools.cache
-def _native() -> Any:
-    library = library_path()
-    if library is None:
-        raise SolError(f"the native operators are not built; {HOW_TO_INSTALL}")
-    function = ctypes.CDLL(str(library)).SolOpsReadBytes
-    function.restype, function.argtypes = ctypes.c_uint64, (ctypes.c_void_p, ctypes.c_size_t)
-    return function
 
 
 def measure(threads: int, size: int = BUFFER_BYTES, seconds: float = _SECONDS) -> float:
@@ -52,18 +29,15 @@ def measure(threads: int, size: int = BUFFER_BYTES, seconds: float = _SECONDS) -
     down. Raises SolError if the native library was not built.
     """
     buffer = np.empty(size // 8, np.uint64)
-    slices = np.array_split(buffer, threads)
-    best, passes = float("inf"), 0
-    with ThreadPoolExecutor(threads) as pool:
+    best, passes = 0.0, 0
+    with PlainReads(buffer, threads) as reads:
         # write first: the system maps all untouched pages to a single page of zeros
-        list(pool.map(lambda part: part.fill(1), slices))
+        list(reads.pool.map(lambda part: part.fill(1), reads.slices))
         end = time.perf_counter() + seconds
         while passes < 3 or time.perf_counter() < end:
-            start = time.perf_counter()
-            list(pool.map(read_bytes, slices))
-            best = min(best, time.perf_counter() - start)
+            best = max(best, reads.gb_per_second())
             passes += 1
-    return buffer.nbytes / best / 1e9
+    return best
 
 
 def measure_apart(threads: int) -> float:
