@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,6 +30,7 @@ import ladder_files  # noqa: E402
 from ladder_files import Contents, Ladder, Rounding, round_to_nearest  # noqa: E402
 from ladder_report import Row, Verdict, check_table, checks, table, verdict, verdicts  # noqa: E402
 from ladder_scores import Loss, Scores, difference  # noqa: E402
+from workers.client import WITHOUT_FLASH  # noqa: E402
 
 NATS = st.lists(st.floats(0, 20), min_size=3, max_size=3)
 
@@ -400,6 +402,32 @@ def test_a_run_from_scores_to_page(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         args.importance.write_text(text)
         ladder.Run(args).score()
         assert len(opened) == min(4 + number, 5)
+
+
+LLAMA = """
+import json, sys
+print(json.dumps({"version": "1", "settings": ""}), flush=True)
+ms = 8.0 if "--no-flash-attention" in sys.argv else 10.0
+for line in sys.stdin:
+    request = json.loads(line)
+    if request["do"] == "prompt":
+        ms = 18.0 - ms if len(request["tokens"]) > 100 else ms
+    print(json.dumps({"ms": ms * request.get("count", 1)}), flush=True)
+"""
+"""A worker in llama.cpp's place: flash attention loses behind a short prompt and wins behind a long one."""
+
+
+def test_a_rung_is_timed_as_llama_cpp_decodes_it_faster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "worker.py").write_text(LLAMA)
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{tmp_path}/worker.py" "$@"\n')
+    python.chmod(0o755)
+    run = object.__new__(ladder.Run)
+    run.args = argparse.Namespace(rungs=["Q4_K_M"], threads=2, count=4)
+    run.python, run.ladder = python, object.__new__(Ladder)
+    monkeypatch.setattr(Ladder, "rung", lambda self, name: tmp_path / name)
+    assert run._faster_engine([1] * 10) == WITHOUT_FLASH
+    assert run._faster_engine([1] * 200) == "llama.cpp"
 
 
 def test_a_command_is_shown_without_folders() -> None:
