@@ -6,8 +6,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,7 @@ from sol_rt.bundle.bits import THREE
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import BLOCK, KV_DTYPES, ActionEntry, FileEntry, SolConfig
 from sol_rt.bundle.selection import Selection
-from sol_rt.errors import CheckpointError, UsageError
+from sol_rt.errors import UsageError
 from sol_rt.export import parity as parity_report
 from sol_rt.export.actions import action_set, active_channels, calibration_text
 from sol_rt.export.actions.calibration_text import CalibrationText
@@ -68,7 +67,6 @@ _OPEN, _ROUND, _WRITE, _FIT, _HEAD, _SEARCH, _MEASURE, _COMPARE, _HASH = (
 _SHARES = {_OPEN: 1, _ROUND: 5, _WRITE: 34, _FIT: 27, _HEAD: 6, _SEARCH: 8, _MEASURE: 17, _COMPARE: 3, _HASH: 1}
 """About how long the stages of a quick calibration take, in percent of the whole."""
 _LEAST_SHARE = 0.01
-_CONFIG = "config.json: "
 """How errors on the settings of a checkpoint folder start."""
 
 
@@ -180,8 +178,7 @@ def export_bundle(
     with stages(_OPEN) as report:
         path, name = resolve(source, report)
     checkpoint = open_checkpoint(path, trust_remote_code)
-    with _metadata_named(checkpoint):
-        family, decoder = _described(checkpoint, max_context, kv, say)
+    family, decoder = _described(checkpoint, max_context, kv, say)
     check_tensors(checkpoint, decoder, family)
     if parity or calibration != NO_TEXT:
         source_config(checkpoint, decoder)  # what transformers refuses shows before the minutes that the weights take
@@ -320,18 +317,6 @@ def _described(
                 "(llama_4_scaling_beta), which is not supported"
             )
     return family_of(checkpoint.config), from_hf_config(checkpoint.config, max_context)
-
-
-@contextmanager
-def _metadata_named(checkpoint: Checkpoint) -> Iterator[None]:
-    """In errors on settings of a GGUF file, names the file: it has no config.json."""
-    try:
-        yield
-    except CheckpointError as error:
-        said = str(error)
-        if not checkpoint.path.is_file() or not said.startswith(_CONFIG):
-            raise
-        raise CheckpointError(f"{checkpoint.path}: metadata: {said.removeprefix(_CONFIG)}") from error
 
 
 def _check_arguments(

@@ -21,7 +21,7 @@ from helpers.random_checkpoint import PRESETS, write_random_checkpoint
 from sol_rt.cli import main
 from sol_rt.errors import CheckpointError
 from sol_rt.export import export_bundle
-from sol_rt.export.sources.decoder import family_of_gguf
+from sol_rt.export.sources.decoder import family_of_gguf, from_hf_config
 from sol_rt.export.sources.families import FAMILIES
 from sol_rt.export.sources.open_checkpoint import open_checkpoint
 from sol_rt.export.sources.refusals import gguf_refusal
@@ -242,6 +242,17 @@ def test_metadata_that_disagree_with_tensors_are_named(
     file.writer.kv_data[0].pop(f"llama.{key}", None)
     file.writer.add_uint32(f"llama.{key}", value)
     assert message in refused(file.write())
+
+
+def test_a_setting_names_the_gguf_file_whoever_reads_it(folder: Path, tmp_path: Path) -> None:
+    file = gguf_file(tmp_path, folder)
+    file.writer.kv_data[0].pop("llama.rope.dimension_count", None)
+    file.writer.add_uint32("llama.rope.dimension_count", 7)
+    config = open_checkpoint(file.write()).config
+    with pytest.raises(CheckpointError, match=r"^.*model\.gguf: metadata: got 4 heads over 2 KV heads with 7 rotated"):
+        from_hf_config(config)
+    with pytest.raises(CheckpointError, match=r"^config\.json: got 4 heads over 2 KV heads with 7 rotated"):
+        from_hf_config(dict(config))
 
 
 def trait_of_gguf(architecture: str, metadata: dict[str, Any]) -> str:

@@ -14,7 +14,16 @@ from typing import Any, Literal
 from sol_rt.bundle.config import BLOCK, LONGEST_FILTER, KvLayout, ModelDims
 from sol_rt.errors import CheckpointError, brief
 from sol_rt.export.sources.families import FAMILIES, Family, GgufForm, LayerKind, NormPlace, QkNorm
-from sol_rt.export.sources.refusals import gguf_unknown, has_experts, layer_trait, nearest, refusal
+from sol_rt.export.sources.refusals import (
+    SourceSettings,
+    gguf_unknown,
+    has_experts,
+    layer_trait,
+    nearest,
+    refusal,
+    where_of,
+    wrong,
+)
 from sol_rt.export.sources.rope import NO_ROTATION, Rope, make_rope
 
 LARGEST_HEAD = 256  # channels: what the attention kernels' buffers hold (kMaxHeadDim)
@@ -251,7 +260,7 @@ def family_of(config: Mapping[str, Any]) -> Family:
             kind = config.get("model_type", family.model_type)
             if kind != family.model_type:
                 expected = f"expected {family.model_type!r} for {family.architecture}"
-                raise CheckpointError(f"config.json: model_type: got {brief(kind)}, {expected}")
+                raise wrong(config, f"model_type: got {brief(kind)}, {expected}")
             return family
     raise CheckpointError(refusal(config, FAMILIES))
 
@@ -274,8 +283,9 @@ def from_hf_config(config: Mapping[str, Any], max_context: int | None = None) ->
     """Describes the decoder of a checkpoint.
 
     Args:
-        config: the content of its Hugging Face `config.json`. Rotary settings are in `rope_parameters`, or in the older
-            keys `rope_theta`, `rope_scaling` and `partial_rotary_factor`.
+        config: the content of its Hugging Face `config.json`, as `SourceSettings` where it was read elsewhere. Rotary
+            settings are in `rope_parameters`, or in the older keys `rope_theta`, `rope_scaling` and
+            `partial_rotary_factor`.
         max_context: longest context of the bundle in tokens; by default the model's own.
 
     Raises:
@@ -284,7 +294,8 @@ def from_hf_config(config: Mapping[str, Any], max_context: int | None = None) ->
     """
     family = family_of(config)
     given = {name: config[other] for other, name in family.other_keys.items() if config.get(other) is not None}
-    config = {**family.defaults, **config, **given, "model_type": family.model_type}
+    where = where_of(config)
+    config = SourceSettings({**family.defaults, **config, **given, "model_type": family.model_type}, where)
     hidden, heads = _size(config, "hidden_size"), _size(config, "num_attention_heads")
     num_layers = _size(config, "num_hidden_layers", most=MOST_LAYERS)
     intermediate, trained_context = _mlp_width(config, family), _size(config, "max_position_embeddings")
@@ -296,25 +307,25 @@ def from_hf_config(config: Mapping[str, Any], max_context: int | None = None) ->
     windows, layer_kinds = _windows(config, family, num_layers), _layer_kinds(config, family, num_layers)
     activation = config.get("hidden_act") or config.get("hidden_activation") or family.default_activation
     if not isinstance(activation, str) or activation not in _ACTIVATIONS:
-        raise CheckpointError(
-            f"config.json: hidden_act: got {brief(activation)}, expected one of {', '.join(_ACTIVATIONS)}"
-        )
+        raise wrong(config, f"hidden_act: got {brief(activation)}, expected one of {', '.join(_ACTIVATIONS)}")
     if family.qk_norm == "none" and _flag(config, "qk_layernorm"):
-        raise CheckpointError(
-            "config.json: qk_layernorm: got true, expected false; models of this family that normalize q and k are "
-            "not supported"
+        raise wrong(
+            config,
+            "qk_layernorm: got true, expected false; models of this family that normalize q and k are not supported",
         )
     for key in ("num_local_experts", "num_experts"):
         experts = config.get(key)
         if has_experts(experts):
-            raise CheckpointError(
-                f"config.json: {key}: got {brief(experts)}, not supported: a mixture of experts; nearest that works: "
-                f"{nearest(config, FAMILIES)}"
+            raise wrong(
+                config,
+                f"{key}: got {brief(experts)}, not supported: a mixture of experts; nearest that works: "
+                f"{nearest(config, FAMILIES)}",
             )
     if _flag(config, "use_bidirectional_attention"):
-        raise CheckpointError(
-            "config.json: use_bidirectional_attention: got true, expected false; a model that attends to later tokens "
-            "embeds texts, and can't generate them"
+        raise wrong(
+            config,
+            "use_bidirectional_attention: got true, expected false; a model that attends to later tokens "
+            "embeds texts, and can't generate them",
         )
     normalizes_qk = family.qk_norm != "none" and (family.qk_norm_key is None or _flag(config, family.qk_norm_key))
     parallel = _holds(config, family.parallel_residual)
@@ -330,38 +341,44 @@ def from_hf_config(config: Mapping[str, Any], max_context: int | None = None) ->
     )
     windows = tuple(window if window < context else 0 for window in windows)
     if head_dim > LARGEST_HEAD:
-        raise CheckpointError(
-            f"config.json: head_dim: got {head_dim}, expected at most {LARGEST_HEAD}, the most that the attention "
-            f"kernels take; nearest that works: {nearest(config, FAMILIES)}"
+        raise wrong(
+            config,
+            f"head_dim: got {head_dim}, expected at most {LARGEST_HEAD}, the most that the attention "
+            f"kernels take; nearest that works: {nearest(config, FAMILIES)}",
         )
     own = Sizes(hidden, head_dim, intermediate)
     sizes = own.padded(heads)
     tied = _flag(config, "tie_word_embeddings")
     if sizes.hidden_size != hidden and family.norm == "layer" and tied:
-        raise CheckpointError(
-            f"config.json: hidden_size: got {hidden}, expected a multiple of {BLOCK}; models with LayerNorm whose head "
-            "is the embedding can't be padded"
+        raise wrong(
+            config,
+            f"hidden_size: got {hidden}, expected a multiple of {BLOCK}; models with LayerNorm whose head "
+            "is the embedding can't be padded",
         )
     if sizes.head_dim != head_dim and family.norm == "layer" and normalizes_qk:
-        raise CheckpointError(
-            f"config.json: head_dim: got {head_dim}, expected an even number whose product with the {heads} heads is a "
-            f"multiple of {BLOCK}; models with LayerNorm of q and k can't be padded"
+        raise wrong(
+            config,
+            f"head_dim: got {head_dim}, expected an even number whose product with the {heads} heads is a "
+            f"multiple of {BLOCK}; models with LayerNorm of q and k can't be padded",
         )
     if layer_kinds and heads * sizes.head_dim != sizes.hidden_size:  # `o` has as many inputs in every layer
-        raise CheckpointError(
-            f"config.json: hidden_size: got {hidden} with {heads} heads of {head_dim}, expected heads that fill the "
-            f"hidden state, and a multiple of {BLOCK}; models with short convolutions can't have others"
+        raise wrong(
+            config,
+            f"hidden_size: got {hidden} with {heads} heads of {head_dim}, expected heads that fill the "
+            f"hidden state, and a multiple of {BLOCK}; models with short convolutions can't have others",
         )
     if heads % kv_heads or rotary_dim % 2 or not rotary_dim:
-        raise CheckpointError(
-            f"config.json: got {heads} heads over {kv_heads} KV heads with {rotary_dim} rotated channels, "
-            "expected whole groups and an even number of channels"
+        raise wrong(
+            config,
+            f"got {heads} heads over {kv_heads} KV heads with {rotary_dim} rotated channels, "
+            "expected whole groups and an even number of channels",
         )
     most_context = MOST_PAIRS // kv_heads - KvLayout.capacity_step  # a cache's capacity is rounded up to whole steps
     if context > most_context:
-        raise CheckpointError(
-            f"config.json: max_position_embeddings: got a context of {context} with {kv_heads} KV heads, expected at "
-            f"most {most_context}; use --ctx-size {most_context} or less"
+        raise wrong(
+            config,
+            f"max_position_embeddings: got a context of {context} with {kv_heads} KV heads, expected at "
+            f"most {most_context}; use --ctx-size {most_context} or less",
         )
     by_width = math.sqrt(hidden) if family.scales_embedding_by_width else 1.0
     return Decoder(
@@ -419,9 +436,7 @@ def _mlp_width(config: Mapping[str, Any], family: Family) -> int:
         wider = min(_factor(config, rule.factor_key) * width, 2.0 * LARGEST_SIZE)  # refused below, where it is too wide
         width = -(-int(wider) // multiple) * multiple
     if not 1 <= width <= LARGEST_SIZE:
-        raise CheckpointError(
-            f"config.json: {family.intermediate_key}: got an MLP of {width} channels, expected 1 to {LARGEST_SIZE}"
-        )
+        raise wrong(config, f"{family.intermediate_key}: got an MLP of {width} channels, expected 1 to {LARGEST_SIZE}")
     return width
 
 
@@ -439,11 +454,10 @@ def _layer_kinds(config: Mapping[str, Any], family: Family, layers: int) -> tupl
         key = family.conv.attention_key
         right = isinstance(attending, list)
         if not right or not all(type(layer) is int and 0 <= layer < layers for layer in attending):
-            got = f"config.json: {key}: got {brief(attending)}"
-            raise CheckpointError(f"{got}, expected indices of the {layers} layers")
+            raise wrong(config, f"{key}: got {brief(attending)}, expected indices of the {layers} layers")
         convolves = [layer not in attending for layer in range(layers)]
     if all(convolves):
-        raise CheckpointError(f"config.json: {key}: got no layer that attends, expected one or more")
+        raise wrong(config, f"{key}: got no layer that attends, expected one or more")
     return tuple("conv" if one else "attention" for one in convolves) if any(convolves) else ()
 
 
@@ -451,7 +465,7 @@ def _conv_size(config: Mapping[str, Any], family: Family) -> int:
     assert family.conv is not None
     size = _size(config, family.conv.size_key, most=LONGEST_FILTER)
     if size < 2:
-        raise CheckpointError(f"config.json: {family.conv.size_key}: got {size}, expected 2 to {LONGEST_FILTER} tokens")
+        raise wrong(config, f"{family.conv.size_key}: got {size}, expected 2 to {LONGEST_FILTER} tokens")
     return size
 
 
@@ -463,9 +477,9 @@ def _size(config: Mapping[str, Any], key: str, default: int | None = None, most:
     value = config.get(key)
     value = default if value is None else value
     if value is None:
-        raise CheckpointError(f"config.json: key {key} is missing; the checkpoint is incomplete")
+        raise wrong(config, f"key {key} is missing; the checkpoint is incomplete")
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-        raise CheckpointError(f"config.json: {key}: got {brief(value)}, expected a whole number from 1 to {most}")
+        raise wrong(config, f"{key}: got {brief(value)}, expected a whole number from 1 to {most}")
     return value
 
 
@@ -477,7 +491,7 @@ def _holds(config: Mapping[str, Any], rule: bool | str) -> bool:
 def _flag(config: Mapping[str, Any], key: str) -> bool:
     value = config.get(key)
     if value is not None and not isinstance(value, bool):
-        raise CheckpointError(f"config.json: {key}: got {brief(value)}, expected true or false")
+        raise wrong(config, f"{key}: got {brief(value)}, expected true or false")
     return bool(value)
 
 
@@ -485,7 +499,7 @@ def _epsilon(config: Mapping[str, Any], family: Family) -> float:
     value = config.get(family.eps_key)
     value = family.default_eps if value is None else value
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
-        raise CheckpointError(f"config.json: {family.eps_key}: got {brief(value)}, expected a number from 0 to 1")
+        raise wrong(config, f"{family.eps_key}: got {brief(value)}, expected a number from 0 to 1")
     return float(value)
 
 
@@ -498,8 +512,8 @@ def _rotary_dim(rope_parameters: Mapping[str, Any], head_dim: int) -> int:
 def _rotary_fraction(rope_parameters: Mapping[str, Any]) -> float:
     value = rope_parameters["partial_rotary_factor"]
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
-        raise CheckpointError(
-            f"config.json: partial_rotary_factor: got {brief(value)}, expected a number above 0 and up to 1"
+        raise wrong(
+            rope_parameters, f"partial_rotary_factor: got {brief(value)}, expected a number above 0 and up to 1"
         )
     return float(value)
 
@@ -510,7 +524,7 @@ def _factor(config: Mapping[str, Any], key: str | None, default: float = 1.0) ->
     if value is None:
         return default
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-        raise CheckpointError(f"config.json: {key}: got {brief(value)}, expected a number above 0")
+        raise wrong(config, f"{key}: got {brief(value)}, expected a number above 0")
     return float(value)
 
 
@@ -527,20 +541,20 @@ def _rope_parameters(config: Mapping[str, Any], family: Family) -> dict[str, Any
     """
     given = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(given, Mapping):
-        raise CheckpointError(f"config.json: rope settings: got {brief(given)}, expected an object")
+        raise wrong(config, f"rope settings: got {brief(given)}, expected an object")
     by_kind = {kind: given[kind] for kind in ("full_attention", _SLIDING_ATTENTION) if given.get(kind) is not None}
     for kind in ("full_attention", *by_kind) if by_kind else ():
         if not isinstance(given.get(kind), Mapping):
-            got = f"config.json: rope settings: {kind}: got {brief(given.get(kind))}"
-            raise CheckpointError(f"{got}, expected an object; complete the checkpoint's config")
+            got = f"rope settings: {kind}: got {brief(given.get(kind))}"
+            raise wrong(config, f"{got}, expected an object; complete the checkpoint's config")
     given = by_kind.get("full_attention", given)
     return _complete_rope(config, family, given)
 
 
 def _complete_rope(config: Mapping[str, Any], family: Family, given: Mapping[str, Any]) -> dict[str, Any]:
     """Rotary settings with what the config says elsewhere, or the family does."""
+    parameters = SourceSettings(given, where_of(config))
     config = {**config, **{new: config[old] for old, new in family.rope_keys.items() if config.get(old) is not None}}
-    parameters = dict(given)
     parameters.setdefault("rope_type", parameters.pop("type", None) or "default")
     kind = parameters["rope_type"]
     if kind == "dynamic" and parameters.get("alpha"):  # a stretched base, the same for every length of text
@@ -588,9 +602,10 @@ def _ropes(
         of_kind = _complete_rope(config, family, of_kind)
         local_dim = _rotary_dim(of_kind, head_dim)
         if local_dim != rotary_dim:
-            raise CheckpointError(
-                f"config.json: rope settings: sliding_attention: got {local_dim} rotated channels, expected "
-                f"{rotary_dim} as in full_attention; layers that rotate other channels are not supported"
+            raise wrong(
+                config,
+                f"rope settings: sliding_attention: got {local_dim} rotated channels, expected "
+                f"{rotary_dim} as in full_attention; layers that rotate other channels are not supported",
             )
         local = make_rope(of_kind, rotary_dim, context, trained)
     none = Rope((NO_ROTATION,) * (rotary_dim // 2), 1.0)
@@ -613,7 +628,7 @@ def _rotating_layers(config: Mapping[str, Any], family: Family, windows: tuple[i
             every = _size(config, *family.nope_every)
             return [(layer + 1) % every != 0 for layer in range(layers)]
         if not isinstance(flags, list) or len(flags) != layers or not all(flag in (0, 1) for flag in flags):
-            raise CheckpointError(f"config.json: no_rope_layers: got {brief(flags)}, expected 0 or 1 for each layer")
+            raise wrong(config, f"no_rope_layers: got {brief(flags)}, expected 0 or 1 for each layer")
         return [bool(flag) for flag in flags]
     if family.nope_full_layers and config.get("sliding_window") is not None:
         return [window > 0 for window in windows]
@@ -630,12 +645,12 @@ def _windows(config: Mapping[str, Any], family: Family, layers: int) -> tuple[in
     other = _SLIDING_ATTENTION if family.conv is None else _CONV
     for kind in kinds or ():
         if what := layer_trait([kind]):
-            raise CheckpointError(
-                f"config.json: {key}: got {brief(kind)}, not supported: {what}; nearest that works: "
-                f"{nearest(config, FAMILIES)}"
+            raise wrong(
+                config,
+                f"{key}: got {brief(kind)}, not supported: {what}; nearest that works: {nearest(config, FAMILIES)}",
             )
         if kind not in (*_FULL_ATTENTION, other):
-            raise CheckpointError(f"config.json: {key}: got {brief(kind)}, expected full_attention or {other}")
+            raise wrong(config, f"{key}: got {brief(kind)}, expected full_attention or {other}")
     wanted = config.get("use_sliding_window")
     used = _flag(config, "use_sliding_window") if rule.opt_in or wanted is not None else True
     if not config.get("sliding_window") or not used:
@@ -657,7 +672,7 @@ def _windows(config: Mapping[str, Any], family: Family, layers: int) -> tuple[in
     if rule.first_key is not None and config.get(rule.first_key) is not None:
         first = config[rule.first_key]
         if isinstance(first, bool) or not isinstance(first, int) or first < 0:
-            raise CheckpointError(f"config.json: {rule.first_key}: got {brief(first)}, expected a layer's index")
+            raise wrong(config, f"{rule.first_key}: got {brief(first)}, expected a layer's index")
     return tuple(window * (layer >= first) for layer in range(layers))
 
 
@@ -666,7 +681,7 @@ def _layer_types(config: Mapping[str, Any], layers: int) -> tuple[str, list[Any]
     key = next((key for key in ("layer_types", "layers_block_type") if config.get(key) is not None), "layer_types")
     kinds = config.get(key)
     if kinds is not None and (not isinstance(kinds, list) or len(kinds) != layers):
-        raise CheckpointError(f"config.json: {key}: got {brief(kinds)}, expected one entry for each layer")
+        raise wrong(config, f"{key}: got {brief(kinds)}, expected one entry for each layer")
     return key, kinds
 
 
@@ -681,7 +696,7 @@ def short_context(config: Mapping[str, Any]) -> int | None:
 def scaled_from(config: Mapping[str, Any]) -> int | None:
     """The context that bundles of a model end at, as it scales q by the position from there on; None if it has more."""
     family = family_of(config)
-    config = {**family.defaults, **config}
+    config = SourceSettings({**family.defaults, **config}, where_of(config))
     trained = _size(config, "max_position_embeddings")
     limit = _unscaled(_rope_parameters(config, family), trained)
     return limit if limit < trained else None

@@ -1,11 +1,11 @@
-"""Says in one line why a model of an unknown architecture can't be exported, and which model that works is nearest."""
+"""One-line errors of models that can't be exported: a setting and where it was read, or an unknown architecture."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from sol_rt.errors import brief
+from sol_rt.errors import CheckpointError, brief
 
 _NEAREST = (
     ("gemma", (("gemma3_text", "Gemma 3"), ("gemma2", "Gemma 2"))),
@@ -39,6 +39,28 @@ _GGUF_TRAITS = {
 }
 """GGUF key -> what it means, and what the names of tensors hold that have the trait."""
 _NO_MODEL = "its config names no model"
+
+
+class SourceSettings(dict[str, Any]):
+    """A model's settings under the names of config.json, which know where they were read.
+
+    Attributes:
+        where: the place for errors, such as `config.json` or `model.gguf: metadata`.
+    """
+
+    def __init__(self, settings: Mapping[str, Any], where: str) -> None:
+        super().__init__(settings)
+        self.where = where
+
+
+def where_of(config: Mapping[str, Any]) -> str:
+    """Where settings were read."""
+    return config.where if isinstance(config, SourceSettings) else "config.json"
+
+
+def wrong(config: Mapping[str, Any], said: str) -> CheckpointError:
+    """The error of a setting, which names where it was read."""
+    return CheckpointError(f"{where_of(config)}: {said}")
 
 
 def refusal(config: Mapping[str, Any], families: Collection[str]) -> str:

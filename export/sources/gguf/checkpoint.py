@@ -25,7 +25,7 @@ from sol_rt.export.sources.families.stored import head_by_head
 from sol_rt.export.sources.gguf import tokenizer as gguf_tokenizer
 from sol_rt.export.sources.gguf.config import hf_config
 from sol_rt.export.sources.gguf.four_bit import FOUR_BIT
-from sol_rt.export.sources.refusals import gguf_refusal
+from sol_rt.export.sources.refusals import SourceSettings, gguf_refusal
 from sol_rt.read_file import require_regular
 
 if TYPE_CHECKING:
@@ -124,7 +124,8 @@ class GgufCheckpoint:
             for name in _ROPE_FACTORS
             if f"{name}.weight" in self._tensors
         }
-        self.config: Mapping[str, Any] = hf_config(self._metadata, tied, factors, self._biases())
+        settings = hf_config(self._metadata, tied, factors, self._biases())
+        self.config: Mapping[str, Any] = SourceSettings(settings, f"{path}: metadata")
         self.license, self.note = str(self._metadata.get("general.license", "")), ""
         self._check_metadata(form)
         self._sources = self._locate(family, form, tied)
