@@ -158,6 +158,15 @@ def test_a_question_that_cannot_be_asked_is_forgotten(chat: Chat, prompts: list[
     assert prompts == [[{"role": "user", "content": "w1"}]]
 
 
+def test_a_schedule_that_the_dial_cannot_have_is_refused_at_once(chat: Chat) -> None:
+    _, err = chat("/schedule uniform", "/budget", options=("--max-loss", "0.01"), code=1)
+    errors = [line for line in err.splitlines() if "error" in line]
+    assert errors == [
+        "sol-rt: error: --max-loss: the schedule uniform keeps no loss; leave out --schedule, or give --budget"
+    ]
+    assert err.splitlines()[-1] == "max loss 0.01"
+
+
 def test_save_and_load_go_on_as_if_nothing_had_happened(
     chat: Chat, prompts: list[list[dict[str, str]]], tmp_path: Path
 ) -> None:

@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from sol_rt.cli.console import note, progress
-from sol_rt.errors import UsageError, brief
+from sol_rt.errors import UsageError
 from sol_rt.read_file import TooLargeError, read_all, read_bytes
 
 if TYPE_CHECKING:
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sol_rt.bundle.bundle import Bundle
-    from sol_rt.bundle.config import SolConfig
     from sol_rt.engine.providers import Provider
     from sol_rt.generate.model import SolModel
     from sol_rt.generate.native.model import NativeModel
@@ -190,27 +189,6 @@ def dial(
         if names := [name.replace("_", "-") for name, value in given.items() if value is not None]:
             raise UsageError(f"--schedule {schedule} fixes the action; leave out --{' --'.join(names)}")
     return {"schedule": schedule, **dials, **targets}
-
-
-def check_schedule(name: str, config: SolConfig) -> None:
-    """Raises UsageError if the bundle cannot run the schedule `name`."""
-    from sol_rt.budget.schedules import NAMES
-    from sol_rt.bundle.actions import Action
-
-    if name.startswith("fixed:"):
-        action = Action.parse(name.removeprefix("fixed:"))
-        if action.variant not in config.variants:
-            raise UsageError(
-                f"schedule {name}: no variant {action.variant}; the bundle has {', '.join(config.variants)}"
-            )
-    elif name not in NAMES:
-        raise UsageError(f"schedule {brief(name)}: expected one of {', '.join(NAMES)}")
-    elif name == "sol" and config.policy is None:
-        raise UsageError("schedule sol: the bundle has no policy; use hull, or train a policy")
-    elif name == "hull" and not config.losses_measured:
-        raise UsageError(
-            "schedule hull: no losses of the bundle were measured; use uniform, or export with calibration"
-        )
 
 
 def read_text(path: Path) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,9 +15,10 @@ from sol_rt.cli.run.chat_input import entries
 from sol_rt.cli.run.governed import Governor, check_governable, is_governable
 from sol_rt.cli.run.interrupts import Interrupts
 from sol_rt.cli.run.sensors import Sensors
-from sol_rt.errors import SolError, UsageError, brief, cut
+from sol_rt.errors import SolError, UsageError, cut
 
 if TYPE_CHECKING:
+    from sol_rt.budget.dial import Dial
     from sol_rt.generate.model import SolModel
     from sol_rt.generate.results import Generation
     from sol_rt.generate.stream import Stream
@@ -32,6 +33,8 @@ _HELP = """/budget 0.3     set the budget of the next answers, a share (0 to 1) 
 /help           show this list
 /exit           leave the chat, as Ctrl-D does; Ctrl-C stops an answer
 A line that ends with \\ goes on in the next one. A message between \"\"\" and \"\"\" may have several lines."""
+
+_DIAL = ("budget", "schedule", "kv_density", "channel_density", "bits", "tokens_per_second", "max_loss")
 
 
 @dataclass
@@ -152,23 +155,22 @@ class Conversation:
         note(f"budget {budget:g}")
 
     def _set_schedule(self, argument: str) -> None:
-        from sol_rt.budget.schedules import is_constant
-        from sol_rt.cli.loading import check_schedule
+        from sol_rt.budget.schedules import NAMES, is_constant
 
-        check_schedule(argument, self.model.bundle.config)
-        self.settings["schedule"] = argument
+        if not argument:
+            raise UsageError(f"/schedule: expected one of {', '.join(NAMES)}")
+        settings = {**self.settings, "schedule": argument}
         if is_constant(argument):
-            self.settings.update(budget=None, tokens_per_second=None, max_loss=None)  # a fixed action takes no budget
+            settings |= {"budget": None, "tokens_per_second": None, "max_loss": None}  # a fixed action takes no budget
+        self.model.decoder(_dial_of(settings))  # raises for a schedule that this bundle or the dial cannot have
+        self.settings = settings
         note(f"schedule {argument}")
 
     def _dial(self) -> str:
         """The settings of the dial in words."""
-        from sol_rt.budget.dial import Dial
-
-        names = [field.name for field in fields(Dial) if field.name != "seed"]
-        given = {name: self.settings[name] for name in names if self.settings.get(name) is not None}
+        dial = asdict(_dial_of(self.settings))
         return (
-            ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in given.items())
+            ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in dial.items() if value is not None)
             or "none is set: the fastest mix that loses at most 0.5% runs"
         )
 
@@ -207,23 +209,21 @@ class Conversation:
         note(f"{file}: {len(saved.messages)} messages, {self._dial()}{other}")
 
 
+def _dial_of(settings: dict[str, Any]) -> Dial:
+    """The part of the settings that sets the dial. Raises UsageError for a value of another type."""
+    from sol_rt.budget.dial import Dial
+
+    return Dial(**{name: value for name, value in settings.items() if name in _DIAL})
+
+
 def _checked(settings: dict[str, Any], model: SolModel) -> dict[str, Any]:
     """Settings of a file as arguments of `SolModel.stream`. Raises UsageError for those that the model can't use."""
-    from sol_rt.budget.dial import Dial
-    from sol_rt.cli.loading import check_schedule
     from sol_rt.generate.generation_config import GenerationConfig
 
-    dials = {field.name for field in fields(Dial)} - {"seed"}
-    dial = {name: value for name, value in settings.items() if name in dials}
-    config = GenerationConfig().updated(**{name: value for name, value in settings.items() if name not in dials})
-    config.check_vocabulary(model.bundle.config.model.vocab_size)
-    for name, value in dial.items():
-        kind: Any = str if name == "schedule" else (int, float)
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise UsageError(f"{name}: got {brief(value)}, expected a {'name' if name == 'schedule' else 'number'}")
-    if "schedule" in dial:
-        check_schedule(dial["schedule"], model.bundle.config)
-    model.decoder(Dial(**dial))  # raises for values that are out of range, contradict or can't be reached
+    dial = _dial_of(settings)
+    others = {name: value for name, value in settings.items() if name not in _DIAL}
+    GenerationConfig().updated(**others).check_vocabulary(model.bundle.config.model.vocab_size)
+    model.decoder(dial)  # raises for values that are out of range, contradict or can't be reached
     return {"schedule": None, **settings}
 
 
@@ -260,8 +260,8 @@ def chat(
 ) -> None:
     """Chat with a model. /budget 0.3 sets the budget of the next answers; /help lists all commands.
 
-    Messages and commands may be piped, one a line. A wrong command and a message that is not UTF-8 are then reported,
-    the chat goes on, and the exit code at the end is 1.
+    Messages and commands may be piped, one a line. After a wrong command, or a message that is not UTF-8, the
+    chat then goes on with the next line, and its exit code at the end is 1.
     """
     from sol_rt.cli.loading import dial, load, note_ineffective
     from sol_rt.cli.run.generate import penalties, sampling
