@@ -10,10 +10,26 @@ from sol_rt.budget.schedules.schedule import PolicyInput
 from sol_rt.bundle.actions import Action
 
 
+class InTurn:
+    """Deals out two actions by error diffusion, so that their mean cost over the steps is the wanted one."""
+
+    def __init__(self) -> None:
+        self._carry = 0.5  # what is owed to the dearer action, in steps
+
+    def is_dearer(self, wanted: float, low: float, high: float) -> bool:
+        """Whether this step takes the dearer action, by the costs of the two and the wanted mean, in one unit."""
+        share = (wanted - low) / (high - low) if high > low else 1.0
+        self._carry += min(max(share, 0.0), 1.0)
+        if self._carry < 1.0 - 1e-9:
+            return False
+        self._carry -= 1.0
+        return True
+
+
 class HullSchedule:
     """Takes one of the two actions of the hull around the step's allowance, whatever the text.
 
-    Error diffusion deals the two out, so that their mean cost is the allowance. No fixed mix of the actions loses less
+    The two are dealt out so that their mean cost is the allowance. No fixed mix of the actions loses less
     by the losses that the export measured. The schedule does not make up for deviations itself: a cheaper action than
     these two would lose more than the dearer ones before it gained.
 
@@ -26,7 +42,7 @@ class HullSchedule:
 
     def __init__(self, controller: Controller, hull: Hull) -> None:
         self._controller, self._hull = controller, hull
-        self._carry = 0.5  # what error diffusion owes the dearer action, in steps
+        self._turns = InTurn()
 
     def choose(self, step: PolicyInput) -> Action:
         """One of the two actions around the allowance, or if that is not allowed the nearest in cost that is."""
@@ -38,14 +54,9 @@ class HullSchedule:
         if controller.dense_only:
             return controller.dense
         costs, allowance = controller.relative_costs(context), controller.allowance(context)
-        index, high = self._around(allowance, context)
-        gap = costs.item(high) - costs.item(index)
-        share = (allowance - costs.item(index)) / gap if gap > 0 else 1.0
-        self._carry += min(max(share, 0.0), 1.0)
-        if self._carry >= 1.0 - 1e-9:
-            self._carry -= 1.0
-            index = high
-        return controller.actions[controller.nearest_allowed(index, context)]
+        low, high = self._around(allowance, context)
+        dearer = self._turns.is_dearer(allowance, costs.item(low), costs.item(high))
+        return controller.actions[controller.nearest_allowed(high if dearer else low, context)]
 
     def _around(self, cost: float, context: int) -> tuple[int, int]:
         """Places of the two neighbouring corners of the hull around a relative cost."""

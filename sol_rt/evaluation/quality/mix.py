@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from sol_rt.budget.controller.budget import Controller
 from sol_rt.budget.frontier import falling_hull
 from sol_rt.budget.schedules import PolicyInput
+from sol_rt.budget.schedules.hull import InTurn
 from sol_rt.bundle.actions import Action
 
 
@@ -21,19 +22,14 @@ class MixSchedule:
 
     def __init__(self, controller: Controller) -> None:
         self._controller = controller
-        self._carry = 0.5
+        self._turns = InTurn()
 
     def choose(self, step: PolicyInput) -> Action:
         controller = self._controller
         costs = controller.relative_costs(step.context)[:2].tolist()
         low, high = sorted(range(2), key=costs.__getitem__)
-        span = costs[high] - costs[low]
-        share = (controller.target(step.context) - costs[low]) / span if span > 0 else 1.0
-        self._carry += min(max(share, 0.0), 1.0)
-        if self._carry < 1.0 - 1e-9:
-            return controller.actions[low]
-        self._carry -= 1.0
-        return controller.actions[high]
+        dearer = self._turns.is_dearer(controller.target(step.context), costs[low], costs[high])
+        return controller.actions[high if dearer else low]
 
 
 def hull_pair(points: Mapping[Action, tuple[float, float]], budget: float) -> tuple[Action, Action] | None:
