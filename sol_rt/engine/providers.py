@@ -20,7 +20,7 @@ import numpy as np
 import onnxruntime as ort
 
 from sol_rt.engine.gpu import cuda, webgpu
-from sol_rt.engine.hardware import Gpu, check_threads, processor_name, release, usable_cores
+from sol_rt.engine.hardware import Gpu, check_threads, is_older, processor_name, usable_cores
 from sol_rt.engine.probes import attention_probe
 from sol_rt.errors import BundleError, ProviderError, UsageError, brief, one_line
 from sol_rt.ops import library_path
@@ -36,7 +36,7 @@ _PROBE = Path(__file__).with_name("probes") / "probe.onnx"
 _PROBE_NATIVE = Path(__file__).with_name("probes") / "probe_native.onnx"
 _PROBE_TOLERANCE = 2e-3
 _QUIET = 4
-_OLDEST_FOR_BODIES = (1, 27)
+_OLDEST_FOR_BODIES = "1.27"
 """1.23 multiplies by 4 and 8 bits alone; before 1.27 a graph with two bodies of one operator is refused."""
 _NO_CPU = "session.disable_cpu_ep_fallback"
 _CPU_REFUSED = "fallback to CPU EP has been explicitly disabled"
@@ -130,9 +130,8 @@ class Provider:
             if self.name != "cpu":
                 raise ProviderError(f"provider {self.name}: cannot run {path}: {reason}; use --provider cpu") from None
             got = f"a graph that ONNX Runtime refuses ({reason})"
-            if not self.native and release(ort.__version__) < _OLDEST_FOR_BODIES:
-                oldest = ".".join(map(str, _OLDEST_FOR_BODIES))
-                expected = f"onnxruntime {oldest} or newer for function bodies, this is {ort.__version__}"
+            if not self.native and is_older(ort.__version__, _OLDEST_FOR_BODIES):
+                expected = f"onnxruntime {_OLDEST_FOR_BODIES} or newer for function bodies, this is {ort.__version__}"
                 hint = "pip install -U onnxruntime, or use native operators"
                 raise BundleError(path, "", got, expected, hint) from None
             raise BundleError(path, "", got, "a graph of this bundle") from None

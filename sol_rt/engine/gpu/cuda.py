@@ -21,9 +21,9 @@ INSTALL = (
     "onnxruntime-gpu"
 )
 _WHEELS = ("onnxruntime", "onnxruntime-gpu")
-_OLDEST_RUNTIME = (1, 26)
+_OLDEST_RUNTIME = "1.26"
 """Older ONNX Runtimes take no memory of others from Python, by DLPack."""
-_CUDA_13_SINCE = (1, 27)
+_CUDA_13_SINCE = "1.27"
 """The wheels of onnxruntime-gpu are built for CUDA 13 from here on, for CUDA 12 before."""
 _MEMORY_IS_SHORT = ("out of memory", "Failed to allocate memory", "Available memory")
 _FAILED = ("CUDA failure", "CUDA error")
@@ -61,15 +61,14 @@ def gpu(number: int) -> hardware.Gpu:
     no such GPU: everything for which ONNX Runtime would crash or go on on the CPU.
     """
     check_wheels(wheel_versions(), ort.__version__)
-    if hardware.release(ort.__version__) < _OLDEST_RUNTIME:
-        oldest = ".".join(map(str, _OLDEST_RUNTIME))
+    if hardware.is_older(ort.__version__, _OLDEST_RUNTIME):
         raise ProviderError(
-            f"provider cuda: needs onnxruntime-gpu {oldest} or newer, this is {ort.__version__}; {INSTALL}"
+            f"provider cuda: needs onnxruntime-gpu {_OLDEST_RUNTIME} or newer, this is {ort.__version__}; {INSTALL}"
         )
     driver = hardware.cuda_driver_version()
     if driver is None:
         raise ProviderError("provider cuda: no NVIDIA driver is here; install one, or use --provider cpu")
-    needed = 13 if hardware.release(ort.__version__) >= _CUDA_13_SINCE else 12
+    needed = 12 if hardware.is_older(ort.__version__, _CUDA_13_SINCE) else 13
     if driver[0] < needed:
         has = f"the NVIDIA driver runs CUDA {driver[0]}.{driver[1]}"
         raise ProviderError(f"provider cuda: {has}, onnxruntime {ort.__version__} needs {needed}; update the driver")

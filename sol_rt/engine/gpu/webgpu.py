@@ -19,7 +19,7 @@ ORT_NAME = "WebGpuExecutionProvider"
 INSTALL = "pip install 'sol-rt[webgpu]', and a Vulkan, D3D12 or Metal driver"
 _NEEDS_DRIVER = "finds no device; it needs a GPU with a Vulkan, D3D12 or Metal driver"
 _DISTRIBUTION = "onnxruntime-ep-webgpu"
-_OLDEST_RUNTIME = (1, 28)
+_OLDEST_RUNTIME = "1.28"
 """Older ONNX Runtimes make no tensors in a plug-in's memory from Python; before 1.24.4 they cannot load it at all."""
 _OPTION_PREFIX = "ep.webgpuexecutionprovider."
 STRICT = {"enableInt64": "1"}
@@ -81,12 +81,11 @@ def reason(error: Exception, _: hardware.Gpu | None) -> str:
 
 def check_runtime(version: str) -> None:
     """Raises ProviderError for an ONNX Runtime that cannot load the plug-in."""
-    if hardware.release(version) < _OLDEST_RUNTIME:
+    if hardware.is_older(version, _OLDEST_RUNTIME):
         import importlib.metadata  # brings the parser of mail
 
-        wanted = ".".join(map(str, _OLDEST_RUNTIME))
         plugin = f"{_DISTRIBUTION} {importlib.metadata.version(_DISTRIBUTION)}"
-        what = f"{plugin} needs onnxruntime {wanted} or newer, this is {version}"
+        what = f"{plugin} needs onnxruntime {_OLDEST_RUNTIME} or newer, this is {version}"
         raise ProviderError(f"provider webgpu: {what}; pip install -U onnxruntime")
 
 

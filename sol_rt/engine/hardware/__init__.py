@@ -6,7 +6,7 @@ May import: sol_rt.store, sol_rt.ops, sol_rt.atomic_write.
 from sol_rt.engine.hardware.cores import allowed_cores, check_threads, usable_cores
 from sol_rt.engine.hardware.gpus import Gpu, cuda_driver_version, cuda_gpus, cuda_library, vulkan_gpus
 from sol_rt.engine.hardware.memory import available_memory, free_memory_bytes, peak_rss_mb
-from sol_rt.engine.hardware.processor import processor_name, release
+from sol_rt.engine.hardware.processor import is_older, processor_name, release
 
 __all__ = [
     "Gpu",
@@ -17,6 +17,7 @@ __all__ = [
     "cuda_gpus",
     "cuda_library",
     "free_memory_bytes",
+    "is_older",
     "peak_rss_mb",
     "processor_name",
     "release",

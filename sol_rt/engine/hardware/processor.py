@@ -13,6 +13,11 @@ def release(version: str) -> tuple[int, ...]:
     return tuple(map(int, found.group().split("."))) if found else ()
 
 
+def is_older(version: str, other: str) -> bool:
+    """Whether a version comes before another."""
+    return release(version) < release(other)
+
+
 def processor_name() -> str:
     """The processor's model, as the system names it."""
     try:
