@@ -18,8 +18,7 @@ from test_ops_layer import FLOAT16, INT8, Layer, check, describe, rms
 from test_ops_layer import run as run_layer
 from test_ops_matmul import BLOCK, Nested, close, keep_largest, model_of, open_session, quantized_product, run
 
-from helpers.codebook import TABLES, Codebook, product
-from helpers.reference import Array, activation
+from helpers.reference import Array, Coded, activation, nested_matmul
 from helpers.simd_targets import X86_TARGETS, run_tests
 from helpers.thread_counts import assert_same_for_any_thread_count
 from sol_rt.bundle.bits import LayerBits
@@ -28,23 +27,39 @@ from sol_rt.ops import library_path
 LIBRARY = library_path()
 pytestmark = pytest.mark.skipif(LIBRARY is None, reason="the native operators are not built")
 
-Matrix = Codebook | Nested
+Matrix = Coded | Nested
+
+
+TABLES = np.array(
+    [
+        [-113, -73, -41, -14, 13, 41, 73, 114],
+        [-103, -48, -24, -7, 7, 24, 49, 103],
+        [-127, -76, -48, -22, 1, 25, 50, 83],
+        [-83, -50, -24, -1, 22, 48, 78, 127],
+    ],
+    np.int8,
+)
+
+
+def initializers(w: Coded, prefix: str) -> list[onnx.TensorProto]:
+    """The stored tensors and the codebook as an operator's inputs."""
+    return [onnx.numpy_helper.from_array(array, prefix + name) for name, array in w.arrays().items()]
 
 
 def counts(**numbers: int) -> list[onnx.TensorProto]:
     return [onnx.numpy_helper.from_array(np.array([number]), name) for name, number in numbers.items()]
 
 
-def matmul_model(w: Codebook, active: int = 0, rank: int = 2) -> onnx.ModelProto:
-    k, n = w.codes.shape
+def matmul_model(w: Coded, active: int = 0, rank: int = 2) -> onnx.ModelProto:
+    k, n = w.code.shape
     shape = [*[f"d{i}" for i in range(rank - 1)], k]
-    tensors = [*counts(active=active), *w.tensors("w.")]
+    tensors = [*counts(active=active), *initializers(w, "w.")]
     return model_of("PrunedMatMul", shape, TensorProto.FLOAT, tensors, K=k, N=n, bits=3)
 
 
 def expected_product(x: Array, w: Matrix, active: int) -> Array:
     x = keep_largest(x, active or x.shape[1])
-    return product(x, w) if isinstance(w, Codebook) else quantized_product(x, w)
+    return nested_matmul(x, w, 3) if isinstance(w, Coded) else quantized_product(x, w)
 
 
 seeds = st.integers(0, 2**32 - 1)
@@ -55,7 +70,7 @@ seeds = st.integers(0, 2**32 - 1)
 def test_matmul_matches_the_reference(seed: int, k_blocks: int, n_tiles: int, tokens: int, share: float) -> None:
     rng = np.random.default_rng(seed)
     k = k_blocks * BLOCK
-    w, active = Codebook.random(rng, k, n_tiles * 32), round(share * k)
+    w, active = Coded.random(rng, k, n_tiles * 32, TABLES), round(share * k)
     x = rng.normal(size=(tokens, k)).astype(np.float32) * np.float32(rng.choice([1e-3, 1.0, 1e3]))
     close(run(matmul_model(w, active), x), expected_product(x, w, active))
 
@@ -68,7 +83,7 @@ FIXED = [(32, 32, 0), (64, 96, 33), (96, 256, 0), (160, 288, 7), (576, 960, 300)
 def test_fixed_matrices(k: int, n: int, active: int, tokens: int) -> None:
     """The same on every SIMD target."""
     rng = np.random.default_rng(k + n)
-    w = Codebook.random(rng, k, n)
+    w = Coded.random(rng, k, n, TABLES)
     x = rng.normal(size=(tokens, k)).astype(np.float32)
     close(run(matmul_model(w, active), x), expected_product(x, w, active))
 
@@ -80,7 +95,8 @@ def test_fixed_sums_are_exact(tokens: int) -> None:
     k, n = 160, 352
     tables = rng.choice(np.array([-127, 127], np.int8), (4, 8))
     table = rng.integers(0, 4, (k // BLOCK, n)).astype(np.uint8)
-    w = Codebook(rng.integers(0, 8, (k, n)).astype(np.uint8), table << 6 | 1, np.ones(n, np.float16), tables)
+    code, one = rng.integers(0, 8, (k, n)).astype(np.uint8), np.ones((k // BLOCK, n), np.uint8)
+    w = Coded(code, one, table, np.ones(n, np.float16), tables)
     x = rng.choice(np.array([-127, 127, 126, -1], np.float32), (tokens, k))
     x[:, ::BLOCK] = 127
     x[0] = 127 * np.sign(w.weights()[:, 5])
@@ -90,24 +106,24 @@ def test_fixed_sums_are_exact(tokens: int) -> None:
 @pytest.mark.parametrize("shape", [(64,), (1, 64), (1, 5, 64), (0, 64)])
 def test_matmul_keeps_leading_axes(shape: tuple[int, ...]) -> None:
     rng = np.random.default_rng(2)
-    w = Codebook.random(rng, 64, 96)
+    w = Coded.random(rng, 64, 96, TABLES)
     x = rng.normal(size=shape).astype(np.float32)
     got = run(matmul_model(w, rank=len(shape)), x)
     assert got.shape == (*shape[:-1], 96)
-    close(got.reshape(-1, 96), product(x.reshape(-1, 64), w))
+    close(got.reshape(-1, 96), nested_matmul(x.reshape(-1, 64), w, 3))
 
 
 @pytest.mark.parametrize("tokens", [1, 3])
 def test_fixed_nan_is_not_hidden(tokens: int) -> None:
     x = np.ones((tokens, 64), np.float32)
     x[:, 40] = np.nan
-    assert np.isnan(run(matmul_model(Codebook.random(np.random.default_rng(3), 64, 320)), x)).all()
+    assert np.isnan(run(matmul_model(Coded.random(np.random.default_rng(3), 64, 320, TABLES)), x)).all()
 
 
 @pytest.mark.parametrize("tokens", [1, 4])
 def test_blocks_of_zeros_give_nothing(tokens: int) -> None:
     rng = np.random.default_rng(4)
-    w = Codebook.random(rng, 96, 288)
+    w = Coded.random(rng, 96, 288, TABLES)
     x = np.zeros((tokens, 96), np.float32)
     assert not run(matmul_model(w), x).any()
     x[:, 32:64] = rng.normal(size=(tokens, 32))
@@ -128,7 +144,7 @@ class Mlp:
     @classmethod
     def random(cls, rng: np.random.Generator, k: int, i: int, bits: tuple[int, int], *active: int) -> Mlp:
         def matrix(k: int, n: int, bits: int) -> Matrix:
-            return Codebook.random(rng, k, n) if bits == 3 else Nested.random(rng, k, n, bits)
+            return Coded.random(rng, k, n, TABLES) if bits == 3 else Nested.random(rng, k, n, bits)
 
         biases = [rng.normal(size=size).astype(np.float32) for size in (2 * i, k)]
         return cls(matrix(k, 2 * i, bits[0]), matrix(i, k, bits[1]), *(active or (0, 0)), *biases)
@@ -136,9 +152,9 @@ class Mlp:
     def model(self) -> onnx.ModelProto:
         tensors, planes, bits = counts(active_up=self.active_up, active_down=self.active_down), [], {}
         for name, w in (("up", self.up), ("down", self.down)):
-            if isinstance(w, Codebook):
+            if isinstance(w, Coded):
                 bits[f"{name}_bits"] = 3
-                tensors += w.tensors(f"{name}.")
+                tensors += initializers(w, f"{name}.")
                 continue
             bits[f"{name}_bits"] = w.bits
             parts = w.tensors(f"{name}.", channel_major=True)
@@ -149,7 +165,7 @@ class Mlp:
             onnx.numpy_helper.from_array(self.up_bias, "up.bias"),
             onnx.numpy_helper.from_array(self.down_bias, "down.bias"),
         ]
-        k, i = self.up.codes.shape[0], self.down.codes.shape[0]
+        k, i = len(self.down_bias), len(self.up_bias) // 2
         attributes = {"K": k, "I": i, "gated": 1, "activation": "silu", "has_bias": 1, "bits": 3, **bits}
         return model_of("PrunedMLP", ["tokens", k], TensorProto.FLOAT, tensors, **attributes)
 
@@ -189,14 +205,14 @@ def test_thread_count_changes_no_bit(tmp_path: Path) -> None:
     rng = np.random.default_rng(7)
     inputs = [{"x": rng.normal(size=(tokens, 160)).astype(np.float32)} for tokens in (1, 40)]
     mlp = Mlp.random(rng, 160, 416, (3, 3), 90, 200)
-    w = Codebook.random(rng, 160, 1504)
+    w = Coded.random(rng, 160, 1504, TABLES)
     for model in (mlp.model(), matmul_model(w, 100)):
         assert_same_for_any_thread_count(model, inputs, 20, tmp_path)
 
 
 def damaged(change: str) -> onnx.ModelProto:
     """A sound model with one thing wrong."""
-    model = matmul_model(Codebook.random(np.random.default_rng(8), 64, 96))
+    model = matmul_model(Coded.random(np.random.default_rng(8), 64, 96, TABLES))
     node = model.graph.node[0]
     attributes = {a.name: a for a in node.attribute}
     tensors = {t.name.removeprefix("w."): t for t in model.graph.initializer}
@@ -249,14 +265,14 @@ def test_a_codebook_of_minus_128_is_refused() -> None:
     """Its negative is no byte."""
     tables = TABLES.copy()
     tables[3, 7] = -128
-    w = replace(Codebook.random(np.random.default_rng(8), 64, 96), tables=tables)
+    w = replace(Coded.random(np.random.default_rng(8), 64, 96, TABLES), codebook=tables)
     with pytest.raises(Exception, match="PrunedMatMul: input codebook: got -128, expected -127 to 127"):
         open_session(matmul_model(w))
 
 
 @pytest.mark.parametrize("active", [-1, 65])
 def test_counts_out_of_range_are_refused(active: int) -> None:
-    model = matmul_model(Codebook.random(np.random.default_rng(9), 64, 96), active)
+    model = matmul_model(Coded.random(np.random.default_rng(9), 64, 96, TABLES), active)
     with pytest.raises(Exception, match=r"PrunedMatMul: input active: got -?\d+, expected 0 to 64 channels"):
         run(model, np.ones((1, 64), np.float32))
 
@@ -284,7 +300,7 @@ class CodebookLayer(Layer):
     def matrices(self) -> dict[str, Any]:
         rng = np.random.default_rng(self.seed)
         nested = super().matrices
-        return {name: Codebook.random(rng, *w.q.shape) if name in self.three else w for name, w in nested.items()}
+        return {name: Coded.random(rng, *w.q.shape, TABLES) if name in self.three else w for name, w in nested.items()}
 
     @cached_property
     def model(self) -> onnx.ModelProto:
@@ -297,7 +313,7 @@ class CodebookLayer(Layer):
             old = [f"{name}.{part}" for part in ("base", "scale", "zero")]
             at = list(node.input).index(old[0])
             assert list(node.input[at : at + 3]) == old
-            new = self.matrices[name].tensors(f"{name}.")
+            new = initializers(self.matrices[name], f"{name}.")
             node.input[at : at + 3] = [tensor.name for tensor in new]
             for index in reversed(range(len(model.graph.initializer))):
                 if model.graph.initializer[index].name in old:

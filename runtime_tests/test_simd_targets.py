@@ -15,7 +15,7 @@ import test_ops_codebook
 from onnx import TensorProto
 from test_ops_matmul import Array, Nested, matmul_model, model_of, run
 
-from helpers.codebook import Codebook
+from helpers.reference import Coded
 from helpers.simd_targets import X86_TARGETS, with_targets
 from sol_rt.ops import library_path
 
@@ -62,7 +62,7 @@ def products() -> Iterator[Array]:
             tensors = [*test_ops_codebook.counts(active=k * 3 // 4), *w.tensors("w.", channel_major=True).values()]
             yield run(model_of("PrunedMatMul", ["m", k], TensorProto.FLOAT, tensors, K=k, N=n, bits=bits), x)
         if n % 32 == 0:
-            yield run(test_ops_codebook.matmul_model(Codebook.random(rng, k, n)), x)
+            yield run(test_ops_codebook.matmul_model(Coded.random(rng, k, n, test_ops_codebook.TABLES)), x)
 
 
 def test_the_mask_leaves_the_best_target_of_this_processor() -> None:

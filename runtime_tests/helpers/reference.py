@@ -80,9 +80,8 @@ class Coded:
             codebook,
         )
 
-    def weights(self, bits: int) -> Array:
-        """float64 [K, N]."""
-        assert bits == 3
+    def weights(self, bits: int = 3) -> Array:
+        """float64 [K, N], whatever the bits."""
         scale, table = (np.repeat(part.astype(np.int64), 32, axis=0) for part in (self.scale, self.table))
         return self.output_scale.astype(np.float64) * scale * self.codebook[table, self.code]
 
@@ -104,17 +103,21 @@ class Coded:
         code[:, n:] = made.code[:, n:]
         return cls(code, scale, made.table, output_scale, codebook)
 
-    def tensors(self, name: str) -> dict[str, Array]:
-        """The four stored tensors of the matrix's own."""
+    def arrays(self) -> dict[str, Array]:
+        """The four stored tensors of the matrix's own, then the codebook: the order of an operator's inputs."""
         k, n = self.code.shape
-        low, high = np.zeros((k, n // 4), np.uint8), np.zeros((k, n // 8), np.uint8)
-        for output in range(n):
-            tile, place = divmod(output, 32)
-            low[:, 8 * tile + place % 8] |= (self.code[:, output] & 3) << 2 * (place // 8)
-            high[:, output // 8] |= (self.code[:, output] >> 2) << output % 8
-        block_scale = (self.scale | self.table << 6).astype(np.uint8)
-        parts = {"low": low, "high": high, "block_scale": block_scale, "output_scale": self.output_scale}
-        return {f"{name}.{part}": np.ascontiguousarray(array) for part, array in parts.items()}
+        places = (self.code & 3).reshape(k, n // 32, 4, 8)  # outputs j, j + 8, j + 16, j + 24 in byte j
+        return {
+            "low": sum(places[:, :, i] << 2 * i for i in range(4)).astype(np.uint8).reshape(k, n // 4),
+            "high": np.packbits(self.code >> 2, axis=1, bitorder="little"),
+            "block_scale": (self.scale | self.table << 6).astype(np.uint8),
+            "output_scale": self.output_scale,
+            "codebook": self.codebook,
+        }
+
+    def tensors(self, name: str) -> dict[str, Array]:
+        """The stored tensors of the matrix's own, with the names of a bundle."""
+        return {f"{name}.{part}": array for part, array in self.arrays().items() if part != "codebook"}
 
 
 Weights = Nested | Coded
@@ -127,7 +130,7 @@ def random_codebook(rng: np.random.Generator) -> Array:
 
 def rounded_activations(x: Array, bits: int) -> Array:
     """x [..., K] as codes of a level stand for each block of 32."""
-    blocks = x.astype(np.float32).reshape(*x.shape[:-1], -1, 32)
+    blocks = x.astype(np.float32).reshape(*x.shape[:-1], x.shape[-1] // 32, 32)
     step = np.abs(blocks).max(-1, keepdims=True) / np.float32(LARGEST_CODE[bits])
     codes = np.rint(np.divide(blocks, step, out=np.zeros_like(blocks), where=step > 0))
     return (codes.astype(np.float64) * step).reshape(x.shape)
