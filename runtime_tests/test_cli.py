@@ -83,6 +83,11 @@ def test_without_a_command_help_goes_to_stderr(capsys: pytest.CaptureFixture[str
         (["generate", "-f", "a\0b"], "embedded null byte"),
         (["run", "~nobody-of-this-name/a"], "got '~nobody-of-this-name', expected a user who has a folder"),
         (["inspect", "-m", "no-such-bundle"], "no-such-bundle"),
+        (["inspect", "no-such-bundle"], "no-such-bundle"),
+        (["chat", "one", "-m", "other"], "--model: got two, other and the argument one; give one"),
+        (["chat", "one", "two"], "two"),
+        (["generate", "a story"], "-p gives the prompt, -m names the model"),
+        (["train", "one", "--data", "text"], "-m names the model"),
         (["generate", "-p", "a", "-m", "no-such-bundle"], "no-such-bundle"),
     ],
 )
@@ -224,6 +229,22 @@ def test_prompts_that_are_not_utf8(capsys: pytest.CaptureFixture[str], tmp_path:
 
 def test_a_folder_that_is_no_bundle(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     fails(capsys, ["verify", "-m", str(tmp_path)], 1, "sol_config.json")
+
+
+@pytest.mark.parametrize("command", ["inspect", "verify"])
+def test_a_model_is_named_by_an_argument_or_an_option(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    tiny = str(Path(__file__).parent / "golden" / "tiny")
+    shown = []
+    for given in ([tiny], ["-m", tiny], [tiny, "-m", tiny]):
+        assert main([command, *given]) == 0
+        shown.append(capsys.readouterr().out)
+    assert "tiny" in shown[0]
+    assert len(set(shown)) == 1
+
+
+def test_help_shows_what_is_in_brackets(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pull", "--help"]) == 0
+    assert "owner/name[@revision]" in capsys.readouterr().out
 
 
 def test_pull_lists_aliases(capsys: pytest.CaptureFixture[str]) -> None:

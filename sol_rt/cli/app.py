@@ -41,6 +41,10 @@ COMMANDS = {
 }
 """Subcommand to the module under sol_rt.cli and the function in it, in the order of the help."""
 HIDDEN = {"ppl", "migrate"}
+TAKES_MODEL = {"export", "chat", "bench", "perplexity", "ppl", "calibrate", "inspect", "verify", "eval"}
+"""Commands whose argument is a model, which `-m` names otherwise."""
+_ARGUMENT_IS = {"generate": "-p gives the prompt, -m names the model", "train": "-m names the model, -d the text"}
+"""Commands without an argument, to the options that say what one would."""
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 """Of a write. Every writer of files names its file, so without a name it is stdout."""
 
@@ -80,6 +84,8 @@ def make_app(names: Iterable[str]) -> typer.Typer:
     for name in names:
         module, _, function = COMMANDS[name].partition(":")
         command = getattr(importlib.import_module(f"sol_rt.cli.{module}"), function)
+        if name in TAKES_MODEL:
+            command = options.with_model_argument(command)
         app.command(name, hidden=name in HIDDEN)(command)
     return app
 
@@ -106,6 +112,8 @@ def run(argv: list[str]) -> int:
     except _CLICK_ERROR as error:
         gone = advice(getattr(error, "option_name", ""))
         message = error.format_message()  # type: ignore[attr-defined]
+        if "unexpected extra argument" in message and (meant := _ARGUMENT_IS.get(argv[0])):
+            message += f"; {meant}"
         return _fail(gone or message + _origin(error, message, argv), 2, argv)
     except SolError as error:
         return _fail(error.whole, error.exit_code, argv)

@@ -48,6 +48,35 @@ def with_options_of(command: Callable[..., None], *, without: Sequence[str]) -> 
     return decorate
 
 
+def with_model_argument(command: Callable[..., None]) -> Callable[..., None]:
+    """A command that also takes what `-m` names as its argument, as in `sol-rt inspect NAME`."""
+    parameters = inspect.signature(command, eval_str=True).parameters
+    required = parameters["model"].default is inspect.Parameter.empty
+
+    def own(named: str | None = None, **given: Any) -> None:
+        model = given.pop("model")
+        if named is not None and model not in (None, named):
+            raise UsageError(f"--model: got two, {model} and the argument {named}; give one")
+        model = model if named is None else named
+        if required and model is None:
+            raise UsageError("--model: got none, expected one, for example -m smollm2-135m")
+        command(model=model, **given)
+
+    argument: Any = typer.Argument(
+        metavar="[MODEL]",
+        help="What -m names, given as an argument.",
+        autocompletion=completion.sources if required else completion.bundles,
+    )
+    kind = Annotated[str | None, argument]
+    shown = {"named": inspect.Parameter("named", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)}
+    shown |= {name: each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for name, each in parameters.items()}
+    shown["model"] = shown["model"].replace(default=None)
+    own.__doc__ = command.__doc__
+    own.__signature__ = inspect.Signature(list(shown.values()))  # type: ignore[attr-defined]
+    own.__annotations__ = {name: each.annotation for name, each in shown.items()}
+    return own
+
+
 class Format(str, Enum):
     """Formats of a command's result."""
 
@@ -78,7 +107,9 @@ Model = Annotated[
 Output = Annotated[Format, option("-o", "--output-format", env=False, help="Output format: text or json.")]
 Json = Annotated[bool, option("--json", env=False, help="Print one JSON object instead of text.")]
 
-Prompt = Annotated[str | None, option("-p", "--prompt", env=False, help="Prompt text; default: stdin, if piped.")]
+Prompt = Annotated[
+    str | None, option("-p", "--prompt", env=False, help="Prompt text; default: stdin if piped, else a short one.")
+]
 File = Annotated[Path | None, option("-f", "--file", env=False, help="File to read the prompt from.")]
 MaxNewTokens = Annotated[
     int | None,
@@ -93,20 +124,43 @@ MaxNewTokens = Annotated[
 ]
 ContextSize = Annotated[
     int | None,
-    option("-c", "--ctx-size", min=2, help="Largest context (prompt and text), in tokens.", panel=DECODING),
+    option(
+        "-c",
+        "--ctx-size",
+        min=2,
+        help="Largest context (prompt and text), in tokens; default: the model's.",
+        panel=DECODING,
+    ),
 ]
 Temperature = Annotated[
     float | None,
     option("--temperature", "--temp", min=0.0, help="Temperature; 0 is greedy; default: the model's.", panel=DECODING),
 ]
-TopK = Annotated[int | None, option("--top-k", min=0, help="Sample from the k likeliest tokens.", panel=DECODING)]
+TopK = Annotated[
+    int | None,
+    option(
+        "--top-k", min=0, help="Sample from the k likeliest tokens; 0 for all; default: the model's.", panel=DECODING
+    ),
+]
 TopP = Annotated[
     float | None,
-    option("--top-p", min=0.0, max=1.0, help="Sample from likeliest tokens of this total probability.", panel=DECODING),
+    option(
+        "--top-p",
+        min=0.0,
+        max=1.0,
+        help="Sample from the likeliest tokens that together have this probability; default: the model's.",
+        panel=DECODING,
+    ),
 ]
 MinP = Annotated[
     float | None,
-    option("--min-p", min=0.0, max=1.0, help="Drop tokens below this share of the top probability.", panel=DECODING),
+    option(
+        "--min-p",
+        min=0.0,
+        max=1.0,
+        help="Drop tokens below this share of the top probability; default: the model's.",
+        panel=DECODING,
+    ),
 ]
 RepetitionPenalty = Annotated[
     float | None,
@@ -114,7 +168,7 @@ RepetitionPenalty = Annotated[
         "--repetition-penalty",
         "--repeat-penalty",
         min=0.0,
-        help="Penalty on tokens that occurred before; 1 means none.",
+        help="Penalty on tokens that occurred before; 1 means none; default: the model's.",
         panel=DECODING,
     ),
 ]
@@ -150,7 +204,14 @@ LogitBias = Annotated[
     ),
 ]
 Seed = Annotated[
-    int | None, option("-s", "--seed", min=0, help="Seed of sampling and of the random schedule.", panel=DECODING)
+    int | None,
+    option(
+        "-s",
+        "--seed",
+        min=0,
+        help="Seed of sampling and of the random schedule; default: another one each time.",
+        panel=DECODING,
+    ),
 ]
 Stop = Annotated[
     list[str] | None,
@@ -181,8 +242,8 @@ Governor = Annotated[
     bool,
     option(
         "--governor",
-        help="Lower the budget while the battery is low, the machine hot, or its speed below --tokens-per-second: from "
-        "--budget, 1 by default, down to the least sensible one. Needs psutil.",
+        help="Let battery, heat and --tokens-per-second move the budget, between --budget (default: 1) and the lowest "
+        "sensible one. Needs psutil.",
         panel=BUDGET,
     ),
 ]
@@ -237,19 +298,28 @@ Engine = Annotated[
 Provider = Annotated[str, option("--provider", help="Where to compute: auto, cpu, cuda or webgpu.", panel=MACHINE)]
 Device = Annotated[int, option("--device", min=0, help="Number of the GPU, counted from 0.", panel=MACHINE)]
 Threads = Annotated[
-    int | None, option("-t", "--threads", min=1, help="Number of CPU threads; default: all cores.", panel=MACHINE)
+    int | None,
+    option(
+        "-t",
+        "--threads",
+        min=1,
+        help="Number of CPU threads; default: as many as fast cores.",
+        panel=MACHINE,
+    ),
 ]
 NativeOps = Annotated[
     bool,
     option(
-        "--native-ops/--no-native-ops", help="Use native kernels, or the graphs' standard operators.", panel=MACHINE
+        "--native-ops/--no-native-ops",
+        help="Run native operators; without, the graphs' standard ones run, several times slower.",
+        panel=MACHINE,
     ),
 ]
 Verify = Annotated[
     bool,
     option(
         "--verify/--no-verify",
-        help="Compare the bundle's hashes: those of the weights at the first load and after a change.",
+        help="Check files of the bundle by their hashes; the weights at the first load and after a change.",
         panel=MACHINE,
     ),
 ]

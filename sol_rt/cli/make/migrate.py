@@ -13,7 +13,7 @@ from sol_rt.errors import SolError
 
 
 def migrate(
-    bundle: Annotated[str, typer.Argument(help="Folder or name of the bundle.", show_default=False)],
+    bundle: Annotated[str, typer.Argument(metavar="BUNDLE", help="Folder or name of the bundle.", show_default=False)],
     debug: options.Debug = False,
 ) -> None:
     """Bring a bundle of an older format to the current one, in place, and print its path.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sol_rt.cli import options
+from sol_rt.cli import completion, options
 from sol_rt.cli.console import note, progress
 from sol_rt.errors import UsageError
 
@@ -19,7 +19,9 @@ def pull(
     name: Annotated[
         str | None,
         typer.Argument(
-            metavar="[MODEL]", help="Alias, or hub id owner/name[@revision]; without it, all aliases are listed."
+            metavar="[MODEL]",
+            help="Alias, or hub id owner/name\\[@revision]; without it, all aliases are listed.",
+            autocompletion=completion.aliases,
         ),
     ] = None,
     model: Annotated[str | None, options.option("-m", "--model", env=False, help="MODEL, given as an option.")] = None,

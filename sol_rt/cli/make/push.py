@@ -12,7 +12,7 @@ from sol_rt.errors import UsageError
 
 
 def push(
-    bundle: Annotated[str, typer.Argument(help="Folder or name of the bundle.", show_default=False)],
+    bundle: Annotated[str, typer.Argument(metavar="BUNDLE", help="Folder or name of the bundle.", show_default=False)],
     repository: Annotated[
         str, typer.Argument(metavar="REPO", help="Hub id owner/name to upload to.", show_default=False)
     ],

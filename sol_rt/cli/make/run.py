@@ -21,6 +21,7 @@ def run(
     model: Annotated[
         str,
         typer.Argument(
+            metavar="MODEL",
             help="Folder or name of a bundle; or an alias, hub id, checkpoint folder or .gguf file, which is fetched "
             "and exported first.",
             autocompletion=completion.sources,
@@ -28,14 +29,14 @@ def run(
     ],
     question: Annotated[
         str | None,
-        typer.Argument(help="Print the answer to this and exit. Default: a chat."),
+        typer.Argument(metavar="[QUESTION]", help="Print the answer to this and exit. Default: a chat."),
     ] = None,
     prompt: Annotated[
         str | None, options.option("-p", "--prompt", env=False, help="QUESTION, given as an option.")
     ] = None,
     **chat_options: Any,
 ) -> None:
-    """Chat with a model: one command from nothing to a conversation. The options are those of chat."""
+    """Chat with a model, which is fetched and exported first if it is not here. The options are those of chat."""
     if question is not None and prompt is not None:
         raise UsageError("run: QUESTION and --prompt both give a question; give one")
     asked = prompt if question is None else question

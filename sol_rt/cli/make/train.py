@@ -37,7 +37,11 @@ def train(
     model: Annotated[
         str | None,
         options.option(
-            "-m", "--model", env=False, help="Folder or name of a bundle, or a checkpoint, which is exported first."
+            "-m",
+            "--model",
+            env=False,
+            help="Folder or name of a bundle, or a checkpoint, which is exported first; default: $SOL_RT_MODEL, else "
+            "the bundle exported or pulled last.",
         ),
     ] = None,
     config: Annotated[

@@ -62,8 +62,8 @@ def bench(
         list[str] | None,
         options.option(
             "--schedule",
-            help="Schedules: sol, uniform, entropy, random, fixed:TAG or dense. Default: sol if the bundle has a "
-            "policy, else uniform.",
+            help="Schedules: sol, hull, uniform, entropy, random, fixed:TAG or dense. Default: sol if the bundle's "
+            "policy was measured to beat hull, else hull.",
             panel=COUNTS,
         ),
     ] = None,

@@ -8,7 +8,9 @@ from sol_rt.cli import options
 from sol_rt.cli.console import note, print_json, print_table
 
 
-def list_stored(output: options.Output = options.Format.text, debug: options.Debug = False) -> None:
+def list_stored(
+    output: options.Output = options.Format.text, json: options.Json = False, debug: options.Debug = False
+) -> None:
     """List the bundles and checkpoints under $SOL_RT_HOME. An asterisk marks the bundle that is used without -m."""
     from rich.table import Table
 
@@ -17,7 +19,7 @@ def list_stored(output: options.Output = options.Format.text, debug: options.Deb
 
     entries = inventory()
     times = [datetime.fromtimestamp(entry.modified).astimezone() for entry in entries]
-    if output is options.Format.json:
+    if json or output is options.Format.json:
         print_json(
             [
                 {

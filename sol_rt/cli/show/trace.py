@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def trace(
-    file: Annotated[Path, typer.Argument(help="Trace that sol-rt generate --trace wrote.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Trace that sol-rt generate --trace wrote.")],
     model: Annotated[
         str | None,
         options.option(
@@ -23,7 +23,7 @@ def trace(
             "--model",
             env=False,
             help="Bundle whose tokenizer gives the prompt's text, for a trace that has only its tokens; default: the "
-            "bundle of the trace's name.",
+            "bundle that the trace was made with, if it is in $SOL_RT_HOME.",
         ),
     ] = None,
     output: Annotated[
