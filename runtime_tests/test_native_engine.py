@@ -8,6 +8,7 @@ import shutil
 import struct
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from helpers.random_decoder import TRAITS, hf_config
 from helpers.tiny_bundle import seal, write_bundle
 from sol_rt.budget.cost.bytes_model import Line
 from sol_rt.budget.cost.calibration_table import CalibrationTable
+from sol_rt.budget.cost.tune import choose
 from sol_rt.budget.policy import PolicySession
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
@@ -368,6 +370,17 @@ def test_a_table_brings_the_settings_of_the_operators(folder: Path, tmp_path: Pa
         assert settings_after(table("others", 8, named)) == Tuning()
         assert settings_after(table("ours", 2, named)) == named
         assert settings_after(table("none", 2, None)) == named
+
+
+def test_settings_are_chosen_as_in_python(tmp_path: Path) -> None:
+    rng, chosen = np.random.default_rng(0), set()
+    with Core(tmp_path / "results") as core:
+        for rounds, scatter, gain in product((4, 9), (0.01, 0.05, 0.2), (1.0, 1.05, 1.3)):
+            times = np.exp(scatter * rng.normal(size=(rounds, 5, 1))) / np.array([1, 1, gain, 1, 1])[:, None]
+            expected = choose(times)[0]
+            assert core.do("choose 5 " + " ".join(map(str, (times[:, :1] / times).ravel().tolist()))) == expected
+            chosen.add(expected)
+    assert chosen == {0, 2}
 
 
 def test_a_host_with_an_environment_of_its_own(folder: Path, tmp_path: Path) -> None:

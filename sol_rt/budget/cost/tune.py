@@ -1,8 +1,8 @@
 """Measures which settings of the CPU's operators are best on this processor.
 
 Settings take turns, so that a machine that slows down for a while does so for all of them. So do plain reads of the
-weights, which show how much of the memory's rate a step reaches. The defaults stay unless
-another setting is faster in most rounds.
+weights, which show how much of the memory's rate a step reaches. The defaults stay unless another setting's gain is
+beyond what the rounds scatter.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ _CONTEXT = 16  # tokens
 _LEAST_ROUNDS, _MOST_ROUNDS = 4, 200
 _FAST_SECONDS = 0.015  # a step that takes longer is timed once in a round
 _LEAST_GAIN = 1.02
+_STANDARD_ERRORS = 4.0  # of the mean gain: of seven settings in four rounds, the best is three ahead by chance
 _SCATTER = 0.1  # largest distance of the quartiles of steady ratios, as a share of their median
 _READ_BYTES = 512 << 20  # of the weights, in a round
 _SMALL_TEAM = 4  # threads from which on half of them is tried: two of a core share its way to memory
@@ -103,8 +104,9 @@ def choose(times: np.ndarray) -> tuple[int, float]:
     gains = _gains(times)
     low, middle = np.percentile(np.exp(gains), [10, 50], axis=0)
     best = int(np.argmax(middle))
+    error = float(gains[:, best].std(ddof=1)) / len(gains) ** 0.5
     # one of many is often ahead by chance
-    if middle[best] < _LEAST_GAIN or low[best] <= 1.0:
+    if middle[best] < _LEAST_GAIN or low[best] <= 1.0 or gains[:, best].mean() <= _STANDARD_ERRORS * error:
         return 0, 1.0
     return best, float(middle[best])
 

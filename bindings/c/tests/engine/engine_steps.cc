@@ -3,6 +3,7 @@
 // With `host:` before LIBRARY the program is a host that has opened ONNX Runtime and made an environment without shared threads.
 // Commands, one a line; numbers of engines are their order:
 //   load FOLDER [MAX_CONTEXT]        opens a model; later commands are about it
+//   choose N GAIN...                 which of N settings of the operators to take, by the gains of every round
 //   engine                           makes an engine on it, and uses that one
 //   use N                            uses engine N
 //   forward ACTION TOKEN...          appends logits and hidden state to RESULTS, float32
@@ -78,6 +79,14 @@ struct Machine {
       model->SetCost(ReadCalibratedCost(model->config(), model->identity(), file));
       const Tuning tuning = CurrentTuning();
       return int64_t{tuning.cache_level} << 40 | int64_t{tuning.members} << 24 | tuning.row_bytes_ahead;
+    }
+    if (name == "choose") {  // number of settings, then the gains of each round
+      size_t settings;
+      line >> settings;
+      std::vector<std::vector<double>> gains(settings);
+      size_t place = 0;
+      for (double gain; line >> gain;) gains[place++ % settings].push_back(gain);
+      return static_cast<int64_t>(ChooseSetting(gains));
     }
     if (name == "engine") {
       engines.push_back(std::make_unique<Engine>(model));

@@ -19,7 +19,8 @@ namespace {
 constexpr double kSeconds = 1.5;
 constexpr size_t kLeastRounds = 4, kMostRounds = 200;
 constexpr double kFastMs = 15.0;     // a step that takes longer is timed once in a round
-constexpr double kLeastGain = 1.02;  // one of many settings is often ahead by chance
+constexpr double kLeastGain = 1.02;
+constexpr double kStandardErrors = 4.0;  // of the mean gain: of several settings in four rounds, the best is three ahead by chance
 constexpr int32_t kSmallTeam = 4;    // threads from which on half of them is tried: two of a core share its way to memory
 
 // The defaults come first.
@@ -55,6 +56,22 @@ Tuning CurrentTuning() {
   return tuning;
 }
 
+size_t ChooseSetting(const std::vector<std::vector<double>>& gains) {
+  size_t best = 0;
+  for (size_t i = 1; i < gains.size(); ++i) {
+    if (Quantile(gains[i], 0.5) > Quantile(gains[best], 0.5)) best = i;
+  }
+  double sum = 0.0, squares = 0.0;
+  for (const double gain : gains[best]) {
+    sum += std::log(gain);
+    squares += std::log(gain) * std::log(gain);
+  }
+  const auto count = static_cast<double>(gains[best].size());
+  const double error = std::sqrt(std::max(squares - sum * sum / count, 0.0) / (count - 1) / count);
+  const bool clear = Quantile(gains[best], 0.5) >= kLeastGain && Quantile(gains[best], 0.1) > 1.0 && sum / count > kStandardErrors * error;
+  return clear ? best : 0;  // one of many is often ahead by chance
+}
+
 Tuning TuneOperators(Engine& engine, int64_t length, const Action& dense, const Action& cheapest, int32_t threads) {
   const std::vector<Tuning> tried = Candidates(threads);
   Chosen chosen;
@@ -84,12 +101,7 @@ Tuning TuneOperators(Engine& engine, int64_t length, const Action& dense, const 
     if (spent >= kSeconds && rounds >= kLeastRounds) break;
     if (spent * kLeastRounds > 2 * kSeconds * static_cast<double>(rounds)) break;  // too slow for as many rounds as it takes
   }
-  size_t best = 0;
-  for (size_t i = 1; i < tried.size(); ++i) {
-    if (Quantile(gains[i], 0.5) > Quantile(gains[best], 0.5)) best = i;
-  }
-  const bool known = gains[0].size() >= kLeastRounds && Quantile(gains[best], 0.5) >= kLeastGain && Quantile(gains[best], 0.1) > 1.0;
-  chosen.tuning = tried[known ? best : 0];
+  chosen.tuning = tried[gains[0].size() < kLeastRounds ? 0 : ChooseSetting(gains)];
   return chosen.tuning;
 }
 

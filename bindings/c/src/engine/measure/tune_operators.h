@@ -1,7 +1,9 @@
 // Measures which settings of the CPU's operators are best on this processor: sol_rt/budget/cost/tune.py.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <vector>
 
 #include "budget/cost/tuning.h"
 #include "bundle/action.h"
@@ -14,9 +16,14 @@ class Engine;
 void ApplyTuning(const Tuning& tuning);
 Tuning CurrentTuning();
 
-// Times steps of `dense` and `cheapest` behind `length` tokens under each setting, in turn, for 1.5 to 3 seconds. Applies and returns the best one: the
-// defaults, unless another is at least 2% faster and was faster in nine rounds of ten. Both actions have run before. If a step throws, the operators
-// run as before the call.
+// The place of the setting to take, by how many times as fast as the first one each was in every round, at least two: the best
+// median, if that is a gain of 2% or more, nine rounds of ten were faster and the mean gain is beyond what the rounds scatter.
+// Else 0, the defaults.
+size_t ChooseSetting(const std::vector<std::vector<double>>& gains);
+
+// Times steps of `dense` and `cheapest` behind `length` tokens under each setting, in turn, for 1.5 to 3 seconds. Applies and
+// returns the one that ChooseSetting takes; the defaults where there was no time for four rounds. Both actions have run before.
+// If a step throws, the operators run as before the call.
 Tuning TuneOperators(Engine& engine, int64_t length, const Action& dense, const Action& cheapest, int32_t threads);
 
 }  // namespace sol_rt
