@@ -113,7 +113,9 @@ def launches(bundle: Bundle, provider: Provider, actions: Sequence[Action]) -> d
             engine.forward([1], action)
             made = engine._runners.graphs._opened
             paths = {kind: Path(graph.session.end_profiling()) for kind, graph in made.items()}
-            profile = next(path for kind, path in paths.items() if engine._prepare(action).step._kinds[0] == kind)
+            profile = next(
+                path for kind, path in paths.items() if engine._prepare(action).step_runner._kinds[0] == kind
+            )
             events = json.loads(profile.read_text(encoding="utf-8"))
             nodes = [event["args"] for event in events if event["cat"] == "Node" and "op_name" in event["args"]]
             widest = bundle.config.variants[action.variant].precision.widest

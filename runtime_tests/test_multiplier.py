@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from sol_rt.budget.multiplier import MEMORY, Multiplier, between, hull
+from sol_rt.budget.multiplier import MEMORY, Multiplier, between, upper_hull
 
 LOGITS = st.floats(-5, 5, width=32)
 COSTS = st.lists(st.integers(20, 100), min_size=2, max_size=6, unique=True).map(lambda each: np.array(each) / 100)
@@ -60,7 +60,7 @@ def test_equal_costs_have_no_multiplier() -> None:
 
 
 def test_edges_of_a_hull() -> None:
-    least, edges = hull([1.0, 0.25, 0.5, 0.75], [3.0, 0.0, 2.0, 2.0])
+    least, edges = upper_hull([1.0, 0.25, 0.5, 0.75], [3.0, 0.0, 2.0, 2.0])
     assert (least, edges) == (0.25, [(-8.0, 0.25), (-2.0, 0.5)])  # the last lies below the line
 
 

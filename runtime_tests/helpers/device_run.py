@@ -132,7 +132,7 @@ def _broken(engine: Engine) -> dict[str, Any]:
     engine.reset()
     before = engine.forward([1, 2, 3], dense).logits.copy()
     engine.forward([4], dense)
-    runner = engine._prepare(dense).step
+    runner = engine._prepare(dense).step_runner
     graph, binding = runner._step  # type: ignore[union-attr]
     whole = runner._step
     empty = graph.session.io_binding()

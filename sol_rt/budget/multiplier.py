@@ -47,7 +47,7 @@ class Multiplier:
         if len(self._steps) == MEMORY:
             for edge in self._steps.popleft()[1]:
                 del self._edges[bisect_left(self._edges, edge)]
-        least, edges = hull(costs.tolist(), logits.tolist())
+        least, edges = upper_hull(costs.tolist(), logits.tolist())
         self._steps.append((least, edges))
         for edge in edges:
             insort(self._edges, edge)
@@ -63,7 +63,7 @@ class Multiplier:
         return -between([slope for slope, _ in self._edges], taken)
 
 
-def hull(costs: Sequence[float], values: Sequence[float]) -> tuple[float, list[Edge]]:
+def upper_hull(costs: Sequence[float], values: Sequence[float]) -> tuple[float, list[Edge]]:
     """The least cost, and the edges of the upper hull of the points (cost, value), from the cheapest point on."""
     corners = lower_hull((cost, -value) for cost, value in zip(costs, values, strict=True))
     return corners[0][0], [

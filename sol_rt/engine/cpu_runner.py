@@ -26,7 +26,10 @@ from sol_rt.errors import SolError, one_line
 
 
 class Choices(NamedTuple):
-    """What a runner's inputs let the graph choose: old tokens that attention reads, and active channels."""
+    """Which counts a graph is given: of the old tokens that attention reads, and of active channels.
+
+    Without a count it reads all of them.
+    """
 
     tokens: bool
     channels: bool
@@ -84,6 +87,13 @@ class CpuRunners:
         """Whether the variant's graph has a session. All variants of one precision share a graph."""
         return variant.file in self._sessions
 
+    def prepare(self, variant: Variant) -> None:
+        """Checks the variant's graph and makes its session's options, so that ONNX Runtime's part alone is left, which
+        runs without Python's lock.
+        """
+        if not self.is_loaded(variant):
+            self._prepared[variant.file] = self._options_and_graph(variant)
+
     def _session(self, variant: Variant) -> ort.InferenceSession:
         session = self._sessions.get(variant.file)
         if session is None:
@@ -91,12 +101,12 @@ class CpuRunners:
             _return_freed_memory()
         return session
 
-    def prepare(self, variant: Variant) -> None:
-        """Checks the variant's graph and makes its session's options, so that ONNX Runtime's part alone is left, which
-        runs without Python's lock.
-        """
-        if not self.is_loaded(variant):
-            self._prepared[variant.file] = self._options_and_graph(variant)
+    def _open_session(self, variant: Variant) -> ort.InferenceSession:
+        path, prepared = self._bundle.path / variant.file, self._prepared.pop(variant.file, None)
+        options, graph = prepared or self._options_and_graph(variant)
+        session = self._provider.session(path, options, graph)
+        check_signature(path, session, step_signature(self._bundle.config, self.cache))
+        return session
 
     def _options_and_graph(self, variant: Variant) -> tuple[ort.SessionOptions, bytes]:
         config, file = self._bundle.config, variant.file
@@ -108,13 +118,6 @@ class CpuRunners:
         elif variant.precision.widest == 8:  # quantizing activations to 8 bits would lose more than the weights do
             options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         return options, graph
-
-    def _open_session(self, variant: Variant) -> ort.InferenceSession:
-        path, prepared = self._bundle.path / variant.file, self._prepared.pop(variant.file, None)
-        options, graph = prepared or self._options_and_graph(variant)
-        session = self._provider.session(path, options, graph)
-        check_signature(path, session, step_signature(self._bundle.config, self.cache))
-        return session
 
 
 class CpuRunner:
@@ -217,9 +220,7 @@ class _StepValues:
         self.results = {name: wrap(array) for name, array in buffers.results.items()}
 
     def counts(self, choices: Choices) -> dict[str, ort.OrtValue]:
-        """Inputs that steps and batches share: lengths, pages and active channels. What the graph is not to choose
-        by is empty.
-        """
+        """Inputs that steps and batches share: lengths, pages and active channels. A count left out is empty."""
         inputs = self._inputs
         channels = {name: inputs[name] if choices.channels else self._none for name in CHANNEL_INPUTS}
         return {

@@ -3,6 +3,9 @@
 It loads the graphs of a bundle's variants, keeps the cache large enough, and checks that results are finite. It does
 not sample and knows no schedule. The runs themselves are in `cpu_runner.py` and `gpu/`; `step.py` is the contract
 between them.
+
+One token takes this way: `forward` checks it and makes room in the cache; `_step` writes it into the step buffers, lets
+the runner that `_prepare` finds for the action run the graph, checks the output and counts the token as cached.
 """
 
 from __future__ import annotations
@@ -278,7 +281,10 @@ class Engine:
                 self._states.forget(length)
 
     def follow_up(self) -> None:
-        """Runs now the tokens that a rewind makes `forward` run once more, so that nothing but its own run is timed."""
+        """Does now what `forward` would do first after a rewind, which is to run some tokens once more (`truncate`).
+
+        Whoever times `forward` calls this before.
+        """
         with self.exclusive():
             self._follow_up()
 
@@ -352,27 +358,45 @@ class Engine:
         """Runs one token. The cache has room for it."""
         self.changes += 1  # also if the step fails: the buffers of the last output are written to
         length = len(self._tokens)
-        runner = self._prepare(action).step
+        runner = self._prepare(action).step_runner
         self._buffers.set_step(token, length, action.pages(length, self._page_size))
         output = runner.step()
         self.weights.require_unchanged()  # afterwards, so that no token comes of weights that were just written to
-        # one function for both: the step has evicted the instruction cache, and another function would be fetched anew
+        # sums have no `top` where a number is not finite. Logits and hidden state go through this one function: the
+        # step has evicted the instruction cache, and another function would be fetched anew
         if not output.distribution.finite or self._sums(output.hidden[0]).top is None:
             self._refuse(action, 1)
         if self._states is not None:
             self._states.commit(length + 1)
         self._tokens.append(token)
-        if length + 1 >= self._cache.due:
+        if length + 1 >= self._cache.due:  # layers with a window have tokens that no later step reads
             self._cache.discard(length + 1)
         if self._states is not None and (length + 1) % _COPY_EVERY == 0:
             self._states.keep()
         return output
 
+    def _prepare(self, action: Action) -> _Plan:
+        """The action's plan, made when first asked for. Its active channels are then in the step buffers."""
+        plan = self._plans.get(action)
+        if plan is None:
+            plan = self._plans[action] = self._make_plan(action)
+        if plan is not self._last_plan:
+            self._buffers.channels[:] = plan.channels
+            self._last_plan = plan
+        return plan
+
+    def _make_plan(self, action: Action) -> _Plan:
+        variant, runners = self._variant(action.variant), self._runners
+        channels = _channels(variant, self.bundle.config.model)
+        return _Plan(
+            runners.runner(variant, channels, action.kv_density), runners.runner(variant, channels, 1.0), channels
+        )
+
     def _batch(self, ids: np.ndarray, action: Action, num_logits: int) -> StepOutput:
         """Runs tokens int64 [S] in chunks. The cache has room for them."""
         self.changes += 1
         self.weights.require_unchanged()
-        runner, model = self._prepare(action).batch, self.bundle.config.model
+        runner, model = self._prepare(action).batch_runner, self.bundle.config.model
         logits = np.empty((num_logits, model.vocab_size), np.float32)
         hidden = np.empty((num_logits, model.hidden_size), np.float32)
         first_wanted = ids.size - num_logits
@@ -415,7 +439,7 @@ class Engine:
         return list(zip([0, *stops], stops, strict=False))
 
     def _follow_up(self) -> None:
-        """Makes cache and states those of the tokens, if a rewind or a failed call left others.
+        """Brings cache and states to the end of `_tokens`, where a rewind or a failed call left them elsewhere.
 
         Restores the last copy of the states and runs the tokens behind it dense, which also writes their keys and
         values anew. If the cache no longer holds what the first of them reads, all tokens run, as a prompt does.
@@ -435,7 +459,7 @@ class Engine:
             return
         logits, hidden = np.empty((1, model.vocab_size), np.float32), np.empty((1, model.hidden_size), np.float32)
         while states is not None and states.length < self.length:
-            runner = self._prepare(dense).batch
+            runner = self._prepare(dense).batch_runner
             start = states.length
             chunk = np.asarray(self._tokens[start : start + self._chunk], np.int64)
             self._buffers.kv_pages[:] = ALL_PAGES
@@ -477,23 +501,6 @@ class Engine:
         what = f"{self.bundle.path}: variant {action.variant} gave non-finite numbers at token {self.length}"
         raise NumericError(f"{what}; check the bundle with `sol-rt verify`")
 
-    def _prepare(self, action: Action) -> _Plan:
-        """The action's plan, made when first asked for. Its active channels are then in the step buffers."""
-        plan = self._plans.get(action)
-        if plan is None:
-            plan = self._plans[action] = self._make_plan(action)
-        if plan is not self._last_plan:
-            self._buffers.channels[:] = plan.channels
-            self._last_plan = plan
-        return plan
-
-    def _make_plan(self, action: Action) -> _Plan:
-        variant, runners = self._variant(action.variant), self._runners
-        channels = _channels(variant, self.bundle.config.model)
-        return _Plan(
-            runners.runner(variant, channels, action.kv_density), runners.runner(variant, channels, 1.0), channels
-        )
-
     def _variant(self, key: str) -> Variant:
         """A variant, with the active channels that `set_active_channels` gave it."""
         return self._changed.get(key) or self._bundle_variant(key)
@@ -509,13 +516,13 @@ class _Plan(NamedTuple):
     """How the engine runs an action.
 
     Attributes:
-        step: runs one token.
-        batch: runs several tokens with attention to all of them.
+        step_runner: runs one token.
+        batch_runner: runs several tokens with attention to all of them.
         channels: int64 [4, L], the action's active channels, as in `StepBuffers.channels`.
     """
 
-    step: Runner
-    batch: Runner
+    step_runner: Runner
+    batch_runner: Runner
     channels: np.ndarray
 
 

@@ -54,6 +54,9 @@ class Charge(NamedTuple):
 class BaseController(ABC):
     """Tells a schedule which actions are allowed, and books what each step cost. A is the number of actions.
 
+    Actions are allowed that keep the promise: what the steps achieved is within 0.02 of what was requested at every
+    step from the 64th on. `spend_window.py` says how far off a spend may be before that.
+
     Subclasses: `Controller` holds a budget or a rate, `AxisController` holds axis targets.
 
     Args:
@@ -115,9 +118,7 @@ class BaseController(ABC):
         """Which actions keep the promise, bool [A]. If none does: those that miss it least, so at least one is."""
 
     def allows(self, index: int, context: int) -> bool:
-        """`allowed(context)[index]`, but faster: as a rule that action is inside its window, and no other is looked
-        at.
-        """
+        """`allowed(context)[index]`, but faster: no other action is looked at where this one is inside its window."""
         return self._is_inside(index, context) or bool(self.allowed(context)[index])
 
     def nearest_allowed(self, index: int, context: int) -> int:

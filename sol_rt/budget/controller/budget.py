@@ -55,7 +55,7 @@ class Controller(BaseController):
         super().__init__(actions, cost, 0.0 if self.dense_only else self._policy_run)
         # what the rate leaves for a step, in milliseconds
         self._step_limit = None if tokens_per_second is None else _milliseconds(tokens_per_second, cost)
-        self._served = 0.0
+        self._served = 0.0  # the steps' allowances; at steps where even the cheapest action cost more, its cost
         self._changed = False  # whether something else was asked for at first
 
     def allowance(self, context: int) -> float:
@@ -121,7 +121,7 @@ class Controller(BaseController):
 
     def _change(self, budget: float, step_limit: float | None) -> None:
         self._budget, self._step_limit, self._budget_at = budget, step_limit, None
-        self._spend.allowed = self._served  # what a floor cost is not made up for
+        self._spend.allowed = self._served  # later steps do not make up for what the cheapest action cost too much
         self._changed = self._changed or self._spend.steps > 0
         self.dense_only = budget == 1.0 and step_limit is None
         policy_cost = 0.0 if self.dense_only else self._policy_run

@@ -49,7 +49,8 @@ class SolSchedule:
         self._policy = policy
         self._begun = False
         self._inputs = self._fresh_inputs()
-        self._first = self._next = 0  # the step at which the row of steps with the policy began, and the row's next
+        # the policy's episodes count from the first of the steps that it saw one after another; the next one to see
+        self._first = self._next = 0
         self._multiplier = Multiplier()
 
     def choose(self, step: PolicyInput) -> Action:
