@@ -1,6 +1,7 @@
 #include "base/text/json.h"
 
 #include <nlohmann/json.hpp>
+#include <utility>
 #include <vector>
 
 #include "base/error.h"
@@ -9,41 +10,71 @@
 namespace sol_rt {
 namespace {
 
-using Builder = nlohmann::detail::json_sax_dom_parser<Json>;
-
-// Makes the tree, and stops where the text goes beyond the bounds.
-class Bounded : public Builder {
+// A handler of nlohmann's events (json_sax_t) that makes the tree, and stops where the text goes beyond the bounds.
+class Bounded {
  public:
-  Bounded(Json& made, size_t most_keys) : Builder(made), most_keys_(most_keys) {}
+  Bounded(Json& made, size_t most_keys) : made_(made), most_keys_(most_keys) {}
   std::string fault;
 
-  bool start_object(size_t size) { return Enter() && Builder::start_object(size); }
-  bool end_object() { return Leave() && Builder::end_object(); }
-  bool start_array(size_t size) { return Enter() && Builder::start_array(size); }
-  bool end_array() { return Leave() && Builder::end_array(); }
+  bool null() { return Add(nullptr); }
+  bool boolean(bool value) { return Add(value); }
+  bool number_integer(Json::number_integer_t value) { return Add(value); }
+  bool number_unsigned(Json::number_unsigned_t value) { return Add(value); }
+  bool number_float(Json::number_float_t value, const std::string&) { return Add(value); }
+  bool string(std::string& value) { return Add(std::move(value)); }
+  bool binary(Json::binary_t&) { return false; }  // in no text
+  bool start_object(size_t) { return Enter(Json::object()); }
+  bool end_object() { return Leave(); }
+  bool start_array(size_t) { return Enter(Json::array()); }
+  bool end_array() { return Leave(); }
   bool key(std::string& name) {
-    if (++keys_.back() <= most_keys_) return Builder::key(name);
-    fault = "an object of more than " + std::to_string(most_keys_) + " keys";
-    return false;
+    if (++open_.back().keys > most_keys_) {
+      fault = "an object of more than " + std::to_string(most_keys_) + " keys";
+      return false;
+    }
+    named_ = &(*open_.back().value)[name];
+    return true;
   }
-  bool parse_error(size_t, const std::string&, const nlohmann::detail::exception& error) {
+  bool parse_error(size_t, const std::string&, const Json::exception& error) {
     fault = error.what();
     return false;
   }
 
  private:
-  bool Enter() {
-    keys_.push_back(0);
-    if (keys_.size() <= kJsonDepth) return true;
-    fault = "more than " + std::to_string(kJsonDepth) + " lists and objects inside each other";
-    return false;
+  // A list or object that has not ended. Its place stays: what it is in takes no more values until it ends.
+  struct Open {
+    Json* value;
+    size_t keys;
+  };
+
+  Json& Place(Json&& value) {
+    if (open_.empty()) return made_ = std::move(value);
+    Json& parent = *open_.back().value;
+    if (parent.is_object()) return *named_ = std::move(value);
+    parent.push_back(std::move(value));
+    return parent.back();
   }
-  bool Leave() {
-    keys_.pop_back();
+  bool Add(Json&& value) {
+    Place(std::move(value));
     return true;
   }
+  bool Enter(Json&& value) {
+    if (open_.size() == kJsonDepth) {
+      fault = "more than " + std::to_string(kJsonDepth) + " lists and objects inside each other";
+      return false;
+    }
+    open_.push_back({&Place(std::move(value)), 0});
+    return true;
+  }
+  bool Leave() {
+    open_.pop_back();
+    return true;
+  }
+
+  Json& made_;
+  Json* named_ = nullptr;  // the value of the key that was read last
   size_t most_keys_;
-  std::vector<size_t> keys_;
+  std::vector<Open> open_;
 };
 
 constexpr size_t kLongest = 400;  // bytes; errors show less
@@ -71,7 +102,9 @@ void Dump(const Json& value, std::string& text) {
 Json ParseJson(std::string_view text, const std::string& path, size_t most_keys) {
   Json made;
   Bounded builder(made, most_keys);
-  if (!Json::sax_parse(text.begin(), text.end(), &builder)) BundleFault(path, "", "text that is not JSON (" + Short(builder.fault) + ")", "UTF-8 JSON");
+  if (!Json::sax_parse(text.begin(), text.end(), &builder)) {
+    BundleFault(path, "", "text that is not JSON (" + Short(builder.fault) + ")", "UTF-8 JSON");
+  }
   return made;
 }
 
