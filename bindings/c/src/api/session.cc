@@ -96,7 +96,9 @@ sol_error* sol_session_restore(sol_session* session, const char* file) {
     const sol_rt::FileKind kind = sol_rt::KindOf(path);
     std::ifstream stream(sol_rt::SystemPath(path).c_str(), std::ios::binary);
     if (kind != sol_rt::FileKind::kFile || !stream) {
-      const char* const got = kind == sol_rt::FileKind::kNone ? "no such file" : kind == sol_rt::FileKind::kFolder ? "a folder" : "a file that cannot be read";
+      const char* const got = kind == sol_rt::FileKind::kNone     ? "no such file"
+                              : kind == sol_rt::FileKind::kFolder ? "a folder"
+                                                                  : "a file that cannot be read";
       sol_rt::BundleFault(path, "", got, "one that sol_session_save wrote", "name that one, or start without it");
     }
     EndGeneration(*session);

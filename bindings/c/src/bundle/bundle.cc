@@ -120,7 +120,8 @@ void CheckShapes(const std::string& path, const Config& config) {
       layers = 0;
       for (const auto& row : variant.layer_bits) layers = std::max(layers, *std::max_element(row.begin(), row.end()));
     }
-    const std::pair<const char*, int32_t> asked[] = {{variant.layer_bits.empty() ? "bits" : "layer_bits", layers}, {"lm_head_bits", variant.lm_head_bits}};
+    const std::pair<const char*, int32_t> asked[] = {{variant.layer_bits.empty() ? "bits" : "layer_bits", layers},
+                                                     {"lm_head_bits", variant.lm_head_bits}};
     for (const auto& [name, bits] : asked) {
       if (bits <= widest) continue;
       BundleFault(path, "variants." + key + "." + name, std::to_string(bits), "at most " + std::to_string(widest) + ", the widest in the weights");

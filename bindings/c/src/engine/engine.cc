@@ -95,8 +95,9 @@ struct Engine::State {
 
   void EnsureCapacity(int64_t wanted) {
     if (wanted > model->max_context()) {
-      throw Error(SOL_ERROR_CONTEXT, "context: got " + std::to_string(wanted) + " tokens, expected at most " + std::to_string(model->max_context()) + " (" +
-                                         Megabytes(cache.BytesAt(cache.capacity())) + " of KV cache in use); shorten the prompt or the answer");
+      throw Error(SOL_ERROR_CONTEXT, "context: got " + std::to_string(wanted) + " tokens, expected at most " +
+                                         std::to_string(model->max_context()) + " (" + Megabytes(cache.BytesAt(cache.capacity())) +
+                                         " of KV cache in use); shorten the prompt or the answer");
     }
     if (wanted <= cache.capacity()) return;
     const int64_t capacity = cache.CapacityFor(wanted);
@@ -120,8 +121,8 @@ struct Engine::State {
   [[noreturn]] void Refuse(const Action& action, int64_t appended) {
     const auto length = static_cast<int64_t>(tokens.size());
     cache.Wipe(length, length + appended);
-    throw Error(SOL_ERROR_NUMERIC, model->bundle().path() + ": variant " + action.Variant() + " gave non-finite numbers at token " + std::to_string(length) +
-                                       "; check the bundle with `sol-rt verify`");
+    throw Error(SOL_ERROR_NUMERIC, model->bundle().path() + ": variant " + action.Variant() + " gave non-finite numbers at token " +
+                                       std::to_string(length) + "; check the bundle with `sol-rt verify`");
   }
 
   Distribution Seen() const { return MakeDistribution(buffers->logits.data(), static_cast<int32_t>(buffers->logits.size())); }
@@ -266,7 +267,8 @@ StepOutput Engine::Forward(const int32_t* tokens, size_t count, const Action& ac
 }
 
 uint64_t Engine::PrivateBytes() const {
-  return state_->cache.BytesAt(state_->cache.capacity()) + (state_->states ? state_->states->Bytes() : 0) + (state_->buffers ? state_->buffers->Bytes() : 0);
+  return state_->cache.BytesAt(state_->cache.capacity()) + (state_->states ? state_->states->Bytes() : 0) +
+         (state_->buffers ? state_->buffers->Bytes() : 0);
 }
 
 void Engine::Save(std::ostream& stream) const { SaveCache(stream, *state_->model, state_->cache, state_->StatesOrNull(), state_->tokens); }
@@ -275,7 +277,8 @@ void Engine::Restore(std::istream& stream) {
   state_->tokens.clear();
   state_->cache.Forget();
   if (state_->states) state_->states->Forget(0);
-  state_->tokens = RestoreCache(stream, *state_->model, state_->cache, state_->StatesOrNull(), [this](int64_t tokens) { state_->EnsureCapacity(tokens); });
+  state_->tokens = RestoreCache(stream, *state_->model, state_->cache, state_->StatesOrNull(),
+                                [this](int64_t tokens) { state_->EnsureCapacity(tokens); });
 }
 
 }  // namespace sol_rt

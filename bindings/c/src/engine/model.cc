@@ -14,7 +14,9 @@ Model::Model(std::shared_ptr<const Runtime> runtime, const std::string& folder, 
       weights_(bundle_),
       sessions_(runtime_, bundle_, weights_),
       max_context_(config().model.max_context) {
-  if (options.max_context < 0) UsageFault("context size: got " + std::to_string(options.max_context) + ", expected 1 or more tokens, or 0 for the model's own");
+  if (options.max_context < 0) {
+    UsageFault("context size: got " + std::to_string(options.max_context) + ", expected 1 or more tokens, or 0 for the model's own");
+  }
   if (options.max_context > 0) max_context_ = std::min<int64_t>(max_context_, options.max_context);
 }
 

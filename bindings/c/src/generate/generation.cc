@@ -51,7 +51,9 @@ Generation::Generation(const GenerationParts& parts, GenerationRequest request)
   const int32_t vocab_size = parts.config.model.vocab_size;
   if (!request.replay.empty()) {
     replay_ = ReadTrace(request.replay);
-    for (auto setting = replay_->header.generation.begin(); setting != replay_->header.generation.end(); ++setting) config_.Set(setting.key(), *setting);
+    for (auto setting = replay_->header.generation.begin(); setting != replay_->header.generation.end(); ++setting) {
+      config_.Set(setting.key(), *setting);
+    }
   }
   for (const auto& [name, value] : request.settings) config_.Set(name, value);
   if (!config_.seed && !config_.greedy()) config_.seed = std::random_device()();  // a number that a trace can hold
@@ -59,7 +61,8 @@ Generation::Generation(const GenerationParts& parts, GenerationRequest request)
   config_.CheckVocabulary(vocab_size);
   if (!parts.tokenizer && !config_.stop_strings.empty()) {
     throw Error(SOL_ERROR_TEXT, "stop_strings: got " + std::to_string(config_.stop_strings.size()) +
-                                    ", expected none, as the core has no tokenizer for this bundle; give an empty list and look for them in the host's own text");
+                                    ", expected none, as the core has no tokenizer for this bundle; give an empty list and look for "
+                                    "them in the host's own text");
   }
 
   if (replay_ && history_.empty()) {

@@ -101,7 +101,8 @@ class Segments : public ChatSegments {
   std::shared_ptr<const Tokenizer> tokenizer_;
   std::array<bool, kRoles> trimmed_{};  // roles whose content loses the spaces at both ends
   std::array<bool, kRoles> filled_{};   // roles whose content must not be empty
-  std::array<std::array<std::optional<std::string>, kRoles + 1>, kRoles + 1> between_;  // text between two messages; the last index is start or answer
+  // text between two messages; the last index is start or answer
+  std::array<std::array<std::optional<std::string>, kRoles + 1>, kRoles + 1> between_;
 };
 
 nlohmann::json Parsed(std::string_view json, const std::string& path) {
@@ -119,7 +120,8 @@ nlohmann::json Parsed(std::string_view json, const std::string& path) {
 
 }  // namespace
 
-std::shared_ptr<const ChatSegments> ChatSegments::FromJson(std::string_view json, const std::string& path, std::shared_ptr<const Tokenizer> tokenizer) {
+std::shared_ptr<const ChatSegments> ChatSegments::FromJson(std::string_view json, const std::string& path,
+                                                           std::shared_ptr<const Tokenizer> tokenizer) {
   const nlohmann::json value = Parsed(json, path);
   return std::make_shared<const Segments>(Settings(value, path, ""), std::move(tokenizer));
 }

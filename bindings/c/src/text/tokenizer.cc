@@ -75,7 +75,10 @@ class BpeTokenizer : public Tokenizer {
 
   // Tokens of a text. `user` as EncodeRendered has it, or null.
   std::vector<int32_t> Tokens(std::string_view text, bool special, const AddedTokens::UserParts* user) const {
-    if (text.size() > kLongestText) throw Error(SOL_ERROR_TEXT, "text: got " + std::to_string(text.size()) + " bytes, expected at most " + std::to_string(kLongestText));
+    if (text.size() > kLongestText) {
+      throw Error(SOL_ERROR_TEXT,
+                  "text: got " + std::to_string(text.size()) + " bytes, expected at most " + std::to_string(kLongestText));
+    }
     if (!IsValidUtf8(text)) throw Error(SOL_ERROR_TEXT, "prompt: not valid Unicode text; give it as UTF-8");
     std::vector<int32_t> tokens;
     Regex::Effort effort(text.size());

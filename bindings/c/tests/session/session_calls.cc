@@ -526,8 +526,17 @@ int main(int argc, char** argv) {
   const struct {
     const char* name;
     void (*run)(const Host&);
-  } tests[] = {{"limits", TestLimits},          {"tokens", TestTokens},          {"callbacks", TestCallbacks}, {"cancellation", TestCancellation}, {"two threads", TestTwoThreads},
-               {"live budget", TestLiveBudget}, {"traces", TestTraces},          {"files", TestFiles},         {"bad calls", TestBadCalls}};
+  } tests[] = {
+      {"limits", TestLimits},
+      {"tokens", TestTokens},
+      {"callbacks", TestCallbacks},
+      {"cancellation", TestCancellation},
+      {"two threads", TestTwoThreads},
+      {"live budget", TestLiveBudget},
+      {"traces", TestTraces},
+      {"files", TestFiles},
+      {"bad calls", TestBadCalls},
+  };
   for (const auto& test : tests) {
     g_test = test.name;
     test.run(host);

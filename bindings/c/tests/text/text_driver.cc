@@ -74,7 +74,8 @@ json Answer(const std::shared_ptr<const sol_rt::Tokenizer>& tokenizer, const jso
     }
     answer.push_back(writer.Flush());
   } else if (op == "chat") {
-    answer = sol_rt::ChatSegments::FromJson(question.at("segments").get<std::string>(), "chat_segments.json", tokenizer)->Encode(Messages(question.at("messages")));
+    answer = sol_rt::ChatSegments::FromJson(question.at("segments").get<std::string>(), "chat_segments.json", tokenizer)
+                 ->Encode(Messages(question.at("messages")));
   } else if (op == "token_id") {
     answer = tokenizer->TokenId(question.at("token").get<std::string>()).value_or(-1);
   } else if (op == "last_id") {

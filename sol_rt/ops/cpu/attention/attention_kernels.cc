@@ -17,8 +17,10 @@ namespace sol {
 namespace HWY_NAMESPACE {
 
 const AttentionKernels* AttentionKernelSet() {
-  static constexpr AttentionKernels kernels = {AppendPage,   PrepareQueries,  WeighTokens,      ScoreTokens,          SelectTokens,       DecodeChunk,
-                                               CombineChunks, PrefillPositions, PrefillScratchFloats, PrefillStateFloats, PrefillBlock, CombineSplits};
+  static constexpr AttentionKernels kernels = {
+      AppendPage,    PrepareQueries,   WeighTokens,          ScoreTokens,        SelectTokens, DecodeChunk,
+      CombineChunks, PrefillPositions, PrefillScratchFloats, PrefillStateFloats, PrefillBlock, CombineSplits,
+  };
   return &kernels;
 }
 

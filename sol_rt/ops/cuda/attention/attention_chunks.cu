@@ -244,7 +244,9 @@ __global__ void __launch_bounds__(kThreads) ChunkKernel(AttentionCall call, Atte
 template <class Element, int kRows>
 void AttendRows(Stream stream, const AttentionCall& call, const AttentionScratch& scratch) {
   const dim3 grid(static_cast<unsigned>(ChunksOf(call)), static_cast<unsigned>(call.kv_heads), static_cast<unsigned>(PassesOf(call)));
-  Launch(call.head_dim <= 64 ? ChunkKernel<Element, kRows, 1> : call.head_dim <= 128 ? ChunkKernel<Element, kRows, 2> : ChunkKernel<Element, kRows, 4>,
+  Launch(call.head_dim <= 64    ? ChunkKernel<Element, kRows, 1>
+         : call.head_dim <= 128 ? ChunkKernel<Element, kRows, 2>
+                                : ChunkKernel<Element, kRows, 4>,
          grid, kThreads, 0, stream, call, scratch);
 }
 

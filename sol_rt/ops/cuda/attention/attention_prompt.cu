@@ -256,7 +256,9 @@ void AttendPromptIn(Stream stream, const AttentionCall& call) {
 
 template <class Element>
 void AttendPromptOf(Stream stream, const AttentionCall& call) {
-  (call.head_dim <= 64 ? AttendPromptIn<Element, 64> : call.head_dim <= 128 ? AttendPromptIn<Element, 128> : AttendPromptIn<Element, 256>)(stream, call);
+  (call.head_dim <= 64    ? AttendPromptIn<Element, 64>
+   : call.head_dim <= 128 ? AttendPromptIn<Element, 128>
+                          : AttendPromptIn<Element, 256>)(stream, call);
 }
 
 }  // namespace

@@ -21,7 +21,8 @@ constexpr const char* kHint = "give a file that `sol-rt calibrate` wrote";
 
 class CalibratedCost final : public CostModel {
  public:
-  CalibratedCost(const Config& config, const CalibrationTable& table) : CostModel(config), policy_ms_(table.policy_ms), device_(table.device), tuning_(table.tuning) {
+  CalibratedCost(const Config& config, const CalibrationTable& table)
+      : CostModel(config), policy_ms_(table.policy_ms), device_(table.device), tuning_(table.tuning) {
     for (const std::string& key : config.variant_order) {
       const auto row = table.lines.find(key);
       if (row == table.lines.end() || row->second.empty()) Refuse("no variant " + key);

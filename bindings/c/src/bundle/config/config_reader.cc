@@ -246,7 +246,8 @@ std::map<int64_t, double> ReadLosses(JsonTable table) {
   std::map<int64_t, double> losses;
   for (auto item = table.raw().begin(); item != table.raw().end(); ++item) {
     const std::string& name = item.key();
-    const bool number = !name.empty() && name.size() <= 9 && name[0] != '0' && std::all_of(name.begin(), name.end(), [](char c) { return c >= '0' && c <= '9'; });
+    const bool number = !name.empty() && name.size() <= 9 && name[0] != '0' &&
+                        std::all_of(name.begin(), name.end(), [](char c) { return c >= '0' && c <= '9'; });
     if (!number) table.Fail(Short(name), "this key", "a context in tokens, such as 512");
     losses[std::stoll(name)] = table.Typed(name, IsLoss, "a finite number of nats").get<double>();
   }
@@ -375,7 +376,9 @@ Config ReadConfig(std::string_view text, const std::string& path) {
   const int64_t version = top.Integer("format_version", 0);
   if (version != kFormatVersion && version != kFormatVersionOfThreeBits) {
     std::string hint = version > kFormatVersion ? "install a newer sol_rt" : "export the bundle again";
-    if (kSameWeightsSince <= version && version < kFormatVersion) hint = "run `sol-rt migrate '" + Parent(path) + "'` (extra export), which keeps its weights";
+    if (kSameWeightsSince <= version && version < kFormatVersion) {
+      hint = "run `sol-rt migrate '" + Parent(path) + "'` (extra export), which keeps its weights";
+    }
     top.Fail("format_version", std::to_string(version), std::to_string(kFormatVersion) + " or " + std::to_string(kFormatVersionOfThreeBits), hint);
   }
   Config config;
@@ -391,7 +394,8 @@ Config ReadConfig(std::string_view text, const std::string& path) {
   config.dense = ReadAction(top, "dense", top.Value("dense"), config);
   if (config.dense.kv != 100) top.Fail("dense", config.dense.Tag(), "an action that reads all KV pages (k100)");
   ReadActions(top, config);
-  const bool has_dense = std::any_of(config.actions.begin(), config.actions.end(), [&](const ActionEntry& entry) { return entry.action == config.dense; });
+  const bool has_dense =
+      std::any_of(config.actions.begin(), config.actions.end(), [&](const ActionEntry& entry) { return entry.action == config.dense; });
   if (!has_dense) top.Fail("actions", "a list without the dense action", config.dense.Tag());
   if (!top.Value("policy").is_null()) config.policy = ReadPolicy(top.Table("policy"), config);
   config.files = ReadFiles(top.Table("files"));

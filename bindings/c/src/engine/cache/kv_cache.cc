@@ -95,7 +95,8 @@ KvCache::KvCache(const ModelDims& model, const KvLayout& layout, bool whole)
     const std::string layer = std::to_string(i);
     const auto index = static_cast<size_t>(i);
     for (const char* part : {"key", "value"}) {
-      buffers_.push_back({"past_key_values." + layer + "." + part, "present." + layer + "." + part, width, int8 ? CacheType::kInt8 : CacheType::kFloat16, index});
+      buffers_.push_back({"past_key_values." + layer + "." + part, "present." + layer + "." + part, width,
+                          int8 ? CacheType::kInt8 : CacheType::kFloat16, index});
     }
     const auto add = [&](const std::string& part, int64_t size, CacheType type) {
       buffers_.push_back({"past_" + part + "." + layer, "present_" + part + "." + layer, size, type, index});

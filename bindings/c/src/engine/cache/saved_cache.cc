@@ -100,7 +100,9 @@ void CheckHeader(const Header& header, const Model& model) {
   const auto refuse_version = [&] { Refuse("version " + std::to_string(version), "version " + std::to_string(stateful ? kWithStates : kVersion)); };
   if (version != kWhole && version != kVersion && version != kWithStates) refuse_version();
   const Header wanted = HeaderOf(model, header.tokens, header.version);
-  if (std::memcmp(header.identity, wanted.identity, sizeof(header.identity)) != 0) Refuse("a session of another bundle", "one of " + model.bundle().path());
+  if (std::memcmp(header.identity, wanted.identity, sizeof(header.identity)) != 0) {
+    Refuse("a session of another bundle", "one of " + model.bundle().path());
+  }
   if (stateful != (version == kWithStates)) refuse_version();
   if (header.layers != wanted.layers || header.heads != wanted.heads || header.head_dim != wanted.head_dim || header.int8 != wanted.int8) {
     Refuse("a cache of another layout", "this bundle's");
@@ -134,7 +136,9 @@ void SaveCache(std::ostream& stream, const Model& model, const KvCache& cache, c
     for (size_t i = 0; i < cache.buffers().size(); ++i) {
       const CacheBuffer& buffer = cache.buffers()[i];
       const int64_t first = std::min(firsts[buffer.layer], count);
-      for (int64_t head = 0; head < cache.heads(); ++head) write(cache.Tokens(i, head, first), static_cast<size_t>(count - first) * buffer.TokenBytes());
+      for (int64_t head = 0; head < cache.heads(); ++head) {
+        write(cache.Tokens(i, head, first), static_cast<size_t>(count - first) * buffer.TokenBytes());
+      }
     }
     if (states != nullptr) {
       WriteCopies(write, states->kept().data(), states->kept().size());
@@ -145,13 +149,16 @@ void SaveCache(std::ostream& stream, const Model& model, const KvCache& cache, c
   stream.write(reinterpret_cast<const char*>(digest.data()), static_cast<std::streamsize>(digest.size()));
 }
 
-std::vector<int32_t> RestoreCache(std::istream& stream, const Model& model, KvCache& cache, States* states, const std::function<void(int64_t)>& make_room) {
+std::vector<int32_t> RestoreCache(std::istream& stream, const Model& model, KvCache& cache, States* states,
+                                  const std::function<void(int64_t)>& make_room) {
   Reader reader(stream);
   Header header;
   reader.Read(&header, sizeof(header));
   CheckHeader(header, model);
   // The count is not yet known to be sound: the context and the file's size bound what is allocated.
-  if (header.tokens > static_cast<uint64_t>(model.config().model.max_context)) Refuse(std::to_string(header.tokens) + " tokens", "at most the model's context");
+  if (header.tokens > static_cast<uint64_t>(model.config().model.max_context)) {
+    Refuse(std::to_string(header.tokens) + " tokens", "at most the model's context");
+  }
   const auto count = static_cast<size_t>(header.tokens);
   reader.RequireLeft(count * sizeof(int32_t));
   std::vector<int32_t> tokens(count);
@@ -176,7 +183,9 @@ std::vector<int32_t> RestoreCache(std::istream& stream, const Model& model, KvCa
     if (count > 0 && states != nullptr) {
       kept = ReadCopies(reader, *states, States::kMostCopies);
       last = ReadCopies(reader, *states, States::kLast);
-      if (!States::Possible(kept, last, static_cast<int64_t>(count))) Refuse("copies of states of impossible lengths", "lengths up to the last token");
+      if (!States::Possible(kept, last, static_cast<int64_t>(count))) {
+        Refuse("copies of states of impossible lengths", "lengths up to the last token");
+      }
     }
     std::array<uint8_t, 32> stored;
     const std::array<uint8_t, 32> digest = reader.Digest();

@@ -22,6 +22,7 @@ void SaveCache(std::ostream& stream, const Model& model, const KvCache& cache, c
 
 // Reads it back and returns the tokens. `make_room` makes the cache large enough for so many tokens. Throws SOL_ERROR_BUNDLE for a damaged file or another
 // bundle's, after zeroing what was read.
-std::vector<int32_t> RestoreCache(std::istream& stream, const Model& model, KvCache& cache, States* states, const std::function<void(int64_t)>& make_room);
+std::vector<int32_t> RestoreCache(std::istream& stream, const Model& model, KvCache& cache, States* states,
+                                  const std::function<void(int64_t)>& make_room);
 
 }  // namespace sol_rt

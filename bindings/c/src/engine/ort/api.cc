@@ -82,8 +82,8 @@ const OrtApiBase* FindOrt(const void* base, const std::string& name) {
   if (!name.empty()) {
     entry = Open(name, reason);
     if (entry == nullptr) {
-      throw Error(SOL_ERROR_RUNTIME, "ONNX Runtime: got " + PathText(name) + ", which cannot be used (" + OneLine(reason) + "), expected a library with " +
-                                         kExpected + "; install it, or give its path");
+      throw Error(SOL_ERROR_RUNTIME, "ONNX Runtime: got " + PathText(name) + ", which cannot be used (" + OneLine(reason) +
+                                         "), expected a library with " + kExpected + "; install it, or give its path");
     }
   } else {
     entry = InProcess();
@@ -91,12 +91,14 @@ const OrtApiBase* FindOrt(const void* base, const std::string& name) {
       if (entry == nullptr) entry = Open(usual, reason);
     }
     if (entry == nullptr) {
-      throw Error(SOL_ERROR_RUNTIME, std::string("ONNX Runtime: got no library ") + kUsualNames[0] + " (" + OneLine(reason) + "), expected " + kExpected +
-                                         "; install it, or give the path of its library");
+      throw Error(SOL_ERROR_RUNTIME, std::string("ONNX Runtime: got no library ") + kUsualNames[0] + " (" + OneLine(reason) +
+                                         "), expected " + kExpected + "; install it, or give the path of its library");
     }
   }
   const OrtApiBase* const found = entry();
-  if (found == nullptr) throw Error(SOL_ERROR_RUNTIME, std::string("ONNX Runtime: got nothing from ") + kEntry + ", expected " + kExpected + "; install it");
+  if (found == nullptr) {
+    throw Error(SOL_ERROR_RUNTIME, std::string("ONNX Runtime: got nothing from ") + kEntry + ", expected " + kExpected + "; install it");
+  }
   return found;
 }
 

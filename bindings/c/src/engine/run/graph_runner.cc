@@ -37,8 +37,8 @@ uint64_t StepBuffers::Bytes() const {
   return (kv_pages.size() + channels.size()) * sizeof(int64_t) + (logits.size() + hidden.size()) * sizeof(float);
 }
 
-GraphRunner::GraphRunner(std::string file, OrtSession* session, const Runtime& runtime, const KvCache& cache, const States* states, const StepBuffers& buffers,
-                         Choices choices)
+GraphRunner::GraphRunner(std::string file, OrtSession* session, const Runtime& runtime, const KvCache& cache, const States* states,
+                         const StepBuffers& buffers, Choices choices)
     : file_(std::move(file)), session_(session), runtime_(runtime), cache_(cache), states_(states), buffers_(buffers), choices_(choices) {}
 
 void GraphRunner::Forget() {
@@ -118,6 +118,8 @@ void GraphRunner::BindOutput(OrtIoBinding* binding, const char* name, const OrtV
   sol_rt::Check(runtime_.api(), runtime_.api()->BindOutput(binding, name, value), file_.c_str());
 }
 
-void GraphRunner::Run(OrtIoBinding* binding) { sol_rt::Check(runtime_.api(), runtime_.api()->RunWithBinding(session_, nullptr, binding), file_.c_str()); }
+void GraphRunner::Run(OrtIoBinding* binding) {
+  sol_rt::Check(runtime_.api(), runtime_.api()->RunWithBinding(session_, nullptr, binding), file_.c_str());
+}
 
 }  // namespace sol_rt

@@ -15,8 +15,9 @@ using nlohmann::json;
 constexpr double kPenaltyLimit = 2.0;  // as in OpenAI's API, like the two below
 constexpr double kBiasLimit = 100.0;
 constexpr int64_t kTopLogprobsLimit = 20;
-constexpr const char* kNames[] = {"max_new_tokens",   "do_sample",         "temperature", "top_k",        "top_p",        "min_p", "repetition_penalty",
-                                  "presence_penalty", "frequency_penalty", "logit_bias",  "top_logprobs", "stop_strings", "seed",  "eos_token_id"};
+constexpr const char* kNames[] = {"max_new_tokens", "do_sample",          "temperature",      "top_k",             "top_p",
+                                  "min_p",          "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias",
+                                  "top_logprobs",   "stop_strings",       "seed",             "eos_token_id"};
 
 bool IsKnown(const std::string& name) {
   for (const char* known : kNames) {

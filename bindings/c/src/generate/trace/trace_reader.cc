@@ -27,10 +27,15 @@ struct Key {
   Kind kind;
 };
 
-constexpr Key kHeaderKeys[] = {{"bundle", Kind::kText},   {"config_sha256", Kind::kText},   {"prompt_tokens", Kind::kList}, {"prompt", Kind::kText},
-                               {"schedule", Kind::kText}, {"budget", Kind::kNumberOrNull}, {"cost_model", Kind::kText},    {"generation", Kind::kObject}};
-constexpr Key kRecordKeys[] = {{"step", Kind::kWhole},   {"token", Kind::kWhole},          {"text", Kind::kText},      {"action", Kind::kTextOrNull}, {"context", Kind::kWhole},
-                               {"cost", Kind::kNumber}, {"relative_cost", Kind::kNumber}, {"logprob", Kind::kNumber}, {"ms", Kind::kNumber},         {"achieved", Kind::kNumber}};
+constexpr Key kHeaderKeys[] = {
+    {"bundle", Kind::kText},   {"config_sha256", Kind::kText},  {"prompt_tokens", Kind::kList}, {"prompt", Kind::kText},
+    {"schedule", Kind::kText}, {"budget", Kind::kNumberOrNull}, {"cost_model", Kind::kText},    {"generation", Kind::kObject},
+};
+constexpr Key kRecordKeys[] = {
+    {"step", Kind::kWhole},    {"token", Kind::kWhole}, {"text", Kind::kText},            {"action", Kind::kTextOrNull},
+    {"context", Kind::kWhole}, {"cost", Kind::kNumber}, {"relative_cost", Kind::kNumber}, {"logprob", Kind::kNumber},
+    {"ms", Kind::kNumber},     {"achieved", Kind::kNumber},
+};
 
 bool Fits(const json& value, Kind kind) {
   switch (kind) {
@@ -98,7 +103,8 @@ TraceHeader ReadHeader(const std::string& path, const std::string& line) {
   }
   for (const char* const key : {"schedule", "cost_model"}) {
     if (problem.empty() && !IsName(raw[key].get_ref<const std::string&>())) {
-      problem = std::string(key) + ": got " + BriefJson(raw[key]) + ", expected a name of 1 to " + std::to_string(kLongestName) + " printable characters";
+      problem = std::string(key) + ": got " + BriefJson(raw[key]) + ", expected a name of 1 to " + std::to_string(kLongestName) +
+                " printable characters";
     }
   }
   if (!problem.empty()) Fault(path, "line 1: " + problem + "; record the run again");

@@ -36,7 +36,8 @@ size_t BehindSpaces(std::string_view text, size_t at) {
 }
 
 bool Touches(const AddedTokens::UserParts& parts, size_t begin, size_t end) {
-  const auto after = std::upper_bound(parts.begin(), parts.end(), begin, [](size_t at, const std::pair<size_t, size_t>& part) { return at < part.second; });
+  const auto after = std::upper_bound(parts.begin(), parts.end(), begin,
+                                      [](size_t at, const std::pair<size_t, size_t>& part) { return at < part.second; });
   return after != parts.end() && after->first < end && after->first < after->second;
 }
 
@@ -71,7 +72,8 @@ AddedTokens::AddedTokens(const Settings& file, const Vocabulary& vocabulary, con
   if (file.Has("added_tokens")) {
     for (const Settings& item : file.Items("added_tokens")) {
       item.Number("id");  // the model's vocabulary and the order of the tokens decide, as in `tokenizers`
-      Token token{item.Text("content"), "", item.Flag("single_word"), item.Flag("lstrip"), item.Flag("rstrip"), item.Flag("normalized"), item.Flag("special")};
+      Token token{item.Text("content"), "",  item.Flag("single_word"), item.Flag("lstrip"),
+                  item.Flag("rstrip"), item.Flag("normalized"), item.Flag("special")};
       Add(std::move(token), vocabulary, normalizer, next_id, effort);
     }
   }
@@ -121,7 +123,8 @@ std::vector<AddedTokens::Part> AddedTokens::Cut(std::string_view text, bool norm
     }
     matcher.At(text, at, found);
     // in a text with user parts a special token that touches one does not count at all; elsewhere it is skipped as a whole
-    while (user != nullptr && !found.empty() && IsSpecial(tokens_.at(found.back().value).content) && Touches(*user, offset + at, offset + found.back().end)) {
+    while (user != nullptr && !found.empty() && IsSpecial(tokens_.at(found.back().value).content) &&
+           Touches(*user, offset + at, offset + found.back().end)) {
       found.pop_back();
     }
     if (found.empty()) {

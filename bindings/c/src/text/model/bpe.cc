@@ -24,7 +24,9 @@ Bpe::Bpe(TokenizerFile& file, const std::string& path) : path_(path) {
   if (!file.has_vocabulary || !file.has_merges) BundleFault(path, "model", "no vocab or no merges", "both");
   if (model.Has("dropout")) {
     const nlohmann::json& dropout = model.At("dropout").value();
-    if (!dropout.is_number() || dropout.get<double>() != 0.0) throw Unsupported("a model with dropout", "none: the same text must give the same tokens");
+    if (!dropout.is_number() || dropout.get<double>() != 0.0) {
+      throw Unsupported("a model with dropout", "none: the same text must give the same tokens");
+    }
   }
   if (model.Has("continuing_subword_prefix")) prefix_ = model.Text("continuing_subword_prefix");
   if (model.Has("end_of_word_suffix")) suffix_ = model.Text("end_of_word_suffix");

@@ -77,10 +77,13 @@ void Normalizer::Read(const Settings& settings, int depth) {
   } else if (type == "ByteLevel") {
     step.kind = Kind::kByteLevel;
   } else {
-    throw Unsupported("a normalizer of type " + Brief(type), "NFC, NFD, NFKC, NFKD, Lowercase, Prepend, Replace, Strip, StripAccents, ByteLevel or Sequence");
+    throw Unsupported("a normalizer of type " + Brief(type),
+                      "NFC, NFD, NFKC, NFKD, Lowercase, Prepend, Replace, Strip, StripAccents, ByteLevel or Sequence");
   }
   if (steps_.size() >= kMostSteps) throw Unsupported("a normalizer with more steps", "at most " + std::to_string(kMostSteps));
-  if (step.text.size() > kLongestInsert) throw Unsupported("a normalizer that puts in a long text", "at most " + std::to_string(kLongestInsert) + " bytes");
+  if (step.text.size() > kLongestInsert) {
+    throw Unsupported("a normalizer that puts in a long text", "at most " + std::to_string(kLongestInsert) + " bytes");
+  }
   steps_.push_back(std::move(step));
 }
 

@@ -54,7 +54,9 @@ void PostProcessor::ReadTemplate(const Settings& settings) {
     const Settings tokens = settings.At("special_tokens");
     if (!tokens.Has(name.c_str())) settings.Fail("single", "the special token " + Brief(name), "one of special_tokens");
     for (const Settings& id : tokens.At(name.c_str()).Items("ids")) {
-      if (!id.value().is_number_unsigned() || id.value().get<uint64_t>() > INT32_MAX) settings.Fail("special_tokens", "an id that is no number", "token ids");
+      if (!id.value().is_number_unsigned() || id.value().get<uint64_t>() > INT32_MAX) {
+        settings.Fail("special_tokens", "an id that is no number", "token ids");
+      }
       template_.push_back(id.value().get<int32_t>());
     }
     if (template_.size() > kMostPieces) settings.Fail("single", "more than " + std::to_string(kMostPieces) + " pieces", "fewer");

@@ -19,7 +19,8 @@ constexpr size_t kLongestText = size_t{1} << 27;  // bytes that the steps may ma
 constexpr const char* kByteLevelPattern = R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
 // runs of word characters, and of what is neither these nor spaces
 constexpr const char* kWhitespacePattern =
-    R"([\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\p{Join_Control}]+|[^\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\p{Join_Control}\x{9}-\x{d} \x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}]+)";
+    R"([\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\p{Join_Control}]+|)"
+    R"([^\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\p{Join_Control}\x{9}-\x{d} \x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}]+)";
 
 std::string_view View(const Words& words, const Words::Word& word) { return std::string_view(words.text).substr(word.begin, word.end - word.begin); }
 

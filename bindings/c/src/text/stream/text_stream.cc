@@ -39,7 +39,9 @@ std::string TextStream::Add(int32_t token) {
   // more tokens than one character has bytes: only the last 3 replacement characters may still change
   const size_t begin = OffsetOfCharacter(text, given_);
   size_t end = text.size();
-  for (size_t i = 0; i + 1 < kUtf8Length && end > begin && EndsWith(std::string_view(text).substr(0, end), kReplacement); ++i) end -= kReplacement.size();
+  for (size_t i = 0; i + 1 < kUtf8Length && end > begin && EndsWith(std::string_view(text).substr(0, end), kReplacement); ++i) {
+    end -= kReplacement.size();
+  }
   given_ = std::max(given_, CountCharacters(std::string_view(text).substr(0, end)));
   return end > begin ? text.substr(begin, end - begin) : std::string();
 }

@@ -17,7 +17,8 @@ namespace {
 
 template <size_t N>
 bool In(const CharacterRange (&ranges)[N], uint32_t character) {
-  const auto after = std::upper_bound(std::begin(ranges), std::end(ranges), character, [](uint32_t c, const CharacterRange& r) { return c < r.first; });
+  const auto after = std::upper_bound(std::begin(ranges), std::end(ranges), character,
+                                      [](uint32_t c, const CharacterRange& r) { return c < r.first; });
   return after != std::begin(ranges) && character <= std::prev(after)->last;
 }
 
