@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from helpers import full_disk
-from helpers.core_build import ADDRESS, THREAD, core_build
+from helpers.core_build import ADDRESS, THREAD, core_build, ort_library
 from helpers.core_steps import Core
 from helpers.random_decoder import TRAITS, hf_config
 from helpers.tiny_bundle import seal, write_bundle
@@ -312,7 +312,7 @@ def test_two_models_at_once(folder: Path, int8: Path, tmp_path: Path) -> None:
         core.do("drop")
 
 
-def fake_library(folder: Path, version: str | None) -> Path:
+def fake_library(folder: Path, version: str | None, *options: str) -> Path:
     """A library in ONNX Runtime's place that answers with a version and no functions; None: without its entry."""
     compiler = shutil.which("cc")
     if compiler is None or sys.platform != "linux":
@@ -322,7 +322,7 @@ def fake_library(folder: Path, version: str | None) -> Path:
         source = folder / "no_entry.c"
         source.write_text("int unused;")
     built = folder / "libfake.so"
-    command = [compiler, "-shared", "-fPIC", f'-DFAKE_VERSION="{version}"', "-o", str(built), str(source)]
+    command = [compiler, "-shared", "-fPIC", f'-DFAKE_VERSION="{version}"', "-o", str(built), str(source), *options]
     subprocess.run(command, check=True)
     return built
 
@@ -345,6 +345,23 @@ def test_onnx_runtime_that_is_missing_or_too_old(tmp_path: Path, library: str | 
     assert done.stdout.startswith(f"error {RUNTIME} ONNX Runtime: got ")
     assert all(part in done.stdout for part in parts), done.stdout
     assert done.stdout.count("\n") == 1
+
+
+@pytest.mark.parametrize("version", ["1.26.0", "1.27.0"])
+def test_a_refused_function_body_names_the_oldest_runtime(folder: Path, tmp_path: Path, version: str) -> None:
+    copy, graph = Path(shutil.copytree(folder, tmp_path / "tiny")), "model.q8.onnx"
+    (copy / graph).write_bytes((copy / graph).read_bytes().replace(b"RMSNormalization", b"RMXNormalization"))
+    seal(copy, Bundle.open(folder).config)
+    library = fake_library(tmp_path, version, f'-DFAKE_REAL="{ort_library()}"', "-ldl")
+    command = [core_build("engine_steps") / "engine_steps", library, "0", "2", tmp_path / "results"]
+    steps = f"load {copy}\nengine\nforward k100-s100-q8 3\n"
+    answers = subprocess.run(command, input=steps, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert answers[0] == f"ok {version}"
+    says = "ONNX Runtime 1.27 or newer for function bodies, this is 1.26.0; upgrade it, or use native operators"
+    if version == "1.27.0":
+        says = "a graph of this bundle; export the bundle again"
+    assert f"{graph}: got a graph that ONNX Runtime refuses (" in answers[-1]
+    assert answers[-1].endswith(f", expected {says}")
 
 
 def test_a_table_brings_the_settings_of_the_operators(folder: Path, tmp_path: Path) -> None:

@@ -105,15 +105,18 @@ const OrtApiBase* FindOrt(const void* base, const std::string& name) {
 const OrtApi* OrtFunctions(const OrtApiBase* base) {
   const char* const text = base->GetVersionString();
   const std::string version = text == nullptr ? "?" : text;
-  int major = 0, minor = 0;
-  const bool known = std::sscanf(version.c_str(), "%d.%d", &major, &minor) == 2;
-  const bool old = known && major == 1 && minor < kOldestMinor;
+  const bool old = OlderThan(version, kOldestMinor);
   const OrtApi* const api = old ? nullptr : base->GetApi(kOrtApi);
   if (api == nullptr) {
     throw Error(SOL_ERROR_RUNTIME, "ONNX Runtime: got version " + Brief(version) + In(base) + (old ? "" : ", without version 21 of its C API") +
                                        ", expected 1.23 or newer; " + (old ? "upgrade it" : "use another release"));
   }
   return api;
+}
+
+bool OlderThan(const std::string& version, int minor) {
+  int major = 0, found = 0;
+  return std::sscanf(version.c_str(), "%d.%d", &major, &found) == 2 && major == 1 && found < minor;
 }
 
 std::string OneLine(const std::string& message) { return Short(message, 200); }

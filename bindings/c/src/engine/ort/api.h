@@ -12,8 +12,9 @@
 
 namespace sol_rt {
 
-constexpr uint32_t kOrtApi = 21;    // of the C API: functions of newer versions are not used
-constexpr int kOldestMinor = 23;    // ONNX Runtime 1.23 is the oldest that reads the graphs of a bundle (opset 23)
+constexpr uint32_t kOrtApi = 21;      // of the C API: functions of newer versions are not used
+constexpr int kOldestMinor = 23;      // ONNX Runtime 1.23 is the oldest that reads the graphs of a bundle (opset 23)
+constexpr int kOldestForBodies = 27;  // before 1.27 a graph with two bodies of one operator is refused
 
 // Finds ONNX Runtime: `base` if it is given, else in the library `name`, else in the process, else under the system's usual name. Throws
 // SOL_ERROR_RUNTIME if there is none.
@@ -21,6 +22,9 @@ const OrtApiBase* FindOrt(const void* base, const std::string& name);
 
 // Its functions. Throws SOL_ERROR_RUNTIME if it is too old, or if it no longer has this version of them.
 const OrtApi* OrtFunctions(const OrtApiBase* base);
+
+// Whether a version of ONNX Runtime, as "1.26.0", is older than 1.`minor`. An unknown one is not.
+bool OlderThan(const std::string& version, int minor);
 
 // A message of ONNX Runtime on one line of at most 200 characters.
 std::string OneLine(const std::string& message);

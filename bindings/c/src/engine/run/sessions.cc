@@ -67,7 +67,11 @@ Owned<OrtSession> Sessions::Make(const std::string& file) {
   OrtSession* session = nullptr;
   OrtStatus* const status = api->CreateSessionFromArray(runtime_->env(), graph.data(), graph.size(), options.get(), &session);
   if (status != nullptr) {
-    BundleFault(path, "", "a graph that ONNX Runtime refuses (" + OneLine(TakeMessage(api, status)) + ")", "a graph of this bundle");
+    const std::string got = "a graph that ONNX Runtime refuses (" + OneLine(TakeMessage(api, status)) + ")";
+    if (!runtime_->native() && OlderThan(runtime_->version(), kOldestForBodies)) {
+      BundleFault(path, "", got, "ONNX Runtime 1.27 or newer for function bodies, this is " + runtime_->version(), "upgrade it, or use native operators");
+    }
+    BundleFault(path, "", got, "a graph of this bundle");
   }
   return Owned<OrtSession>(api, session);
 }
