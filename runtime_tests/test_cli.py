@@ -242,6 +242,14 @@ def test_a_model_is_named_by_an_argument_or_an_option(capsys: pytest.CaptureFixt
     assert len(set(shown)) == 1
 
 
+def test_the_argument_goes_before_the_environment(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOL_RT_MODEL", "no-such-bundle")
+    assert main(["inspect", str(Path(__file__).parent / "golden" / "tiny")]) == 0
+    assert "tiny" in capsys.readouterr().out
+
+
 def test_help_shows_what_is_in_brackets(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["pull", "--help"]) == 0
     assert "owner/name[@revision]" in capsys.readouterr().out
