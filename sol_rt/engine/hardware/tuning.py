@@ -69,7 +69,7 @@ class Tuned:
         plain_gb_per_second: plain reads of the weights between these steps, in the same unit; None in an entry of a
             version that did not measure them.
         model: name of the model whose steps were timed.
-        quick: whether it was measured at the first load, in about a second.
+        quick: whether it was measured at a load, in 1.5 to 3 seconds.
         created: date and time, ISO 8601.
         steady: whether the gains agreed from round to round. If not, an entry of `quick` serves for an hour.
     """

@@ -20,7 +20,7 @@ constexpr double kSeconds = 1.5;
 constexpr size_t kLeastRounds = 4, kMostRounds = 200;
 constexpr double kFastMs = 15.0;     // a step that takes longer is timed once in a round
 constexpr double kLeastGain = 1.02;
-constexpr double kStandardErrors = 4.0;  // of the mean gain: of several settings in four rounds, the best is three ahead by chance
+constexpr double kStandardErrors = 4.0;  // of the mean gain; noise alone gets the best of three there in 3% of tries of four rounds
 constexpr int32_t kSmallTeam = 4;    // threads from which on half of them is tried: two of a core share its way to memory
 
 // The defaults come first.
