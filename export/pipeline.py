@@ -67,7 +67,6 @@ _OPEN, _ROUND, _WRITE, _FIT, _HEAD, _SEARCH, _MEASURE, _COMPARE, _HASH = (
 _SHARES = {_OPEN: 1, _ROUND: 5, _WRITE: 34, _FIT: 27, _HEAD: 6, _SEARCH: 8, _MEASURE: 17, _COMPARE: 3, _HASH: 1}
 """About how long the stages of a quick calibration take, in percent of the whole."""
 _LEAST_SHARE = 0.01
-"""How errors on the settings of a checkpoint folder start."""
 
 
 @dataclass(frozen=True)
