@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -33,8 +33,6 @@ _HELP = """/budget 0.3     set the budget of the next answers, a share (0 to 1) 
 /help           show this list
 /exit           leave the chat, as Ctrl-D does; Ctrl-C stops an answer
 A line that ends with \\ goes on in the next one. A message between \"\"\" and \"\"\" may have several lines."""
-
-_DIAL = ("budget", "schedule", "kv_density", "channel_density", "bits", "tokens_per_second", "max_loss")
 
 
 @dataclass
@@ -209,19 +207,27 @@ class Conversation:
         note(f"{file}: {len(saved.messages)} messages, {self._dial()}{other}")
 
 
+def _dial_names() -> set[str]:
+    """Settings that are the dial's alone: a seed is the generation's too."""
+    from sol_rt.budget.dial import Dial
+
+    return {setting.name for setting in fields(Dial)} - {"seed"}
+
+
 def _dial_of(settings: dict[str, Any]) -> Dial:
     """The part of the settings that sets the dial. Raises UsageError for a value of another type."""
     from sol_rt.budget.dial import Dial
 
-    return Dial(**{name: value for name, value in settings.items() if name in _DIAL})
+    names = _dial_names()
+    return Dial(**{name: value for name, value in settings.items() if name in names})
 
 
 def _checked(settings: dict[str, Any], model: SolModel) -> dict[str, Any]:
     """Settings of a file as arguments of `SolModel.stream`. Raises UsageError for those that the model can't use."""
     from sol_rt.generate.generation_config import GenerationConfig
 
-    dial = _dial_of(settings)
-    others = {name: value for name, value in settings.items() if name not in _DIAL}
+    dial, names = _dial_of(settings), _dial_names()
+    others = {name: value for name, value in settings.items() if name not in names}
     GenerationConfig().updated(**others).check_vocabulary(model.bundle.config.model.vocab_size)
     model.decoder(dial)  # raises for values that are out of range, contradict or can't be reached
     return {"schedule": None, **settings}
