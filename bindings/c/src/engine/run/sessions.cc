@@ -69,7 +69,8 @@ Owned<OrtSession> Sessions::Make(const std::string& file) {
   if (status != nullptr) {
     const std::string got = "a graph that ONNX Runtime refuses (" + OneLine(TakeMessage(api, status)) + ")";
     if (!runtime_->native() && OlderThan(runtime_->version(), kOldestForBodies)) {
-      BundleFault(path, "", got, "ONNX Runtime 1.27 or newer for function bodies, this is " + runtime_->version(), "upgrade it, or use native operators");
+      const std::string oldest = "ONNX Runtime 1." + std::to_string(kOldestForBodies);
+      BundleFault(path, "", got, oldest + " or newer for function bodies, this is " + runtime_->version(), "upgrade it, or use native operators");
     }
     BundleFault(path, "", got, "a graph of this bundle");
   }
