@@ -18,6 +18,7 @@ import argparse
 import os
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -72,27 +73,29 @@ def measure(bundle: Bundle, args: argparse.Namespace) -> None:
     dense = bundle.config.dense
     keys = args.variants.split(",") if args.variants else list(bundle.config.variants)
     actions = [action for action in (Action.parse(f"k100-{key}") for key in keys) if action != dense]
-    ids = bundle.tokenizer().encode(args.file.read_text(encoding="utf-8"), False)
-    starts = [len(ids) * chunk // args.chunks for chunk in range(args.chunks)]
-    engine = Engine(bundle, provider="cpu", threads=args.threads)
-    candidates = [Candidate(action) for action in (dense, *actions)]
-    rises: list[np.ndarray] = []
-    dense_losses: list[float] = []
-    for number, start in enumerate(starts, 1):
-        losses = token_losses(engine, [ids[start : start + SIZE]], candidates, keep=True).mean(axis=1)
-        dense_losses.append(float(losses[0]))
-        rises.append(losses[1:] - losses[0])
-        told = ", ".join(
-            f"{action.variant} {rise:.4f}" for action, rise in zip(actions, np.mean(rises, axis=0), strict=True)
-        )
-        print(f"{number} of {args.chunks}: {told}", file=sys.stderr, flush=True)
-    print(f"{args.chunks} windows of {SIZE}, dense loss {np.mean(dense_losses):.4f} nats\n")
+    losses = losses_of(bundle, [dense, *actions], args.file, args.chunks, args.threads)
+    print(f"{args.chunks} windows of {SIZE}, dense loss {losses[0].mean():.4f} nats\n")
     print("| variant | MB a step | LM head bits | added nats |\n|---|--:|--:|--:|")
-    for action, values in zip(actions, np.array(rises).T, strict=True):
+    for action, values in zip(actions, losses[1:] - losses[0], strict=True):
         variant = bundle.config.variants[action.variant]
         error = values.std(ddof=1) / np.sqrt(len(values))
         size = variant.weight_bytes / 1e6
         print(f"| `{variant.key}` | {size:.1f} | {variant.lm_head_bits} | {values.mean():.4f} ± {error:.4f} |")
+
+
+def losses_of(bundle: Bundle, actions: Sequence[Action], file: Path, chunks: int, threads: int | None) -> np.ndarray:
+    """The loss of each action in each window of the file, in nats a token: float64 [actions, chunks]."""
+    ids = bundle.tokenizer().encode(file.read_text(encoding="utf-8"), False)
+    engine = Engine(bundle, provider="cpu", threads=threads)
+    candidates = [Candidate(action) for action in actions]
+    found: list[np.ndarray] = []
+    for chunk in range(chunks):
+        start = len(ids) * chunk // chunks
+        found.append(token_losses(engine, [ids[start : start + SIZE]], candidates, keep=True).mean(axis=1))
+        means = np.mean(found, axis=0) - np.mean(found, axis=0)[0]
+        told = ", ".join(f"{action.variant} {mean:.4f}" for action, mean in zip(actions, means, strict=True))
+        print(f"{chunk + 1} of {chunks}: {told}", file=sys.stderr, flush=True)
+    return np.array(found, np.float64).T
 
 
 if __name__ == "__main__":
