@@ -72,6 +72,14 @@ def test_it_is_read_as_it_was_written(measured: tuple[Path, Path], tmp_path: Pat
     assert [path.name for path in tmp_path.iterdir()] == ["again.calibration.json"]
 
 
+def test_a_stored_calibration_of_any_name_is_no_text(measured: tuple[Path, Path], tmp_path: Path) -> None:
+    named = tmp_path / "measured.txt"
+    named.write_bytes(measured[1].read_bytes())
+    assert is_stored(named)
+    named.write_text("A text about calibration.")
+    assert not is_stored(named)
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [

@@ -235,8 +235,6 @@ def is_device_table(path: Path) -> bool:
 
 
 def _begins_with_format(path: Path, format_name: str) -> bool:
-    if path.suffix != ".json":
-        return False
     try:
         require_regular(path)
         with path.open(encoding="utf-8") as file:
