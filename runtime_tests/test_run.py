@@ -97,8 +97,9 @@ def test_a_bundle_of_another_source_is_not_taken_for_it(
         out, err = output(capsys, "run", other, "w1", *SHORT, code=2)
         assert out == ""
         assert f"{other}: {made} was made from someone/Small" in err
-        assert "-m small" not in err
-        assert "sol-rt run small" in err
+        assert "use that one as small" in err
+        for argv in (("export", "-m", other, "--target", "web"), ("train", "-m", other, "-d", str(tmp_path))):
+            assert f"{other}: {made} was made from someone/Small" in output(capsys, *argv, code=2)[1]
     assert output(capsys, "run", "small", "w1", *SHORT)[0] == answer
     output(capsys, "rm", "--yes", "small")
     assert not list((home / "sources").iterdir())

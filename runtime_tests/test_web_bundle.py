@@ -217,5 +217,10 @@ def test_the_command_copies_a_bundle(
     assert main(command) == 2
     assert "already exists; pass --force" in capsys.readouterr().err
     assert main([*command, "--force"]) == 0
+    # of a checkpoint, too, it is said before the export
+    checkpoint = tmp_path / "small"
+    checkpoint.mkdir()
+    assert main([*command[:4], str(checkpoint), *command[5:]]) == 2
+    assert "web already exists; pass --force" in capsys.readouterr().err
     assert main(["export", "--target", "phone", "-m", str(GOLDEN)]) == 2
     assert "--target phone: expected native or web" in capsys.readouterr().err

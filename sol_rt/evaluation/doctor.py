@@ -8,16 +8,18 @@ import platform
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from sol_rt import __version__
 
-_EXTRAS = {
-    "export": ("torch", "transformers", "onnx", "gguf", "safetensors"),
-    "train": ("torch", "yaml", "safetensors"),
+EXTRAS = {
+    "export": ("torch", "transformers", "onnx", "gguf", "safetensors", "numba"),
+    "train": ("torch", "yaml", "safetensors", "onnx"),
 }
+"""Modules that an extra of the package brings, and that the command of its name cannot do without."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,11 @@ def examine() -> list[Finding]:
     ]
 
 
+def not_installed(modules: Iterable[str]) -> list[str]:
+    """Those of the modules that are not installed."""
+    return [name for name in modules if importlib.util.find_spec(name) is None]
+
+
 def _onnxruntime() -> list[Finding]:
     try:
         import onnxruntime
@@ -66,7 +73,7 @@ def _onnxruntime() -> list[Finding]:
 
 
 def _native_operators() -> Finding:
-    from sol_rt.ops import HOW_TO_INSTALL, library_path
+    from sol_rt.ops import HOW_TO_INSTALL, library_name, library_path
 
     library = library_path()
     if library is None:
@@ -76,13 +83,14 @@ def _native_operators() -> Finding:
         import onnxruntime
 
         onnxruntime.SessionOptions().register_custom_ops_library(str(library))
+        name = library_name(library, "cpu")
     except Exception as error:
         return Finding(
             "broken",
             "native operators",
             f"{library}: {' '.join(str(error).split())}; pass --no-native-ops, or install sol-rt again",
         )
-    return Finding("ok", "native operators", str(library))
+    return Finding("ok", "native operators", f"{library}: {name}")
 
 
 def _processor() -> Finding:
@@ -182,8 +190,8 @@ def _gpu(name: str) -> Finding:
 
 def _extras() -> list[Finding]:
     findings = []
-    for extra, modules in _EXTRAS.items():
-        missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    for extra, modules in EXTRAS.items():
+        missing = not_installed(modules)
         detail = f"lacks {', '.join(missing)}; run pip install 'sol-rt[{extra}]'" if missing else "complete"
         findings.append(Finding("missing" if missing else "ok", f"extra {extra}", detail))
     return findings

@@ -18,8 +18,10 @@ _LAST_EXPORT = "last-export"
 def user_path(given: str, what: str = "model") -> Path:
     """The path that `given` names, with `~` and `~user` as folders. `what` names it in errors.
 
-    Raises UsageError for a user who has no folder.
+    Raises UsageError for an empty text, and for a user who has no folder.
     """
+    if not given:
+        raise UsageError(f"{what} '': got an empty name, expected a name or a path")
     try:
         return Path(given).expanduser()
     except RuntimeError:
@@ -136,8 +138,9 @@ def find_bundle(model: str | None) -> Path:
 
     Raises UsageError if there is no such bundle.
     """
-    model = model or os.environ.get("SOL_RT_MODEL")
-    if model:
+    if model is None:
+        model = os.environ.get("SOL_RT_MODEL") or None
+    if model is not None:
         return _named(model)
     try:
         last = Path((home() / _LAST_EXPORT).read_text(encoding="utf-8").strip())
@@ -151,6 +154,8 @@ def find_bundle(model: str | None) -> Path:
 
 
 def _named(model: str) -> Path:
+    if not model:
+        raise UsageError("model '': got an empty name, expected a bundle folder or the name of a bundle")
     try:
         as_path = Path(model).expanduser()
         if (as_path / CONFIG_NAME).is_file():

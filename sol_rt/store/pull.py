@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import CONFIG_NAME
 from sol_rt.errors import HubError, HubUnreachableError, UsageError
 from sol_rt.store.checkpoint import MODEL_CONFIG, check_pinned, fetch_checkpoint, is_checkpoint
-from sol_rt.store.home import checkpoints_dir, user_path
+from sol_rt.store.home import bundles_dir, checkpoints_dir, remembered_source, user_path
 from sol_rt.store.hub import HubId, list_files
 from sol_rt.store.progress import Progress
 from sol_rt.store.ready_bundle import fetch_bundle
@@ -67,6 +68,31 @@ def source_of(name: str) -> str:
         return str(path.resolve())
     recipe = aliases().get(name)
     return name if recipe is None or recipe.hub is None else recipe.hub
+
+
+def bundle_made_of(source: str, say: Callable[[str], None]) -> Path | None:
+    """The bundle that an export of `source` makes by default; None if it is not there yet.
+
+    Args:
+        source: as in `resolve`.
+        say: called with a line if the bundle claims another source, and nothing else is known of it.
+
+    Raises UsageError as `resolve` does, and if the bundle of that name is known to be of another source.
+    """
+    made = bundles_dir() / bundle_name(source)
+    if not (made / CONFIG_NAME).is_file():
+        return None
+    wanted, recorded = source_of(source), remembered_source(made)
+    if recorded is None:
+        claimed = Bundle.open(made).config.model.source
+        if claimed != wanted:
+            say(f"{source}: using {made}, which was made from {claimed}")
+    elif recorded != wanted:
+        raise UsageError(
+            f"model {source}: {made} was made from {recorded}; use that one as {made.name}, or remove it with "
+            f"sol-rt rm {made.name}"
+        )
+    return made
 
 
 def pull(source: str, progress: Progress, *, say: Callable[[str], None] = _quiet, replace: bool = False) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +13,6 @@ from sol_rt.errors import SolError, UsageError, WriteError
 _NO_POLICY = "none"
 _NATIVE, _WEB = "native", "web"
 _CHANNEL_DENSITY, _KV_DENSITY = "1,0.75,0.62,0.5,0.4", "1,0.5,0.25,0.1"
-_NEEDED = ("torch", "transformers", "onnx", "gguf", "safetensors", "numba")
 
 
 def export(
@@ -117,7 +115,7 @@ def export(
 
     The export calibrates the weights, chooses the actions by measurement, and compares the bundle with the source.
     """
-    from sol_rt.bundle.config import CONFIG_NAME, KV_DTYPES
+    from sol_rt.bundle.config import KV_DTYPES
     from sol_rt.store.home import bundles_dir, check_writable, remember_last_export, remember_source
     from sol_rt.store.pull import bundle_name, source_of
 
@@ -137,7 +135,7 @@ def export(
         return
     given = None if policy in (None, _NO_POLICY) else Path(str(policy))
     bundle = None if given is None else _existing(model, output, force)
-    _need(("onnx", "safetensors") if bundle else _NEEDED)
+    require_packages("export", ("onnx", "safetensors") if bundle else ())
     if given is not None and bundle is not None:
         from sol_rt.budget.cost.calibration_table import has_table
         from sol_rt.bundle.bundle import Bundle
@@ -156,8 +154,9 @@ def export(
 
     by_default = bundles_dir() / bundle_name(model)  # before a folder is made: it refuses what is no model
     place = by_default if output is None or target == _WEB else output
-    if (place / CONFIG_NAME).exists() and not force:
-        raise UsageError(f"{place} already exists; pass --force to replace it, or -o for another folder")
+    _require_free(place, force)
+    if target == _WEB:
+        _require_free(_web_folder(place, output), force)
     check_writable(place, *([] if output is None else ["choose another -o"]))
     with progress() as report:
         result = export_bundle(
@@ -191,15 +190,27 @@ def _bundle_of(model: str) -> Path | None:
     """The bundle that is there already under this name; None if the model has to be exported first."""
     from sol_rt.bundle.config import CONFIG_NAME
     from sol_rt.store.home import bundles_dir, user_path
-    from sol_rt.store.pull import bundle_name
+    from sol_rt.store.pull import bundle_made_of
 
     folder = user_path(model)
     if (folder / CONFIG_NAME).is_file():
         return folder
     if folder.name == model and (bundles_dir() / model / CONFIG_NAME).is_file():
         return bundles_dir() / model
-    exported = bundles_dir() / bundle_name(model)
-    return exported if (exported / CONFIG_NAME).is_file() else None
+    return bundle_made_of(model, note)
+
+
+def _web_folder(bundle: Path, output: Path | None) -> Path:
+    """Where the copy of a bundle for browsers goes: to `-o`, or beside the bundle."""
+    return output or bundle.resolve().with_name(f"{bundle.resolve().name}-web")
+
+
+def _require_free(place: Path, force: bool) -> None:
+    """Raises UsageError if a bundle is there already that `--force` does not let go."""
+    from sol_rt.bundle.config import CONFIG_NAME
+
+    if (place / CONFIG_NAME).exists() and not force:
+        raise UsageError(f"{place} already exists; pass --force to replace it, or -o for another folder")
 
 
 def _write_for_web(
@@ -211,15 +222,13 @@ def _write_for_web(
     kv_density: tuple[float, ...],
 ) -> Path:
     """Writes a copy of a bundle for browsers, by default beside it, and returns its folder."""
-    from sol_rt.bundle.config import CONFIG_NAME
     from sol_rt.store.home import check_writable
 
-    _need(("onnx",))
+    require_packages("export", ("onnx",))
     from sol_rt.export.web import write_web_bundle
 
-    place = output or bundle.resolve().with_name(f"{bundle.resolve().name}-web")
-    if (place / CONFIG_NAME).exists() and not force:
-        raise UsageError(f"{place} already exists; pass --force to replace it, or -o for another folder")
+    place = _web_folder(bundle, output)
+    _require_free(place, force)
     check_writable(place, "choose another -o")
     with progress() as report:
         config = write_web_bundle(
@@ -236,19 +245,20 @@ def _existing(model: str, output: Path | None, force: bool) -> Path | None:
     """The existing bundle that gets the policy; None if the checkpoint must be exported first."""
     from sol_rt.bundle.config import CONFIG_NAME
     from sol_rt.store.home import bundles_dir, user_path
-    from sol_rt.store.pull import bundle_name
+    from sol_rt.store.pull import bundle_made_of
 
     given = user_path(model)
     if (given / CONFIG_NAME).is_file():
         if output is not None:
             raise UsageError(f"-o {output}: {model} is a bundle; the policy is written into it, so leave out -o")
         return given
+    if force:
+        return None
     if output is not None:
-        target = output
-    else:
-        named = given.name == model and (bundles_dir() / model / CONFIG_NAME).is_file()
-        target = bundles_dir() / (model if named else bundle_name(model))
-    return target if (target / CONFIG_NAME).is_file() and not force else None
+        return output if (output / CONFIG_NAME).is_file() else None
+    if given.name == model and (bundles_dir() / model / CONFIG_NAME).is_file():
+        return bundles_dir() / model
+    return bundle_made_of(model, note)
 
 
 def _policy_of_alias(model: str, levels: Mapping[str, Sequence[float]]) -> Path | None:
@@ -272,10 +282,12 @@ def _policy_of_alias(model: str, levels: Mapping[str, Sequence[float]]) -> Path 
     return path
 
 
-def _need(packages: tuple[str, ...]) -> None:
-    missing = [name for name in packages if importlib.util.find_spec(name) is None]
-    if missing:
-        raise SolError(f"export needs {', '.join(missing)}; run pip install 'sol-rt[export]'")
+def require_packages(extra: str, packages: Sequence[str] = ()) -> None:
+    """Raises SolError where one of these packages of the extra is not installed; by default one of all of them."""
+    from sol_rt.evaluation.doctor import EXTRAS, not_installed
+
+    if missing := not_installed(packages or EXTRAS[extra]):
+        raise SolError(f"{extra} needs {', '.join(missing)}; run pip install 'sol-rt[{extra}]'")
 
 
 def _bits(text: str) -> tuple[int, ...]:

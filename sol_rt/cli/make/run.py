@@ -53,16 +53,15 @@ def obtained(model: str) -> Path:
     """
     from sol_rt.bundle.config import CONFIG_NAME
     from sol_rt.store.home import bundles_dir, find_bundle, user_path
-    from sol_rt.store.pull import bundle_name, pull
+    from sol_rt.store.pull import bundle_made_of, bundle_name, pull
 
     with contextlib.suppress(UsageError):
         found = find_bundle(model)
         if (found / CONFIG_NAME).is_file():
             return found
+    if (there := bundle_made_of(model, note)) is not None:
+        return there
     made = bundles_dir() / bundle_name(model)
-    if (made / CONFIG_NAME).is_file():
-        _check_source(model, made)
-        return made
     if not user_path(model).exists():
         note(f"{model}: not here yet; fetching it")
         with progress() as report:
@@ -73,21 +72,3 @@ def obtained(model: str) -> Path:
     with contextlib.redirect_stdout(sys.stderr):  # stdout is for the answer
         export(model)
     return made
-
-
-def _check_source(model: str, made: Path) -> None:
-    """Raises UsageError if the bundle is known to be of another source than `model`. Notes a source it only claims."""
-    from sol_rt.bundle.bundle import Bundle
-    from sol_rt.store.home import remembered_source
-    from sol_rt.store.pull import source_of
-
-    wanted, source = source_of(model), remembered_source(made)
-    if source is None:
-        claimed = Bundle.open(made).config.model.source
-        if claimed != wanted:
-            note(f"{model}: using {made}, which was made from {claimed}")
-    elif source != wanted:
-        raise UsageError(
-            f"run {model}: {made} was made from {source}; use that one with sol-rt run {made.name}, or remove it with "
-            f"sol-rt rm {made.name}"
-        )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from sol_rt.cli import options
 from sol_rt.cli.console import note, progress
-from sol_rt.errors import SolError, UsageError
+from sol_rt.cli.make.export import require_packages
+from sol_rt.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from sol_rt.train.rollouts.rollout import Rollouts
     from sol_rt.train.run.distributed import Group
 
-_NEEDED = ("torch", "yaml", "safetensors")
 _ROLLOUTS = ("auto", "runtime", "reference")
 
 
@@ -83,7 +82,7 @@ def train(
 
     Stage 1 learns from every action's loss at every position. Stage 2 is GRPO.
     """
-    _require_packages()
+    require_packages("train")
     import torch
 
     from sol_rt.budget.dial import untried_states
@@ -142,13 +141,6 @@ def train(
         print(policy)
 
 
-def _require_packages() -> None:
-    """Raises SolError where the extra `train` is not installed."""
-    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        raise SolError(f"train needs {', '.join(missing)}; run pip install 'sol-rt[train,export]'")
-
-
 def _settings(config: str | None, seed: int | None) -> TrainConfig:
     """The config of `--config`, with `--seed` in the place of its seed."""
     from dataclasses import replace
@@ -167,16 +159,16 @@ def _threads_each(group: Group) -> int | None:
 def _bundle_path(model: str | None, group: Group, stages: Stages) -> Path:
     """The folder of the bundle. Where `-m` names a checkpoint, the first process exports it while the others wait."""
     if group.rank == 0:
-        path = _found_or_exported(model, stages)
+        path = _found_or_exported(model, stages, note)
     group.wait()
-    return path if group.rank == 0 else _found_or_exported(model, stages)
+    return path if group.rank == 0 else _found_or_exported(model, stages, lambda line: None)
 
 
-def _found_or_exported(model: str | None, stages: Stages) -> Path:
+def _found_or_exported(model: str | None, stages: Stages, say: Callable[[str], None]) -> Path:
     """The folder of the bundle of `-m`; of a checkpoint, the bundle that its default export makes."""
     from sol_rt.bundle.config import CONFIG_NAME
-    from sol_rt.store.home import bundles_dir, find_bundle, remember_last_export
-    from sol_rt.store.pull import bundle_name
+    from sol_rt.store.home import bundles_dir, find_bundle, remember_last_export, remember_source
+    from sol_rt.store.pull import bundle_made_of, bundle_name, source_of
 
     try:
         found = find_bundle(model)
@@ -186,15 +178,17 @@ def _found_or_exported(model: str | None, stages: Stages) -> Path:
         if model is None:
             raise
     assert model is not None
-    target = bundles_dir() / bundle_name(model)
-    if (target / CONFIG_NAME).is_file():
-        return target
+    if (made := bundle_made_of(model, say)) is not None:
+        return made
+    require_packages("export")
     from sol_rt.export import export_bundle
 
-    note(f"{model}: no bundle yet; exporting it to {target}")
+    target = bundles_dir() / bundle_name(model)
+    say(f"{model}: no bundle yet; exporting it to {target}")
     with stages("exporting") as report:
         export_bundle(model, target, progress=report)
     remember_last_export(target)
+    remember_source(target, source_of(model))
     return target
 
 
