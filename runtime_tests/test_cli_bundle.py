@@ -360,6 +360,20 @@ def test_chat_turns_the_dial_and_keeps_the_cache(
     assert "(random" in err
 
 
+def test_the_statistics_of_an_answer_are_of_its_own_budget(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hello\n/budget 0.7\n/stats\n"))
+    err = run(capsys, "chat", "-n", "6", "--temperature", "0", "--budget", "0.9")[1]
+    assert [line.split(":")[1] for line in err.splitlines() if line.startswith("dial:")] == [" budget 0.9"] * 2
+    assert "requested 0.900" in err
+
+
+def test_one_question_says_once_what_the_dial_bought(capsys: pytest.CaptureFixture[str]) -> None:
+    err = run(capsys, "chat", "-n", "6", "--temperature", "0", "--budget", "0.9", "-p", "Hello")[1]
+    assert (err.count("dial:"), err.count("speed:")) == (1, 1)
+
+
 @pytest.mark.parametrize("schedule", ["dense", "fixed:k100-s050-q4"])
 def test_chat_takes_a_fixed_schedule_after_a_budget(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, schedule: str

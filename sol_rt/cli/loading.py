@@ -183,12 +183,19 @@ def dial(
     dials = {"budget": budget, "tokens_per_second": tokens_per_second, "max_loss": max_loss}
     if len(names := [name.replace("_", "-") for name, value in dials.items() if value is not None]) > 1:
         raise UsageError(f"--{' and --'.join(names)} set the same dial; give one")
+    check_rate(tokens_per_second)
     targets = {"kv_density": kv_density, "channel_density": channel_density, "bits": bits}
     if schedule is not None and is_constant(schedule):
         given = {**dials, **targets}
         if names := [name.replace("_", "-") for name, value in given.items() if value is not None]:
             raise UsageError(f"--schedule {schedule} fixes the action; leave out --{' --'.join(names)}")
     return {"schedule": schedule, **dials, **targets}
+
+
+def check_rate(tokens_per_second: float | None) -> None:
+    """Raises UsageError for a `--tokens-per-second` that is not over 0."""
+    if tokens_per_second is not None and not tokens_per_second > 0:
+        raise UsageError(f"--tokens-per-second {tokens_per_second:g}: expected a number over 0")
 
 
 def read_text(path: Path) -> str:

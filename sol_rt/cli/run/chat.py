@@ -45,7 +45,7 @@ class Conversation:
     interactive: bool = True
     interrupts: Interrupts = field(default_factory=Interrupts)
     messages: list[dict[str, str]] = field(default_factory=list)
-    last: Generation | None = None
+    last: tuple[Generation, dict[str, Any]] | None = None  # an answer, and the settings that it had
     governor: Governor | None = None
 
     def __post_init__(self) -> None:
@@ -87,10 +87,11 @@ class Conversation:
                 print(flush=True)
             raise
         print()
-        self.last = None if run is None else run.result
-        if self.last is not None:
+        result = None if run is None else run.result
+        self.last = None if result is None else (result, {**settings})
+        if result is not None:
             self.messages = [*asked, {"role": "assistant", "content": "".join(said)}]
-            note(bought(self.last, settings))
+            note(bought(result, settings))
 
     def _governed(self) -> tuple[Governor | None, dict[str, Any]]:
         """What moves the budget of the next answer, and its settings. Nothing moves where they hold something else."""
@@ -116,9 +117,8 @@ class Conversation:
             if self.last is None:
                 note("no answer yet")
             else:
-                report(self.last, self.settings)
-            if self.governor is not None:
-                note(self.governor.told())
+                report(*self.last)
+            self.report_governor()
         elif name == "/budget":
             self._set_budget(argument)
         elif name == "/schedule":
@@ -134,6 +134,11 @@ class Conversation:
         else:
             raise UsageError(f"{name}: no such command; /help lists the commands")
         return True
+
+    def report_governor(self) -> None:
+        """Prints on stderr what the governor does, if there is one."""
+        if self.governor is not None:
+            note(self.governor.told())
 
     def _set_budget(self, argument: str) -> None:
         from sol_rt.budget.schedules import is_constant
@@ -270,7 +275,7 @@ def chat(
     chat then goes on with the next line, and its exit code at the end is 1.
     """
     from sol_rt.cli.loading import dial, load, note_ineffective
-    from sol_rt.cli.run.generate import penalties, sampling
+    from sol_rt.cli.run.generate import penalties, report_figures, sampling
 
     settings = {
         **dial(schedule, budget, None if governor else tokens_per_second, None, None, None, max_loss),
@@ -283,7 +288,7 @@ def chat(
     interactive = prompt is None and sys.stdin.isatty()
     sensors = None
     if governor:
-        check_governable(settings)
+        check_governable(settings, tokens_per_second)
         sensors = Sensors()
     loaded = load(model, **machine, ctx_size=ctx_size, verify=verify)
     note_ineffective(loaded, settings)
@@ -294,7 +299,9 @@ def chat(
         if not prompt.strip():
             raise UsageError("the prompt is empty; give some text with -p")
         conversation.answer(prompt)
-        conversation.command("/stats")
+        if conversation.last is not None:
+            report_figures(conversation.last[0])
+        conversation.report_governor()
         return
     if not interactive:
         if not _piped(conversation):

@@ -113,7 +113,7 @@ def generate(
 
     sensors = None
     if governor:
-        check_governable(arguments)
+        check_governable(arguments, tokens_per_second)
         sensors = Sensors()
     settings: dict[str, Any] = {"provider": provider, "threads": threads, "native_ops": native_ops}
     native = engine is options.EngineName.native
@@ -236,6 +236,11 @@ def report(result: Generation, how: Mapping[str, Any]) -> None:
     `how` has the dial's settings, as `loading.dial` returns them.
     """
     note(bought(result, how))
+    report_figures(result)
+
+
+def report_figures(result: Generation) -> None:
+    """Prints on stderr budget, speed and actions of a generation."""
     floored = "; the bundle's cheapest action costs more than the requested budget" if result.floored else ""
     note(
         f"budget: requested {result.requested_budget:.3f}, achieved {result.achieved_budget:.3f} "

@@ -81,8 +81,13 @@ class Governor:
         return f"governor: budget {self.budget:.2f}, between {settings.lowest:.2f} and {settings.highest:.2f}"
 
 
-def check_governable(settings: Mapping[str, Any]) -> None:
-    """Raises UsageError for settings of `SolModel.stream` that hold something else than a budget."""
+def check_governable(settings: Mapping[str, Any], wanted_rate: float | None) -> None:
+    """Raises UsageError for settings of `SolModel.stream` that hold something else than a budget, and for a rate that
+    no machine can keep.
+    """
+    from sol_rt.cli.loading import check_rate
+
+    check_rate(wanted_rate)
     if wrong := _ungovernable(settings):
         names = ", ".join("--" + name.replace("_", "-") for name in wrong)
         raise UsageError(f"--governor: moves a budget; leave out {names}")
