@@ -18,6 +18,7 @@ from sol_rt.budget.cost.calibration_table import (
     calibration_path,
     device_string,
     load_cost_model,
+    quick_path,
 )
 from sol_rt.budget.cost.line_fit import fit_line
 from sol_rt.bundle.actions import Action
@@ -237,6 +238,12 @@ def test_fresh_table_is_used(bundle: Bundle) -> None:
     assert "calibrated for 2 threads, not for the 1" in other.note
     assert load_cost_model(bundle, "webgpu", 2).name == "bytes"
     assert load_cost_model(bundle, "cpu", 2, native=False).name == "bytes"
+
+
+def test_a_quick_table_of_other_threads_is_no_calibration(bundle: Bundle) -> None:
+    table_for(bundle.config, quick=True).save(quick_path(calibration_path(bundle, "cpu", 2, True)))
+    assert load_cost_model(bundle, "cpu", 2).name == "calibrated"
+    assert load_cost_model(bundle, "cpu", 1).note == ""
 
 
 def test_stale_table_is_not_used(bundle: Bundle) -> None:

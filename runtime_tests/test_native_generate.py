@@ -20,6 +20,7 @@ import pytest
 import sol_rt.ops
 from helpers.core_build import core_build
 from helpers.program import started
+from helpers.tiny_bundle import seal
 from sol_rt.budget.cost.calibration_table import CalibratedCost, CalibrationTable
 from sol_rt.budget.cost.tune import candidates
 from sol_rt.bundle.bundle import Bundle
@@ -435,6 +436,21 @@ def test_a_budget_below_the_sensible_ones_warns_once(native: NativeModel) -> Non
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fresh.stream(PROMPT, budget=0.1)
+
+
+@pytest.mark.usefixtures("_library")
+def test_a_loss_beyond_the_sensible_warns_as_in_python(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(GOLDEN, tmp_path / "lossy"))
+    config = Bundle.open(folder).config
+    lossy = [
+        replace(entry, losses={at: 100 * loss for at, loss in entry.losses.items()}) if entry.losses else entry
+        for entry in config.actions
+    ]
+    seal(folder, replace(config, actions=tuple(lossy)))
+    for kind in (NativeModel, SolModel):
+        model = kind.from_pretrained(folder, measure_costs=False)
+        with pytest.warns(QualityWarning, match="of the dense cost; below"):
+            model.stream(PROMPT, max_loss=9.0, max_new_tokens=1)
 
 
 def test_a_warning_that_is_an_error_leaves_an_older_stream_alone(native: NativeModel) -> None:

@@ -283,7 +283,7 @@ class Engine:
     def follow_up(self) -> None:
         """Does now what `forward` would do first after a rewind, which is to run some tokens once more (`truncate`).
 
-        Whoever times `forward` calls this before.
+        A benchmark calls it before it times `forward`.
         """
         with self.exclusive():
             self._follow_up()

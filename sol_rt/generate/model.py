@@ -19,6 +19,7 @@ from sol_rt.budget.controller.base import BaseController
 from sol_rt.budget.controller.budget import Controller
 from sol_rt.budget.cost.bytes_model import CostModel
 from sol_rt.budget.cost.calibration_table import (
+    IN_BYTES,
     CalibratedCost,
     CalibrationTable,
     calibration_path,
@@ -72,9 +73,8 @@ def _measured_quickly(engine: Engine, otherwise: CostModel) -> CostModel:
     from sol_rt.budget.cost.calibrate import measure_quickly
 
     table = measure_quickly(engine, bundle)
-    told = [otherwise.note] if otherwise.note else []
-    told.append(keep_quick(table, calibration_path(bundle, *engine.machine)))
-    return CalibratedCost(bundle.config, table, "; ".join(told))
+    told = (otherwise.note.removesuffix(IN_BYTES), keep_quick(table, calibration_path(bundle, *engine.machine)))
+    return CalibratedCost(bundle.config, table, "; ".join(filter(None, told)))
 
 
 def _quick_table(cost: CostModel) -> CalibrationTable | None:
@@ -205,7 +205,8 @@ class SolModel:
         )
         engine.open_ahead(bundle.config.dense)
         given, cost = cost, cost or load_cost_model(bundle, *engine.machine, quick=measure_costs)
-        if measure_costs and given is None and engine.provider.gpu is None:
+        # a step needs a token before it
+        if measure_costs and given is None and engine.provider.gpu is None and engine.max_context > 1:
             if cost.name == "bytes" or _settings_are_due(engine, cost):
                 engine.finish_ahead()
                 _tune_quickly(engine)

@@ -171,7 +171,8 @@ def measure(
 
 
 def measure_quickly(engine: Engine, bundle: Bundle, *, seconds: float = 2.0) -> CalibrationTable:
-    """Times every variant at one short context, in about `seconds`, or three times that if the times scatter.
+    """Times every variant at one short context, in about `seconds`, or three times that if the times scatter or a step
+    takes long.
 
     The variants take turns. A variant's time is the dense step's lower quartile times the median of its ratios to the
     dense steps of the same rounds, which a machine that slows down for a while does not change. The times are steady if
@@ -197,7 +198,7 @@ def measure_quickly(engine: Engine, bundle: Bundle, *, seconds: float = 2.0) -> 
         rounds.append(row)
         spent = time.perf_counter() - began
         times = np.array(rounds[1:])  # the first round warms up
-        if len(times) < _LEAST_QUICK or spent < seconds:
+        if len(times) == 0 or (spent <= 3 * seconds and (len(times) < _LEAST_QUICK or spent < seconds)):
             continue
         ratios = times / times[:, dense : dense + 1]
         low, middle, high = np.percentile(ratios, [25, 50, 75], axis=0)

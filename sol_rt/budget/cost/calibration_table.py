@@ -24,6 +24,9 @@ from sol_rt.store.home import calibration_dir
 
 CALIBRATION_FORMAT = "sol_rt.calibration"
 CALIBRATION_VERSION = 2
+IN_BYTES = "; costs are bytes"
+"""Ends the note of a model that counts bytes where there is a table, or should be."""
+_QUICK = ".quick.json"
 _LONGEST = 1e9
 """Milliseconds that a step may take; larger numbers would overflow in sums."""
 _SHORTEST = 1e-6
@@ -206,7 +209,11 @@ def has_table(bundle: Bundle) -> bool:
 
 def quick_path(path: Path) -> Path:
     """Where a table that was measured quickly lies, beside the one of `calibration_path`."""
-    return path.with_suffix(".quick.json")
+    return path.with_suffix(_QUICK)
+
+
+def _is_quick(path: Path) -> bool:
+    return path.name.endswith(_QUICK)
 
 
 def keep_quick(table: CalibrationTable, path: Path) -> str:
@@ -258,14 +265,14 @@ def load_cost_model(
         with contextlib.suppress(OSError, UnicodeDecodeError, SolError):  # it is measured again
             return _read(quick_path(path), bundle, device, quick=True, note=problem)
     if problem:
-        return BytesCost(bundle.config, f"{problem}; costs are bytes")
+        return BytesCost(bundle.config, f"{problem}{IN_BYTES}")
     others = path.parent.glob(f"{path.stem.rpartition('-')[0]}-*.json")
-    counts = sorted({other.name.rpartition("-")[2].partition(".")[0] for other in others} - {str(threads)})
+    counts = sorted({other.stem.rpartition("-")[2] for other in others if not _is_quick(other)} - {str(threads)})
     if counts:
         wanted = f"calibrated for {' and '.join(counts)} threads, not for the {threads} of this run"
-        return BytesCost(bundle.config, f"{wanted}; costs are bytes")
+        return BytesCost(bundle.config, f"{wanted}{IN_BYTES}")
     # on a processor time follows bytes; on a GPU it may not
-    hint = f"not calibrated on {gpu}; costs are bytes: run `sol-rt calibrate --provider {provider}`" if gpu else ""
+    hint = f"not calibrated on {gpu}{IN_BYTES}: run `sol-rt calibrate --provider {provider}`" if gpu else ""
     return BytesCost(bundle.config, hint)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from sol_rt.budget.controller.base import check_request
 from sol_rt.budget.cost.bytes_model import CostModel
 from sol_rt.budget.cost.calibration_table import (
+    IN_BYTES,
     CalibratedCost,
     CalibrationTable,
     calibration_path,
@@ -25,7 +26,7 @@ from sol_rt.budget.cost.calibration_table import (
 )
 from sol_rt.budget.dial import Dial, below_sensible, untried_states
 from sol_rt.budget.hull import Hull
-from sol_rt.budget.losses import ActionLosses
+from sol_rt.budget.losses import ActionLosses, nats_of_share
 from sol_rt.budget.schedules import NAMES, schedule_actions
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import CONFIG_NAME
@@ -111,9 +112,10 @@ class NativeModel:
         note = cost.note
         try:
             _require_same(bundle, model)
-            if measure_costs and cost.name == "bytes" and bundle.config.losses_measured:
+            # a step needs a token before it
+            if measure_costs and cost.name == "bytes" and bundle.config.losses_measured and context > 1:
                 cost, line = _measured_costs(bundle, model, machine)
-                note = "; ".join(part for part in (note, line) if part)
+                note = "; ".join(filter(None, (note.removesuffix(IN_BYTES), line)))
             library.sol_session_create(model, byref(session))
         except BaseException:
             library.sol_model_release(model)
@@ -230,9 +232,8 @@ class NativeModel:
         parse_special = as_switch("parse_special", parse_special)
         tokens = self._tokens(prompt, parse_special) if prompt is not None or replay is None else []
         ids = (c_int32 * len(tokens))(*tokens)
-        if dial.budget is not None and replay is None:
-            check_request(dial.budget, dial.axis_targets, dial.tokens_per_second, dial.max_loss)
-            self._warn_below_sensible(dial.budget, len(tokens))  # a filter may raise it, so before anything begins
+        if replay is None:
+            self._warn_below_sensible(dial, len(tokens))  # a filter may raise it, so before anything begins
         if replay is None and not self._warned_of_states and (line := untried_states(self.bundle.config, dial)):
             self._warned_of_states = True
             warnings.warn(line, QualityWarning, stacklevel=2)
@@ -245,9 +246,21 @@ class NativeModel:
             self._newest = stream.reference
         return stream
 
-    def _warn_below_sensible(self, budget: float, context: int) -> None:
-        """Warns, once, of a budget at which text suffers visibly."""
-        if not self._warned and self.hull is not None and (line := below_sensible(budget, self.hull, context)):
+    def _warn_below_sensible(self, dial: Dial, context: int) -> None:
+        """Warns, once, if what is asked for is below the budget at which text suffers visibly.
+
+        Raises UsageError for requests that are out of range or contradict.
+        """
+        asked = 1.0 if dial.budget is None else dial.budget
+        check_request(asked, dial.axis_targets, dial.tokens_per_second, dial.max_loss)
+        if self._warned or self.hull is None:
+            return
+        if dial.max_loss is not None:
+            asked = self.hull.cost_at(nats_of_share(dial.max_loss), context)
+        rate = dial.tokens_per_second
+        if rate is not None and rate > 0 and isinstance(self.cost, CalibratedCost):
+            asked = 1e3 / rate / self.cost.dense(context)
+        if line := below_sensible(asked, self.hull, context):
             self._warned = True
             warnings.warn(line, QualityWarning, stacklevel=3)
 

@@ -122,7 +122,7 @@ CalibrationTable MeasureCosts(std::shared_ptr<Model> model) {
     if (first) continue;  // the first round warms up
     rounds.push_back(std::move(row));
     const double spent = SecondsSince(began);
-    if (rounds.size() < kLeastRounds || spent < kSeconds) continue;
+    if (spent <= 3 * kSeconds && (rounds.size() < kLeastRounds || spent < kSeconds)) continue;
     double scatter = 0.0;
     for (size_t i = 0; i < actions.size(); ++i) {
       std::vector<double> ratios;
