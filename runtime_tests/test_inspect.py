@@ -109,6 +109,15 @@ def test_what_a_bundle_says_is_plain_and_short(tmp_path: Path, capsys: pytest.Ca
     assert all(line.isprintable() for line in lines)
 
 
+def test_costs_are_at_the_longest_context_where_more_was_asked_for(
+    bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    most = Bundle.open(bundle).config.model.max_context - 1
+    assert f"cost at {most}" in told(capsys, "inspect", str(bundle), "-c", "100000000")
+    assert json.loads(told(capsys, "inspect", str(bundle), "-c", "100000000", "--json"))["context"] == most
+
+
 def test_json_has_every_candidate_with_cost_loss_and_bytes(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result: dict[str, Any] = json.loads(told(capsys, "inspect", "-m", str(bundle), "--all", "-o", "json"))
     assert {"path", "format_version", "variants", "policy", "actions", "cost_model", "selection"} <= set(result)

@@ -26,11 +26,12 @@ def describe(path: Path, context: int = 512) -> dict[str, Any]:
 
     Args:
         path: bundle folder.
-        context: tokens in the cache before the step whose costs are given.
+        context: tokens in the cache before the step whose costs are given, or as many as the bundle takes.
 
     Returns:
-        path, format_version, model, kv, variants, policy (null or its description), actions, cost_model, memory and
-        selection. `memory` has by context the bytes of main memory that running the bundle takes: see `Footprint`.
+        path, format_version, model, kv, variants, policy (null or its description), context (of the costs), actions,
+        cost_model, memory and selection. `memory` has by context the bytes of main memory that running the bundle
+        takes: see `Footprint`.
         Of an action, `cost` is its share of the dense step's cost, `bytes` the bytes that its step reads by the bytes
         model, `loss` its loss in nats over dense or null, and `measured` what selection.json says of it, by context:
         `cost`, the share of the dense step's bytes, `bytes`, `loss` and `stderr`. `budgets` has by context the budgets
@@ -68,6 +69,7 @@ def describe(path: Path, context: int = 512) -> dict[str, Any]:
             for key, entry in config.variants.items()
         ],
         "policy": config.policy.description if config.policy else None,
+        "context": context,
         "actions": [
             {
                 "tag": entry.action.tag,

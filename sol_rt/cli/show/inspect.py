@@ -56,7 +56,7 @@ def inspect(
     if json or output is options.Format.json:
         print_json(description)
         return
-    _print(_shown(description), context, every)
+    _print(_shown(description), every)
     if selection is None:
         print(f"No plot and no candidates: {_lacking(bundle)}.")
     else:
@@ -83,7 +83,7 @@ def _shown(value: Any) -> Any:
     return cut(plain(value)) if isinstance(value, str) else value
 
 
-def _print(description: dict[str, Any], context: int, every: bool) -> None:
+def _print(description: dict[str, Any], every: bool) -> None:
     from rich.table import Table
 
     model = description["model"]
@@ -112,7 +112,7 @@ def _print(description: dict[str, Any], context: int, every: bool) -> None:
     contexts = [] if selection is None else list(selection["contexts"])
     actions = Table()
     actions.add_column("action", no_wrap=True)
-    actions.add_column(f"cost at {context}\n({description['cost_model']})", justify="right")
+    actions.add_column(f"cost at {description['context']}\n({description['cost_model']})", justify="right")
     actions.add_column("MB per\nstep", justify="right")
     for title in [f"loss at {at}" for at in contexts] or ["loss, nats"]:
         actions.add_column(title, justify="right", min_width=_LOSS_COLUMNS if len(contexts) <= 2 else None)
