@@ -72,11 +72,6 @@ class Hull:
             self._last = context, [Corner(place, row[place], loss) for place, loss in self._members]
         return self._last[1]
 
-    def loss_at(self, cost: float, context: int) -> float:
-        """Expected loss of the best mix of this relative cost, nats per token."""
-        corners = self.corners(context)
-        return float(np.interp(cost, [corner.cost for corner in corners], [corner.loss for corner in corners]))
-
     def cost_at(self, loss: float, context: int) -> float:
         """Relative cost of the cheapest mix that loses at most `loss` nats per token; dense's if none does."""
         corners = self.corners(context)

@@ -91,7 +91,6 @@ class BaseController(ABC):
         self._costs = StepCostTable(self.actions, cost, policy_cost)
         self._indices = {action: index for index, action in enumerate(self.actions)}
         self._settings = _axis_settings(self.actions, self.dense)
-        self._setting_sums = [0.0, 0.0, 0.0]
         self._spend = SpendWindow()
 
     # What a schedule asks before a step
@@ -144,7 +143,6 @@ class BaseController(ABC):
         else:
             cost = costs.costs.item(index)
             settings = self._settings[index].tolist()
-        self._setting_sums = [total + setting for total, setting in zip(self._setting_sums, settings, strict=True)]
         self._book(cost, settings, costs)
         return Charge(cost, cost / costs.dense)
 
@@ -196,12 +194,6 @@ class BaseController(ABC):
     @abstractmethod
     def served_budget(self) -> float | None:
         """The requested budget, or more where the cheapest action cost more; None under axis targets."""
-
-    @property
-    def axis_means(self) -> AxisTargets:
-        """Mean settings of the steps so far, in the units of AxisTargets."""
-        kv_density, channel_density, bits = (total / max(self.steps, 1) for total in self._setting_sums)
-        return AxisTargets(kv_density, channel_density, bits * self.dense.bits)
 
     @property
     def steps(self) -> int:

@@ -1,5 +1,4 @@
 /** The lower hull of a bundle's actions: which actions to mix at a budget, and which budget a loss takes. */
-import { interpolate } from "./losses.js";
 
 /** @import {Action} from "./actions.js" */
 /** @import {BytesCost} from "./costs.js" */
@@ -55,16 +54,6 @@ export class Hull {
       }
     }
     return corners[corners.length - 1].cost;
-  }
-
-  /**
-   * Expected loss of the best mix of this relative cost, nats a token.
-   * @param {number} cost
-   * @param {number} context
-   */
-  lossAt(cost, context) {
-    const corners = this.corners(context);
-    return interpolate(cost, corners.map((corner) => corner.cost), corners.map((corner) => corner.loss));
   }
 
   /**
