@@ -24,6 +24,7 @@ from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.policy_inputs import KNOWN_SCALARS
 from sol_rt.evaluation.quality.perplexity import starting_token
+from sol_rt.store.home import find_bundle
 from sol_rt.train.config import TrainConfig, read_config
 from sol_rt.train.data.corpus import read_documents
 from sol_rt.train.data.windows import Windows
@@ -109,13 +110,13 @@ def trained(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path)
+    parser.add_argument("bundle", help="folder, or the name of an exported bundle")
     parser.add_argument("counterfactuals", type=Path)
     parser.add_argument("--config", required=True)
     parser.add_argument("--data", type=Path, action="append", required=True)
     parser.add_argument("--layers", type=int, default=8)
     given = parser.parse_args()
-    bundle, config = Bundle.open(given.bundle), read_config(given.config)
+    bundle, config = Bundle.open(find_bundle(given.bundle)), read_config(given.config)
     about = json.loads((given.counterfactuals / ABOUT).read_text(encoding="utf-8"))
     store = CounterfactualStore(given.counterfactuals, about, about["scalars"], create=False)
     model, tokenizer = bundle.config.model, bundle.tokenizer()

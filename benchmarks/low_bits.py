@@ -33,6 +33,7 @@ from sol_rt.export.actions.stored import StoredCalibration
 from sol_rt.export.graphs.graph import write_graphs
 from sol_rt.export.sources.decoder import from_hf_config
 from sol_rt.export.sources.folder.hf_checkpoint import read_json
+from sol_rt.store.home import find_bundle
 
 SIZE = 512
 
@@ -54,18 +55,18 @@ def with_dropped(bundle: Bundle, stored: StoredCalibration, folder: Path) -> Bun
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path)
+    parser.add_argument("bundle", help="folder, or the name of an exported bundle")
     parser.add_argument("-f", "--file", type=Path, required=True)
     parser.add_argument("--chunks", type=int, default=40)
     parser.add_argument("--calibration", type=Path)
     parser.add_argument("--variants")
     parser.add_argument("--threads", type=int)
     args = parser.parse_args()
-    bundle = Bundle.open(args.bundle)
+    bundle = Bundle.open(find_bundle(args.bundle))
     if args.calibration is None:
         measure(bundle, args)
         return
-    with tempfile.TemporaryDirectory(dir=args.bundle.parent) as folder:
+    with tempfile.TemporaryDirectory(dir=bundle.path.parent) as folder:
         measure(with_dropped(bundle, StoredCalibration.read(args.calibration), Path(folder)), args)
 
 

@@ -41,6 +41,7 @@ from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.policy_inputs import KNOWN_SCALARS
 from sol_rt.evaluation.quality.oracle import hindsight
 from sol_rt.export.policy_file import TrainedPolicy, read_policy
+from sol_rt.store.home import find_bundle
 from sol_rt.train import holdout, warm_start
 from sol_rt.train.policy_network import PolicyNetwork
 from sol_rt.train.reference_model.weights import read_matrix
@@ -53,7 +54,7 @@ Measured = list[tuple[int, Counterfactuals]]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path)
+    parser.add_argument("bundle", help="folder, or the name of an exported bundle")
     parser.add_argument("counterfactuals", type=Path)
     parser.add_argument("--policy", type=Path, help="policy.safetensors; default: none, static and oracle alone")
     parser.add_argument("-b", "--budget", default="0.45,0.5,0.55,0.6")
@@ -62,7 +63,7 @@ def main() -> None:
     parser.add_argument("--by-length", action="store_true", help="a row for each length of window, too")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    bundle = Bundle.open(given.bundle)
+    bundle = Bundle.open(find_bundle(given.bundle))
     policy = None if given.policy is None else read_policy(given.policy)
     about = json.loads((given.counterfactuals / ABOUT).read_text(encoding="utf-8"))
     actions = tuple(map(Action.parse, about["actions"]))

@@ -31,6 +31,7 @@ from sol_rt.budget.schedules.random_schedule import tilted
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.policy_inputs import KNOWN_SCALARS
+from sol_rt.store.home import find_bundle
 from sol_rt.train import holdout, warm_start
 from sol_rt.train.rollouts.counterfactuals import ABOUT, Counterfactuals, CounterfactualStore, hull_actions
 from sol_rt.train.rollouts.rollout import RolloutSpec
@@ -42,14 +43,14 @@ _MOST = 200  # such draws
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path)
+    parser.add_argument("bundle", help="folder, or the name of an exported bundle")
     parser.add_argument("counterfactuals", type=Path)
     parser.add_argument("-b", "--budget", default="0.35,0.4,0.45,0.5")
     parser.add_argument("--schedules", type=int, default=500)
     parser.add_argument("--true", action="store_true", help="choose and judge by the true next tokens")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    bundle = Bundle.open(given.bundle)
+    bundle = Bundle.open(find_bundle(given.bundle))
     about = json.loads((given.counterfactuals / ABOUT).read_text(encoding="utf-8"))
     actions, cost = tuple(map(Action.parse, about["actions"])), BytesCost(bundle.config)
     spec = RolloutSpec(actions, cost, KNOWN_SCALARS, midway=True)

@@ -55,7 +55,7 @@ from sol_rt.export.sources.open_checkpoint import open_checkpoint
 from sol_rt.store.home import find_bundle
 from sol_rt.store.progress import silent
 
-_WINDOWS, _BLOCKS, _ROUNDS = 8, 8192, 8
+_WINDOWS, _BLOCKS, _ROUNDS = 8, 8192, 6
 _START = np.array([[-127, -38, 38, 127], [-127, -60, 60, 127], [-127, -55, 1, 60], [-60, -1, 55, 127]], np.float32)
 
 
@@ -149,7 +149,7 @@ def without_high_bits(config: SolConfig, decoder: Decoder, key: str, coded: Mapp
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle")
+    parser.add_argument("bundle", help="folder, or the name of an exported bundle")
     parser.add_argument("source", type=Path)
     parser.add_argument("-f", "--file", type=Path, required=True)
     parser.add_argument("--fit", type=Path, required=True)

@@ -84,6 +84,13 @@ class Format(str, Enum):
     json = "json"
 
 
+class TableFormat(str, Enum):
+    """Formats of rows."""
+
+    md = "md"
+    json = "json"
+
+
 class EngineName(str, Enum):
     """What runs the decode loop."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from enum import Enum
 from typing import TYPE_CHECKING, Annotated
 
 from sol_rt.cli import options
@@ -13,13 +12,6 @@ from sol_rt.errors import SolError
 
 if TYPE_CHECKING:
     from sol_rt.evaluation.speed.bench import Case, Row, Setup
-
-
-class Format(str, Enum):
-    """Formats of the rows."""
-
-    md = "md"
-    json = "json"
 
 
 COUNTS = "Tests: each option takes a comma-separated list, or may be repeated"
@@ -84,8 +76,8 @@ def bench(
     native_ops: options.NativeOps = True,
     verify: options.Verify = True,
     output: Annotated[
-        Format, options.option("-o", "--output", env=False, help="Output format: md or json.")
-    ] = Format.md,
+        options.TableFormat, options.option("-o", "--output", env=False, help="Output format: md or json.")
+    ] = options.TableFormat.md,
     json: Annotated[bool, options.option("--json", env=False, help="Same as -o json.")] = False,
     debug: options.Debug = False,
 ) -> None:
@@ -114,7 +106,7 @@ def bench(
     for name in planned.left_out:
         note(f"{name}: left out, because the model's context is {loaded.engine.max_context} tokens")
     measuring = Bench(loaded, _read_bandwidth(loaded.engine.provider_name, loaded.engine.threads))
-    as_json = json or output is Format.json
+    as_json = json or output is options.TableFormat.json
     rows: list[Row] = []
     if not as_json:
         _print_header(measuring.setup)

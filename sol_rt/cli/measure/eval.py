@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,13 +16,6 @@ if TYPE_CHECKING:
     from sol_rt.evaluation.quality.exam import Exam
     from sol_rt.evaluation.quality.held_out import Plan
     from sol_rt.generate.model import SolModel
-
-
-class Format(str, Enum):
-    """Formats of the result."""
-
-    md = "md"
-    json = "json"
 
 
 WHAT, EXAM, HOW = "What to measure", "MMLU instead of text", "Confidence intervals"
@@ -153,8 +145,8 @@ def evaluate(
     native_ops: options.NativeOps = True,
     verify: options.Verify = True,
     output: Annotated[
-        Format, options.option("-o", "--output-format", env=False, help="Output format: md or json.")
-    ] = Format.md,
+        options.TableFormat, options.option("-o", "--output-format", env=False, help="Output format: md or json.")
+    ] = options.TableFormat.md,
     json: Annotated[bool, options.option("--json", env=False, help="Same as -o json.")] = False,
     html: Annotated[
         Path | None, options.option("--html", env=False, help="Also draw loss against cost as an HTML page.")
@@ -178,7 +170,7 @@ def evaluate(
     resampling = Resampling(resample, draws, seed)
     names = tuple(dict.fromkeys(parts(schedules)))
     budgets = tuple(sorted(set(numbers("--budget", budget, float))))
-    as_json = json or output is Format.json
+    as_json = json or output is options.TableFormat.json
     exam = None
     if mmlu is not None:
         from sol_rt.evaluation.quality.exam import read_exam

@@ -174,7 +174,7 @@ def _score(
 
 
 def _duels(settings: Sequence[Setting], hits: dict[str, list[np.ndarray]], bootstrap: Bootstrap) -> Iterator[Duel]:
-    """Compares `sol`, or `entropy` if `sol` was not measured, with each other schedule at the same budget."""
+    """Compares the schedule that `subject` names with each other schedule at the same budget."""
     ours = subject([setting.schedule for setting in settings])
     for index, setting in enumerate(settings):
         if setting.schedule != ours or setting.budget is None:

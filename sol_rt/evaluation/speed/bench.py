@@ -213,7 +213,7 @@ def plan(
         n_prompt, n_gen: tokens of prompts and of generations; 0 for none.
         n_depth: tokens in the cache at the start.
         budgets: budgets of every schedule that takes one; default: BUDGETS.
-        schedules: `sol`, `uniform`, `entropy`, `random`, `fixed:TAG` or `dense`; default: the bundle's.
+        schedules: `sol`, `hull`, `uniform`, `entropy`, `random`, `fixed:TAG` or `dense`; default: the bundle's.
 
     Raises UsageError for counts below 0, a depth that fills the context, budgets that are out of range or that no
     schedule takes, schedules that the bundle lacks, and a plan without any test.
