@@ -73,6 +73,7 @@ def test_without_a_command_help_goes_to_stderr(capsys: pytest.CaptureFixture[str
         (["export", "-m", "smollm2-135m", "--calibration", "no-such-file"], "calibration no-such-file: no such file"),
         (["export", "-m", "smollm2-135m", "--calibration", "none", "--max-actions", "5"], "max actions: got 5"),
         (["export", "-m", "smollm2-135m", "--max-actions", "0"], "--max-actions"),
+        (["export", "-m", "smollm2-135m", "--calibration", "full", "--save-calibration", "/"], "/: a folder"),
         (["export", "-m", "smollm2-135m", "--bits", "2"], "bits: got 2, expected different ones of 8, 6, mixed, 4"),
         (["export", "-m", "smollm2-135m", "--bits", "8,5"], "--bits 8,5: mixed bits are written mixed"),
         (["export", "-m", "smollm2-135m", "--kv-density", "1,0.333"], "--kv-density: got 0.333, expected a share"),

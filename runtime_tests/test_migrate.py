@@ -23,6 +23,7 @@ from sol_rt.engine.engine import Engine
 from sol_rt.errors import BundleError
 from sol_rt.export.migrate import migrate
 from sol_rt.export.sources.chat_segments import FILE as CHAT_SEGMENTS
+from sol_rt.store.home import remember_source, remembered_source
 
 _OLD_KEYS = {
     "active_up": "keep_in",
@@ -123,6 +124,16 @@ def test_its_calibration_is_removed_and_no_other(tmp_path: Path, capsys: pytest.
     assert "format 4 became 5" in output.err
     assert "run sol-rt calibrate again" in output.err
     assert (own.exists(), other.exists()) == (False, True)
+
+
+def test_it_is_still_of_its_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOL_RT_HOME", str(tmp_path / "home"))
+    folder = tmp_path / "home" / "bundles" / "small"
+    folder.parent.mkdir(parents=True)
+    old_bundle(folder, 4)
+    remember_source(folder, "someone/small")
+    assert main(["migrate", str(folder)]) == 0
+    assert remembered_source(folder) == "someone/small"
 
 
 def other_bundle(folder: Path) -> Path:

@@ -100,13 +100,14 @@ def temporary_folder(target: Path) -> Iterator[Path]:
     remove_abandoned(target.parent)
     path = temporary_name(target)
     try:  # from before the folder is made: an interrupt may fall right behind it
-        path.mkdir()
         with ExitStack() as stack:
-            with suppress(OSError):  # a file system without locks
-                stack.enter_context(_held(path))
+            while not path.exists():  # another process may take it for abandoned before it is locked
+                path.mkdir()
+                with suppress(OSError):  # a file system without locks
+                    stack.enter_context(_held(path))
             yield path
     finally:
-        shutil.rmtree(path, ignore_errors=True)
+        _remove(path)
 
 
 def put_in_place(folder: Path, target: Path) -> None:
@@ -191,7 +192,7 @@ def remove_abandoned(folder: Path) -> None:
             with suppress(OSError):
                 if sys.platform != "win32":
                     with _held(path):
-                        shutil.rmtree(path) if is_folder else path.unlink()
+                        _remove(path) if is_folder else path.unlink()
                 elif not is_folder:
                     path.unlink()  # Windows itself refuses while a process has it open
 
@@ -263,11 +264,13 @@ def _lock(descriptor: int) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Removes a folder, or a link to one, as far as the file system permits."""
+    """Removes a folder, also one that is read-only, or a link to one, as far as the file system permits."""
     if path.is_symlink():
         path.unlink()
-    else:
-        shutil.rmtree(path, ignore_errors=True)
+        return
+    with suppress(OSError):
+        path.chmod(stat.S_IRWXU)
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def _mode(path: Path) -> int | None:

@@ -125,9 +125,6 @@ class _Table:
             raise self.fail(name, _short(json.dumps(value)), " or ".join(sorted(allowed)))
         return value
 
-    def flag(self, name: str) -> bool:
-        return bool(self.typed(name, lambda v: isinstance(v, bool), "true or false"))
-
     def integer(self, name: str, low: int = 1, high: int = _LARGEST) -> int:
         value = self.value(name)
         if not _is_int(value, low, high):

@@ -125,7 +125,9 @@ def check_room(listing: Listing, files: Sequence[RemoteFile], target: Path, say:
     """Says how many bytes are still to be fetched. Raises HubError if the disk of `target` has no room for them."""
     total = sum(file.bytes for file in files)
     missing = total - _bytes_here(target.parent / UNFINISHED / listing.hub_id.folder_name, files)
-    folder = next(folder for folder in target.parents if folder.is_dir())
+    folder = next((folder for folder in target.parents if folder.is_dir()), None)
+    if folder is None:
+        raise HubError(f"{target}: its drive is not there; set SOL_RT_HOME to a folder on another one")
     free = shutil.disk_usage(folder).free
     here = "" if missing == total else f", {size_text(total - missing)} of them here"
     say(f"{listing.hub_id}: {len(files)} files, {size_text(total)}{here}; {size_text(free)} free in {folder}")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from sol_rt.atomic_write import is_temporary, write_errors, write_text
@@ -29,6 +31,11 @@ def user_path(given: str, what: str = "model") -> Path:
         raise UsageError(
             f"{what} {brief(given)}: got {brief(user)}, expected a user who has a folder; give the full path"
         ) from None
+
+
+def file_name(text: str) -> str:
+    """`text` as the name of a file or folder: other characters than letters, digits, `._-` become `-`."""
+    return "".join(c if c.isalnum() or c in "._-" else "-" for c in text)[:80].lstrip(".") or "model"
 
 
 def home() -> Path:
@@ -89,8 +96,8 @@ def forget_last_export(path: Path) -> bool:
     """If `path` is the bundle that commands use by default, makes them have none. Returns whether it was."""
     record = home() / _LAST_EXPORT
     try:
-        was_default = Path(record.read_text(encoding="utf-8").strip()) == path.resolve()
-    except (OSError, UnicodeDecodeError):
+        was_default = _recorded_path(record) == path.resolve()
+    except OSError:
         return False
     if was_default:
         record.unlink(missing_ok=True)
@@ -110,6 +117,10 @@ def _record(path: Path, text: str) -> None:
     write_text(path, text, errors="surrogateescape")
 
 
+def _recorded_path(record: Path) -> Path:
+    return Path(record.read_text(encoding="utf-8", errors="surrogateescape").strip())
+
+
 def remembered_source(bundle: Path) -> str | None:
     """What `remember_source` recorded of a bundle; None if that is another bundle by now."""
     try:
@@ -118,6 +129,15 @@ def remembered_source(bundle: Path) -> str | None:
         return source if identity == sha256(bundle / CONFIG_NAME) else None
     except OSError:
         return None
+
+
+@contextmanager
+def keeping_source(bundle: Path) -> Iterator[None]:
+    """Around a change of a bundle: what is recorded of its source stays. Raises WriteError."""
+    source = remembered_source(bundle)
+    yield
+    if source is not None:
+        remember_source(bundle, source)
 
 
 def forget_source(bundle: Path) -> None:
@@ -143,8 +163,8 @@ def find_bundle(model: str | None) -> Path:
     if model is not None:
         return _named(model)
     try:
-        last = Path((home() / _LAST_EXPORT).read_text(encoding="utf-8").strip())
-    except (OSError, UnicodeDecodeError):
+        last = _recorded_path(home() / _LAST_EXPORT)
+    except OSError:
         raise UsageError(
             "no model: name one with -m, set SOL_RT_MODEL, or make one with `sol-rt export -m smollm2-135m`"
         ) from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,7 +101,10 @@ def _paths(folder: Path) -> Iterator[Path]:
 
 def _entry(path: Path, kind: str, default: Path | None) -> Entry:
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    sizes = [file.stat() for file in files]
+    sizes = []
+    for file in files:
+        with suppress(FileNotFoundError):  # renamed by a process that is fetching
+            sizes.append(file.stat())
     return Entry(
         name=path.name,
         kind=kind,

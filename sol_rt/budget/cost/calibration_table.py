@@ -20,7 +20,7 @@ from sol_rt.engine.hardware.tuning import Tuning, is_recent
 from sol_rt.errors import SolError, UsageError, WriteError, brief
 from sol_rt.ops import library_name, library_path
 from sol_rt.read_file import read_bytes
-from sol_rt.store.home import calibration_dir
+from sol_rt.store.home import calibration_dir, file_name
 
 CALIBRATION_FORMAT = "sol_rt.calibration"
 CALIBRATION_VERSION = 2
@@ -169,8 +169,7 @@ def device_string(provider: str, threads: int, native: bool, gpu: str = "") -> s
 def calibration_path(bundle: Bundle, provider: str, threads: int, native: bool, gpu: str = "") -> Path:
     """Path of the table for this bundle folder and these settings, whether or not the file exists."""
     digest = _settings_digest(bundle.path, provider, native, gpu)
-    name = "".join(c if c.isalnum() or c in "._-" else "-" for c in bundle.config.model.name)[:80] or "model"
-    return calibration_dir() / f"{name}-{provider}-{digest}-{threads}.json"
+    return calibration_dir() / f"{file_name(bundle.config.model.name)}-{provider}-{digest}-{threads}.json"
 
 
 def _settings_digest(folder: Path, provider: str, native: bool, gpu: str) -> str:

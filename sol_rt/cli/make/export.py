@@ -131,6 +131,18 @@ def export(
     if kv not in KV_DTYPES:
         raise UsageError(f"--kv {kv}: expected {' or '.join(KV_DTYPES)}")
     if target == _WEB and (found := _bundle_of(model)) is not None:
+        others: dict[str, object] = {
+            "ctx-size": ctx_size,
+            "policy": policy,
+            "calibration": calibration,
+            "max-actions": max_actions,
+        }
+        others |= {"save-calibration": save_calibration, "kv": None if kv == "float16" else kv}
+        if idle := [name for name, value in others.items() if value is not None]:
+            raise UsageError(
+                f"--{' and --'.join(idle)}: {found} is there already, and a copy for the web changes none of that; "
+                f"leave it out, or export the model again first"
+            )
         print(_write_for_web(found, output, force, bit_levels, *web_levels))
         return
     given = None if policy in (None, _NO_POLICY) else Path(str(policy))
@@ -140,9 +152,11 @@ def export(
         from sol_rt.budget.cost.calibration_table import has_table
         from sol_rt.bundle.bundle import Bundle
         from sol_rt.export.policy_file import give_policy
+        from sol_rt.store.home import keeping_source
 
         calibrated = has_table(Bundle.open(bundle))
-        print(give_policy(bundle, given).path)
+        with keeping_source(bundle):
+            print(give_policy(bundle, given).path)
         if calibrated:
             note("the bundle was calibrated without this policy, so costs are bytes; run sol-rt calibrate again")
         return

@@ -22,13 +22,14 @@ def migrate(
     """
     if importlib.util.find_spec("onnx") is None:
         raise SolError("migrate needs onnx; run pip install 'sol-rt[export]'")
-    from sol_rt.bundle.config import FORMAT_VERSION
+    from sol_rt.bundle.bundle import Bundle
     from sol_rt.export import migrate as work
-    from sol_rt.store.home import find_bundle
+    from sol_rt.store.home import find_bundle, keeping_source
 
     folder = find_bundle(bundle)
-    done = work.migrate(folder)
-    note(f"format {done.version} became {FORMAT_VERSION}; written: {', '.join(done.graphs)}")
+    with keeping_source(folder):
+        done = work.migrate(folder)
+    note(f"format {done.version} became {Bundle.open(folder).config.format_version}; written: {', '.join(done.graphs)}")
     if done.calibrations:
         note("the bundle's calibration was of the old format and was removed; run sol-rt calibrate again")
     print(folder)

@@ -89,7 +89,7 @@ def train(
     from sol_rt.bundle.bundle import Bundle
     from sol_rt.cli.loading import usable_threads
     from sol_rt.engine.engine import Engine
-    from sol_rt.store.home import home
+    from sol_rt.store.home import file_name, home
     from sol_rt.store.progress import Stages
     from sol_rt.store.verified import check_weights
     from sol_rt.train.run.distributed import joined
@@ -112,7 +112,7 @@ def train(
         if warning := untried_states(bundle.config):
             say(f"warning: {warning}")
         name = bundle.config.model.name
-        folder = output or home() / "policies" / name
+        folder = output or home() / "policies" / file_name(name)  # the name is the bundle's, which may be anybody's
         folder.mkdir(parents=True, exist_ok=True)
 
         with stages("reading text") as reading:
