@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -43,7 +44,11 @@ def written_aside(output: Path) -> Iterator[Path]:
             raise CheckpointError(f"disk: no room left in {output.parent}; make room or choose another -o") from error
         raise CheckpointError(f"output {output}: {error.reason}; choose another -o") from error
     except OSError as error:
-        raise CheckpointError(f"output {output}: {error.strerror or error}; choose another -o") from error
+        problem = error.strerror or error
+        named = None if error.filename is None else Path(os.fsdecode(error.filename)).resolve()
+        if named is not None and output.parent.resolve() not in (named, *named.parents):
+            raise CheckpointError(f"{named}: {problem}; make it readable") from error
+        raise CheckpointError(f"output {output}: {problem}; choose another -o") from error
 
 
 def seal(

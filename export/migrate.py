@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -101,6 +102,7 @@ def migrate(folder: Path) -> Migrated:
     contents[CONFIG_NAME] = (text + "\n").encode()
     with replacing_folder(folder) as aside:
         shutil.copytree(folder, aside, symlinks=True, copy_function=_link, dirs_exist_ok=True)
+        aside.chmod(aside.stat().st_mode | stat.S_IRWXU)  # of a read-only bundle it has the mode
         for file in old_files | gone:
             (aside / file).unlink(missing_ok=True)
         for file, data in contents.items():

@@ -17,7 +17,7 @@ from sol_rt.bundle.bits import THREE
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import BLOCK, KV_DTYPES, ActionEntry, FileEntry, SolConfig
 from sol_rt.bundle.selection import Selection
-from sol_rt.errors import UsageError
+from sol_rt.errors import UsageError, brief
 from sol_rt.export import parity as parity_report
 from sol_rt.export.actions import action_set, active_channels, calibration_text
 from sol_rt.export.actions.calibration_text import CalibrationText
@@ -40,6 +40,7 @@ from sol_rt.export.sources.families import Family
 from sol_rt.export.sources.model_section import model_section
 from sol_rt.export.sources.open_checkpoint import open_checkpoint
 from sol_rt.export.sources.source_model import source_config
+from sol_rt.store.home import check_writable
 from sol_rt.store.progress import Progress, Stages, silent
 from sol_rt.store.pull import resolve
 from sol_rt.store.recipes.recipe import aliases
@@ -168,7 +169,7 @@ def export_bundle(
     """
     began, output = time.monotonic(), Path(output)
     levels = Levels.checked(bits, channel_density, kv_density)
-    _check_arguments(levels, kv, calibration, save_calibration, max_actions)
+    _check_arguments(source, levels, kv, calibration, save_calibration, max_actions)
     check_output(output)
 
     stages = Stages(progress or silent, _stages(calibration, source, parity))
@@ -319,6 +320,7 @@ def _described(
 
 
 def _check_arguments(
+    source: str,
     levels: Levels,
     kv: str,
     calibration: str | Path | None,
@@ -327,6 +329,11 @@ def _check_arguments(
 ) -> None:
     if kv not in KV_DTYPES:
         raise UsageError(f"kv: got {kv}, expected {' or '.join(KV_DTYPES)}")
+    for what, given in (("model", source), ("calibration", calibration)):
+        try:
+            str(given).encode("utf-8")
+        except UnicodeEncodeError:
+            raise UsageError(f"{what} {brief(given)}: its name is not UTF-8, a bundle holds it; rename it") from None
     if max_actions is not None and (max_actions < 1 or calibration == NO_TEXT):
         raise UsageError(
             f"max actions: got {max_actions}, expected 1 or more, and a calibration text: without one nothing says "
@@ -347,8 +354,12 @@ def _check_arguments(
             f"save calibration: give --calibration {QUICK}, {FULL} or a text file; got "
             f"{'no --calibration' if calibration is None else calibration}, with which nothing is measured"
         )
-    if save_calibration is not None and not save_calibration.parent.is_dir():
-        raise UsageError(f"save calibration {save_calibration}: no such folder {save_calibration.parent}")
+    if save_calibration is not None:
+        if save_calibration.is_dir():
+            raise UsageError(f"save calibration {save_calibration}: a folder, expected a file's name")
+        if not save_calibration.parent.is_dir():
+            raise UsageError(f"save calibration {save_calibration}: no such folder {save_calibration.parent}")
+        check_writable(save_calibration, "choose another --save-calibration")
     if calibration != NO_TEXT:
         active_channels.check_targets(levels.channel_density)
 
@@ -409,6 +420,7 @@ def _hosts(config: SolConfig) -> str:
 def _write_small_files(folder: Path, checkpoint: Checkpoint, decoder: Decoder) -> None:
     """Writes the tokenizer's files, the chat template's segments, and the model's config.json."""
     checkpoint.write_tokenizer(folder)
+    tokenizer_files.drop_tokens_beyond(folder, decoder.vocab_size)
     tokenizer_files.check_files(folder, decoder.vocab_size)
     write_chat_segments(folder)
     tokenizer_files.write_json(folder / "config.json", checkpoint.config)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from sol_rt.atomic_write import alone, write_bytes, write_text
 from sol_rt.bundle.actions import Action
-from sol_rt.bundle.bundle import Bundle
+from sol_rt.bundle.bundle import Bundle, sha256
 from sol_rt.bundle.config import CONFIG_NAME, FileEntry, PolicySpec, SolConfig
 from sol_rt.bundle.config_reader import parse_config, read_config
 from sol_rt.bundle.policy_inputs import KNOWN_SCALARS
@@ -166,17 +166,22 @@ def give_policy(path: Path, source: Path) -> Bundle:
     Raises BundleError if `path` is not a complete bundle or would not be one with the policy, and CheckpointError for
     the reasons of `write_policy_graph`.
     """
-    bundle = Bundle.open(path)
-    folder, config = bundle.path.resolve(), bundle.config
-    content, spec = _policy_graph(source, config)
-    digest = hashlib.sha256(content).hexdigest()
-    name = f"policy-{digest[:8]}.onnx"
-    files = {file: entry for file, entry in config.files.items() if config.policy is None or file != config.policy.file}
-    files[name] = FileEntry(len(content), digest)
-    given = replace(config, policy=replace(spec, file=name), files=dict(sorted(files.items())))
-    document = given.to_json_dict()
-    parse_config(document, folder / CONFIG_NAME)  # a wrong config must not replace a right one
-    with alone(folder):
+    Bundle.open(path)  # refuses what is no bundle
+    with alone(path):
+        bundle = Bundle.open(path)
+        folder, config = bundle.path.resolve(), bundle.config
+        content, spec = _policy_graph(source, config)
+        digest = hashlib.sha256(content).hexdigest()
+        name = f"policy-{digest[:8]}.onnx"
+        others = {
+            file: entry for file, entry in config.files.items() if config.policy is None or file != config.policy.file
+        }
+        files = {**others, name: FileEntry(len(content), digest)}
+        given = replace(config, policy=replace(spec, file=name), files=dict(sorted(files.items())))
+        document = given.to_json_dict()
+        parse_config(document, folder / CONFIG_NAME)  # a wrong config must not replace a right one
+        if sha256(folder / CONFIG_NAME) != bundle.identity:
+            raise CheckpointError(f"{folder}: it was exported anew meanwhile, and is as it was; run the command again")
         try:
             write_bytes(folder / name, content)
             write_text(folder / CONFIG_NAME, json.dumps(document, indent=2, ensure_ascii=False) + "\n")

@@ -8,7 +8,6 @@ Beside `model.q8.onnx` lie `model.q8.wasm.onnx` and `model.q8.webgpu.onnx` (docs
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +28,7 @@ from sol_rt.export.graphs.graph import Target, build_graph, weight_bytes
 from sol_rt.export.sources.decoder import Decoder, from_hf_config
 from sol_rt.export.sources.folder.hf_checkpoint import read_json
 from sol_rt.store.progress import Progress, silent
+from sol_rt.store.verified import check_weights
 
 LARGEST_FILE = 2 * 10**9
 """Bytes of the largest file that a browser takes into one buffer."""
@@ -85,9 +85,10 @@ def write_web_bundle(
     graphs = {variant.file for variant in config.variants.values()} | {config.weights_file}
     forms = {name for name in config.files for target in Target if name.endswith(f".{target.value}.onnx")}
     skipped = {*graphs, *forms, *_NOT_COPIED, *([config.policy.file] if config.policy else [])}
+    bundle, _ = check_weights(bundle, progress or silent)  # a copy of damaged weights would get a hash that is right
     with written_aside(output) as folder:
         for name in config.files.keys() - skipped:
-            shutil.copyfile(source / name, folder / name)
+            (folder / name).write_bytes(bundle.read(name))
         _copy_weights(source / config.weights_file, folder / config.weights_file, config.tensors, kept.tensors)
         for variant in {variant.file: variant for variant in kept.variants.values()}.values():
             _write_graphs(folder, kept, variant, decoder)

@@ -29,7 +29,7 @@ from sol_rt.export.sources.families import FAMILIES  # noqa: E402
 from sol_rt.export.sources.gguf import tokenizer as gguf_tokenizer  # noqa: E402
 from sol_rt.export.sources.open_checkpoint import open_checkpoint  # noqa: E402
 from sol_rt.export.sources.rope import make_rope, tables  # noqa: E402
-from sol_rt.export.sources.tokenizer_files import quick_form  # noqa: E402
+from sol_rt.export.sources.tokenizer_files import check_files, drop_tokens_beyond, quick_form  # noqa: E402
 
 FAMILY_PRESETS = ("tiny-llama", "tiny-qwen2", "tiny-phi3", "tiny-phi")
 
@@ -446,6 +446,21 @@ def test_gguf_tokenizer_is_the_folders(folder: Path, tmp_path: Path) -> None:
     assert json.loads((bundle / "generation_config.json").read_text()) == {"bos_token_id": 0, "eos_token_id": 2}
     settings = json.loads((bundle / "tokenizer_config.json").read_text())
     assert (settings["bos_token"], settings["eos_token"]) == ("<|endoftext|>", "<|im_end|>")
+
+
+def test_an_added_token_that_the_model_has_no_row_for_is_left_out(folder: Path, tmp_path: Path) -> None:
+    """Gemma 3's text models: their tokenizer has a token for images, behind the last row of the embedding."""
+    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    size = tokenizer.get_vocab_size()
+    wanted = tokenizer.to_str()
+    tokenizer.add_special_tokens(["<image>"])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    shutil.copyfile(folder / "generation_config.json", tmp_path / "generation_config.json")
+    with pytest.raises(CheckpointError, match=f"got token ids up to {size}"):
+        check_files(tmp_path, size)
+    drop_tokens_beyond(tmp_path, size)
+    check_files(tmp_path, size)
+    assert tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json")).to_str() == wanted
 
 
 @pytest.mark.parametrize(

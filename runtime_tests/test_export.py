@@ -154,6 +154,17 @@ def test_a_graph_of_other_weights_fails_the_comparison(norm: float, folder: Path
         )
 
 
+@pytest.mark.skipif(os.name == "nt", reason="names are text there")
+def test_names_that_no_bundle_can_hold_are_refused_at_once(folder: Path, tmp_path: Path) -> None:
+    named = tmp_path / os.fsdecode(b"small\xff")
+    shutil.copytree(folder, named)
+    for source, calibration in ((named, "none"), (folder, tmp_path / os.fsdecode(b"text\xff"))):
+        with pytest.raises(UsageError, match="its name is not UTF-8, a bundle holds it; rename it"):
+            export_bundle(str(source), tmp_path / "out", calibration=calibration)
+    with pytest.raises(UsageError, match=f"save calibration {tmp_path}: a folder"):
+        export_bundle(str(folder), tmp_path / "out", calibration="full", save_calibration=tmp_path)
+
+
 def test_blob_holds_the_quantized_weights(folder: Path, tmp_path: Path) -> None:
     export(folder, tmp_path / "out", bits=(8, 6, 4))
     weights = load_file(folder / "model.safetensors")

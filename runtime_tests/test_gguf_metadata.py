@@ -74,6 +74,21 @@ def test_a_file_without_a_window_has_none(made: Callable[..., GgufFile]) -> None
     assert transformers.AutoConfig.for_model(**config).sliding_window is None
 
 
+def test_a_window_of_nothing_is_none(made: Callable[..., GgufFile]) -> None:
+    """Files of Phi-4."""
+    file = made("tiny-phi3")
+    file.writer.add_sliding_window(0)
+    assert described(file).windows == ()
+
+
+def test_rotated_channels_may_stand_once_for_each_layer(made: Callable[..., GgufFile]) -> None:
+    file = made("tiny-phi3")
+    entry = file.writer.kv_data[0]["phi3.rope.dimension_count"]
+    wanted = entry.value
+    entry.value, entry.type = [wanted] * 3, gguf.GGUFValueType.ARRAY
+    assert described(file).rotary_dim == wanted
+
+
 @pytest.mark.parametrize("counts", [[0, 2, 0, 1], [0, 2], [0, -2, 0, -2], [0, 0, 0, 0]], ids=str)
 def test_layers_that_attend_have_one_number_of_kv_heads(made: Callable[..., GgufFile], counts: list[int]) -> None:
     file = made("tiny-lfm2")

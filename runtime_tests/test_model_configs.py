@@ -170,6 +170,27 @@ def test_short_convolutions_that_no_graph_has(changes: dict[str, Any], said: str
         from_hf_config({**CONFIGS["LFM2-1.2B"], **changes})
 
 
+@pytest.mark.parametrize("channels", range(2, 89, 2))
+def test_a_share_of_rotated_channels_is_their_number(channels: int) -> None:
+    config = {**CONFIGS["Phi-4-mini"], "head_dim": 88, "rope_scaling": None, "partial_rotary_factor": channels / 88}
+    assert from_hf_config(config).rotary_dim == channels
+
+
+@pytest.mark.parametrize("model_type", ["qwen2", "qwen3"])
+@pytest.mark.parametrize(
+    "given", [{}, {"sliding_window": 1024}, {"max_window_layers": 3}, {"sliding_window": 1024, "max_window_layers": 3}]
+)
+def test_windows_of_qwen_are_those_of_transformers(model_type: str, given: dict[str, int]) -> None:
+    transformers = pytest.importorskip("transformers")
+    name = {"qwen2": "DeepSeek-R1-Distill-Qwen-1.5B", "qwen3": "Qwen3-0.6B"}[model_type]
+    windows = {"sliding_window", "max_window_layers", "layer_types", "model_type"}
+    kept = {key: value for key, value in CONFIGS[name].items() if key not in windows}
+    config = {**kept, **given, "use_sliding_window": True, "num_hidden_layers": 30}
+    own = transformers.AutoConfig.for_model(model_type, **config)
+    wanted = [own.sliding_window * (kind == "sliding_attention") for kind in own.layer_types]
+    assert list(from_hf_config(config).windows) == wanted
+
+
 def test_a_longer_context_takes_the_long_factors() -> None:
     assert of("Phi-4-mini").ropes == of("Phi-4-mini", 8192).ropes != of("Phi-4-mini", 4096).ropes
     assert short_context(CONFIGS["Phi-4-mini"]) == 4096

@@ -118,6 +118,11 @@ def test_another_checkpoint_is_named(llama_checkpoint: Path, measured: tuple[Pat
     for path in llama_checkpoint.iterdir():
         (other / path.name).write_bytes(path.read_bytes())
     assert checkpoint_hash(other) == checkpoint_hash(llama_checkpoint)
+    for name in ("model.onnx.data", "model.onnx_data"):
+        before = checkpoint_hash(other)
+        (other / name).write_bytes(b"weights")
+        assert checkpoint_hash(other) != before
+        (other / name).unlink()
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-4}))
     message = r"it is for another checkpoint: sha256 [0-9a-f]{12}…, got [0-9a-f]{12}…; leave --calibration out"

@@ -7,6 +7,7 @@ graphs, for a browser's bodies round neither activations (wasm) nor keys and val
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -191,6 +192,16 @@ def test_the_policy_stays_with_its_actions(bundle: Bundle) -> None:
     assert {action.tag for action in bundle.config.policy.actions} <= {e.action.tag for e in bundle.config.actions}
 
 
+def test_damaged_weights_get_no_new_hash(tmp_path: Path) -> None:
+    damaged = Path(shutil.copytree(GOLDEN, tmp_path / "damaged"))
+    weights = bytearray((damaged / "weights.bin").read_bytes())
+    weights[len(weights) // 2] ^= 1
+    (damaged / "weights.bin").write_bytes(weights)
+    with pytest.raises(BundleError, match=r"weights\.bin: .*sha256"):
+        write_web_bundle(damaged, tmp_path / "web")
+    assert not (tmp_path / "web").exists()
+
+
 def test_what_cannot_become_a_bundle_for_browsers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="leave out k100-s100-q8, the dense action"):
         write_web_bundle(GOLDEN, tmp_path / "web", bits=(4,))
@@ -217,6 +228,9 @@ def test_the_command_copies_a_bundle(
     assert main(command) == 2
     assert "already exists; pass --force" in capsys.readouterr().err
     assert main([*command, "--force"]) == 0
+    capsys.readouterr()
+    assert main([*command, "--force", "-c", "64", "--kv", "int8"]) == 2
+    assert "--ctx-size and --kv: " in capsys.readouterr().err
     # of a checkpoint, too, it is said before the export
     checkpoint = tmp_path / "small"
     checkpoint.mkdir()

@@ -36,7 +36,8 @@ FORMAT_VERSION = 1
 RULES = 2
 """Counts the exporter's rules, by which the same settings give other graphs. 1: files without the key. 2: attention is
 pruned by its share of a layer's weights, and no graph reads the last layer at 3 bits."""
-_WEIGHTS = ("*.safetensors", "*.bin", "*.onnx", "*.onnx_data", "onnx/*.onnx", "onnx/*.onnx_data", "config.json")
+_ONNX = ("*.onnx", "*.onnx_data", "*.onnx.data")
+_WEIGHTS = ("*.safetensors", "*.bin", *_ONNX, *(f"onnx/{pattern}" for pattern in _ONNX), "config.json")
 _DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, UsageError)
 """What a file of other content than this module writes can raise while it is read."""
 

@@ -111,6 +111,8 @@ def require_disk(folder: Path, needed: int) -> None:
     """Raises CheckpointError if the disk of `folder` has less than `needed` bytes free. `folder` need not exist."""
     existing = folder.absolute()
     while not existing.exists():
+        if existing == existing.parent:
+            raise CheckpointError(f"disk: {folder} is on a drive that is not there; choose another -o")
         existing = existing.parent
     free = shutil.disk_usage(existing).free
     if needed > free:

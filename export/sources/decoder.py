@@ -506,7 +506,10 @@ def _epsilon(config: Mapping[str, Any], family: Family) -> float:
 def _rotary_dim(rope_parameters: Mapping[str, Any], head_dim: int) -> int:
     """The number of a head's rotated channels. A proportional rope has all of them, some with a frequency of 0."""
     fraction = _rotary_fraction(rope_parameters)
-    return head_dim if rope_parameters["rope_type"] == "proportional" else int(head_dim * fraction)
+    if rope_parameters["rope_type"] == "proportional":
+        return head_dim
+    channels = head_dim * fraction
+    return round(channels) if math.isclose(channels, round(channels), rel_tol=1e-9) else int(channels)
 
 
 def _rotary_fraction(rope_parameters: Mapping[str, Any]) -> float:

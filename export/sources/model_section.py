@@ -11,7 +11,7 @@ from sol_rt.export.sources.checkpoint import Checkpoint
 from sol_rt.export.sources.decoder import Decoder
 from sol_rt.export.sources.families import FAMILIES
 from sol_rt.export.sources.tokenizer_files import GENERATION
-from sol_rt.store.home import checkpoints_dir
+from sol_rt.store.home import checkpoints_dir, user_path
 from sol_rt.store.recipes.recipe import aliases
 
 
@@ -62,4 +62,4 @@ def _provenance(checkpoint: Checkpoint, source: str) -> tuple[str, str]:
         if recipe is not None:
             return recipe.hub or f"{recipe.package}: {recipe.member}", checkpoint.license or recipe.license
         return path.name.replace("--", "/"), checkpoint.license
-    return path.name if Path(source).exists() else source, checkpoint.license
+    return path.name if user_path(source).exists() else source, checkpoint.license

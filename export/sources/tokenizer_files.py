@@ -50,7 +50,7 @@ def write_settings(folder: Path, settings: Mapping[str, Any], template: str | No
     kept = {key: value for key, value in settings.items() if key != "chat_template"}
     write_json(folder / SETTINGS, kept)
     if template:
-        (folder / TEMPLATE).write_text(template, encoding="utf-8")
+        _write(folder / TEMPLATE, template)
 
 
 def write_generation(folder: Path, config: Mapping[str, Any]) -> None:
@@ -61,8 +61,12 @@ def write_generation(folder: Path, config: Mapping[str, Any]) -> None:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes indented UTF-8 JSON. Raises CheckpointError for text that is not valid Unicode (lone surrogates)."""
+    _write(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
     try:
-        path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        path.write_text(text, encoding="utf-8")
     except UnicodeEncodeError as error:
         got = f"half of a character ({error.reason}) in a value"
         raise CheckpointError(
@@ -87,6 +91,21 @@ def quick_form(tokenizer: tokenizers.Tokenizer) -> str:
         return text if tokenizers.Tokenizer.from_str(text).to_str() == plain else plain
     except Exception:  # a token with a space; the library raises plain Exception
         return plain
+
+
+def drop_tokens_beyond(folder: Path, vocab_size: int) -> None:
+    """Takes added tokens that the model has no row for out of tokenizer.json.
+
+    The text models of Gemma 3 share their tokenizer with the larger ones, whose token for an image they lack.
+    """
+    path = folder / TOKENIZER
+    try:
+        content = json.loads(read_bytes(path))
+        kept = [token for token in content["added_tokens"] if token["id"] < vocab_size]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return  # `check_files` says what is wrong
+    if len(kept) < len(content["added_tokens"]):
+        _write(path, json.dumps({**content, "added_tokens": kept}, ensure_ascii=False))
 
 
 def check_files(folder: Path, vocab_size: int) -> None:

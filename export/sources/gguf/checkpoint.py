@@ -172,7 +172,9 @@ class GgufCheckpoint:
                     )
         key = f"{form.architecture}.rope.dimension_count"
         rotated, channels = self._metadata.get(key, 0), self.config["head_dim"]
-        if rotated > channels:  # hf_config has read it as a number
+        if isinstance(rotated, list):  # of equal numbers, as hf_config has checked
+            rotated = rotated[0]
+        if rotated > channels:
             raise CheckpointError(
                 f"{self.path}: GGUF key {key}: got {rotated}, expected at most {channels}, the channels of a head; "
                 "fetch the file again, or convert the model again"

@@ -86,7 +86,8 @@ def hf_config(
     for key, candidates in form.config_keys.items():
         found = next((candidate for candidate in candidates if keys.has(candidate)), None)
         if found is not None:
-            config[key] = keys.setting(found)
+            no_window = key == "sliding_window" and keys.value(found) == 0  # as converters write it
+            config[key] = None if no_window else keys.setting(found)
     if keys.has("attention.sliding_window_pattern") and "sliding_window" in form.config_keys:
         config["layer_types"] = _layer_types(keys, config["num_hidden_layers"])
     if "sliding_window" in config and config["sliding_window"] is None:
