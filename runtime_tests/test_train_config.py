@@ -64,6 +64,7 @@ def test_shipped_configs_are_valid(path: Path) -> None:
         ("grpo: {tolerance: -0.1}", "grpo.tolerance: got -0.1, expected a number from 0"),
         ("warm_start: {windows: 0}", "warm_start.windows: got 0, expected a number over 0"),
         ("warm_start: {positions: 4}", "warm_start.positions: got 4"),
+        ("evaluation: {budgets: []}", "evaluation.budgets: got [], expected one or more"),
         ("data: {windows: [17]}", "data.windows: got (17,), expected 18 tokens or more"),
         ("[1", "expected a YAML file"),
     ],

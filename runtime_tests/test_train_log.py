@@ -50,6 +50,13 @@ def test_a_resumed_training_replaces_what_came_after_its_checkpoint(tmp_path: Pa
     assert [row["loss"] for row in rows] == [1.0, 3.0]
 
 
+def test_a_log_that_was_lost_is_begun_anew(tmp_path: Path) -> None:
+    log = TrainLog(tmp_path, 1000, 2)
+    log.write("grpo", 3, {"loss": 3.0})
+    log.close()
+    assert json.loads((tmp_path / LOG).read_text(encoding="utf-8"))["step"] == 3
+
+
 @contextmanager
 def largest_file(size: int) -> Iterator[None]:
     """The system refuses to write files beyond `size` bytes. Python ignores the signal of that."""

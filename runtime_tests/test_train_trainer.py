@@ -262,6 +262,8 @@ def test_what_is_refused(place: Path, trained: Path, tmp_path: Path, capsys: pyt
     _fails(capsys, [*argv, "--data", str(tmp_path / "empty")], "no .txt, .md, .jsonl file inside")
     (tmp_path / "wrong.jsonl").write_text('{"text": "w1"}\n[1]\n')
     _fails(capsys, [*argv, "--data", str(tmp_path / "wrong.jsonl")], "line 2: got no JSON object")
+    (tmp_path / "wrong.jsonl").write_text("[" * 100_000)
+    _fails(capsys, [*argv, "--data", str(tmp_path / "wrong.jsonl")], "line 1: got no JSON object")
     shared = ["--counterfactuals", str(trained / "counterfactuals")]
     _fails(capsys, [*argv, "--data", str(make_text(tmp_path / "long.txt", 2900)), *shared], "another text")
 

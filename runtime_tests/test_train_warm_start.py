@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -15,6 +16,7 @@ from sol_rt.bundle.actions import Action  # noqa: E402
 from sol_rt.bundle.policy_inputs import KNOWN_SCALARS  # noqa: E402
 from sol_rt.export.graphs.policy_graph import PolicyShape  # noqa: E402
 from sol_rt.train import warm_start  # noqa: E402
+from sol_rt.train.holdout import SCHEDULES, Score, compare  # noqa: E402
 from sol_rt.train.policy_network import PolicyNetwork  # noqa: E402
 from sol_rt.train.rollouts.counterfactuals import Counterfactuals  # noqa: E402
 from sol_rt.train.rollouts.rollout import RolloutSpec  # noqa: E402
@@ -138,3 +140,10 @@ def test_multipliers_are_those_that_the_budgets_ask_for() -> None:
     for multiplier, budget in ((low, 0.9), (high, 0.75)):
         cheap = 1 / (1 + torch.exp((added[:, 1] - added[:, 0] + multiplier * (cost[:, 1] - cost[:, 0])) / UNIT))
         assert float((cost[:, 0] * (1 - cheap) + cost[:, 1] * cheap).mean()) == pytest.approx(budget, abs=1e-3)
+
+
+def test_one_held_out_window_shows_nothing() -> None:
+    scores = {name: Score(0.1 + 0.01 * place, 0.5) for place, name in enumerate(SCHEDULES)}
+    points = [(1.0, 0.0), (0.4, 0.5)]
+    assert math.isinf(compare([scores], 0.5, points).stderr["static"])
+    assert compare([scores, scores], 0.5, points).stderr["static"] == 0.0

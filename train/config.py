@@ -302,6 +302,7 @@ def _check(config: TrainConfig, where: str) -> None:
     need(0 <= grpo.gamma <= 1, "grpo.gamma", grpo.gamma, "0 to 1")
     ordered = len(grpo.budget) == 2 and 0 < grpo.budget[0] <= grpo.budget[1] <= 1
     need(ordered, "grpo.budget", grpo.budget, "the lowest and the highest, over 0 to 1")
+    need(bool(evaluation.budgets), "evaluation.budgets", list(evaluation.budgets), "one or more")
     for budget in evaluation.budgets:
         need(0 < budget < 1, "evaluation.budgets", budget, "shares between 0 and 1")
 

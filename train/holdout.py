@@ -13,6 +13,7 @@ whole texts.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, cast
@@ -205,7 +206,7 @@ def compare(scores: Sequence[Mapping[str, Score]], budget: float, points: Sequen
         {name: float(np.mean([row[name].cost for row in scores])) for name in SCHEDULES},
         {name: float(values.mean()) for name, values in gains.items()},
         {
-            name: float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else 0.0
+            name: float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else math.inf
             for name, values in gains.items()
         },
     )

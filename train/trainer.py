@@ -13,6 +13,7 @@ on from its last checkpoint with the same numbers, bit by bit, and several proce
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -165,6 +166,7 @@ class Trainer:
                     store.write(names[number], self._measured(wanted[number], is_held, place))
             group.wait()
         there = list(itertools.takewhile(lambda number: store.has(names[number]), range(len(wanted))))
+        there = there[: int(self.group.from_first(len(there)))]  # another training may be filling the folder
         read = [store.read(names[number], self.spec.scalars) for number in there]
         kinds = [wanted[number].kind for number in there]
         training = MeasuredWindows(read[len(held) :], kinds[len(held) :])
@@ -211,7 +213,8 @@ class Trainer:
                 self._log(WARM_START, values)
                 report(state.update, updates)
                 self._checkpoint()
-        self.network.load_state_dict(state.best.network)
+        if updates:  # without any, nothing was measured, and the best is what `begin` found
+            self.network.load_state_dict(state.best.network)
         stage.fit_multipliers(state.multipliers, training.kinds)
         if updates:
             self.note(f"stage 1: {state.best.gain:.4f} nats a step over static actions on held-out windows")
@@ -248,6 +251,8 @@ class Trainer:
                 self._measure(comparison, "after", report)
         if updates:
             self.network.load_state_dict(state.best.network)
+        if state.update < updates:
+            self.note(f"stage 2: --minutes ended it after {state.update} of {updates} updates, for good")
         state.stage = DONE
         self._checkpoint(now=True)
 
@@ -262,7 +267,8 @@ class Trainer:
         self._log_comparisons(f"{GRPO} {when}", found)
         gains = [gain for each in found for gain in each.gain.values()]
         # the least of the budgets decides: the policy is to be the default only where it wins at all of them
-        over_hull = min((each.gain["static"] - 2 * each.stderr["static"] for each in found), default=0.0)
+        over_hull = min(each.gain["static"] - 2 * each.stderr["static"] for each in found)
+        over_hull = over_hull if math.isfinite(over_hull) else 0.0  # one window shows nothing
         self.state.best.measured(self.network, sum(gains) / len(gains), self.state.update, over_hull)
 
     # Log, time and checkpoints

@@ -80,7 +80,7 @@ def _record(line: str, where: str) -> str:
     expected = " or ".join(" and ".join(names) for names in _FIELDS)
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         record = None
     if not isinstance(record, dict):
         raise UsageError(f"{where}: got no JSON object, expected one with {expected}; write one object per line")

@@ -35,7 +35,7 @@ class TrainLog:
         with write_errors(self._path):
             self._path.touch()
             with self._path.open("r+b") as file:
-                file.truncate(size)
+                file.truncate(min(size, file.seek(0, 2)))  # of a log that was lost nothing is there to keep
             self._file = self._path.open("a", encoding="utf-8")
         self.note, self._events = "", None
         try:
