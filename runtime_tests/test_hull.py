@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -97,6 +99,21 @@ def test_the_budget_of_a_loss_keeps_it_and_is_the_cheapest(values: list[float], 
     assert loss_at(hull, budget) <= limit + 1e-9
     cheapest = hull.corners(CONTEXT)[0].cost
     assert budget == pytest.approx(cheapest) or loss_at(hull, budget - 0.01) > limit
+
+
+def test_threads_that_share_a_hull_get_the_corners_of_their_context() -> None:
+    config = measured([0.01 * place for place in range(len(TAGS) - 1)])
+    shared, contexts = hull_of(config), (100, 170, 1000, 5000)
+    wanted = {context: hull_of(config).corners(context) for context in contexts}
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            asked = [contexts[place % 4] for place in range(4000)]
+            found = list(pool.map(shared.corners, asked))
+    finally:
+        sys.setswitchinterval(interval)
+    assert all(corners == wanted[context] for context, corners in zip(asked, found, strict=True))
 
 
 def test_corners_rise_to_dense_and_leave_out_what_was_not_measured() -> None:

@@ -77,6 +77,7 @@ def test_a_growth_that_is_interrupted_loses_nothing(cache: KvCache, at: int, mon
         patch.setattr(_Memory, "release", interrupted)
         with pytest.raises(KeyboardInterrupt):
             cache.resize(128, 40)
+    assert cache.capacity == 0, "no token may run before all buffers are alike"
     for again in range(2):
         for past, _, value in cache.bindings():
             np.testing.assert_array_equal(value.numpy()[:, :, :40], expected[past][:, :, :40])

@@ -10,6 +10,7 @@ import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -258,6 +259,13 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> SolModel:
     return SolModel.from_pretrained(folder, provider="cpu", measure_costs=False)
 
 
+@pytest.fixture(scope="module")
+def with_policy(tmp_path_factory: pytest.TempPathFactory) -> SolModel:
+    """The same with a policy."""
+    folder = write_bundle(tmp_path_factory.mktemp("with-policy") / "tiny", losses=True, policy=True)
+    return SolModel.from_pretrained(folder, provider="cpu", measure_costs=False)
+
+
 def test_without_a_dial_the_fastest_mix_within_the_default_loss_runs(measured: SolModel) -> None:
     result = measured.generate(PROMPT, **LONG)
     assert result.schedule == "hull"
@@ -400,6 +408,25 @@ def test_a_closed_stream_leaves_everything_in_order(model: SolModel, tmp_path: P
     assert model.generate(PROMPT, budget=0.7, schedule="uniform", **LONG).tokens == expected.tokens
 
 
+def test_a_stream_closed_in_the_middle_of_a_token_ends_behind_it(
+    model: SolModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a signal's handler may close it."""
+    stream, forward = model.stream(PROMPT, **LONG), model.engine.forward
+
+    def interrupted(*arguments: Any, **named: Any) -> Any:
+        stream.close()
+        return forward(*arguments, **named)
+
+    next(stream)
+    monkeypatch.setattr(model.engine, "forward", interrupted)
+    next(stream)
+    assert stream.result is not None
+    assert len(stream.result.tokens) == 2
+    with pytest.raises(StopIteration):
+        next(stream)
+
+
 def test_a_stream_closed_before_its_first_step(model: SolModel, tmp_path: Path) -> None:
     stream = model.stream(PROMPT, trace=tmp_path / "trace.jsonl", **LONG)
     stream.close()
@@ -431,6 +458,19 @@ def test_a_trace_replays(model: SolModel, tmp_path: Path, schedule: str) -> None
     other = replace(trace.records[40], token=(trace.records[40].token + 1) % 86)
     changed = replace(trace, records=(*trace.records[:40], other, *trace.records[41:]))
     assert model.generate(replay=changed, **LONG).first_difference == 40
+
+
+@pytest.mark.parametrize("schedule", ["hull", "sol"])
+def test_a_trace_of_a_loss_names_the_budget_that_it_came_to(
+    with_policy: SolModel, tmp_path: Path, schedule: str
+) -> None:
+    path = tmp_path / "trace.jsonl"
+    first = with_policy.generate(PROMPT, schedule=schedule, max_loss=0.02, trace=path, **LONG)
+    trace = read_trace(path)
+    assert trace.header.budget == pytest.approx(first.requested_budget, abs=0.02)
+    again = with_policy.generate(replay=trace, **LONG)
+    assert again.achieved_budget == pytest.approx(first.achieved_budget)
+    assert again.requested_budget == pytest.approx(first.requested_budget, abs=0.02)
 
 
 def test_a_trace_that_cannot_be_replayed_is_refused_before_it_runs(model: SolModel, tmp_path: Path) -> None:

@@ -35,6 +35,16 @@ class Corner(NamedTuple):
     loss: float
 
 
+class _Block(NamedTuple):
+    """The contexts `first` … `first + _BLOCK - 1`: place and loss of each corner, and relative costs, float64
+    [_BLOCK, A].
+    """
+
+    first: int
+    members: list[tuple[int, float]]
+    relative: np.ndarray
+
+
 class Hull:
     """The lower hull of actions, by context.
 
@@ -53,9 +63,7 @@ class Hull:
     ) -> None:
         self.actions = tuple(actions)
         self._dense, self._losses, self._costs = cost.dense_action, losses, cost.table(self.actions)
-        self._first = -1  # the first context of the block that the members below are of
-        self._members: list[tuple[int, float]] = []  # place and loss of each corner
-        self._relative = np.empty((0, len(self.actions)))  # costs at the block's contexts
+        self._block = _Block(-1, [], np.empty((0, len(self.actions))))
         self._last: tuple[int, list[Corner]] = (-1, [])
 
     def corners(self, context: int) -> list[Corner]:
@@ -64,13 +72,16 @@ class Hull:
         Between the action of least loss and dense nothing is gained. Dense ends the list all the same, so that every
         budget up to 1 can be spent.
         """
-        if self._last[0] != context:
-            first = context // _BLOCK * _BLOCK
-            if first != self._first:
-                self._compute(first)
-            row = self._relative[context - first].tolist()
-            self._last = context, [Corner(place, row[place], loss) for place, loss in self._members]
-        return self._last[1]
+        # several threads may be in here: each attribute is read once and replaced as a whole
+        known, corners = self._last
+        if known != context:
+            first, block = context // _BLOCK * _BLOCK, self._block
+            if first != block.first:
+                block = self._block = self._computed(first)
+            row = block.relative[context - first].tolist()
+            corners = [Corner(place, row[place], loss) for place, loss in block.members]
+            self._last = context, corners
+        return corners
 
     def cost_at(self, loss: float, context: int) -> float:
         """Relative cost of the cheapest mix that loses at most `loss` nats per token; dense's if none does."""
@@ -83,19 +94,19 @@ class Hull:
                 return cheap.cost + share * (dear.cost - cheap.cost)
         return corners[-1].cost
 
-    def _compute(self, first: int) -> None:
+    def _computed(self, first: int) -> _Block:
         """Finds the members of the hull in the middle of the block from `first` on, and the costs over the block."""
         dense = self.actions.index(self._dense)
         costs = self._costs(np.arange(first, first + _BLOCK))
-        self._relative = costs / costs[:, dense : dense + 1]
+        relative = costs / costs[:, dense : dense + 1]
         losses = self._losses(self.actions, first + _BLOCK // 2).tolist()
         end = (1.0, losses[dense])
         places: dict[tuple[float, float], int] = {end: dense}
-        for place, point in enumerate(zip(self._relative[_BLOCK // 2].tolist(), losses, strict=True)):
+        for place, point in enumerate(zip(relative[_BLOCK // 2].tolist(), losses, strict=True)):
             if point[0] < 1.0 and not math.isnan(point[1]):
                 places.setdefault(point, place)
-        members = falling_hull(places)
-        self._members = [(places[point], point[1]) for point in members]
-        if members[-1] != end:
-            self._members.append((dense, end[1]))
-        self._first = first
+        points = falling_hull(places)
+        members = [(places[point], point[1]) for point in points]
+        if points[-1] != end:
+            members.append((dense, end[1]))
+        return _Block(first, members, relative)

@@ -167,6 +167,7 @@ class KvCache:
         old, buffers = self._memory, list(self.buffers())
         memory = _Memory([(self.shape(buffer, capacity), buffer.dtype) for buffer in buffers])
         memory.use_large_pages([not 0 < most_kept(buffer.window) < capacity for buffer in buffers])
+        self.capacity = 0  # until all have grown: after an interrupt the next run makes them alike
         for i, buffer in enumerate(buffers):
             grown = memory.array(i)
             bound = self._bound.get(buffer.past)
@@ -183,6 +184,7 @@ class KvCache:
         # old buffers go one by one as new ones come
         added = self.bytes_at(capacity) - self.bytes_at(self.capacity)
         device.require(added, f"a KV cache of {capacity} tokens")
+        self.capacity = 0  # as above
         for buffer in self.buffers():
             shape = self.shape(buffer, capacity)
             if used:

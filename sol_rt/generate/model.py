@@ -77,6 +77,15 @@ def _measured_quickly(engine: Engine, otherwise: CostModel) -> CostModel:
     return CalibratedCost(bundle.config, table, "; ".join(filter(None, told)))
 
 
+def _asked(controller: BaseController, context: int) -> float | None:
+    """The budget that a run asks for before its first step: what a rate or a loss comes to there. None under axis
+    targets.
+    """
+    if controller.budget is None and isinstance(controller, Controller):
+        return controller.allowance(context)
+    return controller.requested
+
+
 def _quick_table(cost: CostModel) -> CalibrationTable | None:
     """The table that the costs are of, if it was measured quickly."""
     table = cost.calibration if isinstance(cost, CalibratedCost) else None
@@ -207,7 +216,7 @@ class SolModel:
         given, cost = cost, cost or load_cost_model(bundle, *engine.machine, quick=measure_costs)
         # a step needs a token before it
         if measure_costs and given is None and engine.provider.gpu is None and engine.max_context > 1:
-            if cost.name == "bytes" or _settings_are_due(engine, cost):
+            if bundle.config.losses_measured and (cost.name == "bytes" or _settings_are_due(engine, cost)):
                 engine.finish_ahead()
                 _tune_quickly(engine)
             if cost.name == "bytes" or not _fits_the_settings(engine, cost):
@@ -493,7 +502,7 @@ class SolModel:
             prompt_tokens=tuple(tokens),
             prompt=prompt if isinstance(prompt, str) else self.tokenizer.decode(tokens, skip_special_tokens=False),
             schedule=name,
-            budget=controller.requested,
+            budget=_asked(controller, len(tokens)),
             cost_model=self.cost.name,
             generation=generation,
         )

@@ -61,18 +61,22 @@ class Stream(Iterator[GeneratedToken]):
         self._steps = generate_steps(decoder, prompt, config, tokenizer, self._progress, reuse=reuse)
         self._turns = turns
         self._result: Generation | None = None
-        self._begun = self._ended = False
+        self._begun = self._ended = self._running = self._closing = False
 
     def __next__(self) -> GeneratedToken:
         with self._turns.token(self, first=not self._begun):
-            self._begun = True
+            self._begun = self._running = True
             try:
                 generated, record = next(self._steps)
                 if self._trace is not None:
                     self._trace.write(_trace_record(generated, record, len(self._progress.tokens) - 1))
             except BaseException:
+                self._running = False
                 self._end()
                 raise
+            self._running = False
+            if self._closing:
+                self._end()
             return generated
 
     def close(self) -> None:
@@ -126,6 +130,9 @@ class Stream(Iterator[GeneratedToken]):
     def _end(self) -> None:
         with self._turns.last(self):
             if self._ended:
+                return
+            if self._running:  # a signal's handler closes in the middle of a token: the stream ends behind it
+                self._closing = True
                 return
             self._ended = True
             self._steps.close()

@@ -86,11 +86,6 @@ class AxisController(BaseController):
         """None: axis targets ask for no budget."""
         return
 
-    @property
-    def served_budget(self) -> None:
-        """None: axis targets ask for no budget."""
-        return
-
 
 def _no_budget() -> UsageError:
     return UsageError(f"budget: this run holds {AXIS_FLAGS} instead; start a run with a budget")

@@ -191,11 +191,6 @@ class BaseController(ABC):
         """
 
     @property
-    @abstractmethod
-    def served_budget(self) -> float | None:
-        """The requested budget, or more where the cheapest action cost more; None under axis targets."""
-
-    @property
     def steps(self) -> int:
         """Decode steps recorded."""
         return self._spend.steps

@@ -148,11 +148,6 @@ class Controller(BaseController):
             return self._spend.allowed / self._spend.full
         return self._budget
 
-    @property
-    def served_budget(self) -> float:
-        """The requested budget, but with the cheapest action's cost at steps where that is more than the allowance."""
-        return self._served / self._spend.full if self._spend.full else self.requested
-
     def _allowance(self, costs: StepCosts) -> float:
         """What a step may cost on average, in the cost model's unit."""
         if self._step_limit is not None:
