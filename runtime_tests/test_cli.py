@@ -97,6 +97,7 @@ def test_without_a_command_help_goes_to_stderr(capsys: pytest.CaptureFixture[str
         (["chat", "one", "two"], "two"),
         (["generate", "a story"], "-p gives the prompt, -m names the model"),
         (["train", "one", "--data", "text"], "-m names the model"),
+        (["train", "--data", "text", "--minutes", "nan"], "--minutes nan: expected a number from 0.1"),
         (["generate", "-p", "a", "-m", "no-such-bundle"], "no-such-bundle"),
     ],
 )
@@ -283,6 +284,15 @@ def test_doctor_finds_a_sound_installation(capsys: pytest.CaptureFixture[str]) -
 
 def test_doctor_says_where_home_is_not_writable(capsys: pytest.CaptureFixture[str], home: Path) -> None:
     home.write_text("a file where a folder belongs")
+    assert main(["doctor"]) == 1
+    assert re.search(r"^broken +home", capsys.readouterr().out, re.MULTILINE)
+
+
+@pytest.mark.parametrize("where", ["~nobody-of-this-name/x", "x" * 300])
+def test_doctor_says_what_is_wrong_with_home(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    monkeypatch.setenv("SOL_RT_HOME", where)
     assert main(["doctor"]) == 1
     assert re.search(r"^broken +home", capsys.readouterr().out, re.MULTILINE)
 

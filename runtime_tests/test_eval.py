@@ -13,8 +13,10 @@ from typing import Any, cast
 import numpy as np
 import pytest
 from test_cli import fails
+from test_cost import table_for
 
 from helpers.tiny_bundle import write_bundle
+from sol_rt.budget.cost.calibration_table import calibration_path, device_string, keep_quick, load_cost_model
 from sol_rt.bundle.actions import Action
 from sol_rt.cli import main
 from sol_rt.cli.measure.eval import _plan
@@ -284,6 +286,18 @@ def test_a_state_of_other_settings_is_refused(model: SolModel, tmp_path: Path) -
     State(path, {"block": "x" * 500})
     with pytest.raises(UsageError, match=r"its block is x{199}…, here it is y"):
         State(path, {"block": "y"})
+
+
+def test_costs_that_a_load_measures_are_no_setting_of_a_state(
+    model: SolModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOL_RT_HOME", str(tmp_path / "home"))
+    before = state_settings(model)
+    path = calibration_path(model.bundle, *model.engine.machine)
+    table = table_for(model.bundle.config, bundle=model.bundle.identity, device=device_string(*model.engine.machine))
+    keep_quick(replace(table, quick=True), path)
+    assert load_cost_model(model.bundle, *model.engine.machine).name == "calibrated"
+    assert state_settings(model) == before
 
 
 def test_the_command_line(bundle: Path, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

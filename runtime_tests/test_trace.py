@@ -22,6 +22,7 @@ from sol_rt.evaluation.pages.trace import (
     render_trace_html,
     shades,
 )
+from sol_rt.generate.generation_config import GenerationConfig
 from sol_rt.generate.trace import Trace, TraceHeader, TraceRecord, TraceWriter, first_difference, read_trace
 
 HEADER = TraceHeader("tiny", "ab" * 32, (1, 2, 3), "Once upon", "sol", 0.5, "bytes")
@@ -209,6 +210,14 @@ def test_page_escapes_any_text(texts: list[str]) -> None:
     for token, record in zip(page.tokens, trace.records, strict=True):
         shown = re.sub("[\x00-\x08\x0b-\x1f]", lambda match: chr(0x2400 + ord(match.group())), record.text)
         assert token == (shown or "·")
+
+
+def test_settings_that_change_nothing_are_not_listed() -> None:
+    generation = {**dataclasses.asdict(GenerationConfig()), "do_sample": False}
+    page = Page(render_trace_html(Trace(dataclasses.replace(HEADER, generation=generation), ())))
+    assert "Settings: likeliest token at every step (greedy)" in page.text
+    assert "penalty" not in page.text
+    assert "logit_bias" not in page.text
 
 
 def test_page_of_short_runs() -> None:

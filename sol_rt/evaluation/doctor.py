@@ -201,15 +201,18 @@ def _home() -> list[Finding]:
     from sol_rt.errors import SolError
     from sol_rt.store.home import bundle_names, find_bundle, home
 
-    folder = home()
-    existing = next(part for part in (folder, *folder.absolute().parents) if part.exists())
     findings = []
     try:
+        folder = home()
+    except SolError as error:
+        return [Finding("broken", "home", str(error))]
+    try:
+        existing = next(part for part in (folder, *folder.absolute().parents) if part.exists())
         with tempfile.TemporaryFile(dir=existing):
             pass
         findings.append(Finding("ok", "home", f"{folder}, {shutil.disk_usage(existing).free / 2**30:.1f} GiB free"))
     except OSError as error:
-        findings.append(Finding("broken", "home", f"{folder}: {error.strerror}; set SOL_RT_HOME to a writable folder"))
+        return [Finding("broken", "home", f"{folder}: {error.strerror}; set SOL_RT_HOME to a writable folder")]
     names = bundle_names()
     findings.append(
         Finding("ok" if names else "missing", "bundles", ", ".join(names) or "none; run sol-rt export -m smollm2-135m")

@@ -101,8 +101,13 @@ class SolLM(TemplateLM):
         return f"sol_rt-{self.model.bundle.identity[:16]}"
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        special = True if add_special_tokens is None else add_special_tokens
+        special = not self._begins(string) if add_special_tokens is None else add_special_tokens
         return list(self.model.tokenizer.encode(string, add_special_tokens=special))
+
+    def _begins(self, string: str) -> bool:
+        """Whether a text begins with the token that begins texts, as some chat templates write it."""
+        bos = self.model.bundle.config.model.bos_token_id
+        return bos is not None and string.startswith(self.model.tokenizer.decode([bos], skip_special_tokens=False))
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         template = self.model.bundle.chat_template()
@@ -173,7 +178,12 @@ class SolLM(TemplateLM):
         limit = int(settings.pop("max_gen_toks", settings.pop("max_new_tokens", self._max_new_tokens)))
         sampled = bool(settings.pop("do_sample", False)) and float(settings.get("temperature", 1.0) or 0.0) > 0
         given = {name: settings[name] for name in ("temperature", "top_k", "top_p") if sampled and name in settings}
-        tokens = self.tok_encode(prompt)[-max(self.max_length - limit, 1) :]
+        if limit >= self.max_length:
+            raise UsageError(
+                f"max_gen_toks: got {limit}, expected less than {self.max_length}, the model's context: nothing of the "
+                "prompt would be left; set it in the task's generation_kwargs"
+            )
+        tokens = self.tok_encode(prompt)[-(self.max_length - limit) :]
         result = self.model.generate(
             tokens,
             budget=self._dial.budget,

@@ -138,8 +138,15 @@ def _settings(generation: Mapping[str, object]) -> str:
 
 _ALWAYS_SAID = ("do_sample", "eos_token_id")
 _OF_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "seed")
-_OFF: tuple[object, ...] = (None, [], ())
-_CHANGES_NOTHING = (("repetition_penalty", 1.0), ("top_k", 0), ("top_p", 1.0), ("min_p", 0.0))
+_OFF: tuple[object, ...] = (None, [], (), {})
+_CHANGES_NOTHING = (
+    ("repetition_penalty", 1.0),
+    ("presence_penalty", 0.0),
+    ("frequency_penalty", 0.0),
+    ("top_k", 0),
+    ("top_p", 1.0),
+    ("min_p", 0.0),
+)
 
 
 def _value(value: object) -> str:

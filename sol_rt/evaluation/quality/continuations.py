@@ -21,14 +21,12 @@ class Continuation:
     Attributes:
         logprobs: log-probability of each token, float64 [tokens], nats.
         greedy: whether every token was the likeliest token.
-        last: logits float32 [vocab] that scored the last token; valid until the next step.
         spent: cost of the decode steps, in the cost model's unit.
         full: dense cost of the same steps.
     """
 
     logprobs: np.ndarray
     greedy: bool
-    last: np.ndarray
     spent: float
     full: float
 
@@ -95,4 +93,4 @@ class PromptScorer:
                 full += cost.dense(context + index)
         # the decoder took over the cache, whose first tokens still belong to this prompt
         self._engine.owner = self
-        return Continuation(logprobs, greedy, decoder.output.distribution.logits, spent, full)
+        return Continuation(logprobs, greedy, spent, full)

@@ -84,10 +84,13 @@ class WindowRun:
 
 
 def other_cost(model: SolModel) -> CostModel | None:
-    """Bytes where budgets are counted in milliseconds; milliseconds, where measured on this device, if in bytes."""
+    """Bytes where budgets are counted in milliseconds; milliseconds, where this device was calibrated, if in bytes.
+
+    What a load measures quickly does not count: it changes from one run of an evaluation to the next.
+    """
     if model.cost.name != "bytes":
         return BytesCost(model.bundle.config)
-    measured = load_cost_model(model.bundle, *model.engine.machine)
+    measured = load_cost_model(model.bundle, *model.engine.machine, quick=False)
     return None if measured.name == "bytes" else measured
 
 
