@@ -5,13 +5,12 @@ export class Distribution {
   /** @param {Float32Array} logits [vocab] */
   constructor(logits) {
     this.logits = logits;
-    let [top, least] = [0, logits[0]];
+    let top = 0;
     let finite = true;
     for (let i = 0; i < logits.length; i++) {
       const value = logits[i];
       if (!(Math.abs(value) < Infinity)) finite = false;
       if (value > logits[top]) top = i;
-      if (value < least) least = value;
     }
     /** Whether all logits are finite. Everything else is valid only then. */
     this.finite = finite;

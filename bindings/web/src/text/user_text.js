@@ -41,14 +41,6 @@ export class UserText {
   }
 
   /**
-   * Whether a text has a mark.
-   * @param {string} text
-   */
-  marks(text) {
-    return [...this.originals.keys()].some((mark) => text.includes(mark));
-  }
-
-  /**
    * The text without marks, as the messages had it.
    * @param {string} text
    */
