@@ -72,12 +72,13 @@ export class KvCache {
     const capacity = Math.ceil(tokens / step) * step;
     if (!this.hasRoom || (tokens <= this.capacity && this.capacity % step === 0)) return;
     const { num_kv_heads: heads, head_dim: size } = this.model;
+    this.capacity = 0; // where memory runs out, layers differ, and the next call has to bring all of them to its capacity
     for (const [past] of this.#names()) {
       const grown = this.#zeros([1, heads, capacity, size]);
       const old = this.#tensors.get(past);
       if (old !== undefined) {
         const content = /** @type {any} */ (await old.getData(true));
-        const [from, to] = [this.capacity * size, capacity * size];
+        const [from, to] = [old.dims[2] * size, capacity * size];
         const kept = Math.min(from, to);
         const target = /** @type {any} */ (grown.data);
         for (let head = 0; head < heads; head++) target.set(content.subarray(head * from, head * from + kept), head * to);
