@@ -79,3 +79,55 @@ test("a cache that could not grow once keeps its content", async () => {
     for (const [name, { dims }] of Object.entries(cache.feeds())) if (name.startsWith("past_key_values.")) assert.equal(dims[2], 8, name);
   }
 });
+
+test("graph files of the corpus", { skip: !existsSync(corpus) }, async () => {
+  const read = ["weight-elsewhere.onnx", "weight-of-a-long-name.onnx", "weight-of-control-characters.onnx"];
+  for (const name of await readdir(join(corpus, "graph"))) {
+    const content = await readFile(join(corpus, "graph", name));
+    if (name.startsWith("offset-")) continue; // its number is compared with the config's, as any other
+    if (read.includes(name)) assert.equal(externalTensors(content, name).length, 1, name);
+    else assert.throws(() => externalTensors(content, name), { name: "BundleError", message: /bytes that are not an ONNX model/ }, name);
+  }
+});
+
+test("a Split that ONNX Runtime cannot bear", () => {
+  const outputs = joined(field(2, "a"), field(2, "b"));
+  const name = field(1, "num_outputs");
+  /** @param {Uint8Array[]} attribute */
+  const split = (...attribute) => field(1, joined(outputs, field(4, "Split"), field(5, joined(...attribute))));
+  const empty = field(7, field(2, "g"));
+  const bad = split(name, field(3, 1));
+  const other = bad.subarray(1); // the node without its tag
+  const nested = (/** @type {number} */ depth, /** @type {number} */ number) => {
+    let graph = bad;
+    for (let i = 0; i < depth; i++) graph = field(1, field(5, joined(field(number, ""), field(number, graph))));
+    return field(7, graph);
+  };
+  /** @type {Record<string, Uint8Array>} */
+  const refused = {
+    plain: field(7, bad),
+    "in a function": joined(empty, field(25, joined(Buffer.from([7 * 8 + 2]), other))),
+    "in a second graph": joined(empty, field(7, bad)),
+    "without a value": field(7, split(name)),
+    "with bytes as the value": field(7, split(name, field(3, "x"))),
+    "with another value in a field of 4 bytes": field(7, split(name, field(3, 1), Buffer.from([3 * 8 + 5, 2, 0, 0, 0]))),
+    "with a number in the field of the name": field(7, split(name, field(1, 0), field(3, 1))),
+    "behind a field number of more than 29 bits": joined(empty, Buffer.from([0xba, 0x80, 0x80, 0x80, 0x10]), field(7, bad).subarray(1)),
+  };
+  for (const depth of [1, 5, 200]) for (const number of [6, 11]) refused[`in ${depth} graphs of field ${number}`] = nested(depth, number);
+  for (const [what, model] of Object.entries(refused)) {
+    assert.throws(() => externalTensors(model, "a.onnx"), { name: "BundleError", message: /bytes that are not an ONNX model/ }, what);
+  }
+  assert.deepEqual(externalTensors(field(7, split(name, field(3, 2))), "a.onnx"), []);
+  assert.deepEqual(externalTensors(empty, "a.onnx"), []);
+});
+
+test("a bundle with a graph or a policy that ONNX Runtime cannot bear", { skip }, async () => {
+  const graph = await readFile(join(corpus, "graph/abort-split.onnx"));
+  const policy = await readFile(join(corpus, "policy_graph/abort-split.onnx"));
+  const refusal = { name: "BundleError", message: /bytes that are not an ONNX model/ };
+  await assert.rejects(SolModel.load(await changedBundle(folder, { "model.q8.onnx": graph }), { provider: "wasm" }), refusal);
+  const model = await SolModel.load(await changedBundle(folder, { "policy.onnx": policy }), { provider: "wasm" });
+  await assert.rejects(model.generate([290], { schedule: "sol", budget: 0.6, max_new_tokens: 3, eos_token_id: [] }), refusal);
+  await model.close();
+});

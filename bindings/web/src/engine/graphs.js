@@ -2,7 +2,7 @@
  * The sessions of a bundle's graphs, made when they are first needed. A bundle of `sol-rt export --target web` has each
  * graph in forms for wasm and WebGPU, too; in any other one the function bodies run (docs/function-bodies.md).
  */
-import { externalTensors } from "../bundle/graph_file.js";
+import { FOREIGN, externalTensors, requireStored } from "../bundle/graph_file.js";
 import { madeWeight } from "../bundle/made_weights.js";
 import { BundleError, ProviderError } from "../errors.js";
 
@@ -111,9 +111,9 @@ export class Graphs {
     const graph = await bundle.read(file);
     const external = externalTensors(graph, path);
     const made = external.filter((tensor) => madeWeight(tensor.location) !== null);
-    const bytes = made.reduce((sum, tensor) => sum + tensor.length, 0);
-    if (this.#madeBytes + bytes > MOST_MADE_BYTES) return null;
-    this.#madeBytes += bytes;
+    const madeBytes = made.reduce((sum, tensor) => sum + tensor.length, 0);
+    if (this.#madeBytes + madeBytes > MOST_MADE_BYTES) return null;
+    this.#madeBytes += madeBytes;
     const weights = await bundle.weights();
     const tensor = (/** @type {string} */ name) => {
       const entry = config.tensors.get(name);
@@ -122,22 +122,16 @@ export class Graphs {
     };
     const externalData = [{ path: config.weights_file, data: weights }];
     for (const found of external) {
-      const hint = "the graph belongs to another bundle: export again";
       const make = madeWeight(found.location);
-      if (make !== null) {
-        const { buffer } = make(tensor);
-        if (buffer.byteLength !== found.length) {
-          throw new BundleError(path, found.name, `${found.length} bytes`, `${buffer.byteLength} bytes`, hint);
-        }
-        externalData.push({ path: found.location, data: new Uint8Array(buffer) });
+      if (make === null) {
+        requireStored(found, config, path);
         continue;
       }
-      const entry = found.location === config.weights_file ? config.tensors.get(found.name) : undefined;
-      if (entry === undefined) {
-        throw new BundleError(path, found.name, `a weight in '${found.location}'`, `a tensor of ${config.weights_file}`, hint);
+      const { buffer } = make(tensor);
+      if (buffer.byteLength !== found.length) {
+        throw new BundleError(path, found.name, `${found.length} bytes`, `${buffer.byteLength} bytes`, FOREIGN);
       }
-      const [asked, stored] = [found, { ...entry, length: entry.bytes }].map(describe);
-      if (asked !== stored) throw new BundleError(path, found.name, asked, stored, hint);
+      externalData.push({ path: found.location, data: new Uint8Array(buffer) });
     }
     return { file, graph, externalData };
   }
@@ -150,9 +144,4 @@ export class Graphs {
     }
     return places;
   }
-}
-
-/** @param {{dtype: string, shape: number[], offset: number, length: number}} tensor */
-function describe({ dtype, shape, offset, length }) {
-  return `${dtype} [${shape.join(", ")}] at ${offset}, ${length} bytes`;
 }

@@ -1,4 +1,5 @@
 /** The policy's session: it runs once before each decode step and keeps its state between runs (docs/bundle.md section 5). */
+import { externalTensors, requireStored } from "../bundle/graph_file.js";
 import { NumericError, UsageError } from "../errors.js";
 
 /** @import {Bundle} from "../bundle/bundle.js" */
@@ -29,13 +30,17 @@ export class PolicySession {
    * @param {Runtime} runtime
    */
   static async open(bundle, runtime) {
-    const { policy, weights_file } = bundle.config;
+    const { config } = bundle;
+    const { policy } = config;
     if (policy === null) {
       throw new UsageError(`schedule sol: ${bundle.name} has no policy; choose another schedule, such as uniform`);
     }
-    const externalData = [{ path: weights_file, data: await bundle.weights() }];
+    const graph = await bundle.read(policy.file);
+    const path = `${bundle.name}/${policy.file}`;
+    for (const tensor of externalTensors(graph, path)) requireStored(tensor, config, path);
+    const externalData = [{ path: config.weights_file, data: await bundle.weights() }];
     const provider = runtime.provider === "cpu" ? "cpu" : "wasm";
-    const session = await runtime.session(policy.file, await bundle.read(policy.file), { externalData }, provider);
+    const session = await runtime.session(policy.file, graph, { externalData }, provider);
     return new PolicySession(policy, runtime, session);
   }
 
