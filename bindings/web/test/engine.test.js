@@ -131,3 +131,19 @@ test("a bundle with a graph or a policy that ONNX Runtime cannot bear", { skip }
   await assert.rejects(model.generate([290], { schedule: "sol", budget: 0.6, max_new_tokens: 3, eos_token_id: [] }), refusal);
   await model.close();
 });
+
+test("weights that could not be made take no memory", { skip }, async () => {
+  const entry = (/** @type {string} */ key, /** @type {string} */ value) => field(13, joined(field(1, key), field(2, value)));
+  const place = [entry("location", "layers.0.up.8.float32"), entry("length", "2000000000")];
+  const weight = field(5, joined(field(2, 1), field(8, "w"), ...place, field(14, 1)));
+  const bundle = await Bundle.open(await changedBundle(folder, { "model.q8.wasm.onnx": field(7, weight) }));
+  const graphs = new Graphs(bundle, await Runtime.open({ provider: "wasm" }));
+  const variant = /** @type {any} */ (bundle.config.variants.get("s100-q8"));
+  for (let i = 0; i < 3; i++) {
+    await assert.rejects(graphs.open(variant, false, false), (/** @type {any} */ error) => {
+      assert.ok(error instanceof BundleError, `${error}`);
+      assert.match(error.message, /got 2000000000 bytes, expected \d+ bytes/);
+      return true;
+    });
+  }
+});

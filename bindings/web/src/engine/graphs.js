@@ -79,7 +79,7 @@ export class Graphs {
       const next = "use provider webgpu, or export with fewer --bits";
       throw new ProviderError(`provider ${provider}: no memory is left for ${own}; ${next}`);
     }
-    const { file, graph, externalData } = loaded ?? /** @type {any} */ (await this.#loaded(variant.file));
+    const { file, graph, externalData, madeBytes } = loaded ?? /** @type {any} */ (await this.#loaded(variant.file));
     if (provider === "webgpu" && file === variant.file && !runtime.hasFloat16) {
       const next = "export the bundle with --target web, or use provider wasm";
       throw new ProviderError(`provider webgpu: this GPU has no float16 (shader-f16), which ${file} needs; ${next}`);
@@ -93,6 +93,7 @@ export class Graphs {
     const options = { externalData, freeDimensionOverrides: dims, extra: { session } };
     const location = provider === "webgpu" ? { preferredOutputLocation: this.#onGpu() } : {};
     const made = await runtime.session(file, graph, { ...options, ...location });
+    this.#madeBytes += madeBytes;
     this.#files.add(variant.file);
     const all = new Set([...bundle.config.variants.values()].map((each) => each.file));
     if (this.#files.size === all.size && bundle.config.policy === null) bundle.forgetWeights(); // nobody needs them again
@@ -113,7 +114,6 @@ export class Graphs {
     const made = external.filter((tensor) => madeWeight(tensor.location) !== null);
     const madeBytes = made.reduce((sum, tensor) => sum + tensor.length, 0);
     if (this.#madeBytes + madeBytes > MOST_MADE_BYTES) return null;
-    this.#madeBytes += madeBytes;
     const weights = await bundle.weights();
     const tensor = (/** @type {string} */ name) => {
       const entry = config.tensors.get(name);
@@ -133,7 +133,7 @@ export class Graphs {
       }
       externalData.push({ path: found.location, data: new Uint8Array(buffer) });
     }
-    return { file, graph, externalData };
+    return { file, graph, externalData, madeBytes };
   }
 
   #onGpu() {
