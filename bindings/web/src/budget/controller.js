@@ -127,8 +127,13 @@ class BaseController {
     return null;
   }
 
-  /** Throws UsageError under axis targets. @param {number} _budget */
-  setBudget(_budget) {
+  /** Holds a budget from now on; throws as `checkBudget`. @param {number} budget */
+  setBudget(budget) {
+    this.checkBudget(budget);
+  }
+
+  /** Throws UsageError for what is no share from 0 to 1, and under axis targets. @param {unknown} _budget */
+  checkBudget(_budget) {
     const axes = "kv_density, channel_density and bits";
     throw new UsageError(`budget: this run holds ${axes} instead; start a run with a budget`);
   }
@@ -160,7 +165,8 @@ export class Controller extends BaseController {
    */
   constructor(actions, cost, budget, { budgetAt = null, policyCost = false } = {}) {
     super(actions, cost, policyCost && !(budget === 1 && budgetAt === null) ? cost.policy : 0);
-    this.#budget = checkedBudget(budget);
+    this.checkBudget(budget);
+    this.#budget = budget;
     this.#budgetAt = budgetAt;
     this.#policyRun = policyCost ? cost.policy : 0;
   }
@@ -175,12 +181,13 @@ export class Controller extends BaseController {
   }
 
   /**
-   * Holds a budget from the next step on. What the steps so far were allowed stays as it is, but where the cheapest
-   * action cost more, that counts.
+   * Holds a budget from now on. What the steps so far were allowed stays as it is, but where the cheapest action cost
+   * more, that counts.
    * @param {number} budget
    */
   setBudget(budget) {
-    this.#budget = checkedBudget(budget);
+    super.setBudget(budget);
+    this.#budget = budget;
     this.#budgetAt = null;
     this.spend.allowed = this.#served; // what a floor cost is not made up for
     this.#changed ||= this.spend.steps > 0;
@@ -189,6 +196,12 @@ export class Controller extends BaseController {
       this.policyCost = policyCost;
       this.costs = new StepCostTable(this.actions, this.cost, policyCost);
     }
+  }
+
+  /** @param {unknown} budget */
+  checkBudget(budget) {
+    if (typeof budget === "number" && budget >= 0 && budget <= 1) return;
+    throw new UsageError(`budget: got ${String(budget)}, expected a share of the dense cost from 0 to 1`);
   }
 
   /**
@@ -291,15 +304,6 @@ export function leastAllowed(values, allowed) {
   let best = -1;
   for (const [i, value] of values.entries()) if (allowed[i] && (best < 0 || value < values[best])) best = i;
   return best;
-}
-
-/**
- * @param {unknown} budget
- * @returns {number}
- */
-function checkedBudget(budget) {
-  if (typeof budget === "number" && budget >= 0 && budget <= 1) return budget;
-  throw new UsageError(`budget: got ${String(budget)}, expected a share of the dense cost from 0 to 1`);
 }
 
 /**

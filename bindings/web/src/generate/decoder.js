@@ -28,6 +28,8 @@ import { Sampler } from "./sampling.js";
 /** One run of decode steps: the schedule picks the action, the engine runs it, the controller charges it. */
 class Decoder {
   #steps = 0;
+  /** A budget that the steps from the next one on are to hold. @type {number | null} */
+  #wanted = null;
   /** @type {StepOutput | null} */
   output = null;
 
@@ -40,6 +42,17 @@ class Decoder {
     this.engine = engine;
     this.controller = controller;
     this.schedule = schedule;
+  }
+
+  /** The budget that the next step holds; null under a loss and under axis targets. */
+  get budget() {
+    return this.#wanted ?? this.controller.budget;
+  }
+
+  /** A step in progress goes on as it began. Throws UsageError for a budget that the controller does not take. */
+  set budget(budget) {
+    this.controller.checkBudget(budget);
+    this.#wanted = budget;
   }
 
   /**
@@ -69,6 +82,8 @@ class Decoder {
   async step(token, signal) {
     const { engine, controller } = this;
     engine.requireTurn(this);
+    if (this.#wanted !== null) controller.setBudget(this.#wanted);
+    this.#wanted = null;
     const context = engine.length;
     const { hidden, distribution } = /** @type {StepOutput} */ (this.output);
     let action;
@@ -136,7 +151,7 @@ export class Stream {
 
   /** The budget that the next step holds; null under a loss and under axis targets. */
   get budget() {
-    return this.#decoder.controller.budget;
+    return this.#decoder.budget;
   }
 
   /**
@@ -144,9 +159,9 @@ export class Stream {
    * targets, and where the schedule fixes the action.
    */
   set budget(budget) {
-    const { controller, schedule } = this.#decoder;
-    if (isConstant(schedule.name)) throw new UsageError(`budget: the schedule ${schedule.name} fixes the action`);
-    controller.setBudget(/** @type {number} */ (budget));
+    const { name } = this.#decoder.schedule;
+    if (isConstant(name)) throw new UsageError(`budget: the schedule ${name} fixes the action`);
+    this.#decoder.budget = budget;
   }
 
   /** Ends the generation; the model is then ready for the next one. */

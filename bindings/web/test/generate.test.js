@@ -1,0 +1,57 @@
+/** The dial while a generation runs, and seeds. */
+import assert from "node:assert/strict";
+import { existsSync } from "node:fs";
+import { mkdtemp, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { after, before, test } from "node:test";
+
+import { ContextError, SolModel, UsageError } from "../src/index.js";
+import { changedBundle, tiny } from "./changed_bundle.js";
+
+const skip = existsSync(tiny) ? false : "runtime_tests/golden is not there";
+/** @type {SolModel} */
+let model;
+
+before(async () => {
+  if (!skip) model = await SolModel.load(tiny, { provider: "wasm" });
+});
+after(() => model?.close());
+
+/** Tokens under changing budgets; each is set while the step after a token is awaited, or after that step. @param {boolean} during */
+async function moved(during) {
+  const stream = await model.stream([290], { schedule: "sol", budget: 1, max_new_tokens: 16, eos_token_id: [] });
+  const steps = stream[Symbol.asyncIterator]();
+  /** @type {Record<number, number>} */
+  const budgets = { 3: 0.5, 7: 1, 10: 0.7 };
+  const given = [];
+  for (let i = 0; i < 16; i++) {
+    const next = steps.next();
+    if (during && budgets[i] !== undefined) stream.budget = budgets[i];
+    given.push((await next).value);
+    if (!during && budgets[i] !== undefined) stream.budget = budgets[i];
+    if (budgets[i] !== undefined) assert.equal(stream.budget, budgets[i]);
+  }
+  const { tokens_per_second, time_to_first_token_ms, ...result } = stream.result;
+  await stream.close();
+  return { steps: given.map(({ ms, ...token }) => token), result };
+}
+
+test("a budget that is set while a step runs holds from the next one on", { skip }, async () => {
+  const [during, after] = [await moved(true), await moved(false)];
+  assert.deepEqual(during, after);
+  assert.deepEqual(during.steps.slice(1, 4).map((token) => token.relative_cost), [1, 1, 1]);
+  assert.ok(during.steps.slice(4, 8).every((token) => token.relative_cost !== 1), "the policy's run costs something");
+});
+
+test("budgets that no generation takes", { skip }, async () => {
+  const dial = await model.stream([290], { schedule: "uniform", budget: 0.5 });
+  for (const wrong of [-0.1, 1.5, NaN, null, "0.5"]) {
+    assert.throws(() => (dial.budget = /** @type {any} */ (wrong)), UsageError);
+    assert.equal(dial.budget, 0.5);
+  }
+  const axes = await model.stream([290], { schedule: "uniform", bits: 6 });
+  assert.throws(() => (axes.budget = 0.5), { name: "UsageError", message: /holds kv_density, channel_density and bits instead/ });
+  const fixed = await model.stream([290], { schedule: "dense" });
+  assert.throws(() => (fixed.budget = 0.5), { name: "UsageError", message: /the schedule dense fixes the action/ });
+});
