@@ -55,3 +55,20 @@ test("budgets that no generation takes", { skip }, async () => {
   const fixed = await model.stream([290], { schedule: "dense" });
   assert.throws(() => (fixed.budget = 0.5), { name: "UsageError", message: /the schedule dense fixes the action/ });
 });
+
+test("a model's own seed leaves the schedule random", { skip }, async (t) => {
+  const folder = await mkdtemp(join(tmpdir(), "sol-rt-web-"));
+  t.after(() => rm(folder, { recursive: true }));
+  const copy = await changedBundle(folder, { "generation_config.json": JSON.stringify({ seed: 7, do_sample: true }) });
+  const own = await SolModel.load(copy, { provider: "wasm" });
+  t.after(() => own.close());
+  const run = async (/** @type {any} */ options) => {
+    const given = [];
+    for await (const token of await own.stream([290], { max_new_tokens: 40, eos_token_id: [], ...options })) given.push(token);
+    return { tokens: given.map(({ token }) => token), actions: given.map(({ action }) => action) };
+  };
+  const random = { schedule: "random", budget: 0.6 };
+  assert.notDeepEqual((await run(random)).actions, (await run(random)).actions);
+  assert.deepEqual(await run({ ...random, seed: 7 }), await run({ ...random, seed: 7 }));
+  assert.deepEqual(await run({ schedule: "dense" }), await run({ schedule: "dense" })); // sampling still draws from it
+});

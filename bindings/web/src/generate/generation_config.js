@@ -15,7 +15,8 @@ import { BundleError, UsageError, brief } from "../errors.js";
  * @property {number} frequency_penalty subtracted for each time that a token was generated; -2 to 2
  * @property {Map<number, number>} logit_bias added to the logits, by token id; -100 to 100
  * @property {string[]} stop_strings end before any of these appears
- * @property {number | bigint | null} seed of sampling and of the schedule `random`; null draws a fresh one
+ * @property {number | bigint | null} seed of sampling and, where a call gives it, of the schedule `random`; null draws a
+ *   fresh one
  * @property {number[]} eos_token_id tokens that end the text
  */
 

@@ -128,7 +128,8 @@ export class SolModel {
     const spec = this.bundle.config.policy;
     const policy = spec === null ? null : { spec, open: () => this.#policySession() };
     const variants = [...this.bundle.config.variants.keys()];
-    const schedule = makeSchedule(name, controller, { seed: config.seed, policy, hull: this.hull, variants });
+    const seed = /** @type {number | bigint | null} */ (settings.seed ?? null); // the model's own is of sampling only
+    const schedule = makeSchedule(name, controller, { seed, policy, hull: this.hull, variants });
     return new Stream(this.engine, controller, schedule, {
       prompt: tokens, config, tokenizer: this.tokenizer, reuse: reuse_cache, signal,
     });
