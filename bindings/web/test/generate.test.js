@@ -72,3 +72,12 @@ test("a model's own seed leaves the schedule random", { skip }, async (t) => {
   assert.deepEqual(await run({ ...random, seed: 7 }), await run({ ...random, seed: 7 }));
   assert.deepEqual(await run({ schedule: "dense" }), await run({ schedule: "dense" })); // sampling still draws from it
 });
+
+test("a message of more tokens than arguments of a call", { skip }, async () => {
+  const messages = [{ role: "user", content: "hello world ".repeat(100_000) }];
+  await assert.rejects(model.generate(messages), (/** @type {any} */ error) => {
+    assert.ok(error instanceof ContextError, `${error}`);
+    assert.match(error.message, /prompt: got \d{6,} tokens, expected at most 768/);
+    return true;
+  });
+});

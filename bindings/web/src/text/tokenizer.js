@@ -105,7 +105,8 @@ export class Tokenizer {
       let piece = user.restored(pieces[i]);
       if (i + 1 < pieces.length && this.byContent.get(pieces[i + 1])?.lstrip) piece = piece.trimEnd();
       if (i > 0 && this.byContent.get(pieces[i - 1])?.rstrip) piece = piece.trimStart();
-      if (piece !== "") ids.push(...this.#plainIds(piece, i === 0));
+      if (piece === "") continue;
+      for (const id of this.#plainIds(piece, i === 0)) ids.push(id); // as arguments of one call they may be too many
     }
     return ids;
   }
