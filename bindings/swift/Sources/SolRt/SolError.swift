@@ -53,13 +53,16 @@ func checked(_ text: String) throws -> String {
 
 /// Calls `body` with C strings, which are valid during that call.
 func withCStrings<T>(_ texts: [String], _ body: ([UnsafePointer<CChar>?]) throws -> T) throws -> T {
-  var copies: [ContiguousArray<CChar>] = []
-  for text in texts { copies.append(try checked(text).utf8CString) }
-  func pin(_ index: Int, _ pointers: [UnsafePointer<CChar>?]) throws -> T {
-    if index == copies.count { return try body(pointers) }
-    return try copies[index].withUnsafeBufferPointer { try pin(index + 1, pointers + [$0.baseAddress]) }
+  var copies: [UnsafePointer<CChar>?] = []
+  copies.reserveCapacity(texts.count)
+  defer { for copy in copies { copy?.deallocate() } }
+  for text in texts {
+    let bytes = try checked(text).utf8CString
+    let copy = UnsafeMutablePointer<CChar>.allocate(capacity: bytes.count)
+    bytes.withUnsafeBufferPointer { copy.initialize(from: $0.baseAddress!, count: $0.count) }
+    copies.append(copy)
   }
-  return try pin(0, [])
+  return try body(copies)
 }
 
 /// Calls `body` with a C string, or with NULL.

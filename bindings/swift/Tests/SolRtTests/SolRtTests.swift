@@ -70,6 +70,17 @@ final class SolRtTests: XCTestCase {
     }
   }
 
+  func testAConversationOfThousandsOfMessages() throws {
+    guard try Self.model.info().hasChat else { throw XCTSkip("the bundle has no chat") }
+    let messages = (0..<10_000).map { (role: $0 % 2 == 0 ? "user" : "assistant", content: "w\($0)!") }
+    var rest = Substring(try Self.model.decode(Self.model.encodeChat(messages)))
+    for message in messages {
+      let found = try XCTUnwrap(rest.range(of: message.content), message.content)
+      rest = rest[found.upperBound...]
+    }
+    XCTAssertThrowsError(try Self.model.encodeChat(messages + [("user", "a\0b")]))
+  }
+
   func testLeavingTheLoopEndsTheGeneration() async throws {
     let session = try Self.model.session()
     let expected = try await tokens(session, 8)
