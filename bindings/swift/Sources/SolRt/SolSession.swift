@@ -69,25 +69,23 @@ public final class SolSession: @unchecked Sendable {
   deinit { if !closed { sol_session_release(pointer) } }
 
   /// The tokens of one generation. A token is computed when it is asked for, on a queue of the session's own. Cancelling the task ends the generation
-  /// within one decode step, and so does leaving the loop. Throws at once where prompt or options are wrong.
+  /// within one decode step, and so does leaving the loop. `rewind`, `save` and `restore` end the stream. Throws at once where prompt or options are wrong.
   public func generate(_ prompt: [Int32], _ options: GenerateOptions = GenerateOptions()) throws -> AsyncThrowingStream<SolToken, any Error> {
     let run = Run(self, try start(prompt, options))
     return AsyncThrowingStream { try await run.next() }
   }
 
-  /// Generates in this thread. What `onToken` throws ends the generation and comes out of here.
+  /// Generates in this thread. What `onToken` throws ends the generation and comes out of here; `rewind`, `save` and `restore` in it end the generation, too.
   @discardableResult
   public func generate(_ prompt: [Int32], _ options: GenerateOptions = GenerateOptions(), onToken: (SolToken) throws -> Void) throws -> SolResult {
     let id = try start(prompt, options)
     do {
-      while true {
-        let token = try next(id)
+      while let token = try next(id) {
         try onToken(token)
-        if token.finish != .none {
-          stop(id)
-          return try result()
-        }
+        if token.finish != .none { break }
       }
+      stop(id)
+      return try result()
     } catch {
       stop(id)
       throw error
@@ -180,10 +178,12 @@ public final class SolSession: @unchecked Sendable {
     }
   }
 
-  private func next(_ id: Int) throws -> SolToken {
+  /// Nil where the generation is over.
+  private func next(_ id: Int) throws -> SolToken? {
     try requireLast(id)
     return try alone { session in
       try requireLast(id)
+      if sol_session_busy(session) == 0 { return nil }
       var raw = sol_token()
       raw.size = UInt32(MemoryLayout<sol_token>.stride)
       try check(sol_session_next(session, &raw))
@@ -227,17 +227,17 @@ public final class SolSession: @unchecked Sendable {
     func next() async throws -> SolToken? {
       if over { return nil }
       do {
-        let token = try await withTaskCancellationHandler {
+        let made = try await withTaskCancellationHandler {
           try Task.checkCancellation()
-          return try await withCheckedThrowingContinuation { (continuation: CheckedContinuation<SolToken, any Error>) in
+          return try await withCheckedThrowingContinuation { (continuation: CheckedContinuation<SolToken?, any Error>) in
             // The queue holds the session, not this object: it must go with the stream, at once.
             session.queue.async { [session, id] in continuation.resume(with: Result { try session.next(id) }) }
           }
         } onCancel: {
           session.cancel(id)
         }
-        over = token.finish != .none
-        return token
+        over = made.map { $0.finish != .none } ?? true
+        return made
       } catch {
         over = true
         session.stop(id)

@@ -81,6 +81,41 @@ final class SolRtTests: XCTestCase {
     XCTAssertThrowsError(try Self.model.encodeChat(messages + [("user", "a\0b")]))
   }
 
+  func testACallInALoopEndsTheGeneration() async throws {
+    let session = try Self.model.session()
+    let expected = try await tokens(session, 8)
+    let file = Self.scratch + "/swift-ends"
+    try session.save(file)
+    let calls: [(String, () throws -> Void)] = [
+      ("rewind", { try session.rewind(2) }), ("save", { try session.save(file) }), ("restore", { try session.restore(file) }),
+      ("a save that fails", { self.fails(.write) { try session.save("/none/session") } }),
+    ]
+    for (name, end) in calls {
+      var seen: [Int32] = []
+      let result = try session.generate(prompt, dense(8)) {
+        seen.append($0.token)
+        if seen.count == 3 { try end() }
+      }
+      XCTAssertEqual(seen, Array(expected.prefix(3)), name)
+      XCTAssertEqual(result.tokens, 3, name)
+      XCTAssertFalse(session.isBusy, name)
+      seen = []
+      for try await token in try session.generate(prompt, dense(8)) {
+        seen.append(token.token)
+        if seen.count == 3 { try end() }
+      }
+      XCTAssertEqual(seen, Array(expected.prefix(3)), name)
+    }
+    var seen = 0
+    let result = try session.generate(prompt, dense(8)) { _ in
+      seen += 1
+      if seen == 3 { fails(.usage) { try session.rewind(1_000_000) } }
+    }
+    XCTAssertEqual(result.tokens, 8, "a call that is refused ends nothing")
+    let again = try await tokens(session, 8)
+    XCTAssertEqual(again, expected)
+  }
+
   func testLeavingTheLoopEndsTheGeneration() async throws {
     let session = try Self.model.session()
     let expected = try await tokens(session, 8)
