@@ -71,6 +71,19 @@ private fun tests(model: SolModel) {
         SolTests.equal("mine", thrown?.message ?: "")
         SolTests.equal(alone(), session.generateFlow(prompt, dense).map { it.token }.toList())
     }
+    test("a call that ends the generation") { session ->
+        val file = System.getenv("SOL_TEST_SCRATCH") + "/flow-ends"
+        session.save(file)
+        for (call in listOf({ session.stop() }, { session.rewind(2) }, { session.save(file) }, { session.restore(file) })) {
+            val seen = ArrayList<Int>()
+            session.generateFlow(prompt, dense).collect {
+                seen += it.token
+                if (seen.size == 3) call()
+            }
+            SolTests.equal(alone().take(3), seen)
+            SolTests.check(!session.isBusy, "it is over")
+        }
+    }
     test("cancel and close by hand") { session ->
         val cancelled = runCatching { session.generateFlow(prompt, dense).collect { session.cancel() } }.exceptionOrNull()
         SolTests.check(cancelled is SolException.Cancelled, "$cancelled")

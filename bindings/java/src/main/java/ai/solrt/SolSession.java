@@ -11,7 +11,6 @@ import java.util.function.LongFunction;
  */
 public final class SolSession extends SolHandle {
   private Thread owner;
-  private volatile boolean generating;
   private int generation;
 
   SolSession(long pointer) {
@@ -20,19 +19,16 @@ public final class SolSession extends SolHandle {
 
   /**
    * Generates, and calls {@code onToken} with every token in this thread. What {@code onToken} throws ends the generation and comes out of here;
-   * {@link #stop} ends it without an error.
+   * {@link #stop}, {@link #rewind}, {@link #save} and {@link #restore} end it without an error.
    */
   public SolResult generate(int[] prompt, GenerateOptions options, Consumer<SolToken> onToken) {
     return own(s -> {
       start(prompt, options);
       try {
-        SolToken token;
         do {
-          token = next();
-          onToken.accept(token);
-        } while (generating);
+          onToken.accept(next());
+        } while (SolNative.sessionBusy(s));
       } catch (Throwable thrown) {
-        generating = false;
         try {
           SolNative.sessionStop(s);
         } catch (SolException second) {
@@ -55,7 +51,6 @@ public final class SolSession extends SolHandle {
   int begin(int[] prompt, GenerateOptions options) {
     return own(s -> {
       options.start(s, prompt);
-      generating = true;
       return ++generation;
     });
   }
@@ -65,36 +60,32 @@ public final class SolSession extends SolHandle {
     return own(this::next);
   }
 
-  /** {@link #next} of the generation {@code number}. The number is compared in the call, so that no other generation can begin in between. */
+  /**
+   * {@link #next} of the generation {@code number}; null if it is over, as after a {@link #rewind}. The number is compared in the call, so that no other
+   * generation can begin in between.
+   */
   SolToken nextOf(int number) {
     return own(s -> {
       if (generation != number) throw new SolException.Usage("another generation began on this session: use a session for each flow");
-      return next(s);
+      return SolNative.sessionBusy(s) ? next(s) : null;
     });
   }
 
   private SolToken next(long s) {
     byte[][] strings = new byte[2][];
-    SolToken token = new SolToken(SolNative.sessionNext(s, strings), strings);
-    generating = !token.isLast();
-    return token;
+    return new SolToken(SolNative.sessionNext(s, strings), strings);
   }
 
   /** Ends a running generation. The cache keeps what was run. */
   public void stop() {
-    run(this::stop);
+    run(SolNative::sessionStop);
   }
 
   /** {@link #stop} of the generation {@code number}, if it is still the last one. */
   void stopOf(int number) {
     run(s -> {
-      if (generation == number) stop(s);
+      if (generation == number) SolNative.sessionStop(s);
     });
-  }
-
-  private void stop(long s) {
-    generating = false;
-    SolNative.sessionStop(s);
   }
 
   /** What the running or last generation has come to. */

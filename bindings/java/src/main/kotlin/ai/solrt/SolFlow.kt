@@ -16,7 +16,8 @@ inline fun generateOptions(set: GenerateOptions.Builder.() -> Unit): GenerateOpt
 /**
  * The tokens of one generation. It begins anew with every collector and computes in [Dispatchers.Default]. A token is computed when the collector is done
  * with the one before, so that [SolSession.setBudget] acts on the next one; `buffer()` lets it run ahead. Cancelling the collector ends the generation
- * within one decode step, and so does an exception in it. The flow fails with a [SolException]; [SolSession.result] has the figures afterwards.
+ * within one decode step, and so does an exception in it; the collector's own call of [SolSession.rewind], [SolSession.save], [SolSession.restore] or
+ * [SolSession.stop] ends the flow, too. The flow fails with a [SolException]; [SolSession.result] has the figures afterwards.
  */
 fun SolSession.generateFlow(prompt: IntArray, options: GenerateOptions): Flow<SolToken> = flow {
     val session = this@generateFlow
@@ -26,7 +27,7 @@ fun SolSession.generateFlow(prompt: IntArray, options: GenerateOptions): Flow<So
             generation = session.begin(prompt, options)
         }
         do {
-            val token = session.nextOrCancel(generation)
+            val token = session.nextOrCancel(generation) ?: break
             emit(token)
         } while (!token.isLast)
     } catch (cancelled: SolException.Cancelled) {
@@ -40,8 +41,8 @@ fun SolSession.generateFlow(prompt: IntArray, options: GenerateOptions): Flow<So
     }
 }
 
-/** The next token of a generation, in another thread; cancelling this coroutine cancels the step, and waits for its end. */
-private suspend fun SolSession.nextOrCancel(generation: Int): SolToken = coroutineScope {
+/** The next token of a generation, in another thread; null if it is over. Cancelling this coroutine cancels the step, and waits for its end. */
+private suspend fun SolSession.nextOrCancel(generation: Int): SolToken? = coroutineScope {
     var over = false
     // Unconfined: no thread must be free for it.
     val watcher = launch(Dispatchers.Unconfined) {

@@ -37,6 +37,7 @@ public final class SolTests {
     test("cancel from another thread", SolTests::cancelFromAnotherThread);
     test("a budget that moves", SolTests::liveBudget);
     test("stop in a callback", SolTests::stopInCallback);
+    test("a call in a callback that ends the generation", SolTests::endInCallback);
     test("close during a generation", SolTests::closeDuringGeneration);
     test("a second thread is told to wait", SolTests::busy);
     test("a stop that is refused", SolTests::refusedStop);
@@ -216,6 +217,39 @@ public final class SolTests {
       });
       equal(5, seen.size());
       equal(5, result.tokens);
+    }
+  }
+
+  private static void endInCallback() {
+    String file = Paths.get(SCRATCH, "ends").toString();
+    try (SolSession session = model.newSession()) {
+      List<Integer> alone = generate(session, 8);
+      session.save(file);
+      Body[] calls = {
+        () -> session.rewind(2), () -> session.save(file), () -> session.restore(file),
+        () -> fails(SolException.Write.class, () -> session.save(SCRATCH + "/none/session")),
+      };
+      for (Body call : calls) {
+        List<Integer> seen = new ArrayList<>();
+        SolResult result = session.generate(prompt, options(8), token -> {
+          seen.add(token.token);
+          if (seen.size() == 3) quietly(call);
+        });
+        equal(alone.subList(0, 3), seen);
+        equal(3, result.tokens);
+        check(!session.isBusy(), "it is over");
+      }
+      SolResult result = session.generate(prompt, options(8), token -> fails(SolException.Usage.class, () -> session.rewind(1000000)));
+      equal(8, result.tokens); // a call that is refused ends nothing
+      equal(alone, generate(session, 8));
+    }
+  }
+
+  private static void quietly(Body body) {
+    try {
+      body.run();
+    } catch (Exception problem) {
+      throw new AssertionError(problem);
     }
   }
 
