@@ -86,7 +86,8 @@ public sealed class SolSession : IDisposable
         GenerateAsync(Model.EncodeChat(messages), options, cancellationToken);
 
     /// <summary>
-    /// Generates tokens, each when it is asked for, on a thread of the pool. Leaving the loop ends the generation; the cache keeps what was run.
+    /// Generates tokens, each when it is asked for, on a thread of the pool. Leaving the loop ends the generation, and <see cref="Rewind"/>,
+    /// <see cref="Save"/> and <see cref="Restore"/> in it end generation and loop; the cache keeps what was run.
     /// </summary>
     /// <param name="prompt">Token ids.</param>
     /// <param name="options">Null for the defaults.</param>
@@ -106,11 +107,15 @@ public sealed class SolSession : IDisposable
         var registration = cancellationToken.Register(static session => ((SolSession)session!).Cancel(), this);
         try
         {
-            SolToken token;
+            SolToken? token;
             do
             {
                 token = await Task.Run(() => Next(cancellationToken), CancellationToken.None).ConfigureAwait(false);
                 failed = false;
+                if (token is null)
+                {
+                    break;
+                }
                 yield return token;
                 failed = token.Finish == SolFinish.None;
             }
@@ -284,7 +289,8 @@ public sealed class SolSession : IDisposable
         }
     }
 
-    private unsafe SolToken Next(CancellationToken cancellationToken)
+    // Null where the generation is over, because the loop called Rewind, Save or Restore.
+    private unsafe SolToken? Next(CancellationToken cancellationToken)
     {
         using var session = Borrow();
         NativeToken token = default;
@@ -304,6 +310,10 @@ public sealed class SolSession : IDisposable
         var goesOn = false;
         try
         {
+            if (Native.sol_session_busy(session.Value) == 0)
+            {
+                return null;
+            }
             Native.Check(Native.sol_session_next(session.Value, &token));
             goesOn = token.Finish == (int)SolFinish.None;
             return SolToken.Of(token);

@@ -170,6 +170,7 @@ internal static unsafe class Native
     [DllImport(Library, CallingConvention = C)] internal static extern IntPtr sol_session_stop(IntPtr session);
     [DllImport(Library, CallingConvention = C)] internal static extern IntPtr sol_session_result(IntPtr session, NativeResult* result);
     [DllImport(Library, CallingConvention = C)] internal static extern void sol_session_cancel(IntPtr session);
+    [DllImport(Library, CallingConvention = C)] internal static extern int sol_session_busy(IntPtr session);
     [DllImport(Library, CallingConvention = C)] internal static extern IntPtr sol_session_set_budget(IntPtr session, double budget);
     [DllImport(Library, CallingConvention = C)] internal static extern IntPtr sol_session_set_tokens_per_second(IntPtr session, double rate);
 

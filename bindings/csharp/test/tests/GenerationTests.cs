@@ -51,6 +51,40 @@ internal static class GenerationTests
         await Long.Play(session);
     }
 
+    public static async Task ACallInTheLoopEndsTheGeneration()
+    {
+        using var model = SolModel.Load(Given.Bundle);
+        using var session = model.CreateSession();
+        var alone = (await Given.All(session.GenerateAsync(Long.Prompt, Greedy(8, "dense")))).Select(token => token.Token).ToArray();
+        var file = Path.Combine(Given.Scratch, "ends");
+        session.Save(file);
+        var nowhere = Path.Combine(Given.Scratch, "none", "session");
+        foreach (var (call, name) in new (Action, string)[]
+        {
+            (() => session.Rewind(2), "rewind"), (() => session.Save(file), "save"), (() => session.Restore(file), "restore"),
+            (() => Given.Throws<SolWriteException>(() => session.Save(nowhere), "a folder that is not there"), "a save that fails"),
+        })
+        {
+            var seen = new List<int>();
+            await foreach (var token in session.GenerateAsync(Long.Prompt, Greedy(8, "dense")))
+            {
+                seen.Add(token.Token);
+                if (seen.Count == 3)
+                {
+                    call();
+                }
+            }
+            Given.Same(alone.Take(3), seen, name);
+        }
+        var all = 0;
+        await foreach (var _ in session.GenerateAsync(Long.Prompt, Greedy(8, "dense")))
+        {
+            ++all;
+            Given.Throws<SolUsageException>(() => session.Rewind(100_000), "more than the cache has");
+        }
+        Given.Equal(8, all, "a call that is refused ends nothing");
+    }
+
     public static async Task CancellingEndsAStep()
     {
         using var model = SolModel.Load(Given.Bundle);
