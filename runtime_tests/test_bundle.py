@@ -240,9 +240,12 @@ class TestSplitThatEndsTheProcess:
         far = self.EMPTY + b"\xba\x80\x80\x80\x10" + self._field(7, self._graph())[1:]
         # the right number, but in a field of 4 bytes, which is none of an attribute
         other = self._field(7, self._graph(self.NUMBER + b"\x1d\x02\0\0\0"))
-        for model in (second, other):
-            assert onnx.ModelProto.FromString(model).graph.node[0].attribute[0].i == 1
-        for model in (second, far, other):
+        # a number in the field of the name
+        name = self._field(7, self._graph(self.NUMBER + b"\x08\0"))
+        for model in (second, other, name):
+            [attribute] = onnx.ModelProto.FromString(model).graph.node[0].attribute
+            assert (attribute.name, attribute.i) == ("num_outputs", 1)
+        for model in (second, far, other, name):
             self._refused(path, model)
         path.write_bytes(self.EMPTY)
         assert external_tensors(path) == []

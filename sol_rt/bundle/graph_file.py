@@ -85,8 +85,10 @@ def _check_split(node: bytes) -> None:
     outputs = sum(number == 2 for number, _ in _fields(node))
     for number, attribute in _fields(node):
         if number == 5 and isinstance(attribute, bytes):
-            values = dict(_fields(attribute))
-            if values.get(1) == b"num_outputs" and values.get(3) != outputs:
+            values = list(_fields(attribute))
+            texts = {field: value for field, value in values if isinstance(value, bytes)}
+            # protobuf passes over a number in the field of the name
+            if texts.get(1) == b"num_outputs" and dict(values).get(3) != outputs:
                 raise ValueError(f"a Split with {outputs} outputs and another num_outputs")
 
 
