@@ -101,7 +101,7 @@ void CheckSplit(std::string_view node) {
     bool has_value = false;
     uint64_t value = 0;
     for (Fields fields(attribute); fields.Next();) {
-      if (fields.number == 1) name = fields.is_bytes ? fields.bytes : std::string_view();
+      if (fields.number == 1 && fields.is_bytes) name = fields.bytes;  // protobuf passes over a number there
       if (fields.number == 3) {
         has_value = !fields.is_bytes;
         value = fields.value;
