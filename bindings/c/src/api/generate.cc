@@ -114,7 +114,10 @@ void Start(sol_session& session, const int32_t* prompt, size_t num_tokens, const
   request.settings = Settings(options);
   request.dial = DialOf(options);
   request.reuse_cache = options.reuse_cache != 0;
-  if (options.trace != nullptr) request.trace = options.trace;
+  if (options.trace != nullptr) {
+    request.trace = options.trace;
+    model.bundle().RequireOutside("trace", request.trace);
+  }
   if (options.replay != nullptr) request.replay = options.replay;
   session.generation = std::make_unique<Generation>(
       sol_rt::GenerationParts{session.engine, model.config(), model.identity(), model.tokenizer(), model.cost(), session.policy.get(), session.live},

@@ -116,6 +116,7 @@ sol_error* sol_model_get_action(const sol_model* model, int32_t index, sol_actio
 sol_error* sol_model_measure_costs(sol_model* model, const char* file) {
   return Guard([&] {
     sol_rt::RequireHandle(model, "sol_model_measure_costs");
+    if (file != nullptr) model->model->bundle().RequireOutside("cost table", file);
     const sol_rt::CalibrationTable table = sol_rt::MeasureCosts(model->model);
     model->model->SetCost(sol_rt::MakeCalibratedCost(model->model->config(), table));
     if (file != nullptr) sol_rt::WriteFileAtomically(file, table.ToJson());

@@ -81,6 +81,7 @@ sol_error* sol_session_save(sol_session* session, const char* file) {
   return Guard([&] {
     const Turn turn(session, "sol_session_save");
     RequirePointer(file, "sol_session_save: file");
+    session->model->bundle().RequireOutside("session file", file);
     EndGeneration(*session);
     sol_rt::AtomicFile made(file);
     session->engine.Save(made.stream());

@@ -167,6 +167,19 @@ Bundle Bundle::Open(const std::string& folder, sol_verify verify, const Progress
   return bundle;
 }
 
+void Bundle::RequireOutside(const std::string& what, const std::string& path) const {
+  const auto check = [&](const std::string& name) {
+    try {
+      if (!StateOf(path).SameFile(StateOf(Path(name)))) return;
+    } catch (const std::system_error&) {
+      return;  // no such file
+    }
+    UsageFault(what + " " + Brief(path) + ": got " + name + " of the bundle " + path_ + ", which a " + what + " would overwrite; choose another file");
+  };
+  check(kConfigFile);
+  for (const auto& file : config_.files) check(file.first);
+}
+
 std::string Bundle::Read(const std::string& name) {
   const auto found = config_.files.find(name);
   if (found == config_.files.end()) BundleFault(path_, name, "no such file", "a file of the bundle");

@@ -33,6 +33,8 @@ class Bundle {
 
   bool Has(const std::string& name) const { return config_.files.count(name) > 0; }
   std::string Path(const std::string& name) const { return JoinPath(path_, name); }
+  // Throws SOL_ERROR_USAGE if a `what` that is written to `path` would overwrite a file of the bundle, also through a link.
+  void RequireOutside(const std::string& what, const std::string& path) const;
   // Hands over the content of a file of the bundle other than the weights. Reads what is not kept, as no content is handed over twice: throws
   // SOL_ERROR_BUNDLE if that was replaced since the bundle was opened. For one thread at a time.
   std::string Read(const std::string& name);

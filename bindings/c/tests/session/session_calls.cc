@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <functional>
 #include <iterator>
@@ -51,7 +52,7 @@ struct Host {
   sol_runtime* runtime = nullptr;
   sol_model* model = nullptr;
   sol_model_info info{};
-  std::string folder;
+  std::string bundle, folder;
 };
 
 sol_generate_options Options(int32_t tokens) {
@@ -444,6 +445,41 @@ void TestFiles(const Host& host) {
   CHECK_FAILS(SOL_ERROR_WRITE, "cannot be written", sol_session_save(session, (host.folder + "/nowhere/x.sol").c_str()));
 }
 
+// Nothing is written over a file of the session's own bundle, by whatever name.
+void TestFilesOfTheBundle(const Host& host) {
+  namespace fs = std::filesystem;
+  const std::string bundle = host.folder + "/bundle", link = host.folder + "/link";
+  fs::copy(host.bundle, bundle, fs::copy_options::recursive);
+  Host own = host;
+  CHECK_OK(sol_model_load(host.runtime, bundle.c_str(), nullptr, &own.model));
+  {
+    Session session(own);
+    const std::vector<int32_t> prompt = Prompt(6);
+    for (const std::string name : {"sol_config.json", "tokenizer.json", "weights.bin"}) {
+      const std::string path = bundle + "/" + name, before = Content(path);
+      std::vector<std::string> ways = {path, bundle + "/../bundle/" + name, link};
+      fs::create_hard_link(path, link);
+#ifndef _WIN32
+      ways.push_back(link + "2");
+      fs::create_symlink(path, ways.back());
+#endif
+      for (const std::string& way : ways) {
+        sol_generate_options options = Options(2);
+        options.trace = way.c_str();
+        const std::string words = ": got " + name + " of the bundle " + bundle + ", which a ", end = " would overwrite; choose another file";
+        CHECK_FAILS(SOL_ERROR_USAGE, (words + "trace" + end).c_str(), sol_session_start(session, prompt.data(), prompt.size(), &options));
+        CHECK_FAILS(SOL_ERROR_USAGE, (words + "session file" + end).c_str(), sol_session_save(session, way.c_str()));
+        CHECK_FAILS(SOL_ERROR_USAGE, (words + "cost table" + end).c_str(), sol_model_measure_costs(own.model, way.c_str()));
+        CHECK(Content(path) == before);
+        if (g_failed > 0) break;  // the bundle is damaged
+      }
+      for (size_t i = 2; i < ways.size(); ++i) fs::remove(ways[i]);
+    }
+    CHECK_OK(sol_session_save(session, (bundle + "/session.sol").c_str()));  // beside them there is room
+  }
+  sol_model_release(own.model);
+}
+
 void TestBadCalls(const Host& host) {
   Session session(host);
   const std::vector<int32_t> prompt = Prompt(4);
@@ -512,6 +548,7 @@ void TestBadCalls(const Host& host) {
 int main(int argc, char** argv) {
   if (argc < 4) return 2;
   Host host;
+  host.bundle = argv[2];
   host.folder = argv[3];
   sol_runtime_options options;
   sol_runtime_options_init(&options, sizeof options);
@@ -535,6 +572,7 @@ int main(int argc, char** argv) {
       {"live budget", TestLiveBudget},
       {"traces", TestTraces},
       {"files", TestFiles},
+      {"files of the bundle", TestFilesOfTheBundle},
       {"bad calls", TestBadCalls},
   };
   for (const auto& test : tests) {
