@@ -219,6 +219,27 @@ def test_traces_that_do_not_fit_are_refused_by_both(
         assert len(str(refused.value)) < 400
 
 
+@pytest.mark.parametrize("missing", [0, 1, 40])
+def test_a_replay_that_is_longer_than_the_context_is_refused_by_both(
+    python: SolModel, tmp_path: Path, missing: int
+) -> None:
+    """Where 40 tokens are missing, the prompt alone has too many."""
+    path = tmp_path / "trace.jsonl"
+    finished(python.stream(PROMPT, trace=path, max_new_tokens=40, eos_token_id=[]))
+    needed = len(PROMPT) + 39
+    settings: dict[str, Any] = {"max_context": needed - missing, "measure_costs": False}
+    ours = SolModel.from_pretrained(GOLDEN, provider="cpu", **settings)
+    theirs = NativeModel.from_pretrained(GOLDEN, **settings)
+    if missing == 0:
+        assert finished(theirs.stream(replay=path)).first_difference is None
+        return
+    with pytest.raises(ContextError, match=f"replay: got a trace of {needed} tokens, expected at most ") as expected:
+        ours.stream(replay=read_trace(path))
+    with pytest.raises(ContextError) as found:
+        theirs.stream(replay=path)
+    assert str(found.value) == str(expected.value)
+
+
 def test_the_cache_is_used_again(native: NativeModel) -> None:
     first = finished(native.stream(PROMPT, max_new_tokens=8, eos_token_id=[]))
     longer = [*PROMPT, *first.tokens]

@@ -76,7 +76,7 @@ Generation::Generation(const GenerationParts& parts, GenerationRequest request)
   }
   prompt_tokens_ = history_.size();
   const int64_t room = parts.engine.max_context() - static_cast<int64_t>(prompt_tokens_);
-  if (room < 0) {
+  if (room < 0 && !replay_) {
     throw Error(SOL_ERROR_CONTEXT, "prompt: got " + std::to_string(prompt_tokens_) + " tokens, expected at most " +
                                        std::to_string(parts.engine.max_context()) + ", the model's context; shorten it");
   }
@@ -87,6 +87,10 @@ Generation::Generation(const GenerationParts& parts, GenerationRequest request)
       UsageFault("replay: the trace was made with another bundle (" + BriefJson(replay_->header.bundle) + "); name that one");
     }
     if (replay_->records.empty()) UsageFault("replay: got a trace without tokens, expected one at least; record the run again");
+    if (limit_ < config_.max_new_tokens) {
+      throw Error(SOL_ERROR_CONTEXT, "replay: got a trace of " + std::to_string(prompt_tokens_ + replay_->records.size() - 1) + " tokens, expected at most " +
+                                         std::to_string(parts.engine.max_context()) + ", the model's context; open the model with a larger one");
+    }
     std::vector<Action> actions;
     for (const TraceRecord& record : replay_->records) {
       if (record.token >= vocab_size) {
