@@ -103,8 +103,8 @@ sol_finish FinishOf(Finish finish) {
 void Start(sol_session& session, const int32_t* prompt, size_t num_tokens, const sol_generate_options* given) {
   const sol_generate_options options = sol_rt::ReadStruct(given, DefaultOptions(), "sol_generate_options");
   if (num_tokens > 0) RequirePointer(prompt, "prompt");
-  if (session.cancelled.exchange(false)) throw sol_rt::Error(SOL_ERROR_CANCELLED, "the generation was cancelled before it began; start it again");
   CloseGeneration(session);
+  if (session.cancelled.exchange(false)) throw sol_rt::Error(SOL_ERROR_CANCELLED, "the generation was cancelled before it began; start it again");
   session.generation.reset();
   const sol_rt::Model& model = *session.model;
   if (!session.policy) session.policy = session.model->MakePolicyRunner();

@@ -252,6 +252,13 @@ void TestCancellation(const Host& host) {
   sol_session_cancel(session);
   CHECK_FAILS(SOL_ERROR_CANCELLED, "", sol_session_next(session, &token));
   CHECK_FAILS(SOL_ERROR_USAGE, "over", sol_session_next(session, &token));
+
+  // a start that was cancelled ends the text before it, as every start does
+  CHECK_OK(sol_session_start(session, prompt.data(), prompt.size(), &options));
+  sol_session_cancel(session);
+  CHECK_FAILS(SOL_ERROR_CANCELLED, "before it began", sol_session_start(session, prompt.data(), prompt.size(), &options));
+  CHECK(sol_session_busy(session) == 0);
+  CHECK_FAILS(SOL_ERROR_USAGE, "over", sol_session_next(session, &token));
 }
 
 void TestTwoThreads(const Host& host) {
