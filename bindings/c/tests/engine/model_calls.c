@@ -160,6 +160,10 @@ int main(int argc, char** argv) {
   Check(called == 1 && model == NULL, "stopped at once");
   how.progress = NULL;
   Expect(sol_model_load(runtime, argv[2], &how, &model), SOL_OK, "", "a model");
+  how.max_context = 1;
+  Expect(sol_model_load(runtime, argv[2], &how, &other), SOL_OK, "", "a model with room for one token");
+  Expect(sol_model_measure_costs(other, NULL), SOL_ERROR_USAGE, "max_context: got 1, expected at least 2", "costs without room for a step");
+  sol_model_release(other);
   sol_runtime_release(runtime); /* before its model */
 
   CheckInfo(model);

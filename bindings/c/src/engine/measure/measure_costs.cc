@@ -9,6 +9,7 @@
 #include <random>
 #include <set>
 
+#include "base/error.h"
 #include "engine/engine.h"
 #include "engine/measure/timed_step.h"
 #include "engine/measure/tune_operators.h"
@@ -78,6 +79,7 @@ std::string Now() {
 }  // namespace
 
 CalibrationTable MeasureCosts(std::shared_ptr<Model> model) {
+  if (model->max_context() < 2) UsageFault("max_context: got 1, expected at least 2, as a step needs a token before it; load the model with a larger one");
   const Config& config = model->config();
   Engine engine(model);
   std::vector<Action> actions;
@@ -89,7 +91,7 @@ CalibrationTable MeasureCosts(std::shared_ptr<Model> model) {
     if (action == config.dense) dense = actions.size();
     actions.push_back(action);
   }
-  const int64_t length = std::max<int64_t>(1, std::min(kContext, engine.max_context() - 1));
+  const int64_t length = std::min(kContext, model->max_context() - 1);
   std::vector<int32_t> tokens;
   for (int64_t token = 0; token < length; ++token) tokens.push_back(static_cast<int32_t>(token % config.model.vocab_size));
   engine.Forward(tokens.data(), tokens.size(), config.dense);
