@@ -189,6 +189,13 @@ DAMAGES = [
 ]  # fmt: skip
 
 
+def test_folders_are_named_as_python_names_them(program: Path) -> None:
+    """Two slashes at the beginning are no one: on Windows a server's name follows."""
+    given = ["//no/bundle", "//no//bundle/", "///no/bundle", "/no/./bundle", "./no/bundle/", "no", "//", "/", "."]
+    said = run_lines([str(program), "fast"], given)
+    assert said == [python_says(open_without_hashes, Path(text)) for text in given]
+
+
 @pytest.mark.parametrize("what", DAMAGES)
 def test_damaged_bundles(program: Path, bundle: Path, what: str) -> None:
     damage(bundle, what)

@@ -71,14 +71,15 @@ void CheckShape(const std::string& path, const Config& config, const std::string
               std::to_string(expected) + " at axis " + std::to_string(axis) + ", from " + key);
 }
 
-// As Python's Path writes it: no slash at the end, none twice, no `./`.
+// As Python's Path writes it: no slash at the end, none twice but at the beginning, where a server's name may follow; no `./`.
 std::string Normal(const std::string& path) {
-  std::string made = path.compare(0, 1, "/") == 0 ? "/" : "";
+  const size_t slashes = std::min(path.find_first_not_of('/'), path.size());
+  std::string made(slashes > 2 ? 1 : slashes, '/');
   for (size_t at = 0; at <= path.size();) {
     size_t end = path.find('/', at);
     if (end == std::string::npos) end = path.size();
     const std::string part = path.substr(at, end - at);
-    if (!part.empty() && part != ".") made += (made.empty() || made == "/" ? "" : "/") + part;
+    if (!part.empty() && part != ".") made += (made.empty() || made.back() == '/' ? "" : "/") + part;
     at = end + 1;
   }
   return made.empty() ? "." : made;

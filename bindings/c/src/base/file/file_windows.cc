@@ -48,8 +48,12 @@ FileKind KindOf(const std::string& path) {
 }
 
 bool IsLink(const std::string& path) {
-  const DWORD attributes = GetFileAttributesW(SystemPath(path).c_str());
-  return attributes != INVALID_FILE_ATTRIBUTES && (attributes & FILE_ATTRIBUTE_REPARSE_POINT);
+  WIN32_FIND_DATAW found;
+  const HANDLE search = FindFirstFileW(SystemPath(path).c_str(), &found);
+  if (search == INVALID_HANDLE_VALUE) return false;
+  FindClose(search);
+  const DWORD tag = found.dwFileAttributes & FILE_ATTRIBUTE_REPARSE_POINT ? found.dwReserved0 : 0;
+  return tag == IO_REPARSE_TAG_SYMLINK || tag == IO_REPARSE_TAG_MOUNT_POINT;  // others are files, such as those of Data Deduplication
 }
 
 FileState StateOf(const std::string& path) {
