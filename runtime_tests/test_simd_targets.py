@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
+import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +23,7 @@ from sol_rt.ops import library_path
 
 LIBRARY = library_path()
 INFO = Path("/proc/cpuinfo")
+EMULATOR = shutil.which("qemu-x86_64") or shutil.which("qemu-x86_64-static")
 
 pytestmark = [
     pytest.mark.skipif(LIBRARY is None, reason="the native operators are not built"),
@@ -28,7 +31,7 @@ pytestmark = [
     pytest.mark.skipif(not INFO.exists(), reason="the system does not list the processor's features"),
 ]
 
-_AVX2 = {"pclmulqdq", "fma", "sse4_2", "aes", "avx", "bmi1", "avx2", "bmi2"}
+_AVX2 = {"pclmulqdq", "fma", "sse4_2", "aes", "avx", "f16c", "bmi1", "avx2", "bmi2"}
 _AVX3 = _AVX2 | {"avx512f", "avx512dq", "avx512cd", "avx512bw", "avx512vl"}
 _AVX3_DL = {"avx512vbmi", "avx512_vbmi2", "gfni", "vpclmulqdq", "avx512_vnni", "avx512_bitalg", "avx512_vpopcntdq"}
 FEATURES = {
@@ -72,6 +75,16 @@ def test_the_mask_leaves_the_best_target_of_this_processor() -> None:
         expected = next(name for name in FEATURES if name in here() and X86_TARGETS[name] & ~mask == 0)
         found = with_targets([sys.executable, "-c", PROBE, str(LIBRARY)], mask)
         assert found.stdout.strip() == f"b'{expected}'", f"mask {mask}: {found.stderr}"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(EMULATOR is None, reason="no emulator (qemu-x86_64)")
+@pytest.mark.parametrize("missing", [None, *sorted(_AVX2 - {"sse4_2", "bmi1"})])  # the C library itself takes bmi1
+def test_a_processor_that_lacks_an_instruction_of_a_target_does_not_run_it(missing: str | None) -> None:
+    processor = f"Haswell,-{missing}" if missing else "Haswell"
+    command = [str(EMULATOR), "-cpu", processor, os.path.realpath(sys.executable), "-c", PROBE, str(LIBRARY)]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert found.stdout.strip() == f"b'{'SSE4' if missing else 'AVX2'}'", found.stderr
 
 
 @pytest.mark.slow

@@ -78,8 +78,8 @@ int64_t DetectTargets() {
   const Cpuid basic(1), extended(7);
   // The instructions of a target, as Highway counts them. The system must also save the wider registers.
   const uint64_t saved = basic.Ecx({27}) ? SavedRegisters() : 0;
-  // pclmul, fma, sse4.2, aes, avx; bmi, avx2, bmi2
-  const bool avx2 = (saved & 0x6) == 0x6 && basic.Ecx({1, 12, 20, 25, 28}) && extended.Ebx({3, 5, 8});
+  // pclmul, fma, sse4.2, aes, avx, f16c; bmi, avx2, bmi2
+  const bool avx2 = (saved & 0x6) == 0x6 && basic.Ecx({1, 12, 20, 25, 28, 29}) && extended.Ebx({3, 5, 8});
   if (avx2) targets |= HWY_AVX2;
   if (avx2 && Cpuid(7, 1).Eax({4})) targets |= kAvxVnni;
   const bool avx3 = avx2 && (saved & 0xE6) == 0xE6 && extended.Ebx({16, 17, 28, 30, 31});  // avx512f, dq, cd, bw, vl
