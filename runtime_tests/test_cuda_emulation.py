@@ -291,3 +291,4 @@ test_fixed_layers = layer.test_fixed_layers
 test_append_in_place = layer.test_append_in_place
 test_an_int8_cache_without_scales_is_refused = layer.test_an_int8_cache_without_scales_is_refused
 test_damaged_layers = layer.test_damaged_layers_are_refused
+test_contradicting_attributes = layer.test_attributes_that_contradict_are_refused

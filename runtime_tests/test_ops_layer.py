@@ -543,6 +543,39 @@ def test_damaged_layers_are_refused(attribute: str, value: float | str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("traits", "attribute", "value", "message"),
+    [
+        (
+            {"parallel_residual": True, "shared_norm": True},
+            "parallel_residual",
+            0,
+            "shared_norm: got 1 in a sequential layer, expected 0",
+        ),
+        ({}, "qk_norm_after_rope", 1, "qk_norm_after_rope: got 1 without qk_norm, expected 0"),
+        (
+            {"qk_norm": "head", "qk_norm_after_rope": True, "rotary_dim": 14},
+            "rotary_dim",
+            15,
+            "rotary_dim: got 15, expected an even number",
+        ),
+    ],
+)
+def test_attributes_that_contradict_are_refused(
+    traits: dict[str, Any], attribute: str, value: int, message: str
+) -> None:
+    """The inputs fit, so that only the attributes tell."""
+    layer = Layer(replace(describe("llama"), **traits), 4, 1, 100)
+    run(layer.model, layer.feed)
+    model = onnx.ModelProto()
+    model.CopyFrom(layer.model)
+    attributes = model.graph.node[0].attribute
+    old = next((entry for entry in attributes if entry.name == attribute), None) or attributes.add()
+    old.CopyFrom(helper.make_attribute(attribute, value))
+    with pytest.raises(Exception, match=f"DecoderLayer: attribute {message}; export the bundle again"):
+        run(model, layer.feed)
+
+
+@pytest.mark.parametrize(
     ("name", "value"),
     [
         ("x", np.zeros((1, 0, 64), np.float32)),

@@ -371,7 +371,7 @@ class Case {
     node.op = "DecoderLayer";
     const Heads h = ReadHeads(true);
     const int64_t hidden = Channels(4), I = Channels(5);
-    const bool layer_norm = bytes_.Flag(), gated = bytes_.Flag(), shared_norm = bytes_.Flag();
+    const bool layer_norm = bytes_.Flag(), gated = bytes_.Flag(), wants_shared_norm = bytes_.Flag();
     const bool qkv_bias = bytes_.Flag(), output_bias = bytes_.Flag(), mlp_bias = bytes_.Flag();
     const int qkv_bits = LayerBits(h.QkvSize()), o_bits = LayerBits(0), up_bits = LayerBits(0), down_bits = LayerBits(0);
     layers_ = 1 + bytes_.Below(3);
@@ -379,7 +379,8 @@ class Case {
     Attribute("layer", layer_);
     Attribute("hidden_size", hidden);
     Attribute("intermediate_size", I);
-    Attribute("parallel_residual", int64_t{bytes_.Flag()});
+    const bool parallel = bytes_.Flag(), shared_norm = parallel && wants_shared_norm;
+    Attribute("parallel_residual", int64_t{parallel});
     Attribute("norm", layer_norm ? "layer" : "rms");
     Attribute("epsilon", 1e-5f);
     Attribute("shared_norm", int64_t{shared_norm});

@@ -63,7 +63,6 @@ inline AttentionSizes ReadAttentionSizes(const Attributes& attributes, const cha
   sizes.scale = attributes.Float("softmax_scale");
   sizes.window = std::max<int64_t>(0, attributes.IntOr("window", 0));
   sizes.softcap = attributes.FloatOr("softcap", 0.0f);
-  if (attributes.IntOr("qk_norm_after_rope", 0) != 0) sizes.rotary_dim = 0;  // q and k come rotated
   const auto refuse = [&](const std::string& what) { throw Error(std::string(op) + ": " + what + "; export the bundle again"); };
   if (sizes.heads % sizes.kv_heads != 0 || sizes.heads / sizes.kv_heads > kMaxGroup) {
     refuse("attribute num_heads: got " + std::to_string(sizes.heads) + ", expected a multiple of kv_heads " + std::to_string(sizes.kv_heads) +
@@ -71,6 +70,10 @@ inline AttentionSizes ReadAttentionSizes(const Attributes& attributes, const cha
   }
   if (sizes.head_dim % 2 != 0) refuse("attribute head_dim: got " + std::to_string(sizes.head_dim) + ", expected an even number");
   if (sizes.rotary_dim % 2 != 0) refuse("attribute rotary_dim: got " + std::to_string(sizes.rotary_dim) + ", expected an even number");
+  if (attributes.IntOr("qk_norm_after_rope", 0) != 0) {
+    if (attributes.StringOr("qk_norm", "none") == "none") refuse("attribute qk_norm_after_rope: got 1 without qk_norm, expected 0");
+    sizes.rotary_dim = 0;  // q and k come rotated
+  }
   for (const size_t part : {0, 1}) {
     const std::string name = part == 0 ? "key_scale" : "value_scale";
     if (int8 && !attributes.HasInput(scale_port + part)) refuse("got an int8 cache without past_" + name);

@@ -59,6 +59,15 @@ inline NormPlace ReadNormPlace(const Attributes& attributes, const char* op) {
   return {place == "around", true};
 }
 
+// Whether the MLP of a parallel layer gets what attention gets.
+inline bool HasSharedNorm(const Attributes& attributes, const char* op) {
+  const bool shared = attributes.Int("shared_norm", 0, 1) != 0;
+  if (shared && attributes.Int("parallel_residual", 0, 1) == 0) {
+    throw Error(std::string(op) + ": attribute shared_norm: got 1 in a sequential layer, expected 0; export the bundle again");
+  }
+  return shared;
+}
+
 // How q and k are normalized.
 enum class QkNormKind { kNone, kHead, kRow };
 inline QkNormKind ReadQkNorm(const Attributes& attributes, const char* op) {

@@ -140,7 +140,7 @@ class DecoderLayer {
         norms_(ReadNormPlace(attributes, kName)),
         attention_norm_(weights.ReadNormIf(norms_.before, "attention_norm", hidden_, HasLayerNorm(attributes, kName))),
         attention_post_norm_(weights.ReadNormIf(norms_.after, "attention_post_norm", hidden_, HasLayerNorm(attributes, kName))),
-        mlp_norm_(attributes.Int("shared_norm", 0, 1) != 0
+        mlp_norm_(HasSharedNorm(attributes, kName)
                       ? attention_norm_
                       : weights.ReadNormIf(norms_.before, "mlp_norm", hidden_, HasLayerNorm(attributes, kName))),
         mlp_post_norm_(weights.ReadNormIf(norms_.after, "mlp_post_norm", hidden_, HasLayerNorm(attributes, kName))),

@@ -208,7 +208,7 @@ class DecoderLayer {
       : attention_(attributes, kName, kInt8Cache, kLayerScalePort, LayerIndex(attributes)),
         hidden_(Channels(attributes, kName, "hidden_size")),
         parallel_residual_(attributes.Int("parallel_residual", 0, 1) != 0),
-        shared_norm_(attributes.Int("shared_norm", 0, 1) != 0),
+        shared_norm_(HasSharedNorm(attributes, kName)),
         norms_(ReadNormPlace(attributes, kName)),
         qk_norm_(ReadQkNorm(attributes, kName)),
         layer_norm_(HasLayerNorm(attributes, kName)),
