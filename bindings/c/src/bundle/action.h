@@ -27,7 +27,6 @@ struct Action {
   static Action Parse(std::string_view tag);
 
   bool operator==(const Action& other) const { return kv == other.kv && channels == other.channels && bits == other.bits; }
-  bool operator!=(const Action& other) const { return !(*this == other); }
   bool operator<(const Action& other) const {
     return kv != other.kv ? kv < other.kv : channels != other.channels ? channels < other.channels : bits < other.bits;
   }

@@ -72,7 +72,6 @@ struct PolicySpec {
   std::vector<std::string> scalars;
   std::vector<Action> actions;
   std::array<int64_t, 5> state_shape;
-  std::string description;
   double gain_over_hull = 0.0;
 };
 

@@ -298,7 +298,7 @@ PolicySpec ReadPolicy(JsonTable table, const Config& config) {
   std::copy(shape.begin(), shape.end(), spec.state_shape.begin());
   if (table.Has("gain_over_hull")) spec.gain_over_hull = table.Typed("gain_over_hull", IsLoss, "a finite number of nats").get<double>();
   spec.file = table.FileName("file");
-  spec.description = table.Text("description");
+  table.Text("description");  // nobody reads it here
   table.Done();
   return spec;
 }

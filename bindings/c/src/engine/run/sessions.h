@@ -19,7 +19,6 @@ class Sessions {
   // `bundle` and `weights` must outlive the sessions.
   Sessions(std::shared_ptr<const Runtime> runtime, Bundle& bundle, const Weights& weights);
 
-  const Runtime& runtime() const { return *runtime_; }
   // The session of a graph file, for any thread, for the life of this object. Throws SOL_ERROR_BUNDLE, SOL_ERROR_RUNTIME.
   OrtSession* Get(const std::string& file, const Signature& signature);
 
