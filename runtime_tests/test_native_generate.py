@@ -248,6 +248,18 @@ def test_the_cache_is_used_again(native: NativeModel) -> None:
     assert native.private_bytes > 0
 
 
+def test_a_trace_of_a_loss_names_the_budget_that_it_comes_to(
+    python: SolModel, native: NativeModel, tmp_path: Path
+) -> None:
+    budgets = []
+    for place, model in enumerate((python, native)):
+        finished(model.stream(PROMPT, max_loss=0.02, max_new_tokens=4, trace=tmp_path / f"{place}.jsonl"))
+        budgets.append(read_trace(tmp_path / f"{place}.jsonl").header.budget)
+    assert budgets[1] == pytest.approx(budgets[0], rel=1e-9)
+    assert budgets[0] is not None
+    assert budgets[0] < 1
+
+
 def test_a_moved_budget_holds_as_in_python(python: SolModel, native: NativeModel) -> None:
     found = []
     for model in (python, native):

@@ -47,6 +47,7 @@ class Planner {
   virtual const std::string& Schedule() const = 0;    // its name
   virtual double Achieved() const = 0;
   virtual double Requested() const = 0;               // under targets on the axes and `fixed:TAG`: what they came to
+  virtual double Asked(int64_t context) const = 0;    // before the first step, at that context: what was asked for, or what a rate or a loss comes to
   virtual bool Floored() const = 0;
   virtual std::optional<double> FastestRate(int64_t context) = 0;  // tokens per second; nothing if costs are bytes
   // Mean over the steps recorded, each action's at the middle of the generation; nothing if an action was not measured.

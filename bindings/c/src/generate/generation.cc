@@ -107,7 +107,7 @@ Generation::Generation(const GenerationParts& parts, GenerationRequest request)
     planner_ = MakeReplayPlanner(parts.config, parts.cost, replay_->header.schedule, std::move(actions), *asked_);
   } else {
     planner_ = MakePlanner(parts.config, parts.cost, request.dial, parts.policy);
-    if (!HasAxisTargets(request.dial)) asked_ = planner_->Requested();
+    if (!HasAxisTargets(request.dial)) asked_ = planner_->Asked(static_cast<int64_t>(prompt_tokens_));
   }
   writer_ = std::make_unique<TextWriter>(parts.tokenizer, history_, config_.stop_strings, EndTokens(config_));
   if (!request.trace.empty()) trace_ = std::make_unique<TraceWriter>(request.trace, Header());
