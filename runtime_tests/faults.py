@@ -573,6 +573,8 @@ def change_weights(place: Place, trials: int, seed: int) -> dict[str, Any]:
                 (bundle / "aside").write_bytes(other)
                 (bundle / "aside").replace(bundle / WEIGHTS)
             before = (streams / "out").stat().st_size
+            if not in_place:
+                _wait_for_more(streams, before)
             outcome = finish(process, streams, kill_after=20 if in_place else 0.2)
             *lines, rest = outcome.out.splitlines(keepends=True)
             went_on += outcome.code is None and len(outcome.out) > before
@@ -593,6 +595,15 @@ def _wait_for_lines(path: Path, count: int) -> None:
     while not path.exists() or path.read_text(encoding="utf-8").count("\n") < count:
         if time.monotonic() > end:
             raise SystemExit("the process generates nothing")
+        time.sleep(0.001)
+
+
+def _wait_for_more(streams: Path, before: int) -> None:
+    """Until a process has written more than `before` bytes of text, or an error; at most a minute."""
+    end = time.monotonic() + 60
+    while (streams / "out").stat().st_size <= before and not (streams / "err").stat().st_size:
+        if time.monotonic() > end:
+            return
         time.sleep(0.001)
 
 

@@ -411,7 +411,7 @@ def test_same_plans(program: Path, tmp_path: Path, **plan: Any) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=200, **unshrunk)
+@settings(max_examples=100, **unshrunk)
 @given(**plans)
 def test_many_same_plans(program: Path, tmp_path: Path, **plan: Any) -> None:
     compare(program, tmp_path, **plan)

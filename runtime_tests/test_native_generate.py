@@ -536,6 +536,7 @@ def test_a_budget_is_set_while_a_token_is_computed(native: NativeModel) -> None:
     next(stream)
     with native._turns.token, ThreadPoolExecutor(1) as pool:
         pool.submit(setattr, stream, "budget", 0.9).result(20)
+    assert stream.budget == 0.9
     stream.close()
 
 

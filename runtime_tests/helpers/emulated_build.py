@@ -8,6 +8,8 @@ import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from filelock import FileLock
+
 ROOT = Path(__file__).resolve().parents[2]
 OPS = ROOT / "sol_rt" / "ops"
 NATIVE = ROOT / "runtime_tests" / "native"
@@ -42,7 +44,9 @@ def build(folder: Path, *, races: bool = False) -> Path:
     """The library of the CUDA operators for the CPU provider, kernels emulated, and their races looked for."""
     assert COMPILER is not None
     flags = os.environ.get("SOL_RT_EMULATION_FLAGS", "").split()
-    objects = compiled(sorted([*SOURCES, *MACHINE]), folder, flags, RACES if races else [])
+    (ROOT / "build").mkdir(exist_ok=True)
+    with FileLock(ROOT / "build" / "emulated.lock"):  # ccache compiles twice what two ask for at once
+        objects = compiled(sorted([*SOURCES, *MACHINE]), folder, flags, RACES if races else [])
     library = folder / "libsol_ops_cuda_emulated.so"
     sanitizer = [flag for flag in flags if flag.startswith("-fsanitize")]
     subprocess.run(

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Sequence
 
 X86_TARGETS = {"SSE4": 1 << 11, "AVX2": 1 << 9, "AVX2_VNNI": 1 << 9 | 1 << 10, "AVX3": 1 << 8, "AVX3_DL": 1 << 7}
 """Names and masks for SOL_RT_SIMD_TARGETS, from the least to the best. AVX2_VNNI is ours, the others are Highway's."""
-MASKS = (*X86_TARGETS.values(), 1 << 26, 1 << 28, 1 << 29)
-"""Of all targets that the library may have, x86's and Arm's; one that a processor lacks runs its baseline."""
+_IS_ARM = platform.machine().lower() in ("aarch64", "arm64")
+MASKS = (1 << 26, 1 << 28, 1 << 29) if _IS_ARM else tuple(X86_TARGETS.values())
+"""Of all targets that the library may have on this kind of processor; one that it lacks runs the baseline."""
 
 
 def with_targets(command: Sequence[str], mask: int) -> subprocess.CompletedProcess[str]:
