@@ -29,6 +29,13 @@ def check_output(output: Path) -> None:
         raise UsageError(f"output {output}: it is there already and no bundle, so it stays; choose another place")
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def _no_room(output: Path) -> CheckpointError:
+    return CheckpointError(f"disk: no room left in {output.parent}; make room or choose another -o")
+
+
 @contextmanager
 def written_aside(output: Path) -> Iterator[Path]:
     """Yields a new folder beside `output`, which takes the place of `output` at the end.
@@ -40,15 +47,17 @@ def written_aside(output: Path) -> Iterator[Path]:
         with replacing_folder(output) as folder:
             yield folder
     except WriteError as error:
-        if isinstance(error.__cause__, OSError) and error.__cause__.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise CheckpointError(f"disk: no room left in {output.parent}; make room or choose another -o") from error
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno in _FULL:
+            raise _no_room(output) from error
         raise CheckpointError(f"output {output}: {error.reason}; choose another -o") from error
     except OSError as error:
         problem = error.strerror or error
-        named = None if error.filename is None else Path(os.fsdecode(error.filename)).resolve()
-        if named is not None and output.parent.resolve() not in (named, *named.parents):
-            raise CheckpointError(f"{named}: {problem}; make it readable") from error
-        raise CheckpointError(f"output {output}: {problem}; choose another -o") from error
+        if error.errno in _FULL:  # copying names the file that it reads
+            raise _no_room(output) from error
+        if error.filename is None:
+            raise CheckpointError(f"output {output}: {problem}; choose another -o") from error
+        # near the output it would have been a WriteError, so it is a file of the source
+        raise CheckpointError(f"{os.fsdecode(error.filename)}: {problem}; make it readable") from error
 
 
 def seal(

@@ -333,7 +333,9 @@ def _check_arguments(
         try:
             str(given).encode("utf-8")
         except UnicodeEncodeError:
-            raise UsageError(f"{what} {brief(given)}: its name is not UTF-8, a bundle holds it; rename it") from None
+            raise UsageError(
+                f"{what} {brief(given)}: got a name that is not UTF-8, expected one that is; rename it"
+            ) from None
     if max_actions is not None and (max_actions < 1 or calibration == NO_TEXT):
         raise UsageError(
             f"max actions: got {max_actions}, expected 1 or more, and a calibration text: without one nothing says "

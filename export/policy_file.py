@@ -181,7 +181,9 @@ def give_policy(path: Path, source: Path) -> Bundle:
         document = given.to_json_dict()
         parse_config(document, folder / CONFIG_NAME)  # a wrong config must not replace a right one
         if sha256(folder / CONFIG_NAME) != bundle.identity:
-            raise CheckpointError(f"{folder}: it was exported anew meanwhile, and is as it was; run the command again")
+            raise CheckpointError(
+                f"{folder}: another export replaced it meanwhile, so it got no policy; run the command again"
+            )
         try:
             write_bytes(folder / name, content)
             write_text(folder / CONFIG_NAME, json.dumps(document, indent=2, ensure_ascii=False) + "\n")

@@ -458,6 +458,11 @@ def test_an_added_token_that_the_model_has_no_row_for_is_left_out(folder: Path, 
     shutil.copyfile(folder / "generation_config.json", tmp_path / "generation_config.json")
     with pytest.raises(CheckpointError, match=f"got token ids up to {size}"):
         check_files(tmp_path, size)
+    (tmp_path / "chat_template.jinja").write_text("{{ '<image>' }}")
+    drop_tokens_beyond(tmp_path, size)
+    with pytest.raises(CheckpointError, match=f"got token ids up to {size}"):  # the template writes it
+        check_files(tmp_path, size)
+    (tmp_path / "chat_template.jinja").unlink()
     drop_tokens_beyond(tmp_path, size)
     check_files(tmp_path, size)
     assert tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json")).to_str() == wanted

@@ -159,7 +159,7 @@ def test_names_that_no_bundle_can_hold_are_refused_at_once(folder: Path, tmp_pat
     named = tmp_path / os.fsdecode(b"small\xff")
     shutil.copytree(folder, named)
     for source, calibration in ((named, "none"), (folder, tmp_path / os.fsdecode(b"text\xff"))):
-        with pytest.raises(UsageError, match="its name is not UTF-8, a bundle holds it; rename it"):
+        with pytest.raises(UsageError, match="got a name that is not UTF-8, expected one that is; rename it"):
             export_bundle(str(source), tmp_path / "out", calibration=calibration)
     with pytest.raises(UsageError, match=f"save calibration {tmp_path}: a folder"):
         export_bundle(str(folder), tmp_path / "out", calibration="full", save_calibration=tmp_path)

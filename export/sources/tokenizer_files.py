@@ -24,6 +24,9 @@ TOKENIZER, SETTINGS, TEMPLATE, GENERATION = (
 )
 
 
+_USED = ("bos_token", "eos_token", "pad_token", "unk_token")
+
+
 def copy_from_folder(source: Path, config: Mapping[str, Any], folder: Path, trust_remote_code: bool = False) -> None:
     """Copies the tokenizer's files. Older forms are converted to tokenizer.json.
 
@@ -96,12 +99,16 @@ def quick_form(tokenizer: tokenizers.Tokenizer) -> str:
 def drop_tokens_beyond(folder: Path, vocab_size: int) -> None:
     """Takes added tokens that the model has no row for out of tokenizer.json.
 
-    The text models of Gemma 3 share their tokenizer with the larger ones, whose token for an image they lack.
+    The text models of Gemma 3 share their tokenizer with the larger ones, whose token for an image they lack. Tokens
+    that the chat template writes, or that begin or end texts, stay, so that `check_files` refuses them.
     """
     path = folder / TOKENIZER
+    template = folder / TEMPLATE
     try:
         content = json.loads(read_bytes(path))
-        kept = [token for token in content["added_tokens"] if token["id"] < vocab_size]
+        needed = template.read_text(encoding="utf-8") if template.is_file() else ""
+        needed += json.dumps([_json(folder / SETTINGS).get(name) for name in _USED], ensure_ascii=False)
+        kept = [token for token in content["added_tokens"] if token["id"] < vocab_size or token["content"] in needed]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return  # `check_files` says what is wrong
     if len(kept) < len(content["added_tokens"]):
