@@ -11,8 +11,8 @@ from sol_rt.cli.make import export as command
 from sol_rt.errors import SolError
 from sol_rt.export.graphs.policy_graph import PolicyShape, random_policy_parameters
 from sol_rt.export.policy_file import TrainedPolicy, write_policy
-from sol_rt.store.home import bundles_dir
-from sol_rt.store.pull import bundle_name
+from sol_rt.store.home import bundles_dir, remember_source
+from sol_rt.store.pull import bundle_name, source_of
 from sol_rt.store.recipes import recipe as recipes
 
 LEVELS = {"bits": (8, 6, 4), "channel_density": (1.0, 0.5), "kv_density": (1.0, 0.1)}
@@ -64,6 +64,7 @@ def test_the_bundle_that_a_model_was_exported_to(model: str, tmp_path: Path, mon
     assert command._existing("smollm2-135m", None, False) is None
     target.mkdir(parents=True)
     (target / "sol_config.json").touch()
+    remember_source(target, source_of(model))
     assert command._existing(model, None, False) == target
     assert command._existing(model, None, True) is None
 

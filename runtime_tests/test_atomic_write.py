@@ -7,8 +7,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -474,3 +475,25 @@ with _ended_cleanly():
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 128 + signal.SIGTERM
     assert names(tmp_path) == set()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="folders have no locks there")
+def test_a_folder_that_another_process_is_about_to_remove_is_left_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That process took it for abandoned between its making and its lock."""
+    tried, held = [], atomic_write._held
+
+    @contextmanager
+    def taken_at_first(path: Path) -> Iterator[None]:
+        tried.append(path)
+        if len(tried) == 1:
+            raise BlockingIOError
+        with held(path):
+            yield
+
+    monkeypatch.setattr(atomic_write, "_held", taken_at_first)
+    with temporary_folder(tmp_path / "bundle") as folder:
+        assert tried == [tried[0], folder]
+        assert folder != tried[0]
+        assert folder.is_dir()

@@ -101,10 +101,14 @@ def temporary_folder(target: Path) -> Iterator[Path]:
     path = temporary_name(target)
     try:  # from before the folder is made: an interrupt may fall right behind it
         with ExitStack() as stack:
-            while not path.exists():  # another process may take it for abandoned before it is locked
+            while not path.exists():
                 path.mkdir()
-                with suppress(OSError):  # a file system without locks
+                try:
                     stack.enter_context(_held(path))
+                except BlockingIOError:  # another process has taken it for abandoned, and is about to remove it
+                    path = temporary_name(target)
+                except OSError:  # it is removed already, or a file system without locks
+                    pass
             yield path
     finally:
         _remove(path)
@@ -234,8 +238,13 @@ def temporary_name(target: Path) -> Path:
 def _new_file(path: Path) -> BinaryIO | None:
     """Makes a file and locks it. None if another process took it for abandoned before that. Raises OSError."""
     file = path.open("xb")
-    with suppress(OSError):  # a file system without locks
+    try:
         _lock(file.fileno())
+    except BlockingIOError:  # that process is about to remove it
+        file.close()
+        return None
+    except OSError:  # a file system without locks
+        pass
     if path.exists():
         return file
     file.close()

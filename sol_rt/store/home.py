@@ -146,7 +146,7 @@ def forget_source(bundle: Path) -> None:
 
 
 def _source_record(bundle: Path) -> Path:
-    return home() / "sources" / bundle.name
+    return home() / "sources" / bundle.resolve().name
 
 
 def find_bundle(model: str | None) -> Path:
