@@ -468,9 +468,20 @@ def test_a_trace_of_a_loss_names_the_budget_that_it_came_to(
     first = with_policy.generate(PROMPT, schedule=schedule, max_loss=0.02, trace=path, **LONG)
     trace = read_trace(path)
     assert trace.header.budget == pytest.approx(first.requested_budget, abs=0.02)
+    assert trace.header.budget < 0.98
     again = with_policy.generate(replay=trace, **LONG)
     assert again.achieved_budget == pytest.approx(first.achieved_budget)
     assert again.requested_budget == pytest.approx(first.requested_budget, abs=0.02)
+
+
+def test_a_trace_of_a_slow_rate_replays(with_policy: SolModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its allowance has room for the policy beside a dense step."""
+    monkeypatch.setenv("SOL_RT_HOME", str(tmp_path / "home"))
+    model = SolModel.from_pretrained(with_policy.bundle, provider="cpu")
+    model.generate(PROMPT, schedule="sol", tokens_per_second=0.01, trace=tmp_path / "t.jsonl", max_new_tokens=4)
+    trace = read_trace(tmp_path / "t.jsonl")
+    assert trace.header.budget == 1.0
+    assert model.generate(replay=trace).first_difference is None
 
 
 def test_a_trace_that_cannot_be_replayed_is_refused_before_it_runs(model: SolModel, tmp_path: Path) -> None:

@@ -444,6 +444,7 @@ class Engine:
         Restores the last copy of the states and runs the tokens behind it dense, which also writes their keys and
         values anew. If the cache no longer holds what the first of them reads, all tokens run, as a prompt does.
         """
+        self._ensure_capacity(self.length)  # where a growth was interrupted
         states, start = self._states, self.length
         if states is not None and states.length != start:
             states.restore(start)
@@ -490,9 +491,11 @@ class Engine:
             where = "" if self.provider.gpu is None else f" on {self.provider.device_name}"
             what = f"context: a KV cache of {tokens} tokens needs {needed:.0f} MB"
             raise ContextError(f"{what}, more than is free{where}; shorten the prompt") from None
-        except DeviceError:
-            self._cache.free()
-            self.reset()
+        except BaseException as error:
+            # an interrupt between two buffers: on the CPU the next growth brings them all to one capacity
+            if isinstance(error, DeviceError) or self.provider.gpu is not None:
+                self._cache.free()
+                self.reset()
             raise
 
     def _refuse(self, action: Action, appended: int) -> NoReturn:

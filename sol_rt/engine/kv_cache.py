@@ -184,7 +184,6 @@ class KvCache:
         # old buffers go one by one as new ones come
         added = self.bytes_at(capacity) - self.bytes_at(self.capacity)
         device.require(added, f"a KV cache of {capacity} tokens")
-        self.capacity = 0  # as above
         for buffer in self.buffers():
             shape = self.shape(buffer, capacity)
             if used:

@@ -82,7 +82,7 @@ def _asked(controller: BaseController, context: int) -> float | None:
     targets.
     """
     if controller.budget is None and isinstance(controller, Controller):
-        return controller.allowance(context)
+        return min(controller.allowance(context), 1.0)  # a slow rate allows the policy's cost beside a dense step's
     return controller.requested
 
 

@@ -80,7 +80,10 @@ class Stream(Iterator[GeneratedToken]):
             return generated
 
     def close(self) -> None:
-        """Ends the generation. The trace is then complete, and the model ready for the next generation."""
+        """Ends the generation. The trace is then complete, and the model ready for the next generation.
+
+        In a signal's handler it returns at once, and the generation ends behind the token in progress.
+        """
         self._end()
 
     @property

@@ -50,7 +50,7 @@ class RunPlanner final : public Planner {
   double Requested() const override {
     return name_.rfind("fixed:", 0) == 0 ? Achieved() : controller_->Requested().value_or(Achieved());
   }
-  double Asked(int64_t context) const override { return controller_->Budget() ? Requested() : controller_->Allowance(context); }
+  double Asked(int64_t context) const override { return controller_->Budget() ? Requested() : std::min(1.0, controller_->Allowance(context)); }
   bool Floored() const override { return controller_->floored(); }
   std::optional<double> FastestRate(int64_t context) override { return controller_->FastestRate(context); }
 
