@@ -202,7 +202,7 @@ def measure_quickly(engine: Engine, bundle: Bundle, *, seconds: float = 2.0) -> 
             continue
         ratios = times / times[:, dense : dense + 1]
         low, middle, high = np.percentile(ratios, [25, 50, 75], axis=0)
-        steady = float(((high - low) / middle).mean()) <= _SCATTER
+        steady = len(times) >= _LEAST_QUICK and float(((high - low) / middle).mean()) <= _SCATTER
         if steady or spent > 3 * seconds:
             break
     engine.reset()

@@ -132,7 +132,7 @@ CalibrationTable MeasureCosts(std::shared_ptr<Model> model) {
       middle[i] = Quantile(ratios, 0.5);
       scatter += (Quantile(ratios, 0.75) - Quantile(ratios, 0.25)) / middle[i];
     }
-    steady = scatter / static_cast<double>(actions.size()) <= kScatter;
+    steady = rounds.size() >= kLeastRounds && scatter / static_cast<double>(actions.size()) <= kScatter;
     if (steady || spent > 3 * kSeconds) break;
   }
   std::vector<double> dense_times;
