@@ -166,7 +166,7 @@ class Trainer:
                     store.write(names[number], self._measured(wanted[number], is_held, place))
             group.wait()
         there = list(itertools.takewhile(lambda number: store.has(names[number]), range(len(wanted))))
-        there = there[: int(self.group.from_first(len(there)))]  # another training may be filling the folder
+        there = list(range(int(self.group.from_first(len(there)))))  # another training may be filling the folder
         read = [store.read(names[number], self.spec.scalars) for number in there]
         kinds = [wanted[number].kind for number in there]
         training = MeasuredWindows(read[len(held) :], kinds[len(held) :])

@@ -193,9 +193,9 @@ def dial(
 
 
 def check_rate(tokens_per_second: float | None) -> None:
-    """Raises UsageError for a `--tokens-per-second` that is not over 0."""
-    if tokens_per_second is not None and not tokens_per_second > 0:
-        raise UsageError(f"--tokens-per-second {tokens_per_second:g}: expected a number over 0")
+    """Raises UsageError for a `--tokens-per-second` that is no finite number over 0."""
+    if tokens_per_second is not None and not 0 < tokens_per_second < float("inf"):
+        raise UsageError(f"--tokens-per-second {tokens_per_second:g}: expected a finite number over 0")
 
 
 def read_text(path: Path) -> str:

@@ -148,7 +148,7 @@ SOL_RT_API sol_error* sol_model_get_action(const sol_model* model, int32_t index
 
 // Tries settings of the native operators, which change no result, and times every action, for about four seconds in all. The settings hold for all models
 // of the process at once, the costs from the next generation on. Writes both to `file` (NULL: does not write); a later load takes them from `cost_table`,
-// the settings only where it has as many threads.
+// the settings only where it has as many threads. A file of the bundle, and a model with a context of one token, are SOL_ERROR_USAGE.
 SOL_RT_API sol_error* sol_model_measure_costs(sol_model* model, const char* file);
 
 // ---- Text -----------------------------------------------------------------------------------------------------------------------------------------
@@ -189,7 +189,8 @@ SOL_RT_API sol_error* sol_session_tokens(const sol_session* session, int32_t* to
 // generation runs the tokens behind the copy once more, dense.
 SOL_RT_API sol_error* sol_session_rewind(sol_session* session, size_t length);
 // Writes tokens, cache, and the layers' states with their copies to a file, as a whole or not at all; reads them back into a session of the same bundle
-// (any machine, native operators or not as before). Both end a running generation. A file that is missing, damaged or another bundle's is SOL_ERROR_BUNDLE.
+// (any machine, native operators or not as before). Both end a running generation. A file that is missing, damaged or another bundle's is SOL_ERROR_BUNDLE;
+// to save over a file of the bundle is SOL_ERROR_USAGE.
 SOL_RT_API sol_error* sol_session_save(sol_session* session, const char* file);
 SOL_RT_API sol_error* sol_session_restore(sol_session* session, const char* file);
 // Bytes of memory that only this session uses: KV cache, states and buffers. 0 while another thread uses the session.
@@ -234,7 +235,7 @@ typedef struct sol_generate_options {
   const char* schedule;  // `sol`, `hull`, `uniform`, `entropy`, `random`, `fixed:TAG` or `dense`; NULL for the model's default
 
   int32_t reuse_cache;   // 1: keep the tokens of the prompt that the cache begins with; 0: run the whole prompt
-  const char* trace;     // file to write every step to, as `sol-rt trace` reads it; NULL for none
+  const char* trace;     // file to write every step to, as `sol-rt trace` reads it, none of the bundle's; NULL for none
   const char* replay;    // a trace whose actions run again, in place of a dial; NULL for none
 } sol_generate_options;
 

@@ -141,7 +141,7 @@ def export(
         if idle := [name for name, value in others.items() if value is not None]:
             raise UsageError(
                 f"--{' and --'.join(idle)}: {found} is there already, and a copy for the web changes none of that; "
-                f"leave it out, or export the model again first"
+                f"leave that out, or export the model again first"
             )
         print(_write_for_web(found, output, force, bit_levels, *web_levels))
         return

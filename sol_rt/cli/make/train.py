@@ -100,7 +100,7 @@ def train(
     if rollouts not in _ROLLOUTS:
         raise UsageError(f"--rollouts {rollouts}: expected {', '.join(_ROLLOUTS[:-1])} or {_ROLLOUTS[-1]}")
     if minutes is not None and not math.isfinite(minutes):
-        raise UsageError(f"--minutes {minutes}: expected a number from 0.1")
+        raise UsageError(f"--minutes {minutes}: expected a finite number from 0.1")
     settings = _settings(config, seed)
     with joined() as group, progress() as bar:
         first = group.rank == 0
