@@ -6,7 +6,7 @@
 A 2-bit level is what the 3-bit level would be with four tables of 4 entries in place of 8: the same scales, and no
 plane of high bits. So a copy of the bundle gets tables in which every entry stands twice, and codes by GPTQ on them.
 The kernels then compute what 2 bits would; the bytes are counted without the high bits. Another copy is fitted to the
-same text with tables of 8 entries, so that nothing but the number of entries differs.
+same text with tables of 8 entries, so that the number of entries is what differs.
 
 SOURCE is the checkpoint of which BUNDLE was exported, TEXT what both copies are fitted to. Prints Markdown like that of
 `low_bits.py`. Beside the bundle there must be room for two copies of its weights.
@@ -31,10 +31,11 @@ from low_bits import SIZE, losses_of
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bits import THREE
 from sol_rt.bundle.bundle import Bundle
-from sol_rt.bundle.config import BLOCK, CODEBOOK, SolConfig
+from sol_rt.bundle.config import BLOCK, CODEBOOK, CONFIG_NAME, SolConfig
 from sol_rt.export.actions.calibration_text import read_text
 from sol_rt.export.blob.hessian import matrix_inputs
 from sol_rt.export.blob.padding import PaddedTensors
+from sol_rt.export.blob.weights_file import sampled_blocks
 from sol_rt.export.graphs.graph import weight_bytes
 from sol_rt.export.quantize import codebook_kernels as kernels
 from sol_rt.export.quantize.codebook import (
@@ -55,7 +56,8 @@ from sol_rt.export.sources.open_checkpoint import open_checkpoint
 from sol_rt.store.home import find_bundle
 from sol_rt.store.progress import silent
 
-_WINDOWS, _BLOCKS, _ROUNDS = 8, 8192, 6
+_WINDOWS = 8
+_ROUNDS = 8  # of k-means: on the 135M, 6 and 30 give tables of 4 that lose more
 _START = np.array([[-127, -38, 38, 127], [-127, -60, 60, 127], [-127, -55, 1, 60], [-60, -1, 55, 127]], np.float32)
 
 
@@ -81,7 +83,7 @@ class Copy:
 
     def __init__(self, source: Bundle, folder: Path, codebook: Codebook) -> None:
         config = source.config
-        for name in (*config.files, "sol_config.json"):
+        for name in (*config.files, CONFIG_NAME):
             if name != config.weights_file:
                 os.link(source.path / name, folder / name)
         shutil.copyfile(source.path / config.weights_file, folder / config.weights_file)
@@ -104,18 +106,6 @@ class Copy:
         self._view(f"{matrix}.high")[:, first // 8 : last // 8] = pack_high(codes)
         self._view(f"{matrix}.block_scale")[:, first:last] = pack_block_scale(grid)
         self._view(f"{matrix}.output_scale")[first:last] = grid.output_scale
-
-
-def sampled_blocks(padded: PaddedTensors, coded: Mapping[str, tuple[str, ...]]) -> npt.NDArray[np.float32]:
-    """Blocks of rows from the middle of each matrix, float32 [n, 32]."""
-    sampled = []
-    for matrix, modules in coded.items():
-        tensor = f"{modules[-1]}.weight"
-        rows = min(padded.shape(matrix, tensor)[0], max(1, 2048 // len(coded)))
-        first = (padded.shape(matrix, tensor)[0] - rows) // 2
-        sampled.append(padded.read(matrix, tensor, first, first + rows).reshape(-1, BLOCK))
-    blocks = np.concatenate(sampled)
-    return blocks[:: max(1, len(blocks) // _BLOCKS)]
 
 
 def fit(

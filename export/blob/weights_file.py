@@ -236,7 +236,9 @@ def fill_blob(
             coded = {name: sources[name] for name in sources if f"{name}.low" in tensors}
             screened = {name: sources[name] for name in sources if f"{screen_matrix(name)}.low" in tensors}
             of = {CODEBOOK: coded, **{f"{screen_matrix(name)}.{CODEBOOK}": screened for name in screened}}
-            codebooks = {name: _sampled_codebook(padded, matrices) for name, matrices in of.items() if matrices}
+            codebooks = {
+                name: learn_codebook(sampled_blocks(padded, matrices)) for name, matrices in of.items() if matrices
+            }
         for name, codebook in codebooks.items():
             blob.view(name)[:] = codebook
         fill = _MatrixFiller(blob, padded, tensors, precisions, search, codebooks)
@@ -292,8 +294,11 @@ def _wait(pieces: Sequence[Future[None]]) -> None:
         piece.result()
 
 
-def _sampled_codebook(padded: PaddedTensors, coded: Mapping[str, tuple[str, ...]]) -> Codebook:
-    """The tables learned from blocks of rows that are spread evenly over the matrices that have level 3."""
+def sampled_blocks(padded: PaddedTensors, coded: Mapping[str, tuple[str, ...]]) -> FloatArray:
+    """The blocks from which the tables of level 3 are learned, float32 [n, 32]: of rows in the middle of each matrix.
+
+    Raises CheckpointError for weights that are not finite.
+    """
     sampled = []
     rows_of_each = max(1, _SAMPLED_ROWS // len(coded))
     for matrix, modules in coded.items():
@@ -305,8 +310,7 @@ def _sampled_codebook(padded: PaddedTensors, coded: Mapping[str, tuple[str, ...]
             raise not_finite(tensor)
         sampled.append(w.reshape(-1, BLOCK))
     blocks = np.concatenate(sampled)
-    blocks = blocks[:: max(1, len(blocks) // _SAMPLED_BLOCKS)]
-    return learn_codebook(blocks)
+    return blocks[:: max(1, len(blocks) // _SAMPLED_BLOCKS)]
 
 
 @dataclass(frozen=True)
