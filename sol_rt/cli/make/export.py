@@ -131,13 +131,14 @@ def export(
     if kv not in KV_DTYPES:
         raise UsageError(f"--kv {kv}: expected {' or '.join(KV_DTYPES)}")
     if target == _WEB and (found := _bundle_of(model)) is not None:
-        others: dict[str, object] = {
+        others = {
             "ctx-size": ctx_size,
             "policy": policy,
+            "kv": None if kv == "float16" else kv,
             "calibration": calibration,
+            "save-calibration": save_calibration,
             "max-actions": max_actions,
         }
-        others |= {"save-calibration": save_calibration, "kv": None if kv == "float16" else kv}
         if idle := [name for name, value in others.items() if value is not None]:
             raise UsageError(
                 f"--{' and --'.join(idle)}: {found} is there already, and a copy for the web changes none of that; "
@@ -258,8 +259,7 @@ def _write_for_web(
 def _existing(model: str, output: Path | None, force: bool) -> Path | None:
     """The existing bundle that gets the policy; None if the checkpoint must be exported first."""
     from sol_rt.bundle.config import CONFIG_NAME
-    from sol_rt.store.home import bundles_dir, user_path
-    from sol_rt.store.pull import bundle_made_of
+    from sol_rt.store.home import user_path
 
     given = user_path(model)
     if (given / CONFIG_NAME).is_file():
@@ -270,9 +270,7 @@ def _existing(model: str, output: Path | None, force: bool) -> Path | None:
         return None
     if output is not None:
         return output if (output / CONFIG_NAME).is_file() else None
-    if given.name == model and (bundles_dir() / model / CONFIG_NAME).is_file():
-        return bundles_dir() / model
-    return bundle_made_of(model, note)
+    return _bundle_of(model)
 
 
 def _policy_of_alias(model: str, levels: Mapping[str, Sequence[float]]) -> Path | None:
