@@ -484,6 +484,45 @@ def test_a_trace_of_a_slow_rate_replays(with_policy: SolModel, tmp_path: Path, m
     assert model.generate(replay=trace).first_difference is None
 
 
+def test_a_variant_of_the_prompt_runs_the_prompt_alone(model: SolModel, tmp_path: Path) -> None:
+    cheap = SolModel.from_pretrained(model.bundle, provider="cpu", measure_costs=False, prefill="s050-q4")
+    prompt = model.tokenizer.encode(PROMPT)
+    expected = []
+    for action in ("k100-s050-q4", "k100-s100-q8"):
+        model.engine.reset()
+        expected.append(model.engine.forward(prompt, Action.parse(action)).logits.copy())
+    stream = cheap.stream(PROMPT, budget=1.0, trace=tmp_path / "t.jsonl", **LONG)
+    first = next(stream)
+    assert first.action.tag == "k100-s050-q4"
+    assert np.array_equal(_current_logits(cheap), expected[0][0])
+    assert not np.array_equal(*expected)
+    for _ in stream:
+        pass
+    assert stream.result is not None
+    assert stream.result.actions == {"k100-s100-q8": 128}
+    trace = read_trace(tmp_path / "t.jsonl")
+    assert trace.header.prefill == "s050-q4"
+    assert model.generate(replay=trace).first_difference is None  # the trace's variant, not the model's
+    model.generate(PROMPT, budget=1.0, trace=tmp_path / "t.jsonl", max_new_tokens=4)
+    assert "prefill" not in json.loads((tmp_path / "t.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    assert cheap.generate(replay=read_trace(tmp_path / "t.jsonl")).first_difference is None
+
+
+def test_scores_are_behind_the_variant_of_the_prompt(model: SolModel) -> None:
+    cheap = SolModel.from_pretrained(model.bundle, provider="cpu", measure_costs=False, prefill="s050-q4")
+    tokens = model.tokenizer.encode(PROMPT)
+    model.engine.reset()
+    given = model.engine.forward(tokens[:4], Action.parse("k100-s050-q4")).distribution.log_probability(tokens[4])
+    step = model.engine.forward(tokens[4:5], model.bundle.config.dense).distribution.log_probability(tokens[5])
+    assert cheap.score(tokens[:6], context=4).logprobs == pytest.approx([given, step], abs=1e-6)
+
+
+@pytest.mark.parametrize("key", ["s050-q3", "k100-s050-q4", "", "dense", ["s050-q4"]], ids=str)
+def test_a_variant_of_the_prompt_that_the_bundle_lacks(model: SolModel, key: Any) -> None:
+    with pytest.raises(UsageError, match=r"--prefill: got .*, expected one of the bundle's variants: s100-q8, "):
+        SolModel.from_pretrained(model.bundle, provider="cpu", prefill=key)
+
+
 def test_a_trace_that_cannot_be_replayed_is_refused_before_it_runs(model: SolModel, tmp_path: Path) -> None:
     model.generate(PROMPT, schedule="dense", trace=tmp_path / "t.jsonl", max_new_tokens=6, eos_token_id=[])
     trace = read_trace(tmp_path / "t.jsonl")

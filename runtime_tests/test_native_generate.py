@@ -400,6 +400,43 @@ def test_settings_of_a_model_are_those_of_python() -> None:
     assert len(finished(model.stream(PROMPT, max_new_tokens=2)).tokens) == 2
 
 
+def test_a_variant_of_the_prompt_runs_it_in_both(python: SolModel, native: NativeModel, tmp_path: Path) -> None:
+    variant = next(key for key in python.bundle.config.variants if key.startswith("s060"))
+    traces, found = [tmp_path / "python.jsonl", tmp_path / "native.jsonl"], []
+    for kind, trace in zip((SolModel, NativeModel), traces, strict=True):
+        model = kind.from_pretrained(GOLDEN, measure_costs=False, prefill=variant)  # type: ignore[attr-defined]
+        stream = model.stream(PROMPT, max_new_tokens=12, budget=0.8, trace=trace)
+        assert next(stream).action.tag == f"k100-{variant}"
+        found.append(finished(stream))
+    assert found[0].tokens == found[1].tokens
+    assert found[0].logprobs == pytest.approx(found[1].logprobs, abs=2e-5)
+    plain = finished(native.stream(PROMPT, max_new_tokens=12, budget=0.8))
+    assert abs(plain.logprobs[0] - found[1].logprobs[0]) > 1e-4
+    heads = [json.loads(trace.read_text(encoding="utf-8").splitlines()[0]) for trace in traces]
+    assert heads[0] == heads[1]
+    assert heads[0]["prefill"] == variant
+    assert finished(native.stream(replay=traces[0])).first_difference is None
+    assert finished(python.stream(replay=read_trace(traces[1]))).first_difference is None
+
+
+def test_a_variant_of_the_prompt_that_the_bundle_lacks_is_refused_by_both(native: NativeModel, tmp_path: Path) -> None:
+    said = []
+    for kind in (SolModel, NativeModel):
+        with pytest.raises(UsageError, match="--prefill: got 's001-q4', expected one of") as error:
+            kind.from_pretrained(GOLDEN, measure_costs=False, prefill="s001-q4")  # type: ignore[attr-defined]
+        said.append(str(error.value))
+    assert said[0] == said[1]
+    trace = tmp_path / "trace.jsonl"
+    finished(native.stream(PROMPT, max_new_tokens=4, trace=trace))
+    head, *rest = trace.read_text(encoding="utf-8").splitlines()
+    for value, expected in (("s001-q4", "--prefill: got 's001-q4'"), (3, "prefill: got 3, which has the wrong type")):
+        trace.write_text("\n".join([json.dumps({**json.loads(head), "prefill": value}), *rest, ""]), encoding="utf-8")
+        with pytest.raises(UsageError, match=expected):
+            native.stream(replay=trace)
+        with pytest.raises(SolError, match=expected):
+            SolModel.from_pretrained(GOLDEN, measure_costs=False).stream(replay=read_trace(trace))
+
+
 @pytest.mark.parametrize("settings", [{"native_ops": "x"}, {"measure_costs": [1]}, {"verify": 0}], ids=str)
 def test_switches_of_a_model_are_on_or_off(settings: dict[str, Any]) -> None:
     for kind in (SolModel, NativeModel):

@@ -248,6 +248,18 @@ class SolConfig:
         """Whether the export measured what its actions lose."""
         return any(entry.loss is not None for entry in self.actions)
 
+    def prefill_action(self, key: str | None) -> Action:
+        """The action that runs prompts through the variant of this key; without a key the dense action.
+
+        Raises UsageError if the bundle has no such variant.
+        """
+        if key is None:
+            return self.dense
+        if not isinstance(key, str) or key not in self.variants:
+            has = ", ".join(self.variants)
+            raise UsageError(f"--prefill: got {brief(key)}, expected one of the bundle's variants: {has}")
+        return Action.parse(f"k100-{key}")
+
     def to_json_dict(self) -> dict[str, Any]:
         """The JSON object that config_reader.py reads back to an equal config."""
         model = asdict(self.model)

@@ -47,6 +47,7 @@ def load(
     native_ops: bool = True,
     device: int = 0,
     ctx_size: int | None = None,
+    prefill: str | None = None,
     measure_costs: bool = True,
     verify: bool = True,
 ) -> SolModel:
@@ -71,6 +72,7 @@ def load(
         native_ops=native_ops,
         device=device,
         max_context=ctx_size,
+        prefill=prefill,
         measure_costs=measure_costs,
     )
     warnings.showwarning = lambda message, *where: note(f"warning: {message}")
@@ -91,6 +93,7 @@ def load_native(
     threads: int | None = None,
     native_ops: bool = True,
     ctx_size: int | None = None,
+    prefill: str | None = None,
     verify: bool = True,
 ) -> NativeModel:
     """Opens the bundle that `-m` names in the native core; otherwise as `load`."""
@@ -104,7 +107,9 @@ def load_native(
     core()  # before anything that takes long
     threads = usable_threads(threads)
     bundle = _open(model, ctx_size, verify)
-    loaded = NativeModel.from_pretrained(bundle, threads=threads, native_ops=native_ops, max_context=ctx_size)
+    loaded = NativeModel.from_pretrained(
+        bundle, threads=threads, native_ops=native_ops, max_context=ctx_size, prefill=prefill
+    )
     if native_ops and not loaded.native:
         note("native operators: not in the core; standard ones run, several times slower")
     if loaded.cost_note:

@@ -296,6 +296,15 @@ Bits = Annotated[
     float | None, option("--bits", min=1, max=16, help="Instead of --budget: mean weight bits to read.", panel=BUDGET)
 ]
 
+Prefill = Annotated[
+    str | None,
+    option(
+        "--prefill",
+        metavar="VARIANT",
+        help="Variant that runs the prompt, as s100-q4: a faster first token at some loss; default: the dense one.",
+        panel=MACHINE,
+    ),
+]
 Engine = Annotated[
     EngineName,
     option(

@@ -49,9 +49,11 @@ class Engine:
             bodies run.
         device: number of the GPU.
         max_context: a cap in tokens below the model's own.
+        prefill: key of the variant that runs prompts, as `s100-q4`; None for the dense one.
 
     Attributes:
         bundle: the bundle.
+        prefill: the action that runs prompts, of that variant.
         native_ops: whether native operators may run. This also holds for the policy, which runs on the CPU.
         max_context: tokens that the cache may hold at most.
         weights: the mapped weights file.
@@ -75,8 +77,10 @@ class Engine:
         native_ops: bool = True,
         device: int = 0,
         max_context: int | None = None,
+        prefill: str | None = None,
     ) -> None:
         self.bundle, self.native_ops = bundle, native_ops
+        self.prefill = bundle.config.prefill_action(prefill)
         self.max_context = bundle.config.model.context_limit(max_context)
         self.weights = SharedWeights(bundle)
         self.owner: object = None

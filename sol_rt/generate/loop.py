@@ -1,4 +1,4 @@
-"""The decode loop: prefill the prompt dense; then, token by token, sample, pick an action, run it and charge it.
+"""The decode loop: prefill the prompt; then, token by token, sample, pick an action, run it and charge it.
 
 `Decoder` is one run of decode steps on an engine. Generation and scoring both use it, so what is scored is what
 generates.
@@ -50,22 +50,27 @@ class Decoder:
             tokens on the engine.
         controller: a fresh controller.
         schedule: a fresh schedule, made for that controller.
+        prompt_action: the action that runs the prompt; None for the engine's.
 
     Attributes:
         engine, controller, schedule: as given.
+        prompt_action: the action that runs the prompt.
         actions: decode steps by action tag.
         output: the last step's output; its distribution is that of the next token.
     """
 
-    def __init__(self, engine: Engine, controller: BaseController, schedule: Schedule) -> None:
+    def __init__(
+        self, engine: Engine, controller: BaseController, schedule: Schedule, prompt_action: Action | None = None
+    ) -> None:
         self.engine, self.controller, self.schedule = engine, controller, schedule
+        self.prompt_action = prompt_action or engine.prefill
         self.actions: Counter[str] = Counter()
         self.output: StepOutput
         self._changes = engine.changes  # the engine's count after this decoder's last call
         self._steps = 0
 
     def prefill(self, tokens: Sequence[int], *, reuse: bool = False) -> int:
-        """Runs the prompt dense and returns how many tokens were run.
+        """Runs the prompt under `prompt_action` and returns how many tokens were run.
 
         With `reuse`, the tokens that the cache begins with are not run again. The last token always is: its logits are
         needed.
@@ -75,7 +80,7 @@ class Decoder:
             cached = self.engine.held(min(cached, len(tokens) - 1))
             self.engine.owner = self
             self.engine.truncate(cached)
-            self.output = self.engine.forward(tokens[cached:], self.controller.dense)
+            self.output = self.engine.forward(tokens[cached:], self.prompt_action)
             self._changes = self.engine.changes
         return len(tokens) - cached
 
@@ -166,7 +171,7 @@ def generate_steps(
     clock = time.perf_counter()
     progress.prefilled = decoder.prefill(prompt, reuse=reuse)
     progress.prefill_seconds = time.perf_counter() - clock
-    record = StepRecord(controller.dense, engine.length, 0.0, 0.0)
+    record = StepRecord(decoder.prompt_action, engine.length, 0.0, 0.0)
 
     while True:
         token, logprob = sampler.sample(decoder.output.distribution, history)
@@ -191,7 +196,7 @@ def generate_steps(
 def score_steps(decoder: Decoder, tokens: Sequence[int], context: int) -> np.ndarray:
     """Log-probabilities, float64 [tokens - context], of every token after the first `context`.
 
-    The context is prefilled dense. Each scored token but the last is then processed as a decode step, whose
+    The context is prefilled. Each scored token but the last is then processed as a decode step, whose
     distribution scores the next one.
     """
     logprobs = np.empty(len(tokens) - context, np.float64)

@@ -182,6 +182,7 @@ class SolModel:
         native_ops: bool = True,
         device: int = 0,
         max_context: int | None = None,
+        prefill: str | None = None,
         cost: CostModel | None = None,
         measure_costs: bool = True,
         verify: bool = True,
@@ -195,6 +196,8 @@ class SolModel:
             native_ops: use the native operators where they are built.
             device: number of the GPU.
             max_context: a cap in tokens below the model's own.
+            prefill: key of the variant that runs prompts, as `s100-q4`: a faster first token at some loss, which
+                `Generation.expected_loss` does not count. None for the dense one.
             cost: a cost model; by default the calibrated one if this device was calibrated, else as `measure_costs`
                 says.
             measure_costs: whether to time the actions, once for a bundle and device, if the device was not calibrated:
@@ -210,9 +213,15 @@ class SolModel:
         native_ops, measure_costs = as_switch("native_ops", native_ops), as_switch("measure_costs", measure_costs)
         bundle, _ = check_weights(opened_bundle(path, verify))
         engine = Engine(
-            bundle, provider=provider, threads=threads, native_ops=native_ops, device=device, max_context=max_context
+            bundle,
+            provider=provider,
+            threads=threads,
+            native_ops=native_ops,
+            device=device,
+            max_context=max_context,
+            prefill=prefill,
         )
-        engine.open_ahead(bundle.config.dense)
+        engine.open_ahead(engine.prefill)
         given, cost = cost, cost or load_cost_model(bundle, *engine.machine, quick=measure_costs)
         # a step needs a token before it
         if measure_costs and given is None and engine.provider.gpu is None and engine.max_context > 1:
@@ -341,7 +350,7 @@ class SolModel:
         writer = None
         if trace is not None:
             check_room(self.engine, tokens)  # before the file is replaced
-            writer = TraceWriter(trace, self._header(prompt, tokens, name, decoder.controller, config))
+            writer = TraceWriter(trace, self._header(prompt, tokens, name, decoder, config))
         return Stream(
             name,
             decoder,
@@ -383,7 +392,7 @@ class SolModel:
 
         Args:
             tokens: token ids.
-            context: number of tokens at the start that are prefilled dense and not scored. Each later token is
+            context: number of tokens at the start that are prefilled and not scored. Each later token is
                 scored, then processed as one decode step; the last one is only scored.
             budget: as in `Dial`; 1 by default, unless something is asked for in its place.
             schedule, kv_density, channel_density, bits, tokens_per_second, max_loss, seed: as in `Dial`.
@@ -491,7 +500,7 @@ class SolModel:
         return config
 
     def _header(
-        self, prompt: Prompt | None, tokens: list[int], name: str, controller: BaseController, config: GenerationConfig
+        self, prompt: Prompt | None, tokens: list[int], name: str, decoder: Decoder, config: GenerationConfig
     ) -> TraceHeader:
         generation = asdict(config)
         del generation["max_new_tokens"]  # a replay ends where the trace does
@@ -502,7 +511,8 @@ class SolModel:
             prompt_tokens=tuple(tokens),
             prompt=prompt if isinstance(prompt, str) else self.tokenizer.decode(tokens, skip_special_tokens=False),
             schedule=name,
-            budget=_asked(controller, len(tokens)),
+            budget=_asked(decoder.controller, len(tokens)),
             cost_model=self.cost.name,
             generation=generation,
+            prefill=None if decoder.prompt_action == self.bundle.config.dense else decoder.prompt_action.variant,
         )

@@ -28,8 +28,8 @@ class ReplaySchedule:
 def replay_decoder(engine: Engine, cost: CostModel, trace: Trace) -> Decoder:
     """A run of the trace's actions, with the trace's budget for the account.
 
-    Raises UsageError if the trace was made with another bundle, has no tokens, or has a token or an action that the
-    bundle lacks; ContextError if it does not fit the context.
+    Raises UsageError if the trace was made with another bundle, has no tokens, or has a token, an action or a variant
+    that the bundle lacks; ContextError if it does not fit the context.
     """
     config, header = engine.bundle.config, trace.header
     if header.config_sha256 != engine.bundle.identity:
@@ -49,7 +49,8 @@ def replay_decoder(engine: Engine, cost: CostModel, trace: Trace) -> Decoder:
     for action in schedule.actions:
         if action.variant not in config.variants:
             raise UsageError(f"replay: {action.tag} is in the trace, its variant is not in the bundle")
+    prompt_action = config.prefill_action(header.prefill)
     budget = 1.0 if header.budget is None else header.budget
     actions = schedule_actions(config, "random")
     controller = Controller(actions, cost, budget, policy_cost=header.schedule == "sol")
-    return Decoder(engine, controller, schedule)
+    return Decoder(engine, controller, schedule, prompt_action)

@@ -1,6 +1,6 @@
 """Traces: a line of JSON for each step of a generation, so that the run can be drawn, compared and replayed.
 
-The first line is the header, each further line one generated token. The first token comes from the dense prefill: it
+The first line is the header, each further line one generated token. The first token comes from the prefill: it
 has no action and no cost.
 """
 
@@ -43,6 +43,7 @@ class TraceHeader:
         cost_model: "bytes" or "calibrated".
         generation: settings of `GenerationConfig` on which the tokens depend. The seed is among them, so that a replay
             draws the same tokens.
+        prefill: key of the variant that ran the prompt; None for the dense one, which the file then does not name.
     """
 
     bundle: str
@@ -53,6 +54,7 @@ class TraceHeader:
     budget: float | None
     cost_model: str
     generation: dict[str, Any] = field(default_factory=dict)
+    prefill: str | None = None
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,10 @@ class TraceWriter:
         self._path = Path(path)
         self._failed = False
         self._file: TextIO = self._open()
-        self._line({"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(header)})
+        line = asdict(header)
+        if header.prefill is None:
+            del line["prefill"]
+        self._line({"format": FORMAT, "format_version": FORMAT_VERSION, **line})
 
     def _open(self) -> TextIO:
         try:
@@ -212,6 +217,8 @@ def _header(path: Path, line: str) -> TraceHeader:
         "bundle": str, "config_sha256": str, "prompt_tokens": list, "prompt": str, "schedule": str,
         "budget": (int, float, type(None)), "cost_model": str, "generation": dict,
     }  # fmt: skip
+    if "prefill" in raw:
+        kinds["prefill"] = str
     problem = _problem(raw, kinds)
     if not problem and not (raw["prompt_tokens"] and all(_is_token(token) for token in raw["prompt_tokens"])):
         problem = "prompt_tokens are not token ids"

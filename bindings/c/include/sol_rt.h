@@ -110,6 +110,7 @@ typedef struct sol_model_options {
   const char* cost_table;  // a file that `sol-rt calibrate` or `sol_model_measure_costs` wrote on this device; NULL: costs are bytes
   sol_progress progress;   // NULL for none
   void* user;              // given to `progress`
+  const char* prefill;     // key of the variant that runs prompts, as "s100-q4": a faster first token at some loss; NULL for the dense one
 } sol_model_options;
 
 typedef struct sol_model_info {

@@ -70,6 +70,7 @@ def bench(
             help="Run all tests of a depth in turn, which gives reliable ratios on a busy machine.",
         ),
     ] = False,
+    prefill: options.Prefill = None,
     provider: options.Provider = "auto",
     device: options.Device = 0,
     threads: options.Threads = None,
@@ -94,7 +95,15 @@ def bench(
     from sol_rt.evaluation.speed.bench import Bench, plan
     from sol_rt.store.progress import Stages
 
-    loaded = load(model, provider=provider, threads=threads, native_ops=native_ops, device=device, verify=verify)
+    loaded = load(
+        model,
+        provider=provider,
+        threads=threads,
+        native_ops=native_ops,
+        device=device,
+        prefill=prefill,
+        verify=verify,
+    )
     planned = plan(
         loaded,
         n_prompt=prompts,

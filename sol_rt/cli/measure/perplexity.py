@@ -31,6 +31,7 @@ def perplexity(
     channel_density: options.ChannelDensity = None,
     bits: options.Bits = None,
     seed: options.Seed = None,
+    prefill: options.Prefill = None,
     provider: options.Provider = "auto",
     device: options.Device = 0,
     threads: options.Threads = None,
@@ -47,7 +48,7 @@ def perplexity(
     how = dial(schedule, budget, tokens_per_second, kv_density, channel_density, bits, max_loss)
     text = read_text(file)
     machine: dict[str, Any] = {"provider": provider, "threads": threads, "native_ops": native_ops, "device": device}
-    loaded = load(model, **machine, verify=verify, measure_costs=False)
+    loaded = load(model, **machine, prefill=prefill, verify=verify, measure_costs=False)
     note_ineffective(loaded, how)
     finished: list[Estimate] = []
     try:

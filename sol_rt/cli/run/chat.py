@@ -262,6 +262,7 @@ def chat(
     governor: options.Governor = False,
     max_loss: options.MaxLoss = None,
     schedule: options.Schedule = None,
+    prefill: options.Prefill = None,
     provider: options.Provider = "auto",
     device: options.Device = 0,
     threads: options.Threads = None,
@@ -290,7 +291,7 @@ def chat(
     if governor:
         check_governable(settings, tokens_per_second)
         sensors = Sensors()
-    loaded = load(model, **machine, ctx_size=ctx_size, verify=verify)
+    loaded = load(model, **machine, ctx_size=ctx_size, prefill=prefill, verify=verify)
     note_ineffective(loaded, settings)
     conversation = Conversation(loaded, system, settings, interactive)
     if sensors is not None:

@@ -80,6 +80,7 @@ def generate(
             "--replay", env=False, help="Trace to repeat; the first different token is reported.", panel="Traces"
         ),
     ] = None,
+    prefill: options.Prefill = None,
     engine: options.Engine = options.EngineName.python,
     provider: options.Provider = "auto",
     device: options.Device = 0,
@@ -118,9 +119,9 @@ def generate(
     settings: dict[str, Any] = {"provider": provider, "threads": threads, "native_ops": native_ops}
     native = engine is options.EngineName.native
     loaded: Any = (
-        load_native(model, **settings, ctx_size=ctx_size, verify=verify)
+        load_native(model, **settings, ctx_size=ctx_size, prefill=prefill, verify=verify)
         if native
-        else load(model, **settings, device=device, ctx_size=ctx_size, verify=verify)
+        else load(model, **settings, device=device, ctx_size=ctx_size, prefill=prefill, verify=verify)
     )
     if native:
         arguments["replay"] = replay

@@ -8,9 +8,9 @@
         print(bench.run(test, repetitions=5).as_json())
 
 A `tg` test times the decode steps of generation: schedule, controller, graph, and the greedy choice of the next token.
-A `pp` test times the dense prefill and the logits of the last token. Not timed are opening the model, filling the cache
-to the depth, the warm-up repetition, and turning tokens into text. As in llama-bench, prompts are random tokens, and an
-end token does not end a generation.
+A `pp` test times the prefill, dense unless the model has another variant for it, and the logits of the last token. Not
+timed are opening the model, filling the cache to the depth, the warm-up repetition, and turning tokens into text. As in
+llama-bench, prompts are random tokens, and an end token does not end a generation.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Case:
         n_prompt: tokens of the prompt; 0 for a generation.
         n_gen: decode steps; 0 for a prompt.
         n_depth: tokens in the cache at the start.
-        schedule: name of the schedule; `dense` for a prompt.
+        schedule: name of the schedule; for a prompt `dense`, or the key of the variant that runs it.
         budget: requested budget; None for a prompt and for a fixed action.
     """
 
@@ -225,10 +225,12 @@ def plan(
     if beyond := [depth for depth in n_depth if depth >= limit]:
         raise UsageError(f"--n-depth: got {beyond[0]}, expected less than {limit}, the model's context")
     dials = _dials(model, budgets, schedules)
+    prefill = model.engine.prefill
+    prompted = "dense" if prefill == model.bundle.config.dense else prefill.variant
     tests: list[Case] = []
     left_out: list[Case] = []
     for depth in n_depth:
-        wanted = [Case(count, 0, depth) for count in n_prompt if count]
+        wanted = [Case(count, 0, depth, prompted) for count in n_prompt if count]
         wanted += [Case(0, count, depth, *dial) for count in n_gen if count for dial in dials]
         for test in wanted:
             fits = depth + test.n_prompt + test.n_gen <= limit
@@ -359,7 +361,7 @@ class Bench:
             engine.owner = self
 
     def _prompt(self, test: Case) -> _Sample:
-        _, decoder = self._model.decoder(test.dial)
+        _, decoder = self._model.decoder(Dial(schedule="dense"))
         tokens = self._tokens[: test.n_depth + test.n_prompt]
         start = time.perf_counter_ns()
         decoder.prefill(tokens, reuse=True)

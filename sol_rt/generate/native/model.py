@@ -87,6 +87,7 @@ class NativeModel:
         threads: int | None = None,
         native_ops: bool = True,
         max_context: int | None = None,
+        prefill: str | None = None,
         measure_costs: bool = True,
         verify: bool = True,
     ) -> NativeModel:
@@ -106,6 +107,8 @@ class NativeModel:
         library.sol_model_options_init(byref(options), sizeof(options))
         options.verify = int(bundle.verify)  # small files are compared once more, for the core reads them itself
         options.max_context = context
+        if prefill is not None:
+            options.prefill = bundle.config.prefill_action(prefill).variant.encode()
         if isinstance(cost, CalibratedCost) and cost.path is not None:
             options.cost_table = _path(cost.path)
         library.sol_model_load(runtime(count, native_ops), _path(bundle.path), byref(options), byref(model))

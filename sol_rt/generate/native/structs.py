@@ -29,6 +29,7 @@ class ModelOptions(ctypes.Structure):
         ("cost_table", c_char_p),
         ("progress", c_void_p),
         ("user", c_void_p),
+        ("prefill", c_char_p),
     )
 
 

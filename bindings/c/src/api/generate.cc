@@ -120,7 +120,8 @@ void Start(sol_session& session, const int32_t* prompt, size_t num_tokens, const
   }
   if (options.replay != nullptr) request.replay = options.replay;
   session.generation = std::make_unique<Generation>(
-      sol_rt::GenerationParts{session.engine, model.config(), model.identity(), model.tokenizer(), model.cost(), session.policy.get(), session.live},
+      sol_rt::GenerationParts{session.engine, model.config(), model.identity(), model.prefill(), model.tokenizer(), model.cost(), session.policy.get(),
+                              session.live},
       std::move(request));
 }
 

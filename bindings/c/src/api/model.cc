@@ -68,6 +68,7 @@ sol_error* sol_model_load(sol_runtime* runtime, const char* folder, const sol_mo
     sol_rt::ModelOptions wanted;
     wanted.verify = given.verify;
     wanted.max_context = given.max_context;
+    if (given.prefill != nullptr) wanted.prefill = given.prefill;
     if (given.progress != nullptr) {
       wanted.progress = [&given](const char* what, uint64_t done, uint64_t total) {
         if (given.progress(given.user, what, done, total) != 0) {

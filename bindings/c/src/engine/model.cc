@@ -8,12 +8,23 @@
 
 namespace sol_rt {
 
+Action PrefillAction(const Config& config, const std::string& key) {
+  if (key.empty()) return config.dense;
+  if (config.variants.count(key) == 0) {
+    std::string has;
+    for (const std::string& known : config.variant_order) has += (has.empty() ? "" : ", ") + known;
+    UsageFault("--prefill: got " + Brief(key) + ", expected one of the bundle's variants: " + has);
+  }
+  return Action::Parse("k100-" + key);
+}
+
 Model::Model(std::shared_ptr<const Runtime> runtime, const std::string& folder, const ModelOptions& options)
     : runtime_(std::move(runtime)),
       bundle_(Bundle::Open(folder, options.verify, options.progress)),
       weights_(bundle_),
       sessions_(runtime_, bundle_, weights_),
-      max_context_(config().model.max_context) {
+      max_context_(config().model.max_context),
+      prefill_(PrefillAction(config(), options.prefill)) {
   if (options.max_context < 0) {
     UsageFault("context size: got " + std::to_string(options.max_context) + ", expected 1 or more tokens, or 0 for the model's own");
   }

@@ -21,8 +21,12 @@ namespace sol_rt {
 struct ModelOptions {
   sol_verify verify = SOL_VERIFY_SMALL;
   int32_t max_context = 0;  // a cap in tokens below the model's own; 0 for none
+  std::string prefill;      // key of the variant that runs prompts; empty for the dense one
   Progress progress;
 };
+
+// The action that runs prompts through the variant of this key; of an empty one the dense action. Throws SOL_ERROR_USAGE if the bundle has no such variant.
+Action PrefillAction(const Config& config, const std::string& key);
 
 // For any number of threads at once.
 class Model {
@@ -40,6 +44,7 @@ class Model {
   Sessions& sessions() { return sessions_; }
   bool native() const { return runtime_->native(); }
   int64_t max_context() const { return max_context_; }  // tokens, the cap included
+  const Action& prefill() const { return prefill_; }    // the action that runs prompts
 
   const std::shared_ptr<const Tokenizer>& tokenizer() const { return tokenizer_; }  // null if the core can't read the bundle's
   const std::string& no_tokenizer() const { return no_tokenizer_; }                 // why it is null
@@ -63,6 +68,7 @@ class Model {
   Weights weights_;
   Sessions sessions_;
   int64_t max_context_;
+  Action prefill_;
   std::shared_ptr<const Tokenizer> tokenizer_;
   std::string no_tokenizer_;
   std::shared_ptr<const ChatSegments> chat_;

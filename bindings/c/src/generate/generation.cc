@@ -5,6 +5,7 @@
 #include <random>
 
 #include "base/error.h"
+#include "engine/model.h"
 #include "generate/settings/json_repr.h"
 
 namespace sol_rt {
@@ -47,7 +48,7 @@ std::vector<int32_t> EndTokens(const GenerationConfig& config) {
 }  // namespace
 
 Generation::Generation(const GenerationParts& parts, GenerationRequest request)
-    : parts_(parts), history_(std::move(request.prompt)), config_(std::move(request.defaults)), reuse_cache_(request.reuse_cache) {
+    : parts_(parts), history_(std::move(request.prompt)), config_(std::move(request.defaults)), reuse_cache_(request.reuse_cache), prefill_(parts.prefill) {
   const int32_t vocab_size = parts.config.model.vocab_size;
   if (!request.replay.empty()) {
     replay_ = ReadTrace(request.replay);
@@ -103,6 +104,7 @@ Generation::Generation(const GenerationParts& parts, GenerationRequest request)
       }
       actions.push_back(*record.action);
     }
+    prefill_ = PrefillAction(parts.config, replay_->header.prefill);
     asked_ = replay_->header.budget.value_or(1.0);
     planner_ = MakeReplayPlanner(parts.config, parts.cost, replay_->header.schedule, std::move(actions), *asked_);
   } else {
@@ -160,12 +162,12 @@ void Generation::Prefill(const std::function<bool()>& interrupted) {
   }
   engine.Truncate(cached);
   const Clock::time_point start = Clock::now();
-  output_ = engine.Forward(history_.data() + cached, history_.size() - static_cast<size_t>(cached), parts_.config.dense, interrupted);
+  output_ = engine.Forward(history_.data() + cached, history_.size() - static_cast<size_t>(cached), prefill_, interrupted);
   prefill_seconds_ = Milliseconds(Clock::now() - start) / 1e3;
   sampler_ = std::make_unique<Sampler>(config_, parts_.config.model.vocab_size);  // its arrays are that long, which the graph has shown to be true
   prefilled_ = static_cast<int64_t>(history_.size()) - cached;
   context_ = engine.length();
-  generated_.action = parts_.config.dense;
+  generated_.action = prefill_;
   generated_.cost = generated_.relative_cost = 0.0;
 }
 
@@ -230,7 +232,8 @@ GenerationResult Generation::Result() const {
 
 TraceHeader Generation::Header() const {
   const std::string prompt = parts_.tokenizer ? parts_.tokenizer->Decode(history_.data(), history_.size(), false) : "";
-  return {parts_.config.model.name, parts_.identity, history_, prompt, planner_->Schedule(), asked_, parts_.cost->Name(), config_.ForTrace()};
+  const std::string prefill = prefill_ == parts_.config.dense ? "" : prefill_.Variant();
+  return {parts_.config.model.name, parts_.identity, history_, prompt, planner_->Schedule(), asked_, parts_.cost->Name(), config_.ForTrace(), prefill};
 }
 
 }  // namespace sol_rt

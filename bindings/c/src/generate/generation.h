@@ -1,4 +1,4 @@
-// The decode loop (sol_rt/generate/loop.py and stream.py): prefill the prompt dense; then, token by token, sample, pick an action, run it and charge it.
+// The decode loop (sol_rt/generate/loop.py and stream.py): prefill the prompt; then, token by token, sample, pick an action, run it and charge it.
 #pragma once
 
 #include <chrono>
@@ -29,6 +29,7 @@ struct GenerationParts {
   Engine& engine;
   const Config& config;
   const std::string& identity;  // of the bundle
+  const Action& prefill;        // runs the prompt
   std::shared_ptr<const Tokenizer> tokenizer;  // null: no text
   std::shared_ptr<const CostModel> cost;
   PolicyRunner* policy;  // null where the bundle has none
@@ -50,7 +51,7 @@ enum class Finish { kNone, kStop, kLength };
 struct GeneratedToken {
   int32_t token;
   std::string text;
-  Action action;  // dense for the first token, which the prompt's run gives
+  Action action;  // for the first token that of the prompt's run, which gives it
   double logprob, cost, relative_cost, achieved, requested, ms;
   Finish finish;
   std::vector<std::pair<int32_t, double>> likeliest;
@@ -94,6 +95,7 @@ class Generation {
   size_t prompt_tokens_;
   GenerationConfig config_;
   const bool reuse_cache_;
+  Action prefill_;  // in a replay that of the trace
   std::optional<Trace> replay_;
   std::unique_ptr<Planner> planner_;
   std::optional<double> asked_;  // the budget of the trace's header

@@ -25,6 +25,7 @@ struct TraceHeader {
   std::optional<double> budget;  // none under targets on the axes
   std::string cost_model;
   nlohmann::ordered_json generation;  // settings on which the tokens depend
+  std::string prefill;                // key of the variant that ran the prompt; empty for the dense one, which the file does not name
 };
 
 struct TraceRecord {

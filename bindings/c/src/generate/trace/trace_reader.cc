@@ -95,7 +95,10 @@ TraceHeader ReadHeader(const std::string& path, const std::string& line) {
   }
   raw.erase("format");
   raw.erase("format_version");
+  const json prefill = raw.value("prefill", json(""));
+  raw.erase("prefill");
   std::string problem = Problem(raw, std::begin(kHeaderKeys), std::end(kHeaderKeys));
+  if (problem.empty() && !Fits(prefill, Kind::kText)) problem = "prefill: got " + BriefJson(prefill) + ", which has the wrong type";
   if (problem.empty()) {
     bool tokens = !raw["prompt_tokens"].empty();
     for (const json& token : raw["prompt_tokens"]) tokens = tokens && IsToken(token);
@@ -117,6 +120,7 @@ TraceHeader ReadHeader(const std::string& path, const std::string& line) {
   if (!raw["budget"].is_null()) header.budget = raw["budget"].get<double>();
   header.cost_model = raw["cost_model"];
   header.generation = raw["generation"];
+  header.prefill = prefill;
   return header;
 }
 

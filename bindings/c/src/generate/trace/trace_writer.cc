@@ -25,6 +25,7 @@ TraceWriter::TraceWriter(const std::string& path, const TraceHeader& header) : p
   line["budget"] = header.budget ? ordered_json(*header.budget) : ordered_json();
   line["cost_model"] = header.cost_model;
   line["generation"] = header.generation;
+  if (!header.prefill.empty()) line["prefill"] = header.prefill;
   Line(line);
 }
 
