@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import math
 import os
@@ -18,6 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
+from ops import bound, pruned_matmul
 
 from helpers.simd_targets import X86_TARGETS, run_tests, with_targets
 from helpers.thread_counts import assert_same_for_any_thread_count
@@ -647,3 +649,33 @@ def test_an_old_runtime_is_told_so() -> None:
     register.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
     assert register(None, ctypes.addressof(base)) == 1
     assert b"1.21" in made[0]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_copies_of_a_matrix_take_memory_while_they_are_asked_for() -> None:
+    def private_mb() -> float:
+        status = Path("/proc/self/status").read_text()
+        return int(next(line for line in status.splitlines() if line.startswith("RssAnon")).split()[1]) / 1e3
+
+    operators = ctypes.CDLL(str(library_path()))
+    k, n = 4096, 8192
+    node = pruned_matmul(np.random.default_rng(0), 0, k, n, 4)
+    session, binding = bound([node], k, argparse.Namespace(tokens=1))
+
+    def product() -> bytes:
+        session.run_with_iobinding(binding)
+        return bytes(binding.copy_outputs_to_cpu()[0].tobytes())
+
+    expected, before = product(), private_mb()
+    megabytes = k * n * 19 / 32 / 1e6  # of bases, scales and zero points
+    try:
+        operators.SolOpsCopies(1)
+        assert [product(), product()] == [expected] * 2
+        assert private_mb() - before == pytest.approx(megabytes, abs=3)
+        operators.SolOpsCopies(2)
+        assert product() == expected
+        assert private_mb() - before == pytest.approx(megabytes, abs=3)  # kept, for a setting that follows
+    finally:
+        operators.SolOpsCopies(0)
+    assert product() == expected
+    assert private_mb() - before == pytest.approx(0, abs=3)

@@ -72,7 +72,8 @@ def test_times_are_steady_if_the_gains_agree_from_round_to_round() -> None:
 @pytest.mark.parametrize("quick", [True, False])
 def test_candidates_begin_with_the_default_and_differ(quick: bool) -> None:
     for threads in (1, 2, 8):
-        found = candidates(threads, quick)
+        found = candidates(threads, quick, copies=True)
+        assert candidates(threads, quick) == [each for each in found if not each.copies]
         assert found[0] == Tuning()
         assert len(set(found)) == len(found)
         assert {each.members for each in found} == ({0, 4} if threads == 8 else {0})
@@ -94,6 +95,7 @@ def test_what_was_measured_is_read_again_and_other_machines_stay(home: Path) -> 
         {"tuning": {**asdict(FOUND.tuning), "row_bytes_ahead": 1 << 30}},
         {"tuning": {**asdict(FOUND.tuning), "members": -1}},
         {"tuning": {**asdict(FOUND.tuning), "members": True}},
+        {"tuning": {**asdict(FOUND.tuning), "copies": 1}},
         {"tuning": {**asdict(FOUND.tuning), "more": 1}},
         {"tuning": {"cache_level": 2}},
         {"tuning": None},
@@ -120,6 +122,14 @@ def test_a_damaged_file_is_not_used_and_replaced(home: Path, text: str) -> None:
     assert tuning.stored("one") is None
     tuning.save("one", FOUND)
     assert tuning.stored("one") == FOUND
+
+
+def test_copies_are_stored_and_left_out_where_there_are_none(home: Path) -> None:
+    copies = replace(FOUND, tuning=Tuning(copies=True))
+    path = tuning.save("one", copies)
+    assert tuning.stored("one") == copies
+    tuning.save("one", FOUND)
+    assert "copies" not in json.loads(path.read_text())["machines"]["one"]["tuning"]  # as an older version wrote it
 
 
 def test_a_home_that_cannot_be_written_is_said(home: Path) -> None:
@@ -156,7 +166,7 @@ def test_no_setting_changes_a_result(tmp_path: Path) -> None:
     engine = Engine(bundle := _bundle(tmp_path), provider="cpu")
     actions = [entry.action for entry in bundle.config.actions]
     expected: list[bytes] = []
-    for setting in [*candidates(8, False), Tuning(row_bytes_ahead=0), Tuning(members=1)]:
+    for setting in [*candidates(8, False, copies=True), Tuning(row_bytes_ahead=0), Tuning(members=1)]:
         tuning.apply(LIBRARY, setting)
         engine.reset()
         engine.forward(range(40), bundle.config.dense)
@@ -184,7 +194,7 @@ def test_a_model_tries_settings_once_for_a_processor(folder: Path, monkeypatch: 
     assert found.step_gb_per_second > 0
 
     applied: list[Tuning] = []
-    monkeypatch.setattr(tuning, "apply", lambda library, setting: applied.append(setting))
+    monkeypatch.setattr(tuning, "apply", lambda library, setting, **how: applied.append(setting))
     tuning.save(key, FOUND)
     SolModel.from_pretrained(folder, provider="cpu")
     assert applied == [FOUND.tuning]  # read, not measured
@@ -217,7 +227,7 @@ def test_costs_of_other_settings_are_measured_again(folder: Path) -> None:
 @needs_operators
 def test_the_operators_tell_their_settings() -> None:
     assert LIBRARY is not None
-    for setting in (Tuning(1, 64, 3), Tuning()):
+    for setting in (Tuning(1, 64, 3), Tuning(copies=True), Tuning()):
         tuning.apply(LIBRARY, setting)
         assert tuning.current(LIBRARY) == setting
 
@@ -230,8 +240,29 @@ def test_tuning_leaves_an_empty_cache_and_reports_its_progress(tmp_path: Path) -
     found = tune(engine, LIBRARY, lambda what, done, total: shares.append(done / total), seconds=0.1)
     assert engine.length == 0
     assert shares == sorted(shares)
-    assert found.tuning in candidates(engine.threads, False)
+    assert found.tuning in candidates(engine.threads, False, copies=True)
     assert found.gain >= 1
+
+
+@needs_operators
+def test_copies_are_tried_and_used_where_memory_has_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert LIBRARY is not None
+    bundle = _bundle(tmp_path)
+    bases = sum(entry.bytes for name, entry in bundle.config.tensors.items() if entry.dtype == "uint4")
+    assert tuning.copied_bytes(bundle.config.tensors) == bases * 19 // 16 > 0
+    key = tuning.machine_key(usable_cores(), LIBRARY)
+    tuning.save(key, replace(FOUND, tuning=Tuning(copies=True)))
+    tried: list[Tuning] = []
+    applied = tuning.apply
+    for share, room in ((4, True), (3.9, False)):
+        monkeypatch.setattr(tuning, "available_memory", lambda share=share: int(share * bases * 19 // 16))
+        engine = Engine(bundle, provider="cpu")
+        assert tuning.current(LIBRARY).copies == room
+        monkeypatch.setattr(tuning, "apply", lambda library, setting, **how: tried.append(setting))
+        tune(engine, LIBRARY, silent, seconds=0.1)
+        monkeypatch.setattr(tuning, "apply", applied)
+        assert any(setting.copies for setting in tried) == room
+        tried.clear()
 
 
 @needs_operators

@@ -153,6 +153,25 @@ std::vector<float> Inputs(size_t count) {
   return x;
 }
 
+// The copy of the blocks `first` … `end` - 1 of a channel-major matrix, in the order that packed_matrix.h says, behind what earlier blocks would take.
+std::vector<uint8_t> CopyOf(const sol::Nested& w, size_t first, size_t end) {
+  std::vector<uint8_t> copy(first * w.N * 19);
+  const auto append = [&](const void* from, size_t bytes) {
+    const uint8_t* const at = static_cast<const uint8_t*>(from);
+    copy.insert(copy.end(), at, at + bytes);
+  };
+  for (size_t panel = 0; panel < w.N; panel += 128) {
+    const size_t width = std::min<size_t>(128, w.N - panel);
+    for (size_t b = first; b < end; ++b) {
+      for (size_t k = b * kBlock; k < (b + 1) * kBlock; ++k) append(w.base + (k * w.N + panel) / 2, width / 2);
+      append(w.scale + b * w.N + panel, width * 2);
+      append(w.zero + b * w.N + panel, width);
+    }
+  }
+  copy.resize(copy.size() + 256);  // vectors are read past the end
+  return copy;
+}
+
 void CheckProducts(size_t K, size_t N, int bits, size_t tokens) {
   const sol::MatMulKernels& kernels = sol::BestMatMulKernels();
   const Matrix matrix(K, N);
@@ -201,6 +220,18 @@ void CheckProducts(size_t K, size_t N, int bits, size_t tokens) {
   kernels.row_channel_major(matrix.View(true, bits), q, active, 0, K / kBlock, 0, N, y.data());
   for (size_t n = 0; n < N; ++n) Expect(near(y[n], n), "row_channel_major", K, N, bits);
   Record(y.data(), N);
+  const size_t blocks = K / kBlock;
+  for (const size_t first : {size_t{0}, blocks / 2}) {
+    std::vector<float> expected_part(N), part(N);
+    kernels.row_channel_major(matrix.View(true, bits), q, active, first, blocks, 0, N, expected_part.data());
+    const std::vector<uint8_t> copy = CopyOf(matrix.View(true, bits), first, blocks);
+    sol::Nested w = matrix.View(true, bits);
+    w.base = w.zero = nullptr;  // only the copy and the planes are read
+    w.scale = nullptr;
+    w.packed = copy.data();
+    for (size_t from = 0; from < N; from += 256) kernels.row_channel_major(w, q, active, first, blocks, from, std::min(N, from + 256), part.data());
+    Expect(std::memcmp(part.data(), expected_part.data(), N * sizeof(float)) == 0, "row_channel_major of a copy", K, N, bits);
+  }
 
   alignas(64) static float sums[16 * kTile];
   for (const bool channel : {false, true}) {

@@ -121,7 +121,8 @@ class Engine:
             if (library := provider.library) is not None and library == library_path():
                 tuned = tuning.stored(tuning.machine_key(provider.threads, library))
                 if tuned is not None:
-                    tuning.apply(library, tuned.tuning)
+                    room = tuned.tuning.copies and tuning.room_for_copies(self.bundle.config.tensors)
+                    tuning.apply(library, replace(tuned.tuning, copies=room))
             return CpuRunners(self.bundle, provider, self.weights, self._buffers, self._sums)
         from sol_rt.engine.gpu.device_runner import DeviceRunners  # needs onnx, which only the GPU extras install
 

@@ -64,6 +64,7 @@ class CalibrationTable:
             key: {str(kv_density): asdict(line) for kv_density, line in row.items()} for key, row in self.lines.items()
         }
         document = {"format": CALIBRATION_FORMAT, "format_version": CALIBRATION_VERSION, **asdict(self), "lines": lines}
+        document["tuning"] = None if self.tuning is None else self.tuning.as_json()
         return json.dumps(document, indent=1) + "\n"
 
     @classmethod

@@ -31,18 +31,19 @@ _READ_BYTES = 512 << 20  # of the weights, in a round
 _SMALL_TEAM = 4  # threads from which on half of them is tried: two of a core share its way to memory
 
 
-def candidates(threads: int, quick: bool) -> list[Tuning]:
-    """The settings that are tried, the defaults first."""
+def candidates(threads: int, quick: bool, copies: bool = False) -> list[Tuning]:
+    """The settings that are tried, the defaults first. With `copies`, copies of the 4-bit matrices are one."""
     default = Tuning()
     levels, aheads = (2, 1), (12288, 49152) if quick else (12288, 6144, 24576, 49152)
-    tried = [Tuning(level, ahead) for level, ahead in product(levels, aheads)]
+    tried = [Tuning(copies=True)] if copies else []
+    tried += [Tuning(level, ahead) for level, ahead in product(levels, aheads)]
     if threads >= _SMALL_TEAM:
         tried += [Tuning(members=threads // 2)]
     return [default, *(each for each in tried if each != default)]
 
 
 def tune(engine: Engine, library: Path, progress: Progress, *, seconds: float, quick: bool = False) -> Tuned:
-    """Times dense and cheapest steps under all candidates and applies the best one.
+    """Times dense, cheapest and whole 4-bit steps under all candidates and applies the best one.
 
     Args:
         engine: an engine on the CPU with native operators; its cache is overwritten.
@@ -53,9 +54,12 @@ def tune(engine: Engine, library: Path, progress: Progress, *, seconds: float, q
         quick: whether to try few settings.
     """
     config = engine.bundle.config
-    tried = candidates(engine.threads, quick)
+    whole = Action(1.0, 1.0, 4)  # what copies are for
+    copies = whole.variant in config.variants and tuning.room_for_copies(config.tensors)
+    tried = candidates(engine.threads, quick, copies)
     cheapest = min((entry.action for entry in config.actions), key=lambda action: BytesCost(config).step(action, 64))
-    actions = [config.dense, Action(1.0, cheapest.channel_density, cheapest.bits)]
+    actions = [config.dense, Action(1.0, cheapest.channel_density, cheapest.bits), *([whole] if copies else [])]
+    actions = list(dict.fromkeys(actions))
     engine.reset()
     engine.load([action.variant for action in actions])
     length = max(1, min(_CONTEXT, engine.max_context - 1))
@@ -68,7 +72,7 @@ def tune(engine: Engine, library: Path, progress: Progress, *, seconds: float, q
         while len(rounds) <= _MOST_ROUNDS:  # the first one warms up
             row = [[0.0] * len(actions) for _ in tried]
             for index in order.permutation(len(tried)):
-                tuning.apply(library, tried[index])
+                tuning.apply(library, tried[index], keep_copies=True)
                 row[index] = [_step(engine, length, action, each) for action in actions]
             rounds.append(row)
             plain.append(reads.gb_per_second())

@@ -9,12 +9,15 @@ from __future__ import annotations
 import ctypes
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from sol_rt.atomic_write import write_errors, write_text
+from sol_rt.bundle.config import TensorEntry
+from sol_rt.engine.hardware.memory import available_memory
 from sol_rt.engine.hardware.processor import processor_name
 from sol_rt.errors import brief
 from sol_rt.ops import library_name
@@ -35,11 +38,14 @@ class Tuning:
         cache_level: the cache that memory is asked for into before it is read, 1 or 2.
         row_bytes_ahead: how far ahead of its use a row of weights is asked for, in bytes.
         members: threads of a decode step at most; 0 means all of the pool's.
+        copies: whether the layers' 4-bit matrices are copied into the order in which a step reads them. The copies are
+            memory of this process, `copied_bytes`, made at the first such step.
     """
 
     cache_level: int = 2
     row_bytes_ahead: int = 12288
     members: int = 0
+    copies: bool = False
 
     @classmethod
     def read(cls, raw: Any) -> Tuning:
@@ -48,14 +54,20 @@ class Tuning:
             raise TypeError(f"settings {brief(raw)}")
         given = dict(raw)
         level, ahead, members = (_whole(given.pop(name)) for name in ("cache_level", "row_bytes_ahead", "members"))
-        if given or level not in (1, 2) or ahead > _MOST_AHEAD or members > _MOST_MEMBERS:
+        copies = given.pop("copies", False)
+        if given or level not in (1, 2) or ahead > _MOST_AHEAD or members > _MOST_MEMBERS or type(copies) is not bool:
             raise ValueError(f"settings {brief(raw)}")
-        return cls(level, ahead, members)
+        return cls(level, ahead, members, copies)
+
+    def as_json(self) -> dict[str, Any]:
+        """The settings as `read` takes them. Without copies they are those of versions that knew none."""
+        return {name: value for name, value in asdict(self).items() if name != "copies" or value}
 
     def __str__(self) -> str:
         threads = f", {self.members} threads a step" if self.members else ""
         ahead = f"{self.row_bytes_ahead / 1024:g} KB ahead"
-        return f"weights asked for {ahead} into cache level {self.cache_level}{threads}"
+        copies = ", 4-bit matrices read from copies" if self.copies else ""
+        return f"weights asked for {ahead} into cache level {self.cache_level}{threads}{copies}"
 
 
 @dataclass(frozen=True)
@@ -115,7 +127,7 @@ def stored(key: str) -> Tuned | None:
 def save(key: str, tuned: Tuned) -> Path:
     """Keeps what was measured, and returns the file's path. Raises WriteError; an older file is then as it was."""
     path = home() / FILE
-    entries = {**_entries(), key: asdict(tuned)}
+    entries = {**_entries(), key: {**asdict(tuned), "tuning": tuned.tuning.as_json()}}
     with write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     document = {"format": FORMAT, "format_version": FORMAT_VERSION, "machines": entries}
@@ -123,18 +135,36 @@ def save(key: str, tuned: Tuned) -> Path:
     return path
 
 
-def apply(library: Path, tuning: Tuning) -> None:
-    """Sets how the operators of this process run from now on."""
-    ctypes.CDLL(str(library)).SolOpsTune(
+def apply(library: Path, tuning: Tuning, *, keep_copies: bool = False) -> None:
+    """Sets how the operators of this process run from now on.
+
+    Without `tuning.copies`, copies that there are, are freed; with `keep_copies` they stay, for settings that follow.
+    """
+    operators = ctypes.CDLL(str(library))
+    operators.SolOpsTune(
         *(ctypes.c_uint32(value) for value in (tuning.cache_level, tuning.row_bytes_ahead, tuning.members))
     )
+    operators.SolOpsCopies(ctypes.c_uint32(1 if tuning.copies else 2 if keep_copies else 0))
 
 
 def current(library: Path) -> Tuning:
     """How the operators of this process run."""
-    values = (ctypes.c_uint32 * 3)()
+    values = (ctypes.c_uint32 * 4)()
     ctypes.CDLL(str(library)).SolOpsTuning(values)
-    return Tuning(*values)
+    *numbers, copies = values
+    return Tuning(*numbers, copies=copies != 0)
+
+
+def copied_bytes(tensors: Mapping[str, TensorEntry]) -> int:
+    """Bytes that the copies of a bundle's matrices take: bases, scales and zero points."""
+    bases = [entry.bytes for name, entry in tensors.items() if entry.dtype == "uint4" and name.endswith(".base")]
+    return sum(bases) * 19 // 16
+
+
+def room_for_copies(tensors: Mapping[str, TensorEntry]) -> bool:
+    """Whether the copies would take a quarter of the free memory at most."""
+    free = available_memory()
+    return free is not None and 4 * copied_bytes(tensors) <= free
 
 
 def now() -> str:

@@ -1,8 +1,9 @@
-// Settings of this process's operators that depend on the processor and change no result. Both functions may be called at any time, from any thread.
+// Settings of this process's operators that depend on the processor and change no result. The functions may be called at any time, from any thread.
 
 #include <cstdint>
 
 #include "common/export.h"
+#include "cpu/matmul/packed_matrix.h"
 #include "cpu/simd/prefetch.h"
 #include "cpu/threads/team_size.h"
 
@@ -14,9 +15,14 @@ extern "C" SOL_EXPORT void SolOpsTune(uint32_t level, uint32_t row_bytes, uint32
   sol::TeamSize::Shared().SetMost(members);
 }
 
-// What SolOpsTune set last, or the defaults: level, row_bytes, members.
+// Copies of the layers' 4-bit matrices in the order of reading (packed_matrix.h): 1 makes and reads them, 2 keeps those that there are and reads none, 0 frees
+// them, each matrix' at the next step that would have read it.
+extern "C" SOL_EXPORT void SolOpsCopies(uint32_t use) { sol::copies_use.store(static_cast<sol::CopiesUse>(use), std::memory_order_relaxed); }
+
+// What both set last, or the defaults: level, row_bytes, members, and 1 where copies are read.
 extern "C" SOL_EXPORT void SolOpsTuning(uint32_t* values) {
   values[0] = sol::prefetching.first_level.load(std::memory_order_relaxed) ? 1 : 2;
   values[1] = sol::prefetching.row_bytes.load(std::memory_order_relaxed);
   values[2] = static_cast<uint32_t>(sol::TeamSize::Shared().Most());
+  values[3] = sol::copies_use.load(std::memory_order_relaxed) == sol::CopiesUse::kRead ? 1 : 0;
 }

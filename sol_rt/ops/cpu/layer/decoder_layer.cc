@@ -157,6 +157,8 @@ class DecoderLayer {
     const float* x;      // [hidden]
     AttentionCall call;
     ActiveChannels active;
+    // Copies of the matrices that are read in their place, or null.
+    const PackedMatrix *qkv_copy, *output_copy, *up_copy, *down_copy;
     float* qkv_sums;     // [splits, QkvSize]
     float* attended;     // [OutputSize], all heads
     float* output_sums;  // [splits, hidden]
@@ -201,6 +203,12 @@ class DecoderLayer {
     shared.call = call;
     shared.active = active;
     shared.y = y;
+    const auto qkv = qkv_.Copy(context, active.qkv), output = output_.Copy(context, active.output);
+    const auto up = mlp_.Up().Copy(context, active.mlp.up), down = mlp_.Down().Copy(context, active.mlp.down);
+    shared.qkv_copy = qkv.get();
+    shared.output_copy = output.get();
+    shared.up_copy = up.get();
+    shared.down_copy = down.get();
     attention_.StartStep(call, plan);
     RunTeam(context, members, [&](Member& member) { RunMember(member, shared, scratch[member.Index()]); });
   }
@@ -216,13 +224,13 @@ class DecoderLayer {
     call.y = shared.attended;
 
     // qkv = norm(x) W_qkv
-    qkv_.Prefetch(member, members, active.qkv);
+    qkv_.Prefetch(member, members, active.qkv, shared.qkv_copy);
     Phase qkv = member.Enter(qkv_.Tasks(members));
     if (qkv.HasTask()) {
       if (norms_.before) attention_norm_.Row(shared.x, own.normed);
       own.qkv_input.Quantize(norms_.before ? own.normed : shared.x, active.qkv);
     }
-    for (; qkv.HasTask(); qkv.Next()) qkv_.Product(own.qkv_input, qkv.Task(), qkv.Tasks(), shared.qkv_sums);
+    for (; qkv.HasTask(); qkv.Next()) qkv_.Product(own.qkv_input, shared.qkv_copy, qkv.Task(), qkv.Tasks(), shared.qkv_sums);
     qkv.End();
     attention_.Prefetch(member, members, call, plan);
     qkv.Wait();
@@ -248,15 +256,15 @@ class DecoderLayer {
     if (attend.HasTask() && !has_queries) ReadQueries(shared, call, own);
     for (; attend.HasTask(); attend.Next()) attention_.Attend(call, plan, attend.Task());
     attend.End();
-    output_.Prefetch(member, members, active.output);
+    output_.Prefetch(member, members, active.output, shared.output_copy);
     attend.Wait();
 
     // middle = x + attended W_o; its sums are added up where it is read
     Phase output = member.Enter(output_.Tasks(members));
     if (output.HasTask()) own.output_input.Quantize(shared.attended, active.output);
-    for (; output.HasTask(); output.Next()) output_.Product(own.output_input, output.Task(), output.Tasks(), shared.output_sums);
+    for (; output.HasTask(); output.Next()) output_.Product(own.output_input, shared.output_copy, output.Task(), output.Tasks(), shared.output_sums);
     output.End();
-    mlp_.Up().Prefetch(member, members, active.mlp.up);
+    mlp_.Up().Prefetch(member, members, active.mlp.up, shared.up_copy);
     output.Wait();
 
     // u = norm(middle) W_up
@@ -266,9 +274,9 @@ class DecoderLayer {
       if (norms_.before) mlp_norm_.Row(parallel_residual_ ? shared.x : own.middle, own.normed);
       own.up_input.Quantize(norms_.before ? own.normed : own.middle, active.mlp.up);
     }
-    for (; up.HasTask(); up.Next()) mlp_.Up().Product(own.up_input, up.Task(), up.Tasks(), shared.up_sums);
+    for (; up.HasTask(); up.Next()) mlp_.Up().Product(own.up_input, shared.up_copy, up.Task(), up.Tasks(), shared.up_sums);
     up.End();
-    mlp_.Down().Prefetch(member, members, active.mlp.down);
+    mlp_.Down().Prefetch(member, members, active.mlp.down, shared.down_copy);
     up.Wait();
 
     // h = act(u)
@@ -280,7 +288,7 @@ class DecoderLayer {
     // y = middle + h W_down
     Phase down = member.Enter(mlp_.Down().Tasks(members));
     if (down.HasTask()) own.down_input.Quantize(shared.inner, active.mlp.down);
-    for (; down.HasTask(); down.Next()) mlp_.Down().Product(own.down_input, down.Task(), down.Tasks(), shared.down_sums);
+    for (; down.HasTask(); down.Next()) mlp_.Down().Product(own.down_input, shared.down_copy, down.Task(), down.Tasks(), shared.down_sums);
     if (down.End()) {
       AddAttention(shared, own);
       AddNormed(mlp_.Down(), mlp_post_norm_, shared.down_sums, own.middle, own.normed, shared.y);

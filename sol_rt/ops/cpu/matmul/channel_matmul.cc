@@ -37,10 +37,15 @@ size_t ChannelMatMul::ReadActive(const Context& context) const {
   return count == 0 ? w_.K : static_cast<size_t>(count);
 }
 
-void ChannelMatMul::Prefetch(const Member& member, size_t members, size_t active) const {
+void ChannelMatMul::Prefetch(const Member& member, size_t members, size_t active, const PackedMatrix* copy) const {
   if (active != w_.K) return;
   const size_t tasks = Tasks(members), task = member.FirstOf(tasks);
   const Range blocks = BlocksOf(task, tasks), outputs = OutputsOf(task, tasks);
+  if (copy != nullptr) {
+    const size_t bytes = (blocks.end - blocks.begin) * (outputs.end - outputs.begin) * kPackedBytes;
+    PrefetchBytes(PlaceInCopy(copy->Data(), w_.N, blocks.begin, blocks.end, blocks.begin, outputs.begin).base, std::min(bytes, kFetchedBytes));
+    return;
+  }
   const size_t run = (outputs.end - outputs.begin) / (w_.bits == 3 ? 4 : 2);
   size_t fetched = 0;
   for (size_t b = blocks.begin; b < blocks.end && fetched < kFetchedBytes; ++b) {

@@ -15,9 +15,11 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <memory>
 
 #include "common/onnx/node.h"
 #include "cpu/matmul/matmul_kernels.h"
+#include "cpu/matmul/packed_matrix.h"
 #include "cpu/matmul/token_input.h"
 #include "cpu/threads/team.h"
 
@@ -37,7 +39,7 @@ class ChannelMatMul {
   ChannelMatMul(const Attributes& attributes, const char* op, size_t active_port, const char* active_name, const Nested& w, const float* bias,
                 SplitK split, int64_t layer = CountInput::kNoLayer)
       : op_(op), active_(attributes, op, active_port, active_name, layer), w_(w), bias_(bias),
-        splits_(std::min(split.most_splits, w.K / kBlock)), most_outputs_(split.most_outputs) {}
+        splits_(std::min(split.most_splits, w.K / kBlock)), most_outputs_(split.most_outputs), copy_(std::make_unique<PackedCopy>()) {}
 
   size_t Inputs() const { return w_.K; }
   size_t Outputs() const { return w_.N; }
@@ -55,9 +57,14 @@ class ChannelMatMul {
     return splits_ * std::max((w_.N + most_outputs_ - 1) / most_outputs_, wanted);
   }
 
+  // The copy of the matrix that a step with so many active channels reads in its place, or null.
+  std::shared_ptr<const PackedMatrix> Copy(const Context& context, size_t active) const {
+    return w_.bits != 4 || active * 8 < w_.K * 7 ? nullptr : copy_->Get(context, w_, splits_);
+  }
+
   // Writes one task's outputs of its split: sums[split, n] = the sum over the split's active channels k of x[k] W[k, n]. The first split
   // begins with the bias.
-  void Product(const TokenInput& x, size_t task, size_t tasks, float* sums) const {
+  void Product(const TokenInput& x, const PackedMatrix* copy, size_t task, size_t tasks, float* sums) const {
     const size_t split = task / (tasks / splits_);
     const Range blocks = BlocksOf(task, tasks), outputs = OutputsOf(task, tasks);
     const float* bias = split == 0 ? bias_ : nullptr;
@@ -69,13 +76,15 @@ class ChannelMatMul {
     }
     const MatMulKernels& kernels = BestMatMulKernels();
     const auto row = w_.bits > 3 ? kernels.row_channel_major : kernels.row_codebook;
-    row(w_, x.Codes(), x.Active(), blocks.begin, blocks.end, outputs.begin, outputs.end, to);
+    Nested w = w_;
+    if (copy != nullptr) w.packed = copy->Data();
+    row(w, x.Codes(), x.Active(), blocks.begin, blocks.end, outputs.begin, outputs.end, to);
     if (w_.bits > 3 || bias == nullptr) return;
     for (size_t n = outputs.begin; n < outputs.end; ++n) to[n] += bias[n];
   }
 
   // Asks for what the member reads first in Product. Only where every channel is active is that known before.
-  void Prefetch(const Member& member, size_t members, size_t active) const;
+  void Prefetch(const Member& member, size_t members, size_t active, const PackedMatrix* copy) const;
 
   // Adds the splits' sums of the outputs begin … end - 1 to the first split's.
   void AddSplits(size_t begin, size_t end, float* sums) const;
@@ -105,6 +114,7 @@ class ChannelMatMul {
   Nested w_;
   const float* bias_;
   size_t splits_, most_outputs_;
+  std::unique_ptr<PackedCopy> copy_;
 };
 
 }  // namespace sol

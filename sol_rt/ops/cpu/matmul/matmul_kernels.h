@@ -18,6 +18,7 @@ struct Nested {
   const uint8_t* zero = nullptr;    // [K/32, N]
   const uint8_t* plane1 = nullptr;  // [K/32, N, 8], from 6 bits on
   const uint8_t* plane2 = nullptr;  // [K/32, N, 8], at 8 bits
+  const uint8_t* packed = nullptr;  // null, or a copy of base, scale and zero of a channel-major matrix (packed_matrix.h), which is read in their place
   // At 3 bits, in the place of all these:
   const uint8_t* low = nullptr;            // [K, N/4]
   const uint8_t* high = nullptr;           // [K, N/8]

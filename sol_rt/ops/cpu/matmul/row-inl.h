@@ -32,6 +32,7 @@
 
 #include "cpu/matmul/dot-inl.h"
 #include "cpu/matmul/matmul_kernels.h"
+#include "cpu/matmul/packed_matrix.h"
 #include "cpu/simd/prefetch.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -63,6 +64,32 @@ HWY_INLINE BlockView ViewAt(const Nested& w, const uint8_t* base, size_t b, size
   const size_t at = b * w.N + n;
   return {base, w.scale + at, w.zero + at, kBits > 4 ? w.plane1 + at * 8 : nullptr, kBits > 6 ? w.plane2 + at * 8 : nullptr};
 }
+
+// Where a product with a channel-major matrix finds base, scales and zero points: in the matrix, or in a copy of it. It goes through ranges of outputs, and
+// in each through the blocks. The matrix is one range, for rows are read whole; a copy has a range for each of its panels.
+class ChannelRows {
+ public:
+  ChannelRows(const Nested& w, size_t first_block, size_t end_block, size_t begin, size_t end)
+      : w_(w), first_(first_block), end_(end_block), width_(w.packed != nullptr ? kPanel : end - begin) {}
+
+  size_t Width() const { return width_; }  // of a range
+  // The cache that is asked into. The hardware sees a copy as one stream, and brings it into the second-level cache on its own.
+  bool FirstLevel() const { return w_.packed != nullptr || AsksFirstLevel(); }
+  BlockPlace At(size_t b, size_t n) const {
+    if (w_.packed != nullptr) return PlaceInCopy(w_.packed, w_.N, first_, end_, b, n);
+    const size_t row_bytes = w_.N / 2, at = b * w_.N + n;
+    return {w_.base + b * kBlock * row_bytes + n / 2, w_.scale + at, w_.zero + at, row_bytes};
+  }
+  template <int kBits>
+  BlockView View(const BlockPlace& place, size_t b, size_t n) const {
+    const size_t at = b * w_.N + n;
+    return {place.base, place.scale, place.zero, kBits > 4 ? w_.plane1 + at * 8 : nullptr, kBits > 6 ? w_.plane2 + at * 8 : nullptr};
+  }
+
+ private:
+  const Nested& w_;
+  size_t first_, end_, width_;
+};
 
 // The same at 3 bits.
 HWY_INLINE BlockView CodebookViewAt(const Nested& w, size_t b, size_t n) {
@@ -181,6 +208,8 @@ struct StepAhead {
   BlockView view;
   const uint8_t* row;
   const uint8_t* end;
+  size_t stride;     // of the base's rows
+  bool first_level;  // the cache to ask into
 };
 
 // Outputs of a channel-major matrix that are asked for at a time: as many as a step computes, on Arm a line of every row.
@@ -190,8 +219,10 @@ constexpr size_t kAheadOutputs = HWY_TARGET_IS_NEON ? 128 : 2 * HWY_LANES(uint8_
 template <int kBits>
 class AheadCursor {
  public:
-  AheadCursor(const Nested& w, const ActiveQuads& active, size_t first_block, size_t end_block, size_t begin, size_t end, size_t step)
-      : w_(w), active_(active), block_(first_block), end_block_(end_block), begin_(begin), end_(end), step_(step), n_(begin) {
+  AheadCursor(const Nested& w, const ChannelRows& rows, const ActiveQuads& active, size_t first_block, size_t end_block, size_t begin, size_t end,
+              size_t step)
+      : w_(w), rows_(rows), active_(active), first_block_(first_block), block_(first_block), end_block_(end_block), begin_(begin),
+        end_(std::min(end, begin + rows.Width())), last_(end), step_(step), n_(begin) {
     size_t filled = 0;
     for (size_t b = first_block; b < end_block; ++b) filled += Empty(b) ? 0 : 1;
     if (filled == 0) {
@@ -199,10 +230,10 @@ class AheadCursor {
       return;
     }
     SkipEmpty();
-    const size_t rows = 4 * (active.begin[end_block] - active.begin[first_block]) / filled;
+    const size_t filled_rows = 4 * (active.begin[end_block] - active.begin[first_block]) / filled;
     constexpr size_t kRest = (kBits == 3 ? 1 : 3) + (kBits > 4 ? 8 : 0) + (kBits > 6 ? 8 : 0);
-    const bool sparse = rows < kBlock * 3 / 4;
-    const size_t bytes = kBits == 3 ? step * (rows * 3 / 8 + kRest) : step * (rows / 2 + kRest);
+    const bool sparse = filled_rows < kBlock * 3 / 4;
+    const size_t bytes = kBits == 3 ? step * (filled_rows * 3 / 8 + kRest) : step * (filled_rows / 2 + kRest);
     const size_t ahead = prefetching.row_bytes.load(std::memory_order_relaxed);
     for (size_t i = (ahead + bytes - 1) / bytes; i > 0 && block_ < end_block_; --i) {
       if (sparse) AskAll();  // nobody could ask for these before: Fetch knows no active rows
@@ -220,10 +251,11 @@ class AheadCursor {
 
  private:
   StepAhead Here() const {
-    const size_t b = block_, row_bytes = RowBytes<kBits>(w_.N);
-    const BlockQuads rows(active_, w_.K, b);
-    if constexpr (kBits == 3) return {CodebookViewAt(w_, b, n_), rows.row, rows.end};
-    return {ViewAt<kBits>(w_, w_.base + b * kBlock * row_bytes + n_ / 2, b, n_), rows.row, rows.end};
+    const size_t b = block_;
+    const BlockQuads quads(active_, w_.K, b);
+    if constexpr (kBits == 3) return {CodebookViewAt(w_, b, n_), quads.row, quads.end, 0, AsksFirstLevel()};
+    const BlockPlace place = rows_.At(b, n_);
+    return {rows_.View<kBits>(place, b, n_), quads.row, quads.end, place.stride, rows_.FirstLevel()};
   }
   void AskAll() const {
     const StepAhead here = Here();
@@ -235,7 +267,7 @@ class AheadCursor {
       PrefetchLines(here.view.block_scale, step_);
       return;
     }
-    for (const uint8_t* row = here.row; row != here.end; ++row) PrefetchLine(here.view.base + *row * (w_.N / 2));
+    for (const uint8_t* row = here.row; row != here.end; ++row) PrefetchLine(here.view.base + *row * here.stride);
     PrefetchLines(here.view.scale, step_ * 2);
     PrefetchLines(here.view.zero, step_);
     if constexpr (kBits > 4) PrefetchLines(here.view.plane1, step_ * 8);
@@ -251,13 +283,22 @@ class AheadCursor {
     n_ = begin_;
     ++block_;
     SkipEmpty();
+    if (block_ < end_block_ || end_ == last_) return;
+    begin_ = n_ = end_;
+    end_ = std::min(last_, end_ + rows_.Width());
+    block_ = first_block_;
+    SkipEmpty();
   }
 
   const Nested& w_;
+  const ChannelRows& rows_;
   const ActiveQuads& active_;
+  const size_t first_block_;
   size_t block_;  // where it is
   const size_t end_block_;
-  size_t begin_, end_, step_, n_;
+  size_t begin_, end_;  // outputs of the range
+  const size_t last_, step_;
+  size_t n_;
 };
 
 // The rows of a block's quads. On Arm as distances from the block's first row: its loads add such a number to an address, but multiply none.
@@ -323,9 +364,9 @@ HWY_INLINE void ChannelMajorStep(D8 d8, const BlockView& v, const QuadRows& rows
       for (size_t j = 0; j < kVectors; ++j) to[j] = hn::LoadU(d8, from + j * hn::MaxLanes(d8));
     }
   };
-  const bool first_level = AsksFirstLevel();
+  const bool first_level = ahead.first_level;
   const auto ask = [&]() HWY_ATTR __attribute__((always_inline)) {
-    for (size_t i = 0; i < 4; ++i) PrefetchLine(ahead.view.base + ahead.row[i] * rows.Stride(), first_level);
+    for (size_t i = 0; i < 4; ++i) PrefetchLine(ahead.view.base + ahead.row[i] * ahead.stride, first_level);
     ahead.row += 4;
   };
   // Two halves of activations take twice the sums, more than AVX2 and older have registers: some of the outputs first, then the others. With
@@ -415,17 +456,16 @@ HWY_INLINE void ChannelMajorStep(D8 d8, const BlockView& v, const QuadRows& rows
 
 // Steps of one vector size over [n, end), as many as fit; returns the first output that is left.
 template <int kBits, size_t kVectors, class D8>
-HWY_INLINE size_t ChannelMajorSteps(D8 d8, const Nested& w, const Activations& x, const ActiveQuads& active, size_t b,
+HWY_INLINE size_t ChannelMajorSteps(D8 d8, const Nested& w, const ChannelRows& rows, const Activations& x, const ActiveQuads& active, size_t b,
                                     size_t n, size_t end, AheadCursor<kBits>& ahead, float* y) {
   constexpr size_t kOutputs = 2 * kVectors * hn::MaxLanes(d8);
   if (n + kOutputs > end) return n;
   const BlockScale<hn::Repartition<int32_t, D8>, kBits> scale(x.step[b], x.sum[b], w.Center());
   const BlockQuads quads(active, w.K, b);
-  const size_t row_bytes = w.N / 2;
-  const QuadRows rows(quads, row_bytes);
+  const QuadRows quad_rows(quads, rows.At(b, n).stride);
   const auto step = [&](auto ask, size_t at, const StepAhead& next) HWY_ATTR __attribute__((always_inline)) {
-    const BlockView view = ViewAt<kBits>(w, w.base + b * kBlock * row_bytes + at / 2, b, at);
-    ChannelMajorStep<kBits, false, decltype(ask)::value, kVectors>(d8, view, rows, 0, quads, next, x.phased + b * kBlock, w.K, scale, y + at);
+    const BlockView view = rows.View<kBits>(rows.At(b, at), b, at);
+    ChannelMajorStep<kBits, false, decltype(ask)::value, kVectors>(d8, view, quad_rows, 0, quads, next, x.phased + b * kBlock, w.K, scale, y + at);
   };
   // A step that asks for more outputs than it computes is followed by others that ask for none.
   if constexpr (kOutputs < kAheadOutputs && HWY_TARGET_IS_NEON) {
@@ -445,40 +485,43 @@ HWY_INLINE void RowChannelMajorBits(Nested w, const Activations& x, const Active
   const hn::CappedTag<uint8_t, 32> half;
   const hn::Full128<uint8_t> narrow;
   constexpr size_t kVectors = HWY_TARGET_IS_NEON && HalvesAt(kBits) == 1 ? 2 : 1;  // the registers hold so many rows of sums
-  AheadCursor<kBits> ahead(w, active, first_block, end_block, begin, end, kAheadOutputs);
-  for (size_t b = first_block; b < end_block; ++b) {
+  const ChannelRows rows(w, first_block, end_block, begin, end);
+  AheadCursor<kBits> ahead(w, rows, active, first_block, end_block, begin, end, kAheadOutputs);
+  const size_t blocks = end_block - first_block, ranges = (end - begin + rows.Width() - 1) / rows.Width();
+  for (size_t i = 0; i < ranges * blocks; ++i) {
+    const size_t b = first_block + i % blocks, from = begin + i / blocks * rows.Width(), to = std::min(end, from + rows.Width());
     if (active.begin[b] == active.begin[b + 1]) continue;
-    size_t n = ChannelMajorSteps<kBits, kVectors>(wide, w, x, active, b, begin, end, ahead, y);
+    size_t n = ChannelMajorSteps<kBits, kVectors>(wide, w, rows, x, active, b, from, to, ahead, y);
     if constexpr (hn::MaxLanes(wide) > hn::MaxLanes(half)) {
-      n = ChannelMajorSteps<kBits, 1>(half, w, x, active, b, n, end, ahead, y);
+      n = ChannelMajorSteps<kBits, 1>(half, w, rows, x, active, b, n, to, ahead, y);
     }
     if constexpr (hn::MaxLanes(half) > hn::MaxLanes(narrow) || kVectors > 1) {
-      n = ChannelMajorSteps<kBits, 1>(narrow, w, x, active, b, n, end, ahead, y);
+      n = ChannelMajorSteps<kBits, 1>(narrow, w, rows, x, active, b, n, to, ahead, y);
     }
-    if (n < end) {
+    if (n < to) {
       constexpr size_t kOutputs = 32;
-      const size_t left = end - n, at = b * w.N + n;
+      const BlockPlace place = rows.At(b, n);
+      const size_t left = to - n, at = b * w.N + n;
       HWY_ALIGN uint8_t plane1[kOutputs * 8] = {}, plane2[kOutputs * 8] = {};
       HWY_ALIGN uint16_t scales[kOutputs] = {};
       HWY_ALIGN uint8_t zeros[kOutputs] = {};
       HWY_ALIGN float sums[kOutputs] = {};
-      std::memcpy(scales, w.scale + at, left * 2);
-      std::memcpy(zeros, w.zero + at, left);
+      std::memcpy(scales, place.scale, left * 2);
+      std::memcpy(zeros, place.zero, left);
       if (kBits > 4) std::memcpy(plane1, w.plane1 + at * 8, left * 8);
       if (kBits > 6) std::memcpy(plane2, w.plane2 + at * 8, left * 8);
       std::memcpy(sums, y + n, left * sizeof(float));
       const BlockScale<hn::Repartition<int32_t, decltype(narrow)>, kBits> scale(x.step[b], x.sum[b], w.Center());
-      const uint8_t* base = w.base + b * kBlock * (w.N / 2) + n / 2;
       const BlockQuads quads(active, w.K, b);
-      ChannelMajorStep<kBits, true, false, 1>(narrow, {base, scales, zeros, plane1, plane2}, QuadRows(quads, w.N / 2), left / 2, quads, {},
+      ChannelMajorStep<kBits, true, false, 1>(narrow, {place.base, scales, zeros, plane1, plane2}, QuadRows(quads, place.stride), left / 2, quads, {},
                                        x.phased + b * kBlock, w.K, scale, sums);
       std::memcpy(y + n, sums, left * sizeof(float));
     }
   }
 }
 
-inline void RowChannelMajor(const Nested& w, const Activations& x, const ActiveQuads& active, size_t first_block, size_t end_block,
-                            size_t begin, size_t end, float* y) {
+inline void RowChannelMajor(const Nested& w, const Activations& x, const ActiveQuads& active, size_t first_block,
+                            size_t end_block, size_t begin, size_t end, float* y) {
   if (w.bits == 4) return RowChannelMajorBits<4>(w, x, active, first_block, end_block, begin, end, y);
   if (w.bits == 6) return RowChannelMajorBits<6>(w, x, active, first_block, end_block, begin, end, y);
   RowChannelMajorBits<8>(w, x, active, first_block, end_block, begin, end, y);

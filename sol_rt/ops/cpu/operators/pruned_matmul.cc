@@ -53,7 +53,8 @@ class PrunedMatMul {
     });
     input.Quantize(x, active);
     const size_t members = TeamMembers(), tasks = product_.Tasks(members);
-    RunTasks(context, members, tasks, [&](size_t task) { product_.Product(input, task, tasks, sums); });
+    const auto copy = product_.Copy(context, active);
+    RunTasks(context, members, tasks, [&](size_t task) { product_.Product(input, copy.get(), task, tasks, sums); });
     product_.Total(sums, nullptr, y);
   }
 

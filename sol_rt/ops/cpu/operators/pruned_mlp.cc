@@ -61,14 +61,15 @@ class PrunedMLP {
       down_sums = mlp_.Down().PlaceSums(arena);
       scratch = arena.Each(members, [&] { return Scratch{mlp_.Up().PlaceInput(arena), mlp_.Down().PlaceInput(arena)}; });
     });
+    const auto up_copy = mlp_.Up().Copy(context, active.up), down_copy = mlp_.Down().Copy(context, active.down);
     RunTeam(context, members, [&](Member& member) {
       Scratch& own = scratch[member.Index()];
 
       Phase up = member.Enter(mlp_.Up().Tasks(members));
       if (up.HasTask()) own.up_input.Quantize(x, active.up);
-      for (; up.HasTask(); up.Next()) mlp_.Up().Product(own.up_input, up.Task(), up.Tasks(), up_sums);
+      for (; up.HasTask(); up.Next()) mlp_.Up().Product(own.up_input, up_copy.get(), up.Task(), up.Tasks(), up_sums);
       up.End();
-      mlp_.Down().Prefetch(member, members, active.down);
+      mlp_.Down().Prefetch(member, members, active.down, down_copy.get());
       up.Wait();
 
       Phase activate = member.Enter(mlp_.ActivateTasks(members));
@@ -78,7 +79,7 @@ class PrunedMLP {
 
       Phase down = member.Enter(mlp_.Down().Tasks(members));
       if (down.HasTask()) own.down_input.Quantize(hidden, active.down);
-      for (; down.HasTask(); down.Next()) mlp_.Down().Product(own.down_input, down.Task(), down.Tasks(), down_sums);
+      for (; down.HasTask(); down.Next()) mlp_.Down().Product(own.down_input, down_copy.get(), down.Task(), down.Tasks(), down_sums);
       if (down.End()) mlp_.Down().Total(down_sums, nullptr, y);
       member.Leave();
     });

@@ -74,8 +74,12 @@ uint32_t Whole(const json& object, const char* key, uint32_t least, uint32_t mos
 }
 
 Tuning ReadTuning(const json& raw) {
-  if (!raw.is_object() || raw.size() != 3) Unreadable("tuning has other keys than cache_level, members and row_bytes_ahead");
-  return {Whole(raw, "cache_level", 1, 2), Whole(raw, "row_bytes_ahead", 0, kMostAhead), Whole(raw, "members", 0, kMostMembers)};
+  const auto copies = raw.find("copies");  // of older tables and of those without copies, none
+  const bool told = copies != raw.end();
+  if (!raw.is_object() || raw.size() != (told ? 4 : 3) || (told && !copies->is_boolean())) {
+    Unreadable("tuning has other keys than cache_level, members, row_bytes_ahead and copies");
+  }
+  return {Whole(raw, "cache_level", 1, 2), Whole(raw, "row_bytes_ahead", 0, kMostAhead), Whole(raw, "members", 0, kMostMembers), told && *copies == true};
 }
 
 CalibrationTable Read(const json& raw) {
@@ -118,7 +122,10 @@ std::string CalibrationTable::ToJson() const {
   nlohmann::ordered_json document = {{"format", kFormat},   {"format_version", kVersion}, {"bundle", bundle},
                                      {"device", device},    {"created", created},         {"policy_ms", policy_ms},
                                      {"lines", nlohmann::ordered_json::object()}, {"quick", quick},        {"steady", steady}};
-  if (tuning) document["tuning"] = {{"cache_level", tuning->cache_level}, {"row_bytes_ahead", tuning->row_bytes_ahead}, {"members", tuning->members}};
+  if (tuning) {
+    document["tuning"] = {{"cache_level", tuning->cache_level}, {"row_bytes_ahead", tuning->row_bytes_ahead}, {"members", tuning->members}};
+    if (tuning->copies) document["tuning"]["copies"] = true;
+  }
   for (const auto& [key, row] : lines) {
     auto& written = document["lines"][key] = nlohmann::ordered_json::object();
     for (const auto& [density, line] : row) {

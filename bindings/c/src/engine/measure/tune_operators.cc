@@ -10,6 +10,7 @@
 
 #ifdef SOL_RT_OPERATORS
 extern "C" void SolRtTune(uint32_t level, uint32_t row_bytes, uint32_t members);
+extern "C" void SolRtCopies(uint32_t use);
 extern "C" void SolRtTuning(uint32_t* values);
 #endif
 
@@ -23,10 +24,10 @@ constexpr double kLeastGain = 1.02;
 constexpr double kStandardErrors = 4.0;  // of the mean gain; noise alone gets the best of three there in 3% of tries of four rounds
 constexpr int32_t kSmallTeam = 4;    // threads from which on half of them is tried: two of a core share its way to memory
 
-// The defaults come first.
+// The defaults come first. Copies of weights, which take memory, are for `sol-rt calibrate` to try.
 std::vector<Tuning> Candidates(int32_t threads) {
-  std::vector<Tuning> tried{{2, 12288, 0}, {2, 49152, 0}, {1, 12288, 0}, {1, 49152, 0}};
-  if (threads >= kSmallTeam) tried.push_back({2, 12288, static_cast<uint32_t>(threads / 2)});
+  std::vector<Tuning> tried{{2, 12288, 0, false}, {2, 49152, 0, false}, {1, 12288, 0, false}, {1, 49152, 0, false}};
+  if (threads >= kSmallTeam) tried.push_back({2, 12288, static_cast<uint32_t>(threads / 2), false});
   return tried;
 }
 
@@ -43,15 +44,16 @@ struct Chosen {
 void ApplyTuning([[maybe_unused]] const Tuning& tuning) {
 #ifdef SOL_RT_OPERATORS
   SolRtTune(tuning.cache_level, tuning.row_bytes_ahead, tuning.members);
+  SolRtCopies(tuning.copies ? 1 : 0);
 #endif
 }
 
 Tuning CurrentTuning() {
   Tuning tuning;
 #ifdef SOL_RT_OPERATORS
-  uint32_t values[3];
+  uint32_t values[4];
   SolRtTuning(values);
-  tuning = {values[0], values[1], values[2]};
+  tuning = {values[0], values[1], values[2], values[3] != 0};
 #endif
   return tuning;
 }
