@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -160,7 +160,7 @@ def checks(actions: Sequence[Row], rungs: Sequence[Row], roundings: Sequence[Row
         bits = action.name.removeprefix(DENSE)
         if bits == "8":
             over = difference(action.alone, source.loss)
-            found.append(Check(action, "+0.30%", Difference(over.mean - math.log(1.003), over.error)))
+            found.append(Check(action, "+0.30%", replace(over, mean=over.mean - math.log(1.003))))
         plain = [row for row in roundings if row.name.startswith(f"RTN{bits}")]
         nearest = min(plain, key=lambda row: abs(row.bits - action.bits), default=None)
         for other, share in ((nearest, 0.5), (named.get({"4": "Q4_K_M", "3": "Q3_K_M"}.get(bits, "")), 1.0)):

@@ -49,20 +49,44 @@ class Loss:
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean of a paired difference in nats per token, and its standard error; windows are treated as independent."""
+    """Mean of a paired difference in nats per token, and its standard error; windows are treated as independent.
+
+    Attributes:
+        mean: the mean over windows.
+        error: its standard error; infinite for a single window.
+        count: number of windows.
+    """
 
     mean: float
     error: float
+    count: int
 
     @property
     def low(self) -> float:
         """Lower end of the 95% interval."""
-        return self.mean - 1.96 * self.error
+        return self.mean - students_t(self.count - 1) * self.error
 
     @property
     def high(self) -> float:
         """Upper end of the 95% interval."""
-        return self.mean + 1.96 * self.error
+        return self.mean + students_t(self.count - 1) * self.error
+
+
+def students_t(degrees: int) -> float:
+    """The 97.5% quantile of Student's t, to 0.005; infinite at 0 degrees of freedom.
+
+    From 3 degrees on by its expansion about the normal quantile (Abramowitz and Stegun, 26.7.5).
+    """
+    if degrees < 3:
+        return (math.inf, 12.706, 4.303)[degrees]
+    z, v = 1.959964, degrees
+    return (
+        z
+        + (z**3 + z) / (4 * v)
+        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3)
+        + (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / (92160 * v**4)
+    )
 
 
 def difference(first: Loss, second: Loss, share: float = 1.0, base: Loss | None = None) -> Difference:
@@ -78,7 +102,7 @@ def difference(first: Loss, second: Loss, share: float = 1.0, base: Loss | None 
     one, two, zero = (loss.sums / loss.tokens for loss in losses)
     each = one - zero - share * (two - zero)
     error = each.std(ddof=1) / math.sqrt(len(each)) if len(each) > 1 else math.inf
-    return Difference(float(each.mean()), float(error))
+    return Difference(float(each.mean()), float(error), len(each))
 
 
 class Scores:

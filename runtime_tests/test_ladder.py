@@ -29,7 +29,7 @@ import ladder_figure  # noqa: E402
 import ladder_files  # noqa: E402
 from ladder_files import Contents, Ladder, Rounding, round_to_nearest  # noqa: E402
 from ladder_report import Row, Verdict, check_table, checks, table, verdict, verdicts  # noqa: E402
-from ladder_scores import Loss, Scores, difference  # noqa: E402
+from ladder_scores import Difference, Loss, Scores, difference, students_t  # noqa: E402
 from workers.client import WITHOUT_FLASH  # noqa: E402
 
 NATS = st.lists(st.floats(0, 20), min_size=3, max_size=3)
@@ -75,6 +75,37 @@ def test_a_single_window_tells_no_error_and_others_make_no_pair() -> None:
     assert difference(loss_of([1.0, 2.0]), loss_of([1.0, 1.0])).error == math.inf
     with pytest.raises(ValueError, match="different windows"):
         difference(loss_of([1.0, 2.0]), loss_of([1.0, 2.0], [1.0, 2.0]))
+
+
+@pytest.mark.parametrize(
+    ("degrees", "table"),
+    [
+        (1, 12.706),
+        (2, 4.303),
+        (3, 3.182),
+        (4, 2.776),
+        (5, 2.571),
+        (11, 2.201),
+        (19, 2.093),
+        (39, 2.023),
+        (10**6, 1.960),
+    ],
+)
+def test_intervals_of_few_windows_are_as_wide_as_students_t(degrees: int, table: float) -> None:
+    assert students_t(degrees) == pytest.approx(table, abs=0.005)
+    found = Difference(-2.5, 1.0, degrees + 1)
+    assert (found.low, found.high) == (pytest.approx(-2.5 - table, abs=0.005), pytest.approx(-2.5 + table, abs=0.005))
+
+
+def test_a_verdict_of_three_windows_needs_more_than_two_errors() -> None:
+    rung = Row("Q6_K", 8.0, 1, loss_of([1.0], [1.0], [1.0]), None, [1.0])
+    three = Row("a", 8.0, 1, loss_of([0.9], [0.8], [0.5]), None, [1.0])  # -0.267 ± 0.120
+    assert verdict(rung, [three]).text == "lower perplexity, within the error"
+    again = [
+        Row(each.name, 8.0, 1, loss_of(*[[nats] for nats in 4 * each.loss.sums.tolist()]), None, [1.0])
+        for each in (rung, three)
+    ]
+    assert verdict(again[0], again[1:]).text == "lower perplexity"
 
 
 def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path) -> None:
