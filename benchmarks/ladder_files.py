@@ -3,7 +3,7 @@
 - F32 holds exactly the weights that sol_rt's export reads, in float32.
 - The rungs are what llama.cpp's own quantization makes from F32. Those with `-I` have an importance matrix
   (importance.py), the others have none.
-- FILE is the .gguf itself, which llama.cpp runs as it is.
+- FILE is the .gguf itself, which llama.cpp runs as it is: the strongest rival, as it is quantized once.
 - RTN holds F32's weights after plain rounding, stored in float32, so that only the rounding is measured.
 """
 
@@ -28,10 +28,10 @@ from sol_rt.errors import UsageError
 from sol_rt.export.sources.decoder import family_of_gguf
 from sol_rt.export.sources.open_checkpoint import open_checkpoint
 
-RUNGS = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M")
-MORE_RUNGS = ("Q4_0", "Q5_K_M-I", "Q4_K_M-I", "Q4_0-I", "Q3_K_M-I", "FILE")
 SOURCE = "F32"
 AS_IT_IS = "FILE"
+RUNGS = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", AS_IT_IS)
+MORE_RUNGS = ("Q4_0", "Q5_K_M-I", "Q4_K_M-I", "Q4_0-I", "Q3_K_M-I")
 WITH_IMPORTANCE = "-I"
 BLOCK = 32
 _QUANTIZE = Path(__file__).parent / "workers" / "llama_cpp_quantize.py"

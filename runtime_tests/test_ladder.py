@@ -351,6 +351,23 @@ def test_bad_options_are_refused_before_anything_runs(
     assert_refused(ladder, "Run", ["-f", "text", *argv], argv[0], monkeypatch, capsys)
 
 
+def test_the_file_as_it_is_is_a_rung_that_needs_no_asking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[argparse.Namespace] = []
+
+    def run(args: argparse.Namespace) -> None:
+        asked.append(args)
+        raise UsageError("stopped")
+
+    monkeypatch.setattr(ladder, "Run", run)
+    monkeypatch.setattr(sys, "argv", ["ladder.py", "tiny.gguf", "-f", "text"])
+    with pytest.raises(SystemExit, match="stopped"):
+        ladder.main()
+    assert asked[0].rungs == ["Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "FILE"]
+    write_gguf(tmp_path / "tiny.gguf", False)
+    made = Ladder(tmp_path / "tiny.gguf", tmp_path / "cache", Path("python"), 1)
+    assert made.rung("FILE") == tmp_path / "tiny.gguf"
+
+
 def test_an_environment_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"llama.cpp.bin.python: .*make ladder"):
         ladder.Run(argparse.Namespace(environments=tmp_path))
