@@ -48,7 +48,7 @@ from sol_rt.bundle.actions import Action
 from sol_rt.bundle.config import CONFIG_NAME
 from sol_rt.engine.hardware import processor_name
 from sol_rt.errors import SolError, UsageError
-from sol_rt.evaluation.quality.perplexity import added_bos, windows
+from sol_rt.evaluation.quality.perplexity import text_windows
 from sol_rt.export.actions.losses import Candidate, token_losses
 from sol_rt.generate.model import SolModel
 from sol_rt.store.home import find_bundle
@@ -108,15 +108,13 @@ class Run:
         self.cuts = self._cut(args.file.read_text(encoding="utf-8"))
 
     def _cut(self, text: str) -> list[Cut]:
-        bos = added_bos(self.model)
-        tokens = self.model.tokenizer.encode(text, add_special_tokens=False)
-        tokens = tokens if bos is None else [bos, *tokens]
-        limit = self.model.bundle.config.model.max_context - self.args.count - 2
+        tokenizer, model = self.model.tokenizer, self.model.bundle.config.model
+        limit = model.max_context - self.args.count - 2
         if beyond := [context for context in self.args.contexts if context > limit]:
             raise UsageError(f"--contexts {beyond[0]}: the model's context allows {limit} and {self.args.count} steps")
         numbers = [*self.args.windows, *[self.args.windows[-1]] * len(self.args.contexts)]
         return [
-            Cut(context, windows(tokens, context, bos, number))
+            Cut(context, text_windows(text, tokenizer, model, context, number))
             for context, number in zip(self.args.contexts, numbers, strict=False)
         ]
 

@@ -20,36 +20,33 @@ from typing import Any
 
 import numpy as np
 import onnx
+from low_bits import spread_windows
 
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bits import THREE
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import CONFIG_NAME
 from sol_rt.engine.engine import Engine
-from sol_rt.export.actions.calibration_text import WINDOW, sample_windows
+from sol_rt.export.actions.calibration_text import sample_windows
 from sol_rt.export.actions.losses import Candidate, Losses, token_divergences
 from sol_rt.store.home import find_bundle
-
-_APART = 6000  # tokens from the beginning of a window to that of the next
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("-f", "--file", type=Path, help="a text to score beside the sample texts")
-    parser.add_argument("--windows", type=int, default=8, help="of the file")
+    parser.add_argument("--windows", type=int, default=8, help="of the file, spread evenly over it")
     parser.add_argument("--scored", type=int, default=48, help="tokens of each window")
     arguments = parser.parse_args()
 
     source = Bundle.open(find_bundle(arguments.model))
-    config, tokenizer = source.config, source.tokenizer()
+    config = source.config
     action = max(Action(1.0, each.channel_density, THREE) for each in config.variants.values() if each.bits == THREE)
     layers = config.variants[action.variant].precision.layers or ()
-    windows = list(sample_windows(tokenizer, config.model.max_context))
+    windows = list(sample_windows(source.tokenizer(), config.model.max_context))
     if arguments.file:
-        tokens = tokenizer.encode(arguments.file.read_text(encoding="utf-8"), add_special_tokens=False)
-        starts = range(0, min(len(tokens) - WINDOW, arguments.windows * _APART), _APART)
-        windows += [tuple(tokens[start : start + WINDOW]) for start in starts]
+        windows += map(tuple, spread_windows(source, arguments.file, arguments.windows))
 
     def divergences(bundle: Bundle) -> Losses:
         engine, last = Engine(bundle, provider="cpu"), arguments.scored + 1

@@ -19,17 +19,17 @@ import math
 from pathlib import Path
 
 import numpy as np
+from low_bits import spread_windows
 
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import Variant
 from sol_rt.engine.engine import Engine
 from sol_rt.evaluation.quality.oracle import hindsight
-from sol_rt.export.actions.calibration_text import WINDOW, sample_windows
+from sol_rt.export.actions.calibration_text import sample_windows
 from sol_rt.export.actions.losses import Candidate, token_divergences
 from sol_rt.store.home import find_bundle
 
-_APART = 6000  # tokens from the beginning of a window to that of the next
 _GROUPS = 3
 _COUNTS = ("active_up", "active_down", "active_qkv", "active_o")
 
@@ -39,17 +39,15 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--pairs", default="s075-q3:s062-q3", help="HIGH:LOW, separated by commas")
     parser.add_argument("-f", "--file", type=Path, help="a text to score beside the sample texts")
-    parser.add_argument("--windows", type=int, default=8, help="of the file")
+    parser.add_argument("--windows", type=int, default=8, help="of the file, spread evenly over it")
     parser.add_argument("-t", "--threads", type=int)
     given = parser.parse_args()
 
     bundle = Bundle.open(find_bundle(given.model))
-    config, tokenizer = bundle.config, bundle.tokenizer()
-    windows = list(sample_windows(tokenizer, config.model.max_context))
+    config = bundle.config
+    windows = list(sample_windows(bundle.tokenizer(), config.model.max_context))
     if given.file:
-        tokens = tokenizer.encode(given.file.read_text(encoding="utf-8"), add_special_tokens=False)
-        starts = range(0, min(len(tokens) - WINDOW, given.windows * _APART), _APART)
-        windows += [tuple(tokens[start : start + WINDOW]) for start in starts]
+        windows += map(tuple, spread_windows(bundle, given.file, given.windows))
     engine = Engine(bundle, provider="cpu", threads=given.threads)
     print(f"{config.model.name}, {len(windows)} windows\n")
     print("| variants | first, middle, last third | MB a step | divergence | line | less by |")

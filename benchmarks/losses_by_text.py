@@ -13,15 +13,14 @@ import math
 from pathlib import Path
 
 import numpy as np
+from low_bits import spread_windows
 
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.engine.engine import Engine
-from sol_rt.export.actions.calibration_text import WINDOW, sample_windows
+from sol_rt.export.actions.calibration_text import sample_windows
 from sol_rt.export.actions.losses import Candidate, token_divergences
 from sol_rt.store.home import find_bundle
-
-_APART = 6000  # tokens from the beginning of a window to that of the next
 
 
 def main() -> None:
@@ -29,22 +28,20 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("-f", "--file", type=Path, action="append", default=[], help="a further text")
     parser.add_argument("-a", "--actions", help="tags, separated by commas; default: all of KV density 1")
-    parser.add_argument("--windows", type=int, default=12, help="of each text")
+    parser.add_argument("--windows", type=int, default=12, help="of each text, spread evenly over it")
     parser.add_argument("--scored", type=int, default=64, help="tokens of each window")
     arguments = parser.parse_args()
 
     bundle = Bundle.open(find_bundle(arguments.model))
-    engine, tokenizer, dense = Engine(bundle, provider="cpu"), bundle.tokenizer(), bundle.config.dense
+    engine, dense = Engine(bundle, provider="cpu"), bundle.config.dense
     if arguments.actions:
         actions = [Action.parse(tag) for tag in arguments.actions.split(",")]
     else:
         every = [entry.action for entry in bundle.config.actions]
         actions = [action for action in every if action.kv_density == 1.0 and action != dense]
-    texts = {"sample texts": sample_windows(tokenizer, engine.max_context)}
+    texts = {"sample texts": sample_windows(bundle.tokenizer(), engine.max_context)}
     for path in arguments.file:
-        tokens = tokenizer.encode(path.read_text(encoding="utf-8"), add_special_tokens=False)
-        starts = range(0, min(len(tokens) - WINDOW, arguments.windows * _APART), _APART)
-        texts[path.name] = tuple(tuple(tokens[start : start + WINDOW]) for start in starts)
+        texts[path.name] = tuple(map(tuple, spread_windows(bundle, path, arguments.windows)))
 
     candidates = [Candidate(action) for action in actions]
     columns = {}

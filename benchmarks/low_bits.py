@@ -1,7 +1,7 @@
 """Measures what variants of a bundle lose over its dense action on a text, paired by window.
 
     python benchmarks/low_bits.py BUNDLE -f FILE
-    ... --chunks 40                        windows of 512 tokens, spread evenly over FILE
+    ... --chunks 40                        windows of 512 tokens at most, spread evenly over FILE
     ... --calibration STORED               the variants of a stored calibration, those too that the export dropped
     ... --variants s100-q3,s075-q3         which of them; by default all
     ... --threads 1                        by default one for each core
@@ -27,6 +27,7 @@ import numpy as np
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.engine.engine import Engine
+from sol_rt.evaluation.quality.perplexity import text_windows
 from sol_rt.export.actions.candidates import Levels
 from sol_rt.export.actions.losses import Candidate, token_losses
 from sol_rt.export.actions.stored import StoredCalibration
@@ -75,7 +76,7 @@ def measure(bundle: Bundle, args: argparse.Namespace) -> None:
     keys = args.variants.split(",") if args.variants else list(bundle.config.variants)
     actions = [action for action in (Action.parse(f"k100-{key}") for key in keys) if action != dense]
     losses = losses_of(bundle, [dense, *actions], args.file, args.chunks, args.threads)
-    print(f"{args.chunks} windows of {SIZE}, dense loss {losses[0].mean():.4f} nats\n")
+    print(f"{losses.shape[1]} windows of {SIZE}, dense loss {losses[0].mean():.4f} nats\n")
     print("| variant | MB a step | LM head bits | added nats |\n|---|--:|--:|--:|")
     for action, values in zip(actions, losses[1:] - losses[0], strict=True):
         variant = bundle.config.variants[action.variant]
@@ -84,18 +85,27 @@ def measure(bundle: Bundle, args: argparse.Namespace) -> None:
         print(f"| `{variant.key}` | {size:.1f} | {variant.lm_head_bits} | {values.mean():.4f} ± {error:.4f} |")
 
 
+def spread_windows(bundle: Bundle, file: Path, count: int) -> list[list[int]]:
+    """Windows of SIZE tokens that `sol-rt perplexity` would cut, `count` at most, spread evenly over the text.
+
+    Raises UsageError if the text is shorter than two windows.
+    """
+    cut = text_windows(file.read_text(encoding="utf-8"), bundle.tokenizer(), bundle.config.model, SIZE)
+    count = min(count, len(cut))
+    return [cut[len(cut) * index // count] for index in range(count)]
+
+
 def losses_of(bundle: Bundle, actions: Sequence[Action], file: Path, chunks: int, threads: int | None) -> np.ndarray:
-    """The loss of each action in each window of the file, in nats a token: float64 [actions, chunks]."""
-    ids = bundle.tokenizer().encode(file.read_text(encoding="utf-8"), False)
+    """The loss of each action in each window of the file, in nats a token: float64 [actions, windows]."""
     engine = Engine(bundle, provider="cpu", threads=threads)
     candidates = [Candidate(action) for action in actions]
     found: list[np.ndarray] = []
-    for chunk in range(chunks):
-        start = len(ids) * chunk // chunks
-        found.append(token_losses(engine, [ids[start : start + SIZE]], candidates, keep=True).mean(axis=1))
+    cut = spread_windows(bundle, file, chunks)
+    for number, window in enumerate(cut, 1):
+        found.append(token_losses(engine, [window], candidates, keep=True).mean(axis=1))
         means = np.mean(found, axis=0) - np.mean(found, axis=0)[0]
         told = ", ".join(f"{action.variant} {mean:.4f}" for action, mean in zip(actions, means, strict=True))
-        print(f"{chunk + 1} of {chunks}: {told}", file=sys.stderr, flush=True)
+        print(f"{number} of {len(cut)}: {told}", file=sys.stderr, flush=True)
     return np.array(found, np.float64).T
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from peer_report import quartiles
 
 from sol_rt.bundle.actions import Action
-from sol_rt.evaluation.quality.perplexity import added_bos, windows
+from sol_rt.evaluation.quality.perplexity import text_windows
 from sol_rt.generate.model import SolModel
 
 
@@ -45,9 +45,7 @@ def main() -> None:
 
 def compare_losses(models: list[SolModel], action: Action, text: str, size: int, chunks: int) -> None:
     """Prints both perplexities, and the mean difference in nats per token with its standard error."""
-    bos = added_bos(models[0])
-    tokens = models[0].tokenizer.encode(text, add_special_tokens=False)
-    cut = windows(tokens if bos is None else [bos, *tokens], size, bos, chunks)
+    cut = text_windows(text, models[0].tokenizer, models[0].bundle.config.model, size, chunks)
     scored = size - size // 2 - 1
 
     def loss(model: SolModel, window: list[int]) -> float:

@@ -29,7 +29,7 @@ from workers.client import WorkerError, WorkerProcess, engines_of
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.errors import SolError, UsageError
-from sol_rt.evaluation.quality.perplexity import estimate, starting_token, windows
+from sol_rt.evaluation.quality.perplexity import estimate, text_windows
 from sol_rt.store.pull import bundle_name, resolve
 
 PEERS = ("llama.cpp", "genai", "optimum")
@@ -269,14 +269,15 @@ def run(args: argparse.Namespace) -> str:
 
 
 def windows_of(file: Path, bundle: Bundle, count: int) -> list[list[int]]:
-    """The text's first windows. Raises UsageError if there is no such text, or it is too short."""
+    """The text's first windows, as `sol-rt perplexity` cuts them.
+
+    Raises UsageError if there is no such text, or it is too short.
+    """
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{file}: {error}") from None
-    tokenizer = bundle.tokenizer()
-    bos = starting_token(tokenizer, bundle.config.model)
-    return windows(tokenizer.encode(text, add_special_tokens=False), PROMPT, bos, count)
+    return text_windows(text, bundle.tokenizer(), bundle.config.model, PROMPT, count)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from sol_rt.bundle.actions import Action
-from sol_rt.evaluation.quality.perplexity import windows
+from sol_rt.evaluation.quality.perplexity import text_windows
 from sol_rt.export.actions.active_channels import MlpSizes
 from sol_rt.export.actions.losses import Candidate, token_divergences
 from sol_rt.export.graphs.graph import LayerShapes, active_counts, mlp_counts
@@ -69,8 +69,7 @@ def main() -> None:
         (channels["qkv"], config.tensors["layers.0.qkv.base"].shape[1]),
         (channels["o"], config.tensors["layers.0.o.base"].shape[1]),
     )
-    ids = model.tokenizer.encode(args.file.read_text(encoding="utf-8"), add_special_tokens=False)
-    cut = windows(ids, 512, None, args.windows)
+    cut = text_windows(args.file.read_text(encoding="utf-8"), model.tokenizer, config.model, 512, args.windows)
     shares = [float(share) / 100 for share in args.shares.split(",")]
     factors = [float(factor) for factor in args.attention.split(",")]
     action = Action(1.0, 1.0, args.bits)

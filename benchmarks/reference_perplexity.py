@@ -19,7 +19,7 @@ from peer_models import float32_folder
 from workers.client import WorkerProcess
 
 from sol_rt.bundle.bundle import Bundle
-from sol_rt.evaluation.quality.perplexity import estimate, windows
+from sol_rt.evaluation.quality.perplexity import estimate, text_windows
 from sol_rt.store.home import find_bundle
 from sol_rt.store.pull import resolve
 
@@ -51,8 +51,8 @@ def main() -> None:
     )
     args = parser.parse_args()
     bundle = Bundle.open(find_bundle(args.bundle))
-    tokens = bundle.tokenizer().encode(args.file.read_text(encoding="utf-8"), add_special_tokens=False)
-    cut = windows(tokens, args.ctx_size, None, args.chunks)
+    text = args.file.read_text(encoding="utf-8")
+    cut = text_windows(text, bundle.tokenizer(), bundle.config.model, args.ctx_size, args.chunks)
     models = args.environments / "models" / bundle.config.model.name
     checkpoint, _ = resolve(args.checkpoint, lambda step, done, total: None)
     if checkpoint.is_file():

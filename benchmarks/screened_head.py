@@ -32,7 +32,7 @@ from sol_rt.bundle.bits import Precision
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import screened_bytes
 from sol_rt.engine.engine import Engine
-from sol_rt.evaluation.quality.perplexity import added_bos, windows
+from sol_rt.evaluation.quality.perplexity import text_windows
 from sol_rt.export.actions.lm_head_bits import Head, with_heads
 from sol_rt.export.actions.tail_offset import Tails
 from sol_rt.export.graphs.graph import head_tensors, widest_bits
@@ -59,9 +59,8 @@ def main() -> None:
     model = SolModel.from_pretrained(args.bundle, threads=args.threads, provider="cpu", measure_costs=False)
     if library_path() is None:
         raise SystemExit("screened_head.py: the native operators are not built; build them, or install a wheel")
-    action, bos = Action.parse(args.action), added_bos(model)
-    tokens = model.tokenizer.encode(args.file.read_text(encoding="utf-8"), add_special_tokens=False)
-    cut = windows(tokens if bos is None else [bos, *tokens], _WINDOW, bos, args.windows + _FITTED)
+    action, text = Action.parse(args.action), args.file.read_text(encoding="utf-8")
+    cut = text_windows(text, model.tokenizer, model.bundle.config.model, _WINDOW, args.windows + _FITTED)
     folder = Path(model.bundle.path)
     decoder = from_hf_config(read_json(folder / "config.json"), model.bundle.config.model.max_context)
     sizes = [int(size) for size in args.candidates.split(",")]

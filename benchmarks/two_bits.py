@@ -171,7 +171,7 @@ def main() -> None:
         fit(copies, padded, coded, family, text.fitted)
         losses = losses_of(copies[0].bundle, [config.dense, *actions], args.file, args.chunks, args.threads)
         of_two = losses_of(copies[1].bundle, [config.dense, *narrow], args.file, args.chunks, args.threads)
-    print(f"{args.chunks} windows of {SIZE}, dense loss {losses[0].mean():.4f} nats\n")
+    print(f"{losses.shape[1]} windows of {SIZE}, dense loss {losses[0].mean():.4f} nats\n")
     print("| variant | MB a step | added nats |\n|---|--:|--:|")
     for action, values in zip(actions, losses[1:] - losses[0], strict=True):
         print(row(action.variant, config.variants[action.variant].weight_bytes, values))

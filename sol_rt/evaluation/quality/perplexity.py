@@ -1,9 +1,9 @@
 """Measures perplexity in llama-perplexity's convention, through the same path as generation.
 
-The text is tokenized once and cut into windows of c tokens. If the tokenizer adds a BOS, the BOS replaces the first
-token of every window. The first c/2 tokens of a window are context and are prefilled dense. Each later token is one
-decode step under the schedule, and the step's logits score the next token. A window therefore scores c - c/2 - 1
-tokens, as in llama-perplexity.
+The text is tokenized once and cut into windows of c tokens. If the tokenizer adds a BOS, the BOS stands before the text
+and replaces the first token of every later window. The first c/2 tokens of a window are context and are prefilled
+dense. Each later token is one decode step under the schedule, and the step's logits score the next token. A window
+therefore scores c - c/2 - 1 tokens, as in llama-perplexity.
 """
 
 from __future__ import annotations
@@ -65,6 +65,18 @@ def windows(tokens: Sequence[int], size: int, bos: int | None, chunks: int | Non
     return cut
 
 
+def text_windows(
+    text: str, tokenizer: Tokenizer, model: ModelDims, size: int, chunks: int | None = None
+) -> list[list[int]]:
+    """Cuts a text into the windows of `size` tokens that `perplexity` scores, `chunks` at most. Needs no open model.
+
+    Raises UsageError if the text is shorter than two windows.
+    """
+    bos = starting_token(tokenizer, model)
+    tokens = tokenizer.encode(text, add_special_tokens=False)
+    return windows(tokens if bos is None else [bos, *tokens], size, bos, chunks)
+
+
 def estimate(logprobs: np.ndarray, chunks: int, achieved_budget: float, actions: dict[str, int]) -> Estimate:
     """Computes perplexity and its standard error from log-probabilities, float [n], in nats."""
     losses = -np.asarray(logprobs, np.float64)
@@ -98,9 +110,7 @@ def perplexity(
     limit = model.bundle.config.model.max_context
     if size > limit:
         raise ContextError(f"--ctx-size {size}: the model's context is {limit} tokens")
-    bos = added_bos(model)
-    tokens = model.tokenizer.encode(text, add_special_tokens=False)
-    cut = windows(tokens if bos is None else [bos, *tokens], size, bos, chunks)
+    cut = text_windows(text, model.tokenizer, model.bundle.config.model, size, chunks)
 
     context = size // 2
     scored: list[np.ndarray] = []
