@@ -6,7 +6,7 @@ peers.py and other programs here use it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +22,13 @@ class Test:
         name: name in llama-bench's notation: `pp512`, or `tg64 @ d512` for 64 steps after 512 tokens.
         own: tokens/s of sol_rt by action tag.
         peers: tokens/s by peer.
+        notes: what stands behind an action's tag in its row.
     """
 
     name: str
     own: Mapping[str, Sequence[float]]
     peers: Mapping[str, Sequence[float]]
+    notes: Mapping[str, str] = field(default_factory=dict)
 
 
 def machine() -> str:
@@ -72,7 +74,13 @@ def tables(tests: Sequence[Test], peers: Sequence[str], quality: Mapping[str, st
         first = best(test.peers)
         for tag, own in test.own.items():
             over = {peer: quartiles(ratios(own, test.peers[peer])) for peer in peers}
-            cells = [test.name, f"`{tag}`", quartiles(own, 1), f"{over[first]} ({first})", *over.values()]
+            cells = [
+                test.name,
+                f"`{tag}` {test.notes.get(tag, '')}".rstrip(),
+                quartiles(own, 1),
+                f"{over[first]} ({first})",
+                *over.values(),
+            ]
             lines += [_row(*cells, *([] if quality is None else [quality.get(tag, "")]))]
     return "\n".join(lines)
 

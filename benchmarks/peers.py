@@ -4,7 +4,8 @@
     python benchmarks/peers.py FILE.gguf --peers llama.cpp,genai --depths 512
 
 Prints a Markdown page: prompts of 512 tokens (pp512), and greedy decoding after a prompt of a given depth (tg64 @
-d512), in tokens per second and as ratios. With a text (-f), each row also has the perplexity on its first windows, by
+d512), in tokens per second and as ratios. sol_rt runs the prompt dense, its default, and under each action's variant,
+which takes `sol-rt --prefill VARIANT`. With a text (-f), each row also has the perplexity on its first windows, by
 llama-perplexity's convention: 512 tokens, the second half scored. llama.cpp is measured with flash attention, its
 default, and without (-fa 0). `make peers` first makes the environments, ENVIRONMENTS/PEER/bin/python.
 """
@@ -28,6 +29,7 @@ from workers.client import WorkerError, WorkerProcess, engines_of
 
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
+from sol_rt.bundle.config import SolConfig
 from sol_rt.errors import SolError, UsageError
 from sol_rt.evaluation.quality.perplexity import estimate, text_windows
 from sol_rt.store.pull import bundle_name, resolve
@@ -76,18 +78,22 @@ def measure(
 def tests(
     own: WorkerProcess, peers: list[WorkerProcess], actions: list[Action], bundle: Bundle, args: argparse.Namespace
 ) -> Iterator[Test]:
-    """Measures the prompt, then decoding at each depth."""
+    """Measures the prompt, dense and under the variant of each action, then decoding at each depth."""
     longest = max([PROMPT, *args.depths])
     words = np.random.default_rng(0).integers(0, bundle.config.model.vocab_size, longest).tolist()
     others = [Entry(peer) for peer in peers]
 
-    def test(name: str, tags: list[str], rates: dict[str, list[float]]) -> Test:
-        return Test(name, {tag: rates[tag] for tag in tags}, {peer.name: rates[peer.name] for peer in peers})
+    def test(name: str, tags: list[str], rates: dict[str, list[float]], notes: dict[str, str] | None = None) -> Test:
+        peer_rates = {peer.name: rates[peer.name] for peer in peers}
+        return Test(name, {tag: rates[tag] for tag in tags}, peer_rates, notes or {})
 
-    tags = [action.tag for action in actions]
+    tags, dense = [action.tag for action in actions], bundle.config.dense
+    prompts = dict.fromkeys(replace(action, kv_density=1.0) for action in (*actions, dense))
     request: dict[str, object] = {"do": "prompt", "tokens": words[:PROMPT]}
-    entries = [Entry(own, tag) for tag in tags] + others
-    yield test(f"pp{PROMPT}", tags, measure(entries, request, PROMPT, args.repetitions))
+    entries = [Entry(own, action.tag) for action in prompts] + others
+    rates = measure(entries, request, PROMPT, args.repetitions)
+    notes = {action.tag: f"(`--prefill {action.variant}`)" for action in prompts if action != dense}
+    yield test(f"pp{PROMPT}", [action.tag for action in prompts], rates, notes)
     for depth in args.depths:
         deep = depth >= DEEP
         count = max(1, args.count // 2) if deep else args.count
@@ -129,7 +135,7 @@ def report(
     workers: list[WorkerProcess],
     results: list[Test],
     scores: Mapping[str, str] | None,
-    page_size: int,
+    config: SolConfig,
     args: argparse.Namespace,
 ) -> str:
     """The whole Markdown page: command, machine and engines, the tables, and notes on the rows."""
@@ -139,10 +145,11 @@ def report(
     command = f"make peers MODEL={Path(args.model).name} PEERS={','.join(args.peers)} DEPTHS={depths}{text}"
     actions = ",".join(action.tag for action in args.actions)
     options = f"-r {args.repetitions} -n {args.count} --threads {args.threads} --actions {actions}"
+    options += f" --windows {args.windows}" if args.file else ""
     about = "\n".join(f"- {worker.name}: {worker.version}; {worker.settings}" for worker in workers)
     decoding = [test for test in results if "@" in test.name]
     sparse = [(test, tag) for test in decoding for tag in test.own if not tag.startswith("k100")]
-    notes = "".join(f"\n{_sparse_note(test, tag, page_size)}" for test, tag in sparse)
+    notes = "".join(f"\n{_sparse_note(test, tag, config.kv.page_size)}" for test, tag in sparse)
     fewer = f" ({_deep(args.repetitions)} from {DEEP} tokens on)" if max(args.depths, default=0) >= DEEP else ""
     return f"""# {bundle_name(args.model)} beside its peers, {time.strftime("%Y-%m-%d")}
 
@@ -158,7 +165,8 @@ def report(
 
 Median [quartiles] over {args.repetitions} repetitions{fewer}, all engines in
 turn in each, after a turn of warm-up; ratios are taken within a repetition. `pp{PROMPT}`: a prompt of {PROMPT} tokens
-into an empty cache, last logits included. `tg{args.count} @ d512`: {args.count} decode steps after a prompt of
+into an empty cache, last logits included; a prompt under an action is that of `sol-rt --prefill VARIANT`; without the
+option prompts run dense (`{config.dense.tag}`). `tg{args.count} @ d512`: {args.count} decode steps after a prompt of
 512 tokens, which is not timed. The best peer of a row is the one with the highest median. While one engine is measured,
 the processes of the others are stopped. Weights: sol_rt's bundle and the models of genai and optimum are made of the
 file that llama.cpp reads; genai and optimum get it in float32 and quantize it on their own.{_scored_note(args)}{notes}
@@ -170,7 +178,8 @@ def _scored_note(args: argparse.Namespace) -> str:
         return ""
     scored = args.windows * (PROMPT - PROMPT // 2 - 1)
     return f""" Perplexity: the first {args.windows}
-windows of {PROMPT} tokens of {args.file.name}, {scored} tokens scored, ± its standard error, which is not paired."""
+windows of {PROMPT} tokens of {args.file.name}, {scored} tokens scored, ± its standard error, which is not paired; an
+action's first half is prefilled dense."""
 
 
 def _sparse_note(test: Test, tag: str, page_size: int) -> str:
@@ -250,7 +259,7 @@ def run(args: argparse.Namespace) -> str:
     if missing := [python for python in pythons.values() if not python.exists()]:
         raise UsageError(f"{missing[0]}: not there, expected a peer's environment; `make peers` makes them")
     files = {peer: model_of(peer, checkpoint, python, models) for peer, python in pythons.items()}
-    limit, page_size = bundle.config.model.max_context - args.count - 2, bundle.config.kv.page_size
+    limit = bundle.config.model.max_context - args.count - 2
     for depth in [depth for depth in args.depths if depth > limit]:
         print(f"depth {depth} is left out: the model's context ends before it", file=sys.stderr)
         args.depths.remove(depth)
@@ -265,7 +274,7 @@ def run(args: argparse.Namespace) -> str:
         scores = (
             quality(own, peers, list(dict.fromkeys(tag for test in results for tag in test.own)), cut) if cut else None
         )
-    return report([own, *peers], results, scores, page_size, args)
+    return report([own, *peers], results, scores, bundle.config, args)
 
 
 def windows_of(file: Path, bundle: Bundle, count: int) -> list[list[int]]:

@@ -205,8 +205,25 @@ def test_an_environment_that_is_not_there_is_named(tmp_path: Path, monkeypatch: 
         peers.run(args)
 
 
-def test_a_page_says_what_was_measured(recorder: WorkerProcess) -> None:
+def test_a_prompt_runs_dense_and_under_the_variants_of_the_actions(recorder: WorkerProcess, tmp_path: Path) -> None:
+    bundle = Bundle.open(write_bundle(tmp_path / "tiny"))
+    actions = [Action(0.3, 1.0, 4), Action(1.0, 1.0, 4), Action(1.0, 0.5, 4)]
+    with recorder:
+        args = argparse.Namespace(depths=[8], repetitions=1, count=2)
+        prompt, decoding = peers.tests(recorder, [], actions, bundle, args)
+        calls = recorder.ask(do="calls")["calls"]
+    tags = ["k100-s100-q4", "k100-s050-q4", "k100-s100-q8"]
+    assert [call[2] for call in calls if call[0] == "prompt" and len(call[1]) == peers.PROMPT][:3] == tags
+    assert list(prompt.own) == tags
+    assert prompt.notes == {tags[0]: "(`--prefill s100-q4`)", tags[1]: "(`--prefill s050-q4`)"}
+    assert (list(decoding.own), decoding.notes) == ([action.tag for action in actions], {})
+    row = tables([peer_report.Test("pp512", {tags[0]: [2.0]}, {"a": [1.0]}, prompt.notes)], ["a"]).splitlines()[-1]
+    assert row.startswith("| pp512 | `k100-s100-q4` (`--prefill s100-q4`) | 2.0")
+
+
+def test_a_page_says_what_was_measured(recorder: WorkerProcess, tmp_path: Path) -> None:
     """A sparse action among the rows too, which a prompt has nothing to say of."""
+    config = Bundle.open(write_bundle(tmp_path / "tiny")).config
     with recorder:
         args = argparse.Namespace(
             model="smollm2-135m",
@@ -221,12 +238,17 @@ def test_a_page_says_what_was_measured(recorder: WorkerProcess) -> None:
         )
         rates = {"k050-s100-q4": [10.0, 10.0]}
         results = [peer_report.Test(name, rates, {"recorder": [5.0, 5.0]}) for name in ("pp512", "tg32 @ d64")]
-        page = peers.report([recorder, recorder], results, {"recorder": "9.00 ± 0.10"}, 16, args)
-    assert page.count("`k050-s100-q4` after 64 tokens reads 2 of 4 old pages") == 1
+        page = peers.report([recorder, recorder], results, {"recorder": "9.00 ± 0.10"}, config, args)
+    assert page.count("`k050-s100-q4` after 64 tokens reads 8 of 16 old pages") == 1
     assert "`tg32 @ d512`: 32 decode steps" in page
     assert "over 2 repetitions, all" in page
     assert "PEERS=llama.cpp DEPTHS=64 TEXT=valid.txt" in page
+    assert '--actions k050-s100-q4 --windows 3"' in page
     assert "windows of 512 tokens of valid.txt, 765 tokens scored" in page
+    assert "an\naction's first half is prefilled dense." in page
+    assert "`sol-rt --prefill VARIANT`; without the\noption prompts run dense (`k100-s100-q8`)." in page
+    args.file = None
+    assert "--windows" not in peers.report([recorder, recorder], results, None, config, args)
 
 
 def test_the_sparse_row_comes_once_and_only_where_the_bundle_has_its_variant(tmp_path: Path) -> None:
