@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -42,6 +43,12 @@ def quartiles(values: Sequence[float] | np.ndarray, digits: int = 2) -> str:
     """Median and, in brackets, the quartiles, linearly interpolated."""
     low, middle, high = np.percentile(values, [25, 50, 75])
     return f"{middle:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def rotated(items: Sequence[Any], turn: int) -> list[Any]:
+    """All items in their order, beginning with another one in each turn."""
+    first = turn % len(items)
+    return [*items[first:], *items[:first]]
 
 
 def best(rates: Mapping[str, Sequence[float]]) -> str:

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 from peer_models import bundle_of, model_of
-from peer_report import Test, machine, tables
+from peer_report import Test, machine, rotated, tables
 from workers.client import WorkerError, WorkerProcess, engines_of
 
 from sol_rt.bundle.actions import Action
@@ -67,8 +67,7 @@ def measure(
     """
     rates: dict[str, list[float]] = {entry.name: [] for entry in entries}
     for turn in range(repetitions + 1):
-        first = turn % len(entries)
-        for entry in entries[first:] + entries[:first]:
+        for entry in rotated(entries, turn):
             rate = tokens * 1e3 / float(entry.worker.ask(**request, action=entry.tag)["ms"])
             if turn:
                 rates[entry.name].append(rate)

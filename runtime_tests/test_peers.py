@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import math
 import os
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
+import cold
 import numpy as np
 import peer_models
 import peer_report
@@ -26,8 +29,11 @@ from helpers.tiny_bundle import write_bundle
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bits import MIXED
 from sol_rt.bundle.bundle import Bundle
+from sol_rt.engine.engine import Engine
+from sol_rt.engine.step import StepOutput
 from sol_rt.errors import SolError, UsageError
 from sol_rt.generate.model import SolModel
+from sol_rt.text.tokenizer import Tokenizer
 
 RATES = st.lists(st.floats(1, 1e4), min_size=1, max_size=9)
 
@@ -117,6 +123,19 @@ def test_every_entry_is_measured_in_every_turn_and_the_warm_up_is_left_out(recor
         calls = recorder.ask(do="calls")["calls"]
     assert {name: len(values) for name, values in rates.items()} == {"x": 2, "y": 2, "z": 2}
     assert [call[2] for call in calls if call[0] == "prompt"] == list("xyzyzxzxy")
+
+
+def test_fresh_processes_take_turns_at_being_the_first() -> None:
+    started: list[str] = []
+
+    def start(name: str) -> WorkerProcess:
+        started.append(name)
+        return WorkerProcess(name, [sys.executable, "-c", RECORDER, str(Path(peers.__file__).parent / "workers")])
+
+    found = cold.measured({name: partial(start, name) for name in "abc"}, [1, 2], 2)
+    assert started == list("abcbcacab")
+    assert [{name: len(times) for name, times in each.items()} for each in found] == [dict.fromkeys("abc", 2)] * 3
+    assert all(times > 0 for each in found for rows in each.values() for times in rows)
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc to read a process's state from")
@@ -267,6 +286,43 @@ def test_scored_are_the_tokens_after_the_first_half_and_one(window: list[int], s
         row = [float(x) for x in logits[position - 1]]
         expected = math.log(math.fsum(math.exp(x - max(row)) for x in row)) + max(row) - row[window[position]]
         assert nats == pytest.approx(expected, rel=1e-12, abs=1e-12)
+
+
+def test_a_start_runs_prompts_by_its_variant_and_reads_the_tokenizer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, ran, read = write_bundle(tmp_path / "tiny"), [], []
+    monkeypatch.syspath_prepend(str(Path(peers.__file__).parent / "workers"))
+    worker = importlib.import_module("sol_rt_worker")
+    forward, tokenizer = Engine.forward, Bundle.tokenizer
+
+    def noted(self: Engine, tokens: list[int], action: Action, **how: object) -> StepOutput:
+        ran.append((len(tokens), action.tag))
+        return forward(self, tokens, action, **how)
+
+    def noted_tokenizer(self: Bundle) -> Tokenizer:
+        read.append(self.path)
+        return tokenizer(self)
+
+    monkeypatch.setattr(Engine, "forward", noted)
+    monkeypatch.setattr(Bundle, "tokenizer", noted_tokenizer)
+    for options, prompt in (((None, False), "k100-s100-q8"), (("s100-q4", True), "k100-s100-q4")):
+        own = worker.SolRt(bundle, None, *options)  # the pool of the tests
+        assert own.settings.startswith(f"prompt by {prompt} ")
+        for own.action in (None, "k100-s050-q6"):
+            own.reset(8)
+            own.prompt([5, 6, 7])
+            own.step()
+    assert read == [bundle]
+    under = [(3, "k100-s050-q6"), (1, "k100-s050-q6")]
+    assert ran == [
+        *[(3, "k100-s100-q8"), (1, "k100-s100-q8"), *under],
+        *[(3, "k100-s100-q4"), (1, "k100-s100-q8"), *under],
+    ]
+    options = ("--tokenizer", "--prefill", "s100-q4")
+    with WorkerProcess.start("sol_rt", sys.executable, bundle, 1, options=options) as started:
+        assert started.settings == own.settings
+        assert started.ask(do="prompt", tokens=[5, 6, 7])["ms"] > 0
 
 
 def test_the_runtime_scores_what_its_perplexity_command_scores(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import signal
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -49,11 +50,26 @@ class WorkerProcess:
 
     @classmethod
     def start(
-        cls, engine: str, python: Path | str, model: Path, threads: int, name: str | None = None
+        cls,
+        engine: str,
+        python: Path | str,
+        model: Path,
+        threads: int,
+        name: str | None = None,
+        options: Sequence[str] = (),
     ) -> WorkerProcess:
-        """Starts the worker of an engine under the Python of its environment. `name` defaults to the engine's name."""
-        script, *options = SCRIPTS[engine]
-        command = [python, Path(__file__).with_name(script), model, "--threads", threads, *options]
+        """Starts the worker of an engine under the Python of its environment.
+
+        Args:
+            engine: name in SCRIPTS.
+            python: Python of the engine's environment.
+            model: what the worker loads.
+            threads: threads that it computes with.
+            name: defaults to the engine's name.
+            options: further options of the worker.
+        """
+        script, *always = SCRIPTS[engine]
+        command = [python, Path(__file__).with_name(script), model, "--threads", threads, *always, *options]
         return cls(name or engine, [str(part) for part in command])
 
     @property

@@ -1,6 +1,8 @@
-"""Worker of sol_rt itself. A request without "action" runs the dense action.
+"""Worker of sol_rt itself. A request without "action" runs the dense action; it also answers `nll` (scoring.py).
 
 python sol_rt_worker.py BUNDLE --threads N
+... --prefill s100-q4    a prompt without "action" runs this variant
+... --tokenizer          reads the tokenizer before the first request, as every command does
 """
 
 from __future__ import annotations
@@ -23,44 +25,50 @@ from sol_rt.generate.model import SolModel
 class SolRt:
     action: str | None = None
 
-    def __init__(self, folder: Path, threads: int) -> None:
+    def __init__(self, folder: Path, threads: int, prefill: str | None = None, tokenizer: bool = False) -> None:
         bundle = Bundle.open(folder)
-        self.version = f"sol_rt {__version__}, onnxruntime {ort.__version__}"
-        self.settings = f"prompt by {bundle.config.dense.tag} before decode rows, {bundle.config.kv.dtype} KV"
-        self._engine = Engine(bundle, threads=threads, provider="cpu")
         self._dense = bundle.config.dense
-        self._engine.open_ahead(self._dense)
+        self._prefill = Action.parse(f"k100-{prefill}") if prefill else self._dense
+        self.version = f"sol_rt {__version__}, onnxruntime {ort.__version__}"
+        self.settings = f"prompt by {self._prefill.tag} before decode rows, {bundle.config.kv.dtype} KV"
+        self._engine = Engine(bundle, threads=threads, provider="cpu")
+        self._engine.open_ahead(self._prefill)
+        if tokenizer:
+            bundle.tokenizer()
 
     def reset(self, capacity: int) -> None:
         self._engine.reset()
 
     def prompt(self, tokens: Sequence[int]) -> None:
-        self._run(tokens)
+        self._run(tokens, self._action(self._prefill))
 
     def rewind(self, length: int) -> None:
         self._engine.truncate(length)
         self._engine.follow_up()
 
     def step(self) -> None:
-        self._run([self._next])
+        self._run([self._next], self._action(self._dense))
 
     def nll(self, request: dict[str, Any]) -> dict[str, Any]:
         """What scoring.py's `scorer` answers; the first half of a window runs dense, then each token is a step."""
         model = SolModel(self._engine, BytesCost(self._engine.bundle.config))
-        schedule = f"fixed:{self._action().tag}"
+        schedule = f"fixed:{self._action(self._dense).tag}"
         scored = [model.score(window, context=len(window) // 2, schedule=schedule) for window in request["windows"]]
         return {"nll": [(-each.logprobs[1:]).tolist() for each in scored]}
 
-    def _action(self) -> Action:
-        return Action.parse(self.action) if self.action else self._dense
+    def _action(self, default: Action) -> Action:
+        return Action.parse(self.action) if self.action else default
 
-    def _run(self, tokens: Sequence[int]) -> None:
-        self._next = self._engine.forward(tokens, self._action()).distribution.top
+    def _run(self, tokens: Sequence[int], action: Action) -> None:
+        self._next = self._engine.forward(tokens, action).distribution.top
 
 
 def main() -> None:
-    args = arguments(__doc__).parse_args()
-    worker = SolRt(args.model, args.threads)
+    parser = arguments(__doc__)
+    parser.add_argument("--prefill", metavar="VARIANT")
+    parser.add_argument("--tokenizer", action="store_true")
+    args = parser.parse_args()
+    worker = SolRt(args.model, args.threads, args.prefill, args.tokenizer)
     serve(worker, nll=worker.nll)
 
 
