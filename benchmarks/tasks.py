@@ -11,7 +11,8 @@ Prints Markdown: a row for each task and schedule with accuracy, difference from
 and achieved cost at each budget. Budgets are shares of the dense step's bytes, so the figures do not depend on the
 machine's speed. Prompts are prefilled dense; the steps that answer run under the schedule.
 
-A question is asked under every setting before the next one. A few questions, a span, share an account of the budget.
+A question is asked under every setting before the next one. A few questions, a span, share an account of the budget,
+and the bootstrap draws spans.
 The state file gets the answers at the end of each span, and a stopped run goes on where it stopped.
 """
 
@@ -135,7 +136,8 @@ def report(
         dense = answers(DENSE)
         for name in schedules:
             if name != "dense":
-                row = row_of(task.name, name, dense, {budget: answers(Setting(name, budget)) for budget in budgets})
+                found = {budget: answers(Setting(name, budget)) for budget in budgets}
+                row = row_of(task.name, name, dense, found, task.span)
                 rows += [row] if row else []
     if not rows:
         return "No question has an answer of dense and of another schedule yet."

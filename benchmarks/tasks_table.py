@@ -1,4 +1,7 @@
-"""The table of `tasks.py`: accuracy of each schedule and budget beside dense on the same questions, with intervals."""
+"""The table of `tasks.py`: accuracy of each schedule and budget beside dense on the same questions, with intervals.
+
+Questions of a span share an account of the budget, so their answers are not independent: the bootstrap draws spans.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ class Cell:
     Attributes:
         budget: as asked for.
         accuracy: share of right answers.
-        difference: that less dense's, with the interval of the paired bootstrap.
+        difference: that less dense's, with the interval of the paired bootstrap over spans.
         achieved: cost of all decode steps over their dense cost.
     """
 
@@ -51,20 +54,26 @@ class Row:
 
 
 def row_of(
-    task: str, schedule: str, dense: Mapping[int, Answer], budgets: Mapping[float, Mapping[int, Answer]]
+    task: str, schedule: str, dense: Mapping[int, Answer], budgets: Mapping[float, Mapping[int, Answer]], span: int
 ) -> Row | None:
-    """Pairs a schedule's answers, by budget and number of the question, with dense's; None if no question has all."""
+    """Pairs a schedule's answers, by budget and number of the question, with dense's; None if no question has all.
+
+    `span` consecutive questions share an account of the budget.
+    """
     common = sorted(set(dense).intersection(*budgets.values()))
     if not common:
         return None
-    ones, bootstrap = np.ones(len(common)), Bootstrap(len(common), DRAWS, 0)
+    _, place = np.unique([index // span for index in common], return_inverse=True)
+    asked = np.bincount(place).astype(np.float64)  # questions of each span
+    bootstrap = Bootstrap(len(asked), DRAWS, 0)
 
     def hits(answers: Mapping[int, Answer]) -> np.ndarray:
         return np.array([answers[index].right for index in common], np.float64)
 
     cells = []
     for budget, answers in budgets.items():
-        difference = bootstrap.figure(bootstrap.mean(hits(answers) - hits(dense), ones))
+        gained = np.bincount(place, hits(answers) - hits(dense))
+        difference = bootstrap.figure(bootstrap.mean(gained, asked))
         spent, full = (sum(getattr(answers[index], part) for index in common) for part in ("spent", "full"))
         achieved = spent / full if full else float("nan")  # no question took a decode step
         cells.append(Cell(budget, float(hits(answers).mean()), difference, achieved))

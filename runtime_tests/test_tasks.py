@@ -26,6 +26,7 @@ from sol_rt.budget.dial import Dial
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.engine.engine import Engine
 from sol_rt.errors import UsageError
+from sol_rt.evaluation.quality.bootstrap import Figure
 from sol_rt.evaluation.quality.exam import Question
 from sol_rt.evaluation.quality.runs import DENSE, Setting
 from sol_rt.evaluation.quality.state import State
@@ -250,7 +251,7 @@ def test_a_dense_schedule_differs_by_exactly_nothing(model: SolModel, data: Path
             for decoder, found in zip(decoders, answers, strict=True):
                 found[index] = task.ask(decoder)
         assert answers[0] == answers[1] == answers[2]
-        row = row_of(task.name, "fixed", answers[0], {1.0: answers[1]})
+        row = row_of(task.name, "fixed", answers[0], {1.0: answers[1]}, span=1)
         assert row is not None
         (cell,) = row.cells
         assert (cell.difference.value, cell.difference.low, cell.difference.high) == (0.0, 0.0, 0.0)
@@ -291,7 +292,7 @@ def test_a_row_pairs_the_questions_that_all_have() -> None:
 
     dense = answers([True] * 300 + [False] * 200, 1.0)
     same, worse = answers([True] * 300 + [False] * 200, 0.5), answers([True] * 270 + [False] * 220, 0.4)
-    row = row_of("task", "hull", dense, {0.4: worse, 0.5: same})
+    row = row_of("task", "hull", dense, {0.4: worse, 0.5: same}, 1)
     assert row is not None
     assert (row.questions, row.dense) == (490, 300 / 490)
     assert [cell.achieved for cell in row.cells] == [pytest.approx(0.4), pytest.approx(0.5)]
@@ -299,14 +300,36 @@ def test_a_row_pairs_the_questions_that_all_have() -> None:
     assert row.shown() == [0.5]
     assert "| 490 | 61.2 | `hull` | 55.1 (-6.1 [" in table([row], [0.4, 0.5])
     assert verdicts([row]).splitlines()[-1] == "- `hull`: task: 0.5"
-    few = row_of("task", "hull", {0: dense[0]}, {0.4: {0: dense[0]}})
+    few = row_of("task", "hull", {0: dense[0]}, {0.4: {0: dense[0]}}, 1)
     assert few is not None
     assert few.shown() == []  # a question without an interval shows nothing
-    hundred = row_of("task", "hull", answers([True] * 100, 1.0), {0.4: answers([True] * 100, 0.4)})
+    hundred = row_of("task", "hull", answers([True] * 100, 1.0), {0.4: answers([True] * 100, 0.4)}, 1)
     assert hundred is not None
     assert hundred.cells[0].difference.low == 0.0
     assert hundred.shown() == []  # nor do so few
-    assert row_of("task", "hull", dense, {0.4: {}}) is None
+    assert row_of("task", "hull", dense, {0.4: {}}, 1) is None
+
+
+def test_questions_of_a_span_are_drawn_together() -> None:
+    """Four questions of a span that are all answered alike tell as much as one; a span may lack some of its four."""
+
+    def row(right: list[bool], span: int) -> Figure:
+        given = {index: Answer(each, "", 1.0, 1.0) for index, each in enumerate(right)}
+        dense = {index: Answer(True, "", 1.0, 1.0) for index in given}
+        found = row_of("task", "hull", dense, {0.5: given}, span)
+        assert found is not None
+        return found.cells[0].difference
+
+    spans = np.random.default_rng(3).integers(0, 2, 60).astype(bool).tolist()
+    single, four = row(spans, 1), row([each for each in spans for _ in range(4)], 4)
+    assert four == single
+    apart = row([each for each in spans for _ in range(4)], 1)
+    assert apart.low is not None
+    assert four.low is not None
+    assert four.low < apart.low
+    uneven = row([False] * 4 + [True], 4)
+    assert uneven.value == pytest.approx(-0.8)
+    assert (uneven.low, uneven.high) == (-1.0, 0.0)
 
 
 @pytest.mark.parametrize(
