@@ -3,7 +3,8 @@
     python benchmarks/dial.py smollm2-135m -f valid.tokens.txt -o docs/results/dial-smollm2-135m.md
 
 Speed: steps of generation after 512 tokens, in rounds in which the settings take turns; costs are this machine's
-milliseconds. Perplexity: `sol-rt perplexity` on windows of the text, with the same costs.
+milliseconds, measured for about a minute and for this run alone: a stored calibration stays. Perplexity: `sol-rt
+perplexity` on windows of the text, with the same costs.
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ import onnxruntime as ort
 from peer_report import machine, quartiles
 
 from sol_rt import SolModel
-from sol_rt.budget.cost.calibrate import measure, save
-from sol_rt.budget.cost.calibration_table import load_cost_model
+from sol_rt.budget.cost.calibrate import measure
+from sol_rt.budget.cost.calibration_table import CalibratedCost
 from sol_rt.budget.losses import share_of_nats
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.engine.engine import Engine
 from sol_rt.evaluation.quality.perplexity import perplexity
 from sol_rt.store.home import find_bundle
+from sol_rt.store.progress import silent
 
 SETTINGS: tuple[tuple[str, dict[str, float]], ...] = (
     ("`--budget 1.0`, dense", {"budget": 1.0}),
@@ -51,13 +53,12 @@ def main() -> None:
     parser.add_argument("-n", "--count", type=int, default=64, help="decode steps per round")
     parser.add_argument("-r", "--rounds", type=int, default=7)
     parser.add_argument("-o", "--output", type=Path, required=True)
-    parser.add_argument("--command", default="", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
 
     bundle = Bundle.open(find_bundle(arguments.model))
     engine = Engine(bundle, provider="cpu")
-    save(bundle, engine, measure(engine, bundle, (64, CONTEXT, 1024), 15, lambda *_: None, seconds=60).table)
-    model = SolModel(engine, load_cost_model(bundle, *engine.machine))
+    measured = measure(engine, bundle, (64, CONTEXT, 1024), 15, silent, seconds=60)
+    model = SolModel(engine, CalibratedCost(bundle.config, measured.table))
 
     speeds = _speeds(model, arguments.count, arguments.rounds)
     text = arguments.file.read_text(encoding="utf-8")
@@ -116,8 +117,8 @@ def _page(model: SolModel, arguments: argparse.Namespace, rows: list[dict[str, A
         f"`{arguments.file.name}`, second halves scored, ± standard error. Expected: by the",
         "losses that the export measured.",
         "",
-        f"Command: `python benchmarks/dial.py {name} -f {arguments.file.name} --chunks {arguments.chunks} -r "
-        f"{arguments.rounds} -o {arguments.output}`",
+        f"Command: `python benchmarks/dial.py {name} -f {arguments.file.name} --chunks {arguments.chunks} "
+        f"-n {arguments.count} -r {arguments.rounds} -o {arguments.output}`",
         "",
         "| asked for | tokens/s | times dense | achieved budget | perplexity | over dense | expected |",
         "|---|--:|--:|--:|--:|--:|--:|",

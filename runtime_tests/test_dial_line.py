@@ -1,15 +1,20 @@
-"""The line that says what the dial bought, after real generations."""
+"""The line that says what the dial bought, after real generations, and the benchmarks that measure it."""
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import budget_time
+import dial as dial_benchmark
 import pytest
 
 from helpers.tiny_bundle import write_bundle
 from sol_rt import SolModel
+from sol_rt.budget.cost.calibration_table import calibration_path
 from sol_rt.cli.run.generate import bought
 
 
@@ -60,3 +65,43 @@ def test_a_replay_names_the_trace(model: SolModel, tmp_path: Path) -> None:
     model.generate("w1 w2", budget=0.8, max_new_tokens=20, eos_token_id=[], trace=tmp_path / "trace.jsonl")
     trace = read_trace(tmp_path / "trace.jsonl")
     assert "the trace's actions" in bought(model.generate(replay=trace), {"replay": trace})
+
+
+def test_budgets_take_turns_at_being_the_first(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran: list[float] = []
+
+    class Model:
+        bundle = SimpleNamespace(config=SimpleNamespace(model=SimpleNamespace(vocab_size=9)))
+        engine, cost = SimpleNamespace(threads=1), SimpleNamespace(name="bytes")
+
+        def generate(self, prompt: list[int], *, budget: float, **how: object) -> SimpleNamespace:
+            ran.append(budget)
+            return SimpleNamespace(achieved_budget=budget, tokens_per_second=1 / budget)
+
+    monkeypatch.setattr(budget_time, "SolModel", SimpleNamespace(from_pretrained=lambda *_, **__: Model()))
+    monkeypatch.setattr(sys, "argv", ["budget_time.py", "tiny", "-r", "2", "-b", "0.5,0.4"])
+    budget_time.main()
+    assert ran == [1.0, 0.5, 0.4, 0.5, 0.4, 1.0, 0.4, 1.0, 0.5]
+    assert "| 0.4 | 0.400 | 400.00 [400.00, 400.00] | 0.400 [0.400, 0.400] |" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore::sol_rt.QualityWarning")
+def test_measuring_the_dial_leaves_a_stored_calibration(
+    model: SolModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = calibration_path(model.bundle, *model.engine.machine)
+    stored.parent.mkdir(parents=True, exist_ok=True)
+    stored.write_text("the user's own")
+    text, page = tmp_path / "text.txt", tmp_path / "page.md"
+    text.write_text(" ".join(f"w{index % 80}" for index in range(64)))
+    speed = {"tokens_per_second": [1.0], "ratio": [1.0], "achieved": 1.0, "expected_loss": None, "actions": {}}
+    monkeypatch.setattr(dial_benchmark, "_speeds", lambda *_: {name: speed for name, _ in dial_benchmark.SETTINGS})
+    monkeypatch.setattr(dial_benchmark, "CONTEXT", 16)
+    options = ["--chunks", "1", "-n", "3", "-r", "1", "-o", str(page)]
+    monkeypatch.setattr(sys, "argv", ["dial.py", str(model.bundle.path), "-f", str(text), *options])
+    dial_benchmark.main()
+    assert stored.read_text() == "the user's own"
+    stored.unlink()
+    assert f"dial.py tiny -f text.txt --chunks 1 -n 3 -r 1 -o {page}`" in page.read_text()
