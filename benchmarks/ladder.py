@@ -305,7 +305,8 @@ Where K-quants do not fit a model's sizes, a rung has more bits than its name sa
 Perplexity of {args.file.name} by llama-perplexity's convention, the second half of every window scored. A rung runs the
 whole window; an action's first half is prefilled dense, as in generation, and `whole window` is the increase where an
 action runs the first half too. Losses are paired, ± is the standard error over windows; that of a perplexity takes
-tokens as independent. {speed if results[0].timed else ""}
+tokens as independent. "Within the error" is said where the 95% interval by Student's t has 0 in it.
+{speed if results[0].timed else ""}
 
 | file | bits a weight | MB | types by share of weights |
 |---|--:|--:|---|
