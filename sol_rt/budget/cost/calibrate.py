@@ -63,7 +63,7 @@ class Timing:
         return self.modelled / self.milliseconds - 1
 
     def as_json(self) -> dict[str, Any]:
-        """The row that `sol-rt calibrate -o json` prints."""
+        """The row that `sol-rt calibrate --json` prints."""
         return {"tag": self.action.tag, "context": self.context, "ms": self.milliseconds, "model_ms": self.modelled}
 
 
