@@ -1,5 +1,5 @@
-// Text from a bundle, with a budget that follows the device's state:
-//   swift run Sample ONNXRUNTIME_LIBRARY BUNDLE "a prompt" [LOWEST_BUDGET HIGHEST_BUDGET]
+// An answer from a bundle, with a budget that follows the device's state:
+//   swift run Sample ONNXRUNTIME_LIBRARY BUNDLE "a question" [LOWEST_BUDGET HIGHEST_BUDGET]
 import Foundation
 import SolRt
 
@@ -21,15 +21,17 @@ func thermal() -> Double? {
 func generate() async throws {
   let arguments = Array(CommandLine.arguments.dropFirst())
   guard arguments.count >= 3 else {
-    print("usage: Sample ONNXRUNTIME_LIBRARY BUNDLE PROMPT [LOWEST_BUDGET HIGHEST_BUDGET]")
+    print("usage: Sample ONNXRUNTIME_LIBRARY BUNDLE QUESTION [LOWEST_BUDGET HIGHEST_BUDGET]")
     exit(2)
   }
   let bounds = arguments.dropFirst(3).compactMap(Double.init)
   var governor = try SolGovernor(lowestBudget: bounds.first ?? 0.4, highestBudget: bounds.last ?? 1)
   let model = try SolModel(SolRuntime(ortLibrary: arguments[0]), folder: arguments[1])
   let session = try model.session()
+  // A bundle whose template the core cannot render goes on with the question as plain text.
+  let prompt = try model.info().hasChat ? model.encodeChat([("user", arguments[2])]) : model.encode(arguments[2])
   var asked = Date()
-  for try await token in try session.generate(model.encode(arguments[2]), GenerateOptions(budget: governor.budget, maxNewTokens: 100)) {
+  for try await token in try session.generate(prompt, GenerateOptions(budget: governor.budget, maxNewTokens: 100)) {
     print(token.text, terminator: "")
     fflush(stdout)
     if token.finish == .none, Date().timeIntervalSince(asked) > 1 {
