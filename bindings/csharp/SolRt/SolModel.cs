@@ -84,7 +84,7 @@ public sealed class SolModel : IDisposable
 
     private SolModel(NativeHandle handle) => _handle = handle;
 
-    /// <summary>Loads a bundle, with every check.</summary>
+    /// <summary>Loads a bundle, with the checks of <see cref="SolModelOptions.Verify"/>.</summary>
     /// <param name="folder">The bundle: the folder that <c>sol-rt export</c> wrote.</param>
     /// <param name="options">Null for the defaults.</param>
     /// <param name="cancellationToken">Ends the loading where it would report progress, at the latest when it is done.</param>
