@@ -72,9 +72,11 @@ def test_train_policy(tmp_path: Path) -> None:
 
     config = tmp_path / "config.yaml"
     config.write_text(CONFIG)
-    folder, text = make_bundle(tmp_path / "tiny"), make_text(tmp_path / "text.txt")
-    printed = run("train_policy.py", folder, text, "--config", config, home=tmp_path / "home")
-    assert re.findall(r"(\w+) at budget 0.6: \d+\.\d+ nats", printed) == ["uniform", "sol"]
+    folder, text = make_bundle(tmp_path / "tiny", losses=True), make_text(tmp_path / "text.txt")
+    held_out = tmp_path / "held_out.txt"
+    held_out.write_text(" ".join(f"w{number % 50 + 1}" for number in range(600)))
+    printed = run("train_policy.py", folder, text, held_out, "--config", config, home=tmp_path / "home")
+    assert re.findall(r"(\w+) at budget 0.6: \d+\.\d+ nats", printed) == ["hull", "sol"]
 
 
 def test_a_schedule_is_asked_once_a_step_and_obeyed(bundle: Path) -> None:
