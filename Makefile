@@ -36,8 +36,8 @@
 #              Builds the wheel of the last commit twice, in two folders, without CUDA operators, and compares the bytes.
 # make wheels  Builds wheels for Linux on x86-64 and arm64 into dist/, for any system of the last ten years.
 #              Option: ARCHITECTURES=x86_64.
-# make figure  Draws the README's picture, loss against time, from docs/results/ladder-MODEL.json, which make ladder writes.
-#              Needs only Python.
+# make figure  Draws loss against time, docs/images/loss-against-time.svg, from docs/results/ladder-MODEL.json, which make ladder
+#              writes. Needs only Python.
 # make screenshots MODEL=smollm2-135m TEXT=file
 #              Makes the bundle's HTML pages and their pictures in docs/images, light and dark. Needs Chromium in PATH, and held-out
 #              text for the page of schedules.
