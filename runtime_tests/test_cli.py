@@ -11,10 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import typer
 
 from sol_rt import __version__
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.cli import main, renamed
+from sol_rt.cli.app import COMMANDS, make_app
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +39,15 @@ def fails(capsys: pytest.CaptureFixture[str], argv: Sequence[str], code: int, *p
     assert "Traceback" not in err
     for part in parts:
         assert part in errors[0]
+
+
+def test_the_page_of_the_command_line_has_every_option_with_a_variable() -> None:
+    page = (Path(__file__).parents[1] / "docs/cli.md").read_text(encoding="utf-8")
+    section = page.partition("These options have a variable:")[2].partition("Options that name files")[0]
+    commands = typer.main.get_command(make_app(COMMANDS)).commands.values()  # type: ignore[attr-defined]
+    options = [option for command in commands for option in command.params if getattr(option, "envvar", None)]
+    flags = {next(flag for flag in option.opts if flag.startswith("--")) for option in options}
+    assert set(re.findall(r"`(--[\w-]+)`", section)) == flags
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

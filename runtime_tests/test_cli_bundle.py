@@ -74,6 +74,31 @@ def test_generate_json_has_the_agreed_keys(capsys: pytest.CaptureFixture[str]) -
     assert sum(result["actions"].values()) == len(result["tokens"]) - 1
 
 
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("generate", "-p", PROMPT, "-n", "2", "--top-logprobs", "1"),
+        ("bench", "-p", "8", "-n", "2", "-r", "1"),
+        ("perplexity", "-f", "text.txt", "-c", "16", "--chunks", "1"),
+        ("inspect",),
+        ("doctor",),
+    ],
+    ids=lambda argv: argv[0],
+)
+def test_the_page_of_the_command_line_has_every_key(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argv: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text("a word and another " * 20, encoding="utf-8")
+    printed = as_json(capsys, *argv, "--json")
+    found = printed[0] if isinstance(printed, list) else printed
+    page = (Path(__file__).parents[1] / "docs/cli.md").read_text(encoding="utf-8")
+    _, _, section = page.partition(f"### `{argv[0]} --json`")
+    named = re.findall(r'[`"](\w+)[`"]', section.partition("\n### ")[0])
+    assert set(found) - {"provider", "device"} - set(named) == set()
+    assert {"provider", "device"} <= set(found) or argv[0] in ("inspect", "doctor")  # which compute nothing
+
+
 def test_generate_json_has_log_probabilities(capsys: pytest.CaptureFixture[str]) -> None:
     argv = ("generate", "-p", PROMPT, "-n", "5", "--temperature", "0", "--json")
     plain, listed = as_json(capsys, *argv), as_json(capsys, *argv, "--top-logprobs", "3")
