@@ -13,7 +13,7 @@ set(SOL_CPU_SOURCES
   matmul/block_matmul.cc
   matmul/channel_matmul.cc
   matmul/matmul_kernels.cc
-  matmul/packed_matrix.cc
+  packed/packed_matrix.cc
   operators/nested_gather.cc
   operators/nested_matmul.cc
   operators/pruned_matmul.cc

@@ -19,7 +19,7 @@
 
 #include "common/onnx/node.h"
 #include "cpu/matmul/matmul_kernels.h"
-#include "cpu/matmul/packed_matrix.h"
+#include "cpu/packed/packed_matrix.h"
 #include "cpu/matmul/token_input.h"
 #include "cpu/threads/team.h"
 

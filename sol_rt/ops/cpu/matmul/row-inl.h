@@ -32,7 +32,7 @@
 
 #include "cpu/matmul/dot-inl.h"
 #include "cpu/matmul/matmul_kernels.h"
-#include "cpu/matmul/packed_matrix.h"
+#include "cpu/packed/packed_matrix.h"
 #include "cpu/simd/prefetch.h"
 
 HWY_BEFORE_NAMESPACE();

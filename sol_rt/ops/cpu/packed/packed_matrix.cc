@@ -1,4 +1,4 @@
-#include "cpu/matmul/packed_matrix.h"
+#include "cpu/packed/packed_matrix.h"
 
 #include <cstring>
 #include <map>
