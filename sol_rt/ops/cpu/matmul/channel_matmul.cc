@@ -37,6 +37,10 @@ size_t ChannelMatMul::ReadActive(const Context& context) const {
   return count == 0 ? w_.K : static_cast<size_t>(count);
 }
 
+std::shared_ptr<const PackedMatrix> ChannelMatMul::Copy(const Context& context, size_t active) const {
+  return w_.bits != 4 || active * 8 < w_.K * 7 ? nullptr : copy_->Get(context, w_, splits_);
+}
+
 void ChannelMatMul::Prefetch(const Member& member, size_t members, size_t active, const PackedMatrix* copy) const {
   if (active != w_.K) return;
   const size_t tasks = Tasks(members), task = member.FirstOf(tasks);

@@ -19,7 +19,7 @@
 
 #include "common/onnx/node.h"
 #include "cpu/matmul/matmul_kernels.h"
-#include "cpu/packed/packed_matrix.h"
+#include "cpu/matmul/packed_matrix.h"
 #include "cpu/matmul/token_input.h"
 #include "cpu/threads/team.h"
 
@@ -58,9 +58,7 @@ class ChannelMatMul {
   }
 
   // The copy of the matrix that a step with so many active channels reads in its place, or null.
-  std::shared_ptr<const PackedMatrix> Copy(const Context& context, size_t active) const {
-    return w_.bits != 4 || active * 8 < w_.K * 7 ? nullptr : copy_->Get(context, w_, splits_);
-  }
+  std::shared_ptr<const PackedMatrix> Copy(const Context& context, size_t active) const;
 
   // Writes one task's outputs of its split: sums[split, n] = the sum over the split's active channels k of x[k] W[k, n]. The first split
   // begins with the bias.

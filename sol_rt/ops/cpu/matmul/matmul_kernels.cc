@@ -31,6 +31,12 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace sol {
 
+BlockPlace PlaceInCopy(const uint8_t* packed, size_t N, size_t first, size_t end, size_t block, size_t n) {
+  const size_t panel = n / kPanel * kPanel, width = std::min(kPanel, N - panel), in = n - panel;
+  const uint8_t* record = packed + (first * N + (end - first) * panel + (block - first) * width) * kPackedBytes;
+  return {record + in / 2, reinterpret_cast<const uint16_t*>(record + width * 16) + in, record + width * 18 + in, width / 2};
+}
+
 const MatMulKernels& BestMatMulKernels() {
   static const MatMulKernels kernels = []() {
     MatMulKernels best = *SOL_BEST_TARGET(MatMulKernelSet)();

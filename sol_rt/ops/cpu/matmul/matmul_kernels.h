@@ -18,7 +18,7 @@ struct Nested {
   const uint8_t* zero = nullptr;    // [K/32, N]
   const uint8_t* plane1 = nullptr;  // [K/32, N, 8], from 6 bits on
   const uint8_t* plane2 = nullptr;  // [K/32, N, 8], at 8 bits
-  const uint8_t* packed = nullptr;  // null, or a copy of base, scale and zero of a channel-major matrix (packed_matrix.h), which is read in their place
+  const uint8_t* packed = nullptr;  // null, or of a channel-major matrix at 4 bits a copy (packed_matrix.h), which is read in their place
   // At 3 bits, in the place of all these:
   const uint8_t* low = nullptr;            // [K, N/4]
   const uint8_t* high = nullptr;           // [K, N/8]
@@ -35,6 +35,20 @@ struct Nested {
   // Of the codes of the activations that it is multiplied by.
   size_t Halves() const { return HalvesAt(bits); }
 };
+
+constexpr size_t kPanel = 128;                   // outputs of a copy that lie together (packed_matrix.h)
+constexpr size_t kPackedBytes = kBlock / 2 + 3;  // of an output in a block of a copy
+
+// Where the weights of outputs n, n + 1, … of a block lie.
+struct BlockPlace {
+  const uint8_t* base;
+  const uint16_t* scale;
+  const uint8_t* zero;
+  size_t stride;  // of the base's rows, in bytes
+};
+
+// In a copy; the block is one of a split's blocks `first` … `end` - 1. n is even.
+BlockPlace PlaceInCopy(const uint8_t* packed, size_t N, size_t first, size_t end, size_t block, size_t n);
 
 // Codes of tokens' activations, x[k] = a C[k], in one or two halves of int8. The step a belongs to a token and a block of 32 channels.
 // Orders of a block's 32 codes:

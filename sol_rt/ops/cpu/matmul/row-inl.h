@@ -32,7 +32,6 @@
 
 #include "cpu/matmul/dot-inl.h"
 #include "cpu/matmul/matmul_kernels.h"
-#include "cpu/packed/packed_matrix.h"
 #include "cpu/simd/prefetch.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -65,28 +64,31 @@ HWY_INLINE BlockView ViewAt(const Nested& w, const uint8_t* base, size_t b, size
   return {base, w.scale + at, w.zero + at, kBits > 4 ? w.plane1 + at * 8 : nullptr, kBits > 6 ? w.plane2 + at * 8 : nullptr};
 }
 
-// Where a product with a channel-major matrix finds base, scales and zero points: in the matrix, or in a copy of it. It goes through ranges of outputs, and
-// in each through the blocks. The matrix is one range, for rows are read whole; a copy has a range for each of its panels.
+// Where a product with a channel-major matrix finds base, scales and zero points: in the matrix, or at 4 bits in a copy of it. It goes through ranges of
+// outputs, and in each through the blocks. The matrix is one range, for rows are read whole; a copy has a range for each of its panels.
+template <int kBits>
 class ChannelRows {
  public:
   ChannelRows(const Nested& w, size_t first_block, size_t end_block, size_t begin, size_t end)
-      : w_(w), first_(first_block), end_(end_block), width_(w.packed != nullptr ? kPanel : end - begin) {}
+      : w_(w), first_(first_block), end_(end_block), width_(IsCopy() ? kPanel : end - begin) {}
 
   size_t Width() const { return width_; }  // of a range
   // The cache that is asked into. The hardware sees a copy as one stream, and brings it into the second-level cache on its own.
-  bool FirstLevel() const { return w_.packed != nullptr || AsksFirstLevel(); }
+  bool FirstLevel() const { return IsCopy() || AsksFirstLevel(); }
   BlockPlace At(size_t b, size_t n) const {
-    if (w_.packed != nullptr) return PlaceInCopy(w_.packed, w_.N, first_, end_, b, n);
+    if (IsCopy()) return PlaceInCopy(w_.packed, w_.N, first_, end_, b, n);
     const size_t row_bytes = w_.N / 2, at = b * w_.N + n;
     return {w_.base + b * kBlock * row_bytes + n / 2, w_.scale + at, w_.zero + at, row_bytes};
   }
-  template <int kBits>
   BlockView View(const BlockPlace& place, size_t b, size_t n) const {
     const size_t at = b * w_.N + n;
     return {place.base, place.scale, place.zero, kBits > 4 ? w_.plane1 + at * 8 : nullptr, kBits > 6 ? w_.plane2 + at * 8 : nullptr};
   }
 
  private:
+  // Processors of SSE4 alone are not worth the kernels' size.
+  bool IsCopy() const { return kBits == 4 && HWY_TARGET != HWY_SSE4 && w_.packed != nullptr; }
+
   const Nested& w_;
   size_t first_, end_, width_;
 };
@@ -219,7 +221,7 @@ constexpr size_t kAheadOutputs = HWY_TARGET_IS_NEON ? 128 : 2 * HWY_LANES(uint8_
 template <int kBits>
 class AheadCursor {
  public:
-  AheadCursor(const Nested& w, const ChannelRows& rows, const ActiveQuads& active, size_t first_block, size_t end_block, size_t begin, size_t end,
+  AheadCursor(const Nested& w, const ChannelRows<kBits>& rows, const ActiveQuads& active, size_t first_block, size_t end_block, size_t begin, size_t end,
               size_t step)
       : w_(w), rows_(rows), active_(active), first_block_(first_block), block_(first_block), end_block_(end_block), begin_(begin),
         end_(std::min(end, begin + rows.Width())), last_(end), step_(step), n_(begin) {
@@ -255,7 +257,7 @@ class AheadCursor {
     const BlockQuads quads(active_, w_.K, b);
     if constexpr (kBits == 3) return {CodebookViewAt(w_, b, n_), quads.row, quads.end, 0, AsksFirstLevel()};
     const BlockPlace place = rows_.At(b, n_);
-    return {rows_.View<kBits>(place, b, n_), quads.row, quads.end, place.stride, rows_.FirstLevel()};
+    return {rows_.View(place, b, n_), quads.row, quads.end, place.stride, rows_.FirstLevel()};
   }
   void AskAll() const {
     const StepAhead here = Here();
@@ -291,7 +293,7 @@ class AheadCursor {
   }
 
   const Nested& w_;
-  const ChannelRows& rows_;
+  const ChannelRows<kBits>& rows_;
   const ActiveQuads& active_;
   const size_t first_block_;
   size_t block_;  // where it is
@@ -456,16 +458,18 @@ HWY_INLINE void ChannelMajorStep(D8 d8, const BlockView& v, const QuadRows& rows
 
 // Steps of one vector size over [n, end), as many as fit; returns the first output that is left.
 template <int kBits, size_t kVectors, class D8>
-HWY_INLINE size_t ChannelMajorSteps(D8 d8, const Nested& w, const ChannelRows& rows, const Activations& x, const ActiveQuads& active, size_t b,
+HWY_INLINE size_t ChannelMajorSteps(D8 d8, const Nested& w, const ChannelRows<kBits>& rows, const Activations& x, const ActiveQuads& active, size_t b,
                                     size_t n, size_t end, AheadCursor<kBits>& ahead, float* y) {
   constexpr size_t kOutputs = 2 * kVectors * hn::MaxLanes(d8);
   if (n + kOutputs > end) return n;
   const BlockScale<hn::Repartition<int32_t, D8>, kBits> scale(x.step[b], x.sum[b], w.Center());
   const BlockQuads quads(active, w.K, b);
-  const QuadRows quad_rows(quads, rows.At(b, n).stride);
+  BlockPlace place = rows.At(b, n);
+  const QuadRows quad_rows(quads, place.stride);
   const auto step = [&](auto ask, size_t at, const StepAhead& next) HWY_ATTR __attribute__((always_inline)) {
-    const BlockView view = rows.View<kBits>(rows.At(b, at), b, at);
-    ChannelMajorStep<kBits, false, decltype(ask)::value, kVectors>(d8, view, quad_rows, 0, quads, next, x.phased + b * kBlock, w.K, scale, y + at);
+    ChannelMajorStep<kBits, false, decltype(ask)::value, kVectors>(d8, rows.View(place, b, at), quad_rows, 0, quads, next, x.phased + b * kBlock, w.K,
+                                                                  scale, y + at);
+    place = {place.base + kOutputs / 2, place.scale + kOutputs, place.zero + kOutputs, place.stride};
   };
   // A step that asks for more outputs than it computes is followed by others that ask for none.
   if constexpr (kOutputs < kAheadOutputs && HWY_TARGET_IS_NEON) {
@@ -485,7 +489,7 @@ HWY_INLINE void RowChannelMajorBits(Nested w, const Activations& x, const Active
   const hn::CappedTag<uint8_t, 32> half;
   const hn::Full128<uint8_t> narrow;
   constexpr size_t kVectors = HWY_TARGET_IS_NEON && HalvesAt(kBits) == 1 ? 2 : 1;  // the registers hold so many rows of sums
-  const ChannelRows rows(w, first_block, end_block, begin, end);
+  const ChannelRows<kBits> rows(w, first_block, end_block, begin, end);
   AheadCursor<kBits> ahead(w, rows, active, first_block, end_block, begin, end, kAheadOutputs);
   const size_t blocks = end_block - first_block, ranges = (end - begin + rows.Width() - 1) / rows.Width();
   for (size_t i = 0; i < ranges * blocks; ++i) {

@@ -6,7 +6,7 @@
 #include <string>
 
 #include "common/onnx/op.h"
-#include "cpu/matmul/block_matmul.h"
+#include "cpu/operators/block_matmul.h"
 #include "cpu/matmul/weights_input.h"
 #include "cpu/operators/screened_product.h"
 #include "cpu/threads/team_members.h"

@@ -4,7 +4,7 @@
 
 #include <cstddef>
 
-#include "cpu/matmul/block_matmul.h"
+#include "cpu/operators/block_matmul.h"
 
 namespace sol {
 

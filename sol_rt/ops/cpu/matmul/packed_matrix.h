@@ -10,7 +10,6 @@
 // a record for each block of 32 channels: base [32, w/2], scale [w], zero [w].
 #pragma once
 
-#include <algorithm>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
@@ -22,26 +21,8 @@
 
 namespace sol {
 
-constexpr size_t kPanel = 128;                   // outputs
-constexpr size_t kPackedBytes = kBlock / 2 + 3;  // of an output in a block
-
 enum class CopiesUse : uint32_t { kNone, kRead, kKeep };
 inline std::atomic<CopiesUse> copies_use{CopiesUse::kNone};  // what SolOpsCopies set
-
-// Where the weights of outputs n, n + 1, … of a block lie.
-struct BlockPlace {
-  const uint8_t* base;
-  const uint16_t* scale;
-  const uint8_t* zero;
-  size_t stride;  // of the base's rows, in bytes
-};
-
-// In a copy; the block is one of a split's blocks `first` … `end` - 1. n is even.
-inline BlockPlace PlaceInCopy(const uint8_t* packed, size_t N, size_t first, size_t end, size_t block, size_t n) {
-  const size_t panel = n / kPanel * kPanel, width = std::min(kPanel, N - panel), in = n - panel;
-  const uint8_t* record = packed + (first * N + (end - first) * panel + (block - first) * width) * kPackedBytes;
-  return {record + in / 2, reinterpret_cast<const uint16_t*>(record + width * 16) + in, record + width * 18 + in, width / 2};
-}
 
 class PackedMatrix {
  public:

@@ -1,4 +1,4 @@
-#include "cpu/matmul/block_matmul.h"
+#include "cpu/operators/block_matmul.h"
 
 namespace sol {
 namespace {

@@ -1,9 +1,9 @@
-#include "cpu/packed/packed_matrix.h"
+#include "cpu/matmul/packed_matrix.h"
 
+#include <algorithm>
 #include <cstring>
-#include <map>
 #include <new>
-#include <tuple>
+#include <vector>
 
 #include "cpu/threads/team.h"
 
@@ -45,11 +45,22 @@ void PackPanel(const Nested& w, Range blocks, size_t panel, uint8_t* data) {
 }
 
 // The copies that there are, by what they are made of.
-using Key = std::tuple<const uint8_t*, const uint16_t*, const uint8_t*, size_t, size_t, size_t>;  // base, scale, zero, K, N, splits
+struct Known {
+  const uint8_t* base;
+  size_t K, N, splits;
+  std::weak_ptr<const PackedMatrix> copy;
+};
 std::mutex copies_mutex;
-std::map<Key, std::weak_ptr<const PackedMatrix>>& Copies() {
-  static auto* const copies = new std::map<Key, std::weak_ptr<const PackedMatrix>>();  // outlives every session
-  return *copies;
+std::weak_ptr<const PackedMatrix>& CopyOf(const Nested& w, size_t splits) {
+  static auto* const copies = new std::vector<Known>();  // outlives every session
+  Known* free = nullptr;
+  for (Known& known : *copies) {
+    if (known.base == w.base && known.K == w.K && known.N == w.N && known.splits == splits) return known.copy;
+    if (known.copy.expired()) free = &known;
+  }
+  if (free == nullptr) free = &copies->emplace_back();
+  *free = {w.base, w.K, w.N, splits, {}};
+  return free->copy;
 }
 
 }  // namespace
@@ -80,7 +91,7 @@ std::shared_ptr<const PackedMatrix> PackedCopy::Get(const Context& context, cons
   if (copy_ != nullptr || failed_) return copy_;
   try {
     const std::lock_guard<std::mutex> all(copies_mutex);
-    std::weak_ptr<const PackedMatrix>& known = Copies()[Key{w.base, w.scale, w.zero, w.K, w.N, splits}];
+    std::weak_ptr<const PackedMatrix>& known = CopyOf(w, splits);
     copy_ = known.lock();
     if (copy_ == nullptr) known = copy_ = std::make_shared<const PackedMatrix>(context, w, splits);
   } catch (const std::bad_alloc&) {  // the matrix itself serves as well
