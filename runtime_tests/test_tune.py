@@ -13,7 +13,7 @@ import pytest
 
 from helpers.tiny_bundle import write_bundle
 from sol_rt.budget.cost.calibration_table import CalibratedCost
-from sol_rt.budget.cost.tune import candidates, choose, is_steady, tune
+from sol_rt.budget.cost.tune import candidates, choose, is_steady, tune, tune_copies
 from sol_rt.bundle.actions import Action
 from sol_rt.engine.engine import Engine
 from sol_rt.engine.hardware import reads, tuning, usable_cores
@@ -124,12 +124,24 @@ def test_a_damaged_file_is_not_used_and_replaced(home: Path, text: str) -> None:
     assert tuning.stored("one") == FOUND
 
 
-def test_copies_are_stored_and_left_out_where_there_are_none(home: Path) -> None:
-    copies = replace(FOUND, tuning=Tuning(copies=True))
-    path = tuning.save("one", copies)
-    assert tuning.stored("one") == copies
+def test_gains_of_copies_are_kept_beside_the_settings(home: Path) -> None:
+    assert tuning.gains_of_copies("one") == {}
     tuning.save("one", FOUND)
-    assert "copies" not in json.loads(path.read_text())["machines"]["one"]["tuning"]  # as an older version wrote it
+    tuning.save_gain_of_copies("one", "small", 1.0)
+    path = tuning.save_gain_of_copies("one", "large", 1.2)
+    tuning.save_gain_of_copies("other", "large", 1.5)
+    assert tuning.gains_of_copies("one") == {"small": 1.0, "large": 1.2}
+    tuning.save("one", replace(FOUND, gain=1.3))
+    assert tuning.gains_of_copies("one") == {"small": 1.0, "large": 1.2}
+    document = json.loads(path.read_text())
+    assert "copies" not in document["machines"]["one"]["tuning"]  # as an older version wrote it
+    document["copies"]["one"] = {"a": "fast", "b": 0.5, "c": True, "d": 1.1}
+    path.write_text(json.dumps(document))
+    assert tuning.gains_of_copies("one") == {"d": 1.1}
+    document["copies"] = []
+    path.write_text(json.dumps(document))
+    assert tuning.gains_of_copies("one") == {}
+    assert tuning.stored("one") == replace(FOUND, gain=1.3)
 
 
 def test_a_home_that_cannot_be_written_is_said(home: Path) -> None:
@@ -192,6 +204,7 @@ def test_a_model_tries_settings_once_for_a_processor(folder: Path, monkeypatch: 
     assert found.quick
     assert found.model == model.bundle.config.model.name
     assert found.step_gb_per_second > 0
+    assert model.bundle.config.model.name in tuning.gains_of_copies(key)
 
     applied: list[Tuning] = []
     monkeypatch.setattr(tuning, "apply", lambda library, setting, **how: applied.append(setting))
@@ -240,37 +253,41 @@ def test_tuning_leaves_an_empty_cache_and_reports_its_progress(tmp_path: Path) -
     found = tune(engine, LIBRARY, lambda what, done, total: shares.append(done / total), seconds=0.1)
     assert engine.length == 0
     assert shares == sorted(shares)
-    assert replace(found.tuning, copies=False) in candidates(engine.threads, False)
+    assert found.tuning in candidates(engine.threads, False)
     assert found.gain >= 1
 
 
 @needs_operators
-def test_copies_are_taken_where_4_bit_steps_gain_and_memory_has_room(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_copies_are_taken_where_steps_gain_and_memory_has_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert LIBRARY is not None
     bundle = _bundle(tmp_path)
     bases = sum(entry.bytes for name, entry in bundle.config.tensors.items() if entry.dtype == "uint4")
     assert tuning.copied_bytes(bundle.config.tensors) == bases * 19 // 16 > 0
-    key = tuning.machine_key(usable_cores(), LIBRARY)
-    tuning.save(key, replace(FOUND, tuning=Tuning(copies=True)))
-    read: list[bool] = []
+    name, key = bundle.config.model.name, tuning.machine_key(usable_cores(), LIBRARY)
 
     def step(engine: Engine, length: int, action: Action, repeats: int) -> float:
-        read.append(tuning.current(LIBRARY).copies)  # type: ignore[arg-type]
-        return 1.0 if read[-1] and action.tag == "k100-s100-q4" else 1.06
+        assert action.tag == "k100-s100-q4"
+        return 1.0 if tuning.current(LIBRARY).copies else 1.06  # type: ignore[arg-type]
 
+    engine = Engine(bundle, provider="cpu")
     monkeypatch.setattr("sol_rt.budget.cost.tune._step", step)
+    assert tune_copies(engine, LIBRARY, seconds=0.05) == pytest.approx(1.06)
+    assert tuning.current(LIBRARY).copies
+    monkeypatch.setattr("sol_rt.budget.cost.tune._LEAST_GAIN_OF_COPIES", 1.07)
+    assert tune_copies(engine, LIBRARY, seconds=0.05) == 1.0
+    assert not tuning.current(LIBRARY).copies
+
+    tuning.save_gain_of_copies(key, name, 1.06)
     for share, room in ((4, True), (3.9, False)):
         monkeypatch.setattr(tuning, "available_memory", lambda share=share: int(share * bases * 19 // 16))
-        engine = Engine(bundle, provider="cpu")
-        assert tuning.current(LIBRARY).copies == room
-        read.clear()
-        found = tune(engine, LIBRARY, silent, seconds=0.1)
-        assert (found.tuning.copies, any(read), tuning.current(LIBRARY).copies) == (room, room, room)
-        monkeypatch.setattr("sol_rt.budget.cost.tune._LEAST_GAIN_OF_COPIES", 1.07)
-        assert not tune(engine, LIBRARY, silent, seconds=0.1).tuning.copies
-        monkeypatch.setattr("sol_rt.budget.cost.tune._LEAST_GAIN_OF_COPIES", 1.05)
+        Engine(bundle, provider="cpu")
+        assert tuning.current(LIBRARY) == Tuning(copies=room)
+    assert tune_copies(engine, LIBRARY, seconds=0.05) is None  # no room to try
+    tuning.save_gain_of_copies(key, name, 1.0)
+    monkeypatch.setattr(tuning, "available_memory", lambda: 1 << 40)
+    tuning.apply(LIBRARY, Tuning())
+    Engine(bundle, provider="cpu")
+    assert not tuning.current(LIBRARY).copies
 
 
 @needs_operators

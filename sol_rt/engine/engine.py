@@ -119,10 +119,11 @@ class Engine:
     def _runners_on(self, provider: Provider) -> Runners:
         if provider.gpu is None:
             if (library := provider.library) is not None and library == library_path():
-                tuned = tuning.stored(tuning.machine_key(provider.threads, library))
-                if tuned is not None:
-                    room = tuned.tuning.copies and tuning.room_for_copies(self.bundle.config.tensors)
-                    tuning.apply(library, replace(tuned.tuning, copies=room))
+                config, key = self.bundle.config, tuning.machine_key(provider.threads, library)
+                tuned, gain = tuning.stored(key), tuning.gains_of_copies(key).get(config.model.name, 1.0)
+                copies = gain > 1 and tuning.room_for_copies(config.tensors)
+                settings = tuning.current(library) if tuned is None else tuned.tuning
+                tuning.apply(library, replace(settings, copies=copies))
             return CpuRunners(self.bundle, provider, self.weights, self._buffers, self._sums)
         from sol_rt.engine.gpu.device_runner import DeviceRunners  # needs onnx, which only the GPU extras install
 

@@ -117,6 +117,9 @@ def _tuning() -> list[Finding]:
             hint = "nothing measured on this processor yet; sol-rt calibrate does, and so does the first generation"
             return [Finding("missing", "tuning", hint)]
         detail = f"{tuned.tuning}; a dense step of {tuned.model} read {tuned.rates}"
+        gains = tuning.gains_of_copies(tuning.machine_key(threads, library)).items()
+        if copied := [f"{model} ({gain:.2f} times as fast)" for model, gain in gains if gain > 1]:
+            detail += f"; 4-bit steps read copies of the matrices of {', '.join(copied)}"
         if not tuned.steady:
             detail += "; the times scattered: run sol-rt calibrate while no other program runs"
         return [Finding("ok", "tuning", detail)]

@@ -111,7 +111,8 @@ def _fits_the_settings(engine: Engine, cost: CostModel) -> bool:
 
 
 def _tune_quickly(engine: Engine) -> None:
-    """Tries settings of the operators, once for a processor and a build of them, and keeps the best ones.
+    """Tries settings of the operators, once for a processor and a build of them, and copies once for each model. Keeps
+    what is best.
 
     A home folder that cannot be written is no error: the settings serve this process.
     """
@@ -125,6 +126,13 @@ def _tune_quickly(engine: Engine) -> None:
         tuned = tune(engine, library, silent, seconds=_TUNE_SECONDS, quick=True)
         with contextlib.suppress(WriteError):
             tuning.save(key, tuned)
+    if (name := engine.bundle.config.model.name) not in tuning.gains_of_copies(key):
+        from sol_rt.budget.cost.tune import tune_copies
+
+        gain = tune_copies(engine, library, seconds=_TUNE_SECONDS / 3)
+        with contextlib.suppress(WriteError):
+            if gain is not None:
+                tuning.save_gain_of_copies(key, name, gain)
 
 
 def _own_schedule(make: MakeSchedule, controller: BaseController) -> Schedule:

@@ -27,6 +27,7 @@ _LEAST_ROUNDS, _MOST_ROUNDS = 4, 200
 _FAST_SECONDS = 0.015  # a step that takes longer is timed once in a round
 _LEAST_GAIN = 1.02
 _LEAST_GAIN_OF_COPIES = 1.05  # they take memory
+_SLOWEST = 4  # times the seconds that were asked for: a slow model is not timed longer
 _STANDARD_ERRORS = 4.0  # of the mean gain; noise alone gets the best of seven there in 4% of tries of four rounds
 _SCATTER = 0.1  # largest distance of the quartiles of steady ratios, as a share of their median
 _READ_BYTES = 512 << 20  # of the weights, in a round
@@ -44,14 +45,14 @@ def candidates(threads: int, quick: bool) -> list[Tuning]:
 
 
 def tune(engine: Engine, library: Path, progress: Progress, *, seconds: float, quick: bool = False) -> Tuned:
-    """Times dense and cheapest steps under all candidates, then 4-bit steps from copies, and applies the best settings.
+    """Times dense and cheapest steps under all candidates and applies the best one.
 
     Args:
         engine: an engine on the CPU with native operators; its cache is overwritten.
         library: the operators that the engine runs.
         progress: progress callback.
-        seconds: about how long to take, at most twice that, and a third of it for copies. Where it allows fewer than
-            _LEAST_ROUNDS rounds, the defaults stay.
+        seconds: about how long to take, at most twice that. Where it allows fewer than _LEAST_ROUNDS rounds, the
+            defaults stay.
         quick: whether to try few settings.
     """
     config = engine.bundle.config
@@ -60,8 +61,7 @@ def tune(engine: Engine, library: Path, progress: Progress, *, seconds: float, q
     actions = [config.dense, Action(1.0, cheapest.channel_density, cheapest.bits)]
     engine.reset()
     engine.load([action.variant for action in actions])
-    length = max(1, min(_CONTEXT, engine.max_context - 1))
-    engine.forward([token % config.model.vocab_size for token in range(length)], config.dense)
+    length = _filled(engine)
     each = 2 if _step(engine, length, config.dense, 1) < _FAST_SECONDS else 1
     rounds: list[list[list[float]]] = []
     plain: list[float] = []  # 10^9 bytes a second, one for each round
@@ -82,12 +82,11 @@ def tune(engine: Engine, library: Path, progress: Progress, *, seconds: float, q
     times = np.array(rounds[1:] or rounds)  # [rounds, candidates, actions]
     known = len(times) >= _LEAST_ROUNDS
     best, gain = choose(times) if known else (0, 1.0)
-    chosen = _with_copies(engine, library, tried[best], length, seconds / 3)
     engine.reset()
-    tuning.apply(library, chosen)
+    tuning.apply(library, tried[best])
     rate = BytesCost(config).dense(length) / float(np.percentile(times[:, best, 0], 25)) / 1e9
     return Tuned(
-        chosen,
+        tried[best],
         gain,
         rate,
         float(np.percentile(plain[1:] or plain, 75)),
@@ -98,24 +97,47 @@ def tune(engine: Engine, library: Path, progress: Progress, *, seconds: float, q
     )
 
 
-def _with_copies(engine: Engine, library: Path, best: Tuning, length: int, seconds: float) -> Tuning:
-    """The settings with copies of the 4-bit matrices if whole 4-bit steps gain clearly by them, else without."""
+def tune_copies(engine: Engine, library: Path, *, seconds: float) -> float | None:
+    """How much faster whole 4-bit steps are with copies of the model's matrices; 1 if that is not clear, or too little.
+
+    Applies copies if it is over 1. None if the bundle has no such steps, or memory has no room for copies.
+
+    Args:
+        engine: an engine on the CPU with native operators; its cache is overwritten.
+        library: the operators that the engine runs, with the settings to keep.
+        seconds: about how long to take, after a first round that makes the copies.
+    """
     config, whole = engine.bundle.config, Action(1.0, 1.0, 4)
-    if seconds <= 0 or whole.variant not in config.variants or not tuning.room_for_copies(config.tensors):
-        return best
+    if whole.variant not in config.variants or not tuning.room_for_copies(config.tensors):
+        return None
+    engine.reset()
     engine.load([whole.variant])
-    tried = [best, replace(best, copies=True)]
+    length, settings = _filled(engine), replace(tuning.current(library), copies=False)
+    tried = [settings, replace(settings, copies=True)]
     rounds: list[list[list[float]]] = []
-    began = None
-    while began is None or (time.perf_counter() - began < seconds and len(rounds) <= _MOST_ROUNDS):
-        row = [[0.0]] * len(tried)
+    began = time.perf_counter()
+    while len(rounds) <= _MOST_ROUNDS and (len(rounds) <= _LEAST_ROUNDS or time.perf_counter() - began < seconds):
+        row = [[0.0], [0.0]]
         for index in (0, 1) if len(rounds) % 2 else (1, 0):
             tuning.apply(library, tried[index], keep_copies=True)
             row[index] = [_step(engine, length, whole, 2)]
         rounds.append(row)
-        began = began or time.perf_counter()  # the first round makes the copies
-    times = np.array(rounds[1:] or rounds)
-    return tried[choose(times, _LEAST_GAIN_OF_COPIES)[0]] if len(times) >= _LEAST_ROUNDS else best
+        if len(rounds) == 1:
+            began = time.perf_counter()
+        elif time.perf_counter() - began > _SLOWEST * seconds:
+            break
+    engine.reset()
+    times = np.array(rounds[1:])
+    best, gain = choose(times, _LEAST_GAIN_OF_COPIES) if len(times) >= _LEAST_ROUNDS else (0, 1.0)
+    tuning.apply(library, tried[best])
+    return gain
+
+
+def _filled(engine: Engine) -> int:
+    """Runs some tokens, behind which steps are timed, and returns their number."""
+    config, length = engine.bundle.config, max(1, min(_CONTEXT, engine.max_context - 1))
+    engine.forward([token % config.model.vocab_size for token in range(length)], config.dense)
+    return length
 
 
 def choose(times: np.ndarray, least_gain: float = _LEAST_GAIN) -> tuple[int, float]:

@@ -45,7 +45,7 @@ def calibrate(
 
     from sol_rt.budget.cost.calibrate import measure, save
     from sol_rt.budget.cost.calibration_table import CalibratedCost, calibration_path
-    from sol_rt.budget.cost.tune import tune
+    from sol_rt.budget.cost.tune import tune, tune_copies
     from sol_rt.budget.dominated import describe, replacements
     from sol_rt.cli.loading import bundle_path, name_device, open_checked, usable_threads
     from sol_rt.engine.engine import Engine
@@ -66,12 +66,15 @@ def calibrate(
     engine = Engine(bundle, threads=usable_threads(threads), **machine)
     name_device(engine.provider)
     check_writable(calibration_path(bundle, *engine.machine))
-    tuned = None
+    tuned = gain = None
     with progress(timed=True) as report:
         if (library := engine.provider.library) is not None and engine.provider.gpu is None:
             tuned = tune(engine, library, report, seconds=min(_TUNE_SECONDS, seconds / 4))
             seconds *= 3 / 4
-            tuning.save(tuning.machine_key(engine.threads, library), tuned)
+            tuning.save(key := tuning.machine_key(engine.threads, library), tuned)
+            gain = tune_copies(engine, library, seconds=min(_TUNE_SECONDS, seconds / 4) / 3)
+            if gain is not None:
+                tuning.save_gain_of_copies(key, bundle.config.model.name, gain)
         result = measure(engine, bundle, lengths, repeats, report, seconds=seconds)
     path = save(bundle, engine, result.table)
     cost = CalibratedCost(bundle.config, result.table)
@@ -83,7 +86,7 @@ def calibrate(
         rows = [row.as_json() for row in result.rows]
         instead = {action.tag: other.tag for action, other in dominated.items()}
         where = {"path": str(path), **engine.provider.as_json()}
-        measured = None if tuned is None else asdict(tuned)
+        measured = None if tuned is None else {**asdict(tuned), "gain_of_copies": gain}
         print_json({**where, "rows": rows, "dominated": instead, "hull": on_hull, "tuning": measured})
         return
     columns = sorted({row.context for row in result.rows})
@@ -108,6 +111,8 @@ def calibrate(
     if tuned is not None:
         faster = f", steps {tuned.gain:.2f} times as fast as by default" if tuned.gain > 1 else ", the default"
         note(f"processor: {tuned.tuning}{faster}; a dense step reads {tuned.rates}")
+        if gain is not None and gain > 1:
+            note(f"copies: whole 4-bit steps are {gain:.2f} times as fast from copies of the matrices, and read these")
         if not tuned.steady:
             note("processor: the times scattered; run sol-rt calibrate again while no other program runs")
     shown = "; sol-rt inspect shows the costs" if engine.provider.gpu is None else ""

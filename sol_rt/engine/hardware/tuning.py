@@ -1,7 +1,8 @@
 """Settings of the CPU's operators that depend on the processor, and the file that keeps them for this machine.
 
-`$SOL_RT_HOME/tuning.json` has an entry for each processor, number of threads and build of the operators. No setting
-changes a result. `budget/cost/tune.py` measures which ones are best.
+`$SOL_RT_HOME/tuning.json` has an entry for each processor, number of threads and build of the operators, and beside it
+for each model what copies of its matrices gain. No setting changes a result. `budget/cost/tune.py` measures which ones
+are best.
 """
 
 from __future__ import annotations
@@ -118,7 +119,7 @@ def machine_key(threads: int, library: Path) -> str:
 def stored(key: str) -> Tuned | None:
     """What was measured on this machine; None if nothing was, it serves no longer, or the file is damaged."""
     try:
-        found = _read(_entries()[key])
+        found = _read(_entries("machines")[key])
         return None if found.expired else found
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         return None
@@ -126,11 +127,28 @@ def stored(key: str) -> Tuned | None:
 
 def save(key: str, tuned: Tuned) -> Path:
     """Keeps what was measured, and returns the file's path. Raises WriteError; an older file is then as it was."""
+    entry = {**asdict(tuned), "tuning": tuned.tuning.as_json()}
+    return _write({**_entries("machines"), key: entry}, _entries("copies"))
+
+
+def gains_of_copies(key: str) -> dict[str, float]:
+    """How much faster 4-bit steps are with copies of a model's matrices, by the model's name; 1 where none are used."""
+    found = _entries("copies").get(key)
+    if not isinstance(found, dict):
+        return {}
+    return {model: float(gain) for model, gain in found.items() if type(gain) in (int, float) and 1 <= gain < math.inf}
+
+
+def save_gain_of_copies(key: str, model: str, gain: float) -> Path:
+    """Keeps what copies of a model's matrices gain, and returns the file's path. Raises WriteError."""
+    return _write(_entries("machines"), {**_entries("copies"), key: {**gains_of_copies(key), model: gain}})
+
+
+def _write(machines: dict[str, Any], copies: dict[str, Any]) -> Path:
     path = home() / FILE
-    entries = {**_entries(), key: {**asdict(tuned), "tuning": tuned.tuning.as_json()}}
     with write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    document = {"format": FORMAT, "format_version": FORMAT_VERSION, "machines": entries}
+    document = {"format": FORMAT, "format_version": FORMAT_VERSION, "machines": machines, "copies": copies}
     write_text(path, json.dumps(document, indent=1) + "\n")
     return path
 
@@ -181,12 +199,13 @@ def is_recent(created: str) -> bool:
     return 0 <= age.total_seconds() <= _RECENT_SECONDS
 
 
-def _entries() -> dict[str, Any]:
+def _entries(name: str) -> dict[str, Any]:
+    """An object of the file; empty if it is not there or damaged."""
     try:
         raw = json.loads((home() / FILE).read_text(encoding="utf-8"))
-        if raw["format"] != FORMAT or raw["format_version"] != FORMAT_VERSION or not isinstance(raw["machines"], dict):
+        if raw["format"] != FORMAT or raw["format_version"] != FORMAT_VERSION or not isinstance(raw[name], dict):
             return {}
-        return dict(raw["machines"])
+        return dict(raw[name])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
 
