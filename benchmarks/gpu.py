@@ -39,7 +39,7 @@ from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import ModelDims
 from sol_rt.engine import providers
 from sol_rt.engine.engine import Engine
-from sol_rt.errors import SolError, UsageError
+from sol_rt.errors import ProviderError, SolError, UsageError
 from sol_rt.evaluation.speed.bench import Bench, plan
 from sol_rt.store.home import find_bundle
 
@@ -156,7 +156,7 @@ def report(bundle: Bundle, args: argparse.Namespace, limits: Limits) -> Iterator
 
 
 def _engines(bundle: Bundle, args: argparse.Namespace) -> tuple[dict[str, Engine], list[Figure]]:
-    """Opens an engine on kernels, if there are any, and one on function bodies.
+    """Opens an engine on kernels, if there are any, and one on function bodies, if these run beside kernels.
 
     Also measures the device memory of the first engine, with one variant and with all variants.
     """
@@ -165,7 +165,13 @@ def _engines(bundle: Bundle, args: argparse.Namespace) -> tuple[dict[str, Engine
     figures = []
     for name in _ENGINES if kernels else _ENGINES[1:]:
         gc.collect()
-        provider = providers.choose(args.provider, device=args.device, native_ops=name == "kernels")
+        try:
+            provider = providers.choose(args.provider, device=args.device, native_ops=name == "kernels")
+        except ProviderError as error:
+            if not made:
+                raise
+            print(f"without function bodies: {error}", file=sys.stderr)
+            continue
         before = gpu_limits.used_bytes(provider)
         made[name] = engine = Engine(bundle, provider=args.provider, device=args.device, native_ops=name == "kernels")
         if before is None or figures:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from helpers.tiny_bundle import write_bundle
+from sol_rt.bundle.bundle import Bundle
+from sol_rt.engine import providers
+from sol_rt.engine.providers import Provider
+from sol_rt.errors import ProviderError
 
 SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "gpu.py"
 SHORT = ("--contexts", "32,100,5000", "--prefill", "32", "--repeats", "3", "--tokens", "16", "--seconds", "3")
@@ -56,6 +62,29 @@ def test_every_figure_has_a_row(provider: str, tmp_path: Path) -> None:
     assert "Left out, beyond the context of 256: 5000." in done.stdout
     if "is no GPU" in done.stderr:
         assert page.read_text() == "# Before\n"
+
+
+def test_bodies_that_a_provider_refuses_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import gpu
+
+    def choose(name: str, *, native_ops: bool, **rest: Any) -> Provider:
+        if not native_ops:
+            raise ProviderError("provider cuda: function bodies: wrong numbers")
+        return choose_any(name, **rest)
+
+    choose_any = providers.choose
+    monkeypatch.setattr(providers, "choose", choose)
+    monkeypatch.setattr(gpu, "_has_kernels", lambda provider: True)
+    bundle = Bundle.open(write_bundle(tmp_path / "tiny"))
+    options = argparse.Namespace(provider="cpu", device=0, bodies=False)
+    made, _ = gpu._engines(bundle, options)
+    assert list(made) == ["kernels"]
+    assert "without function bodies: provider cuda: function bodies: wrong numbers\n" in capsys.readouterr().err
+    options.bodies = True
+    with pytest.raises(ProviderError):
+        gpu._engines(bundle, options)
 
 
 @pytest.mark.parametrize(

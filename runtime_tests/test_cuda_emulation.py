@@ -272,7 +272,7 @@ def test_the_probe_runs_the_operators(monkeypatch: pytest.MonkeyPatch) -> None:
     run = providers._probe_run
     monkeypatch.setattr(providers, "_probe_run", lambda one, *rest: run(one, *rest) + 0.01 * (one is provider))
     with pytest.raises(ProviderError, match=r"numbers that differ from the CPU's by 0\.01"):
-        providers._compare(provider, providers._PROBE_NATIVE, library_path())
+        providers._compare(provider, providers._PROBE_NATIVE, "native operators", library_path())
 
 
 @pytest.mark.parametrize("bits", [4, 6, 8])

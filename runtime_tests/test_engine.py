@@ -339,12 +339,13 @@ def test_a_graph_of_the_other_cache_is_refused(int8_bundle: Bundle, tmp_path: Pa
 
 
 def test_the_probes_are_what_their_source_says() -> None:
-    from probe_graph import build, build_attention, build_native
+    from probe_graph import build, build_attention, build_bodies, build_native
 
     from sol_rt.engine import providers
     from sol_rt.engine.probes import attention_probe
 
-    models = {providers._PROBE: build(), providers._PROBE_NATIVE: build_native()}
+    models = {providers._PROBE: build(), providers._PROBE_BODIES: build_bodies()}
+    models |= {providers._PROBE_NATIVE: build_native()}
     models |= {path: build_attention(dtype) for dtype, path in attention_probe.MODELS.items()}
     for path, model in models.items():
         assert path.read_bytes() == model.SerializeToString(deterministic=True), path.name
@@ -353,7 +354,9 @@ def test_the_probes_are_what_their_source_says() -> None:
 def test_a_library_that_is_none_is_named(tmp_path: Path) -> None:
     library = tmp_path / "libsol_ops_cpu.so"
     library.write_text("not a library")
-    with pytest.raises(ProviderError) as caught:
-        Provider("cpu", 1, library).options()
-    assert str(library) in str(caught.value)
-    assert "\n" not in str(caught.value)
+    for name, instead in {"cpu": "--no-native-ops", "cuda": "use --provider cpu"}.items():
+        with pytest.raises(ProviderError) as caught:
+            Provider(name, 1, library).options()
+        assert str(library) in str(caught.value)
+        assert instead in str(caught.value)
+        assert "\n" not in str(caught.value)

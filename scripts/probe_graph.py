@@ -1,8 +1,8 @@
 """Writes sol_rt/engine/probes/*.onnx: tiny models that show whether a provider computes correct numbers.
 
-There is one model for the provider's own operators, one for the native operators, and one per KV cache type for
-attention. After a change here, run `python scripts/probe_graph.py` from the repository root. A test compares the files
-with this source.
+There is one model for the provider's own operators, one for the products of function bodies, one for the native
+operators, and one per KV cache type for attention. After a change here, run `python scripts/probe_graph.py` from the
+repository root. A test compares the files with this source.
 """
 
 from __future__ import annotations
@@ -45,6 +45,43 @@ def build() -> onnx.ModelProto:
         helper.make_node("Softmax", ["y"], ["p"], axis=-1),
     ]
     return _model(nodes, tensors, "com.microsoft")
+
+
+def build_bodies() -> onnx.ModelProto:
+    """Builds ids int64 [1, S] -> probabilities float [1, S, 192]: a softmax for each product that function bodies make.
+
+    These are by 2 bits with their zero points left out, by 2 bits with zero points of 0, and by 8 bits.
+    """
+    rng = np.random.default_rng(1)
+    tensors: dict[str, np.ndarray] = {
+        "embedding": rng.standard_normal((ROWS, SIZE)).astype(np.float32),
+        "gain": np.ones(SIZE, np.float32),
+        "plane2.zero": np.zeros((SIZE, 1), np.uint8),
+    }
+    nodes = [
+        helper.make_node("Gather", ["embedding", "ids"], ["x"]),
+        helper.make_node("RMSNormalization", ["x", "gain"], ["n"], axis=-1, epsilon=1e-5),
+    ]
+    products = (("plane1", 2, 0.1, []), ("plane2", 2, 0.1, ["plane2.zero"]), ("coded", 8, 0.002, []))
+    for name, bits, step, zero_points in products:
+        shape = SIZE, SIZE // BLOCK
+        tensors[f"{name}.codes"] = rng.integers(0, 256, (*shape, BLOCK * bits // 8), dtype=np.uint8)
+        tensors[f"{name}.scales"] = (step * rng.uniform(0.5, 1.5, shape)).astype(np.float32)
+        nodes += [
+            helper.make_node(
+                "MatMulNBits",
+                ["n", f"{name}.codes", f"{name}.scales", *zero_points],
+                [f"{name}.y"],
+                domain="com.microsoft",
+                K=SIZE,
+                N=SIZE,
+                bits=bits,
+                block_size=BLOCK,
+            ),
+            helper.make_node("Softmax", [f"{name}.y"], [f"{name}.p"], axis=-1),
+        ]
+    nodes.append(helper.make_node("Concat", [f"{name}.p" for name, *_ in products], ["p"], axis=-1))
+    return _model(nodes, tensors, "com.microsoft", len(products) * SIZE)
 
 
 def build_native() -> onnx.ModelProto:
@@ -115,12 +152,14 @@ def build_attention(dtype: str) -> onnx.ModelProto:
     return _complete(graph, "com.microsoft")
 
 
-def _model(nodes: list[onnx.NodeProto], tensors: dict[str, np.ndarray], domain: str) -> onnx.ModelProto:
+def _model(
+    nodes: list[onnx.NodeProto], tensors: dict[str, np.ndarray], domain: str, outputs: int = SIZE
+) -> onnx.ModelProto:
     graph = helper.make_graph(
         nodes,
         "probe",
         [helper.make_tensor_value_info("ids", TensorProto.INT64, [1, "S"])],
-        [helper.make_tensor_value_info("p", TensorProto.FLOAT, [1, "S", SIZE])],
+        [helper.make_tensor_value_info("p", TensorProto.FLOAT, [1, "S", outputs])],
         [numpy_helper.from_array(value, name) for name, value in tensors.items()],
     )
     return _complete(graph, domain)
@@ -133,7 +172,7 @@ def _complete(graph: onnx.GraphProto, domain: str) -> onnx.ModelProto:
 
 def main() -> None:
     """Writes all probe models."""
-    models = {"probe": build(), "probe_native": build_native()}
+    models = {"probe": build(), "probe_bodies": build_bodies(), "probe_native": build_native()}
     models |= {f"probe_attention_{dtype}": build_attention(dtype) for dtype in FLOATS}
     for name, model in models.items():
         Path(f"sol_rt/engine/probes/{name}.onnx").write_bytes(model.SerializeToString(deterministic=True))

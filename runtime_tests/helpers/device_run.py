@@ -199,15 +199,17 @@ def _registered(folder: str) -> dict[str, int]:
     for native in (True, False):
         libraries = []
 
-        def count(options: ort.SessionOptions, library: Path, seen: list[Path] = libraries) -> None:
+        def count(
+            provider: providers.Provider, options: ort.SessionOptions, library: Path, seen: list[Path] = libraries
+        ) -> None:
             seen.append(library)
-            register(options, library)
+            register(provider, options, library)
 
-        providers.Provider._register = staticmethod(count)  # type: ignore[assignment]
+        providers.Provider._register = count  # type: ignore[method-assign]
         model = SolModel.from_pretrained(folder, provider="webgpu", native_ops=native)
         model.generate([1, 2, 3], budget=0.6, schedule="sol", max_new_tokens=4)
         counts[str(native)] = len(libraries)
-    providers.Provider._register = staticmethod(register)  # type: ignore[assignment]
+    providers.Provider._register = register  # type: ignore[method-assign]
     return counts
 
 

@@ -33,7 +33,8 @@ _CPU = "CPUExecutionProvider"
 _GPUS = {"cuda": cuda, "webgpu": webgpu}
 """In the order in which `auto` tries them."""
 _PROBE = Path(__file__).with_name("probes") / "probe.onnx"
-_PROBE_NATIVE = Path(__file__).with_name("probes") / "probe_native.onnx"
+_PROBE_BODIES = _PROBE.with_name("probe_bodies.onnx")
+_PROBE_NATIVE = _PROBE.with_name("probe_native.onnx")
 _PROBE_TOLERANCE = 2e-3
 _QUIET = 4
 _OLDEST_FOR_BODIES = "1.27"
@@ -100,13 +101,13 @@ class Provider:
             options.add_session_config_entry("session.enable_dq_matmulnbits_fusion", "1")
         return options
 
-    @staticmethod
-    def _register(options: ort.SessionOptions, library: Path) -> None:
+    def _register(self, options: ort.SessionOptions, library: Path) -> None:
         try:
             options.register_custom_ops_library(str(library))
         except Exception as error:
             what = f"native operators {library}: {one_line(error)}"
-            raise ProviderError(f"{what}; install sol-rt again, or go without them (--no-native-ops)") from None
+            instead = "go without them (--no-native-ops)" if self.name == "cpu" else "use --provider cpu"
+            raise ProviderError(f"{what}; install sol-rt again, or {instead}") from None
 
     def session(
         self, path: Path, options: ort.SessionOptions, graph: bytes | None = None, *, capture: bool = False
@@ -353,33 +354,38 @@ def _gpu(name: str, pool: int, device: int, native_ops: bool) -> Provider:
 
 
 def probe(provider: Provider) -> None:
-    """Runs a tiny model on the provider and on the CPU, and compares the results.
+    """Runs tiny models on a GPU and on the CPU, and compares the results.
 
-    If the provider has native operators, a second model tries these: they may be built for another GPU or a newer
-    driver.
+    One is tried everywhere, a second one by what the provider runs. Native operators may be built for another GPU or a
+    newer driver. Function bodies multiply by 2 bits, which ONNX Runtime's CUDA provider took for 4
+    (https://github.com/microsoft/onnxruntime/pull/32693).
     Raises ProviderError if a model cannot run on the provider or gives other numbers there.
     """
-    _compare(provider, _PROBE, None)
-    if provider.native and (library := library_path()) is not None:
-        _compare(provider, _PROBE_NATIVE, library)
+    _compare(provider, _PROBE)
+    if not provider.native:
+        _compare(provider, _PROBE_BODIES, "function bodies")
+    elif (library := library_path()) is not None:
+        _compare(provider, _PROBE_NATIVE, "native operators", library)
 
 
-def _compare(provider: Provider, path: Path, library: Path | None) -> None:
-    """Compares a probe's result on the provider with the CPU's, which runs with the native operators of `library`."""
-    hint = "go without them (--no-native-ops)"
+def _compare(provider: Provider, path: Path, part: str = "", library: Path | None = None) -> None:
+    """Compares a probe's result on the provider with the CPU's, which runs with the native operators of `library`.
+
+    `part` is what the probe tries, for the message; empty for the provider as a whole.
+    """
     feed = {"ids": np.arange(8, dtype=np.int64)[None]}
     model = path.read_bytes()
     expected = _probe_run(Provider("cpu", provider.threads, library), model, feed)
-    what = f"provider {provider.name}: " + ("" if library is None else "native operators: ")
+    what = f"provider {provider.name}: " + (f"{part}: " if part else "")
     try:
         got = _probe_run(provider, model, feed)
     except Exception as error:
-        found = f"{one_line(error)}; {hint}" if library else _GPUS[provider.name].reason(error, provider.gpu)
+        found = f"{one_line(error)}; use --provider cpu" if part else _GPUS[provider.name].reason(error, provider.gpu)
         raise ProviderError(f"{what}{found}") from None
     difference = float(np.abs(got - expected).max())
     if not difference <= _PROBE_TOLERANCE:
         text = f"numbers that differ from the CPU's by {difference:.3g}, expected at most {_PROBE_TOLERANCE}"
-        raise ProviderError(f"{what}{text}; {'update its driver' if library is None else hint}")
+        raise ProviderError(f"{what}{text}; {'use --provider cpu' if part else 'update its driver'}")
 
 
 def _probe_run(provider: Provider, model: bytes, feed: Mapping[str, np.ndarray]) -> np.ndarray:
