@@ -25,14 +25,19 @@ from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import KvLayout, Variant
 from sol_rt.bundle.graph_file import external_tensors
 from sol_rt.bundle.weights import SharedWeights
+from sol_rt.engine import providers
 from sol_rt.engine.distribution import Distribution
 from sol_rt.engine.engine import Engine
 from sol_rt.engine.gpu import logit_summary
 from sol_rt.engine.gpu.device_graph import DeviceGraph, device_graph, gather_capacity, repacked
+from sol_rt.engine.gpu.device_inputs import DeviceInputs
 from sol_rt.engine.gpu.device_runner import DeviceRunner
+from sol_rt.engine.gpu.device_sessions import OpenGraph
 from sol_rt.engine.gpu.device_weights import DeviceWeights
 from sol_rt.engine.gpu.logit_summary import LogitSummary, SummarisedDistribution
+from sol_rt.engine.hardware import Gpu
 from sol_rt.engine.kv_cache import KvCache
+from sol_rt.engine.providers import Provider
 from sol_rt.engine.signature import CHANNEL_INPUTS, SPARSE_DIMS
 from sol_rt.errors import DeviceError, ProviderError
 
@@ -445,6 +450,57 @@ def test_a_cache_grows_where_there_is_room_for_what_is_added() -> None:
     memory._free_bytes = lambda: added
     cache.resize(128, 64)
     assert cache.capacity == 128
+
+
+class _Capturing(Provider):
+    """A GPU whose kernels and memory are the CPU's, which captures what it is asked to."""
+
+    def _session(self, model: Any, options: ort.SessionOptions, **_: Any) -> ort.InferenceSession:
+        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+    def memory(self) -> MainMemory:
+        return MainMemory()
+
+    @property
+    def can_capture(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def capturing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Engine:
+    """An engine with function bodies, whose steps of 8 and of 4 bits are graphs of their own."""
+    bundle = Bundle.open(write_bundle(tmp_path / "tiny", bits=(8, 4)))
+    provider = _Capturing("cuda", providers.start_pool(None), gpu=Gpu("a GPU"))
+    monkeypatch.setattr(providers, "choose", lambda *_, **__: provider)
+    return Engine(bundle, provider="cuda")
+
+
+def test_what_is_captured_is_tried_again_though_another_graph_was_refused(
+    capturing: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trials, wrong = [], ["model.q4.onnx"]
+    compare = OpenGraph._captures_right
+
+    def trial(graph: OpenGraph, cache: KvCache, inputs: DeviceInputs) -> bool:
+        trials.append((graph.file, cache.capacity))
+        return compare(graph, cache, inputs) and graph.file not in wrong
+
+    monkeypatch.setattr(OpenGraph, "_captures_right", trial)
+    dense = capturing.bundle.config.dense
+    capturing.forward([5], dense)
+    capturing.forward([6], Action(1.0, 1.0, 4))
+    assert (trials, capturing.captured_graphs) == ([("model.q8.onnx", 64), ("model.q4.onnx", 64)], 1)
+    capturing.forward([7] * 64, dense)
+    capturing.forward([8], dense)
+    capturing.forward([8], Action(1.0, 1.0, 4))
+    assert (trials[2:], capturing.captured_graphs) == ([("model.q8.onnx", 128)], 1)
+    wrong.append("model.q8.onnx")
+    capturing.forward([7] * 64, dense)
+    capturing.forward([8], dense)
+    assert capturing.captured_graphs == 1  # the capacity has not doubled
+    capturing.forward([7] * 64, dense)
+    capturing.forward([8], dense)
+    assert (trials[3:], capturing.captured_graphs) == ([("model.q8.onnx", 256)], 0)
 
 
 def test_short_memory_is_an_error_with_both_sizes(bundle: Bundle) -> None:

@@ -142,7 +142,7 @@ class DeviceRunner:
 
     def _open_step(self) -> tuple[OpenGraph, ort.IOBinding]:
         graph = self._graphs.open(self._kinds[0])
-        if self._graphs.captures:
+        if self._graphs.captures or graph.captured:  # what is captured is tried again with a longer cache
             with self._errors(graph), self._inputs.kept():
                 graph.try_capture(self._cache, self._inputs)
         if graph.refused or (
