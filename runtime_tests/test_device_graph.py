@@ -503,6 +503,26 @@ def test_what_is_captured_is_tried_again_though_another_graph_was_refused(
     assert (trials[3:], capturing.captured_graphs) == ([("model.q8.onnx", 256)], 0)
 
 
+def test_a_trial_without_memory_refuses_nothing(capturing: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def short(_: KvCache) -> None:
+        raise ProviderError("a GPU: a tensor needs 1.0 MB of GPU memory, 0.5 MB is free")
+
+    dense = capturing.bundle.config.dense
+    capturing.forward([7] * 70, dense)
+    with monkeypatch.context() as patch:
+        patch.setattr(KvCache, "scratch_bindings", short)
+        capturing.forward([5], dense)
+    assert capturing.captured_graphs == 0
+    capturing.forward([5], dense)
+    assert capturing.captured_graphs == 0  # only a new cache is tried
+    capturing.forward([6], Action(1.0, 1.0, 4))
+    assert capturing.captured_graphs == 1
+    capturing.forward([7] * 64, dense)
+    assert capturing.capacity == 192
+    capturing.forward([5], dense)
+    assert capturing.captured_graphs == 2
+
+
 def test_short_memory_is_an_error_with_both_sizes(bundle: Bundle) -> None:
     weights = DeviceWeights(SharedWeights(bundle), MainMemory(free_bytes=10_000))
     variant = bundle.config.variants[bundle.config.dense.variant]

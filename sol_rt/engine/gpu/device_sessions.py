@@ -227,17 +227,21 @@ class OpenGraph:
         A provider may record less than its kernels do: WebGPU leaves out copies between buffers, and sizes that a
         kernel computes in main memory. So a warm-up, the run that is captured, and repetitions at other lengths are
         compared with plain runs. They use a cache in which all layers share one layer's buffers. What is right with a
-        short cache need not be right with a long one, so the trial is repeated when the capacity has doubled.
+        short cache need not be right with a long one, so the trial is repeated when the capacity has doubled. Where
+        there is no memory for one, runs are plain until the cache is next replaced, and that one is tried anew.
         """
         if self._uncaptured is None or cache.capacity < 2 * self._tried_capacity:
             return
         self._tried_capacity = cache.capacity
+        right: bool | None = None
         try:
             right = self._captures_right(cache, inputs)
+        except ProviderError:
+            self._tried_capacity = 0
         except Exception:  # ONNX Runtime's exceptions share no useful base; kernels that cannot be captured raise here
             right = False
         self.release_capture()
-        self.captured, self.refused = right, not right
+        self.captured, self.refused = right is True, right is False
 
     def _captures_right(self, cache: KvCache, inputs: DeviceInputs) -> bool:
         size = cache.capacity
