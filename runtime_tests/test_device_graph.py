@@ -452,6 +452,22 @@ def test_a_cache_grows_where_there_is_room_for_what_is_added() -> None:
     assert cache.capacity == 128
 
 
+@pytest.mark.parametrize("codes", [True, False])
+def test_key_codes_are_kept_where_something_reads_them(codes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, layout, memory = made_config().model, KvLayout("float16", capacity_step=64), MainMemory()
+    cache = KvCache(model, layout, memory, codes=codes)
+    cache.resize(64, 0)
+    grown: list[str] = []
+    grow = memory.grown
+    monkeypatch.setattr(
+        memory, "grown", lambda value, shape, dtype: (grown.append(dtype), grow(value, shape, dtype))[1]
+    )
+    cache.resize(128, 64)
+    assert ("uint8" in grown) == codes
+    for buffer, (past, _, value) in zip(cache.buffers(), cache.bindings(), strict=True):
+        assert (past, value.shape()) == (buffer.past, list(cache.shape(buffer, 128)))
+
+
 class _Capturing(Provider):
     """A GPU whose kernels and memory are the CPU's, which captures what it is asked to."""
 

@@ -71,6 +71,7 @@ class KvCache:
         layout: type, page size, and the step in which the capacity grows.
         device: memory of the GPU that computes; None puts the cache into main memory.
         whole: keep every token in layers with a window, too. On a GPU all are kept anyway.
+        codes: whether anything reads the key codes. Only kernels do; without them a GPU leaves their content undefined.
 
     Attributes:
         capacity: tokens that the buffers have room for.
@@ -78,9 +79,15 @@ class KvCache:
     """
 
     def __init__(
-        self, model: ModelDims, layout: KvLayout, device: DeviceMemory | None = None, *, whole: bool = False
+        self,
+        model: ModelDims,
+        layout: KvLayout,
+        device: DeviceMemory | None = None,
+        *,
+        whole: bool = False,
+        codes: bool = True,
     ) -> None:
-        self._model, self._layout, self._device = model, layout, device
+        self._model, self._layout, self._device, self._codes = model, layout, device, codes
         self._windows = () if whole or device is not None else layout.windows
         self.capacity = 0
         self.forget()
@@ -186,7 +193,10 @@ class KvCache:
         device.require(added, f"a KV cache of {capacity} tokens")
         for buffer in self.buffers():
             shape = self.shape(buffer, capacity)
-            if used:
+            if buffer.dtype == "uint8" and not self._codes:
+                self._bound.pop(buffer.past, None)
+                grown = device.empty(shape, buffer.dtype)
+            elif used:
                 grown = device.grown(self._bound[buffer.past].value, shape, buffer.dtype)
             else:
                 self._bound.pop(buffer.past, None)

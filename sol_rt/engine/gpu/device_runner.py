@@ -57,7 +57,7 @@ class DeviceRunners:
         sums: Callable[[np.ndarray], SoftmaxSums],
     ) -> None:
         config, memory = bundle.config, provider.memory()
-        self.cache = KvCache(config.model, config.kv, memory)
+        self.cache = KvCache(config.model, config.kv, memory, codes=provider.native)
         self.states: States | None = None  # the engine chooses no GPU for a bundle with states
         shape = logit_summary.cut(config.model.vocab_size)
         summary = None if shape is None else LogitSummary(*shape)
