@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -361,6 +362,29 @@ def test_an_option_that_the_plugin_does_not_know_is_refused() -> None:
     webgpu.check_options(library, [*webgpu.STRICT, *webgpu.CAPTURE])
     with pytest.raises(ProviderError, match="knows no option enableInt46; did you mean enableInt64"):
         webgpu.check_options(library, ["enableInt46"])
+
+
+def test_a_library_that_is_registered_already_hides_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    registered: list[str] = []
+
+    def register(name: str, _: str) -> None:
+        if name in registered:
+            raise RuntimeError(f"{name} is already registered")
+        registered.append(name)
+
+    def refuse(*_: Any) -> None:
+        raise ProviderError("knows no option enableInt64")
+
+    for cached in ("devices", "_registered_library"):
+        monkeypatch.setattr(webgpu, cached, functools.cache(getattr(webgpu, cached).__wrapped__))
+    monkeypatch.setattr(webgpu, "check_runtime", lambda version: None)
+    monkeypatch.setattr(webgpu, "_library", lambda: Path("library"))
+    monkeypatch.setattr(webgpu, "check_options", refuse)
+    monkeypatch.setattr(webgpu.ort, "register_execution_provider_library", register)
+    monkeypatch.setattr(webgpu.ort, "get_ep_devices", lambda: [SimpleNamespace(ep_name=webgpu.ORT_NAME)])
+    for _ in range(2):
+        with pytest.raises(ProviderError, match="knows no option enableInt64"):
+            webgpu.devices()
 
 
 def test_wheels_over_each_other_are_refused() -> None:

@@ -33,16 +33,23 @@ def installed() -> bool:
 @functools.cache
 def devices() -> list[Any]:
     """ONNX Runtime's entries of WebGPU devices. Raises ProviderError where the plug-in cannot be loaded."""
+    library = _registered_library()
+    found = [entry for entry in ort.get_ep_devices() if entry.ep_name == ORT_NAME]
+    if found:  # looking through the library takes longer than loading it
+        check_options(library, [*STRICT, *CAPTURE])
+    return found
+
+
+@functools.cache  # apart from what may fail behind it: a library can be registered once only
+def _registered_library() -> Path:
+    """The plug-in's library, which is now registered. Raises ProviderError where it cannot be loaded."""
     check_runtime(ort.__version__)
     library = _library()
     try:
         ort.register_execution_provider_library("webgpu", str(library))
     except Exception as error:
         raise ProviderError(f"provider webgpu: {one_line(error)}; {INSTALL}") from None
-    found = [entry for entry in ort.get_ep_devices() if entry.ep_name == ORT_NAME]
-    if found:  # looking through the library takes longer than loading it
-        check_options(library, [*STRICT, *CAPTURE])
-    return found
+    return library
 
 
 def device(number: int) -> Any:
