@@ -1,4 +1,7 @@
-"""How many threads a step gets: affinity, quotas of control groups, slow cores of hybrid processors."""
+"""How many threads a step gets: affinity, quotas of control groups, slow cores of hybrid processors.
+
+And how much memory control groups leave.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import pytest
 
 from helpers.core_build import ADDRESS, core_build, run_lines
 from sol_rt.engine.hardware import allowed_cores, usable_cores
+from sol_rt.engine.hardware.memory import below_limits
 
 EIGHT = frozenset(range(8))
 
@@ -93,3 +97,39 @@ def test_quotas_and_slow_cores(program: Path, tmp_path: Path, files: dict[str, s
     root = write(tmp_path, files)
     assert usable_cores(root, EIGHT) == expected
     assert run_lines([str(program), str(root), "8"], []) == [str(expected)]
+
+
+def newer(folder: str, limit: object, used: int, cached: int) -> dict[str, str]:
+    name = f"sys/fs/cgroup/{folder}memory"
+    stat = f"anon 7\ninactive_file {cached}\nactive_file 9"
+    return {f"{name}.max": str(limit), f"{name}.current": str(used), f"{name}.stat": stat}
+
+
+def older(folder: str, limit: int, used: int, cached: int) -> dict[str, str]:
+    name = f"sys/fs/cgroup/memory/{folder}memory"
+    stat = f"inactive_file 1\ntotal_inactive_file {cached}"
+    return {f"{name}.limit_in_bytes": str(limit), f"{name}.usage_in_bytes": str(used), f"{name}.stat": stat}
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, None),
+        ({"proc/self/cgroup": "0::/"}, None),
+        # in a container the mount is the group itself
+        ({"proc/self/cgroup": "0::/", **newer("", 1000, 600, 50)}, 450),
+        ({"proc/self/cgroup": "0::/", **newer("", 1000, 1200, 50)}, 0),
+        ({"proc/self/cgroup": "0::/", **newer("", "max", 600, 50)}, None),
+        # outside of one the root has no limit, and the nearest one holds
+        ({"proc/self/cgroup": "0::/a/b", **newer("a/b/", 1000, 600, 50), **newer("a/", 2000, 900, 0)}, 450),
+        ({"proc/self/cgroup": "0::/a/b", **newer("a/b/", "max", 600, 50), **newer("a/", 2000, 1900, 20)}, 120),
+        # the older form, beside a newer one without a controller
+        ({"proc/self/cgroup": "4:memory:/docker/x\n0::/", **older("", 1000, 600, 50)}, 450),
+        ({"proc/self/cgroup": "4:cpu:/y\n3:memory:/y", **older("y/", 1000, 600, 50), **older("", 1 << 62, 9, 0)}, 450),
+        ({"proc/self/cgroup": "0::/", **newer("", "garbage", 600, 50)}, None),
+        ({"proc/self/cgroup": "0::/", "sys/fs/cgroup/memory.max": "1000"}, None),
+        ({"proc/self/cgroup": "0::/", **newer("", 1000, 600, 50), "sys/fs/cgroup/memory.stat": "inactive_file "}, 400),
+    ],
+)
+def test_what_control_groups_leave_of_memory(tmp_path: Path, files: dict[str, str], expected: int | None) -> None:
+    assert below_limits(write(tmp_path, files)) == expected

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from sol_rt.engine.hardware.control_group import group_folders, read_text
 from sol_rt.errors import UsageError, brief
 
 _MOST_THREADS = 1024
@@ -62,25 +63,9 @@ def _fast(devices: Path, allowed: frozenset[int]) -> frozenset[int]:
 def _quota(root: Path) -> float | None:
     """Processors that the control group of this process, and the groups above it, may use; None without a limit."""
     found = []
-    for line in (_text(root / "proc/self/cgroup") or "").splitlines():
-        number, _, rest = line.partition(":")
-        controllers, _, group = rest.partition(":")
-        if number == "0" and not controllers:
-            found += _limits(root / "sys/fs/cgroup", group)
-        elif "cpu" in controllers.split(","):
-            found += _limits(root / "sys/fs/cgroup" / controllers, group)
-            found += _limits(root / "sys/fs/cgroup/cpu", group)
-    return min(found, default=None)
-
-
-def _limits(mount: Path, group: str) -> list[float]:
-    """The quotas of a group and of those above it. In a container the mount is the group itself."""
-    folder, found = mount / group.strip("/"), []
-    for place in [folder, *folder.parents]:
-        if not place.is_relative_to(mount):
-            break
-        newer = (_text(place / "cpu.max") or "").split()
-        older = [_text(place / f"cpu.cfs_{name}_us") for name in ("quota", "period")]
+    for folder in group_folders("cpu", root):
+        newer = (read_text(folder / "cpu.max") or "").split()
+        older = [read_text(folder / f"cpu.cfs_{name}_us") for name in ("quota", "period")]
         quota, period = newer if len(newer) == 2 else older
         try:
             share = float(quota or "max") / float(period or "0")
@@ -88,13 +73,13 @@ def _limits(mount: Path, group: str) -> list[float]:
             continue
         if share > 0:  # -1 in the older form: no limit
             found.append(share)
-    return found
+    return min(found, default=None)
 
 
 def _listed(path: Path) -> frozenset[int]:
     """The numbers of a list such as `16-23,30`; none if the file is missing."""
     found: set[int] = set()
-    for part in (_text(path) or "").split(","):
+    for part in (read_text(path) or "").split(","):
         first, _, last = part.partition("-")
         if first.isdecimal() and (last or first).isdecimal():
             found |= set(range(int(first), int(last or first) + 1))
@@ -102,12 +87,5 @@ def _listed(path: Path) -> frozenset[int]:
 
 
 def _number(path: Path) -> int | None:
-    text = _text(path)
+    text = read_text(path)
     return int(text) if text is not None and text.isdecimal() else None
-
-
-def _text(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="ascii", errors="replace").strip()
-    except OSError:
-        return None

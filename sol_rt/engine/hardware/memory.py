@@ -5,7 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-_CGROUP = Path("/sys/fs/cgroup")
+from sol_rt.engine.hardware.control_group import group_folders, read_text
+
+_FILES = (
+    ("memory.max", "memory.current", "inactive_file "),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file "),
+)
+"""Of a control group, version 2 and 1: its limit, what it uses, and what `memory.stat` calls cached pages in it."""
 
 
 def peak_rss_mb() -> float:
@@ -38,8 +44,7 @@ def available_memory() -> int | None:
 
     None where the system tells neither.
     """
-    readings = (_of_machine, _of_container)
-    known = [value for value in (reading() for reading in readings) if value is not None]
+    known = [value for value in (_of_machine(), below_limits()) if value is not None]
     return min(known, default=None)
 
 
@@ -53,24 +58,19 @@ def _of_machine() -> int | None:
         return None
 
 
-def _of_container() -> int | None:
-    """Bytes below the limit of the control group, version 2 or 1. Cached file pages count as free."""
-    old = _CGROUP / "memory"
-    readings = (
-        _below_limit(_CGROUP / "memory.max", _CGROUP / "memory.current", _CGROUP / "memory.stat", "inactive_file "),
-        _below_limit(
-            old / "memory.limit_in_bytes",
-            old / "memory.usage_in_bytes",
-            old / "memory.stat",
-            "total_inactive_file ",
-        ),
-    )
-    return next((reading for reading in readings if reading is not None), None)
+def below_limits(root: Path = Path("/")) -> int | None:
+    """Bytes that this process's control group, and the groups above it, may still use; None without a limit.
 
-
-def _below_limit(limit: Path, used: Path, stat: Path, key: str) -> int | None:
-    try:
-        reclaimable = next((int(line.split()[1]) for line in stat.read_text().splitlines() if line.startswith(key)), 0)
-        return max(0, int(limit.read_text()) - int(used.read_text()) + reclaimable)
-    except (OSError, ValueError):  # no such controller, or "max"
-        return None
+    Cached pages of files count as free. `root` is where `proc` and `sys` are mounted.
+    """
+    found = []
+    for folder in group_folders("memory", root):
+        stat = (read_text(folder / "memory.stat") or "").splitlines()
+        for limit, used, cached in _FILES:
+            try:
+                reclaimable = next((int(line.split()[1]) for line in stat if line.startswith(cached)), 0)
+                below = int(read_text(folder / limit) or "") - int(read_text(folder / used) or "") + reclaimable
+            except (ValueError, IndexError):  # no such file, or "max"
+                continue
+            found.append(max(0, below))
+    return min(found, default=None)
