@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -9,14 +10,17 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
 
+from helpers.tiny_bundle import write_bundle
 from sol_rt import __version__
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.cli import main, renamed
 from sol_rt.cli.app import COMMANDS, make_app
+from sol_rt.store.home import remember_last_export
 
 
 @pytest.fixture(autouse=True)
@@ -306,6 +310,49 @@ def test_doctor_says_what_is_wrong_with_home(
     monkeypatch.setenv("SOL_RT_HOME", where)
     assert main(["doctor"]) == 1
     assert re.search(r"^broken +home", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_doctor_says_that_onnxruntime_cannot_be_imported(home: Path) -> None:
+    """And does not stand on it anywhere else."""
+    remember_last_export(write_bundle(home / "bundles" / "tiny"))
+    program = (
+        "import sys; sys.modules['onnxruntime'] = None; from sol_rt.cli import main; "
+        "sys.exit(main(['doctor', '--json']))"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert run.returncode == 1
+    assert run.stderr == ""
+    findings = {finding["what"]: finding for finding in json.loads(run.stdout)["findings"]}
+    assert "pip install --force-reinstall onnxruntime" in findings["onnxruntime"]["detail"]
+    for what in ("onnxruntime", "webgpu", "cuda", "model memory"):
+        assert findings[what]["state"] == "broken", what
+    for what in ("processor", "memory", "home", "bundles", "default model"):
+        assert findings[what]["state"] == "ok", what
+
+
+@pytest.mark.parametrize("folder", ["bundles", "bundles/tiny"])
+def test_doctor_names_a_folder_that_cannot_be_read(
+    capsys: pytest.CaptureFixture[str], home: Path, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a file mode would make one, which is nothing to root."""
+    remember_last_export(write_bundle(home / "bundles" / "tiny"))
+    closed, stat, listdir = home / folder, os.stat, os.listdir
+
+    def refused(path: Any) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    def open_stat(path: Any, **rest: Any) -> os.stat_result:
+        if isinstance(path, (str, Path)) and closed in Path(path).parents:
+            refused(path)
+        return stat(path, **rest)
+
+    monkeypatch.setattr(os, "stat", open_stat)
+    monkeypatch.setattr(os, "listdir", lambda path: refused(path) if Path(path) == closed else listdir(path))
+    assert main(["doctor"]) == 1
+    out, err = capsys.readouterr()
+    assert err == ""
+    for what in ("bundles", "default model"):
+        assert re.search(rf"^broken +{what} +{closed}.*: Permission denied; make it readable$", out, re.MULTILINE), out
 
 
 def test_as_a_module_without_a_terminal() -> None:

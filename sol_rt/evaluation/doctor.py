@@ -143,8 +143,11 @@ def _model_memory(path: Path) -> Finding:
     """What the default model takes at its longest context, and what fits if that does not."""
     from sol_rt.bundle.bundle import Bundle
     from sol_rt.engine.hardware import available_memory
-    from sol_rt.evaluation.footprint import fitting_context, footprint, windowed_layers
 
+    try:
+        from sol_rt.evaluation.footprint import fitting_context, footprint, windowed_layers
+    except Exception as error:
+        return Finding("broken", "model memory", f"unknown without onnxruntime: {' '.join(str(error).split())}")
     config = Bundle.open(path).config
     longest = config.model.max_context
     needed, available = footprint(config, longest), available_memory()
@@ -169,10 +172,11 @@ def _gib(count: int) -> str:
 
 def _gpu(name: str) -> Finding:
     """Checks whether a GPU provider computes the same numbers as the CPU. `--provider auto` makes the same check."""
-    from sol_rt.engine.providers import choose
     from sol_rt.errors import SolError
 
     try:
+        from sol_rt.engine.providers import choose  # needs onnxruntime, as every session does
+
         provider = choose(name)
         provider.memory()
     except SolError as error:
@@ -202,7 +206,7 @@ def _extras() -> list[Finding]:
 
 def _home() -> list[Finding]:
     from sol_rt.errors import SolError
-    from sol_rt.store.home import bundle_names, find_bundle, home
+    from sol_rt.store.home import bundle_names, home
 
     findings = []
     try:
@@ -216,15 +220,30 @@ def _home() -> list[Finding]:
         findings.append(Finding("ok", "home", f"{folder}, {shutil.disk_usage(existing).free / 2**30:.1f} GiB free"))
     except OSError as error:
         return [Finding("broken", "home", f"{folder}: {error.strerror}; set SOL_RT_HOME to a writable folder")]
-    names = bundle_names()
-    findings.append(
-        Finding("ok" if names else "missing", "bundles", ", ".join(names) or "none; run sol-rt export -m smollm2-135m")
-    )
     try:
-        path = find_bundle(None)
-        findings += [Finding("ok", "default model", str(path)), _model_memory(path)]
-    except SolError as error:
-        findings.append(Finding("missing", "default model", str(error)))
+        names = bundle_names()
+        listed = ", ".join(names) or "none; run sol-rt export -m smollm2-135m"
+        findings.append(Finding("ok" if names else "missing", "bundles", listed))
+    except OSError as error:
+        where = error.filename or folder
+        findings.append(Finding("broken", "bundles", f"{where}: {error.strerror}; make it readable"))
+    findings += _default_model()
     if sys.prefix == sys.base_prefix:
         findings.append(Finding("ok", "environment", f"{sys.prefix}, no virtual environment"))
     return findings
+
+
+def _default_model() -> list[Finding]:
+    """Which bundle commands use by default, and what memory it takes."""
+    from sol_rt.errors import SolError
+    from sol_rt.store.home import find_bundle
+
+    try:
+        path = find_bundle(None)
+        memory = _model_memory(path)
+    except SolError as error:
+        return [Finding("missing", "default model", str(error))]
+    except OSError as error:
+        where = error.filename or "the default model"
+        return [Finding("broken", "default model", f"{where}: {error.strerror}; make it readable")]
+    return [Finding("ok", "default model", str(path)), memory]
