@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from helpers.logprobs import full_logprobs
 from helpers.tiny_bundle import write_bundle
 from sol_rt.budget.dial import Dial
 from sol_rt.budget.schedules import PolicyInput
 from sol_rt.bundle.actions import Action
-from sol_rt.engine.engine import Engine
 from sol_rt.errors import UsageError
 from sol_rt.evaluation.quality.continuations import PromptScorer
 from sol_rt.generate.model import SolModel
@@ -34,15 +34,6 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def model(bundle: Path) -> SolModel:
     return SolModel.from_pretrained(bundle)
-
-
-def full_logprobs(engine: Engine, tokens: list[int]) -> np.ndarray:
-    """Log-probabilities of each token after the first, of one dense batch, float64."""
-    engine.owner = None
-    engine.reset()
-    logits = engine.forward(tokens, engine.bundle.config.dense, num_logits=len(tokens)).logits.astype(np.float64)
-    logprobs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-    return np.asarray(logprobs[np.arange(len(tokens) - 1), tokens[1:]])
 
 
 @pytest.mark.parametrize("tail", [1, 3])

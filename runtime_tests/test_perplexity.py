@@ -1,4 +1,4 @@
-"""Windows, BOS and the standard error of perplexity, against llama-perplexity's arithmetic."""
+"""Windows, BOS, scored tokens and the standard error of perplexity, against llama-perplexity's arithmetic."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tokenizers
 
+from helpers.logprobs import full_logprobs
 from helpers.tiny_bundle import seal, write_bundle
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.errors import UsageError
@@ -130,3 +131,12 @@ def test_estimate_is_llama_perplexitys() -> None:
 
 def test_one_token_has_no_error_bar() -> None:
     assert estimate(np.array([-1.0]), 1, 1.0, {}).stderr == 0.0
+
+
+def test_the_second_half_of_each_window_is_scored(tmp_path: Path) -> None:
+    model = SolModel.from_pretrained(write_bundle(tmp_path / "tiny"), measure_costs=False)
+    tokens = np.random.default_rng(2).integers(3, 86, 64).tolist()
+    got = perplexity(model, " ".join(f"w{token}" for token in tokens), size=32, schedule="dense")
+    # 16 tokens are context, and the prefill predicts the first one behind them
+    wanted = -np.concatenate([full_logprobs(model.engine, window)[16:] for window in (tokens[:32], tokens[32:])])
+    assert (got.tokens, got.nll) == (30, pytest.approx(wanted.mean(), abs=2e-3))
