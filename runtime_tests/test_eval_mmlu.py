@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from test_cli import fails
-from test_lm_eval import full_logprobs
 
+from helpers.logprobs import full_logprobs
 from helpers.tiny_bundle import write_bundle
 from sol_rt.cli import main
 from sol_rt.errors import ContextError, UsageError
