@@ -187,7 +187,8 @@ def test_an_export_elsewhere_needs_no_home(
     out, err = capsys.readouterr()
     assert out == f"{output}\n"
     assert f"so this is not the default model; use -m {output}" in err.splitlines()[-1]
-    Bundle.open(output)
+    config = Bundle.open(output).config
+    assert (config.dense.bits, config.model.max_context) == (4, 64)
 
 
 def test_an_output_that_can_not_be_written_has_a_next_step(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
