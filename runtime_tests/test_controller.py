@@ -192,12 +192,14 @@ def test_rate_is_held_where_it_can_be(rate: float, pick: Pick, seed: int, contex
     cost = calibrated(config, np.random.default_rng(seed))
     controller = Controller(actions_of(config), cost, tokens_per_second=rate)
     random = np.random.default_rng(seed)
-    spent = 0.0
+    spent = floor = 0.0
     for step in range(100):
+        floor = max(floor, min(cost.step(action, context) for action in controller.actions))
         allowed = controller.allowed(context)
         index = pick(allowed, controller.relative_costs(context), random, step)
         spent += controller.record(controller.actions[index], context).cost
         context += 1
+    assert controller.floored == (1000 / rate < floor)
     if not controller.floored:
         assert spent / 100 <= 1000 / rate + TOLERANCE * cost.dense(context)
         assert controller.requested is not None
@@ -210,6 +212,16 @@ def test_a_slow_rate_stays_dense() -> None:
     controller = Controller(actions_of(config), cost, tokens_per_second=0.1)
     run(controller, dearest, 100, 80, 0)
     assert controller.achieved == pytest.approx(1.0)
+    assert not controller.floored
+
+
+def test_a_rate_out_of_reach_is_served_by_the_cheapest_and_said() -> None:
+    config = made_config()
+    cost = calibrated(config, np.random.default_rng(0))
+    controller = Controller(actions_of(config), cost, tokens_per_second=1e4)
+    run(controller, dearest, 100, 80, 0)
+    assert controller.achieved == pytest.approx(controller.floor(140), abs=0.01)
+    assert controller.floored
 
 
 def test_rate_needs_measured_costs() -> None:
