@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -24,6 +25,9 @@ SANITIZER_OPTIONS = {
     "TSAN_OPTIONS": f"halt_on_error=1:report_mutex_bugs=0:suppressions={CORE / 'tests' / 'thread.supp'}",
 }
 
+_MISSING = re.compile(r"(was|were) not found|Could NOT find|unable to find a build program|downloading '[^']*' failed")
+"""In errors of CMake: a header or a tool is not here, or cannot be fetched."""
+
 
 def ort_library() -> Path:
     """ONNX Runtime's shared library in the installed package."""
@@ -42,8 +46,8 @@ def ort_library() -> Path:
 def core_build(*targets: str, sanitize: str = "", operators: bool = True) -> Path:
     """Builds libraries and programs into build/, or what is out of date of them. Returns the folder.
 
-    Operators under sanitizers take minutes to compile. Skips the test where compiler, CMake or headers are missing.
-    Waits for another process that builds there: native_builds.py.
+    Operators under sanitizers take minutes to compile. Skips the test where compiler, CMake or headers are missing, or
+    sources cannot be fetched. Waits for another process that builds there: native_builds.py.
 
     Args:
         targets: what to build; all by default.
@@ -68,12 +72,19 @@ def _build(cmake: str, folder: Path, targets: tuple[str, ...], sanitize: str, op
     environment = os.environ | {"CCACHE_BASEDIR": str(ROOT), "CCACHE_NOHASHDIR": "1"}
     configure = [cmake, "-S", str(CORE), "-B", str(folder), *options]
     done = subprocess.run(configure, capture_output=True, text=True, check=False, env=environment)
-    if done.returncode != 0:
-        missing = [line for line in done.stderr.splitlines() if "not found" in line or "failed" in line]
-        pytest.skip(f"the core cannot be built here: {' '.join(missing)[:300]}")
+    if done.returncode != 0 and (lacking := missing(done.stderr)):
+        pytest.skip(f"the core cannot be built here: {lacking}")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     build = [cmake, "--build", str(folder), "--parallel", "2", *(["--target", *targets] if targets else [])]
     done = subprocess.run(build, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+def missing(errors: str) -> str:
+    """What the errors of CMake say that is not here or could not be fetched; empty if they say something else."""
+    text = " ".join(errors.split())  # CMake breaks lines within sentences
+    found = _MISSING.search(text)
+    return "" if found is None else text[max(found.start() - 150, 0) : found.end() + 150]
 
 
 def skip_without_room(errors: str) -> None:
