@@ -20,14 +20,17 @@ from typing import Any
 import pytest
 
 from helpers.program import started
+from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import CONFIG_NAME
 from sol_rt.bundle.config_reader import read_config
 from sol_rt.cli import READER_GONE, main
+from sol_rt.cli.run import generate
 from sol_rt.engine import providers
 from sol_rt.engine.engine import Engine
 from sol_rt.engine.hardware import allowed_cores
 from sol_rt.errors import DeviceError, SolError
 from sol_rt.generate.generation_config import FILE
+from sol_rt.generate.results import Generation
 from sol_rt.ops import library_path
 
 STOPPED = b"sol-rt: stopped by Ctrl-C"
@@ -69,6 +72,9 @@ def test_generate_json_has_the_agreed_keys(capsys: pytest.CaptureFixture[str]) -
         "time_to_first_token_ms",
         "actions",
         "peak_rss_mb",
+        "dense_tokens_per_second",
+        "expected_loss",
+        "floored",
     }
     assert result["requested_budget"] == 0.7
     assert sum(result["actions"].values()) == len(result["tokens"]) - 1
@@ -274,9 +280,11 @@ def test_without_a_prompt_the_built_in_one_is_named(
     assert out
 
 
-def test_context_limit(capsys: pytest.CaptureFixture[str]) -> None:
-    result = as_json(capsys, "generate", "-p", "a", "-n", "200", "-c", "16", "--temperature", "0", "--json")
-    assert len(result["tokens"]) <= 16
+def test_context_limit(capsys: pytest.CaptureFixture[str], endless: Path) -> None:
+    argv = ("generate", "-m", str(endless), "-p", "a", "-n", "200", "-c", "16", "--temperature", "0", "--json")
+    prompt = len(Bundle.open(endless).tokenizer().encode("a"))
+    # the last token is not run, so it takes no place
+    assert prompt + len(as_json(capsys, *argv)["tokens"]) - 1 == 16
     _, err = run(capsys, "generate", "-p", PROMPT * 4, "-c", "16", code=1)
     assert err.splitlines()[-1].startswith("sol-rt: error: prompt: got ")
 
@@ -379,10 +387,16 @@ def test_chat_turns_the_dial_and_keeps_the_cache(
 ) -> None:
     lines = "Hello\n/budget 0.7\n/schedule random\nAnd then?\n/stats\n/reset\n/exit\nnever read\n"
     monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+    results: list[Generation] = []
+    bought = generate.bought
+    monkeypatch.setattr(generate, "bought", lambda result, how: results.append(result) or bought(result, how))
     out, err = run(capsys, "chat", "-n", "6", "--temperature", "0", "--system", "Be brief.")
     assert len(out.splitlines()) >= 2
     assert "budget 0.7" in err
     assert "(random" in err
+    first, second, *_ = results
+    assert first.cached_tokens == 0
+    assert second.cached_tokens >= first.prompt_tokens
 
 
 def test_the_statistics_of_an_answer_are_of_its_own_budget(
