@@ -8,7 +8,7 @@
 
 namespace sol {
 
-const OrtApi* g_api = nullptr;
+std::atomic<const OrtApi*> g_api{nullptr};
 
 const OrtCustomOp* DecoderLayerOp();
 const OrtCustomOp* DecoderLayerInt8Op();
@@ -54,7 +54,7 @@ SOL_EXPORT OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* options,
     return api->CreateStatus(ORT_FAIL, "the native operators need a processor with SSE4.2 (x86-64-v2); run without native operators");
   }
 #endif
-  sol::g_api = api;
+  sol::g_api.store(api, std::memory_order_relaxed);
   OrtStatus* status = nullptr;
   OrtStatus* failure = sol::Guard("native operators", [&] { status = sol::Register(options); });
   return failure != nullptr ? failure : status;

@@ -7,6 +7,7 @@
 #include <onnxruntime_c_api.h>
 
 #include <array>
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <initializer_list>
@@ -15,9 +16,9 @@
 
 namespace sol {
 
-// The host's function table; set once by RegisterCustomOps before any operator runs.
-extern const OrtApi* g_api;
-inline const OrtApi& Api() { return *g_api; }
+// The host's function table. Every registration sets it to the same address, also while operators of other sessions run.
+extern std::atomic<const OrtApi*> g_api;
+inline const OrtApi& Api() { return *g_api.load(std::memory_order_relaxed); }
 
 // One line for the user: what, got, expected.
 class Error : public std::runtime_error {
