@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from test_ops_arm import COMPILER, EMULATOR, HIGHWAY, OPS
 
+from helpers.emulated_build import INCLUDE
+
 CHECKS = Path(__file__).parent / "native"
 HOST = shutil.which("c++") or shutil.which("g++")
 BUILDS = {
@@ -24,7 +26,11 @@ def build(compiler: str | None, flags: list[str], sources: list[Path], folder: P
     """The program of the sources. Skips the test where there is no such compiler."""
     if compiler is None:
         pytest.skip("no compiler")
-    (folder / "hwy").symlink_to(f"{HIGHWAY}/hwy")  # alone: the host's other headers are not the target's
+    # Alone: the host's other headers are not the target's.
+    (folder / "hwy").symlink_to(f"{HIGHWAY}/hwy")
+    if INCLUDE is not None:
+        for header in INCLUDE.glob("onnxruntime*.h"):
+            (folder / header.name).symlink_to(header)
     program = folder / "check"
     command = [compiler, "-std=c++17", "-O2", "-DNDEBUG", "-pthread", *flags, f"-I{OPS}", "-isystem", str(folder)]
     built = subprocess.run(
@@ -36,6 +42,7 @@ def build(compiler: str | None, flags: list[str], sources: list[Path], folder: P
 
 @pytest.mark.slow
 @pytest.mark.skipif(HIGHWAY is None, reason="no Highway headers")
+@pytest.mark.skipif(INCLUDE is None, reason="no header of ONNX Runtime")
 @pytest.mark.parametrize("name", BUILDS)
 def test_members_go_through_phases_in_step(name: str, tmp_path: Path) -> None:
     compiler, flags, run = BUILDS[name]

@@ -1,8 +1,9 @@
 // Checks that teams of threads go through their phases in step, whenever their members enter, with more members than processors too; and when
-// a team gets fewer members.
+// a team gets fewer members. And that threads are counted while they live, callers not.
 // Prints the number of teams; exits with 1 and one line where a phase read what the one before had not written.
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -10,7 +11,12 @@
 #include <thread>
 #include <vector>
 
+#include "common/onnx/node.h"
 #include "cpu/threads/team.h"
+
+namespace sol {
+__attribute__((weak)) std::atomic<const OrtApi*> g_api{nullptr};  // where register.cc is not linked
+}
 
 namespace {
 
@@ -123,11 +129,37 @@ void CheckTeamSize() {
   Expect(longest >= milliseconds(3000) && longest <= milliseconds(4000), "pauses of some seconds in the end");
 }
 
+// Every caller is a thread of its own, and so is every one that helps it. All have a task at the same time.
+void CheckThreadCount() {
+  constexpr size_t kTasks = 4;
+  static OrtApi api{};
+  api.KernelContext_ParallelFor = [](const OrtKernelContext*, void (*run)(void*, size_t), size_t tasks, size_t, void* user) noexcept -> OrtStatus* {
+    std::vector<std::thread> others;
+    for (size_t i = 1; i < tasks; ++i) others.emplace_back(run, user, i);
+    run(user, 0);
+    for (std::thread& thread : others) thread.join();
+    return nullptr;
+  };
+  sol::g_api = &api;
+  for (int i = 0; i < 20; ++i) {
+    std::thread([] {
+      std::atomic<size_t> running{0}, checked{0};
+      sol::Context(nullptr).ParallelFor(kTasks, [&](size_t) {
+        for (++running; running < kTasks;) std::this_thread::yield();
+        if (sol::ThreadCount::Seen() != kTasks) Fail("threads that are not counted", 0);
+        for (++checked; checked < kTasks;) std::this_thread::yield();
+      });
+      if (sol::ThreadCount::Seen() != 1) Fail("a caller that is counted, or threads that have ended,", 0);
+    }).join();
+  }
+}
+
 }  // namespace
 
 int main() {
   std::mt19937 random(1);
   CheckTeamSize();
+  CheckThreadCount();
   for (size_t i = 0; i < kTeams; ++i) CheckTeam(random, 1 + i % 9);
   std::printf("%zu teams\n", kTeams);
   return 0;

@@ -158,21 +158,27 @@ class Attributes {
 // where the split changes no result.
 class ThreadCount {
  public:
-  // Called by every thread that runs a task.
+  // Counts this thread until it ends. Called by every thread that runs a task but the caller of the tasks, who may be another one each run.
   static void Mark() {
-    thread_local const bool counted = (++Seen(), true);
+    struct Counted {
+      Counted() { Others().fetch_add(1, std::memory_order_relaxed); }
+      ~Counted() { Others().fetch_sub(1, std::memory_order_relaxed); }
+    };
+    thread_local const Counted counted;
     static_cast<void>(counted);
   }
+  // A caller and the threads that are counted.
+  static size_t Seen() { return 1 + Others().load(std::memory_order_relaxed); }
   // At least 2 where there are 2 processors, so that a second thread gets work to be seen at.
   static size_t Estimate() {
     static const size_t processors = std::max<size_t>(1, std::thread::hardware_concurrency());
-    return std::min(processors, std::max<size_t>(2, Seen().load(std::memory_order_relaxed)));
+    return std::min(processors, std::max<size_t>(2, Seen()));
   }
 
  private:
-  static std::atomic<size_t>& Seen() {
-    static std::atomic<size_t> seen{0};
-    return seen;
+  static std::atomic<size_t>& Others() {
+    static std::atomic<size_t> others{0};  // nothing to destroy: threads may end after everything else
+    return others;
   }
 };
 
@@ -227,12 +233,13 @@ class Context {
   struct Call {
     void (*run)(void* f, size_t task);
     void* f;
+    std::thread::id caller = std::this_thread::get_id();
     std::atomic<bool> out_of_memory{false};
   };
   // No template: a handler in every kernel would take 16 KB.
   static void RunTask(void* user, size_t task) {
     Call& call = *static_cast<Call*>(user);
-    ThreadCount::Mark();
+    if (std::this_thread::get_id() != call.caller) ThreadCount::Mark();
     try {
       call.run(call.f, task);
     } catch (const std::bad_alloc&) {
