@@ -83,19 +83,15 @@ PackedMatrix::~PackedMatrix() { Free(data_, bytes_); }
 std::shared_ptr<const PackedMatrix> PackedCopy::Get(const Context& context, const Nested& w, size_t splits) {
   const std::lock_guard<std::mutex> lock(mutex_);
   const CopiesUse use = copies_use.load(std::memory_order_relaxed);
-  if (use == CopiesUse::kNone) {
-    copy_.reset();
-    failed_ = false;
-  }
+  if (use == CopiesUse::kNone) copy_.reset();
   if (use != CopiesUse::kRead) return nullptr;
-  if (copy_ != nullptr || failed_) return copy_;
+  if (copy_ != nullptr) return copy_;
   try {
     const std::lock_guard<std::mutex> all(copies_mutex);
     std::weak_ptr<const PackedMatrix>& known = CopyOf(w, splits);
     copy_ = known.lock();
     if (copy_ == nullptr) known = copy_ = std::make_shared<const PackedMatrix>(context, w, splits);
   } catch (const std::bad_alloc&) {  // the matrix itself serves as well
-    failed_ = true;
   }
   return copy_;
 }

@@ -49,7 +49,6 @@ class PackedCopy {
  private:
   std::mutex mutex_;
   std::shared_ptr<const PackedMatrix> copy_;
-  bool failed_ = false;
 };
 
 }  // namespace sol
