@@ -176,6 +176,7 @@ LOADED: Call = {
     "native_ops": True,
     "device": 0,
     "max_context": None,
+    "prefill": None,
     "verify": True,
 }
 MACHINE: list[tuple[str, str, Call]] = [
@@ -191,9 +192,11 @@ CONTEXT: list[tuple[str, str, Call]] = [
     ("-c 64", "SOL_RT_CTX_SIZE=64", {"max_context": 64}),
     ("--ctx-size 64", "", {"max_context": 64}),
 ]
+PREFILL = [("--prefill s100-q4", "SOL_RT_PREFILL=s100-q4", {"prefill": "s100-q4"})]
 OF_LOADING = {
-    **dict.fromkeys(("perplexity", "bench", "eval"), MACHINE),
-    **dict.fromkeys(("generate", "chat"), MACHINE + CONTEXT),
+    "eval": MACHINE,
+    **dict.fromkeys(("perplexity", "bench"), MACHINE + PREFILL),
+    **dict.fromkeys(("generate", "chat"), MACHINE + CONTEXT + PREFILL),
 }
 ELSEWHERE = {
     "generate": {

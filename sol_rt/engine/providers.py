@@ -375,9 +375,9 @@ def _compare(provider: Provider, path: Path, part: str = "", library: Path | Non
     """
     feed = {"ids": np.arange(8, dtype=np.int64)[None]}
     model = path.read_bytes()
-    expected = _probe_run(Provider("cpu", provider.threads, library), model, feed)
     what = f"provider {provider.name}: " + (f"{part}: " if part else "")
     try:
+        expected = _probe_run(Provider("cpu", provider.threads, library), model, feed)
         got = _probe_run(provider, model, feed)
     except Exception as error:
         found = f"{one_line(error)}; use --provider cpu" if part else _GPUS[provider.name].reason(error, provider.gpu)

@@ -19,8 +19,7 @@ class GeneratedToken:
     Attributes:
         token: its id.
         text: the text that became certain with it; the pieces of all tokens joined are the whole text.
-        action: the action that computed the distribution it was drawn from; dense for the first token, which the
-            prefill gives.
+        action: the action that computed the distribution it was drawn from; for the first token that of the prefill.
         logprob: nats, under the raw distribution.
         cost: what that decode step cost, the policy's run included, in the cost model's unit; 0 for the first token.
         relative_cost: the same in dense steps.

@@ -254,7 +254,7 @@ typedef struct sol_token {
   int32_t token;
   const char* text;          // text that is now certain, UTF-8 with NUL; empty while a character or a stop string is incomplete
   size_t text_length;        // bytes
-  const char* action;        // tag of the action that computed it; the dense tag for the first token, which comes of the prompt
+  const char* action;        // tag of the action that computed it; for the first token that of the prompt's run
   double logprob;            // nats, under the raw distribution
   double cost;               // of its decode step, in the cost model's unit; 0 for the first token
   double relative_cost;      // the same in dense steps

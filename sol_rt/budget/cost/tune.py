@@ -100,7 +100,8 @@ def tune(engine: Engine, library: Path, progress: Progress, *, seconds: float, q
 def tune_copies(engine: Engine, library: Path, *, seconds: float) -> float | None:
     """How much faster whole 4-bit steps are with copies of the model's matrices; 1 if that is not clear, or too little.
 
-    Applies copies if it is over 1. None if the bundle has no such steps, or memory has no room for copies.
+    Applies copies if it is over 1. None if the bundle has no such steps, they are too slow for _LEAST_ROUNDS rounds, or
+    memory has no room for copies.
 
     Args:
         engine: an engine on the CPU with native operators; its cache is overwritten.
@@ -126,11 +127,14 @@ def tune_copies(engine: Engine, library: Path, *, seconds: float) -> float | Non
             began = time.perf_counter()
         elif time.perf_counter() - began > _SLOWEST * seconds:
             break
-    engine.reset()
     times = np.array(rounds[1:])
-    best, gain = choose(times, _LEAST_GAIN_OF_COPIES) if len(times) >= _LEAST_ROUNDS else (0, 1.0)
+    known = len(times) >= _LEAST_ROUNDS
+    best, gain = choose(times, _LEAST_GAIN_OF_COPIES) if known else (0, 1.0)
     tuning.apply(library, tried[best])
-    return gain
+    if best == 0:
+        _step(engine, length, whole, 1)  # frees the copies
+    engine.reset()
+    return gain if known else None
 
 
 def _filled(engine: Engine) -> int:

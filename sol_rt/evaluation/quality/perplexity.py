@@ -1,9 +1,9 @@
 """Measures perplexity in llama-perplexity's convention, through the same path as generation.
 
 The text is tokenized once and cut into windows of c tokens. If the tokenizer adds a BOS, the BOS stands before the text
-and replaces the first token of every later window. The first c/2 tokens of a window are context and are prefilled
-dense. Each later token is one decode step under the schedule, and the step's logits score the next token. A window
-therefore scores c - c/2 - 1 tokens, as in llama-perplexity.
+and replaces the first token of every later window. The first c/2 tokens of a window are context and are prefilled,
+dense unless the model has another variant for prompts. Each later token is one decode step under the schedule, and the
+step's logits score the next token. A window therefore scores c - c/2 - 1 tokens, as in llama-perplexity.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ constexpr double kLeastGain = 1.02;
 constexpr double kStandardErrors = 4.0;  // of the mean gain; noise alone gets the best of three there in 3% of tries of four rounds
 constexpr int32_t kSmallTeam = 4;    // threads from which on half of them is tried: two of a core share its way to memory
 
-// The defaults come first. Copies of weights, which take memory, are for `sol-rt calibrate` to try.
+// The defaults come first. Copies of weights, which take memory, are for Python to try.
 std::vector<Tuning> Candidates(int32_t threads) {
   std::vector<Tuning> tried{{2, 12288, 0, false}, {2, 49152, 0, false}, {1, 12288, 0, false}, {1, 49152, 0, false}};
   if (threads >= kSmallTeam) tried.push_back({2, 12288, static_cast<uint32_t>(threads / 2), false});
