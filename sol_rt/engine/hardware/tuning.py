@@ -169,8 +169,8 @@ def current(library: Path) -> Tuning:
     """How the operators of this process run."""
     values = (ctypes.c_uint32 * 4)()
     ctypes.CDLL(str(library)).SolOpsTuning(values)
-    *numbers, copies = values
-    return Tuning(*numbers, copies=copies != 0)
+    level, ahead, members, copies = values
+    return Tuning(level, ahead, members, copies != 0)
 
 
 def copied_bytes(tensors: Mapping[str, TensorEntry]) -> int:
