@@ -35,6 +35,9 @@ public sealed class SolModelOptions
     /// <summary>A file that <c>sol-rt calibrate</c> or <see cref="SolModel.MeasureCosts"/> wrote on this device. Null: costs are bytes.</summary>
     public string? CostTable { get; set; }
 
+    /// <summary>Key of the variant that runs prompts, as <c>s100-q4</c>: a faster first token at some loss; null for the dense one.</summary>
+    public string? Prefill { get; set; }
+
     /// <summary>
     /// Called on the loading thread with what is being done, how much of it is done, and how much there is; with <see cref="SolVerify.All"/> every few
     /// megabytes. What it throws ends the loading and arrives at the caller.
@@ -107,6 +110,7 @@ public sealed class SolModel : IDisposable
             native.Verify = (int)options.Verify;
             native.MaxContext = options.MaxContext;
             native.CostTable = memory.Text(options.CostTable, "CostTable");
+            native.Prefill = memory.Text(options.Prefill, "Prefill");
             native.Progress = Progress.Callback;
             native.User = GCHandle.ToIntPtr(user);
             IntPtr model;

@@ -20,6 +20,7 @@ internal unsafe struct NativeModelOptions
     public int Verify, MaxContext;
     public byte* CostTable;
     public IntPtr Progress, User;
+    public byte* Prefill;
 }
 
 internal unsafe struct NativeModelInfo

@@ -295,6 +295,16 @@ internal static class GenerationTests
         Given.Equal("calibrated", later.Info.CostModel, "with the file");
     }
 
+    public static async Task APromptRunsThroughAnotherVariant()
+    {
+        using var model = SolModel.Load(Given.Bundle, new SolModelOptions { Prefill = "s100-q4" });
+        using var session = model.CreateSession();
+        var tokens = await Given.All(session.GenerateAsync(Short.Prompt, Greedy(3, "dense")));
+        Given.Equal("k100-s100-q4", tokens[0].Action, "the prompt's action");
+        Given.Equal(model.Info.Dense, tokens[1].Action, "a step's");
+        Given.Throws<SolUsageException>(() => SolModel.Load(Given.Bundle, new SolModelOptions { Prefill = "s001-q4" }), "a variant that is not there");
+    }
+
     public static void GovernorHoldsItsBounds()
     {
         var governor = new SolGovernor(0.3, 0.9);
