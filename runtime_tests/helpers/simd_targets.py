@@ -16,7 +16,8 @@ MASKS = (1 << 26, 1 << 28, 1 << 29) if _IS_ARM else tuple(X86_TARGETS.values())
 
 
 def with_targets(command: Sequence[str], mask: int) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"SOL_RT_SIMD_TARGETS": str(mask)}
+    """Runs `command` with the library held to `mask`; a Python program finds the modules that this process finds."""
+    environment = os.environ | {"SOL_RT_SIMD_TARGETS": str(mask), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     return subprocess.run(command, env=environment, text=True, capture_output=True, check=False)
 
 

@@ -221,8 +221,9 @@ void CheckProducts(size_t K, size_t N, int bits, size_t tokens) {
   for (size_t n = 0; n < N; ++n) Expect(near(y[n], n), "row_channel_major", K, N, bits);
   Record(y.data(), N);
   const size_t blocks = K / kBlock;
+  const bool reads_copies = bits == 4 && std::strcmp(sol::BestTargetName(), "SSE4") != 0;
   for (const size_t first : {size_t{0}, blocks / 2}) {
-    if (bits != 4) break;
+    if (!reads_copies) break;
     std::vector<float> expected_part(N), part(N);
     kernels.row_channel_major(matrix.View(true, bits), q, active, first, blocks, 0, N, expected_part.data());
     const std::vector<uint8_t> copy = CopyOf(matrix.View(true, bits), first, blocks);
