@@ -26,7 +26,7 @@ from pathlib import Path
 
 from tasks_asked import Answer, Task
 from tasks_continuation import Continuation
-from tasks_exam import Mmlu
+from tasks_exam import Mmlu, OneStepEngine
 from tasks_gsm8k import Gsm8k
 from tasks_retrieval import Retrieval
 from tasks_table import row_of, table, verdicts
@@ -34,7 +34,6 @@ from tasks_table import row_of, table, verdicts
 from sol_rt.budget.cost.bytes_model import BytesCost
 from sol_rt.budget.dial import Dial
 from sol_rt.bundle.bundle import Bundle
-from sol_rt.engine.engine import Engine
 from sol_rt.errors import SolError, UsageError
 from sol_rt.evaluation.quality.held_out import state_settings
 from sol_rt.evaluation.quality.runs import DENSE, Setting
@@ -187,7 +186,7 @@ def measured(args: argparse.Namespace) -> str:
     if args.seed < 0:
         raise UsageError(f"--seed: got {args.seed}, expected 0 or more")
     bundle = Bundle.open(find_bundle(args.bundle))
-    model = SolModel(Engine(bundle, provider="cpu", threads=args.threads), BytesCost(bundle.config))
+    model = SolModel(OneStepEngine(bundle, provider="cpu", threads=args.threads), BytesCost(bundle.config))
     schedules = args.schedules.split(",")
     settings = settings_of(model, schedules, budgets)
     tasks = tasks_of(model, args)

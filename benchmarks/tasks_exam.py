@@ -2,16 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from tasks_asked import Answer, key_of
 
+from sol_rt.bundle.actions import Action
+from sol_rt.engine.engine import Engine
+from sol_rt.engine.step import StepOutput
 from sol_rt.evaluation.quality.continuations import PromptScorer
 from sol_rt.evaluation.quality.exam import LETTERS, Question, read_exam
 from sol_rt.evaluation.quality.mmlu import answered_by, fitted
 from sol_rt.evaluation.quality.perplexity import added_bos
+from sol_rt.evaluation.quality.runs import detached
 from sol_rt.generate.loop import Decoder
 from sol_rt.generate.model import SolModel
+
+
+class OneStepEngine(Engine):
+    """An engine that runs the only step after a prompt once for all schedules that choose the same action for it.
+
+    Attributes:
+        one_step: whether the next token is such a step. Its output is kept until something else runs.
+    """
+
+    one_step = False
+
+    def forward(self, tokens: Sequence[int] | np.ndarray, action: Action, *, num_logits: int = 1) -> StepOutput:
+        if not self.one_step:
+            self._kept: dict[tuple[int, int, Action], StepOutput] = {}
+            return super().forward(tokens, action, num_logits=num_logits)
+        step = self.length, int(tokens[0]), action
+        if step not in self._kept:
+            self._kept[step] = detached(super().forward(tokens, action))
+        return self._kept[step]
 
 
 class Mmlu:
@@ -51,7 +76,14 @@ class Mmlu:
         question, answers, cut = self._opened
         letter = self._exam.form == "letter"
         lengths = [len(choice) for choice in (LETTERS if letter else question.choices)]
-        answered = answered_by(self._scorer, decoder, answers, lengths, cut)
+        engine = self._model.engine
+        if isinstance(engine, OneStepEngine):
+            engine.one_step = all(len(each) == 1 for each in answers)
+        try:
+            answered = answered_by(self._scorer, decoder, answers, lengths, cut)
+        finally:
+            if isinstance(engine, OneStepEngine):
+                engine.one_step = False
         choice = answered.choice if letter else answered.normalised_choice
         return Answer(choice == question.answer, LETTERS[choice], answered.spent, answered.full)
 

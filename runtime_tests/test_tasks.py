@@ -16,15 +16,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tasks_asked import Answer
 from tasks_continuation import CONTEXT, PIECE, items_of, sentence_starts
-from tasks_exam import by_subject_in_turn
+from tasks_exam import OneStepEngine, by_subject_in_turn
 from tasks_gsm8k import last_number, read_problems
 from tasks_table import row_of, table, verdicts
 
 from helpers.tiny_bundle import seal, write_bundle
 from sol_rt.budget.cost.bytes_model import BytesCost
 from sol_rt.budget.dial import Dial
+from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.engine.engine import Engine
+from sol_rt.engine.step import StepOutput
 from sol_rt.errors import UsageError
 from sol_rt.evaluation.quality.bootstrap import Figure
 from sol_rt.evaluation.quality.exam import Question
@@ -169,6 +171,35 @@ def test_sentences_begin_behind_their_ends() -> None:
     words = ["Mr", ".", " Fox", " ran", ".", " He", " hid", "!", '"', " Why", "?", " U", ".", " S", ".", " end"]
     starts = sentence_starts(range(len(words)), Words())  # type: ignore[arg-type]
     assert [words[place] for place in starts] == [" He", " Why", " U"]
+
+
+def test_letters_are_the_same_where_steps_alike_run_once(
+    bundle: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[int] = []
+    forward = Engine.forward
+
+    def counted(engine: Engine, tokens: list[int], action: Action, *, num_logits: int = 1) -> StepOutput:
+        steps.append(len(tokens))
+        return forward(engine, tokens, action, num_logits=num_logits)
+
+    monkeypatch.setattr(Engine, "forward", counted)
+    found = Bundle.open(bundle)
+    answers, runs = [], []
+    for kind in (Engine, OneStepEngine):
+        steps.clear()
+        model, state = SolModel(kind(found, provider="cpu"), BytesCost(found.config)), State(None, {})
+        settings = tasks.settings_of(model, ["dense", "hull", "uniform", "random", "static", "sol"], [0.7, 0.8])
+        asked = tasks.tasks_of(model, options(data, tasks="mmlu-letter,mmlu", questions=6))
+        for task in asked:
+            tasks.run(model, task, settings, state, lambda done, total: None)
+        keys = [tasks.key_of(model, task.key(i), each) for task in asked for i in range(len(task)) for each in settings]
+        answers.append([state.get(key) for key in keys])
+        runs.append(list(steps))
+    assert answers[0] == answers[1]
+    assert None not in answers[0]
+    assert len(runs[1]) < len(runs[0])
+    assert [count for count in runs[0] if count > 1] == [count for count in runs[1] if count > 1]
 
 
 @pytest.mark.slow
