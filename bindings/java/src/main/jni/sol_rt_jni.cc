@@ -217,8 +217,9 @@ SOL_JNI(jstring, runtimeOrtVersion)(JNIEnv* env, jclass, jlong runtime) { return
 
 // ---- Model and text -------------------------------------------------------------------------------------------------------------------------------
 
-SOL_JNI(jlong, modelLoad)(JNIEnv* env, jclass, jlong runtime, jbyteArray folder, jint verify, jint max_context, jbyteArray cost_table, jobject callback) {
-  String path(env, folder), table(env, cost_table);
+SOL_JNI(jlong, modelLoad)(JNIEnv* env, jclass, jlong runtime, jbyteArray folder, jint verify, jint max_context, jbyteArray cost_table,
+                          jbyteArray prefill, jobject callback) {
+  String path(env, folder), table(env, cost_table), variant(env, prefill);
   Progress progress{env, callback, nullptr};
   if (callback) progress.report = env->GetMethodID(env->GetObjectClass(callback), "report", "(Ljava/lang/String;JJ)V");
   if (env->ExceptionCheck()) return 0;
@@ -227,6 +228,7 @@ SOL_JNI(jlong, modelLoad)(JNIEnv* env, jclass, jlong runtime, jbyteArray folder,
   options.verify = static_cast<sol_verify>(verify);
   options.max_context = max_context;
   options.cost_table = table.data;
+  options.prefill = variant.data;
   options.progress = callback ? Report : nullptr;
   options.user = &progress;
   sol_model* model = nullptr;

@@ -18,6 +18,8 @@ public final class SolModel extends SolHandle {
     public int maxContext;
     /** A cost table that was measured on this device; null: costs are bytes. */
     public String costTable;
+    /** Key of the variant that runs prompts, as {@code s100-q4}: a faster first token at some loss; null for the dense one. */
+    public String prefill;
     public Progress progress;
   }
 
@@ -65,7 +67,7 @@ public final class SolModel extends SolHandle {
   public static SolModel load(SolRuntime runtime, String folder, Options options) {
     Objects.requireNonNull(folder, "folder");
     return new SolModel(runtime.call(r -> SolNative.modelLoad(r, SolNative.utf8(folder), options.verify, options.maxContext,
-                                                             SolNative.utf8(options.costTable), options.progress)));
+                                                             SolNative.utf8(options.costTable), SolNative.utf8(options.prefill), options.progress)));
   }
 
   public Info info() {

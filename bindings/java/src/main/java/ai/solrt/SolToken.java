@@ -5,7 +5,7 @@ public final class SolToken {
   public final int token;
   /** Text that is now certain; empty while a character or a stop string is incomplete. */
   public final String text;
-  /** Tag of the action that computed it; the dense tag for the first token, which comes of the prompt. */
+  /** Tag of the action that computed it; for the first token that of the prompt's run. */
   public final String action;
   /** Nats, under the raw distribution. */
   public final double logprob;

@@ -42,6 +42,7 @@ public final class SolTests {
     test("a second thread is told to wait", SolTests::busy);
     test("a stop that is refused", SolTests::refusedStop);
     test("a replay keeps the settings of its trace", SolTests::replay);
+    test("a prompt through another variant", SolTests::promptThroughAnotherVariant);
     test("two models at once", SolTests::twoModels);
     test("a model and a runtime may be closed before a session", SolTests::closeInAnyOrder);
     test("a thousand loads", SolTests::thousandLoads);
@@ -318,6 +319,28 @@ public final class SolTests {
     StringBuilder text = new StringBuilder();
     session.generate(prompt, options, token -> text.append(token.text));
     return text.toString();
+  }
+
+  private static void promptThroughAnotherVariant() throws Exception {
+    SolModel.Options options = new SolModel.Options();
+    options.prefill = "s100-q4";
+    Path trace = Paths.get(SCRATCH, "prefill-trace");
+    List<SolToken> tokens = new ArrayList<>();
+    try (SolModel cheap = SolModel.load(runtime, BUNDLE, options); SolSession session = cheap.newSession()) {
+      GenerateOptions dense = GenerateOptions.builder().maxNewTokens(3).schedule("dense").endTokens().trace(trace.toString()).build();
+      session.generate(prompt, dense, tokens::add);
+    }
+    equal("k100-s100-q4", tokens.get(0).action);
+    equal(model.info().dense, tokens.get(1).action);
+    String header = Files.readAllLines(trace).get(0);
+    check(header.contains("\"prefill\":\"s100-q4\""), header);
+    try (SolSession session = model.newSession()) {
+      session.generate(prompt, GenerateOptions.builder().replay(trace.toString()).build(), token -> {});
+      equal(-1, session.result().firstDifference);
+    }
+    options.prefill = "s001-q4";
+    String message = fails(SolException.Usage.class, () -> SolModel.load(runtime, BUNDLE, options)).getMessage();
+    check(message.startsWith("--prefill: got 's001-q4', expected one of the bundle's variants: s100-q8, "), message);
   }
 
   private static void twoModels() throws Exception {
