@@ -65,10 +65,11 @@ public final class SolModel: @unchecked Sendable {
   /// - Parameters:
   ///   - maxContext: a cap in tokens below the model's own; 0 for none.
   ///   - costTable: a cost table that was measured on this device; nil: costs are bytes.
+  ///   - prefill: key of the variant that runs prompts, as "s100-q4": a faster first token at some loss; nil for the dense one.
   ///   - progress: told what is being done, how much of it is done, and of how much.
   public init(
     _ runtime: SolRuntime, folder: String, verify: Verify = .small, maxContext: Int32 = 0, costTable: String? = nil,
-    progress: ((String, UInt64, UInt64) throws -> Void)? = nil
+    prefill: String? = nil, progress: ((String, UInt64, UInt64) throws -> Void)? = nil
   ) throws {
     var made: OpaquePointer?
     try withoutActuallyEscaping(progress ?? { _, _, _ in }) { report in
@@ -87,8 +88,11 @@ public final class SolModel: @unchecked Sendable {
       }
       let error = try withCString(folder) { folder in
         try withCString(costTable) { table in
-          options.cost_table = table
-          return withExtendedLifetime(call) { sol_model_load(runtime.pointer, folder, &options, &made) }
+          try withCString(prefill) { variant in
+            options.cost_table = table
+            options.prefill = variant
+            return withExtendedLifetime(call) { sol_model_load(runtime.pointer, folder, &options, &made) }
+          }
         }
       }
       if let thrown = call.thrown {

@@ -9,7 +9,7 @@ public struct SolToken: Sendable {
   public let token: Int32
   /// Text that is now certain; empty while a character or a stop string is incomplete.
   public let text: String
-  /// Tag of the action that computed it; the dense tag for the first token, which comes of the prompt.
+  /// Tag of the action that computed it; for the first token that of the prompt's run.
   public let action: String
   /// Nats, under the raw distribution.
   public let logprob: Double

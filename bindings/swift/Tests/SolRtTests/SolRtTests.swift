@@ -336,6 +336,25 @@ final class SolRtTests: XCTestCase {
     XCTAssertEqual(again, expected)
   }
 
+  func testAPromptRunsThroughAnotherVariant() throws {
+    let cheap = try SolModel(Self.runtime, folder: Self.bundle, prefill: "s100-q4")
+    var options = dense(3)
+    options.trace = Self.scratch + "/swift-prefill-trace"
+    var made: [SolToken] = []
+    try cheap.session().generate(prompt, options) { made.append($0) }
+    XCTAssertEqual(made[0].action, "k100-s100-q4")
+    XCTAssertEqual(made[1].action, try Self.model.info().dense)
+    let header = try String(contentsOfFile: options.trace!, encoding: .utf8).split(separator: "\n")[0]
+    XCTAssertTrue(header.contains("\"prefill\":\"s100-q4\""), String(header))
+    var replay = GenerateOptions()
+    replay.replay = options.trace
+    XCTAssertNil(try Self.model.session().generate(prompt, replay) { _ in }.firstDifference)
+    XCTAssertThrowsError(try SolModel(Self.runtime, folder: Self.bundle, prefill: "s001-q4")) { error in
+      let error = error as? SolError, begin = "--prefill: got 's001-q4', expected one of the bundle's variants: s100-q8, "
+      XCTAssertTrue(error?.code == .usage && error?.description.hasPrefix(begin) == true, error?.description ?? "")
+    }
+  }
+
   func testWhatCannotBeLoaded() throws {
     for wrong in [Self.scratch + "/none", Self.scratch, "/dev/null", "", "é😀"] {
       fails(.bundle) { try SolModel(Self.runtime, folder: wrong) }
