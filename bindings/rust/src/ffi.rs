@@ -19,6 +19,7 @@ pub type sol_progress = unsafe extern "C" fn(user: *mut c_void, what: *const c_c
 #[repr(C)]
 pub struct sol_model_options {
     pub size: u32, pub verify: i32, pub max_context: i32, pub cost_table: *const c_char, pub progress: Option<sol_progress>, pub user: *mut c_void,
+    pub prefill: *const c_char,
 }
 
 #[repr(C)]

@@ -82,6 +82,8 @@ pub struct ModelOptions<'a> {
     pub max_context: u32,
     /// A cost table that was measured on this device; `None`: costs are bytes.
     pub cost_table: Option<&'a Path>,
+    /// Key of the variant that runs prompts, as "s100-q4": a faster first token at some loss; `None` for the dense one.
+    pub prefill: Option<&'a str>,
     /// Called while the bundle loads. A panic in it comes out of the load.
     pub progress: Option<&'a mut Progress<'a>>,
 }
@@ -135,12 +137,14 @@ impl Model {
     pub fn load_with(runtime: &Runtime, folder: impl AsRef<Path>, options: ModelOptions<'_>) -> Result<Self, Error> {
         let folder = c_path(folder.as_ref())?;
         let table = options.cost_table.map(c_path).transpose()?;
+        let prefill = options.prefill.map(c_string).transpose()?;
         let max_context =
             i32::try_from(options.max_context).map_err(|_| Error::usage(format!("max_context: got {}, expected less than 2^31", options.max_context)))?;
         let mut raw = defaults(ffi::sol_model_options_init);
         raw.verify = options.verify as i32;
         raw.max_context = max_context;
         raw.cost_table = pointer(&table);
+        raw.prefill = pointer(&prefill);
         let mut report = Report { progress: options.progress, panic: None };
         raw.progress = Some(on_progress);
         raw.user = (&mut report as *mut Report<'_>).cast();

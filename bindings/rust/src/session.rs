@@ -35,7 +35,7 @@ pub struct Token {
     pub token: i32,
     /// Text that is now certain; empty while a character or a stop string is incomplete.
     pub text: String,
-    /// Tag of the action that computed it; the dense tag for the first token, which comes of the prompt.
+    /// Tag of the action that computed it; for the first token that of the prompt's run.
     pub action: String,
     /// Nats, under the raw distribution.
     pub logprob: f64,

@@ -213,6 +213,26 @@ fn a_replay_keeps_the_settings_of_its_trace() {
 }
 
 #[test]
+fn a_prompt_runs_through_another_variant() {
+    let load = |key| Model::load_with(runtime(), folder("SOL_TEST_BUNDLE"), ModelOptions { prefill: Some(key), ..Default::default() });
+    let trace = folder("SOL_TEST_SCRATCH").join("rust-prefill-trace");
+    let mut session = load("s100-q4").unwrap().session().unwrap();
+    let options = GenerateOptions { trace: Some(trace.clone()), ..dense(3) };
+    let tokens: Vec<_> = session.generate(&cases()[0].prompt, &options).unwrap().map(Result::unwrap).collect();
+    assert_eq!(tokens[0].action, "k100-s100-q4");
+    assert_eq!(tokens[1].action, model().info().unwrap().dense);
+    let text = fs::read_to_string(&trace).unwrap();
+    assert!(text.lines().next().unwrap().contains("\"prefill\":\"s100-q4\""), "{text}");
+    let mut replaying = model().session().unwrap();
+    let replay = GenerateOptions { replay: Some(trace), ..Default::default() };
+    assert_eq!(replaying.generate(&cases()[0].prompt, &replay).unwrap().map(Result::unwrap).next().unwrap().action, "k100-s100-q4");
+    let Err(error) = load("s001-q4") else { panic!("no error") };
+    assert!(error.to_string().starts_with("--prefill: got 's001-q4', expected one of the bundle's variants: s100-q8, "), "{error}");
+    assert_eq!(error.code(), Code::Usage);
+    assert_eq!(code(load("a\0b")), Code::Usage);
+}
+
+#[test]
 fn what_cannot_be_loaded() {
     let scratch = folder("SOL_TEST_SCRATCH");
     for wrong in [scratch.join("none"), scratch.clone(), "/dev/null".into(), "".into()] {
