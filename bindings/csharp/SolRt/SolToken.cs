@@ -27,7 +27,7 @@ public sealed record SolToken
     /// <summary>Text that is now certain; empty while a character or a stop string is incomplete.</summary>
     public string Text { get; init; } = "";
 
-    /// <summary>Tag of the action that computed it; the dense tag for the first token, which comes of the prompt.</summary>
+    /// <summary>Tag of the action that computed it; for the first token that of the prompt's run.</summary>
     public string Action { get; init; } = "";
 
     /// <summary>Nats, under the raw distribution.</summary>
