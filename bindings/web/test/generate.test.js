@@ -1,12 +1,13 @@
-/** The dial while a generation runs, and seeds. */
+/** The dial while a generation runs, prompts through another variant, and seeds. */
 import assert from "node:assert/strict";
 import { existsSync } from "node:fs";
-import { mkdtemp, rm } from "node:fs/promises";
+import { mkdtemp, readFile, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
 
-import { ContextError, SolModel, UsageError } from "../src/index.js";
+import { Graphs } from "../src/engine/graphs.js";
+import { BundleError, ContextError, SolModel, UsageError } from "../src/index.js";
 import { changedBundle, tiny } from "./changed_bundle.js";
 
 const skip = existsSync(tiny) ? false : "runtime_tests/golden is not there";
@@ -54,6 +55,41 @@ test("budgets that no generation takes", { skip }, async () => {
   assert.throws(() => (axes.budget = 0.5), { name: "UsageError", message: /holds kv_density, channel_density and bits instead/ });
   const fixed = await model.stream([290], { schedule: "dense" });
   assert.throws(() => (fixed.budget = 0.5), { name: "UsageError", message: /the schedule dense fixes the action/ });
+});
+
+test("a prompt runs through another variant", { skip }, async (t) => {
+  /** @type {string[]} */
+  const files = [];
+  const place = { name: "tiny", read: async (/** @type {string} */ file) => (files.push(file), new Uint8Array(await readFile(join(tiny, file)))) };
+  const run = async (/** @type {SolModel} */ own) => {
+    const given = [];
+    for await (const token of await own.stream([290, 7, 9], { schedule: "dense", max_new_tokens: 3, eos_token_id: [] })) given.push(token);
+    return { actions: given.map(({ action }) => action), first: given[0].logprob };
+  };
+  const plain = await run(model);
+  assert.deepEqual(plain.actions, ["k100-s100-q8", "k100-s100-q8", "k100-s100-q8"]);
+  for (const prefill of ["s100-q4", "s060-q4"]) {
+    files.length = 0;
+    const own = await SolModel.load(place, { provider: "wasm", prefill });
+    t.after(() => own.close());
+    assert.ok(files.includes("model.q4.onnx"), "the prompt's graph is loaded with the model");
+    const cheap = await run(own);
+    assert.deepEqual(cheap.actions, [`k100-${prefill}`, "k100-s100-q8", "k100-s100-q8"]);
+    assert.ok(Math.abs(cheap.first - plain.first) > 1e-4, `${prefill}: ${cheap.first}`);
+  }
+});
+
+test("a prompt's graph that cannot be loaded leaves no session", { skip }, async (t) => {
+  const release = t.mock.method(Graphs.prototype, "release");
+  const lacking = {
+    name: "tiny",
+    async read(/** @type {string} */ file) {
+      if (file === "model.q4.onnx") throw new BundleError("tiny", file, "no answer", "a file");
+      return new Uint8Array(await readFile(join(tiny, file)));
+    },
+  };
+  await assert.rejects(SolModel.load(lacking, { provider: "wasm", prefill: "s100-q4" }), { name: "BundleError", message: /got no answer/ });
+  assert.equal(release.mock.callCount(), 1);
 });
 
 test("a model's own seed leaves the schedule random", { skip }, async (t) => {

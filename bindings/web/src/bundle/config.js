@@ -4,7 +4,7 @@
  */
 import { Action, MIXED } from "../budget/actions.js";
 import { KNOWN_SCALARS } from "../budget/policy_inputs.js";
-import { BundleError, UsageError } from "../errors.js";
+import { BundleError, UsageError, brief } from "../errors.js";
 
 export const CONFIG_NAME = "sol_config.json";
 export const BLOCK = 32;
@@ -224,6 +224,21 @@ function isFileName(name) {
 /** @param {unknown} value */
 function isLoss(value) {
   return value === null || (typeof value === "number" && Math.abs(value) < 1e6);
+}
+
+/**
+ * The action that runs prompts through the variant of this key; without a key the dense action. Throws UsageError if
+ * the bundle has no such variant.
+ * @param {SolConfig} config
+ * @param {unknown} key
+ */
+export function prefillAction({ dense, variants }, key) {
+  if (key === undefined || key === null) return dense;
+  if (typeof key !== "string" || !variants.has(key)) {
+    const has = [...variants.keys()].join(", ");
+    throw new UsageError(`--prefill: got ${brief(key)}, expected one of the bundle's variants: ${has}`);
+  }
+  return Action.parse(`k100-${key}`);
 }
 
 /**

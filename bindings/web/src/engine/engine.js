@@ -8,7 +8,7 @@ import { breathe } from "./runtime.js";
 
 /** @import {Action} from "../budget/actions.js" */
 /** @import {Bundle} from "../bundle/bundle.js" */
-/** @import {Variant} from "../bundle/config.js" */
+/** @import {ModelDims, Variant} from "../bundle/config.js" */
 /** @import {OpenGraph} from "./graphs.js" */
 /** @import {Runtime} from "./runtime.js" */
 
@@ -37,32 +37,41 @@ export class Engine {
    * @param {number} maxContext
    * @param {Graphs} graphs
    * @param {"float16" | "float32"} dtype type of the cache
+   * @param {Action} prefill the action that runs prompts
    */
-  constructor(bundle, runtime, maxContext, graphs, dtype) {
+  constructor(bundle, runtime, maxContext, graphs, dtype, prefill) {
     this.bundle = bundle;
     this.runtime = runtime;
     this.maxContext = maxContext;
     this.graphs = graphs;
+    this.prefill = prefill;
     const onGpu = runtime.provider === "webgpu";
     this.cache = new KvCache(runtime.ort, bundle.config.model, bundle.config.kv, dtype, onGpu);
   }
 
   /**
-   * Opens the dense action's graph. Others are opened when an action first needs them.
+   * Opens the graphs of the dense action and of prompts. Others are opened when an action first needs them.
    * @param {Bundle} bundle
    * @param {Runtime} runtime
    * @param {number} maxContext
+   * @param {Action} prefill
    */
-  static async open(bundle, runtime, maxContext) {
-    const { kv, variants, dense } = bundle.config;
+  static async open(bundle, runtime, maxContext, prefill) {
+    const { kv, model, variants, dense } = bundle.config;
     if (kv.dtype !== "float16") {
       const next = "export the bundle with --kv float16";
       throw new ProviderError(`provider ${runtime.provider}: has no operators for a cache in ${kv.dtype}; ${next}`);
     }
-    const variant = /** @type {Variant} */ (variants.get(dense.variant));
+    const [ofDense, ofPrompts] = [dense, prefill].map((action) => /** @type {Variant} */ (variants.get(action.variant)));
     const graphs = new Graphs(bundle, runtime);
-    const { dtype } = await graphs.open(variant, false, false);
-    return new Engine(bundle, runtime, maxContext, graphs, dtype);
+    try {
+      const { dtype } = await graphs.open(ofDense, false, false);
+      await graphs.open(ofPrompts, false, activeChannels(ofPrompts, model).choosesChannels);
+      return new Engine(bundle, runtime, maxContext, graphs, dtype, prefill);
+    } catch (error) {
+      await graphs.release();
+      throw error;
+    }
   }
 
   get length() {
@@ -158,10 +167,7 @@ export class Engine {
     const { config } = this.bundle;
     const { model, kv } = config;
     const variant = /** @type {Variant} */ (config.variants.get(action.variant));
-    const most = channels(model);
-    // a count of 0 stands for all channels, which saves sorting
-    const counts = CHANNEL_INPUTS.map((name) => variant[name].map((count) => (count === most[name] ? 0 : count)));
-    const choosesChannels = counts.some((row) => row.some((count) => count > 0));
+    const { counts, choosesChannels } = activeChannels(variant, model);
     const graph = await this.graphs.open(variant, choosesTokens, choosesChannels);
     const past = this.length;
     const pages = action.pages(past, kv.page_size);
@@ -201,4 +207,16 @@ export class Engine {
   #known(graph, feeds) {
     return Object.fromEntries(graph.session.inputNames.map((name) => [name, feeds[name]]));
   }
+}
+
+/**
+ * A variant's active channels, an array for each of CHANNEL_INPUTS, and whether some are inactive.
+ * @param {Variant} variant
+ * @param {ModelDims} model
+ */
+function activeChannels(variant, model) {
+  const most = channels(model);
+  // a count of 0 stands for all channels, which saves sorting
+  const counts = CHANNEL_INPUTS.map((name) => variant[name].map((count) => (count === most[name] ? 0 : count)));
+  return { counts, choosesChannels: counts.some((row) => row.some((count) => count > 0)) };
 }

@@ -1,4 +1,4 @@
-/** The decode loop: prefill the prompt dense; then, token by token, sample, pick an action, run it and charge it. */
+/** The decode loop: prefill the prompt; then, token by token, sample, pick an action, run it and charge it. */
 import { isConstant } from "../budget/schedules/schedule.js";
 import { ContextError, UsageError } from "../errors.js";
 import { TextWriter } from "../text/text_writer.js";
@@ -15,7 +15,8 @@ import { Sampler } from "./sampling.js";
  * @typedef {object} GeneratedToken
  * @property {number} token its id
  * @property {string} text the text that became certain with it; the pieces of all tokens joined are the whole text
- * @property {string} action tag of the action that computed the distribution it was drawn from; dense for the first token
+ * @property {string} action tag of the action that computed the distribution it was drawn from; for the first token that of
+ *   the prompt's run
  * @property {number} logprob nats, under the raw distribution
  * @property {number} cost what that decode step cost, in bytes, the policy's run included; 0 for the first token
  * @property {number} relative_cost the same in dense steps
@@ -56,8 +57,8 @@ class Decoder {
   }
 
   /**
-   * Runs the prompt dense and returns how many tokens were run. With `reuse`, tokens that the cache begins with are not
-   * run again; the last token always is.
+   * Runs the prompt and returns how many tokens were run. With `reuse`, tokens that the cache begins with are not run
+   * again; the last token always is.
    * @param {number[]} tokens
    * @param {boolean} reuse
    * @param {AbortSignal} [signal]
@@ -69,7 +70,7 @@ class Decoder {
     let cached = 0;
     if (reuse) while (cached < tokens.length - 1 && tokens[cached] === engine.tokens[cached]) cached += 1;
     engine.truncate(cached);
-    this.output = await engine.forward(this, tokens.slice(cached), this.controller.dense, signal);
+    this.output = await engine.forward(this, tokens.slice(cached), engine.prefill, signal);
     engine.requireTurn(this);
     return tokens.length - cached;
   }
@@ -211,7 +212,7 @@ export class Stream {
     const history = [...prompt];
     let clock = performance.now();
     this.#prefilled = await decoder.prefill(prompt, this.#reuse, this.#signal);
-    let record = { action: controller.dense, cost: 0, relative: 0 };
+    let record = { action: engine.prefill, cost: 0, relative: 0 };
     for (;;) {
       this.#signal?.throwIfAborted();
       const { token, logprob } = sampler.sample(/** @type {StepOutput} */ (decoder.output).distribution, history);

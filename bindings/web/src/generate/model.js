@@ -5,6 +5,7 @@ import { Hull } from "../budget/hull.js";
 import { ActionLosses } from "../budget/losses.js";
 import { defaultSchedule, isConstant, makeSchedule, scheduleActions } from "../budget/schedules/schedule.js";
 import { Bundle } from "../bundle/bundle.js";
+import { prefillAction } from "../bundle/config.js";
 import { Engine } from "../engine/engine.js";
 import { PolicySession } from "../engine/policy_session.js";
 import { Runtime } from "../engine/runtime.js";
@@ -50,8 +51,15 @@ const KEEP_LOSS = ["hull", "sol"];
  */
 
 /**
+ * @typedef {object} ModelOptions
+ * @property {number} [max_context] a cap in tokens below the model's own
+ * @property {string | null} [prefill] key of the variant that runs prompts, as `s100-q4`, at some loss; by default the
+ *   dense one. Its graph is loaded with the model
+ */
+
+/**
  * @typedef {Dial & RunOptions & Partial<GenerationConfig>} StreamOptions
- * @typedef {OpenOptions & RuntimeOptions & {max_context?: number}} LoadOptions
+ * @typedef {OpenOptions & RuntimeOptions & ModelOptions} LoadOptions
  */
 
 /** A model whose compute budget is a dial. It runs one generation at a time; a newer one ends an older one. */
@@ -87,18 +95,20 @@ export class SolModel {
    * @param {BundleLocation} location
    * @param {LoadOptions} [options]
    */
-  static async load(location, { provider, threads, ort, max_context, ...options } = {}) {
+  static async load(location, { provider, threads, ort, max_context, prefill, ...options } = {}) {
     const bundle = await Bundle.open(location, options);
     const { model } = bundle.config;
     if (max_context !== undefined && !(Number.isInteger(max_context) && max_context > 0)) {
       throw new UsageError(`max_context: got ${brief(max_context)}, expected 1 or more tokens`);
     }
+    const promptAction = prefillAction(bundle.config, prefill);
     const tokenizer = await bundle.tokenizer();
     const file = "generation_config.json";
     const defaults = modelDefaults(model.eos_token_ids, await bundle.text(file), `${bundle.name}/${file}`);
     const needsFloat16 = ![...bundle.config.files.keys()].some((name) => name.endsWith(".webgpu.onnx"));
     const runtime = await Runtime.open({ provider, threads, ort, needsFloat16 });
-    const engine = await Engine.open(bundle, runtime, Math.min(model.max_context, max_context ?? model.max_context));
+    const maxContext = Math.min(model.max_context, max_context ?? model.max_context);
+    const engine = await Engine.open(bundle, runtime, maxContext, promptAction);
     bundle.options = { ...options, signal: undefined }; // it ends the load, not what a generation reads later
     return new SolModel(bundle, engine, tokenizer, defaults);
   }
