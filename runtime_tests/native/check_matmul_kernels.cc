@@ -3,6 +3,7 @@
 // exits with 1 and one line where a result is off.
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -351,10 +352,9 @@ void CheckSpoiled(float one, int bits) {
   check(sums, kTile, "tile_channel_major of what is not finite");
 }
 
-void CheckKeepLargest(size_t n, size_t count) {
-  std::vector<float> x(n), before;
-  for (float& value : x) value = static_cast<float>(Uniform(40) - 20);
-  before = x;
+void CheckKeepLargest(const std::vector<float>& before, size_t count) {
+  const size_t n = before.size();
+  std::vector<float> x = before;
   sol::BestMatMulKernels().keep_largest(x.data(), n, count);
   std::vector<size_t> order(n);
   for (size_t i = 0; i < n; ++i) order[i] = i;
@@ -363,6 +363,28 @@ void CheckKeepLargest(size_t n, size_t count) {
     const float expected = i < count ? before[order[i]] : 0.0f;
     Expect(x[order[i]] == expected, "keep_largest", n, count, 0);
   }
+}
+
+// Of n channels, about `share` in 16 differ from 0, none is negative, and magnitudes lie within `octaves` and one more.
+std::vector<float> OneSided(size_t n, int share, int octaves) {
+  std::vector<float> x(n);
+  for (float& value : x) {
+    if (Uniform(15) < share) value = std::ldexp(1.0f + static_cast<float>(Uniform(1 << 20)) / (1 << 20), -Uniform(octaves));
+  }
+  return x;
+}
+
+// Nanoseconds of the fastest of some calls.
+double TimeKeepLargest(const std::vector<float>& before, size_t count) {
+  using Clock = std::chrono::steady_clock;
+  std::chrono::duration<double, std::nano> fastest = std::chrono::hours(1);
+  for (int i = 0; i < 20; ++i) {
+    std::vector<float> x = before;
+    const auto began = Clock::now();
+    sol::BestMatMulKernels().keep_largest(x.data(), x.size(), count);
+    fastest = std::min<std::chrono::duration<double, std::nano>>(fastest, Clock::now() - began);
+  }
+  return fastest.count();
 }
 
 }  // namespace
@@ -384,8 +406,17 @@ int main(int argc, char**) {
   }
   for (const float one : {NAN, INFINITY, -INFINITY}) CheckSpoiledCodebook(one);
   for (const size_t n : {1, 31, 96, 333}) {
-    for (const size_t count : {size_t{1}, n / 3 + 1, n}) CheckKeepLargest(n, count);
+    std::vector<float> levels(n);
+    for (float& value : levels) value = static_cast<float>(Uniform(40) - 20);
+    for (const size_t count : {size_t{1}, n / 3 + 1, n}) {
+      CheckKeepLargest(levels, count);
+      for (const int share : {0, 1, 3, 8, 16}) {
+        for (const int octaves : {1, 9, 120}) CheckKeepLargest(OneSided(n, share, octaves), count);
+      }
+    }
   }
+  // To find that there are fewer than `count` takes no longer than to find the smallest of them. Passes over all octaves would.
+  Expect(TimeKeepLargest(OneSided(9728, 3, 8), 3000) < 3 * TimeKeepLargest(OneSided(9728, 16, 8), 3000), "keep_largest in time", 9728, 3000, 0);
   if (argc > 1) std::printf("%016llx\n", static_cast<unsigned long long>(g_outputs));
   return 0;
 }

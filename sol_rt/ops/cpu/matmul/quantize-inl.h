@@ -76,8 +76,9 @@ inline void KeepLargest(float* x, size_t n, size_t count) {
   size_t reach_low = n, reach_high = 0;
   for (size_t pass = 0; high - low > 1 && reach_low != count; ++pass) {
     int64_t middle;
-    if (low == 0) {
-      middle = high - (int64_t{2} << 23);  // octaves below the largest, until there is a bracket
+    if (low <= 1 && pass < 12) {
+      // Octaves below the largest, until there is a bracket; and once, whether as many as `count` differ from 0.
+      middle = pass == 4 ? 1 : high - (int64_t{2} << 23);
     } else if (pass % 4 == 3) {
       middle = low + (high - low) / 2;  // whatever the distribution, the end is near
     } else {
@@ -94,6 +95,7 @@ inline void KeepLargest(float* x, size_t n, size_t count) {
       reach_high = reach;
     }
   }
+  if (low == 0) return;  // fewer than `count` differ from 0
   if (reach_low == count) {
     const hn::ScalableTag<int32_t> di;
     const hn::Rebind<float, decltype(di)> df;
