@@ -366,6 +366,15 @@ def test_fixed(case: Case) -> None:
     assert_same(outputs, run(case, inputs))
 
 
+def test_shares_are_of_all_blocks_of_a_long_context() -> None:
+    """More blocks than a vector has lanes. Most of what one KV head attends to lies in its last ones."""
+    case = Case(Dims(kv_heads=2, group=2, head_dim=16, rotary_dim=16, capacity=18432), 18400, 1, 3)
+    inputs = make_inputs(case)
+    inputs["past_key"][:, 0, 17000 : case.past] *= 2
+    make_codes(inputs)
+    check(case, inputs, run(case, inputs))
+
+
 @pytest.mark.slow
 @INT8
 def test_long_context_splits_the_same_for_any_thread_count(int8: bool, tmp_path: Path) -> None:

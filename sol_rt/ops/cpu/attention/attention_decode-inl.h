@@ -250,15 +250,16 @@ class CodedQueries {
   VX low_held_[HWY_MAX(Vectors, 1)][Heads], high_held_[HWY_MAX(Vectors, 1)][Heads];
 };
 
-// Gives the first `skip` of `count` scores the lowest one, and returns the maximum of the others.
-HWY_INLINE VF HideFirst(float* scores, int64_t skip, int64_t count) {
-  const F32 d;
-  const VF lowest = hn::Set(d, -std::numeric_limits<float>::infinity());
-  std::fill(scores, scores + skip, -std::numeric_limits<float>::infinity());
-  VF highest = lowest;
-  for (int64_t i = 0; i < count; i += kLanes) {
-    highest = hn::Max(highest, hn::LoadNOr(lowest, d, scores + i, static_cast<size_t>(HWY_MIN(kLanes, count - i))));
-  }
+// `count` scores, and behind them the lowest one.
+HWY_INLINE VF LoadScores(const float* scores, int64_t count) {
+  const VF lowest = hn::Set(F32(), -std::numeric_limits<float>::infinity());
+  return hn::LoadNOr(lowest, F32(), scores, static_cast<size_t>(HWY_MIN(kLanes, count)));
+}
+
+// The maximum of the scores that a lane is given.
+HWY_INLINE VF Highest(const float* scores, int64_t count) {
+  VF highest = hn::Set(F32(), -std::numeric_limits<float>::infinity());
+  for (int64_t i = 0; i < count; i += kLanes) highest = hn::Max(highest, LoadScores(scores + i, count - i));
   return highest;
 }
 
@@ -310,7 +311,10 @@ HWY_INLINE void BlockScores(const AttentionCall& call, const DecodePlan& plan, i
     score(token, pages, ranges);
   }
   if (block == 0 && call.skip > 0) {
-    for (int h = 0; h < Heads; ++h) highest[h] = HideFirst(scores[h], call.skip, end);
+    for (int h = 0; h < Heads; ++h) {
+      std::fill(scores[h], scores[h] + call.skip, -std::numeric_limits<float>::infinity());
+      highest[h] = Highest(scores[h], end);
+    }
   }
   for (int h = 0; h < Heads; ++h) plan.block_max[(first_head + h) * plan.token_blocks + block] = hn::ReduceMax(d, highest[h]);
 }
@@ -352,10 +356,14 @@ HWY_INLINE float BlockShare(const DecodePlan& plan, int64_t head, int64_t block)
   const F32 d;
   const float* max = plan.block_max + head * plan.token_blocks;
   const float* sum = plan.block_sum + head * plan.token_blocks;
-  const float highest = *std::max_element(max, max + plan.token_blocks);
-  float total = 0.0f;
-  for (int64_t i = 0; i < plan.token_blocks; ++i) total += sum[i] * hn::GetLane(Exp2(hn::Set(d, max[i] - highest)));
-  return hn::GetLane(Exp2(hn::Set(d, max[block] - highest))) / total;
+  const VF highest = hn::Set(d, hn::ReduceMax(d, Highest(max, plan.token_blocks)));
+  VF total = hn::Zero(d);
+  for (int64_t i = 0; i < plan.token_blocks; i += kLanes) {
+    const int64_t count = plan.token_blocks - i;
+    const VF sums = hn::LoadN(d, sum + i, static_cast<size_t>(HWY_MIN(kLanes, count)));
+    total = hn::MulAdd(sums, Exp2(hn::Sub(LoadScores(max + i, count), highest)), total);
+  }
+  return hn::GetLane(Exp2(hn::Sub(hn::Set(d, max[block]), highest))) / hn::ReduceSum(d, total);
 }
 
 // Scores of the old tokens of one block of a KV head: sums over its query heads. Smaller ones than kLowestScore, and what is not a number,
