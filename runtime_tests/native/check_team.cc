@@ -89,9 +89,9 @@ void CheckTeamSize() {
   using std::chrono::milliseconds;
   sol::TeamSize size;
   auto now = sol::TeamSize::Clock::time_point{} + std::chrono::hours(1);
-  const auto wait = [&](milliseconds waited, milliseconds worked = milliseconds(1)) {
+  const auto wait = [&](milliseconds waited, milliseconds worked = milliseconds(1), size_t threads = 4) {
     now += waited + worked;
-    size.Waited(size.Of(4, now), worked, waited, now);
+    size.Waited(size.Of(threads, now), worked, waited, now);
   };
   for (int i = 0; i < 20; ++i) wait(milliseconds(4), milliseconds(100));
   Expect(size.Of(4, now) == 4, "all members after waits that are rare");
@@ -127,6 +127,22 @@ void CheckTeamSize() {
     longest = alone;
   }
   Expect(longest >= milliseconds(3000) && longest <= milliseconds(4000), "pauses of some seconds in the end");
+
+  // The same of two members that keep others waiting.
+  now += std::chrono::hours(1);
+  longest = milliseconds(0);
+  for (int trial = 0; trial < 12; ++trial) {
+    while (size.Of(4, now) > 2) wait(milliseconds(4));
+    for (alone = milliseconds(0); size.Of(4, now) == 2; now += milliseconds(10)) alone += milliseconds(10);
+    Expect(alone >= longest, "pauses of two members that do not shrink");
+    longest = alone;
+  }
+  Expect(longest >= milliseconds(3000) && longest <= milliseconds(4000), "pauses of two members of some seconds in the end");
+
+  // Once nothing waits any more, all are soon back, however many they are.
+  while (size.Of(8, now) > 1) wait(milliseconds(4), milliseconds(1), 8);
+  for (alone = milliseconds(0); size.Of(8, now) < 8; now += milliseconds(10)) alone += milliseconds(10);
+  Expect(alone >= milliseconds(3000) && alone <= milliseconds(6500), "eight members back within twice the longest pause");
 }
 
 // Every caller is a thread of its own, and so is every one that helps it. All have a task at the same time.

@@ -3,7 +3,7 @@
 // Programs that share a processor run in turns of milliseconds. A member whose thread has to wait for its turn keeps the whole team waiting,
 // far longer than a phase takes. A few such waits mean nothing. Where they take more of the time than a member saves, which is about one part
 // in as many as there are members, the next teams have one member less, for a pause. If the waits return with the member, the next pause is
-// twice as long.
+// twice as long. Members that are left out come back one after the other, each after half the time that the one before took.
 #pragma once
 
 #include <algorithm>
@@ -60,6 +60,7 @@ class TeamSize {
     if (lost_ * static_cast<double>(members) < kMostLost) return;
     lost_ = 0;
     pause_ = now < returned_ + 2 * pause_ ? std::min<Clock::duration>(2 * pause_, kLongestPause) : Clock::duration(kFirstPause);
+    next_ = pause_;
     SetEnd(now);
     away_.fetch_add(1, std::memory_order_relaxed);
   }
@@ -76,19 +77,21 @@ class TeamSize {
     const size_t away = away_.load(std::memory_order_relaxed);
     if (away == 0 || now.time_since_epoch().count() < until_.load(std::memory_order_relaxed)) return away;
     returned_ = now;
+    next_ = std::max<Clock::duration>(next_ / 2, kFirstPause);
     SetEnd(now);
     away_.store(away - 1, std::memory_order_relaxed);
     return away - 1;
   }
 
-  void SetEnd(Clock::time_point now) { until_.store((now + pause_).time_since_epoch().count(), std::memory_order_relaxed); }
+  void SetEnd(Clock::time_point now) { until_.store((now + next_).time_since_epoch().count(), std::memory_order_relaxed); }
 
   std::atomic<size_t> most_{SIZE_MAX};
   std::atomic<size_t> away_{0};       // members that are left out
   std::atomic<Clock::rep> until_{0};  // when one of them comes back
   std::mutex mutex_;                  // of what follows, and of changes of what stands above
   double lost_ = 0;                   // milliseconds of waits, the older the less
-  Clock::duration pause_ = kFirstPause;
+  Clock::duration pause_ = kFirstPause;  // after the last member that was taken away
+  Clock::duration next_ = kFirstPause;   // until the next member comes back
   Clock::time_point returned_{}, told_{};
 };
 
