@@ -76,9 +76,9 @@ class Case:
     seed: int = 0
 
 
-def model_of(dims: Dims, **changed: int) -> onnx.ModelProto:
+def model_of(dims: Dims, **changed: float | str) -> onnx.ModelProto:
     """A graph of one node; `changed`: its attributes."""
-    attributes: dict[str, int | float] = {
+    attributes: dict[str, float | str] = {
         "num_heads": dims.heads,
         "kv_heads": dims.kv_heads,
         "head_dim": dims.head_dim,
@@ -109,7 +109,7 @@ def model_of(dims: Dims, **changed: int) -> onnx.ModelProto:
 
 
 @functools.cache
-def session(dims: Dims, **changed: int) -> ort.InferenceSession:
+def session(dims: Dims, **changed: float | str) -> ort.InferenceSession:
     return open_session(model_of(dims, **changed))
 
 
@@ -629,6 +629,15 @@ def test_computed_counts_of_another_length_than_declared_are_refused(counts: int
 )
 def test_bad_attribute_is_refused_at_load(attribute: str, value: float) -> None:
     with pytest.raises(Exception, match=r"SparseAttention: attribute .*got"):
+        session(Dims(), **{attribute: value})
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value"), [("window", 128.0), ("window", "128"), ("softcap", 30), ("sinks", 4.0)]
+)
+def test_an_attribute_of_another_type_is_refused_at_load(attribute: str, value: float | str) -> None:
+    """One that may be missing too: it must not count as missing."""
+    with pytest.raises(Exception, match=f"SparseAttention: attribute {attribute}: .*export the bundle again"):
         session(Dims(), **{attribute: value})
 
 
