@@ -15,17 +15,17 @@
 
 namespace sol {
 
-// Attributes and constant inputs of a node, read while its kernel is made.
+// Attributes and constant inputs of a node, read while its kernel is made. Every kernel's constructor reads many: inlined, that would take 20 KB.
 class Attributes {
  public:
   Attributes(const char* op, const OrtKernelInfo* info) : op_(op), info_(info) {}
 
-  int64_t Int(const char* name) const {
+  [[gnu::noinline]] int64_t Int(const char* name) const {
     int64_t value = 0;
     CheckRead(name, Api().KernelInfoGetAttribute_int64(info_, name, &value));
     return value;
   }
-  int64_t Int(const char* name, int64_t least, int64_t most) const {
+  [[gnu::noinline]] int64_t Int(const char* name, int64_t least, int64_t most) const {
     const int64_t value = Int(name);
     if (value < least || value > most) {
       throw Error(std::string(op_) + ": attribute " + name + ": got " + std::to_string(value) + ", expected " +
@@ -35,7 +35,7 @@ class Attributes {
   }
   // `otherwise` where the node does not have it.
   int64_t IntOr(const char* name, int64_t otherwise) const { return Has(name) ? Int(name) : otherwise; }
-  float Float(const char* name) const {
+  [[gnu::noinline]] float Float(const char* name) const {
     float value = 0;
     CheckRead(name, Api().KernelInfoGetAttribute_float(info_, name, &value));
     return value;
@@ -43,7 +43,7 @@ class Attributes {
   // `otherwise` where the node does not have it.
   float FloatOr(const char* name, float otherwise) const { return Has(name) ? Float(name) : otherwise; }
   std::string StringOr(const char* name, const char* otherwise) const { return Has(name) ? String(name) : otherwise; }
-  std::string String(const char* name) const {
+  [[gnu::noinline]] std::string String(const char* name) const {
     size_t size = 0;
     CheckRead(name, Api().KernelInfoGetAttribute_string(info_, name, nullptr, &size));
     std::string value(size, '\0');
@@ -64,7 +64,7 @@ class Attributes {
     return index < count && HasName(Api().KernelInfo_GetOutputName, index);
   }
   // Elements of an input of rank 1; 0 where its type does not tell.
-  int64_t InputLength(size_t index) const {
+  [[gnu::noinline]] int64_t InputLength(size_t index) const {
     OrtTypeInfo* type = nullptr;
     const OrtTensorTypeAndShapeInfo* info = nullptr;
     int64_t length = 0;
@@ -78,7 +78,7 @@ class Attributes {
     return std::max<int64_t>(length, 0);
   }
   // Type and shape of an input as far as the graph tells them, without data: -1 for an unknown length, type kAny where nothing is known.
-  Tensor InputType(size_t index) const {
+  [[gnu::noinline]] Tensor InputType(size_t index) const {
     OrtTypeInfo* type = nullptr;
     const OrtTensorTypeAndShapeInfo* info = nullptr;
     Tensor tensor;
@@ -102,7 +102,7 @@ class Attributes {
     return is_constant != 0;
   }
   // The initializer behind an input. It lives as long as the session, and is read where it lies: nothing is copied.
-  Tensor Constant(size_t index, const char* name) const {
+  [[gnu::noinline]] Tensor Constant(size_t index, const char* name) const {
     int is_constant = 0;
     const OrtValue* value = nullptr;
     Check(Api().KernelInfoGetConstantInput_tensor(info_, index, &is_constant, &value));
@@ -118,8 +118,7 @@ class Attributes {
 
  private:
   // Whether the node has the attribute, of whatever type. ONNX Runtime's error is the same where it is missing and where it has another type
-  // than is asked for, so each one is asked for: a window that is stored as a float must not pass for none. Inlined into every kernel, this and
-  // CheckRead would take 8 KB.
+  // than is asked for, so each one is asked for: a window that is stored as a float must not pass for none.
   [[gnu::noinline]] bool Has(const char* name) const {
     int64_t number = 0;
     float real = 0;

@@ -352,7 +352,7 @@ void WeighTokens(const AttentionCall& call, const DecodePlan& plan, int64_t kv_h
 }
 
 // What a block's weights of one head are multiplied by to add up to 1 over all old tokens.
-HWY_INLINE float BlockShare(const DecodePlan& plan, int64_t head, int64_t block) {
+HWY_NOINLINE inline float BlockShare(const DecodePlan& plan, int64_t head, int64_t block) {
   const F32 d;
   const float* max = plan.block_max + head * plan.token_blocks;
   const float* sum = plan.block_sum + head * plan.token_blocks;
