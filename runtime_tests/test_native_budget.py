@@ -611,7 +611,7 @@ def test_the_lower_of_two_measured_densities_at_one_distance(program: Path, tmp_
     check_equal(natively(program, config, [run], file)[0], planned(config, CalibratedCost(config, table), run), run)
 
 
-@pytest.mark.parametrize("tuning", [None, Tuning(1, 49152, 3)])
+@pytest.mark.parametrize("tuning", [None, Tuning(1, 49152, 3), Tuning(copies=True)])
 def test_a_table_is_written_as_python_writes_it(program: Path, tmp_path: Path, tuning: Tuning | None) -> None:
     file = tmp_path / "table.json"
     table = replace(table_of(TINY, np.random.default_rng(1)), tuning=tuning)

@@ -123,14 +123,20 @@ std::string CalibrationTable::ToJson() const {
                                      {"device", device},    {"created", created},         {"policy_ms", policy_ms},
                                      {"lines", nlohmann::ordered_json::object()}, {"quick", quick},        {"steady", steady}};
   if (tuning) {
-    document["tuning"] = {{"cache_level", tuning->cache_level}, {"row_bytes_ahead", tuning->row_bytes_ahead}, {"members", tuning->members}};
-    if (tuning->copies) document["tuning"]["copies"] = true;
+    auto& written = document["tuning"];
+    written["cache_level"] = tuning->cache_level;
+    written["row_bytes_ahead"] = tuning->row_bytes_ahead;
+    written["members"] = tuning->members;
+    if (tuning->copies) written["copies"] = true;
   }
   for (const auto& [key, row] : lines) {
     auto& written = document["lines"][key] = nlohmann::ordered_json::object();
     for (const auto& [density, line] : row) {
-      written[NumberText(density / 100.0)] = {
-          {"fixed", line.fixed}, {"per_token", line.per_token}, {"per_page", line.per_page}, {"error", line.error}};
+      auto& cell = written[NumberText(density / 100.0)];
+      cell["fixed"] = line.fixed;
+      cell["per_token"] = line.per_token;
+      cell["per_page"] = line.per_page;
+      cell["error"] = line.error;
     }
   }
   return document.dump(1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n";
