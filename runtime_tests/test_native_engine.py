@@ -27,7 +27,7 @@ from sol_rt.budget.policy import PolicySession
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.engine.engine import Engine
-from sol_rt.engine.hardware.tuning import Tuning
+from sol_rt.engine.hardware.tuning import Tuning, copied_bytes
 from sol_rt.export.sources.decoder import from_hf_config
 
 SMOLLM = os.environ.get("SOL_RT_TEST_BUNDLE", "")
@@ -364,29 +364,41 @@ def test_a_refused_function_body_names_the_oldest_runtime(folder: Path, tmp_path
     assert answers[-1].endswith(f", expected {says}")
 
 
+def with_table(core: Core, bundle: Bundle, file: Path, tuning: Tuning | None, threads: int = 2) -> Tuning:
+    """How the operators run after the core has loaded a table of costs that names settings."""
+    lines = {key: {1.0: Line(1.0, 1e-3, 0.0, 0.01)} for key in bundle.config.variants}
+    device = f"a processor, {threads} threads, cpu, kernels"
+    made = CalibrationTable(bundle.identity, device, "now", 0.0, lines, tuning=tuning)
+    file.write_text(made.to_json(), encoding="utf-8")
+    packed = core.do(f"costs {file}")
+    return Tuning(packed >> 40 & 0xFF, packed & 0xFFFFFF, packed >> 24 & 0xFFFF, bool(packed >> 48))
+
+
 def test_a_table_brings_the_settings_of_the_operators(folder: Path, tmp_path: Path) -> None:
     """Those that its times were taken under, where it was measured on as many threads: here two."""
-    bundle = Bundle.open(folder)
-
-    def table(name: str, threads: int, tuning: Tuning | None) -> Path:
-        lines = {key: {1.0: Line(1.0, 1e-3, 0.0, 0.01)} for key in bundle.config.variants}
-        device = f"a processor, {threads} threads, cpu, kernels"
-        made = CalibrationTable(bundle.identity, device, "now", 0.0, lines, tuning=tuning)
-        (tmp_path / name).write_text(made.to_json(), encoding="utf-8")
-        return tmp_path / name
-
+    bundle, file, named = Bundle.open(folder), tmp_path / "table", Tuning(1, 49152, 1)
     with Core(tmp_path / "results") as core:
-
-        def settings_after(file: Path) -> Tuning:
-            packed = core.do(f"costs {file}")
-            return Tuning(packed >> 40, packed & 0xFFFFFF, packed >> 24 & 0xFFFF)
-
         core.do(f"load {folder}")
-        named = Tuning(1, 49152, 1)
-        assert settings_after(table("none", 2, None)) == Tuning()
-        assert settings_after(table("others", 8, named)) == Tuning()
-        assert settings_after(table("ours", 2, named)) == named
-        assert settings_after(table("none", 2, None)) == named
+        assert with_table(core, bundle, file, None) == Tuning()
+        assert with_table(core, bundle, file, named, threads=8) == Tuning()
+        assert with_table(core, bundle, file, named) == named
+        assert with_table(core, bundle, file, None) == named
+
+
+def test_a_table_brings_copies_where_memory_has_room(folder: Path, tmp_path: Path) -> None:
+    """Four times what they take must be free. A mount in the process's own view shows it other memory."""
+    bundle, memory = Bundle.open(folder), tmp_path / "meminfo"
+    memory.touch()
+    before = ("unshare", "-rm", "sh", "-c", f'mount --bind {memory} /proc/meminfo && exec "$@"', "sh")
+    if shutil.which("unshare") is None or subprocess.run([*before, "true"], check=False).returncode != 0:
+        pytest.skip("a process here cannot have mounts of its own")
+    needed = -(-4 * copied_bytes(bundle.config.tensors) // 1024)
+    assert needed > 1
+    with Core(tmp_path / "results", before=before) as core:
+        core.do(f"load {folder}")
+        for line, room in ((f"Available: {needed} kB", True), (f"Available: {needed - 1} kB", False), ("", False)):
+            memory.write_text(f"MemTotal: 123456789 kB\nMemFree: 123456789 kB\nMem{line}\n", encoding="ascii")
+            assert with_table(core, bundle, tmp_path / "table", Tuning(copies=True)) == Tuning(copies=room)
 
 
 def test_settings_are_chosen_as_in_python(tmp_path: Path) -> None:

@@ -1,12 +1,28 @@
 #include "engine/model.h"
 
 #include <algorithm>
+#include <fstream>
 
 #include "base/error.h"
 #include "engine/measure/tune_operators.h"
 #include "engine/run/policy_session.h"
 
 namespace sol_rt {
+namespace {
+
+// Whether copies of the 4-bit matrices would take a quarter of the free memory at most, as in sol_rt/engine/hardware/tuning.py, but whatever a control group
+// allows. Not where the system does not tell.
+bool RoomForCopies(const Config& config) {
+  int64_t bytes = 0, free_kb = 0;
+  for (const auto& [name, entry] : config.tensors) bytes += entry.dtype == "uint4" ? entry.bytes : 0;
+  std::ifstream file("/proc/meminfo");
+  std::string word;
+  while (file >> word && word != "MemAvailable:") continue;
+  file >> free_kb;
+  return bytes * 19 / 16 * 4 <= free_kb * 1024;
+}
+
+}  // namespace
 
 Action PrefillAction(const Config& config, const std::string& key) {
   if (key.empty()) return config.dense;
@@ -43,8 +59,10 @@ std::shared_ptr<const CostModel> Model::cost() const {
 void Model::SetCost(std::shared_ptr<const CostModel> cost) {
   const std::lock_guard<std::mutex> lock(cost_mutex_);
   cost_ = std::move(cost);
-  const std::optional<Tuning> tuning = native() ? cost_->TuningFor(runtime_->threads()) : std::nullopt;
-  if (tuning) ApplyTuning(*tuning);
+  std::optional<Tuning> tuning = native() ? cost_->TuningFor(runtime_->threads()) : std::nullopt;
+  if (!tuning) return;
+  tuning->copies = tuning->copies && RoomForCopies(config());
+  ApplyTuning(*tuning);
 }
 
 std::unique_ptr<PolicyRunner> Model::MakePolicyRunner() {

@@ -78,7 +78,7 @@ struct Machine {
       line >> file;
       model->SetCost(ReadCalibratedCost(model->config(), model->identity(), file));
       const Tuning tuning = CurrentTuning();
-      return int64_t{tuning.cache_level} << 40 | int64_t{tuning.members} << 24 | tuning.row_bytes_ahead;
+      return int64_t{tuning.copies} << 48 | int64_t{tuning.cache_level} << 40 | int64_t{tuning.members} << 24 | tuning.row_bytes_ahead;
     }
     if (name == "choose") {  // number of settings, then the gains of each round
       size_t settings;
