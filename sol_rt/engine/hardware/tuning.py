@@ -154,9 +154,11 @@ def _write(machines: dict[str, Any], copies: dict[str, Any]) -> Path:
 
 
 def apply(library: Path, tuning: Tuning, *, keep_copies: bool = False) -> None:
-    """Sets how the operators of this process run from now on.
+    """Sets how the operators of this process run from now on, those of every engine.
 
     Without `tuning.copies`, copies that there are, are freed; with `keep_copies` they stay, for settings that follow.
+    As engines call it, the one that is made last decides whether steps of earlier ones read copies. Results are the
+    same bits.
     """
     operators = ctypes.CDLL(str(library))
     operators.SolOpsTune(
