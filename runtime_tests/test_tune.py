@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from datetime import datetime, timedelta, timezone
@@ -82,9 +83,10 @@ def test_candidates_begin_with_the_default_and_differ(quick: bool) -> None:
 def test_what_was_measured_is_read_again_and_other_machines_stay(home: Path) -> None:
     assert tuning.stored("one") is None
     tuning.save("one", FOUND)
-    tuning.save("other", replace(FOUND, gain=1.0))
+    other = replace(FOUND, gain=1.0, tuning=Tuning(copies=True))
+    tuning.save("other", other)
     assert tuning.stored("one") == FOUND
-    assert tuning.stored("other") == replace(FOUND, gain=1.0)
+    assert tuning.stored("other") == other
     assert tuning.stored("third") is None
 
 
@@ -133,11 +135,22 @@ def test_gains_of_copies_are_kept_beside_the_settings(home: Path) -> None:
     assert tuning.gains_of_copies("one") == {"small": 1.0, "large": 1.2}
     tuning.save("one", replace(FOUND, gain=1.3))
     assert tuning.gains_of_copies("one") == {"small": 1.0, "large": 1.2}
+    assert tuning.gains_of_copies("other") == {"large": 1.5}
+    assert tuning.stored("one") == replace(FOUND, gain=1.3)
     document = json.loads(path.read_text())
+    assert document["copies"] == {"one": {"small": 1.0, "large": 1.2}, "other": {"large": 1.5}}
     assert "copies" not in document["machines"]["one"]["tuning"]  # as an older version wrote it
-    document["copies"]["one"] = {"a": "fast", "b": 0.5, "c": True, "d": 1.1}
+    document["copies"]["one"] = {"a": "fast", "b": 0.5, "c": True, "d": 1.1, "e": 10**400, "f": math.nan, "g": None}
+    document["copies"]["other"] = {"large": 1.5, "a newer version's": {"gain": 1.4}}
+    document["copies"]["third"] = 1.5
     path.write_text(json.dumps(document))
     assert tuning.gains_of_copies("one") == {"d": 1.1}
+    assert tuning.gains_of_copies("other") == {"large": 1.5}
+    assert tuning.gains_of_copies("third") == {}
+    tuning.save_gain_of_copies("one", "small", 1.0)
+    kept = json.loads(path.read_text())
+    assert kept["copies"] == {**document["copies"], "one": {"d": 1.1, "small": 1.0}}
+    assert kept["machines"] == document["machines"]
     document["copies"] = []
     path.write_text(json.dumps(document))
     assert tuning.gains_of_copies("one") == {}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import json
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -136,7 +137,8 @@ def gains_of_copies(key: str) -> dict[str, float]:
     found = _entries("copies").get(key)
     if not isinstance(found, dict):
         return {}
-    return {model: float(gain) for model, gain in found.items() if type(gain) in (int, float) and 1 <= gain < math.inf}
+    known = {model: gain for model, gain in found.items() if type(gain) in (int, float)}
+    return {model: float(gain) for model, gain in known.items() if 1 <= gain <= sys.float_info.max}
 
 
 def save_gain_of_copies(key: str, model: str, gain: float) -> Path:
