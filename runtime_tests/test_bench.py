@@ -269,7 +269,8 @@ def test_a_prompt_is_dense_and_has_no_budget(model: SolModel) -> None:
 
 
 def made_row(samples: tuple[int, ...], read: float | None = None, limit: float | None = None) -> Row:
-    setup = Setup("1", "1.32", "a processor", "tiny", "tiny", 1, "cpu", "a processor", "native", 2, "bytes", limit)
+    machine = ("cpu", "a processor", "native", 2)
+    setup = Setup("1", "1.32", "a processor", "tiny", "tiny", 1, *machine, "bytes", "s100-q8", limit)
     return Row(setup, Case(0, 128, 0, "uniform", 0.5), 0.5, {}, "2026-01-01T00:00:00+00:00", samples, read, 1.0)
 
 

@@ -83,6 +83,26 @@ def test_generate_json_has_the_agreed_keys(capsys: pytest.CaptureFixture[str]) -
 @pytest.mark.parametrize(
     "argv",
     [
+        ("generate", "-p", PROMPT, "-n", "2"),
+        ("bench", "-p", "8", "-n", "2", "-r", "1"),
+        ("perplexity", "-f", "text.txt", "-c", "16", "--chunks", "1"),
+    ],
+    ids=lambda argv: argv[0],
+)
+def test_json_names_the_variant_of_prompts(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argv: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text("a word and another " * 20, encoding="utf-8")
+    for given, variant in (((), "s100-q8"), (("--prefill", "s050-q4"), "s050-q4")):
+        printed = as_json(capsys, *argv, *given, "--json")
+        for each in printed if isinstance(printed, list) else [printed]:
+            assert each["prefill"] == variant
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
         ("generate", "-p", PROMPT, "-n", "2", "--top-logprobs", "1"),
         ("bench", "-p", "8", "-n", "2", "-r", "1"),
         ("perplexity", "-f", "text.txt", "-c", "16", "--chunks", "1"),
@@ -349,7 +369,8 @@ def test_perplexity_is_a_mean_over_decode_steps(capsys: pytest.CaptureFixture[st
     (tmp_path / "text.txt").write_text((PROMPT + ". ") * 40, encoding="utf-8")
     argv = ("perplexity", "-f", str(tmp_path / "text.txt"), "-c", "32", "--chunks", "3")
     result = as_json(capsys, *argv, "-o", "json")
-    assert set(result) == {"ppl", "stderr", "nll", "tokens", "chunks", "achieved_budget", "provider", "device"}
+    keys = {"ppl", "stderr", "nll", "tokens", "chunks", "achieved_budget", "prefill", "provider", "device"}
+    assert set(result) == keys
     assert (result["tokens"], result["chunks"], result["achieved_budget"]) == (3 * 15, 3, 1.0)
     last = run(capsys, *argv)[0].splitlines()[-1]
     assert last == f"Final estimate: PPL = {result['ppl']:.4f} +/- {result['stderr']:.5f}"

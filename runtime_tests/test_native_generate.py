@@ -89,7 +89,7 @@ def finished(stream: Any) -> Any:
 def test_results_are_those_of_python(python: SolModel, native: NativeModel, arguments: dict[str, Any]) -> None:
     settings = {"max_new_tokens": 40, **arguments}
     expected, found = finished(python.stream(PROMPT, **settings)), finished(native.stream(PROMPT, **settings))
-    for name in ("text", "tokens", "schedule", "cost_model", "actions", "finish_reason", "floored"):
+    for name in ("text", "tokens", "schedule", "cost_model", "prefill", "actions", "finish_reason", "floored"):
         assert getattr(found, name) == getattr(expected, name), name
     for name in ("requested_budget", "achieved_budget", "expected_loss"):
         assert getattr(found, name) == pytest.approx(getattr(expected, name), rel=1e-9), name
@@ -409,14 +409,17 @@ def test_a_variant_of_the_prompt_runs_it_in_both(python: SolModel, native: Nativ
         assert next(stream).action.tag == f"k100-{variant}"
         found.append(finished(stream))
     assert found[0].tokens == found[1].tokens
+    assert [each.prefill for each in found] == [variant, variant]
     assert found[0].logprobs == pytest.approx(found[1].logprobs, abs=2e-5)
     plain = finished(native.stream(PROMPT, max_new_tokens=12, budget=0.8))
+    assert plain.prefill == native.bundle.config.dense.variant
     assert abs(plain.logprobs[0] - found[1].logprobs[0]) > 1e-4
     heads = [json.loads(trace.read_text(encoding="utf-8").splitlines()[0]) for trace in traces]
     assert heads[0] == heads[1]
     assert heads[0]["prefill"] == variant
-    assert finished(native.stream(replay=traces[0])).first_difference is None
-    assert finished(python.stream(replay=read_trace(traces[1]))).first_difference is None
+    replays = [native.stream(replay=traces[0]), python.stream(replay=read_trace(traces[1]))]
+    for again in map(finished, replays):
+        assert (again.first_difference, again.prefill) == (None, variant)
 
 
 def test_a_variant_of_the_prompt_that_the_bundle_lacks_is_refused_by_both(native: NativeModel, tmp_path: Path) -> None:

@@ -54,6 +54,7 @@ class Generation:
             the budget that this came to.
         achieved_budget: cost of all decode steps / their dense cost; 1.0 where there was none.
         cost_model: `calibrated` (milliseconds) or `bytes`.
+        prefill: key of the variant that ran the prompt.
         prompt_tokens_per_second: tokens that were prefilled / the seconds that took; 0 where all were cached.
         tokens_per_second: decode steps / the seconds they took; 0 where there was none.
         time_to_first_token_ms: milliseconds from the call to the first token.
@@ -80,6 +81,7 @@ class Generation:
     requested_budget: float
     achieved_budget: float
     cost_model: str
+    prefill: str
     prompt_tokens_per_second: float
     tokens_per_second: float
     time_to_first_token_ms: float

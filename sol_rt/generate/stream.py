@@ -155,6 +155,7 @@ class Stream(Iterator[GeneratedToken]):
             requested_budget=controller.achieved if requested is None else requested,
             achieved_budget=controller.achieved,
             cost_model=controller.cost.name,
+            prefill=self._decoder.prompt_action.variant,
             prompt_tokens_per_second=_rate(progress.prefilled, progress.prefill_seconds),
             tokens_per_second=rate,
             time_to_first_token_ms=progress.first_token_ms,

@@ -65,7 +65,7 @@ def perplexity(
             note(f"after {last.chunks} windows: PPL = {last.ppl:.4f} +/- {last.stderr:.5f}")
         raise
     summary = {key: value for key, value in asdict(result).items() if key != "actions"}
-    summary |= loaded.engine.provider.as_json()
+    summary |= {"prefill": loaded.engine.prefill.variant, **loaded.engine.provider.as_json()}
     if json or output is options.Format.json:
         print_json(summary)
         return

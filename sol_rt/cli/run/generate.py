@@ -225,7 +225,7 @@ def penalties(presence: float | None, frequency: float | None, logit_bias: list[
 def summary(result: Generation) -> dict[str, Any]:
     """The keys of `generate --json`."""
     fields = asdict(result)
-    names = ("text", "tokens", "schedule", "requested_budget", "achieved_budget", "cost_model")
+    names = ("text", "tokens", "schedule", "requested_budget", "achieved_budget", "cost_model", "prefill")
     speeds = ("prompt_tokens_per_second", "tokens_per_second", "time_to_first_token_ms")
     bought = ("dense_tokens_per_second", "expected_loss", "floored", "logprobs")
     return {name: fields[name] for name in (*names, *speeds, "actions", "peak_rss_mb", "finish_reason", *bought)}

@@ -106,6 +106,7 @@ class Setup:
         kernels: `native`, or `onnxruntime` if the graphs ran on standard operators.
         n_threads: CPU threads.
         cost_model: unit of the cost that budgets are shares of: `calibrated` (milliseconds) or `bytes`.
+        prefill: key of the variant that runs prompts.
         read_gb_per_second: the memory's read bandwidth in 10^9 bytes per second; None if it was not measured.
     """
 
@@ -120,6 +121,7 @@ class Setup:
     kernels: str
     n_threads: int
     cost_model: str
+    prefill: str
     read_gb_per_second: float | None
 
 
@@ -286,6 +288,7 @@ class Bench:
             kernels="native" if engine.native else "onnxruntime",
             n_threads=engine.threads,
             cost_model=model.cost.name,
+            prefill=engine.prefill.variant,
             read_gb_per_second=read_gb_per_second,
         )
 

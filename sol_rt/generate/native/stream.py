@@ -195,6 +195,7 @@ class NativeStream(Iterator[GeneratedToken]):
             requested_budget=result.requested_budget,
             achieved_budget=result.achieved_budget,
             cost_model=result.cost_model.decode(),
+            prefill=self._tokens[0].action.variant,
             prompt_tokens_per_second=result.prompt_tokens_per_second,
             tokens_per_second=result.tokens_per_second,
             time_to_first_token_ms=result.time_to_first_token_ms,
