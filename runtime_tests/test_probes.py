@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from onnx import numpy_helper
 
 from sol_rt.engine import providers
 from sol_rt.engine.gpu import cuda
+from sol_rt.engine.hardware import Gpu
 from sol_rt.engine.probes import attention_probe
 from sol_rt.engine.probes.attention_probe import LONG, MODELS, SHORT
 from sol_rt.engine.providers import Provider
@@ -66,17 +68,30 @@ def test_a_provider_that_takes_two_bits_for_four_runs_no_bodies(monkeypatch: pyt
         providers.probe(_TwoBitsAsFour("cpu", 2, library_path()))
 
 
-def test_bodies_that_do_not_run_are_no_fault_of_the_installation(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("Only 4b and 8b are supported", "Only 4b and 8b are supported; use --provider cpu"),
+        (
+            "CUDA failure 2: out of memory",
+            "GPU memory is short even for a tiny model, 3 MB was free (CUDA failure 2: out of memory); close other "
+            "programs on the GPU, or use --provider cpu",
+        ),
+    ],
+)
+def test_bodies_that_do_not_run_are_no_fault_of_the_installation(
+    monkeypatch: pytest.MonkeyPatch, text: str, said: str
+) -> None:
     def refusing(provider: Provider, model: bytes, feed: Any) -> Any:
         if provider.device == 1 and model == providers._PROBE_BODIES.read_bytes():
-            raise RuntimeError("Only 4b and 8b are supported")
+            raise RuntimeError(text)
         return run(provider, model, feed)
 
     run = providers._probe_run
     monkeypatch.setitem(providers._GPUS, "cpu", cuda)
     monkeypatch.setattr(providers, "_probe_run", refusing)
-    with pytest.raises(ProviderError, match=r"^provider cpu: function bodies: Only 4b and 8b .*; use --provider cpu$"):
-        providers.probe(Provider("cpu", 2, device=1))
+    with pytest.raises(ProviderError, match=f"^provider cpu: function bodies: {re.escape(said)}$"):
+        providers.probe(Provider("cpu", 2, device=1, gpu=Gpu("a GPU", free_bytes=3_000_000)))
 
 
 def test_the_probe_of_bodies_gives_the_softmax_of_exact_products() -> None:

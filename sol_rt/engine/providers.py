@@ -380,7 +380,10 @@ def _compare(provider: Provider, path: Path, part: str = "", library: Path | Non
         expected = _probe_run(Provider("cpu", provider.threads, library), model, feed)
         got = _probe_run(provider, model, feed)
     except Exception as error:
-        found = f"{one_line(error)}; use --provider cpu" if part else _GPUS[provider.name].reason(error, provider.gpu)
+        if part:
+            found = cuda.short_memory(error, provider.gpu) or f"{one_line(error)}; use --provider cpu"
+        else:
+            found = _GPUS[provider.name].reason(error, provider.gpu)
         raise ProviderError(f"{what}{found}") from None
     difference = float(np.abs(got - expected).max())
     if not difference <= _PROBE_TOLERANCE:

@@ -89,14 +89,20 @@ def driver(number: int) -> CudaDriver:
         raise ProviderError(f"provider cuda: {error}; close other programs, or use --provider cpu") from None
 
 
+def short_memory(error: Exception, gpu: hardware.Gpu | None) -> str | None:
+    """What to say of a probe that found no memory, and the next step; None where it failed for another reason."""
+    if not any(marker in str(error) for marker in _MEMORY_IS_SHORT):
+        return None
+    free = "an unknown amount" if gpu is None or gpu.free_bytes is None else f"{gpu.free_bytes / 1e6:.0f} MB"
+    what = f"GPU memory is short even for a tiny model, {free} was free"
+    return f"{what} ({one_line(error)}); close other programs on the GPU, or use --provider cpu"
+
+
 def reason(error: Exception, gpu: hardware.Gpu | None) -> str:
     """Why the probe failed, and the next step: memory, a library that is missing, or a GPU that fails."""
-    text = str(error)
-    if any(marker in text for marker in _MEMORY_IS_SHORT):
-        free = "an unknown amount" if gpu is None or gpu.free_bytes is None else f"{gpu.free_bytes / 1e6:.0f} MB"
-        what = f"GPU memory is short even for a tiny model, {free} was free"
-        return f"{what} ({one_line(error)}); close other programs on the GPU, or use --provider cpu"
-    if any(marker in text for marker in _FAILED):
+    if short := short_memory(error, gpu):
+        return short
+    if any(marker in str(error) for marker in _FAILED):
         return f"{one_line(error)}; check nvidia-smi, or use --provider cpu"
     return f"{missing_library(Path(ort.__file__).parent / 'capi') or one_line(error)}; {INSTALL}"
 
