@@ -45,7 +45,8 @@ def measured(
 
     Each round begins with another engine.
     """
-    first, cold, warm = ({engine: [] for engine in starts} for _ in range(3))
+    times: list[Times] = [{engine: [] for engine in starts} for _ in range(3)]
+    first, cold, warm = times
     for turn in range(rounds + 1):
         for engine in rotated(list(starts), turn):
             began = time.perf_counter()

@@ -73,7 +73,7 @@ def main() -> None:
     arguments.output.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 
-def _explicit(dial: dict[str, float]) -> dict[str, float]:
+def _explicit(dial: dict[str, float]) -> dict[str, Any]:
     """The dial for scoring, whose default is dense."""
     return dial or {"max_loss": 0.005}
 

@@ -162,7 +162,7 @@ def _engines(bundle: Bundle, args: argparse.Namespace) -> tuple[dict[str, Engine
     """
     kernels = not args.bodies and _has_kernels(args.provider)
     made: dict[str, Engine] = {}
-    figures = []
+    figures: list[Figure] = []
     for name in _ENGINES if kernels else _ENGINES[1:]:
         gc.collect()
         try:
@@ -352,7 +352,7 @@ def _dial(
     planned = plan(model, n_prompt=[0], n_gen=[args.tokens], n_depth=[depth], budgets=[1.0, 0.4])
     rows = Bench(model).run_in_turn(planned.tests, 5)
     times = {row.test.budget: statistics.median(row.samples_ns) for row in rows}
-    achieved = {row.test.budget: row.achieved_budget for row in rows}
+    achieved = {row.test.budget: row.achieved_budget for row in rows if row.achieved_budget is not None}
     ratio = times[0.4] / times[1.0]
     figures.append(Figure("time at budget 0.4 over 1.0", "0.36 to 0.46", f"{ratio:.3f} behind {depth}"))
     yield (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -136,7 +137,8 @@ def _model(dims: ModelDims, floats: str, capacity: int, kv_density: float | None
         del inputs["kv_pages"]
     else:
         attributes |= {GATHER_CAPACITY: gather_capacity(shape.row_pairs, shape.kv_heads, kv_density, KvLayout())}
-    outputs, nodes = {}, []
+    outputs: dict[str, Any] = {}
+    nodes = []
     for layer in range(LAYERS):
         inputs |= {f"past_{part}.{layer}": kind for part, kind in parts.items()}
         outputs |= {f"present_{part}.{layer}": kind for part, kind in parts.items()}

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -111,11 +112,11 @@ def launches(bundle: Bundle, provider: Provider, actions: Sequence[Action]) -> d
         for action in actions:
             engine = Engine(bundle, provider=provider.name, device=provider.device, native_ops=provider.native)
             engine.forward([1], action)
-            made = engine._runners.graphs._opened
+            runners: Any = engine._runners
+            step: Any = engine._prepare(action).step_runner
+            made = runners.graphs._opened
             paths = {kind: Path(graph.session.end_profiling()) for kind, graph in made.items()}
-            profile = next(
-                path for kind, path in paths.items() if engine._prepare(action).step_runner._kinds[0] == kind
-            )
+            profile = next(path for kind, path in paths.items() if step._kinds[0] == kind)
             events = json.loads(profile.read_text(encoding="utf-8"))
             nodes = [event["args"] for event in events if event["cat"] == "Node" and "op_name" in event["args"]]
             widest = bundle.config.variants[action.variant].precision.widest
@@ -131,8 +132,8 @@ def _profiling(prefix: str) -> Iterator[None]:
     """Within this context, new sessions write profiles and capture nothing."""
     plain, captures = Provider.options, os.environ.get("SOL_RT_CAPTURE")
 
-    def options(provider: Provider) -> ort.SessionOptions:
-        made = plain(provider)
+    def options(self: Provider) -> ort.SessionOptions:
+        made = plain(self)
         made.enable_profiling, made.profile_file_prefix = True, prefix
         return made
 

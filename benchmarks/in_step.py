@@ -53,13 +53,13 @@ class FirstLayers:
     def __init__(self, bundle: Bundle, layers: int) -> None:
         self._model, self._dense = ReferenceModel.from_bundle(bundle.path), bundle.config.dense
         self._layers, self._seen = layers, torch.empty(0)
-        name = f"layers.{layers}.attn_norm"  # what it gets is the residual stream behind the layers before
+        behind = f"layers.{layers}.attn_norm"  # what it gets is the residual stream behind the layers before
         norm = self._model._norm_at
 
-        def noted(x: Tensor, place: str, of: str) -> Tensor:
-            if of == name and place == "before":
+        def noted(x: Tensor, place: str, name: str) -> Tensor:
+            if name == behind and place == "before":
                 self._seen = x[0]
-            return norm(x, place, of)
+            return norm(x, place, name)
 
         self._model._norm_at = noted  # type: ignore[method-assign]
 

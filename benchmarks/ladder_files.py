@@ -199,6 +199,7 @@ class Ladder:
 
     def _importance(self) -> Path:
         dest, part = self.folder / f"importance-{self._text_digest()}.npz", self.folder / "importance.part"
+        assert self._text is not None  # else it has no digest
         if not dest.exists():
             run_tool([sys.executable, Path(__file__).with_name("importance.py"), self._source, self._text, part])
             part.rename(dest)

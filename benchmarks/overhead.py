@@ -149,8 +149,8 @@ def main() -> None:
     print(f"dense step {quartiles(dense.tolist())} ms; switching {quartiles(1e3 * np.array(switches))} µs a step\n")
     columns = ("graph, ms", "policy, µs", "policy + controller, µs", "rest of the loop, µs", "choosing, %", "all, %")
     print(f"| | {' | '.join(columns)} |\n|---{'|---' * len(columns)}|")
-    for name, parts in found.items():
-        graph, policy, choosing, rest = np.array(parts).T
+    for name, rounds in found.items():
+        graph, policy, choosing, rest = np.array(rounds).T
         extra = choosing + (0 if name == "dense" else np.array(switches))
         cells = (graph, 1e3 * policy, 1e3 * choosing, 1e3 * rest, 100 * extra / dense, 100 * (extra + rest) / dense)
         print(f"| {name} | {' | '.join(quartiles(cell.tolist()) for cell in cells)} |")

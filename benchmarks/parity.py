@@ -24,6 +24,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -127,7 +128,7 @@ def run(source: str, work: Path) -> str:
     model, name = resolve(source, lambda step, done, total: None)
     folder = float32_folder(model, work) if model.is_file() else model
     tensors = check_source(model, folder)
-    levels = {"bits": (8,), "channel_density": (1.0,), "kv_density": (1.0,)}
+    levels: dict[str, Any] = {"bits": (8,), "channel_density": (1.0,), "kv_density": (1.0,)}
     export_bundle(str(model), work / "bundle", **levels, calibration="none", parity=False)
     bundle = Bundle.open(work / "bundle")
     ids = bundle.tokenizer().encode(TEXT + _LONGER)

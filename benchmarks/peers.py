@@ -263,7 +263,10 @@ def run(args: argparse.Namespace) -> str:
         print(f"depth {depth} is left out: the model's context ends before it", file=sys.stderr)
         args.depths.remove(depth)
     with contextlib.ExitStack() as stack:
-        start = lambda *how: stack.enter_context(WorkerProcess.start(*how, args.threads))  # noqa: E731
+
+        def start(engine: str, python: Path | str, model: Path) -> WorkerProcess:
+            return stack.enter_context(WorkerProcess.start(engine, python, model, args.threads))
+
         own = start("sol_rt", sys.executable, bundle.path)
         peers = [start(engine, pythons[peer], files[peer]) for peer in args.peers for engine in engines_of(peer)]
         results = []

@@ -23,6 +23,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -59,7 +60,7 @@ def random_bundle(folder: Path) -> Path:
     from sol_rt.export import export_bundle
 
     source = write_random_checkpoint(folder / "source", _RANDOM)
-    levels = {"bits": (8, 4), "channel_density": (1.0, 0.5), "kv_density": (1.0, 0.25)}
+    levels: dict[str, Any] = {"bits": (8, 4), "channel_density": (1.0, 0.5), "kv_density": (1.0, 0.25)}
     return export_bundle(str(source), folder / "bundle", **levels, calibration="none", parity=False).path
 
 
@@ -72,6 +73,11 @@ def steps(engine: Engine, context: int, tokens: Sequence[int], choose: Callable[
     for index, token in enumerate(tokens[context:]):
         engine.forward([token], choose(index))
         yield index
+
+
+def in_turn(actions: Sequence[Action]) -> Callable[[int], Action]:
+    """Chooses the actions in turn, by the index of the step."""
+    return lambda index: actions[index % len(actions)]
 
 
 def states_of(engine: Engine, context: int, tokens: Sequence[int], choose: Callable[[int], Action]) -> np.ndarray:
@@ -137,16 +143,14 @@ def report(folder: Path, args: argparse.Namespace) -> None:
             f"both; use other --context and --steps, the latter above {_CHEAP}"
         )
     engine.forward(tokens[: args.context], config.dense)
-    dense = states_of(engine, args.context, tokens, lambda _: config.dense)
+    dense = states_of(engine, args.context, tokens, in_turn([config.dense]))
     print("| action | always | one in four, behind it | three dense steps later |\n|---|--:|--:|--:|")
     others = [entry.action for entry in config.actions if entry.action != config.dense]
     for action in others:
-        always = states_of(engine, args.context, tokens, lambda _, action=action: action)
-        mixed = states_of(
-            engine, args.context, tokens, lambda index, action=action: config.dense if index % 4 else action
-        )
-        cells = [errors(always, dense), errors(mixed[::4], dense[::4]), errors(mixed[3::4], dense[3::4])]
-        print(f"| `{action.tag}` | {' | '.join(f'{each.min():.4f} to {each.max():.4f}' for each in cells)} |")
+        often, seldom = [action], [action, config.dense, config.dense, config.dense]
+        always, mixed = (states_of(engine, args.context, tokens, in_turn(turns)) for turns in (often, seldom))
+        found = [errors(always, dense), errors(mixed[::4], dense[::4]), errors(mixed[3::4], dense[3::4])]
+        print(f"| `{action.tag}` | {' | '.join(f'{each.min():.4f} to {each.max():.4f}' for each in found)} |")
     reached = [later for later in _LATER if _CHEAP + later <= args.steps]
     print(f"\n| action | {' | '.join(f'KL after {later}' for later in reached)} |\n|---|{'--:|' * len(reached)}")
     for action in others:

@@ -72,7 +72,7 @@ def row_of(
 
     cells = []
     for budget, answers in budgets.items():
-        gained = np.bincount(place, hits(answers) - hits(dense))
+        gained = np.bincount(place, hits(answers) - hits(dense)).astype(np.float64)
         difference = bootstrap.figure(bootstrap.mean(gained, asked))
         spent, full = (sum(getattr(answers[index], part) for index in common) for part in ("spent", "full"))
         achieved = spent / full if full else float("nan")  # no question took a decode step
