@@ -5,9 +5,10 @@
 
 Prints a Markdown page: prompts of 512 tokens (pp512), and greedy decoding after a prompt of a given depth (tg64 @
 d512), in tokens per second and as ratios. sol_rt runs the prompt dense, its default, and under each action's variant,
-which takes `sol-rt --prefill VARIANT`. With a text (-f), each row also has the perplexity on its first windows, by
-llama-perplexity's convention: 512 tokens, the second half scored. llama.cpp is measured with flash attention, its
-default, and without (-fa 0). `make peers` first makes the environments, ENVIRONMENTS/PEER/bin/python.
+which takes `sol-rt --prefill VARIANT`. Decoding has a second row for each action: that of the native core. With a text
+(-f), each row also has the perplexity on its first windows, by llama-perplexity's convention: 512 tokens, the second
+half scored. llama.cpp is measured with flash attention, its default, and without (-fa 0). `make peers` first makes the
+environments, ENVIRONMENTS/PEER/bin/python.
 """
 
 from __future__ import annotations
@@ -38,18 +39,21 @@ PEERS = ("llama.cpp", "genai", "optimum")
 PROMPT = 512
 DEEP = 4096  # from this depth on: half the repetitions and steps, and one more row with sparse attention
 SPARSE_TOKENS = 512
+CORE = " core"
+"""Behind an action's tag in rows of the native core."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A column of a test: an engine, and its action if the engine is sol_rt."""
+    """A column of a test: an engine, and its action if the engine is sol_rt or its native core."""
 
     worker: WorkerProcess
     tag: str | None = None
+    mark: str = ""
 
     @property
     def name(self) -> str:
-        return self.tag or self.worker.name
+        return f"{self.tag}{self.mark}" if self.tag else self.worker.name
 
 
 def sparse_action(depth: int, page_size: int) -> Action:
@@ -75,7 +79,12 @@ def measure(
 
 
 def tests(
-    own: WorkerProcess, peers: list[WorkerProcess], actions: list[Action], bundle: Bundle, args: argparse.Namespace
+    own: WorkerProcess,
+    core: WorkerProcess,
+    peers: list[WorkerProcess],
+    actions: list[Action],
+    bundle: Bundle,
+    args: argparse.Namespace,
 ) -> Iterator[Test]:
     """Measures the prompt, dense and under the variant of each action, then decoding at each depth."""
     longest = max([PROMPT, *args.depths])
@@ -97,12 +106,13 @@ def tests(
         deep = depth >= DEEP
         count = max(1, args.count // 2) if deep else args.count
         here = _with_sparse(actions, depth, bundle) if deep else tags
-        for worker in (own, *peers):
+        for worker in (own, core, *peers):
             worker.ask(do="prompt", tokens=words[:depth], room=count)
-        entries = [Entry(own, tag) for tag in here] + others
+        mine = [Entry(worker, tag, mark) for tag in here for worker, mark in ((own, ""), (core, CORE))]
+        entries = mine + others
         repetitions = _deep(args.repetitions) if deep else args.repetitions
         rates = measure(entries, {"do": "decode", "count": count}, count, repetitions)
-        yield test(f"tg{count} @ d{depth}", here, rates)
+        yield test(f"tg{count} @ d{depth}", [entry.name for entry in mine], rates)
 
 
 def quality(own: WorkerProcess, peers: list[WorkerProcess], tags: list[str], cut: list[list[int]]) -> dict[str, str]:
@@ -126,6 +136,11 @@ def _with_sparse(actions: list[Action], depth: int, bundle: Bundle) -> list[str]
     return list(dict.fromkeys(action.tag for action in actions + more))
 
 
+def actions_of(test: Test) -> list[str]:
+    """The tags of a test's actions, without the rows of the native core."""
+    return [name for name in test.own if not name.endswith(CORE)]
+
+
 def _deep(repetitions: int) -> int:
     return max(3, repetitions // 2)
 
@@ -138,7 +153,7 @@ def report(
     args: argparse.Namespace,
 ) -> str:
     """The whole Markdown page: command, machine and engines, the tables, and notes on the rows."""
-    peers = [worker.name for worker in workers[1:]]
+    peers = [worker.name for worker in workers[2:]]
     depths = ",".join(map(str, args.depths))
     text = f" TEXT={args.file.name}" if args.file else ""
     command = f"make peers MODEL={Path(args.model).name} PEERS={','.join(args.peers)} DEPTHS={depths}{text}"
@@ -147,7 +162,7 @@ def report(
     options += f" --windows {args.windows}" if args.file else ""
     about = "\n".join(f"- {worker.name}: {worker.version}; {worker.settings}" for worker in workers)
     decoding = [test for test in results if "@" in test.name]
-    sparse = [(test, tag) for test in decoding for tag in test.own if not tag.startswith("k100")]
+    sparse = [(test, tag) for test in decoding for tag in actions_of(test) if not tag.startswith("k100")]
     notes = "".join(f"\n{_sparse_note(test, tag, config.kv.page_size)}" for test, tag in sparse)
     fewer = f" ({_deep(args.repetitions)} from {DEEP} tokens on)" if max(args.depths, default=0) >= DEEP else ""
     return f"""# {bundle_name(args.model)} beside its peers, {time.strftime("%Y-%m-%d")}
@@ -166,9 +181,11 @@ Median [quartiles] over {args.repetitions} repetitions{fewer}, all engines in
 turn in each, after a turn of warm-up; ratios are taken within a repetition. `pp{PROMPT}`: a prompt of {PROMPT} tokens
 into an empty cache, last logits included; a prompt under an action is that of `sol-rt --prefill VARIANT`; without the
 option prompts run dense (`{config.dense.tag}`). `tg{args.count} @ d512`: {args.count} decode steps after a prompt of
-512 tokens, which is not timed. The best peer of a row is the one with the highest median. While one engine is measured,
-the processes of the others are stopped. Weights: sol_rt's bundle and the models of genai and optimum are made of the
-file that llama.cpp reads; genai and optimum get it in float32 and quantize it on their own.{_scored_note(args)}{notes}
+512 tokens, which is not timed. `core`: the loop of the native core, which apps run, read token by token from Python;
+the other rows are of the Python engine. The best peer of a row is the one with the highest median. While one engine is
+measured, the processes of the others are stopped. Weights: sol_rt's bundle and the models of genai and optimum are made
+of the file that llama.cpp reads; genai and optimum get it in float32 and quantize it on their
+own.{_scored_note(args)}{notes}
 """
 
 
@@ -267,16 +284,15 @@ def run(args: argparse.Namespace) -> str:
         def start(engine: str, python: Path | str, model: Path) -> WorkerProcess:
             return stack.enter_context(WorkerProcess.start(engine, python, model, args.threads))
 
-        own = start("sol_rt", sys.executable, bundle.path)
+        own, core = (start(engine, sys.executable, bundle.path) for engine in ("sol_rt", "sol_rt core"))
         peers = [start(engine, pythons[peer], files[peer]) for peer in args.peers for engine in engines_of(peer)]
         results = []
-        for test in tests(own, peers, args.actions, bundle, args):
+        for test in tests(own, core, peers, args.actions, bundle, args):
             print(f"measured {test.name}", file=sys.stderr)
             results.append(test)
-        scores = (
-            quality(own, peers, list(dict.fromkeys(tag for test in results for tag in test.own)), cut) if cut else None
-        )
-    return report([own, *peers], results, scores, bundle.config, args)
+        tags = list(dict.fromkeys(tag for test in results for tag in actions_of(test)))
+        scores = quality(own, peers, tags, cut) if cut else None
+    return report([own, core, *peers], results, scores, bundle.config, args)
 
 
 def windows_of(file: Path, bundle: Bundle, count: int) -> list[list[int]]:

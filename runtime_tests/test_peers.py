@@ -24,6 +24,7 @@ from peer_report import best, quartiles, ratios, tables
 from workers.client import WorkerError, WorkerProcess, engines_of
 from workers.scoring import scorer
 
+import sol_rt.ops
 from helpers.bad_options import assert_refused
 from helpers.tiny_bundle import write_bundle
 from sol_rt.bundle.actions import Action
@@ -33,6 +34,8 @@ from sol_rt.engine.engine import Engine
 from sol_rt.engine.step import StepOutput
 from sol_rt.errors import SolError, UsageError
 from sol_rt.generate.model import SolModel
+from sol_rt.generate.native.stream import NativeStream
+from sol_rt.generate.results import GeneratedToken
 from sol_rt.text.tokenizer import Tokenizer
 
 RATES = st.lists(st.floats(1, 1e4), min_size=1, max_size=9)
@@ -229,13 +232,16 @@ def test_a_prompt_runs_dense_and_under_the_variants_of_the_actions(recorder: Wor
     actions = [Action(0.3, 1.0, 4), Action(1.0, 1.0, 4), Action(1.0, 0.5, 4)]
     with recorder:
         args = argparse.Namespace(depths=[8], repetitions=1, count=2)
-        prompt, decoding = peers.tests(recorder, [], actions, bundle, args)
+        prompt, decoding = peers.tests(recorder, recorder, [], actions, bundle, args)
         calls = recorder.ask(do="calls")["calls"]
     tags = ["k100-s100-q4", "k100-s050-q4", "k100-s100-q8"]
     assert [call[2] for call in calls if call[0] == "prompt" and len(call[1]) == peers.PROMPT][:3] == tags
     assert list(prompt.own) == tags
     assert prompt.notes == {tags[0]: "(`--prefill s100-q4`)", tags[1]: "(`--prefill s050-q4`)"}
-    assert (list(decoding.own), decoding.notes) == ([action.tag for action in actions], {})
+    assert decoding.notes == {}
+    assert peers.actions_of(decoding) == [action.tag for action in actions]
+    assert list(decoding.own)[:2] == ["k030-s100-q4", "k030-s100-q4 core"]
+    assert len(decoding.own) == 2 * len(actions)
     row = tables([peer_report.Test("pp512", {tags[0]: [2.0]}, {"a": [1.0]}, prompt.notes)], ["a"]).splitlines()[-1]
     assert row.startswith("| pp512 | `k100-s100-q4` (`--prefill s100-q4`) | 2.0")
 
@@ -255,9 +261,9 @@ def test_a_page_says_what_was_measured(recorder: WorkerProcess, tmp_path: Path) 
             file=Path("valid.txt"),
             windows=3,
         )
-        rates = {"k050-s100-q4": [10.0, 10.0]}
+        rates = {"k050-s100-q4": [10.0, 10.0], "k050-s100-q4 core": [11.0, 11.0]}
         results = [peer_report.Test(name, rates, {"recorder": [5.0, 5.0]}) for name in ("pp512", "tg32 @ d64")]
-        page = peers.report([recorder, recorder], results, {"recorder": "9.00 ± 0.10"}, config, args)
+        page = peers.report([recorder] * 3, results, {"recorder": "9.00 ± 0.10"}, config, args)
     assert page.count("`k050-s100-q4` after 64 tokens reads 8 of 16 old pages") == 1
     assert "`tg32 @ d512`: 32 decode steps" in page
     assert "over 2 repetitions, all" in page
@@ -267,7 +273,7 @@ def test_a_page_says_what_was_measured(recorder: WorkerProcess, tmp_path: Path) 
     assert "an\naction's first half is prefilled dense." in page
     assert "`sol-rt --prefill VARIANT`; without the\noption prompts run dense (`k100-s100-q8`)." in page
     args.file = None
-    assert "--windows" not in peers.report([recorder, recorder], results, None, config, args)
+    assert "--windows" not in peers.report([recorder] * 3, results, None, config, args)
 
 
 def test_the_sparse_row_comes_once_and_only_where_the_bundle_has_its_variant(tmp_path: Path) -> None:
@@ -323,6 +329,29 @@ def test_a_start_runs_prompts_by_its_variant_and_reads_the_tokenizer(
     with WorkerProcess.start("sol_rt", sys.executable, bundle, 1, options=options) as started:
         assert started.settings == own.settings
         assert started.ask(do="prompt", tokens=[5, 6, 7])["ms"] > 0
+
+
+@pytest.mark.skipif(sol_rt.ops.core_path() is None, reason="the package was installed without the native core")
+def test_the_core_takes_the_steps_that_it_is_timed_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = write_bundle(tmp_path / "tiny")
+    monkeypatch.syspath_prepend(str(Path(peers.__file__).parent / "workers"))
+    core = importlib.import_module("sol_rt_core_worker").SolRtCore(bundle, None)
+    taken: list[GeneratedToken] = []
+    step = NativeStream.__next__
+    monkeypatch.setattr(NativeStream, "__next__", lambda self: taken.append(step(self)) or taken[-1])
+    prompt = [5, 6, 7, 8]
+    core.reset(12)
+    core.prompt(prompt)
+    for core.action in ("k100-s050-q6", "k100-s100-q4"):
+        taken.clear()
+        core.rewind(3)
+        core.prompt(prompt[3:])
+        for _ in range(5):
+            core.step()
+        assert [each.action.tag for each in taken[1:]] == [core.action] * 5
+        model = SolModel.from_pretrained(bundle, measure_costs=False)
+        expected = model.generate(prompt, schedule=f"fixed:{core.action}", max_new_tokens=6, eos_token_id=[])
+        assert [each.token for each in taken] == expected.tokens
 
 
 def test_the_runtime_scores_what_its_perplexity_command_scores(tmp_path: Path) -> None:
