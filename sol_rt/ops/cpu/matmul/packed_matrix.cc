@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <new>
+#include <utility>
 #include <vector>
 
 #include "cpu/threads/team.h"
@@ -15,22 +16,51 @@ namespace sol {
 namespace {
 
 constexpr size_t kSlack = 256;  // whole vectors may be read past the end
+constexpr size_t kLine = 64;
+constexpr size_t kSlab = 16 << 20, kLargePage = 2 << 20;
 
-// Memory of its own, which goes back to the system with the copy. Throws std::bad_alloc.
+}  // namespace
+
+// Memory for copies, which goes back to the system with the last of them. Copies of small matrices share it: alone, none would fill a large page.
+class Slab {
+ public:
+  // Throws std::bad_alloc.
+  explicit Slab(size_t bytes) : bytes_(bytes + kLargePage) {
 #ifdef _WIN32
-uint8_t* Allocate(size_t bytes) { return static_cast<uint8_t*>(::operator new(bytes, std::align_val_t{4096})); }
-void Free(uint8_t* memory, size_t) { ::operator delete(memory, std::align_val_t{4096}); }
+    memory_ = static_cast<uint8_t*>(::operator new(bytes_, std::align_val_t{kLine}));
 #else
-uint8_t* Allocate(size_t bytes) {
-  void* const memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (memory == MAP_FAILED) throw std::bad_alloc();
+    void* const memory = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) throw std::bad_alloc();
 #ifdef MADV_HUGEPAGE
-  madvise(memory, bytes, MADV_HUGEPAGE);  // where it fails, pages are small, which costs a step up to a tenth
+    madvise(memory, bytes_, MADV_HUGEPAGE);  // where it fails, pages are small, which costs a step up to a tenth
 #endif
-  return static_cast<uint8_t*>(memory);
-}
-void Free(uint8_t* memory, size_t bytes) { munmap(memory, bytes); }
+    memory_ = static_cast<uint8_t*>(memory);
 #endif
+    free_ = (kLargePage - reinterpret_cast<uintptr_t>(memory_) % kLargePage) % kLargePage;
+  }
+  ~Slab() {
+#ifdef _WIN32
+    ::operator delete(memory_, std::align_val_t{kLine});
+#else
+    munmap(memory_, bytes_);
+#endif
+  }
+  Slab(const Slab&) = delete;
+  Slab& operator=(const Slab&) = delete;
+
+  // Null where so many bytes are not left.
+  uint8_t* Take(size_t bytes) {
+    if (bytes_ - free_ < bytes) return nullptr;
+    return memory_ + std::exchange(free_, std::min(bytes_, free_ + (bytes + kLine - 1) / kLine * kLine));
+  }
+
+ private:
+  const size_t bytes_;
+  uint8_t* memory_;
+  size_t free_;  // where the free part begins
+};
+
+namespace {
 
 // A panel of one split.
 void PackPanel(const Nested& w, Range blocks, size_t panel, uint8_t* data) {
@@ -65,20 +95,20 @@ std::weak_ptr<const PackedMatrix>& CopyOf(const Nested& w, size_t splits) {
 
 }  // namespace
 
-PackedMatrix::PackedMatrix(const Context& context, const Nested& w, size_t splits)
-    : bytes_(w.K / kBlock * w.N * kPackedBytes + kSlack), data_(Allocate(bytes_)) {
-  const size_t panels = (w.N + kPanel - 1) / kPanel;
-  try {
-    context.ParallelFor(splits * panels, [&](size_t task) {
-      PackPanel(w, ShareOf(w.K / kBlock, 1, task / panels, splits), task % panels * kPanel, data_);
-    });
-  } catch (...) {
-    Free(data_, bytes_);
-    throw;
+PackedMatrix::PackedMatrix(const Context& context, const Nested& w, size_t splits) {
+  static auto* const newest = new std::weak_ptr<Slab>();  // outlives every session
+  const size_t bytes = w.K / kBlock * w.N * kPackedBytes + kSlack, panels = (w.N + kPanel - 1) / kPanel;
+  slab_ = newest->lock();
+  uint8_t* data = slab_ != nullptr ? slab_->Take(bytes) : nullptr;
+  if (data == nullptr) {
+    *newest = slab_ = std::make_shared<Slab>(std::max(bytes, kSlab));
+    data = slab_->Take(bytes);
   }
+  data_ = data;
+  context.ParallelFor(splits * panels, [&](size_t task) {
+    PackPanel(w, ShareOf(w.K / kBlock, 1, task / panels, splits), task % panels * kPanel, data);
+  });
 }
-
-PackedMatrix::~PackedMatrix() { Free(data_, bytes_); }
 
 std::shared_ptr<const PackedMatrix> PackedCopy::Get(const Context& context, const Nested& w, size_t splits) {
   const std::lock_guard<std::mutex> lock(mutex_);

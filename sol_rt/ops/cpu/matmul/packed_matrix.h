@@ -24,19 +24,18 @@ namespace sol {
 enum class CopiesUse : uint32_t { kNone, kRead, kKeep };
 inline std::atomic<CopiesUse> copies_use{CopiesUse::kNone};  // what SolOpsCopies set
 
+class Slab;
+
 class PackedMatrix {
  public:
-  // Throws std::bad_alloc.
+  // One at a time in the process. Throws std::bad_alloc.
   PackedMatrix(const Context& context, const Nested& w, size_t splits);
-  ~PackedMatrix();
-  PackedMatrix(const PackedMatrix&) = delete;
-  PackedMatrix& operator=(const PackedMatrix&) = delete;
 
   const uint8_t* Data() const { return data_; }
 
  private:
-  const size_t bytes_;
-  uint8_t* const data_;
+  std::shared_ptr<Slab> slab_;  // what data lies in
+  const uint8_t* data_;
 };
 
 // The copy that a product has, if any. The products of several graphs with one matrix share it.
