@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import math
+import mmap
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -652,30 +653,43 @@ def test_an_old_runtime_is_told_so() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_copies_of_a_matrix_take_memory_while_they_are_asked_for() -> None:
-    def private_mb() -> float:
-        status = Path("/proc/self/status").read_text()
-        return int(next(line for line in status.splitlines() if line.startswith("RssAnon")).split()[1]) / 1e3
+@pytest.mark.parametrize(("count", "k", "n"), [(1, 4096, 8192), (48, 576, 960)])
+def test_copies_take_memory_while_they_are_asked_for(count: int, k: int, n: int) -> None:
+    """Of a large matrix, and of small ones, which share large pages where the system has such."""
+
+    def megabytes(kind: str) -> float:
+        text = Path("/proc/self/smaps_rollup").read_text(encoding="utf-8")
+        return int(next(line for line in text.splitlines() if line.startswith(f"{kind}:")).split()[1]) / 1e3
+
+    def private() -> float:
+        return megabytes("Anonymous")
 
     operators = ctypes.CDLL(str(library_path()))
-    k, n = 4096, 8192
-    node = pruned_matmul(np.random.default_rng(0), 0, k, n, 4)
-    session, binding = bound([node], k, argparse.Namespace(tokens=1))
+    rng = np.random.default_rng(0)
+    session, binding = bound([pruned_matmul(rng, i, k, n, 4) for i in range(count)], k, argparse.Namespace(tokens=1))
 
-    def product() -> bytes:
+    def products() -> list[bytes]:
         session.run_with_iobinding(binding)
-        return bytes(binding.copy_outputs_to_cpu()[0].tobytes())
+        return [bytes(output.tobytes()) for output in binding.copy_outputs_to_cpu()]
 
-    expected, before = product(), private_mb()
-    megabytes = k * n * 19 / 32 / 1e6  # of bases, scales and zero points
+    with mmap.mmap(-1, 32 << 20) as control:
+        control.madvise(mmap.MADV_HUGEPAGE)
+        large = megabytes("AnonHugePages")
+        control[:] = bytes(len(control))
+        gives_large_pages = megabytes("AnonHugePages") - large > 25
+    expected, before, large = products(), private(), megabytes("AnonHugePages")
+    size = count * k * n * 19 / 32 / 1e6  # of bases, scales and zero points
+    slack = 6  # a large page, begun at either end
     try:
         operators.SolOpsCopies(1)
-        assert [product(), product()] == [expected] * 2
-        assert private_mb() - before == pytest.approx(megabytes, abs=3)
+        assert [products(), products()] == [expected] * 2
+        assert private() - before == pytest.approx(size, abs=slack)
+        if gives_large_pages:
+            assert megabytes("AnonHugePages") - large >= 0.7 * size
         operators.SolOpsCopies(2)
-        assert product() == expected
-        assert private_mb() - before == pytest.approx(megabytes, abs=3)  # kept, for a setting that follows
+        assert products() == expected
+        assert private() - before == pytest.approx(size, abs=slack)  # kept, for a setting that follows
     finally:
         operators.SolOpsCopies(0)
-    assert product() == expected
-    assert private_mb() - before == pytest.approx(0, abs=3)
+    assert products() == expected
+    assert private() - before == pytest.approx(0, abs=slack)
