@@ -672,7 +672,7 @@ def test_copies_take_memory_while_they_are_asked_for(count: int, k: int, n: int)
         session.run_with_iobinding(binding)
         return [bytes(output.tobytes()) for output in binding.copy_outputs_to_cpu()]
 
-    with mmap.mmap(-1, 32 << 20) as control:
+    with mmap.mmap(-1, 32 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as control:
         control.madvise(mmap.MADV_HUGEPAGE)
         large = megabytes("AnonHugePages")
         control[:] = bytes(len(control))
