@@ -33,6 +33,7 @@ from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import SolConfig
 from sol_rt.errors import SolError, UsageError
 from sol_rt.evaluation.quality.perplexity import estimate, text_windows
+from sol_rt.ops import core_path
 from sol_rt.store.pull import bundle_name, resolve
 
 PEERS = ("llama.cpp", "genai", "optimum")
@@ -80,7 +81,7 @@ def measure(
 
 def tests(
     own: WorkerProcess,
-    core: WorkerProcess,
+    core: WorkerProcess | None,
     peers: list[WorkerProcess],
     actions: list[Action],
     bundle: Bundle,
@@ -106,9 +107,10 @@ def tests(
         deep = depth >= DEEP
         count = max(1, args.count // 2) if deep else args.count
         here = _with_sparse(actions, depth, bundle) if deep else tags
-        for worker in (own, core, *peers):
+        engines = [(own, ""), *([(core, CORE)] if core else [])]
+        for worker in (*(engine for engine, _ in engines), *peers):
             worker.ask(do="prompt", tokens=words[:depth], room=count)
-        mine = [Entry(worker, tag, mark) for tag in here for worker, mark in ((own, ""), (core, CORE))]
+        mine = [Entry(worker, tag, mark) for tag in here for worker, mark in engines]
         entries = mine + others
         repetitions = _deep(args.repetitions) if deep else args.repetitions
         rates = measure(entries, {"do": "decode", "count": count}, count, repetitions)
@@ -146,21 +148,22 @@ def _deep(repetitions: int) -> int:
 
 
 def report(
-    workers: list[WorkerProcess],
+    own: list[WorkerProcess],
+    others: list[WorkerProcess],
     results: list[Test],
     scores: Mapping[str, str] | None,
     config: SolConfig,
     args: argparse.Namespace,
 ) -> str:
     """The whole Markdown page: command, machine and engines, the tables, and notes on the rows."""
-    peers = [worker.name for worker in workers[2:]]
+    peers = [worker.name for worker in others]
     depths = ",".join(map(str, args.depths))
     text = f" TEXT={args.file.name}" if args.file else ""
     command = f"make peers MODEL={Path(args.model).name} PEERS={','.join(args.peers)} DEPTHS={depths}{text}"
     actions = ",".join(action.tag for action in args.actions)
     options = f"-r {args.repetitions} -n {args.count} --threads {args.threads} --actions {actions}"
     options += f" --windows {args.windows}" if args.file else ""
-    about = "\n".join(f"- {worker.name}: {worker.version}; {worker.settings}" for worker in workers)
+    about = "\n".join(f"- {worker.name}: {worker.version}; {worker.settings}" for worker in (*own, *others))
     decoding = [test for test in results if "@" in test.name]
     sparse = [(test, tag) for test in decoding for tag in actions_of(test) if not tag.startswith("k100")]
     notes = "".join(f"\n{_sparse_note(test, tag, config.kv.page_size)}" for test, tag in sparse)
@@ -284,7 +287,8 @@ def run(args: argparse.Namespace) -> str:
         def start(engine: str, python: Path | str, model: Path) -> WorkerProcess:
             return stack.enter_context(WorkerProcess.start(engine, python, model, args.threads))
 
-        own, core = (start(engine, sys.executable, bundle.path) for engine in ("sol_rt", "sol_rt core"))
+        own = start("sol_rt", sys.executable, bundle.path)
+        core = start("sol_rt core", sys.executable, bundle.path) if core_path() else None
         peers = [start(engine, pythons[peer], files[peer]) for peer in args.peers for engine in engines_of(peer)]
         results = []
         for test in tests(own, core, peers, args.actions, bundle, args):
@@ -292,7 +296,7 @@ def run(args: argparse.Namespace) -> str:
             results.append(test)
         tags = list(dict.fromkeys(tag for test in results for tag in actions_of(test)))
         scores = quality(own, peers, tags, cut) if cut else None
-    return report([own, core, *peers], results, scores, bundle.config, args)
+    return report([own, *([core] if core else [])], peers, results, scores, bundle.config, args)
 
 
 def windows_of(file: Path, bundle: Bundle, count: int) -> list[list[int]]:

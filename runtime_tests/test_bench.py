@@ -229,6 +229,16 @@ def test_it_runs_the_steps_of_generation(model: SolModel, calls: list[Call], sch
     assert [(call.tokens, call.action) for call in calls if call.start >= 24] == measured
 
 
+def test_what_stands_before_a_test_is_dense_whatever_runs_prompts(
+    model: SolModel, calls: list[Call], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model.engine, "prefill", Action(1.0, 1.0, 4))
+    Bench(model).run(Case(0, 3, 24, f"fixed:{FLOOR}"), 2)
+    before = [call for call in calls if call.start < 24]
+    assert len(before) > 2
+    assert {call.action for call in before} == {model.bundle.config.dense}
+
+
 def test_bytes_of_a_fixed_action(model: SolModel) -> None:
     """Against the formula of docs/bundle.md section 4, written out."""
     config = model.bundle.config

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import math
 import mmap
@@ -672,11 +673,15 @@ def test_copies_take_memory_while_they_are_asked_for(count: int, k: int, n: int)
         session.run_with_iobinding(binding)
         return [bytes(output.tobytes()) for output in binding.copy_outputs_to_cpu()]
 
-    with mmap.mmap(-1, 32 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as control:
-        control.madvise(mmap.MADV_HUGEPAGE)
-        large = megabytes("AnonHugePages")
-        control[:] = bytes(len(control))
-        gives_large_pages = megabytes("AnonHugePages") - large > 25
+    def gives_large_pages() -> bool:
+        """Whether the system gives them to whoever asks, at this moment."""
+        with mmap.mmap(-1, 32 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as control:
+            with contextlib.suppress(OSError):  # a kernel without them
+                control.madvise(mmap.MADV_HUGEPAGE)
+            before = megabytes("AnonHugePages")
+            control[:] = bytes(len(control))
+            return megabytes("AnonHugePages") - before > 25
+
     expected, before, large = products(), private(), megabytes("AnonHugePages")
     size = count * k * n * 19 / 32 / 1e6  # of bases, scales and zero points
     slack = 6  # a large page, begun at either end
@@ -684,8 +689,8 @@ def test_copies_take_memory_while_they_are_asked_for(count: int, k: int, n: int)
         operators.SolOpsCopies(1)
         assert [products(), products()] == [expected] * 2
         assert private() - before == pytest.approx(size, abs=slack)
-        if gives_large_pages:
-            assert megabytes("AnonHugePages") - large >= 0.7 * size
+        got = megabytes("AnonHugePages") - large
+        assert got >= 0.7 * size or not gives_large_pages()
         operators.SolOpsCopies(2)
         assert products() == expected
         assert private() - before == pytest.approx(size, abs=slack)  # kept, for a setting that follows

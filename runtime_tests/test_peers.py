@@ -234,6 +234,7 @@ def test_a_prompt_runs_dense_and_under_the_variants_of_the_actions(recorder: Wor
         args = argparse.Namespace(depths=[8], repetitions=1, count=2)
         prompt, decoding = peers.tests(recorder, recorder, [], actions, bundle, args)
         calls = recorder.ask(do="calls")["calls"]
+        _, without_core = peers.tests(recorder, None, [], actions, bundle, args)
     tags = ["k100-s100-q4", "k100-s050-q4", "k100-s100-q8"]
     assert [call[2] for call in calls if call[0] == "prompt" and len(call[1]) == peers.PROMPT][:3] == tags
     assert list(prompt.own) == tags
@@ -242,6 +243,7 @@ def test_a_prompt_runs_dense_and_under_the_variants_of_the_actions(recorder: Wor
     assert peers.actions_of(decoding) == [action.tag for action in actions]
     assert list(decoding.own)[:2] == ["k030-s100-q4", "k030-s100-q4 core"]
     assert len(decoding.own) == 2 * len(actions)
+    assert list(without_core.own) == peers.actions_of(decoding)
     row = tables([peer_report.Test("pp512", {tags[0]: [2.0]}, {"a": [1.0]}, prompt.notes)], ["a"]).splitlines()[-1]
     assert row.startswith("| pp512 | `k100-s100-q4` (`--prefill s100-q4`) | 2.0")
 
@@ -263,7 +265,7 @@ def test_a_page_says_what_was_measured(recorder: WorkerProcess, tmp_path: Path) 
         )
         rates = {"k050-s100-q4": [10.0, 10.0], "k050-s100-q4 core": [11.0, 11.0]}
         results = [peer_report.Test(name, rates, {"recorder": [5.0, 5.0]}) for name in ("pp512", "tg32 @ d64")]
-        page = peers.report([recorder] * 3, results, {"recorder": "9.00 ± 0.10"}, config, args)
+        page = peers.report([recorder] * 2, [recorder], results, {"recorder": "9.00 ± 0.10"}, config, args)
     assert page.count("`k050-s100-q4` after 64 tokens reads 8 of 16 old pages") == 1
     assert "`tg32 @ d512`: 32 decode steps" in page
     assert "over 2 repetitions, all" in page
@@ -273,7 +275,7 @@ def test_a_page_says_what_was_measured(recorder: WorkerProcess, tmp_path: Path) 
     assert "an\naction's first half is prefilled dense." in page
     assert "`sol-rt --prefill VARIANT`; without the\noption prompts run dense (`k100-s100-q8`)." in page
     args.file = None
-    assert "--windows" not in peers.report([recorder] * 3, results, None, config, args)
+    assert "--windows" not in peers.report([recorder] * 2, [recorder], results, None, config, args)
 
 
 def test_the_sparse_row_comes_once_and_only_where_the_bundle_has_its_variant(tmp_path: Path) -> None:

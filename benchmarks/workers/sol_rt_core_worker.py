@@ -12,6 +12,7 @@ from pathlib import Path
 
 import onnxruntime as ort
 from protocol import arguments, serve
+from sol_rt_worker import spoken
 
 from sol_rt import __version__
 from sol_rt.generate.native.model import NativeModel
@@ -26,7 +27,8 @@ class SolRtCore:
         config = self._model.bundle.config
         self._dense = config.dense.tag
         self.version = f"sol_rt {__version__}, onnxruntime {ort.__version__}"
-        self.settings = f"the native core, {config.kv.dtype} KV"
+        tuning = getattr(getattr(self._model.cost, "calibration", None), "tuning", None)
+        self.settings = f"the native core, {config.kv.dtype} KV, {spoken(tuning)}"
         self._tokens: list[int] = []
         self._room = 0
         self._stream: Iterator[GeneratedToken] = iter(())

@@ -19,7 +19,17 @@ from sol_rt.budget.cost.bytes_model import BytesCost
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.engine.engine import Engine
+from sol_rt.engine.hardware import tuning
+from sol_rt.engine.hardware.tuning import Tuning
 from sol_rt.generate.model import SolModel
+
+
+def spoken(settings: Tuning | None) -> str:
+    """The settings of the operators in words; None where nothing was measured for this processor."""
+    if settings is None:
+        return "operators not tuned"
+    copies = "4-bit steps read copies" if settings.copies else "no copies"
+    return f"{settings.row_bytes_ahead >> 10} KB ahead into cache level {settings.cache_level}, {copies}"
 
 
 class SolRt:
@@ -30,8 +40,10 @@ class SolRt:
         self._dense = bundle.config.dense
         self._prefill = Action.parse(f"k100-{prefill}") if prefill else self._dense
         self.version = f"sol_rt {__version__}, onnxruntime {ort.__version__}"
-        self.settings = f"prompt by {self._prefill.tag} before decode rows, {bundle.config.kv.dtype} KV"
         self._engine = Engine(bundle, threads=threads, provider="cpu")
+        library = self._engine.provider.library
+        settings = f"prompt by {self._prefill.tag} before decode rows, {bundle.config.kv.dtype} KV"
+        self.settings = f"{settings}, {spoken(None if library is None else tuning.current(library))}"
         self._engine.open_ahead(self._prefill)
         if tokenizer:
             bundle.tokenizer()

@@ -111,7 +111,7 @@ test("wrong calls", { skip }, async () => {
   await refuses(generate("a", { tokens_per_second: 9 }), UsageError, /no times are measured in a browser/);
   await refuses(generate(new Array(800).fill(9)), ContextError, /got 800 tokens, expected at most 768/);
   for (const prefill of /** @type {any[]} */ (["s001-q4", "", "k100-s100-q4", 4, ["s100-q4"]])) {
-    await refuses(SolModel.load(tiny, { prefill }), UsageError, /^--prefill: got .*, expected one of the bundle's variants: s100-q8, s100-q6, /);
+    await refuses(SolModel.load(tiny, { prefill }), UsageError, /^prefill: got .*, expected one of the bundle's variants: s100-q8, s100-q6, /);
   }
   await refuses(SolModel.load(tiny, { provider: /** @type {any} */ ("cuda") }), ProviderError, /provider cuda: unknown/);
   await refuses(SolModel.load(tiny, { provider: "webgpu" }), ProviderError, /this browser offers no GPU/);

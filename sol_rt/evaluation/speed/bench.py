@@ -378,7 +378,8 @@ class Bench:
         sampler = Sampler(GenerationConfig(), self._model.bundle.config.model.vocab_size)
         history = self._tokens[: max(test.n_depth, 1)]
         taken: list[StepRecord] = []
-        # run the last token again: the first new token is chosen from its distribution
+        # run the last token again, dense as those before it: the first new token is chosen from its distribution
+        decoder.prompt_action = controller.dense
         decoder.prefill(history, reuse=True)
         decoder.rewind(test.n_depth, decoder.output)
         start = time.perf_counter_ns()

@@ -2,6 +2,9 @@
 
 #include <algorithm>
 #include <fstream>
+#ifndef _WIN32
+#include <unistd.h>
+#endif
 
 #include "base/error.h"
 #include "engine/measure/tune_operators.h"
@@ -10,16 +13,23 @@
 namespace sol_rt {
 namespace {
 
-// Whether copies of the 4-bit matrices would take a quarter of the free memory at most, as in sol_rt/engine/hardware/tuning.py, but whatever a control group
-// allows. Not where the system does not tell.
+// Whether copies of the 4-bit matrices would take a quarter of the free memory at most, as in sol_rt/engine/hardware/tuning.py. Where the system does not
+// tell what is free, half of the machine's memory counts as free. Of a container never more than half counts. On Windows nothing does.
 bool RoomForCopies(const Config& config) {
-  int64_t bytes = 0, free_kb = 0;
+  int64_t bytes = 0, free = 0, most = 0;
   for (const auto& [name, entry] : config.tensors) bytes += entry.dtype == "uint4" ? entry.bytes : 0;
-  std::ifstream file("/proc/meminfo");
+  std::ifstream machine("/proc/meminfo"), container("/sys/fs/cgroup/memory.max");
   std::string word;
-  while (file >> word && word != "MemAvailable:") continue;
-  file >> free_kb;
-  return bytes * 19 / 16 * 4 <= free_kb * 1024;
+  while (machine >> word && word != "MemAvailable:") continue;
+  if (machine >> free) {
+    free *= 1024;
+  } else {
+#ifndef _WIN32
+    free = int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGESIZE) / 2;
+#endif
+  }
+  if (container >> most) free = std::min(free, most / 2);
+  return bytes * 19 / 16 * 4 <= free;
 }
 
 }  // namespace

@@ -236,7 +236,7 @@ export function prefillAction({ dense, variants }, key) {
   if (key === undefined || key === null) return dense;
   if (typeof key !== "string" || !variants.has(key)) {
     const has = [...variants.keys()].join(", ");
-    throw new UsageError(`--prefill: got ${brief(key)}, expected one of the bundle's variants: ${has}`);
+    throw new UsageError(`prefill: got ${brief(key)}, expected one of the bundle's variants: ${has}`);
   }
   return Action.parse(`k100-${key}`);
 }

@@ -117,8 +117,8 @@ class Attributes {
   }
 
  private:
-  // Whether the node has the attribute, of whatever type. ONNX Runtime's error is the same where it is missing and where it has another type
-  // than is asked for, so each one is asked for: a window that is stored as a float must not pass for none.
+  // Whether the node has the attribute as a number or a text. ONNX Runtime's error is the same where it is missing and where it has another type than is
+  // asked for, so all three types are asked for: a window that is stored as a float must not pass for none.
   [[gnu::noinline]] bool Has(const char* name) const {
     int64_t number = 0;
     float real = 0;

@@ -28,7 +28,7 @@ class Slab;
 
 class PackedMatrix {
  public:
-  // One at a time in the process. Throws std::bad_alloc.
+  // The caller lets nobody else in the process make one meanwhile. Throws std::bad_alloc.
   PackedMatrix(const Context& context, const Nested& w, size_t splits);
 
   const uint8_t* Data() const { return data_; }
