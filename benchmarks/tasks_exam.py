@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -21,16 +22,21 @@ from sol_rt.generate.model import SolModel
 
 
 class OneStepEngine(Engine):
-    """An engine that runs the only step after a prompt once for all schedules that choose the same action for it.
+    """An engine that can run the only step after a prompt once for all schedules that choose the same action for it."""
 
-    Attributes:
-        one_step: whether the next token is such a step. Its output is kept until something else runs.
-    """
+    _once = False
 
-    one_step = False
+    @contextmanager
+    def steps_run_once(self) -> Iterator[None]:
+        """Within this context every token is such a step. Its output is kept until something else runs."""
+        self._once = True
+        try:
+            yield
+        finally:
+            self._once = False
 
     def forward(self, tokens: Sequence[int] | np.ndarray, action: Action, *, num_logits: int = 1) -> StepOutput:
-        if not self.one_step:
+        if not self._once:
             self._kept: dict[tuple[int, int, Action], StepOutput] = {}
             return super().forward(tokens, action, num_logits=num_logits)
         step = self.length, int(tokens[0]), action
@@ -77,13 +83,9 @@ class Mmlu:
         letter = self._exam.form == "letter"
         lengths = [len(choice) for choice in (LETTERS if letter else question.choices)]
         engine = self._model.engine
-        if isinstance(engine, OneStepEngine):
-            engine.one_step = all(len(each) == 1 for each in answers)
-        try:
+        one_step = all(len(each) == 1 for each in answers)
+        with engine.steps_run_once() if one_step and isinstance(engine, OneStepEngine) else nullcontext():
             answered = answered_by(self._scorer, decoder, answers, lengths, cut)
-        finally:
-            if isinstance(engine, OneStepEngine):
-                engine.one_step = False
         choice = answered.choice if letter else answered.normalised_choice
         return Answer(choice == question.answer, LETTERS[choice], answered.spent, answered.full)
 
