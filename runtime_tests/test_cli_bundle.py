@@ -80,6 +80,14 @@ def test_generate_json_has_the_agreed_keys(capsys: pytest.CaptureFixture[str]) -
     assert sum(result["actions"].values()) == len(result["tokens"]) - 1
 
 
+@pytest.fixture
+def text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A working folder with a text.txt to score."""
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text("a word and another " * 20, encoding="utf-8")
+
+
+@pytest.mark.usefixtures("text")
 @pytest.mark.parametrize(
     "argv",
     [
@@ -89,17 +97,14 @@ def test_generate_json_has_the_agreed_keys(capsys: pytest.CaptureFixture[str]) -
     ],
     ids=lambda argv: argv[0],
 )
-def test_json_names_the_variant_of_prompts(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argv: tuple[str, ...]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("text.txt").write_text("a word and another " * 20, encoding="utf-8")
+def test_json_names_the_variant_of_prompts(capsys: pytest.CaptureFixture[str], argv: tuple[str, ...]) -> None:
     for given, variant in (((), "s100-q8"), (("--prefill", "s050-q4"), "s050-q4")):
         printed = as_json(capsys, *argv, *given, "--json")
         for each in printed if isinstance(printed, list) else [printed]:
             assert each["prefill"] == variant
 
 
+@pytest.mark.usefixtures("text")
 @pytest.mark.parametrize(
     "argv",
     [
@@ -111,11 +116,7 @@ def test_json_names_the_variant_of_prompts(
     ],
     ids=lambda argv: argv[0],
 )
-def test_the_page_of_the_command_line_has_every_key(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argv: tuple[str, ...]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("text.txt").write_text("a word and another " * 20, encoding="utf-8")
+def test_the_page_of_the_command_line_has_every_key(capsys: pytest.CaptureFixture[str], argv: tuple[str, ...]) -> None:
     printed = as_json(capsys, *argv, "--json")
     found = printed[0] if isinstance(printed, list) else printed
     page = (Path(__file__).parents[1] / "docs/cli.md").read_text(encoding="utf-8")

@@ -15,6 +15,7 @@ from protocol import arguments, serve
 from sol_rt_worker import spoken
 
 from sol_rt import __version__
+from sol_rt.budget.cost.calibration_table import CalibratedCost
 from sol_rt.generate.native.model import NativeModel
 from sol_rt.generate.results import GeneratedToken
 
@@ -27,7 +28,8 @@ class SolRtCore:
         config = self._model.bundle.config
         self._dense = config.dense.tag
         self.version = f"sol_rt {__version__}, onnxruntime {ort.__version__}"
-        tuning = getattr(getattr(self._model.cost, "calibration", None), "tuning", None)
+        cost = self._model.cost
+        tuning = cost.calibration.tuning if isinstance(cost, CalibratedCost) else None
         self.settings = f"the native core, {config.kv.dtype} KV, {spoken(tuning)}"
         self._tokens: list[int] = []
         self._room = 0
