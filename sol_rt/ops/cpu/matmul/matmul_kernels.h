@@ -76,8 +76,9 @@ struct ActiveQuads {
 
 struct MatMulKernels {
   // quantize-inl.h
-  // Zeroes all but the `count` elements of largest magnitude. Of equal ones the first stay. NaN counts as largest.
-  void (*keep_largest)(float* x, size_t n, size_t count);
+  // Zeroes all but the `count` elements of largest magnitude. Of equal ones the first stay. NaN counts as largest. Returns how often the search
+  // counted the elements above a magnitude.
+  size_t (*keep_largest)(float* x, size_t n, size_t count);
   // Quantizes one token into row `token` of `out`.
   void (*quantize)(const float* x, size_t K, size_t token, const Activations& out);
   // Lists the nonzero natural codes of one token, and one channel of every block whose step is not finite.

@@ -68,13 +68,13 @@ HWY_INLINE int32_t LargestBits(DI di, const float* x, size_t n) {
   return result;
 }
 
-inline void KeepLargest(float* x, size_t n, size_t count) {
-  if (count >= n) return;
+inline size_t KeepLargest(float* x, size_t n, size_t count) {
+  if (count >= n) return 0;
   // At least `count` elements reach the magnitude `low`, fewer reach `high`.
   const hn::ScalableTag<int32_t> d_bits;
   int64_t low = 0, high = int64_t{LargestBits(d_bits, x, n)} + 1;
-  size_t reach_low = n, reach_high = 0;
-  for (size_t pass = 0; high - low > 1 && reach_low != count; ++pass) {
+  size_t reach_low = n, reach_high = 0, pass = 0;
+  for (; high - low > 1 && reach_low != count; ++pass) {
     int64_t middle;
     if (low <= 1 && pass < 12) {
       // Octaves below the largest, until there is a bracket; and once, whether as many as `count` differ from 0.
@@ -95,7 +95,7 @@ inline void KeepLargest(float* x, size_t n, size_t count) {
       reach_high = reach;
     }
   }
-  if (low == 0) return;  // fewer than `count` differ from 0
+  if (low == 0) return pass;  // fewer than `count` differ from 0
   if (reach_low == count) {
     const hn::ScalableTag<int32_t> di;
     const hn::Rebind<float, decltype(di)> df;
@@ -109,7 +109,7 @@ inline void KeepLargest(float* x, size_t n, size_t count) {
     for (; i < n; ++i) {
       if (MagnitudeBits(x[i]) < low) x[i] = 0.0f;
     }
-    return;
+    return pass;
   }
   // More elements equal the smallest magnitude that stays than there is room for.
   size_t room = count - (low == 0x7FFFFFFF ? 0 : CountAtLeast(x, n, low + 1));
@@ -122,6 +122,7 @@ inline void KeepLargest(float* x, size_t n, size_t count) {
       x[i] = 0.0f;
     }
   }
+  return pass;
 }
 
 // Writes one block's codes of one half in every order asked for.
