@@ -106,10 +106,12 @@ class Coded:
     def arrays(self) -> dict[str, Array]:
         """The four stored tensors of the matrix's own, then the codebook: the order of an operator's inputs."""
         k, n = self.code.shape
-        places = (self.code & 3).reshape(k, n // 32, 4, 8)  # outputs j, j + 8, j + 16, j + 24 in byte j
+        first, second, third, last = np.moveaxis(self.code.reshape(k, n // 32, 4, 8), 2, 0)  # [K, N / 32, 8] each
+        top = last >> 2
+        high = third[..., :4] | third[..., 4:] << 3 | top[..., :4] << 6 | top[..., 4:] << 7
         return {
-            "low": sum(places[:, :, i] << 2 * i for i in range(4)).astype(np.uint8).reshape(k, n // 4),
-            "high": np.packbits(self.code >> 2, axis=1, bitorder="little"),
+            "low": (first | second << 3 | (last & 3) << 6).reshape(k, n // 4),
+            "high": high.reshape(k, n // 8),
             "block_scale": (self.scale | self.table << 6).astype(np.uint8),
             "output_scale": self.output_scale,
             "codebook": self.codebook,

@@ -99,8 +99,13 @@ struct Codebook {
       for (size_t n = 0; n < N; ++n) {
         const int code = Uniform(7);
         codes[k * N + n] = static_cast<uint8_t>(code);
-        low[k * (N / 4) + n / 32 * 8 + n % 8] |= static_cast<uint8_t>((code & 3) << (n % 32 / 8 * 2));
-        high[k * (N / 8) + n / 8] |= static_cast<uint8_t>((code >> 2) << (n % 8));
+        const size_t j = n % 8, field = n % 32 / 8;
+        uint8_t* const of_low = &low[k * (N / 4) + n / 32 * 8 + j];
+        uint8_t* const of_high = &high[k * (N / 8) + n / 32 * 4 + j % 4];
+        if (field < 2) *of_low |= static_cast<uint8_t>(code << 3 * field);
+        if (field == 2) *of_high |= static_cast<uint8_t>(code << j / 4 * 3);
+        if (field == 3) *of_low |= static_cast<uint8_t>((code & 3) << 6);
+        if (field == 3) *of_high |= static_cast<uint8_t>((code >> 2) << (6 + j / 4));
       }
     }
   }

@@ -15,12 +15,12 @@
 //                    channel-major [K, N/2]: byte j of a row has output 2j in its low nibble, output 2j + 1 in its high one
 //   plane1, plane2   uint8 [K/32, N, 8]: byte j has channels 4j … 4j + 3, lowest bits first
 //
-// A matrix of 3 bits is stored on its own. N is a multiple of 32 too, and a code of 3 bits stands for an entry of one of four tables:
+// A matrix of 3 bits is stored on its own. N is a multiple of 32 too, and a code c of 3 bits stands for an entry of one of four tables:
 //
 //   W[k, n] = s[n] m[k/32, n] codebook[t[k/32, n]][code[k, n]]
 //
-//   low              uint8 [K, N/4]: the two low bits of the codes. Byte j of the 8 bytes of 32 outputs has outputs j, j + 8, j + 16, j + 24
-//   high             uint8 [K, N/8]: the top bits. Bit j of a byte belongs to output j of 8
+//   low              uint8 [K, N/4]: byte j of the 8 bytes of 32 outputs is c[j] + 8 c[8 + j] + 64 (c[24 + j] mod 4)
+//   high             uint8 [K, N/8]: byte j of the 4 bytes of 32 outputs is c[16 + j] + 8 c[20 + j] + 64 (c[24 + j] / 4) + 128 (c[28 + j] / 4)
 //   block_scale      uint8 [K/32, N]: m in the low 6 bits, t in the high 2
 //   output_scale     float16 [N]: s
 //   codebook         int8 [4, 8]: -127 to 127
@@ -34,7 +34,7 @@
 namespace sol {
 
 constexpr size_t kBlock = 32;  // channels that share a scale
-constexpr size_t kCodeTile = 32;  // outputs whose low bits of 3-bit codes share 8 bytes
+constexpr size_t kCodeTile = 32;  // outputs whose 3-bit codes share 12 bytes
 constexpr size_t kCodebookSize = 32;  // entries of all four tables
 
 // Places of a row of the 3-bit matrix that screens N outputs. An odd multiple of 256: rows begin at cache lines, and the lines of a block's 32

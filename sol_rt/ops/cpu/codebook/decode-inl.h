@@ -4,8 +4,8 @@
 //   CodeTile          32 outputs of one block: numbers of four channels, one output a 32-bit lane
 //   DecodeCodebook    64 outputs of one block, as tile-inl.h multiplies them
 //
-// Four rows of `low` are interleaved first, so that a 32-bit lane has one byte of each. As the bits of a byte lie eight outputs apart, a shift
-// gives the next eight outputs in order.
+// Four rows are interleaved first, so that a 32-bit lane has one byte of each. Neighbouring bytes of a row are of neighbouring outputs, so a mask or
+// a shift gives the next outputs in order.
 
 #if defined(SOL_CODEBOOK_DECODE_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef SOL_CODEBOOK_DECODE_INL_H_
@@ -105,15 +105,18 @@ class CodeTile {
                          V (&numbers)[4][kPieces]) const {
     const hn::Full128<uint8_t> d;
     const auto lower = Interleave(hn::Full64<uint8_t>(), low), upper = Interleave(hn::Full32<uint8_t>(), high);
-    const auto first_codes = hn::BitCast(d, hn::InterleaveLower(hn::Full128<uint16_t>(), lower.first, lower.second));
-    const auto last_codes = hn::BitCast(d, hn::InterleaveUpper(hn::Full128<uint16_t>(), lower.first, lower.second));
-    const auto tops = hn::BitCast(d, hn::InterleaveLower(hn::Full128<uint16_t>(), upper.first, upper.second));  // lane f: the rows' byte f
+    const auto first = hn::BitCast(d, hn::InterleaveLower(hn::Full128<uint16_t>(), lower.first, lower.second));
+    const auto last = hn::BitCast(d, hn::InterleaveUpper(hn::Full128<uint16_t>(), lower.first, lower.second));
+    const auto tops = hn::BitCast(d, hn::InterleaveLower(hn::Full128<uint16_t>(), upper.first, upper.second));
     if constexpr (kPieces == 1) {
-      const V pieces[1] = {hn::Combine(D8(), last_codes, first_codes)};
-      All(tables, pieces, hn::Combine(D8(), tops, tops), numbers);
+      HWY_ALIGN static constexpr uint32_t kCodes[8] = {0, 0, 0, 0, 3, 3, 3, 3}, kTops[8] = {4, 4, 4, 4, 5, 5, 5, 5};
+      const D32 d32;
+      const V both = hn::Combine(D8(), tops, tops);
+      const auto moved = [&](const uint32_t* by) HWY_ATTR { return hn::BitCast(D8(), hn::Shr(hn::BitCast(d32, both), hn::Load(d32, by))); };
+      Piece(tables, hn::Combine(D8(), last, first), moved(kCodes), moved(kTops), 0, numbers);
     } else {
-      const V pieces[2] = {first_codes, last_codes};
-      All(tables, pieces, tops, numbers);
+      Piece(tables, first, tops, Moved<4>(tops), 0, numbers);
+      Piece(tables, last, Moved<3>(tops), Moved<5>(tops), 1, numbers);
     }
   }
 
@@ -129,26 +132,19 @@ class CodeTile {
     const auto load = [&](size_t i) HWY_ATTR { return hn::ResizeBitCast(d, hn::LoadU(d_row, rows[i])); };
     return {hn::BitCast(d16, hn::InterleaveLower(d, load(0), load(1))), hn::BitCast(d16, hn::InterleaveLower(d, load(2), load(3)))};
   }
-
-  HWY_INLINE void All(const Tables<D8>& tables, const V (&pieces)[kPieces], V tops, V (&numbers)[4][kPieces]) const {
-    for (size_t p = 0; p < kPieces; ++p) {
-      numbers[0][p] = One<0>(tables, pieces[p], tops, p);
-      numbers[1][p] = One<1>(tables, pieces[p], tops, p);
-      numbers[2][p] = One<2>(tables, pieces[p], tops, p);
-      numbers[3][p] = One<3>(tables, pieces[p], tops, p);
-    }
+  template <int kBits>
+  static HWY_INLINE V Moved(V bytes) {
+    return hn::BitCast(D8(), hn::ShiftRight<kBits>(hn::BitCast(hn::Repartition<uint16_t, D8>(), bytes)));
   }
-  template <int kField>
-  HWY_INLINE V One(const Tables<D8>& tables, V piece, V tops, size_t p) const {
+
+  // One piece of every field, from its bytes of `low`, those of `high` with a code in bits 0 to 2, and those with a top bit in bit 2.
+  HWY_INLINE void Piece(const Tables<D8>& tables, V low, V codes, V tops, size_t p, V (&numbers)[4][kPieces]) const {
     const D8 d8;
-    const hn::Repartition<uint16_t, D8> d16;
-    HWY_ALIGN static constexpr uint32_t kBits[8] = {0x01010101, 0x02020202, 0x04040404, 0x08080808,
-                                                    0x10101010, 0x20202020, 0x40404040, 0x80808080};
-    const V codes = hn::BitCast(d8, hn::ShiftRight<2 * kField>(hn::BitCast(d16, piece)));
-    const V bits = hn::BitCast(d8, hn::Load(D32(), kBits + p * kOutputs));
-    const V row_tops = hn::BitCast(d8, hn::Broadcast<kField>(hn::BitCast(D32(), tops)));
-    const V top = hn::IfThenElseZero(hn::TestBit(row_tops, bits), hn::Set(d8, uint8_t{4}));
-    return tables.LookUp(hn::Or(hn::OrAnd(choice_[kField][p], codes, hn::Set(d8, uint8_t{3})), top));
+    const V code = hn::Set(d8, uint8_t{7}), low_bits = hn::Set(d8, uint8_t{3}), top_bit = hn::Set(d8, uint8_t{4});
+    numbers[0][p] = tables.LookUp(hn::OrAnd(choice_[0][p], low, code));
+    numbers[1][p] = tables.LookUp(hn::OrAnd(choice_[1][p], Moved<3>(low), code));
+    numbers[2][p] = tables.LookUp(hn::OrAnd(choice_[2][p], codes, code));
+    numbers[3][p] = tables.LookUp(hn::OrAnd(hn::OrAnd(choice_[3][p], Moved<6>(low), low_bits), tops, top_bit));
   }
 
   V choice_[4][kPieces];

@@ -113,27 +113,25 @@ struct Expand {
   }
 };
 
-// Where in both halves of the rows of `high`, 32 bytes each, the bytes of fields f and f + 1 of four rows are; twice for every 128-bit block.
-struct TopBytes {
+// Where in four rows of `high`, 32 bytes each, the bytes of every second tile are, the rows' next to each other.
+struct HighBytes {
   alignas(64) uint8_t at[64];
-  constexpr TopBytes(size_t half, size_t pair) : at() {
-    for (size_t i = 0; i < 64; ++i) at[i] = static_cast<uint8_t>(i % 4 * 32 + i / 16 * 8 + half * 4 + pair * 2 + i / 4 % 2);
-  }
-};
-// The bit of a word of these that comes to bit 0 of every byte.
-struct TopBits {
-  alignas(64) uint8_t at[64];
-  constexpr explicit TopBits(size_t field) : at() {
-    for (size_t i = 0; i < 64; ++i) at[i] = static_cast<uint8_t>(8 * (i % 4 + field % 2 * 4) + i / 4 % 4);
+  constexpr explicit HighBytes(size_t half) : at() {
+    for (size_t i = 0; i < 64; ++i) at[i] = static_cast<uint8_t>(i % 4 * 32 + i / 16 * 8 + half * 4 + i / 4 % 4);
   }
 };
 
-// 256 outputs, whose sums come in 16 vectors: lane i of 128-bit block b of vector [m][f] is output 64 b + 32 (m / 2) + 4 (m % 2) + 8 f + i. That is
-// the order of y until Order(). Indices have the low bits of a code in bits 2 and 3. A shift of bytes of `high` brings the top bits of two
-// vectors at once, those of even m to bit 0 and those of odd m to bit 4, and the choice of a table to bits that are left.
+// 256 outputs, whose sums come in 16 vectors: lane i of 128-bit block b of vector [h][v] is output 64 b + 32 h + 4 v + i. That is the order of y until
+// Order(). A half h has the even or the odd tiles. A look-up takes an index from six bits of a byte, and there are tables for the three places that
+// a code can have in a stored byte, so most codes need no shift:
+//
+//   tables_[0]   code in bits 0 to 2, table in bits 3 and 4
+//   tables_[1]   code in bits 3 to 5, table in bits 0 and 1
+//   tables_[2]   low bits of the code in bits 0 and 1, table in bits 2 and 3, top bit of the code in bit 4 or 5
 class WideStep {
   using D8 = hn::ScalableTag<uint8_t>;
   using DHalf = hn::Half<D8>;
+  using D16 = hn::Repartition<uint16_t, D8>;
   using D32 = hn::Repartition<uint32_t, D8>;
   using DI = hn::Repartition<int32_t, D8>;
   using DF = hn::Repartition<float, D8>;
@@ -147,13 +145,18 @@ class WideStep {
   static_assert(kOutputs == 256, "vectors of 64 bytes");
 
   HWY_INLINE explicit WideStep(const int8_t* codebook) {
-    HWY_ALIGN uint8_t even[64] = {}, odd[64] = {};
+    HWY_ALIGN uint8_t entries[3][64] = {};
     for (size_t i = 0; i < kCodebookSize; ++i) {
-      const size_t low = i % 4 * 4, top = i / 4 % 2, table = i / 8;
-      even[table * 16 + low + top] = odd[top * 16 + low + table] = static_cast<uint8_t>(codebook[i]) ^ kNumberFlip;
+      const size_t code = i % 8, table = i / 8, low = code % 4 + table * 4;
+      const uint8_t entry = static_cast<uint8_t>(codebook[i]) ^ kNumberFlip;
+      entries[0][code + table * 8] = entries[1][code * 8 + table] = entry;
+      if (code < 4) {
+        entries[2][low] = entry;
+      } else {
+        entries[2][low + 16] = entries[2][low + 32] = entry;
+      }
     }
-    even_ = hn::Load(D8(), even);
-    odd_ = hn::Load(D8(), odd);
+    for (size_t i = 0; i < 3; ++i) tables_[i] = hn::Load(D8(), entries[i]);
   }
 
   // Adds one block to 256 outputs.
@@ -174,12 +177,11 @@ class WideStep {
   static HWY_INLINE void Order(float* y) {
     const DI di;
     const DF df;
-    VI sums[4][4];
-    for (size_t i = 0; i < 16; ++i) sums[i / 4][i % 4] = hn::BitCast(di, hn::LoadU(df, y + 16 * i));
+    VI sums[16];
+    for (size_t i = 0; i < 16; ++i) sums[i] = hn::BitCast(di, hn::LoadU(df, y + 16 * i));
     for (size_t c = 0; c < 4; ++c) {  // 16 outputs of each 64
-      const size_t m = c / 2 * 2, f = c % 2 * 2;
       VI ordered[4];
-      TransposeBlocks(di, sums[m][f], sums[m + 1][f], sums[m][f + 1], sums[m + 1][f + 1], ordered[0], ordered[1], ordered[2], ordered[3]);
+      TransposeBlocks(di, sums[4 * c], sums[4 * c + 1], sums[4 * c + 2], sums[4 * c + 3], ordered[0], ordered[1], ordered[2], ordered[3]);
       for (size_t b = 0; b < 4; ++b) hn::StoreU(hn::BitCast(df, ordered[b]), df, y + 64 * b + 16 * c);
     }
   }
@@ -195,27 +197,29 @@ class WideStep {
     (f(std::integral_constant<size_t, kIndex>()), ...);
   }
 
-  // The vectors m = 2 kHalf and the next one: half of them at a time, so that all that a row takes stays in registers.
+  // Half of the tiles at a time, so that all that a row takes stays in registers.
   template <size_t kHalf>
   HWY_INLINE void AddHalf(const BlockView& v, V32 block_scale0, V32 block_scale1, size_t low_stride, const BlockQuads& quads, VI start,
                           hn::Vec<DF> step, Ask ask, float* y) const {
     static constexpr Expand kOneOfEach(false), kFourOfEach(true);
-    static constexpr TopBytes kBytes0(kHalf, 0), kBytes1(kHalf, 1);
+    static constexpr HighBytes kHighBytes(kHalf);
     const D8 d8;
+    const D16 d16;
     const DI di;
     const DF df;
-    const hn::Repartition<uint16_t, D8> d16;
     // Which table, as the indices have it, a byte of every row.
-    V choice[2][4];
+    V choice[8];
     Each([&](auto i) HWY_ATTR __attribute__((always_inline)) {
-      constexpr size_t m = decltype(i)::value / 4, f = decltype(i)::value % 4;
-      const V32 from = f < 2 ? block_scale0 : block_scale1;
-      const V bits = m == 0 ? hn::And(hn::BitCast(d8, hn::ShiftRight<2>(from)), hn::Set(d8, uint8_t{0x30}))
-                            : hn::And(hn::BitCast(d8, hn::ShiftRight<6>(from)), hn::Set(d8, uint8_t{0x03}));
-      choice[m][f] = hn::TableLookupBytes(bits, hn::LoadDup128(d8, kFourOfEach.at[f % 2 * 2 + m]));
+      const V bytes = hn::BitCast(d8, i < 4 ? block_scale0 : block_scale1);
+      V bits;
+      if constexpr (kTableOf[i] == 0) bits = hn::And(Moved<3>(bytes), hn::Set(d8, uint8_t{0x18}));
+      if constexpr (kTableOf[i] == 1) bits = hn::And(Moved<6>(bytes), hn::Set(d8, uint8_t{0x03}));
+      if constexpr (kTableOf[i] == 2) bits = hn::And(Moved<4>(bytes), hn::Set(d8, uint8_t{0x0C}));
+      choice[i] = hn::TableLookupBytes(bits, hn::LoadDup128(d8, kFourOfEach.at[i % 4]));
     });
-    VI sums[2][4];
-    Each([&](auto i) HWY_ATTR __attribute__((always_inline)) { sums[i / 4][i % 4] = start; });
+    VI sums[8];
+    Each([&](auto i) HWY_ATTR __attribute__((always_inline)) { sums[i] = start; });
+    const auto high_bytes = hn::IndicesFromVec(d8, hn::Load(d8, kHighBytes.at));
     const int8_t* code = quads.code;
     for (const uint8_t* row = quads.row; row != quads.end; row += 4, code += 4) {
       ask.Four();
@@ -226,58 +230,56 @@ class WideStep {
         return hn::BitCast(d16, kHalf == 0 ? hn::InterleaveLower(d8, first, second) : hn::InterleaveUpper(d8, first, second));
       };
       const auto r01 = pair(offset0, offset1), r23 = pair(offset2, offset3);
-      const V q[2] = {hn::BitCast(d8, hn::InterleaveLower(d16, r01, r23)), hn::BitCast(d8, hn::InterleaveUpper(d16, r01, r23))};
-      const auto tops = [&](size_t a, size_t b) HWY_ATTR __attribute__((always_inline)) {
+      const V low0 = hn::BitCast(d8, hn::InterleaveLower(d16, r01, r23)), low1 = hn::BitCast(d8, hn::InterleaveUpper(d16, r01, r23));
+      const auto highs = [&](size_t a, size_t b) HWY_ATTR __attribute__((always_inline)) {
         return hn::Combine(d8, hn::LoadU(DHalf(), v.high + b / 2), hn::LoadU(DHalf(), v.high + a / 2));
       };
-      const V h01 = tops(offset0, offset1), h23 = tops(offset2, offset3);
-      const V tops0 = hn::TwoTablesLookupLanes(d8, h01, h23, hn::IndicesFromVec(d8, hn::Load(d8, kBytes0.at)));
-      const V tops1 = hn::TwoTablesLookupLanes(d8, h01, h23, hn::IndicesFromVec(d8, hn::Load(d8, kBytes1.at)));
-      Multiply<0>(q, tops0, choice, x, sums);
-      Multiply<1>(q, tops0, choice, x, sums);
-      Multiply<2>(q, tops1, choice, x, sums);
-      Multiply<3>(q, tops1, choice, x, sums);
+      const V high = hn::TwoTablesLookupLanes(d8, highs(offset0, offset1), highs(offset2, offset3), high_bytes);
+      AddDot(LookUp<0>(low0, choice), x, sums[0]);
+      AddDot(LookUp<1>(low1, choice), x, sums[1]);
+      AddDot(LookUp<2>(low0, choice), x, sums[2]);
+      AddDot(LookUp<3>(low1, choice), x, sums[3]);
+      AddDot(LookUp<4>(high, choice), x, sums[4]);
+      AddDot(LookUp<5>(high, choice), x, sums[5]);
+      const V tops = Moved<2>(high);
+      AddDot(LookUpSplit<6, 0x10>(Moved<6>(low0), tops, choice), x, sums[6]);
+      AddDot(LookUpSplit<7, 0x20>(Moved<6>(low1), tops, choice), x, sums[7]);
     }
     while (ask.Left()) ask.Four();
     Each([&](auto i) HWY_ATTR __attribute__((always_inline)) {
-      constexpr size_t m = decltype(i)::value / 4, f = decltype(i)::value % 4;
-      const V bytes = hn::And(hn::BitCast(d8, f < 2 ? block_scale0 : block_scale1), hn::Set(d8, uint8_t{63}));
-      const V scale = hn::TableLookupBytesOr0(bytes, hn::LoadDup128(d8, kOneOfEach.at[f % 2 * 2 + m]));
+      const V bytes = hn::And(hn::BitCast(d8, i < 4 ? block_scale0 : block_scale1), hn::Set(d8, uint8_t{63}));
+      const V scale = hn::TableLookupBytesOr0(bytes, hn::LoadDup128(d8, kOneOfEach.at[i % 4]));
       const auto factor = hn::Mul(hn::ConvertTo(df, hn::BitCast(di, scale)), step);
       float* to = y + 16 * (8 * kHalf + i);
-      hn::StoreU(hn::MulAdd(factor, hn::ConvertTo(df, sums[m][f]), hn::LoadU(df, to)), df, to);
+      hn::StoreU(hn::MulAdd(factor, hn::ConvertTo(df, sums[i]), hn::LoadU(df, to)), df, to);
     });
   }
 
-  template <size_t kField>
-  HWY_INLINE void Multiply(const V (&q)[2], V tops, const V (&choice)[2][4], VX x, VI (&sums)[2][4]) const {
-    static constexpr TopBits kBits(kField);
-    const D8 d8;
-    const V top{_mm512_multishift_epi64_epi8(hn::Load(d8, kBits.at).raw, tops.raw)};
-    const V low = hn::Set(d8, uint8_t{0x0C});
-    const auto index = [&](size_t m, uint8_t top_bit) HWY_ATTR __attribute__((always_inline)) {
-      // OrAnd, but in the register of the codes: the choice is needed again.
-      const V code{_mm512_ternarylogic_epi64(Moved<kField>(q[m]).raw, low.raw, choice[m][kField].raw, 0xEA)};
-      return hn::IndicesFromVec(d8, hn::OrAnd(code, top, hn::Set(d8, top_bit)));
-    };
-    AddDot(hn::TableLookupLanes(even_, index(0, 0x01)), x, sums[0][kField]);
-    AddDot(hn::TableLookupLanes(odd_, index(1, 0x10)), x, sums[1][kField]);
+  static constexpr size_t kTableOf[8] = {0, 0, 1, 1, 0, 1, 2, 2};
+
+  // The numbers of vector i of a half, from the bytes that have its codes.
+  template <size_t i>
+  HWY_INLINE V LookUp(V bytes, const V (&choice)[8]) const {
+    constexpr uint8_t kCode = kTableOf[i] == 0 ? 0x07 : 0x38;
+    return hn::TableLookupLanes(tables_[kTableOf[i]], Index(bytes, kCode, choice[i]));
   }
+  // The same from bytes with the codes' low bits, and others with their top bits.
+  template <size_t i, uint8_t kTop>
+  HWY_INLINE V LookUpSplit(V low, V tops, const V (&choice)[8]) const {
+    const V code{_mm512_ternarylogic_epi64(low.raw, hn::Set(D8(), uint8_t{0x03}).raw, choice[i].raw, 0xEA)};
+    return hn::TableLookupLanes(tables_[2], Index(tops, kTop, code));
+  }
+  static HWY_INLINE hn::Indices512<uint8_t> Index(V bytes, uint8_t mask, V rest) { return hn::IndicesFromVec(D8(), hn::OrAnd(rest, bytes, hn::Set(D8(), mask))); }
   // DotNumbers, around which GCC would copy the sum twice.
   static HWY_INLINE void AddDot(V numbers, VX x, VI& sum) {
     __asm__("vpdpbusd %2, %1, %0" : "+v"(sum.raw) : "v"(numbers.raw), "v"(x.raw));
   }
-  // With the low bits of a field's codes in bits 2 and 3.
-  template <size_t kField>
-  static HWY_INLINE V Moved(V q) {
-    const hn::Repartition<uint16_t, D8> d16;
-    const auto words = hn::BitCast(d16, q);
-    if constexpr (kField == 0) return hn::BitCast(D8(), hn::ShiftLeft<2>(words));
-    if constexpr (kField == 1) return q;
-    if constexpr (kField > 1) return hn::BitCast(D8(), hn::ShiftRight<2 * kField - 2>(words));
+  template <int kBits>
+  static HWY_INLINE V Moved(V bytes) {
+    return hn::BitCast(D8(), hn::ShiftRight<kBits>(hn::BitCast(D16(), bytes)));
   }
 
-  V even_, odd_;  // the tables by the indices of vectors of even and odd m
+  V tables_[3];
 };
 #endif
 
