@@ -30,6 +30,12 @@ namespace hn = hwy::HWY_NAMESPACE;
 #undef SOL_LOOKS_UP_32
 #define SOL_LOOKS_UP_32 (HWY_TARGET <= HWY_AVX3_DL || HWY_TARGET_IS_NEON)
 
+// Bytes whose bits above 8 - kBits are their neighbours'.
+template <class D8, int kBits>
+HWY_INLINE hn::Vec<D8> Moved(hn::Vec<D8> bytes) {
+  return hn::BitCast(D8(), hn::ShiftRight<kBits>(hn::BitCast(hn::Repartition<uint16_t, D8>(), bytes)));
+}
+
 // D8: vectors of 16, 32 or 64 bytes.
 template <class D8>
 class Tables {
@@ -57,6 +63,17 @@ class Tables {
     return hn::And(moved, hn::Set(d8, uint8_t{0x18}));
 #else
     return hn::OrAnd(hn::And(block_scale, hn::Set(d8, uint8_t{0x80})), moved, hn::Set(d8, uint8_t{0x08}));
+#endif
+  }
+
+  // `rest`, in which these bits are zero, with the bits kMask of `bytes`.
+  template <uint8_t kMask>
+  static HWY_INLINE V Index(V rest, V bytes) {
+    const V mask = hn::Set(D8(), kMask);
+#if HWY_TARGET_IS_NEON
+    return hn::BitwiseIfThenElse(mask, bytes, rest);
+#else
+    return hn::OrAnd(rest, bytes, mask);
 #endif
   }
 
@@ -115,8 +132,8 @@ class CodeTile {
       const auto moved = [&](const uint32_t* by) HWY_ATTR { return hn::BitCast(D8(), hn::Shr(hn::BitCast(d32, both), hn::Load(d32, by))); };
       Piece(tables, hn::Combine(D8(), last, first), moved(kCodes), moved(kTops), 0, numbers);
     } else {
-      Piece(tables, first, tops, Moved<4>(tops), 0, numbers);
-      Piece(tables, last, Moved<3>(tops), Moved<5>(tops), 1, numbers);
+      Piece(tables, first, tops, Moved<D8, 4>(tops), 0, numbers);
+      Piece(tables, last, Moved<D8, 3>(tops), Moved<D8, 5>(tops), 1, numbers);
     }
   }
 
@@ -132,19 +149,13 @@ class CodeTile {
     const auto load = [&](size_t i) HWY_ATTR { return hn::ResizeBitCast(d, hn::LoadU(d_row, rows[i])); };
     return {hn::BitCast(d16, hn::InterleaveLower(d, load(0), load(1))), hn::BitCast(d16, hn::InterleaveLower(d, load(2), load(3)))};
   }
-  template <int kBits>
-  static HWY_INLINE V Moved(V bytes) {
-    return hn::BitCast(D8(), hn::ShiftRight<kBits>(hn::BitCast(hn::Repartition<uint16_t, D8>(), bytes)));
-  }
-
   // One piece of every field, from its bytes of `low`, those of `high` with a code in bits 0 to 2, and those with a top bit in bit 2.
   HWY_INLINE void Piece(const Tables<D8>& tables, V low, V codes, V tops, size_t p, V (&numbers)[4][kPieces]) const {
-    const D8 d8;
-    const V code = hn::Set(d8, uint8_t{7}), low_bits = hn::Set(d8, uint8_t{3}), top_bit = hn::Set(d8, uint8_t{4});
-    numbers[0][p] = tables.LookUp(hn::OrAnd(choice_[0][p], low, code));
-    numbers[1][p] = tables.LookUp(hn::OrAnd(choice_[1][p], Moved<3>(low), code));
-    numbers[2][p] = tables.LookUp(hn::OrAnd(choice_[2][p], codes, code));
-    numbers[3][p] = tables.LookUp(hn::OrAnd(hn::OrAnd(choice_[3][p], Moved<6>(low), low_bits), tops, top_bit));
+    using T = Tables<D8>;
+    numbers[0][p] = tables.LookUp(T::template Index<7>(choice_[0][p], low));
+    numbers[1][p] = tables.LookUp(T::template Index<7>(choice_[1][p], Moved<D8, 3>(low)));
+    numbers[2][p] = tables.LookUp(T::template Index<7>(choice_[2][p], codes));
+    numbers[3][p] = tables.LookUp(T::template Index<4>(T::template Index<3>(choice_[3][p], Moved<D8, 6>(low)), tops));
   }
 
   V choice_[4][kPieces];
