@@ -43,7 +43,7 @@ class PaddedStep {
  public:
   explicit PaddedStep(size_t outputs) : outputs_(outputs) {}
 
-  HWY_INLINE void Add(const CodebookStep& step, const BlockView& v, size_t low_stride, const BlockQuads& quads, int32_t first_sum, float a, Asks& asks) {
+  HWY_NOINLINE void Add(const CodebookStep& step, const BlockView& v, size_t low_stride, const BlockQuads& quads, int32_t first_sum, float a, Asks& asks) {
     for (const uint8_t* row = quads.row; row != quads.end; ++row) {
       std::memcpy(low_ + *row * kLowBytes, v.base + *row * low_stride, outputs_ / 4);
       std::memcpy(high_ + *row * kLowBytes / 2, v.high + *row * low_stride / 2, outputs_ / 8);

@@ -81,7 +81,6 @@ class Ask {
   HWY_INLINE Ask(const uint8_t* from, size_t stride, const StepAhead& ahead)
       : from_(from), stride_(stride), row_(ahead.row), end_(ahead.end), first_level_(ahead.first_level) {}
 
-  HWY_INLINE bool Left() const { return row_ != end_; }
   HWY_INLINE void Four() {
     if (row_ == end_) return;
     if (first_level_) {
@@ -90,6 +89,9 @@ class Ask {
       FourInto(false);
     }
     row_ += 4;
+  }
+  HWY_INLINE void Rest() {
+    while (row_ != end_) Four();
   }
 
  private:
@@ -113,11 +115,8 @@ class Asks {
       : asks_{Ask(ahead.view.base, low_stride, ahead), Ask(ahead.view.base + 64, low_stride, ahead), Ask(ahead.view.high, low_stride / 2, ahead), Ask()} {}
 
   HWY_INLINE Ask& Next() { return asks_[next_ < kCount ? next_++ : kCount]; }
-  HWY_INLINE void Rest() {
-    while (next_ < kCount) {
-      Ask& ask = Next();
-      while (ask.Left()) ask.Four();
-    }
+  HWY_NOINLINE void Rest() {
+    while (next_ < kCount) Next().Rest();
   }
 
  private:
@@ -234,8 +233,8 @@ class BlockStep {
 
   HWY_INLINE explicit BlockStep(const int8_t* codebook) : tables_(codebook) {}
 
-  // Adds one block to kOutputs outputs. `rows` are those of `quads` in `low`.
-  HWY_INLINE void Add(const BlockView& v, const QuadRows& rows, const BlockQuads& quads, int32_t first_sum, float a, Asks& asks, float* y) const {
+  // Adds one block to kOutputs outputs. `rows` are those of `quads` in `low`. Inlined it would be there twice, and the library has a limit.
+  HWY_NOINLINE void Add(const BlockView& v, const QuadRows& rows, const BlockQuads& quads, int32_t first_sum, float a, Asks& asks, float* y) const {
     V scales[2][2];  // block b of scales[h][c] has the bytes of outputs 64 b + 32 h + 16 c …
     for (size_t h = 0; h < 2; ++h) {
       for (size_t c = 0; c < 2; ++c) scales[h][c] = OfBlocks(v.block_scale + 32 * h + 16 * c);
@@ -245,7 +244,7 @@ class BlockStep {
   }
 
   // Brings kOutputs outputs in order.
-  static HWY_INLINE void Order([[maybe_unused]] float* y) {
+  static HWY_NOINLINE void Order([[maybe_unused]] float* y) {
     if constexpr (kBlocks > 1) {
       const DI di;
       const DF df;
@@ -323,7 +322,7 @@ class BlockStep {
       AddDot(tables_.template LookUpSplit<6>(low0, high, choice[6]), x, sums[6]);
       AddDot(tables_.template LookUpSplit<7>(low1, high, choice[7]), x, sums[7]);
     }
-    while (ask.Left()) ask.Four();
+    ask.Rest();
     const auto step = hn::Set(df, a);
     Each([&](auto i) HWY_ATTR __attribute__((always_inline)) {
       const V bytes = hn::And(scales[i / 4], hn::Set(d8, uint8_t{63}));

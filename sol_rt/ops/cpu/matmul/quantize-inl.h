@@ -44,7 +44,7 @@ HWY_INLINE int32_t MagnitudeBits(float x) {
 }
 
 // How many of x have a magnitude of at least `threshold` (as bits).
-HWY_INLINE size_t CountAtLeast(const float* x, size_t n, int32_t threshold) {
+HWY_NOINLINE inline size_t CountAtLeast(const float* x, size_t n, int32_t threshold) {
   const hn::ScalableTag<int32_t> di;
   constexpr size_t kLanes = hn::MaxLanes(di);
   const auto below = hn::Set(di, threshold - 1);
