@@ -4,7 +4,8 @@
 
 Cross-builds both (Debian's g++-aarch64-linux-gnu, libhwy-dev) and counts executed instructions with qemu-user, one
 a block of code. A count is the difference between two calls of a kernel and one. llama.cpp comes from the source
-package of llama-cpp-python, downloaded with pip unless --llama names its unpacked folder. Prints Markdown.
+package of llama-cpp-python, downloaded with pip unless --llama names its unpacked folder. Prints Markdown. At 3 bits
+our kernels are channel-major and stand alone: llama.cpp has no kernel of that width for several rows.
 """
 
 from __future__ import annotations
@@ -96,32 +97,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Instructions a weight on Arm, beside llama.cpp's.")
     parser.add_argument("--llama", type=Path, help="unpacked source package of llama-cpp-python, or of llama.cpp")
     parser.add_argument("--keep", type=Path, help="folder for what is built (default: a temporary one)")
-    parser.add_argument("--bits", type=int, nargs="*", default=[4, 8], choices=[4, 8])
+    parser.add_argument("--bits", type=int, nargs="*", default=[3, 4, 8], choices=[3, 4, 8])
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.keep or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        source = arguments.llama or download_llama(folder)
+        source = None if arguments.bits == [3] else arguments.llama or download_llama(folder)
         ours = build_ours(folder)
         print("| processor | kernel | bits | ours | llama.cpp | its best kernel | ratio |")
         print("|---|---|--:|--:|--:|---|--:|")
         for processor, has, march in PROCESSORS:
-            theirs = build_llama(source, march, folder)
+            theirs = build_llama(source, march, folder) if source else None
             for kernel, kind in ROWS + TILES:
                 for bits in arguments.bits:
+                    if bits == 3 and "block" in kernel:
+                        continue
                     count = per_product(processor, ours, kernel, bits)
-                    best, name = best_of_llama(processor, theirs, kind, bits)
                     assert count is not None
-                    cells = (
-                        f"{processor} ({has})",
-                        kernel,
-                        bits,
-                        f"{count:.3f}",
-                        f"{best:.3f}",
-                        name,
-                        f"{count / best:.2f}",
-                    )
-                    print("| " + " | ".join(map(str, cells)) + " |", flush=True)
+                    rival = ["", "", ""]
+                    if bits > 3 and theirs:
+                        best, name = best_of_llama(processor, theirs, kind, bits)
+                        rival = [f"{best:.3f}", name, f"{count / best:.2f}"]
+                    cells = [f"{processor} ({has})", kernel, str(bits), f"{count:.3f}", *rival]
+                    print("| " + " | ".join(cells) + " |", flush=True)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,13 @@ struct Product {
     w.zero = Filled<uint8_t>(kBlocks * kOutputs, 120);
     if (bits > 4) w.plane1 = Filled<uint8_t>(kChannels * kOutputs / 4, 0x5A);
     if (bits > 6) w.plane2 = Filled<uint8_t>(kChannels * kOutputs / 4, 0x5A);
+    if (bits == 3) {
+      w.low = Filled<uint8_t>(kChannels * kOutputs / 4, 0x5A);
+      w.high = Filled<uint8_t>(kChannels * kOutputs / 8, 0x5A);
+      w.block_scale = Filled<uint8_t>(kBlocks * kOutputs, 0x5A);
+      w.output_scale = Filled<uint16_t>(kOutputs, 0x2C);
+      w.codebook = Filled<int8_t>(sol::kCodebookSize, 1);
+    }
     x.halves = w.Halves();
     const size_t codes = kTokens * x.halves * kChannels;
     x.natural = Filled<int8_t>(codes, 1);
@@ -50,7 +57,7 @@ struct Product {
     if (kernel == "row_block_major") {
       kernels.row_block_major(w, x, 0, kOutputs, y);
     } else if (kernel == "row_channel_major") {
-      kernels.row_channel_major(w, x, active, 0, kBlocks, 0, kOutputs, y);
+      (w.bits == 3 ? kernels.row_codebook : kernels.row_channel_major)(w, x, active, 0, kBlocks, 0, kOutputs, y);
     } else {
       (kernel == "tile_block_major" ? kernels.tile_block_major : kernels.tile_channel_major)(w, x, 0, kTokens, 0, y);
     }
@@ -68,9 +75,10 @@ struct Product {
 int main(int argc, char** argv) {
   if (argc == 1) {
     std::printf("| %s | bits | weights a nanosecond |\n|---|--:|--:|\n", sol::BestTargetName());
-    for (const int bits : {4, 6, 8}) {
+    for (const int bits : {3, 4, 6, 8}) {
       Product product(bits);
       for (const char* kernel : {"row_block_major", "row_channel_major", "tile_block_major", "tile_channel_major"}) {
+        if (bits == 3 && std::strstr(kernel, "block") != nullptr) continue;  // 3 bits are channel-major
         const bool row = std::strncmp(kernel, "row", 3) == 0;
         TimeKernel(kernel, bits, static_cast<double>(kChannels * (row ? kOutputs : sol::kTile * kTokens)), [&] { product.Call(kernel); });
       }
