@@ -3,10 +3,10 @@
     python benchmarks/two_bits.py BUNDLE SOURCE -f FILE --fit TEXT
     ... --chunks 12 --variants s100-q4,s075-q3,s062-q3,s050-q3 --threads 1
 
-A 2-bit level is what the 3-bit level would be with four tables of 4 entries in place of 8: the same scales, and no
-plane of high bits. So a copy of the bundle gets tables in which every entry stands twice, and codes by GPTQ on them.
-The kernels then compute what 2 bits would; the bytes are counted without the high bits. Another copy is fitted to the
-same text with tables of 8 entries, so that the number of entries is what differs.
+A 2-bit level is what the 3-bit level would be with four tables of 4 entries in place of 8: the same scales, and codes
+of 2 bits. So a copy of the bundle gets tables in which every entry stands twice, and codes by GPTQ on them. The kernels
+then compute what 2 bits would. Codes of 2 bits are as many bytes as `low` is, so `high` is not counted. Another copy is
+fitted to the same text with tables of 8 entries, so that the number of entries is what differs.
 
 SOURCE is the checkpoint of which BUNDLE was exported, TEXT what both copies are fitted to. Prints Markdown like that of
 `low_bits.py`. Beside the bundle there must be room for two copies of its weights.
@@ -44,8 +44,7 @@ from sol_rt.export.quantize.codebook import (
     choose_grid,
     learn_codebook,
     pack_block_scale,
-    pack_high,
-    pack_low,
+    pack_codes,
 )
 from sol_rt.export.quantize.gptq import HessianFactor, one_thread_each
 from sol_rt.export.quantize.gptq_kernels import LANES
@@ -102,8 +101,9 @@ class Copy:
         grid = choose_grid(w, self._codebook, hessian.conditional)
         codes = choose_codes(w, self._codebook, grid, [hessian])
         last = first + len(w)
-        self._view(f"{matrix}.low")[:, first // 4 : last // 4] = pack_low(codes)
-        self._view(f"{matrix}.high")[:, first // 8 : last // 8] = pack_high(codes)
+        low, high = pack_codes(codes)
+        self._view(f"{matrix}.low")[:, first // 4 : last // 4] = low
+        self._view(f"{matrix}.high")[:, first // 8 : last // 8] = high
         self._view(f"{matrix}.block_scale")[:, first:last] = pack_block_scale(grid)
         self._view(f"{matrix}.output_scale")[first:last] = grid.output_scale
 
@@ -131,8 +131,8 @@ def fit(
             print(f"fitted {inputs.matrix}", file=sys.stderr, flush=True)
 
 
-def without_high_bits(config: SolConfig, decoder: Decoder, key: str, coded: Mapping[str, tuple[str, ...]]) -> int:
-    """Bytes that a step of a variant reads, without the high bits of the matrices of 3 bits."""
+def bytes_at_two_bits(config: SolConfig, decoder: Decoder, key: str, coded: Mapping[str, tuple[str, ...]]) -> int:
+    """Bytes that a step of a variant would read with codes of 2 bits in place of 3."""
     high = {f"{matrix}.high": replace(config.tensors[f"{matrix}.high"], bytes=0) for matrix in coded}
     return weight_bytes(decoder, {**config.tensors, **high}, config.variants[key])
 
@@ -176,7 +176,7 @@ def main() -> None:
     for action, values in zip(actions, losses[1:] - losses[0], strict=True):
         print(row(action.variant, config.variants[action.variant].weight_bytes, values))
     for action, values in zip(narrow, of_two[1:] - of_two[0], strict=True):
-        size = without_high_bits(config, decoder, action.variant, coded)
+        size = bytes_at_two_bits(config, decoder, action.variant, coded)
         print(row(action.variant.replace("q3", "q2"), size, values))
 
 

@@ -31,8 +31,7 @@ from sol_rt.export.quantize.codebook import (  # noqa: E402
     dequantize,
     learn_codebook,
     pack_block_scale,
-    pack_high,
-    pack_low,
+    pack_codes,
     unpack_codes,
 )
 from sol_rt.train.reference_model.model import ReferenceModel  # noqa: E402
@@ -55,8 +54,9 @@ def test_packed_codes_are_those_of_the_specification(seed: int, k: int, n: int) 
     coded = Coded.random(np.random.default_rng(seed), k, n, ANY_TABLES)
     codes = np.ascontiguousarray(coded.code.T)
     expected = coded.tensors("w")
-    np.testing.assert_array_equal(pack_low(codes), expected["w.low"])
-    np.testing.assert_array_equal(pack_high(codes), expected["w.high"])
+    low, high = pack_codes(codes)
+    np.testing.assert_array_equal(low, expected["w.low"])
+    np.testing.assert_array_equal(high, expected["w.high"])
     np.testing.assert_array_equal(unpack_codes(expected["w.low"], expected["w.high"]), codes)
     grid = Grid(coded.output_scale, coded.scale, coded.table)
     np.testing.assert_array_equal(pack_block_scale(grid), expected["w.block_scale"])
@@ -160,7 +160,7 @@ def test_matrices_have_only_the_levels_that_graphs_read(tmp_path: Path) -> None:
     up = {(str(layer), "up", "base" if str(layer) == last else "low") for layer in range(int(last) + 1)}
     others = {(str(layer), kind, "base") for layer in range(int(last) + 1) for kind in ("qkv", "o", "down")}
     assert read == {("embed", "base"), *others, *up}
-    assert report.config.format_version == 6
+    assert report.config.format_version == 7
     twin = ReferenceModel.from_bundle(report.path)
     assert torch.isfinite(twin(torch.tensor([[5, 6, 7]]), Action(1.0, 1.0, THREE), twin.new_cache(1))[0]).all()
 

@@ -29,8 +29,7 @@ from sol_rt.export.quantize.codebook import (
     choose_grid,
     learn_codebook,
     pack_block_scale,
-    pack_high,
-    pack_low,
+    pack_codes,
 )
 from sol_rt.export.quantize.codebook import (
     choose_codes as choose_three_bit_codes,
@@ -440,8 +439,9 @@ class _MatrixFiller:
         grid = choose_grid(weights, codebook, importance)
         codes = choose_three_bit_codes(weights, codebook, grid, hessians)
         blob, last = self.blob, first + len(weights)
-        blob.view(f"{matrix}.low")[:, first // 4 : last // 4] = pack_low(codes)
-        blob.view(f"{matrix}.high")[:, first // 8 : last // 8] = pack_high(codes)
+        low, high = pack_codes(codes)
+        blob.view(f"{matrix}.low")[:, first // 4 : last // 4] = low
+        blob.view(f"{matrix}.high")[:, first // 8 : last // 8] = high
         blob.view(f"{matrix}.block_scale")[:, first:last] = pack_block_scale(grid)
         blob.view(f"{matrix}.output_scale")[first:last] = grid.output_scale
 

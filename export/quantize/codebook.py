@@ -141,20 +141,20 @@ def dequantize(codes: ByteArray, codebook: Codebook, grid: Grid) -> FloatArray:
     return np.take_along_axis(values, blocked, axis=2).reshape(rows, channels)
 
 
-def pack_low(codes: ByteArray) -> ByteArray:
-    """codes uint8 [N, K], N a multiple of 32 -> the two low bits of each, uint8 [K, N / 4].
+def pack_codes(codes: ByteArray) -> tuple[ByteArray, ByteArray]:
+    """codes uint8 [N, K], N a multiple of 32 -> the planes `low`, uint8 [K, N / 4], and `high`, uint8 [K, N / 8].
 
-    Byte j of a tile of 32 outputs has outputs j, j + 8, j + 16 and j + 24, from the lowest bits up.
+    Of a tile of 32 outputs, byte j of the 8 of `low` has outputs j and 8 + j and two bits of output 24 + j, and byte j
+    of the 4 of `high` outputs 16 + j and 20 + j and the top bits of outputs 24 + j and 28 + j, from the lowest bits up.
     """
     rows, channels = codes.shape
-    tiles = (codes & np.uint8(3)).T.reshape(channels, rows // BLOCK, 4, 8)
-    packed = tiles[:, :, 0] | tiles[:, :, 1] << 2 | tiles[:, :, 2] << 4 | tiles[:, :, 3] << 6
-    return np.ascontiguousarray(packed.reshape(channels, rows // 4))
-
-
-def pack_high(codes: ByteArray) -> ByteArray:
-    """codes uint8 [N, K], N a multiple of 8 -> the top bit of each, uint8 [K, N / 8], output 8j in byte j's lowest."""
-    return np.packbits(codes.T >> 2, axis=1, bitorder="little")
+    tiles = np.ascontiguousarray(codes.T).reshape(channels, rows // BLOCK, 4, 8)
+    first, second, third, last = (tiles[:, :, index] for index in range(4))
+    top = last >> 2
+    low, high = (np.empty((channels, rows // BLOCK, count), np.uint8) for count in (8, 4))
+    low[:] = first | second << 3 | (last & 3) << 6
+    high[:] = third[..., :4] | third[..., 4:] << 3 | top[..., :4] << 6 | top[..., 4:] << 7
+    return low.reshape(channels, rows // 4), high.reshape(channels, rows // 8)
 
 
 def pack_block_scale(grid: Grid) -> ByteArray:
@@ -163,11 +163,15 @@ def pack_block_scale(grid: Grid) -> ByteArray:
 
 
 def unpack_codes(low: ByteArray, high: ByteArray) -> ByteArray:
-    """The inverse of `pack_low` and `pack_high`: codes uint8 [N, K]."""
+    """The inverse of `pack_codes`: codes uint8 [N, K]."""
     channels, rows = len(low), 4 * low.shape[1]
-    tiles = low.reshape(channels, rows // BLOCK, 1, 8) >> np.arange(0, 8, 2, dtype=np.uint8)[:, None] & np.uint8(3)
-    top = np.unpackbits(high, axis=1, bitorder="little")
-    return np.ascontiguousarray((tiles.reshape(channels, rows) | top << 2).T)
+    low, high = low.reshape(channels, rows // BLOCK, 8), high.reshape(channels, rows // BLOCK, 4)
+    tiles = np.empty((channels, rows // BLOCK, 4, 8), np.uint8)
+    tiles[:, :, 0], tiles[:, :, 1] = low & 7, low >> 3 & 7
+    tiles[:, :, 2, :4], tiles[:, :, 2, 4:] = high & 7, high >> 3 & 7
+    tiles[:, :, 3, :4], tiles[:, :, 3, 4:] = high >> 4 & 4, high >> 5 & 4
+    tiles[:, :, 3] |= low >> 6
+    return np.ascontiguousarray(tiles.reshape(channels, rows).T)
 
 
 def _lanes(values: FloatArray) -> FloatArray:

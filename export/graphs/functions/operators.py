@@ -37,6 +37,7 @@ _CODES, _FLOATS = 4, 1
 """Accuracy levels of MatMulNBits: activations of 8 bits, as in the kernels, or float32. For weights of 2 bits the CPU
 provider's float paths are 10 to 100 times slower; for 4 bits they are not."""
 _ALL = 1e9  # larger than every count of channels
+_TILE = 32  # outputs whose 3-bit codes share 12 bytes
 DEQUANTIZED, PACKED = "Dequantized", "Packed"
 """Nodes that stand for what a host makes of a matrix when it loads the graph; `export/web.py` replaces them."""
 
@@ -309,14 +310,21 @@ def _coded_product(
     low, high, block_scale, output_scale, codebook = weights
     op, const, ints = writer.op, writer.const, writer.ints
 
-    def codes(plane: str, size: int) -> str:
-        """The codes of `size` bits in the bytes of a plane, int32 [K, bytes, 8 / size]."""
-        table = np.arange(256)[:, None] >> (size * np.arange(8 // size)) & (2**size - 1)
-        return op("Gather", const(table, np.int32), op("Cast", plane, to=TensorProto.INT32), axis=0)
+    def codes(plane: str, of_byte: Sequence[np.ndarray]) -> str:
+        """What a plane's bytes add to the codes, int32 [K, N]. Of a tile of 32 outputs it has 32 / F bytes.
 
-    tiles = op("Transpose", op("Reshape", codes(low, 2), ints(0, -1, 8, 4)), perm=[0, 1, 3, 2])
-    lows, highs = (op("Reshape", part, ints(0, -1)) for part in (tiles, codes(high, 1)))  # [K, N]
-    code = op("Add", lows, op("Mul", highs, const(4, np.int32)))
+        `of_byte` has F arrays [256]: what byte j adds to outputs j, j + 32 / F, j + 2 * 32 / F, ….
+        """
+        table = const(np.stack(of_byte, axis=1), np.int32)
+        fields = op("Gather", table, op("Cast", plane, to=TensorProto.INT32), axis=0)
+        tiles = op("Reshape", fields, ints(0, -1, _TILE // len(of_byte), len(of_byte)))
+        return op("Reshape", op("Transpose", tiles, perm=[0, 1, 3, 2]), ints(0, -1))
+
+    byte, none = np.arange(256), np.zeros(256, int)
+    first, second = byte & 7, byte >> 3 & 7
+    lows = codes(low, [first, second, none, byte >> 6])
+    highs = codes(high, [none, none, none, none, first, second, byte >> 4 & 4, byte >> 5 & 4])
+    code = op("Add", lows, highs)
     blocks = op("Concat", op("Shape", block_scale, end=1), ints(BLOCK), op("Shape", block_scale, start=1), axis=0)
     scale_byte = op("Cast", block_scale, to=TensorProto.INT32)  # [KB, N]
     table_start = op("Gather", const((np.arange(256) >> 6) * 8, np.int32), scale_byte, axis=0)
