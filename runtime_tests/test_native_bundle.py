@@ -277,7 +277,7 @@ def test_wrong_folders(program: Path, tmp_path: Path) -> None:
 
 def test_config_of_a_newer_and_an_older_format(program: Path, bundle: Path) -> None:
     config = bundle / CONFIG_NAME
-    for version in (4, 6, 7, 1):
+    for version in (4, 6, 7, 8, 1):
         document = json.loads(config.read_text(encoding="utf-8")) | {"format_version": version}
         config.write_text(json.dumps(document), encoding="utf-8")
         ((core, python),) = compare(program, "config", read_config, [config])

@@ -18,11 +18,12 @@ from sol_rt.errors import UsageError, brief
 
 FORMAT = "sol_rt.bundle"
 FORMAT_VERSION = 5
-"""Of bundles in which no graph reads 3 bits."""
-FORMAT_VERSION_OF_THREE_BITS = 6
-"""Of bundles with a graph of 3 bits, so that a reader that lacks the level says so."""
+"""Of bundles without codes of 3 bits."""
+FORMAT_VERSION_OF_THREE_BITS = 7
+"""Of bundles with them, so that a reader that lacks the level says so. Version 6 had their bits in another layout, as
+had bundles of version 5 with codes that no graph reads, or that only screen the LM head."""
 SAME_WEIGHTS_SINCE = 3
-"""Bundles of this format version or a later one need only new graphs to become current."""
+"""The migration brings bundles of this format version or a later one to the current one, with the same weights."""
 CONFIG_NAME = "sol_config.json"
 BLOCK = 32
 """Input channels that share one scale."""
@@ -240,8 +241,12 @@ class SolConfig:
     @property
     def format_version(self) -> int:
         """Version of the format that the bundle needs its readers to know."""
-        three_bits = any(variant.precision.reads_three_bits for variant in self.variants.values())
-        return FORMAT_VERSION_OF_THREE_BITS if three_bits else FORMAT_VERSION
+        return FORMAT_VERSION_OF_THREE_BITS if self.coded_matrices else FORMAT_VERSION
+
+    @property
+    def coded_matrices(self) -> tuple[str, ...]:
+        """Names of the matrices that the weights file has in codes of 3 bits, in its order."""
+        return tuple(name.removesuffix(".low") for name in self.tensors if name.endswith(".low"))
 
     @property
     def losses_measured(self) -> bool:

@@ -200,18 +200,14 @@ def _read_config(top: _Table) -> SolConfig:
         )
     version = top.integer("format_version", 0)
     if version not in (FORMAT_VERSION, FORMAT_VERSION_OF_THREE_BITS):
-        hint = "install a newer sol_rt" if version > FORMAT_VERSION else "export the bundle again"
-        if SAME_WEIGHTS_SINCE <= version < FORMAT_VERSION:
-            hint = f"run `sol-rt migrate '{Path(top.path).parent}'` (extra export), which keeps its weights"
+        hint = "install a newer sol_rt" if version > FORMAT_VERSION_OF_THREE_BITS else "export the bundle again"
+        if SAME_WEIGHTS_SINCE <= version < FORMAT_VERSION_OF_THREE_BITS:
+            hint = _migrated(top)
         raise top.fail("format_version", version, f"{FORMAT_VERSION} or {FORMAT_VERSION_OF_THREE_BITS}", hint)
     generator = top.text("generator")
     model = _read_model(top.table("model"))
     kv = _read_kv(top.table("kv"), model)
     variants = _read_variants(top.table("variants"), model)
-    three_bits = [key for key, variant in variants.items() if variant.precision.reads_three_bits]
-    if three_bits and version < FORMAT_VERSION_OF_THREE_BITS:
-        got = f"{version}, with 3 bits in the variant {three_bits[0]}"
-        raise top.fail("format_version", got, FORMAT_VERSION_OF_THREE_BITS, "export the bundle again")
     dense = _action(top, "dense", top.value("dense"), variants)
     if dense.kv_density != 1.0:
         raise top.fail("dense", dense.tag, "an action that reads all KV pages (k100)")
@@ -232,7 +228,15 @@ def _read_config(top: _Table) -> SolConfig:
     if policy is not None and policy.file not in files:
         raise top.fail("policy.file", policy.file, "a file listed under `files`")
     top.done()
-    return SolConfig(generator, model, kv, dense, variants, actions, policy, weights_file, tensors, files)
+    config = SolConfig(generator, model, kv, dense, variants, actions, policy, weights_file, tensors, files)
+    if config.format_version > version:
+        got = f"{version}, with codes of {THREE} bits in the weights"
+        raise top.fail("format_version", got, config.format_version, _migrated(top))
+    return config
+
+
+def _migrated(top: _Table) -> str:
+    return f"run `sol-rt migrate '{Path(top.path).parent}'` (extra export), which keeps its weights"
 
 
 def _read_model(table: _Table) -> ModelDims:

@@ -10,7 +10,7 @@ export const CONFIG_NAME = "sol_config.json";
 export const BLOCK = 32;
 const FORMAT = "sol_rt.bundle";
 const FORMAT_VERSION = 5;
-const FORMAT_VERSION_OF_THREE_BITS = 6; // of bundles with a graph of 3 bits, which copies for browsers leave out
+const FORMAT_VERSIONS_OF_THREE_BITS = [6, 7]; // of bundles with codes of 3 bits, which copies for browsers leave out
 const THREE_BITS = 3;
 const WITHOUT_THREE_BITS = "make a copy for browsers with `sol-rt export --target web`, which leaves 3 bits out";
 const SAME_WEIGHTS_SINCE = 3;
@@ -275,7 +275,7 @@ function readConfig(top) {
   if (version !== FORMAT_VERSION) {
     let hint = version > FORMAT_VERSION ? "install a newer sol_rt" : "export the bundle again";
     if (version >= SAME_WEIGHTS_SINCE && version < FORMAT_VERSION) hint = "run `sol-rt migrate` on its folder";
-    if (version === FORMAT_VERSION_OF_THREE_BITS) hint = WITHOUT_THREE_BITS;
+    if (FORMAT_VERSIONS_OF_THREE_BITS.includes(version)) hint = WITHOUT_THREE_BITS;
     throw top.fail("format_version", version, FORMAT_VERSION, hint);
   }
   const generator = top.text("generator");

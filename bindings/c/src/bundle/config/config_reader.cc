@@ -14,9 +14,9 @@ namespace sol_rt {
 namespace {
 
 constexpr const char* kFormat = "sol_rt.bundle";
-constexpr int64_t kFormatVersion = 5;             // of bundles in which no graph reads 3 bits
-constexpr int64_t kFormatVersionOfThreeBits = 6;  // of those with one
-constexpr int64_t kSameWeightsSince = 3;  // bundles of this version or a later one need only new graphs to become current
+constexpr int64_t kFormatVersion = 5;             // of bundles without codes of 3 bits
+constexpr int64_t kFormatVersionOfThreeBits = 7;  // of those with them, whose bits version 6 had in another layout
+constexpr int64_t kSameWeightsSince = 3;          // bundles of this version or a later one can be migrated
 constexpr int64_t kPageSize = 4;
 constexpr int64_t kAlignment = 4096;
 constexpr int64_t kLongestFilter = 32;  // tokens that a short convolution reads at most
@@ -364,6 +364,14 @@ std::string Parent(const std::string& path) {
   return at == std::string::npos ? "." : path.substr(0, at);
 }
 
+std::string Migrated(const std::string& path) { return "run `sol-rt migrate '" + Parent(path) + "'` (extra export), which keeps its weights"; }
+
+// Whether a tensor is a plane of 3-bit codes, of a layer's matrix or of one that screens the LM head.
+bool IsCodes(std::string_view name) {
+  constexpr std::string_view kEnd = ".low";
+  return name.size() >= kEnd.size() && name.substr(name.size() - kEnd.size()) == kEnd;
+}
+
 }  // namespace
 
 Config ReadConfig(std::string_view text, const std::string& path) {
@@ -375,10 +383,8 @@ Config ReadConfig(std::string_view text, const std::string& path) {
   }
   const int64_t version = top.Integer("format_version", 0);
   if (version != kFormatVersion && version != kFormatVersionOfThreeBits) {
-    std::string hint = version > kFormatVersion ? "install a newer sol_rt" : "export the bundle again";
-    if (kSameWeightsSince <= version && version < kFormatVersion) {
-      hint = "run `sol-rt migrate '" + Parent(path) + "'` (extra export), which keeps its weights";
-    }
+    std::string hint = version > kFormatVersionOfThreeBits ? "install a newer sol_rt" : "export the bundle again";
+    if (kSameWeightsSince <= version && version < kFormatVersionOfThreeBits) hint = Migrated(path);
     top.Fail("format_version", std::to_string(version), std::to_string(kFormatVersion) + " or " + std::to_string(kFormatVersionOfThreeBits), hint);
   }
   Config config;
@@ -386,11 +392,6 @@ Config ReadConfig(std::string_view text, const std::string& path) {
   config.model = ReadModel(top.Table("model"));
   config.kv = ReadKv(top.Table("kv"), config.model);
   ReadVariants(top.Table("variants"), config.model, config);
-  for (const std::string& key : config.variant_order) {
-    if (version == kFormatVersionOfThreeBits || config.variants.at(key).bits != kThreeBits) continue;
-    const std::string got = std::to_string(version) + ", with 3 bits in the variant " + key;
-    top.Fail("format_version", got, std::to_string(kFormatVersionOfThreeBits), "export the bundle again");
-  }
   config.dense = ReadAction(top, "dense", top.Value("dense"), config);
   if (config.dense.kv != 100) top.Fail("dense", config.dense.Tag(), "an action that reads all KV pages (k100)");
   ReadActions(top, config);
@@ -410,6 +411,11 @@ Config ReadConfig(std::string_view text, const std::string& path) {
   }
   if (config.policy && config.files.count(config.policy->file) == 0) top.Fail("policy.file", config.policy->file, "a file listed under `files`");
   top.Done();
+  const bool coded = std::any_of(config.tensors.begin(), config.tensors.end(), [](const auto& entry) { return IsCodes(entry.first); });
+  if (coded && version < kFormatVersionOfThreeBits) {
+    const std::string got = std::to_string(version) + ", with codes of 3 bits in the weights";
+    top.Fail("format_version", got, std::to_string(kFormatVersionOfThreeBits), Migrated(path));
+  }
   return config;
 }
 
