@@ -6,22 +6,25 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from helpers import tiny_bundle
 from helpers.greedy import greedy
-from helpers.random_decoder import hf_config
+from helpers.random_decoder import THREE_BIT_LAYERS, hf_config, screenable
 from sol_rt.budget.cost.bytes_model import Line
 from sol_rt.budget.cost.calibration_table import CalibrationTable, calibration_path
 from sol_rt.bundle import selection
 from sol_rt.bundle.actions import Action
-from sol_rt.bundle.bits import MIXED
+from sol_rt.bundle.bits import MIXED, THREE, Screen
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import CONFIG_NAME, SolConfig
 from sol_rt.cli import main
 from sol_rt.engine.engine import Engine
 from sol_rt.errors import BundleError
+from sol_rt.export import migrate as module
 from sol_rt.export.migrate import migrate
+from sol_rt.export.quantize.codebook import unpack_codes
 from sol_rt.export.sources.chat_segments import FILE as CHAT_SEGMENTS
 from sol_rt.store.home import remember_source, remembered_source
 
@@ -74,7 +77,7 @@ def old_bundle(folder: Path, version: int, family: str = "llama") -> tuple[SolCo
 def test_an_old_bundle_becomes_the_present_one(family: str, version: int, tmp_path: Path) -> None:
     folder = tmp_path / "bundle"
     config, graphs = old_bundle(folder, version, family)
-    with pytest.raises(BundleError, match=rf"got {version}, expected 5 or 6; run `sol-rt migrate '{folder}'`"):
+    with pytest.raises(BundleError, match=rf"got {version}, expected 5 or 7; run `sol-rt migrate '{folder}'`"):
         Bundle.open(folder)
     done = migrate(folder)
     assert (done.version, sorted(done.graphs)) == (version, sorted(graphs))
@@ -84,6 +87,90 @@ def test_an_old_bundle_becomes_the_present_one(family: str, version: int, tmp_pa
     assert {name: (folder / name).read_bytes() for name in graphs} == graphs
     assert sorted(path.name for path in folder.iterdir()) == sorted([CONFIG_NAME, *config.files])
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def planes_of_version_6(codes: np.ndarray) -> dict[str, np.ndarray]:
+    """`low` and `high` of codes [N, K], written output by output."""
+    rows, channels = codes.shape
+    low, high = np.zeros((channels, rows // 4), np.uint8), np.zeros((channels, rows // 8), np.uint8)
+    for output in range(rows):
+        tile, place = divmod(output, 32)
+        low[:, 8 * tile + place % 8] += (codes[output] % 4) << 2 * (place // 8)
+        high[:, output // 8] += (codes[output] // 4) << output % 8
+    return {"low": low, "high": high}
+
+
+def old_three_bits(folder: Path, version: int) -> tuple[SolConfig, bytes]:
+    """Writes a bundle with codes of 3 bits as version 6 had them; returns config and weights of the present one.
+
+    Version 5 has them in the matrix that screens the LM head alone.
+    """
+    levels = {"bits": (8, 4, THREE), "three_bit_layers": THREE_BIT_LAYERS} if version == 6 else {"bits": (8, 4)}
+    heads = {"lm_head_bits": {8: 8, 4: 8}, "screens": {4: Screen(30, 0.5, THREE)}}
+    tiny_bundle.write_bundle(folder, "phi", decoder=screenable("phi"), **levels, **heads)
+    (folder / "config.json").write_text(json.dumps(hf_config("phi") | {"vocab_size": 96}), encoding="utf-8")
+    tiny_bundle.seal(folder, Bundle.open(folder).config)
+    migrate(folder)  # adds the chat segments
+    config, path = Bundle.open(folder).config, folder / "weights.bin"
+    weights = path.read_bytes()
+    changed = bytearray(weights)
+    for matrix in config.coded_matrices:
+        entries = {part: config.tensors[f"{matrix}.{part}"] for part in ("low", "high")}
+        planes = (np.frombuffer(weights, np.uint8, e.bytes, e.offset).reshape(e.shape) for e in entries.values())
+        for part, plane in planes_of_version_6(unpack_codes(*planes)).items():
+            changed[entries[part].offset : entries[part].offset + entries[part].bytes] = plane.tobytes()
+    assert changed != weights
+    path.write_bytes(changed)
+    tiny_bundle.seal(folder, config)
+    document = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8")) | {"format_version": version}
+    (folder / CONFIG_NAME).write_text(json.dumps(document), encoding="utf-8")
+    return config, weights
+
+
+@pytest.mark.parametrize("version", [5, 6])
+def test_codes_of_three_bits_are_brought_to_the_present_layout(
+    version: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows in turn, so that memory is bounded; whoever has the old weights mapped keeps them."""
+    folder = tmp_path / "bundle"
+    config, weights = old_three_bits(folder, version)
+    layers = {name for name in config.coded_matrices if name.startswith("layers.")}
+    assert (len(config.coded_matrices) - len(layers), bool(layers)) == (1, version == 6)
+    with pytest.raises(BundleError, match=rf"format_version: got {version}.*; run `sol-rt migrate '{folder}'`"):
+        Bundle.open(folder)
+    mapped = np.memmap(folder / "weights.bin", np.uint8, "r")
+    before = mapped.tobytes()
+    monkeypatch.setattr(module, "_CODES_AT_ONCE", 5000)
+    assert migrate(folder).version == version
+    assert Bundle.open(folder).config == config
+    assert json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))["format_version"] == 7
+    assert (folder / "weights.bin").read_bytes() == weights
+    assert mapped.tobytes() == before != weights
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_old_codes_in_damaged_weights_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The new file's hash would say that they are whole."""
+    folder = tmp_path / "bundle"
+    config, _ = old_three_bits(folder, 6)
+    path = folder / "weights.bin"
+    whole = path.read_bytes()
+
+    def refused(said: str) -> None:
+        before = {path: path.read_bytes() for path in folder.iterdir()}
+        with pytest.raises(BundleError, match=said):
+            migrate(folder)
+        assert {path: path.read_bytes() for path in folder.iterdir()} == before
+        assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    refused("weights.bin: sha256: got")
+    path.write_bytes(whole)
+    raw = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+    high = f"{config.coded_matrices[0]}.high"
+    raw["weights"]["tensors"][high] |= {"shape": [1], "bytes": 1}
+    (folder / CONFIG_NAME).write_text(json.dumps(raw), encoding="utf-8")
+    refused(rf"tensors\.{high}: got uint8 \[1\], expected uint8")
 
 
 def test_a_migrated_bundle_runs(tmp_path: Path) -> None:
@@ -161,7 +248,7 @@ def test_weights_of_an_older_format_are_refused(tmp_path: Path) -> None:
     config = folder / CONFIG_NAME
     document = json.loads(config.read_text(encoding="utf-8")) | {"format_version": 2}
     config.write_text(json.dumps(document), encoding="utf-8")
-    with pytest.raises(BundleError, match=r"format_version: got 2, expected 3 to 6; export the bundle again"):
+    with pytest.raises(BundleError, match=r"format_version: got 2, expected 3 to 7; export the bundle again"):
         migrate(folder)
     assert json.loads(config.read_text(encoding="utf-8")) == document
 
