@@ -49,6 +49,8 @@ class Tables {
     for (size_t i = 0; i < sizeof(entries); ++i) entries[i] = static_cast<uint8_t>(codebook[i % kCodebookSize]) ^ flip;
 #if HWY_TARGET <= HWY_AVX3_DL
     all_ = hn::Load(d8, entries);
+#elif HWY_TARGET_IS_NEON
+    all_ = vld1q_u8_x2(entries);
 #else
     first_ = hn::LoadDup128(d8, entries);
     second_ = hn::LoadDup128(d8, entries + 16);
@@ -82,7 +84,7 @@ class Tables {
 #if HWY_TARGET <= HWY_AVX3_DL
     return hn::TableLookupLanes(all_, hn::IndicesFromVec(D8(), index));
 #elif HWY_TARGET_IS_NEON
-    return V(vqtbl2q_u8({{first_.raw, second_.raw}}, index.raw));
+    return V(vqtbl2q_u8(all_, index.raw));
 #else
     const V other = hn::Xor(index, hn::Set(D8(), uint8_t{0x80}));
     return hn::Or(hn::TableLookupBytesOr0(first_, index), hn::TableLookupBytesOr0(second_, other));
@@ -92,6 +94,8 @@ class Tables {
  private:
 #if HWY_TARGET <= HWY_AVX3_DL
   V all_;
+#elif HWY_TARGET_IS_NEON
+  uint8x16x2_t all_;  // from two vectors GCC would put it together in memory at every use
 #else
   V first_, second_;
 #endif

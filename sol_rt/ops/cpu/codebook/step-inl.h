@@ -299,6 +299,7 @@ class BlockStep {
     const D8 d8;
     const DI di;
     const DF df;
+    const StoredTables<D8> tables = tables_;  // in registers
     V choice[8];
     VI sums[8];
     Each([&](auto i) HWY_ATTR __attribute__((always_inline)) {
@@ -313,14 +314,14 @@ class BlockStep {
       const V16 low01 = Pair<kHalf>(v.base + at[0], v.base + at[1]), low23 = Pair<kHalf>(v.base + at[2], v.base + at[3]);
       const V low0 = hn::BitCast(d8, hn::InterleaveLower(D16(), low01, low23)), low1 = hn::BitCast(d8, hn::InterleaveUpper(D16(), low01, low23));
       const V high = High<kHalf>(v.high, at);
-      AddDot(tables_.template LookUp<0>(low0, choice[0]), x, sums[0]);
-      AddDot(tables_.template LookUp<1>(low1, choice[1]), x, sums[1]);
-      AddDot(tables_.template LookUp<2>(low0, choice[2]), x, sums[2]);
-      AddDot(tables_.template LookUp<3>(low1, choice[3]), x, sums[3]);
-      AddDot(tables_.template LookUp<4>(high, choice[4]), x, sums[4]);
-      AddDot(tables_.template LookUp<5>(high, choice[5]), x, sums[5]);
-      AddDot(tables_.template LookUpSplit<6>(low0, high, choice[6]), x, sums[6]);
-      AddDot(tables_.template LookUpSplit<7>(low1, high, choice[7]), x, sums[7]);
+      AddDot(tables.template LookUp<0>(low0, choice[0]), x, sums[0]);
+      AddDot(tables.template LookUp<1>(low1, choice[1]), x, sums[1]);
+      AddDot(tables.template LookUp<2>(low0, choice[2]), x, sums[2]);
+      AddDot(tables.template LookUp<3>(low1, choice[3]), x, sums[3]);
+      AddDot(tables.template LookUp<4>(high, choice[4]), x, sums[4]);
+      AddDot(tables.template LookUp<5>(high, choice[5]), x, sums[5]);
+      AddDot(tables.template LookUpSplit<6>(low0, high, choice[6]), x, sums[6]);
+      AddDot(tables.template LookUpSplit<7>(low1, high, choice[7]), x, sums[7]);
     }
     ask.Rest();
     const auto step = hn::Set(df, a);
