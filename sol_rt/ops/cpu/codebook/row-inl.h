@@ -41,27 +41,35 @@ using CodebookStep = BlockStep<StepBytes>;
 // The last outputs of a row, fewer than a step has.
 class PaddedStep {
  public:
-  explicit PaddedStep(size_t outputs) : outputs_(outputs) {}
+  explicit PaddedStep(size_t outputs) : outputs_(outputs) {
+    if (outputs > 0) copy_ = {};
+  }
 
   HWY_NOINLINE void Add(const CodebookStep& step, const BlockView& v, size_t low_stride, const BlockQuads& quads, int32_t first_sum, float a, Asks& asks) {
     for (const uint8_t* row = quads.row; row != quads.end; ++row) {
-      std::memcpy(low_ + *row * kLowBytes, v.base + *row * low_stride, outputs_ / 4);
-      std::memcpy(high_ + *row * kLowBytes / 2, v.high + *row * low_stride / 2, outputs_ / 8);
+      std::memcpy(copy_.low + *row * kLowBytes, v.base + *row * low_stride, outputs_ / 4);
+      std::memcpy(copy_.high + *row * kLowBytes / 2, v.high + *row * low_stride / 2, outputs_ / 8);
     }
-    std::memcpy(block_scale_, v.block_scale, outputs_);
-    step.Add({low_, nullptr, nullptr, nullptr, nullptr, high_, block_scale_}, QuadRows(quads, kLowBytes), quads, first_sum, a, asks, y_);
+    std::memcpy(copy_.block_scale, v.block_scale, outputs_);
+    const BlockView view = {copy_.low, nullptr, nullptr, nullptr, nullptr, copy_.high, copy_.block_scale};
+    step.Add(view, QuadRows(quads, kLowBytes), quads, first_sum, a, asks, copy_.y);
   }
   void Store(float* y) {
-    CodebookStep::Order(y_);
-    std::copy_n(y_, outputs_, y);
+    if (outputs_ == 0) return;
+    CodebookStep::Order(copy_.y);
+    std::copy_n(copy_.y, outputs_, y);
   }
 
  private:
   static constexpr size_t kLowBytes = CodebookStep::kOutputs / 4;  // of a row
 
+  struct Copy {
+    HWY_ALIGN uint8_t low[kBlock * kLowBytes], high[kBlock * kLowBytes / 2], block_scale[CodebookStep::kOutputs];
+    HWY_ALIGN float y[CodebookStep::kOutputs];
+  };
+
   size_t outputs_;
-  HWY_ALIGN uint8_t low_[kBlock * kLowBytes] = {}, high_[kBlock * kLowBytes / 2] = {}, block_scale_[CodebookStep::kOutputs] = {};
-  HWY_ALIGN float y_[CodebookStep::kOutputs] = {};
+  Copy copy_;  // written only where there are such outputs: most matrices have none, and it is large
 };
 
 inline void RowCodebook(const Nested& w, const Activations& x, const ActiveQuads& active, size_t first_block, size_t end_block, size_t begin,
