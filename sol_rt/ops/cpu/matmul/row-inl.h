@@ -217,13 +217,12 @@ struct StepAhead {
 // Outputs of a channel-major matrix that are asked for at a time: as many as a step computes, on Arm a line of every row.
 constexpr size_t kAheadOutputs = HWY_TARGET_IS_NEON ? 128 : 2 * HWY_LANES(uint8_t);
 
-// Runs a constant number of bytes ahead of the steps over a range of blocks, `step` outputs at a time. What is called once a step is not inlined, for the
-// library's size.
+// Runs a constant number of bytes ahead of the steps over a range of blocks, `step` outputs at a time.
 template <int kBits>
 class AheadCursor {
  public:
-  HWY_NOINLINE AheadCursor(const Nested& w, const ChannelRows<kBits>& rows, const ActiveQuads& active, size_t first_block, size_t end_block,
-                           size_t begin, size_t end, size_t step)
+  AheadCursor(const Nested& w, const ChannelRows<kBits>& rows, const ActiveQuads& active, size_t first_block, size_t end_block, size_t begin, size_t end,
+              size_t step)
       : w_(w), rows_(rows), active_(active), first_block_(first_block), block_(first_block), end_block_(end_block), begin_(begin),
         end_(std::min(end, begin + rows.Width())), last_(end), step_(step), n_(begin) {
     size_t filled = 0;
@@ -260,7 +259,7 @@ class AheadCursor {
     const BlockPlace place = rows_.At(b, n_);
     return {rows_.View(place, b, n_), quads.row, quads.end, place.stride, rows_.FirstLevel()};
   }
-  HWY_NOINLINE void AskAll() const {
+  void AskAll() const {
     const StepAhead here = Here();
     if constexpr (kBits == 3) {
       for (const uint8_t* row = here.row; row != here.end; ++row) {
@@ -280,7 +279,7 @@ class AheadCursor {
   void SkipEmpty() {
     while (block_ < end_block_ && Empty(block_)) ++block_;
   }
-  HWY_NOINLINE void Move() {
+  void Move() {
     n_ += step_;
     if (n_ < end_) return;
     n_ = begin_;
