@@ -8,9 +8,9 @@ Prints one line per operator. Each operator exists in as many copies as a model 
 memory as in a decode step; with `--layers 1` they stay in a core's cache, and what is left is arithmetic. Times are the
 best over the repetitions, because other work on the machine can only slow a repetition down.
 
-`--compare` measures MLPs of a 135M and a 1.5B model at 3 bits beside 4 bits, in turn in one process. Its times are
-medians, its ratios those of neighbouring runs with their quartiles. `--libraries` compares two builds of the operators
-in the same way; above 1 the second is faster.
+`--compare` measures the first MLP matrix of a 135M and a 1.5B model, which bundles read at 3 bits, at 3 bits beside 4
+bits, and whole MLPs in the same way, in turn in one process. Its times are medians, its ratios those of neighbouring
+runs with their quartiles. `--libraries` compares two builds of the operators; above 1 the second is faster.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -174,11 +175,21 @@ def in_turn(opened: tuple[Bound, Bound], seconds: float) -> tuple[list[float], l
 
 
 def compare(args: argparse.Namespace) -> None:
-    """MLPs at 3 bits beside 4 bits."""
+    """First matrices of MLPs, and MLPs, at 3 bits beside 4 bits."""
     rng = np.random.default_rng(0)
     for model, (hidden, inner, layers) in MODELS.items():
-        for active in (1.0, 0.5):
-            three, four = ([mlp(rng, i, bits, active, active, hidden, inner) for i in range(layers)] for bits in (3, 4))
+        layers = min(layers, args.layers)
+        for part, active in product(("first matrix", "MLP"), (1.0, 0.75, 0.5)):
+            made = [
+                [
+                    mlp(rng, i, bits, active, active, hidden, inner)
+                    if part == "MLP"
+                    else pruned_matmul(rng, i, hidden, 2 * inner, bits, active)
+                    for i in range(layers)
+                ]
+                for bits in (3, 4)
+            ]
+            three, four = made
             times = in_turn((bound(three, hidden, args), bound(four, hidden, args)), args.seconds)
             ratios = [a / b for a, b in zip(*times, strict=True)]
             us = [statistics.median(each) / layers * 1e6 for each in times]
@@ -186,7 +197,7 @@ def compare(args: argparse.Namespace) -> None:
             speeds = ", ".join(f"{us[i]:.0f} us {size[i] / us[i] / 1e3:.1f} GB/s" for i in (0, 1))
             share = size[0] / size[1]
             print(
-                f"{model} MLP, {active:.0%} active: 3 and 4 bits {speeds}; time {quartiles(ratios)}, "
+                f"{model} {part}, {active:.0%} active: 3 and 4 bits {speeds}; time {quartiles(ratios)}, "
                 f"bytes {share:.3f}, time over bytes {statistics.median(ratios) / share:.3f}",
                 flush=True,
             )
@@ -196,17 +207,22 @@ def compare_libraries(args: argparse.Namespace) -> None:
     """Two builds of the operators."""
     rng = np.random.default_rng(0)
     layers = range(args.layers)
-    operators = {
-        "qkv": [pruned_matmul(rng, i, HIDDEN, QKV, args.bits) for i in layers],
-        "mlp": [mlp(rng, i, args.bits, 1, 1) for i in layers],
-        "mlp, 50%": [mlp(rng, i, args.bits, 0.5, 0.5) for i in layers],
-    }
-    if args.bits > 3:
-        operators["block-major, 2048 outputs"] = [matmul(rng, i, HIDDEN, 2048, args.bits) for i in layers]
-    for name, made in operators.items():
-        first, second = (bound(made, HIDDEN, args, library) for library in args.libraries)
+    operators: dict[str, tuple[list[Node], int]] = {}
+    if args.bits == 3:
+        for (model, (hidden, inner, count)), active in product(MODELS.items(), (1.0, 0.75, 0.5)):
+            made = [pruned_matmul(rng, i, hidden, 2 * inner, 3, active) for i in range(min(count, args.layers))]
+            operators[f"{model} first matrix of the MLP, {active:.0%}"] = made, hidden
+    else:
+        operators |= {
+            "qkv": ([pruned_matmul(rng, i, HIDDEN, QKV, args.bits) for i in layers], HIDDEN),
+            "mlp": ([mlp(rng, i, args.bits, 1, 1) for i in layers], HIDDEN),
+            "mlp, 50%": ([mlp(rng, i, args.bits, 0.5, 0.5) for i in layers], HIDDEN),
+            "block-major, 2048 outputs": ([matmul(rng, i, HIDDEN, 2048, args.bits) for i in layers], HIDDEN),
+        }
+    for name, (made, hidden) in operators.items():
+        first, second = (bound(made, hidden, args, library) for library in args.libraries)
         times = in_turn((first, second), args.seconds)
-        us = [statistics.median(each) / args.layers * 1e6 for each in times]
+        us = [statistics.median(each) / len(made) * 1e6 for each in times]
         ratios = [a / b for a, b in zip(*times, strict=True)]
         print(f"{name}: {us[0]:.1f} -> {us[1]:.1f} us, ratio {quartiles(ratios)}", flush=True)
 
@@ -214,7 +230,7 @@ def compare_libraries(args: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bits", type=int, default=4, choices=(3, 4, 6, 8))
-    parser.add_argument("--compare", action="store_true", help="MLPs of two models at 3 bits beside 4 bits")
+    parser.add_argument("--compare", action="store_true", help="matrices of two models at 3 bits beside 4 bits")
     parser.add_argument("--libraries", type=Path, nargs=2, metavar="LIBRARY", help="two builds of the operators")
     parser.add_argument("--layers", type=int, default=LAYERS, help="copies of each operator")
     parser.add_argument("--threads", type=int, default=2)

@@ -23,7 +23,7 @@ import numpy as np
 
 from sol_rt.atomic_write import replacing_folder
 from sol_rt.bundle import selection
-from sol_rt.bundle.bundle import Bundle, check_hash, check_size, sha256
+from sol_rt.bundle.bundle import Bundle, check_size, sha256
 from sol_rt.bundle.config import (
     CONFIG_NAME,
     FORMAT_VERSION,
@@ -44,7 +44,7 @@ from sol_rt.export.sources.decoder import from_hf_config
 from sol_rt.store.home import calibration_dir
 
 _CARD = "README.md"
-_CODES_AT_ONCE = 4 << 20
+_CODES_AT_ONCE = 4 << 20  # bounds the memory
 _OLD_MIXED = re.compile(r"\bq5\b")
 _RENAMED = {
     "keep_in": "active_up",
@@ -115,7 +115,6 @@ def migrate(folder: Path) -> Migrated:
             (aside / file).write_bytes(data)
         if planes:
             weights = aside / config.weights_file
-            weights.unlink()
             _copy_weights(folder / config.weights_file, files[config.weights_file], weights, planes)
             files[config.weights_file] = FileEntry(weights.stat().st_size, sha256(weights))
         (aside / CONFIG_NAME).unlink()
@@ -142,12 +141,16 @@ def _planes(path: Path, config: SolConfig, matrix: str) -> tuple[TensorEntry, Te
 def _copy_weights(
     source: Path, of_source: FileEntry, target: Path, planes: Collection[tuple[TensorEntry, TensorEntry]]
 ) -> None:
-    """Copies a weights file, with the planes of its matrices of 3 bits as the current version has them.
+    """Copies a weights file to `target`, which may be a link to it, with the planes of its matrices of 3 bits as the
+    current version has them.
 
     Raises BundleError if it is damaged: the copy gets a hash of its own.
     """
     check_size(source, of_source)
-    check_hash(source, of_source, sha256(source))
+    if (digest := sha256(source)) != of_source.sha256:
+        hint = "the file was changed or damaged: pull or export the bundle again"
+        raise BundleError(source, "sha256", digest[:12] + "…", of_source.sha256[:12] + "…", hint)
+    target.unlink()
     shutil.copyfile(source, target)
     data = np.memmap(source, np.uint8, "r")
     with target.open("r+b") as file:

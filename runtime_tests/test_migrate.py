@@ -164,7 +164,9 @@ def test_old_codes_in_damaged_weights_stay(tmp_path: Path, monkeypatch: pytest.M
         assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    refused("weights.bin: sha256: got")
+    refused(r"weights.bin: sha256: got .*; the file was changed or damaged: pull or export the bundle again$")
+    path.unlink()
+    refused("weights.bin: got no such file")
     path.write_bytes(whole)
     raw = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
     high = f"{config.coded_matrices[0]}.high"

@@ -115,7 +115,7 @@ def main() -> None:
                     count = per_product(processor, ours, kernel, bits)
                     assert count is not None
                     rival = ["", "", ""]
-                    if bits > 3 and theirs:
+                    if theirs and bits > 3:  # without llama.cpp there are 3 bits alone
                         best, name = best_of_llama(processor, theirs, kind, bits)
                         rival = [f"{best:.3f}", name, f"{count / best:.2f}"]
                     cells = [f"{processor} ({has})", kernel, str(bits), f"{count:.3f}", *rival]

@@ -397,6 +397,7 @@ int main(int argc, char**) {
     CheckCodebook(96, 64, 5, sparse);
     CheckCodebook(160, 288, 9, sparse);
     CheckCodebook(320, 864, 4, sparse);
+    CheckCodebook(64, 1024, 1, sparse);
   }
   for (const float one : {NAN, INFINITY, -INFINITY}) CheckSpoiledCodebook(one);
   for (const size_t n : {1, 31, 96, 333}) {

@@ -10,7 +10,7 @@ export const CONFIG_NAME = "sol_config.json";
 export const BLOCK = 32;
 const FORMAT = "sol_rt.bundle";
 const FORMAT_VERSION = 5;
-const FORMAT_VERSIONS_OF_THREE_BITS = [6, 7]; // of bundles with codes of 3 bits, which copies for browsers leave out
+const FORMAT_VERSION_OF_THREE_BITS = 7; // of bundles with codes of 3 bits, which copies for browsers leave out; 6 had them in another layout
 const THREE_BITS = 3;
 const WITHOUT_THREE_BITS = "make a copy for browsers with `sol-rt export --target web`, which leaves 3 bits out";
 const SAME_WEIGHTS_SINCE = 3;
@@ -275,7 +275,8 @@ function readConfig(top) {
   if (version !== FORMAT_VERSION) {
     let hint = version > FORMAT_VERSION ? "install a newer sol_rt" : "export the bundle again";
     if (version >= SAME_WEIGHTS_SINCE && version < FORMAT_VERSION) hint = "run `sol-rt migrate` on its folder";
-    if (FORMAT_VERSIONS_OF_THREE_BITS.includes(version)) hint = WITHOUT_THREE_BITS;
+    if (version === 6) hint = `run \`sol-rt migrate\` on its folder, then ${WITHOUT_THREE_BITS}`;
+    if (version === FORMAT_VERSION_OF_THREE_BITS) hint = WITHOUT_THREE_BITS;
     throw top.fail("format_version", version, FORMAT_VERSION, hint);
   }
   const generator = top.text("generator");
@@ -295,6 +296,9 @@ function readConfig(top) {
   const weightsEntry = files.get(weightsFile);
   if (weightsEntry === undefined) throw weights.fail("file", weightsFile, "a file listed under `files`");
   const tensors = readTensors(weights.table("tensors"), weightsEntry.bytes);
+  if ([...tensors.keys()].some((name) => name.endsWith(".low"))) {
+    throw top.fail("format_version", `${version}, with codes of 3 bits in the weights`, FORMAT_VERSION_OF_THREE_BITS, "run `sol-rt migrate` on its folder");
+  }
   weights.done();
   for (const [key, variant] of variants) {
     if (!files.has(variant.file)) {

@@ -38,7 +38,7 @@ using StepBytes = hn::CappedTag<uint8_t, 32>;
 #endif
 using CodebookStep = BlockStep<StepBytes>;
 
-// The last outputs of a row, fewer than a step has.
+// The last outputs of a row, fewer than a step has, a multiple of 32.
 class PaddedStep {
  public:
   explicit PaddedStep(size_t outputs) : outputs_(outputs) {

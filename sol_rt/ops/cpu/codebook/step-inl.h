@@ -78,8 +78,9 @@ HWY_INLINE hn::Vec<hn::Repartition<int8_t, DI>> FourCodes(DI di, const int8_t* c
 class Ask {
  public:
   Ask() = default;
-  HWY_INLINE Ask(const uint8_t* from, size_t stride, const StepAhead& ahead)
-      : from_(from), stride_(stride), row_(ahead.row), end_(ahead.end), first_level_(ahead.first_level) {}
+  // Of the rows that begin at `from`, the line at `offset`.
+  HWY_INLINE Ask(const uint8_t* from, size_t offset, size_t stride, const StepAhead& ahead)
+      : from_(from != nullptr ? from + offset : nullptr), stride_(stride), row_(ahead.row), end_(ahead.end), first_level_(ahead.first_level) {}
 
   HWY_INLINE void Four() {
     if (row_ == end_) return;
@@ -112,7 +113,8 @@ class Ask {
 class Asks {
  public:
   HWY_INLINE Asks(const StepAhead& ahead, size_t low_stride)
-      : asks_{Ask(ahead.view.base, low_stride, ahead), Ask(ahead.view.base + 64, low_stride, ahead), Ask(ahead.view.high, low_stride / 2, ahead), Ask()} {}
+      : asks_{Ask(ahead.view.base, 0, low_stride, ahead), Ask(ahead.view.base, 64, low_stride, ahead), Ask(ahead.view.high, 0, low_stride / 2, ahead),
+              Ask()} {}
 
   HWY_INLINE Ask& Next() { return asks_[next_ < kCount ? next_++ : kCount]; }
   HWY_NOINLINE void Rest() {
@@ -137,7 +139,7 @@ struct Expand {
 constexpr int kCodeBegin[8] = {0, 0, 3, 3, 0, 3, 6, 6};
 
 #if HWY_TARGET <= HWY_AVX3_DL
-// Look-ups that take six bits of a byte as they are stored. Each place that a code can have has a table of its own:
+// Look-ups whose index has a code's bits where the stored byte has them. Each place that a code can have has a table of its own:
 //
 //   0   code in bits 0 to 2, table in bits 3 and 4
 //   1   code in bits 3 to 5, table in bits 0 and 1
@@ -170,7 +172,8 @@ class StoredTables {
   }
   template <size_t i>
   HWY_INLINE V LookUpSplit(V low, V high, V choice) const {
-    const V code{_mm512_ternarylogic_epi64(Moved<D8, 6>(low).raw, hn::Set(D8(), uint8_t{3}).raw, choice.raw, 0xEA)};
+    const V moved = Moved<D8, 6>(low);
+    const V code{_mm512_ternarylogic_epi64(moved.raw, hn::Set(D8(), uint8_t{3}).raw, choice.raw, 0xEA)};
     return At(tables_[2], hn::OrAnd(code, Moved<D8, 2>(high), hn::Set(D8(), uint8_t{i == 6 ? 0x10 : 0x20})));
   }
 

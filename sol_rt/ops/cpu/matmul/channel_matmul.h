@@ -53,7 +53,7 @@ class ChannelMatMul {
 
   // A multiple of the splits. Where there are more members than splits, they share the outputs of one.
   size_t Tasks(size_t members) const {
-    const size_t wanted = std::min((members + splits_ - 1) / splits_, (w_.N + Step() - 1) / Step());
+    const size_t wanted = std::min((members + splits_ - 1) / splits_, (w_.N + kStep - 1) / kStep);
     return splits_ * std::max((w_.N + most_outputs_ - 1) / most_outputs_, wanted);
   }
 
@@ -99,11 +99,12 @@ class ChannelMatMul {
   void Tile(const Activations& q, size_t first, size_t tokens, size_t n, size_t width, float* sums) const;
 
  private:
-  size_t Step() const { return w_.bits == 3 ? 256 : 128; }  // outputs of whole vectors
+  static constexpr size_t kStep = 128;  // outputs of whole vectors
+
   Range BlocksOf(size_t task, size_t tasks) const { return ShareOf(w_.K / kBlock, 1, task / (tasks / splits_), splits_); }
   Range OutputsOf(size_t task, size_t tasks) const {
     const size_t ranges = tasks / splits_;
-    return ShareOf(w_.N, Step(), task % ranges, ranges);
+    return ShareOf(w_.N, kStep, task % ranges, ranges);
   }
 
   const char* op_;

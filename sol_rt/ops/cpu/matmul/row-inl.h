@@ -39,8 +39,8 @@ namespace sol {
 namespace SOL_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// Weights of some outputs of one block; copied and padded where a vector would run past the last output. At 3 bits `base` is the low bits,
-// and `high` and `block_scale` are there.
+// Weights of some outputs of one block; copied and padded where a vector would run past the last output. At 3 bits `base` is `low`, and
+// `high` and `block_scale` are there.
 struct BlockView {
   const uint8_t* base;
   const uint16_t* scale;
