@@ -172,8 +172,7 @@ class StoredTables {
   }
   template <size_t i>
   HWY_INLINE V LookUpSplit(V low, V high, V choice) const {
-    const V moved = Moved<D8, 6>(low);
-    const V code{_mm512_ternarylogic_epi64(moved.raw, hn::Set(D8(), uint8_t{3}).raw, choice.raw, 0xEA)};
+    const V code = hn::OrAnd(choice, Moved<D8, 6>(low), hn::Set(D8(), uint8_t{3}));
     return At(tables_[2], hn::OrAnd(code, Moved<D8, 2>(high), hn::Set(D8(), uint8_t{i == 6 ? 0x10 : 0x20})));
   }
 

@@ -51,12 +51,6 @@ struct BlockView {
   const uint8_t* block_scale = nullptr;
 };
 
-// Bytes of a row's outputs, of the codes that are channel-major.
-template <int kBits>
-constexpr size_t RowBytes(size_t outputs) {
-  return kBits == 3 ? outputs / 4 : outputs / 2;
-}
-
 // The weights of outputs n, … of block b, where they lie.
 template <int kBits>
 HWY_INLINE BlockView ViewAt(const Nested& w, const uint8_t* base, size_t b, size_t n) {
