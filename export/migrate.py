@@ -23,7 +23,7 @@ import numpy as np
 
 from sol_rt.atomic_write import replacing_folder
 from sol_rt.bundle import selection
-from sol_rt.bundle.bundle import Bundle, check_size, sha256
+from sol_rt.bundle.bundle import Bundle, check_hash, check_size, sha256
 from sol_rt.bundle.config import (
     CONFIG_NAME,
     FORMAT_VERSION,
@@ -147,9 +147,7 @@ def _copy_weights(
     Raises BundleError if it is damaged: the copy gets a hash of its own.
     """
     check_size(source, of_source)
-    if (digest := sha256(source)) != of_source.sha256:
-        hint = "the file was changed or damaged: pull or export the bundle again"
-        raise BundleError(source, "sha256", digest[:12] + "…", of_source.sha256[:12] + "…", hint)
+    check_hash(source, of_source, sha256(source), otherwise="")
     target.unlink()
     shutil.copyfile(source, target)
     data = np.memmap(source, np.uint8, "r")
