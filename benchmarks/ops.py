@@ -180,7 +180,7 @@ def compare(args: argparse.Namespace) -> None:
     for model, (hidden, inner, layers) in MODELS.items():
         layers = min(layers, args.layers)
         for part, active in product(("first matrix", "MLP"), (1.0, 0.75, 0.5)):
-            made = [
+            three, four = (
                 [
                     mlp(rng, i, bits, active, active, hidden, inner)
                     if part == "MLP"
@@ -188,8 +188,7 @@ def compare(args: argparse.Namespace) -> None:
                     for i in range(layers)
                 ]
                 for bits in (3, 4)
-            ]
-            three, four = made
+            )
             times = in_turn((bound(three, hidden, args), bound(four, hidden, args)), args.seconds)
             ratios = [a / b for a, b in zip(*times, strict=True)]
             us = [statistics.median(each) / layers * 1e6 for each in times]
