@@ -77,7 +77,7 @@ def read_policy(path: Path) -> TrainedPolicy:
             parameters = {name: np.asarray(file.get_tensor(name), np.float32) for name in file.keys()}  # noqa: SIM118
         scalars = tuple(str(name) for name in json.loads(metadata["scalars"]))
         actions = tuple(Action.parse(tag) for tag in json.loads(metadata["actions"]))
-        sizes = {name: _size(json.loads(metadata["sizes"])[name]) for name in _SIZES}
+        sizes = {name: _size(json.loads(metadata["sizes"])[name], least=int(name != "width")) for name in _SIZES}
         if sizes["width"] % sizes["heads"]:
             raise ValueError(f"{sizes['heads']} heads of a width of {sizes['width']}")
         gain = float(metadata.get("gain_over_hull", 0.0))
@@ -90,8 +90,8 @@ def read_policy(path: Path) -> TrainedPolicy:
     return TrainedPolicy(shape, scalars, actions, told[0], parameters, told[1], gain)
 
 
-def _size(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _LARGEST_SIZE:
+def _size(value: object, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= _LARGEST_SIZE:
         raise ValueError(f"a size of {brief(value)}")
     return value
 

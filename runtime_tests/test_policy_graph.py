@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +113,28 @@ def test_an_episode_equals_the_network(weights: tuple[Path, RandomDecoder], nati
             logits = binding.copy_outputs_to_cpu()[-1]
             np.testing.assert_allclose(logits[0], expected.step(hidden, token, scalars, previous), rtol=1e-4, atol=1e-4)
             previous = int(rng.integers(0, SHAPE.num_actions))
+
+
+def test_without_the_layer_a_policy_reads_scalars_alone(weights: tuple[Path, RandomDecoder]) -> None:
+    folder, decoder = weights
+    shape = replace(SHAPE, width=0)
+    parameters = {name: value for name, value in _parameters().items() if name in shape.parameters()}
+    session = _session(folder / "policy.onnx", build_policy(shape, parameters, decoder.tensors, WEIGHTS), native=False)
+    rng, network = np.random.default_rng(4), _Policy(parameters, decoder.matrices["embed"])
+    scalars = rng.standard_normal(SHAPE.num_scalars).astype(np.float32)
+    state = rng.standard_normal(shape.state_shape).astype(np.float32)
+    for token in (0, 17):
+        feed = {
+            "hidden_states": rng.standard_normal((1, SHAPE.hidden_size)).astype(np.float32),
+            "input_ids": np.array([[token]]),
+            "scalars": scalars[None],
+            "previous_action": np.array([token - 1]),
+            "step": np.array([token % SHAPE.horizon]),
+            "past_state": state,
+        }
+        logits, after = session.run(["action_logits", "present_state"], feed)
+        np.testing.assert_allclose(logits[0], network.two_layers("direct", scalars), rtol=1e-5, atol=1e-5)
+        assert np.array_equal(after, state)
 
 
 def test_policies_of_another_shape_are_refused(weights: tuple[Path, RandomDecoder]) -> None:

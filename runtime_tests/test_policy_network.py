@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +18,23 @@ from sol_rt.train.policy_network import PolicyNetwork  # noqa: E402
 from sol_rt.train.reference_model.weights import read_blob  # noqa: E402
 
 SHAPE = PolicyShape(hidden_size=64, num_scalars=7, num_actions=5, horizon=6, width=32, heads=4)
+WITHOUT_LAYER = replace(SHAPE, width=0)
 TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}
 
 
-def _network() -> PolicyNetwork:
+def _network(shape: PolicyShape = SHAPE) -> PolicyNetwork:
     """One whose every parameter counts."""
     torch.manual_seed(0)
-    network = PolicyNetwork(SHAPE)
+    network = PolicyNetwork(shape)
     for parameter in network.parameters():
         parameter.data += 0.3 * torch.randn_like(parameter)
+    return network
+
+
+def _without_layer() -> PolicyNetwork:
+    """One that reads scalars alone, standardised."""
+    network = _network(WITHOUT_LAYER)
+    network.standardise(torch.randn(50, 64), torch.randn(50, 64), 2 * torch.randn(50, 7) - 1)
     return network
 
 
@@ -39,20 +48,21 @@ def _standardised() -> PolicyNetwork:
     return network
 
 
-@pytest.mark.parametrize("made", [_network, _standardised])
+@pytest.mark.parametrize("made", [_network, _standardised, _without_layer])
 def test_exported_parameters_are_the_graph_s(made: Callable[[], PolicyNetwork]) -> None:
-    shapes = {name: value.shape for name, value in made().exported().items()}
-    assert shapes == SHAPE.parameters()
+    network = made()
+    shapes = {name: value.shape for name, value in network.exported().items()}
+    assert shapes == network.shape.parameters()
 
 
-def test_a_network_begins_at_given_logits() -> None:
+@pytest.mark.parametrize("shape", [SHAPE, WITHOUT_LAYER])
+def test_a_network_begins_at_given_logits(shape: PolicyShape) -> None:
     torch.manual_seed(0)
-    network, wanted = PolicyNetwork(SHAPE), torch.tensor([0.5, -1.0, 2.0, 0.1, 0.4])
+    network, wanted = PolicyNetwork(shape), torch.tensor([0.5, -1.0, 2.0, 0.1, 0.4])
     network.begin_at(wanted)
     with torch.no_grad():
         logits = network(torch.randn(2, 3, 64), torch.randn(2, 3, 64), torch.randn(2, 3, 7), torch.zeros(2, 3).long())
     logits = logits - logits.mean(-1, keepdim=True)
-    torch.testing.assert_close(network.actions.bias.detach(), wanted - wanted.mean(), **TOLERANCE)
     torch.testing.assert_close(logits, (wanted - wanted.mean()).expand_as(logits), atol=0.3, rtol=0)
 
 
@@ -67,8 +77,9 @@ def test_standardised_inputs_have_mean_0_and_deviation_1() -> None:
     assert torch.equal(seen[:, 3], examples[:, 3])
 
 
-def test_whole_episodes_equal_single_steps() -> None:
-    network, generator = _network(), torch.Generator().manual_seed(1)
+@pytest.mark.parametrize("made", [_network, _without_layer])
+def test_whole_episodes_equal_single_steps(made: Callable[[], PolicyNetwork]) -> None:
+    network, generator = made(), torch.Generator().manual_seed(1)
     hidden, embedding = (torch.randn(3, SHAPE.horizon, 64, generator=generator) for _ in range(2))
     scalars = torch.randn(3, SHAPE.horizon, 7, generator=generator)
     previous = torch.randint(-1, 5, (3, SHAPE.horizon), generator=generator)
@@ -82,16 +93,16 @@ def test_whole_episodes_equal_single_steps() -> None:
     torch.testing.assert_close(shorter, together[:, :2], **TOLERANCE)
 
 
-@pytest.mark.parametrize("made", [_network, _standardised])
+@pytest.mark.parametrize("made", [_network, _standardised, _without_layer])
 def test_network_equals_the_graph_over_an_episode(made: Callable[[], PolicyNetwork], tmp_path: Path) -> None:
     network, rng = made(), np.random.default_rng(3)
     decoder = RandomDecoder.write(describe("llama"), tmp_path)
     (tmp_path / "policy.onnx").write_bytes(
-        build_policy(SHAPE, network.exported(), decoder.tensors, WEIGHTS).SerializeToString()
+        build_policy(network.shape, network.exported(), decoder.tensors, WEIGHTS).SerializeToString()
     )
     session = ort.InferenceSession(str(tmp_path / "policy.onnx"), providers=["CPUExecutionProvider"])
     embed = read_blob(tmp_path / WEIGHTS, decoder.tensors, decoder.decoder).matrix("embed")
-    onnx_state, state, previous = np.zeros(SHAPE.state_shape, np.float32), network.new_state(1), -1
+    onnx_state, state, previous = np.zeros(network.shape.state_shape, np.float32), network.new_state(1), -1
     for step in range(SHAPE.horizon):
         hidden, scalars = (rng.standard_normal((1, size)).astype(np.float32) for size in (64, 7))
         token = int(rng.integers(0, 90))

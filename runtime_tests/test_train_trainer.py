@@ -157,6 +157,22 @@ def test_a_calibration_that_no_longer_holds_is_said(
     assert said == [True, False]
 
 
+def test_a_policy_of_scalars_alone_is_trained_and_runs(
+    trained: Path, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "scalars.yaml"
+    config.write_text(CONFIG.replace("width: 16", "width: 0"))
+    program(arguments(place, tmp_path / "out", "--counterfactuals", str(trained / "counterfactuals"), config=config))
+    path = tmp_path / "out" / "policy.safetensors"
+    assert set(read_policy(path).parameters) == {f"direct.{n}.{part}" for n in (0, 2) for part in ("weight", "bias")}
+    folder = make_bundle(tmp_path / "bundle")
+    assert run(["export", "-m", str(folder), "--policy", str(path)]) == 0
+    capsys.readouterr()
+    asked = ["generate", "-m", str(folder), "-p", "ab", "-n", "16", "--budget", "0.6", "--schedule", "sol", "--json"]
+    assert run(asked) == 0
+    assert json.loads(capsys.readouterr().out)["schedule"] == "sol"
+
+
 @pytest.mark.slow
 def test_a_killed_training_goes_on_bit_by_bit(place: Path, tmp_path: Path) -> None:
     config = place / "long.yaml"

@@ -33,7 +33,8 @@ class PolicyConfig:
     horizon: int = 16
     """Decode steps in an episode. The policy's memory ends with it."""
     width: int = 64
-    """Size of the transformer layer's hidden state; a multiple of `heads`."""
+    """Size of the transformer layer's hidden state; a multiple of `heads`. 0 leaves the layer out: then the policy reads
+    scalars alone, remembers nothing but what they tell, and its run takes a few microseconds."""
     heads: int = 4
     """Attention heads of the transformer layer."""
     scalar_size: int = 32
@@ -245,7 +246,6 @@ def _check(config: TrainConfig, where: str) -> None:
     positive = {
         "checkpoint_every": config.checkpoint_every,
         "policy.horizon": policy.horizon,
-        "policy.width": policy.width,
         "policy.heads": policy.heads,
         "policy.scalar_size": policy.scalar_size,
         "policy.action_size": policy.action_size,
@@ -267,6 +267,7 @@ def _check(config: TrainConfig, where: str) -> None:
         need(value > 0, name, value, "a number over 0")
     rates = {
         "seed": config.seed,
+        "policy.width": policy.width,
         "warm_start.updates": warm.updates,
         "warm_start.learning_rate": warm.learning_rate,
         "warm_start.weight_decay": warm.weight_decay,

@@ -25,7 +25,9 @@ _LEAST_DEVIATION = 1e-3  # an input that varies less is constant, and is not sta
 
 
 class PolicyNetwork(nn.Module):
-    """A causal transformer of one layer over the steps of an episode.
+    """A causal transformer of one layer over the steps of an episode, plus two linear layers of the step's scalars.
+
+    With width 0 there are those two layers alone. Such a network reads none of the other inputs.
 
     Inputs of `forward`, for B episodes of T steps; those of `step` lack T:
         hidden: float32 [B, T, H], final norm output of the step that produced the current token.
@@ -44,22 +46,23 @@ class PolicyNetwork(nn.Module):
         super().__init__()
         self.shape = shape
         width, small = shape.width, shape.scalar_size
-        self.scalars = nn.Sequential(nn.Linear(shape.num_scalars, small), nn.GELU(), nn.Linear(small, small))
-        self.previous = nn.Embedding(shape.num_actions + 1, shape.action_size)
-        self.input = nn.Linear(2 * shape.hidden_size + small + shape.action_size, width)
-        self.position = nn.Embedding(shape.horizon, width)
-        self.norm1 = nn.LayerNorm(width)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.output = nn.Linear(width, width)
-        self.norm2 = nn.LayerNorm(width)
-        self.up = nn.Linear(width, 4 * width)
-        self.down = nn.Linear(4 * width, width)
-        self.norm = nn.LayerNorm(width)
-        self.actions = nn.Linear(width, shape.num_actions)
+        if width:
+            self.scalars = nn.Sequential(nn.Linear(shape.num_scalars, small), nn.GELU(), nn.Linear(small, small))
+            self.previous = nn.Embedding(shape.num_actions + 1, shape.action_size)
+            self.input = nn.Linear(2 * shape.hidden_size + small + shape.action_size, width)
+            self.position = nn.Embedding(shape.horizon, width)
+            self.norm1 = nn.LayerNorm(width)
+            self.qkv = nn.Linear(width, 3 * width)
+            self.output = nn.Linear(width, width)
+            self.norm2 = nn.LayerNorm(width)
+            self.up = nn.Linear(width, 4 * width)
+            self.down = nn.Linear(4 * width, width)
+            self.norm = nn.LayerNorm(width)
+            self.actions = nn.Linear(width, shape.num_actions)
         self.direct = nn.Sequential(nn.Linear(shape.num_scalars, small), nn.GELU(), nn.Linear(small, shape.num_actions))
-        for name in ("actions", "direct.2"):
-            nn.init.normal_(self.get_parameter(f"{name}.weight"), std=0.01)
-            nn.init.zeros_(self.get_parameter(f"{name}.bias"))
+        for last in [self.direct[2], *([self.actions] if width else [])]:
+            nn.init.normal_(last.weight, std=0.01)
+            nn.init.zeros_(last.bias)
         used = torch.tensor([float(use_hidden), float(use_embedding)]).repeat_interleave(shape.hidden_size)
         for name, used_inputs in (("observed", used), ("told", torch.ones(shape.num_scalars))):
             self.register_buffer(f"{name}_used", used_inputs, persistent=False)
@@ -86,13 +89,15 @@ class PolicyNetwork(nn.Module):
     @torch.no_grad()
     def begin_at(self, logits: Tensor) -> None:
         """Sets the last bias so that a new network's logits are about these, float32 [A], at every step."""
-        self.actions.bias.copy_(logits - logits.mean())
+        self.direct[2].bias.copy_(logits - logits.mean())
 
     @torch.no_grad()
     def exported(self) -> dict[str, npt.NDArray[np.float32]]:
         """The graph's parameters, as `build_policy` takes them, with the standardisation multiplied in (in float64)."""
         values = {name: self.get_parameter(name).double() for name, _ in self.named_parameters()}
         for name, inputs in (("input", "observed"), ("scalars.0", "told"), ("direct.0", "told")):
+            if f"{name}.weight" not in values:
+                continue
             mean, scale = (self.get_buffer(f"{inputs}_{part}").double() for part in ("mean", "scale"))
             weight = values[f"{name}.weight"]
             scaled = weight[:, : scale.numel()] * scale
@@ -111,27 +116,33 @@ class PolicyNetwork(nn.Module):
         """
         steps = torch.arange(hidden.shape[1], device=hidden.device)
         scalars = self._standardised("told", scalars)
+        direct: Tensor = self.direct(scalars)
+        if not self.shape.width:
+            return direct
         x = self._observe(hidden, embedding, scalars, previous, shown) + self.position(steps)
         q, k, v = self._heads(x)  # [B, heads, T, size]
         x = x + self._merge(F.scaled_dot_product_attention(q, k, v, is_causal=True))
-        return self._decide(x, scalars)
+        return self._decide(x) + direct
 
     def new_state(self, episodes: int) -> Tensor:
         """State of B episodes at their start: float32 [B, *state_shape], each row as the graph's `past_state`."""
-        return self.position.weight.new_zeros(episodes, *self.shape.state_shape)
+        return self.get_buffer("told_mean").new_zeros(episodes, *self.shape.state_shape)
 
     def step(
         self, hidden: Tensor, embedding: Tensor, scalars: Tensor, previous: Tensor, step: int, state: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Step `step`, 0 … horizon - 1, of B episodes: action logits, float32 [B, A], and the state after it."""
         scalars = self._standardised("told", scalars)
+        direct = self.direct(scalars)
+        if not self.shape.width:
+            return direct, state
         x = self._observe(hidden, embedding, scalars, previous) + self.position.weight[step]
         q, k, v = self._heads(x.unsqueeze(1))  # [B, heads, 1, size]
         state = state.clone()
         state[:, 0, 0, :, step], state[:, 0, 1, :, step] = k[:, :, 0], v[:, :, 0]
         keys, values = state[:, 0, 0, :, : step + 1], state[:, 0, 1, :, : step + 1]
         x = x + self._merge(F.scaled_dot_product_attention(q, keys, values)).squeeze(1)
-        return self._decide(x, scalars), state
+        return self._decide(x) + direct, state
 
     def _standardised(self, name: str, inputs: Tensor) -> Tensor:
         return (inputs - self.get_buffer(f"{name}_mean")) * self.get_buffer(f"{name}_scale")
@@ -154,9 +165,9 @@ class PolicyNetwork(nn.Module):
         merged: Tensor = self.output(y.transpose(1, 2).flatten(2))
         return merged
 
-    def _decide(self, x: Tensor, scalars: Tensor) -> Tensor:
+    def _decide(self, x: Tensor) -> Tensor:
         x = x + self.down(F.gelu(self.up(self.norm2(x))))
-        logits: Tensor = self.actions(self.norm(x)) + self.direct(scalars)
+        logits: Tensor = self.actions(self.norm(x))
         return logits
 
 

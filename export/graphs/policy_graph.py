@@ -9,6 +9,9 @@ values of earlier steps are in the state.
     x += down(gelu(up(norm2(x))))
     action_logits = actions(norm(x)) + direct(scalars)
 
+With width 0 there is no transformer layer: action_logits = direct(scalars), and the state stays as it was. Such a graph
+has the same inputs and outputs and reads `scalars` alone.
+
 Parameters, float32, named and laid out as in a torch state_dict (Linear is [out, in]; h = hidden size of the model,
 w = width, n scalars, A actions, s = scalar_size, a = action_size):
 
@@ -60,7 +63,7 @@ class PolicyShape:
         hidden_size: the model's hidden size.
         num_scalars, num_actions: lengths of `policy.scalars` and `policy.actions` in sol_config.json.
         horizon: number of steps in an episode.
-        width, heads: width and number of heads of the transformer layer.
+        width, heads: width and number of heads of the transformer layer. Width 0: without that layer.
         scalar_size, action_size: sizes of the observation's parts for the scalars and for the previous action.
     """
 
@@ -75,32 +78,33 @@ class PolicyShape:
 
     @property
     def state_shape(self) -> tuple[int, int, int, int, int]:
-        """The state's shape: layers, keys and values, heads, steps, size of a head."""
-        return (1, 2, self.heads, self.horizon, self.width // self.heads)
+        """The state's shape: layers, keys and values, heads, steps, size of a head. Unused ones without a layer."""
+        return (1, 2, self.heads, self.horizon, self.width // self.heads) if self.width else (1, 2, 1, self.horizon, 1)
 
     def parameters(self) -> dict[str, tuple[int, ...]]:
         """The shape of every parameter by name."""
         width, small, actions = self.width, self.scalar_size, self.num_actions
-        shapes: dict[str, tuple[int, ...]] = {
-            "previous.weight": (actions + 1, self.action_size),
-            "position.weight": (self.horizon, width),
+        linear = {"direct.0": (small, self.num_scalars), "direct.2": (actions, small)}
+        if not width:
+            return _with_biases(linear)
+        linear |= {
+            "scalars.0": (small, self.num_scalars),
+            "scalars.2": (small, small),
+            "input": (width, 2 * self.hidden_size + small + self.action_size),
+            "qkv": (3 * width, width),
+            "output": (width, width),
+            "up": (4 * width, width),
+            "down": (width, 4 * width),
+            "actions": (actions, width),
         }
-        for name, outputs, inputs in (
-            ("scalars.0", small, self.num_scalars),
-            ("scalars.2", small, small),
-            ("input", width, 2 * self.hidden_size + small + self.action_size),
-            ("qkv", 3 * width, width),
-            ("output", width, width),
-            ("up", 4 * width, width),
-            ("down", width, 4 * width),
-            ("actions", actions, width),
-            ("direct.0", small, self.num_scalars),
-            ("direct.2", actions, small),
-        ):
-            shapes |= {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
-        for name in ("norm1", "norm2", "norm"):
-            shapes |= {f"{name}.weight": (width,), f"{name}.bias": (width,)}
-        return shapes
+        embeddings = {"previous.weight": (actions + 1, self.action_size), "position.weight": (self.horizon, width)}
+        return embeddings | _with_biases(linear | {name: (width,) for name in ("norm1", "norm2", "norm")})
+
+
+def _with_biases(weights: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """The shapes of layers' weights and biases."""
+    parts = ((f"{name}.{part}", size) for name, size in weights.items() for part in ("weight", "bias"))
+    return {name: size[:1] if name.endswith("bias") else size for name, size in parts}
 
 
 def random_policy_parameters(seed: int, shape: PolicyShape) -> dict[str, FloatArray]:
@@ -160,6 +164,10 @@ class _PolicyWriter:
 
     def write(self) -> onnx.ModelProto:
         op, ints = self.writer.op, self.writer.ints
+        if not self.shape.width:
+            op("Identity", "past_state", out="present_state")
+            op("Identity", self._two_layers("direct"), out="action_logits")
+            return self._model()
         action = op("Add", "previous_action", ints(1))
         parts = [
             "hidden_states",
