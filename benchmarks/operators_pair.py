@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ def main() -> None:
     parser.add_argument("-n", "--count", type=int, default=24, help="steps per round")
     parser.add_argument("-r", "--rounds", type=int, default=20)
     parser.add_argument("-t", "--threads", type=int, default=2)
+    parser.add_argument("--copies", action="store_true", help="steps read copies of matrices, calibrated or not")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker is not None:
@@ -83,10 +85,13 @@ def _work(arguments: argparse.Namespace) -> None:
     from sol_rt.bundle.actions import Action
     from sol_rt.bundle.bundle import Bundle
     from sol_rt.engine.engine import Engine
+    from sol_rt.engine.hardware import tuning
     from sol_rt.store.home import find_bundle
 
     bundle = Bundle.open(find_bundle(arguments.bundle))
     opened = Engine(bundle, provider="cpu", threads=arguments.threads)
+    if arguments.copies:
+        tuning.apply(arguments.worker, replace(tuning.current(arguments.worker), copies=True))
     tokens = np.random.default_rng(0).integers(100, bundle.config.model.vocab_size - 100, 1 << 16).tolist()
     depth = 0
     for line in sys.stdin:

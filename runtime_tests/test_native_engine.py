@@ -18,13 +18,14 @@ import pytest
 from helpers import full_disk
 from helpers.core_build import ADDRESS, THREAD, core_build, ort_library
 from helpers.core_steps import Core
-from helpers.random_decoder import TRAITS, hf_config
+from helpers.random_decoder import TRAITS, hf_config, screenable
 from helpers.tiny_bundle import seal, write_bundle
 from sol_rt.budget.cost.bytes_model import Line
 from sol_rt.budget.cost.calibration_table import CalibrationTable
 from sol_rt.budget.cost.tune import choose
 from sol_rt.budget.policy import PolicySession
 from sol_rt.bundle.actions import Action
+from sol_rt.bundle.bits import Screen
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.engine.engine import Engine
 from sol_rt.engine.hardware.tuning import Tuning, copied_bytes
@@ -385,10 +386,12 @@ def test_a_table_brings_the_settings_of_the_operators(folder: Path, tmp_path: Pa
         assert with_table(core, bundle, file, None) == named
 
 
-def test_a_table_brings_copies_where_memory_has_room(folder: Path, tmp_path: Path) -> None:
+def test_a_table_brings_copies_where_memory_has_room(tmp_path: Path) -> None:
     """Four times what they take must be free, in a container eight times. Mounts in its own view show a process other
     memory.
     """
+    heads: dict[str, Any] = {"lm_head_bits": {8: 8, 4: 8}, "screens": {4: Screen(20, 0.5, 3)}}
+    folder = write_bundle(tmp_path / "tiny", decoder=screenable("llama"), bits=(8, 4), **heads)
     bundle, memory = Bundle.open(folder), tmp_path / "meminfo"
     memory.touch()
     container = tmp_path / "cgroup"

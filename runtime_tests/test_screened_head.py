@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -211,28 +214,61 @@ def test_a_damaged_node_is_refused(bits: int, change: dict[str, float], words: l
     assert all(word in str(caught.value) for word in words), caught.value
 
 
+def model_of_one_node(nested: Nested, screen: Screen, coded: Coded) -> onnx.ModelProto:
+    """A graph of the operator at 8 bits, whose weights are in the graph. `coded` is read by a screen of 3 bits."""
+    k, n = nested.q.shape
+    weights = operands(nested, 8) | (coded_operands(coded) if screen.bits == 3 else {})
+    tensors = [onnx.numpy_helper.from_array(array, name) for name, array in weights.items()]
+    inputs, sizes = ["x", *(tensor.name for tensor in tensors)], {"K": k, "N": n, "bits": 8}
+    node = helper.make_node("NestedMatMul", inputs, ["y"], domain="sol", **sizes, **screen.attributes)
+    x = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["rows", k])
+    y = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)
+    opsets = [helper.make_opsetid("", 23), helper.make_opsetid("sol", 1)]
+    return helper.make_model(helper.make_graph([node], "g", [x], [y], tensors), opset_imports=opsets, ir_version=11)
+
+
+@needs_kernels
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("n", [16032, 16128])  # the last panel of 256 is narrower, or whole
+def test_a_copy_of_the_screen_has_the_whole_matrix_s_bits(n: int) -> None:
+    """Copies are made at the first step that is asked for them, and freed at the first that is asked for none."""
+    k, rng = 1536, np.random.default_rng(9)
+    nested, coded = made(rng, k, n)
+    options = ort.SessionOptions()
+    options.register_custom_ops_library(str(library_path()))
+    model = model_of_one_node(nested, Screen(70, 0.5, 3), coded).SerializeToString()
+    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    feed = {"x": rng.standard_normal((1, k)).astype(np.float32)}
+    feed["x"][0, 96:160] = 0  # no row of two blocks is active
+
+    def product() -> tuple[bytes, float]:
+        """The logits, and the process's private memory in MB."""
+        (y,) = session.run(None, feed)
+        text = Path("/proc/self/smaps_rollup").read_text(encoding="utf-8")
+        private = next(line for line in text.splitlines() if line.startswith("Anonymous:"))
+        return y.tobytes(), int(private.split()[1]) / 1e3
+
+    operators, size = ctypes.CDLL(str(library_path())), coded.code.size * 13 / 32 / 1e6
+    expected, before = product()
+    try:
+        operators.SolOpsCopies(1)
+        for logits, private in (product(), product()):
+            assert logits == expected
+            assert private - before == pytest.approx(size, abs=6)  # a large page, begun at either end
+    finally:
+        operators.SolOpsCopies(0)
+    logits, private = product()
+    assert logits == expected
+    assert private - before == pytest.approx(0, abs=6)
+
+
 @needs_kernels
 @pytest.mark.slow
 @pytest.mark.parametrize("first", [4, 3])
 def test_no_bit_depends_on_the_number_of_threads(tmp_path: Path, first: int) -> None:
     nested, coded = made(np.random.default_rng(7), 96, 3008)
     rng = np.random.default_rng(8)
-    weights = operands(nested, 8) | (coded_operands(coded) if first == 3 else {})
-    tensors = [onnx.numpy_helper.from_array(array, name) for name, array in weights.items()]
-    node = helper.make_node(
-        "NestedMatMul",
-        ["x", *(tensor.name for tensor in tensors)],
-        ["y"],
-        domain="sol",
-        K=96,
-        N=3008,
-        bits=8,
-        **Screen(70, 0.5, first).attributes,
-    )
-    x = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["rows", 96])
-    y = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)
-    opsets = [helper.make_opsetid("", 23), helper.make_opsetid("sol", 1)]
-    model = helper.make_model(helper.make_graph([node], "g", [x], [y], tensors), opset_imports=opsets, ir_version=11)
+    model = model_of_one_node(nested, Screen(70, 0.5, first), coded)
     inputs = [{"x": rng.standard_normal((rows, 96)).astype(np.float32)} for rows in (1, 9)]
     assert_same_for_any_thread_count(model, inputs, 20, tmp_path)
 

@@ -8,14 +8,18 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from helpers.random_decoder import screenable
 from helpers.tiny_bundle import write_bundle
 from sol_rt.budget.cost.calibration_table import CalibratedCost
 from sol_rt.budget.cost.tune import candidates, choose, is_steady, tune, tune_copies
 from sol_rt.bundle.actions import Action
+from sol_rt.bundle.bits import Screen
+from sol_rt.bundle.bundle import Bundle
 from sol_rt.engine.engine import Engine
 from sol_rt.engine.hardware import reads, tuning, usable_cores
 from sol_rt.engine.hardware.reads import read_bytes
@@ -273,9 +277,12 @@ def test_tuning_leaves_an_empty_cache_and_reports_its_progress(tmp_path: Path) -
 @needs_operators
 def test_copies_are_taken_where_steps_gain_and_memory_has_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert LIBRARY is not None
-    bundle = _bundle(tmp_path)
+    heads: dict[str, Any] = {"lm_head_bits": {8: 8, 4: 8}, "screens": {4: Screen(20, 0.5, 3)}}
+    bundle = Bundle.open(write_bundle(tmp_path / "tiny", decoder=screenable("llama"), bits=(8, 4), **heads))
     bases = sum(entry.bytes for name, entry in bundle.config.tensors.items() if entry.dtype == "uint4")
-    assert tuning.copied_bytes(bundle.config.tensors) == bases * 19 // 16 > 0
+    (places,) = bundle.config.tensors["embed.screen.output_scale"].shape
+    needed = bases * 19 // 16 + places * bundle.config.model.hidden_size * 13 // 32  # 3 bits, and 8 for each block
+    assert tuning.copied_bytes(bundle.config.tensors) == needed > bases * 19 // 16 > 0
     name, key = bundle.config.model.name, tuning.machine_key(usable_cores(), LIBRARY)
 
     def step(engine: Engine, length: int, action: Action, repeats: int) -> float:
@@ -292,7 +299,7 @@ def test_copies_are_taken_where_steps_gain_and_memory_has_room(tmp_path: Path, m
 
     tuning.save_gain_of_copies(key, name, 1.06)
     for share, room in ((4, True), (3.9, False)):
-        monkeypatch.setattr(tuning, "available_memory", lambda share=share: int(share * bases * 19 // 16))
+        monkeypatch.setattr(tuning, "available_memory", lambda share=share: int(share * needed))
         Engine(bundle, provider="cpu")
         assert tuning.current(LIBRARY) == Tuning(copies=room)
     assert tune_copies(engine, LIBRARY, seconds=0.05) is None  # no room to try
@@ -351,7 +358,5 @@ def test_doctor_shows_what_was_measured() -> None:
     assert busy.detail.endswith("run sol-rt calibrate while no other program runs")
 
 
-def _bundle(folder: Path):  # type: ignore[no-untyped-def]
-    from sol_rt.bundle.bundle import Bundle
-
+def _bundle(folder: Path) -> Bundle:
     return Bundle.open(write_bundle(folder / "tiny"))

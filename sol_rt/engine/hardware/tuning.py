@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from sol_rt.atomic_write import write_errors, write_text
+from sol_rt.bundle.bits import is_of_screen
 from sol_rt.bundle.config import TensorEntry
 from sol_rt.engine.hardware.memory import available_memory
 from sol_rt.engine.hardware.processor import processor_name
@@ -40,8 +41,9 @@ class Tuning:
         cache_level: the cache that memory is asked for into before it is read, 1 or 2.
         row_bytes_ahead: how far ahead of its use a row of weights is asked for, in bytes.
         members: threads of a decode step at most; 0 means all of the pool's.
-        copies: whether the layers' 4-bit matrices are copied into the order in which a step reads them. The copies are
-            memory of this process, `copied_bytes`, made at the first such step.
+        copies: whether the layers' 4-bit matrices and the 3-bit one that screens the LM head are copied into the order
+            in which a step reads them. The copies are memory of this process, `copied_bytes`, made at the first such
+            step.
     """
 
     cache_level: int = 2
@@ -68,7 +70,7 @@ class Tuning:
     def __str__(self) -> str:
         threads = f", {self.members} threads a step" if self.members else ""
         ahead = f"{self.row_bytes_ahead / 1024:g} KB ahead"
-        copies = ", 4-bit matrices read from copies" if self.copies else ""
+        copies = ", matrices read from copies" if self.copies else ""
         return f"weights asked for {ahead} into cache level {self.cache_level}{threads}{copies}"
 
 
@@ -178,9 +180,10 @@ def current(library: Path) -> Tuning:
 
 
 def copied_bytes(tensors: Mapping[str, TensorEntry]) -> int:
-    """Bytes that the copies of a bundle's matrices take: bases, scales and zero points."""
+    """Bytes that copies take: of 4-bit bases, scales and zero points, and of codes and scales of an LM head's screen."""
     bases = [entry.bytes for name, entry in tensors.items() if entry.dtype == "uint4" and name.endswith(".base")]
-    return sum(bases) * 19 // 16
+    screen = [entry.bytes for name, entry in tensors.items() if is_of_screen(name) and entry.dtype == "uint8"]
+    return sum(bases) * 19 // 16 + sum(screen)
 
 
 def room_for_copies(tensors: Mapping[str, TensorEntry]) -> bool:

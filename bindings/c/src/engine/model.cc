@@ -13,11 +13,14 @@
 namespace sol_rt {
 namespace {
 
-// Whether copies of the 4-bit matrices would take a quarter of the free memory at most, as in sol_rt/engine/hardware/tuning.py. Where the system does not
+// Whether copies of the 4-bit matrices and of the LM head's screen would take a quarter of the free memory at most, as in sol_rt/engine/hardware/tuning.py. Where the system does not
 // tell what is free, half of the machine's memory counts as free. Of a container never more than half counts. On Windows nothing does.
 bool RoomForCopies(const Config& config) {
-  int64_t bytes = 0, free = 0, most = 0;
-  for (const auto& [name, entry] : config.tensors) bytes += entry.dtype == "uint4" ? entry.bytes : 0;
+  int64_t bytes = 0, screen = 0, free = 0, most = 0;
+  for (const auto& [name, entry] : config.tensors) {
+    if (entry.dtype == "uint4") bytes += entry.bytes;
+    if (entry.dtype == "uint8" && name.find(".screen.") != std::string::npos) screen += entry.bytes;
+  }
   std::ifstream machine("/proc/meminfo"), container("/sys/fs/cgroup/memory.max");
   std::string word;
   while (machine >> word && word != "MemAvailable:") continue;
@@ -29,7 +32,7 @@ bool RoomForCopies(const Config& config) {
 #endif
   }
   if (container >> most) free = std::min(free, most / 2);
-  return bytes * 19 / 16 * 4 <= free;
+  return (bytes * 19 / 16 + screen) * 4 <= free;
 }
 
 }  // namespace

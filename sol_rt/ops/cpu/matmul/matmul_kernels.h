@@ -25,6 +25,7 @@ struct Nested {
   const uint8_t* block_scale = nullptr;    // [K/32, N]
   const uint16_t* output_scale = nullptr;  // float16 [N]
   const int8_t* codebook = nullptr;        // [4, 8]
+  bool in_order = false;                   // rows follow each other in the order of reading: the processor brings them on its own, nobody asks ahead
   size_t K = 0;
   size_t N = 0;
   int bits = 4;
@@ -38,6 +39,8 @@ struct Nested {
 
 constexpr size_t kPanel = 128;                   // outputs of a copy that lie together (packed_matrix.h)
 constexpr size_t kPackedBytes = kBlock / 2 + 3;  // of an output in a block of a copy
+
+constexpr size_t kCodebookPanel = 256;           // the same of a copy at 3 bits: as many as the widest step computes at once
 
 // Where the weights of outputs n, n + 1, … of a block lie.
 struct BlockPlace {

@@ -74,6 +74,21 @@ void PackPanel(const Nested& w, Range blocks, size_t panel, uint8_t* data) {
   }
 }
 
+// A panel at 3 bits.
+void PackCodebookPanel(const Nested& from, const Nested& panel, size_t n) {
+  constexpr size_t kLow = kCodebookPanel / 4, kHigh = kCodebookPanel / 8;
+  uint8_t *const low = const_cast<uint8_t*>(panel.low), *const high = const_cast<uint8_t*>(panel.high);
+  for (size_t k = 0; k < from.K; ++k) {
+    std::memcpy(low + k * kLow, from.low + k * (from.N / 4) + n / 4, kLow);
+    std::memcpy(high + k * kHigh, from.high + k * (from.N / 8) + n / 8, kHigh);
+  }
+  uint8_t* const block_scale = const_cast<uint8_t*>(panel.block_scale);
+  for (size_t b = 0; b < from.K / kBlock; ++b) std::memcpy(block_scale + b * kCodebookPanel, from.block_scale + b * from.N + n, kCodebookPanel);
+}
+
+// Bytes of an output in a block of a copy.
+size_t CopiedBytes(const Nested& w) { return w.bits == 3 ? kBlock * 3 / 8 + 1 : kPackedBytes; }
+
 // The copies that there are, by what they are made of.
 struct Known {
   const uint8_t* base;
@@ -83,13 +98,14 @@ struct Known {
 std::mutex copies_mutex;
 std::weak_ptr<const PackedMatrix>& CopyOf(const Nested& w, size_t splits) {
   static auto* const copies = new std::vector<Known>();  // outlives every session
+  const uint8_t* const base = w.bits == 3 ? w.low : w.base;
   Known* free = nullptr;
   for (Known& known : *copies) {
-    if (known.base == w.base && known.K == w.K && known.N == w.N && known.splits == splits) return known.copy;
+    if (known.base == base && known.K == w.K && known.N == w.N && known.splits == splits) return known.copy;
     if (known.copy.expired()) free = &known;
   }
   if (free == nullptr) free = &copies->emplace_back();
-  *free = {w.base, w.K, w.N, splits, {}};
+  *free = {base, w.K, w.N, splits, {}};
   return free->copy;
 }
 
@@ -97,7 +113,7 @@ std::weak_ptr<const PackedMatrix>& CopyOf(const Nested& w, size_t splits) {
 
 PackedMatrix::PackedMatrix(const Context& context, const Nested& w, size_t splits) {
   static auto* const newest = new std::weak_ptr<Slab>();  // outlives every session
-  const size_t bytes = w.K / kBlock * w.N * kPackedBytes + kSlack, panels = (w.N + kPanel - 1) / kPanel;
+  const size_t bytes = w.K / kBlock * w.N * CopiedBytes(w) + kSlack, width = w.bits == 3 ? kCodebookPanel : kPanel, panels = (w.N + width - 1) / width;
   slab_ = newest->lock();
   uint8_t* data = slab_ != nullptr ? slab_->Take(bytes) : nullptr;
   if (data == nullptr) {
@@ -106,8 +122,20 @@ PackedMatrix::PackedMatrix(const Context& context, const Nested& w, size_t split
   }
   data_ = data;
   context.ParallelFor(splits * panels, [&](size_t task) {
+    if (w.bits == 3) return PackCodebookPanel(w, Panel(w, task * kCodebookPanel), task * kCodebookPanel);
     PackPanel(w, ShareOf(w.K / kBlock, 1, task / panels, splits), task % panels * kPanel, data);
   });
+}
+
+Nested PackedMatrix::Panel(const Nested& w, size_t n) const {
+  Nested panel = w;
+  panel.low = data_ + n * w.K / 4;
+  panel.high = data_ + (w.N * 2 + n) * w.K / 8;
+  panel.block_scale = data_ + w.N * w.K * 3 / 8 + n * w.K / kBlock;
+  panel.output_scale = w.output_scale + n;
+  panel.in_order = true;
+  panel.N = kCodebookPanel;
+  return panel;
 }
 
 std::shared_ptr<const PackedMatrix> PackedCopy::Get(const Context& context, const Nested& w, size_t splits) {

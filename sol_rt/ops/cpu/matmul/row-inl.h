@@ -221,7 +221,7 @@ class AheadCursor {
         end_(std::min(end, begin + rows.Width())), last_(end), step_(step), n_(begin) {
     size_t filled = 0;
     for (size_t b = first_block; b < end_block; ++b) filled += Empty(b) ? 0 : 1;
-    if (filled == 0) {
+    if (filled == 0 || (kBits == 3 && w.in_order)) {
       block_ = end_block_;
       return;
     }

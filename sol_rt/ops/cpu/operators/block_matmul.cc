@@ -7,12 +7,17 @@ constexpr size_t kTokensAtOnce = 128;  // a task's sums stay in the core's own c
 
 }  // namespace
 
-void BlockMatMul::Product(const TokenInput& x, size_t task, size_t tasks, float* y) const {
+void BlockMatMul::Product(const TokenInput& x, const PackedMatrix* copy, size_t task, size_t tasks, float* y) const {
   const Range outputs = TaskOutputs(task, tasks);
   if (outputs.begin >= outputs.end) return;
   if (w_.bits > 3) return BestMatMulKernels().row_block_major(w_, x.Codes(), outputs.begin, outputs.end, y);
   std::fill(y + outputs.begin, y + outputs.end, 0.0f);
-  BestMatMulKernels().row_codebook(w_, x.Codes(), x.Active(), 0, w_.K / kBlock, outputs.begin, outputs.end, y);
+  const auto row = BestMatMulKernels().row_codebook;
+  const size_t blocks = w_.K / kBlock;
+  if (copy == nullptr) return row(w_, x.Codes(), x.Active(), 0, blocks, outputs.begin, outputs.end, y);
+  for (size_t n = outputs.begin; n < outputs.end; n += kCodebookPanel) {
+    row(copy->Panel(w_, n), x.Codes(), x.Active(), 0, blocks, 0, std::min(kCodebookPanel, outputs.end - n), y + n);
+  }
 }
 
 void BlockMatMul::Rows(const Context& context, const float* x, size_t tokens, float* y) const {

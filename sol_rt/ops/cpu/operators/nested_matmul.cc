@@ -66,7 +66,7 @@ class NestedMatMul {
     Place(memory, [&](Arena& arena) { input = product_.PlaceInput(arena); });
     input.Quantize(x);
     const size_t members = TeamMembers(), tasks = product_.Tasks(members);
-    RunTasks(context, members, tasks, [&](size_t task) { product_.Product(input, task, tasks, y); });
+    RunTasks(context, members, tasks, [&](size_t task) { product_.Product(input, nullptr, task, tasks, y); });
   }
 
   BlockMatMul product_;

@@ -84,9 +84,10 @@ void ScreenedProduct::One(const Context& context, const float* x, float* y) cons
   });
   coarse.Quantize(x);
   fine.Quantize(x);
+  const std::shared_ptr<const PackedMatrix> copy = screen_.Copy(context);
   const size_t members = TeamMembers(), tasks = screen_.Tasks(members);
   RunTasks(context, members, tasks, [&](size_t task) {
-    screen_.Product(coarse, task, tasks, y);
+    screen_.Product(coarse, copy.get(), task, tasks, y);
     const Range outputs = screen_.TaskOutputs(task, tasks);
     top.Look(y, outputs.begin, outputs.end);
   });
