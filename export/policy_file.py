@@ -26,6 +26,7 @@ from sol_rt.read_file import require_regular
 
 _LARGEST_SIZE = 1 << 20
 _SIZES = ("hidden_size", "horizon", "width", "heads", "scalar_size", "action_size")
+_READS = ("use_hidden", "use_embedding")
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def write_policy(path: Path, policy: TrainedPolicy) -> None:
     from safetensors.numpy import save
 
     metadata = {
-        "sizes": json.dumps({name: getattr(policy.shape, name) for name in _SIZES}),
+        "sizes": json.dumps({name: getattr(policy.shape, name) for name in (*_SIZES, *_READS)}),
         "scalars": json.dumps(policy.scalars),
         "actions": json.dumps([action.tag for action in policy.actions]),
         "description": policy.description,
@@ -77,7 +78,9 @@ def read_policy(path: Path) -> TrainedPolicy:
             parameters = {name: np.asarray(file.get_tensor(name), np.float32) for name in file.keys()}  # noqa: SIM118
         scalars = tuple(str(name) for name in json.loads(metadata["scalars"]))
         actions = tuple(Action.parse(tag) for tag in json.loads(metadata["actions"]))
-        sizes = {name: _size(json.loads(metadata["sizes"])[name], least=int(name != "width")) for name in _SIZES}
+        told_sizes = json.loads(metadata["sizes"])
+        sizes = {name: _size(told_sizes[name], least=int(name != "width")) for name in _SIZES}
+        reads = {name: told_sizes.get(name, True) is True for name in _READS}  # files of before read both
         if sizes["width"] % sizes["heads"]:
             raise ValueError(f"{sizes['heads']} heads of a width of {sizes['width']}")
         gain = float(metadata.get("gain_over_hull", 0.0))
@@ -85,7 +88,7 @@ def read_policy(path: Path) -> TrainedPolicy:
         raise CheckpointError(
             f"{path}: got no policy ({one_line(error)}), expected a file that sol-rt train wrote"
         ) from error
-    shape = PolicyShape(num_scalars=len(scalars), num_actions=len(actions), **sizes)
+    shape = PolicyShape(num_scalars=len(scalars), num_actions=len(actions), **sizes, **reads)
     told = metadata.get("description", ""), metadata.get("model", "")
     return TrainedPolicy(shape, scalars, actions, told[0], parameters, told[1], gain)
 

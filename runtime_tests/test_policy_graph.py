@@ -115,25 +115,33 @@ def test_an_episode_equals_the_network(weights: tuple[Path, RandomDecoder], nati
             previous = int(rng.integers(0, SHAPE.num_actions))
 
 
-def test_without_the_layer_a_policy_reads_scalars_alone(weights: tuple[Path, RandomDecoder]) -> None:
+@pytest.mark.parametrize("hidden", [False, True])
+@pytest.mark.parametrize("embedding", [False, True])
+def test_without_the_layer_a_policy_is_two_linear_ones(
+    weights: tuple[Path, RandomDecoder], hidden: bool, embedding: bool
+) -> None:
+    """It gives the state back, and tells nothing by what it does not read."""
     folder, decoder = weights
-    shape = replace(SHAPE, width=0)
-    parameters = {name: value for name, value in _parameters().items() if name in shape.parameters()}
+    shape = replace(SHAPE, width=0, use_hidden=hidden, use_embedding=embedding)
+    parameters = random_policy_parameters(0, shape)
     session = _session(folder / "policy.onnx", build_policy(shape, parameters, decoder.tensors, WEIGHTS), native=False)
     rng, network = np.random.default_rng(4), _Policy(parameters, decoder.matrices["embed"])
     scalars = rng.standard_normal(SHAPE.num_scalars).astype(np.float32)
     state = rng.standard_normal(shape.state_shape).astype(np.float32)
     for token in (0, 17):
+        last = rng.standard_normal(SHAPE.hidden_size).astype(np.float32)
         feed = {
-            "hidden_states": rng.standard_normal((1, SHAPE.hidden_size)).astype(np.float32),
+            "hidden_states": last[None],
             "input_ids": np.array([[token]]),
             "scalars": scalars[None],
-            "previous_action": np.array([token - 1]),
+            "previous_action": np.array([token % 3 - 1]),
             "step": np.array([token % SHAPE.horizon]),
             "past_state": state,
         }
         logits, after = session.run(["action_logits", "present_state"], feed)
-        np.testing.assert_allclose(logits[0], network.two_layers("direct", scalars), rtol=1e-5, atol=1e-5)
+        read = [scalars, *([last] if hidden else []), *([network.embedding[token]] if embedding else [])]
+        expected = network.two_layers("direct", np.concatenate(read))
+        np.testing.assert_allclose(logits[0], expected, rtol=1e-4, atol=1e-4)
         assert np.array_equal(after, state)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,40 +21,35 @@ WITHOUT_LAYER = replace(SHAPE, width=0)
 TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}
 
 
-def _network(shape: PolicyShape = SHAPE) -> PolicyNetwork:
-    """One whose every parameter counts."""
+SHAPES = {
+    "whole": SHAPE,
+    "no embedding": replace(SHAPE, use_embedding=False),
+    "scalars": replace(SHAPE, use_hidden=False, use_embedding=False),
+    "no layer": WITHOUT_LAYER,
+    "no layer, no embedding": replace(WITHOUT_LAYER, use_embedding=False),
+    "no layer, no hidden state": replace(WITHOUT_LAYER, use_hidden=False),
+    "no layer, scalars": replace(WITHOUT_LAYER, use_hidden=False, use_embedding=False),
+}
+every_shape = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+
+
+def _network(shape: PolicyShape) -> PolicyNetwork:
+    """One whose every parameter counts, with standardised inputs."""
     torch.manual_seed(0)
     network = PolicyNetwork(shape)
-    for parameter in network.parameters():
-        parameter.data += 0.3 * torch.randn_like(parameter)
-    return network
-
-
-def _without_layer() -> PolicyNetwork:
-    """One that reads scalars alone, standardised."""
-    network = _network(WITHOUT_LAYER)
-    network.standardise(torch.randn(50, 64), torch.randn(50, 64), 2 * torch.randn(50, 7) - 1)
-    return network
-
-
-def _standardised() -> PolicyNetwork:
-    """One with standardised inputs, without the embedding."""
-    torch.manual_seed(1)
-    network = PolicyNetwork(SHAPE, use_embedding=False)
     for parameter in network.parameters():
         parameter.data += 0.3 * torch.randn_like(parameter)
     network.standardise(3 * torch.randn(50, 64) + 1, torch.randn(50, 64), 2 * torch.randn(50, 7) - 1)
     return network
 
 
-@pytest.mark.parametrize("made", [_network, _standardised, _without_layer])
-def test_exported_parameters_are_the_graph_s(made: Callable[[], PolicyNetwork]) -> None:
-    network = made()
-    shapes = {name: value.shape for name, value in network.exported().items()}
-    assert shapes == network.shape.parameters()
+@every_shape
+def test_exported_parameters_are_the_graph_s(shape: PolicyShape) -> None:
+    shapes = {name: value.shape for name, value in _network(shape).exported().items()}
+    assert shapes == shape.parameters()
 
 
-@pytest.mark.parametrize("shape", [SHAPE, WITHOUT_LAYER])
+@every_shape
 def test_a_network_begins_at_given_logits(shape: PolicyShape) -> None:
     torch.manual_seed(0)
     network, wanted = PolicyNetwork(shape), torch.tensor([0.5, -1.0, 2.0, 0.1, 0.4])
@@ -77,9 +71,9 @@ def test_standardised_inputs_have_mean_0_and_deviation_1() -> None:
     assert torch.equal(seen[:, 3], examples[:, 3])
 
 
-@pytest.mark.parametrize("made", [_network, _without_layer])
-def test_whole_episodes_equal_single_steps(made: Callable[[], PolicyNetwork]) -> None:
-    network, generator = made(), torch.Generator().manual_seed(1)
+@every_shape
+def test_whole_episodes_equal_single_steps(shape: PolicyShape) -> None:
+    network, generator = _network(shape), torch.Generator().manual_seed(1)
     hidden, embedding = (torch.randn(3, SHAPE.horizon, 64, generator=generator) for _ in range(2))
     scalars = torch.randn(3, SHAPE.horizon, 7, generator=generator)
     previous = torch.randint(-1, 5, (3, SHAPE.horizon), generator=generator)
@@ -93,16 +87,16 @@ def test_whole_episodes_equal_single_steps(made: Callable[[], PolicyNetwork]) ->
     torch.testing.assert_close(shorter, together[:, :2], **TOLERANCE)
 
 
-@pytest.mark.parametrize("made", [_network, _standardised, _without_layer])
-def test_network_equals_the_graph_over_an_episode(made: Callable[[], PolicyNetwork], tmp_path: Path) -> None:
-    network, rng = made(), np.random.default_rng(3)
+@every_shape
+def test_network_equals_the_graph_over_an_episode(shape: PolicyShape, tmp_path: Path) -> None:
+    network, rng = _network(shape), np.random.default_rng(3)
     decoder = RandomDecoder.write(describe("llama"), tmp_path)
     (tmp_path / "policy.onnx").write_bytes(
-        build_policy(network.shape, network.exported(), decoder.tensors, WEIGHTS).SerializeToString()
+        build_policy(shape, network.exported(), decoder.tensors, WEIGHTS).SerializeToString()
     )
     session = ort.InferenceSession(str(tmp_path / "policy.onnx"), providers=["CPUExecutionProvider"])
     embed = read_blob(tmp_path / WEIGHTS, decoder.tensors, decoder.decoder).matrix("embed")
-    onnx_state, state, previous = np.zeros(network.shape.state_shape, np.float32), network.new_state(1), -1
+    onnx_state, state, previous = np.zeros(shape.state_shape, np.float32), network.new_state(1), -1
     for step in range(SHAPE.horizon):
         hidden, scalars = (rng.standard_normal((1, size)).astype(np.float32) for size in (64, 7))
         token = int(rng.integers(0, 90))

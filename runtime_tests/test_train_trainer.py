@@ -157,14 +157,16 @@ def test_a_calibration_that_no_longer_holds_is_said(
     assert said == [True, False]
 
 
-def test_a_policy_of_scalars_alone_is_trained_and_runs(
+def test_a_policy_without_a_layer_is_trained_and_runs(
     trained: Path, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = tmp_path / "scalars.yaml"
-    config.write_text(CONFIG.replace("width: 16", "width: 0"))
+    config = tmp_path / "linear.yaml"
+    config.write_text(CONFIG.replace("width: 16", "width: 0, use_embedding: false"))
     program(arguments(place, tmp_path / "out", "--counterfactuals", str(trained / "counterfactuals"), config=config))
     path = tmp_path / "out" / "policy.safetensors"
-    assert set(read_policy(path).parameters) == {f"direct.{n}.{part}" for n in (0, 2) for part in ("weight", "bias")}
+    policy = read_policy(path)
+    assert set(policy.parameters) == {f"direct.{n}.{part}" for n in (0, 2) for part in ("weight", "bias")}
+    assert policy.parameters["direct.0.weight"].shape[1] == policy.shape.hidden_size + len(policy.scalars)
     folder = make_bundle(tmp_path / "bundle")
     assert run(["export", "-m", str(folder), "--policy", str(path)]) == 0
     capsys.readouterr()
@@ -336,7 +338,7 @@ def test_counterfactuals_are_shared(trained: Path, place: Path, tmp_path: Path) 
     program(argv)
     assert times == {entry.name: entry.stat().st_mtime_ns for entry in shared.iterdir()}
     policy = read_policy(tmp_path / "out" / "policy.safetensors")
-    assert not policy.parameters["input.weight"][:, : policy.shape.hidden_size].any()
+    assert policy.parameters["input.weight"].shape[1] == policy.shape.hidden_size + 8 + 8  # embedding, scalars, action
     assert policy.scalars == ("log_context",)
 
 

@@ -27,7 +27,7 @@ _LEAST_DEVIATION = 1e-3  # an input that varies less is constant, and is not sta
 class PolicyNetwork(nn.Module):
     """A causal transformer of one layer over the steps of an episode, plus two linear layers of the step's scalars.
 
-    With width 0 there are those two layers alone. Such a network reads none of the other inputs.
+    With width 0 there are those two layers alone; they read hidden state and embedding beside the scalars.
 
     Inputs of `forward`, for B episodes of T steps; those of `step` lack T:
         hidden: float32 [B, T, H], final norm output of the step that produced the current token.
@@ -38,18 +38,17 @@ class PolicyNetwork(nn.Module):
     torch draws the parameters. The layers that give logits start small, so that a new policy is near uniform.
 
     Args:
-        shape: sizes.
-        use_hidden, use_embedding: whether the network reads these inputs.
+        shape: sizes, and which inputs the network reads.
     """
 
-    def __init__(self, shape: PolicyShape, *, use_hidden: bool = True, use_embedding: bool = True) -> None:
+    def __init__(self, shape: PolicyShape) -> None:
         super().__init__()
         self.shape = shape
         width, small = shape.width, shape.scalar_size
         if width:
             self.scalars = nn.Sequential(nn.Linear(shape.num_scalars, small), nn.GELU(), nn.Linear(small, small))
             self.previous = nn.Embedding(shape.num_actions + 1, shape.action_size)
-            self.input = nn.Linear(2 * shape.hidden_size + small + shape.action_size, width)
+            self.input = nn.Linear(shape.observed_size + small + shape.action_size, width)
             self.position = nn.Embedding(shape.horizon, width)
             self.norm1 = nn.LayerNorm(width)
             self.qkv = nn.Linear(width, 3 * width)
@@ -59,15 +58,14 @@ class PolicyNetwork(nn.Module):
             self.down = nn.Linear(4 * width, width)
             self.norm = nn.LayerNorm(width)
             self.actions = nn.Linear(width, shape.num_actions)
-        self.direct = nn.Sequential(nn.Linear(shape.num_scalars, small), nn.GELU(), nn.Linear(small, shape.num_actions))
+        direct = shape.num_scalars + (0 if width else shape.observed_size)
+        self.direct = nn.Sequential(nn.Linear(direct, small), nn.GELU(), nn.Linear(small, shape.num_actions))
         for last in [self.direct[2], *([self.actions] if width else [])]:
             nn.init.normal_(last.weight, std=0.01)
             nn.init.zeros_(last.bias)
-        used = torch.tensor([float(use_hidden), float(use_embedding)]).repeat_interleave(shape.hidden_size)
-        for name, used_inputs in (("observed", used), ("told", torch.ones(shape.num_scalars))):
-            self.register_buffer(f"{name}_used", used_inputs, persistent=False)
-            self.register_buffer(f"{name}_mean", torch.zeros_like(used_inputs))
-            self.register_buffer(f"{name}_scale", used_inputs.clone())
+        for name, size in (("observed", shape.observed_size), ("told", shape.num_scalars)):
+            self.register_buffer(f"{name}_mean", torch.zeros(size))
+            self.register_buffer(f"{name}_scale", torch.ones(size))
 
     @torch.no_grad()
     def standardise(self, hidden: Tensor, embedding: Tensor, scalars: Tensor) -> None:
@@ -79,12 +77,13 @@ class PolicyNetwork(nn.Module):
             hidden, embedding: float32 [n, H], examples of these inputs.
             scalars: float32 [n, number of scalars].
         """
-        for name, examples in (("observed", torch.cat([hidden, embedding], dim=-1)), ("told", scalars)):
+        for name, examples in (("observed", self._read(hidden, embedding)), ("told", scalars)):
+            if not examples.shape[-1]:
+                continue
             deviation = examples.std(dim=0)
             varies = deviation > _LEAST_DEVIATION
             self.get_buffer(f"{name}_mean").copy_(torch.where(varies, examples.mean(dim=0), 0.0))
-            scale = torch.where(varies, 1 / deviation, 1.0)
-            self.get_buffer(f"{name}_scale").copy_(scale * self.get_buffer(f"{name}_used"))
+            self.get_buffer(f"{name}_scale").copy_(torch.where(varies, 1 / deviation, 1.0))
 
     @torch.no_grad()
     def begin_at(self, logits: Tensor) -> None:
@@ -95,10 +94,13 @@ class PolicyNetwork(nn.Module):
     def exported(self) -> dict[str, npt.NDArray[np.float32]]:
         """The graph's parameters, as `build_policy` takes them, with the standardisation multiplied in (in float64)."""
         values = {name: self.get_parameter(name).double() for name, _ in self.named_parameters()}
-        for name, inputs in (("input", "observed"), ("scalars.0", "told"), ("direct.0", "told")):
-            if f"{name}.weight" not in values:
-                continue
-            mean, scale = (self.get_buffer(f"{inputs}_{part}").double() for part in ("mean", "scale"))
+        layers = {"direct.0": ["told", "observed"]}
+        if self.shape.width:
+            layers = {"input": ["observed"], "scalars.0": ["told"], "direct.0": ["told"]}
+        for name, inputs in layers.items():
+            mean, scale = (
+                torch.cat([self.get_buffer(f"{each}_{part}").double() for each in inputs]) for part in ("mean", "scale")
+            )
             weight = values[f"{name}.weight"]
             scaled = weight[:, : scale.numel()] * scale
             values[f"{name}.bias"] = values[f"{name}.bias"] - scaled @ mean
@@ -112,17 +114,17 @@ class PolicyNetwork(nn.Module):
 
         Args:
             hidden, embedding, scalars, previous: as the class says.
-            shown: dropout's factors for hidden state and embedding, broadcast to [B, T, 2 H]; None without dropout.
+            shown: dropout's factors for what is read of hidden state and embedding, broadcast to [B, T, their size];
+                None without dropout.
         """
         steps = torch.arange(hidden.shape[1], device=hidden.device)
-        scalars = self._standardised("told", scalars)
-        direct: Tensor = self.direct(scalars)
+        scalars, observed = self._standardised("told", scalars), self._observed(hidden, embedding, shown)
         if not self.shape.width:
-            return direct
-        x = self._observe(hidden, embedding, scalars, previous, shown) + self.position(steps)
+            return self._direct(scalars, observed)
+        x = self._joined(observed, scalars, previous) + self.position(steps)
         q, k, v = self._heads(x)  # [B, heads, T, size]
         x = x + self._merge(F.scaled_dot_product_attention(q, k, v, is_causal=True))
-        return self._decide(x) + direct
+        return self._decide(x) + self._direct(scalars)
 
     def new_state(self, episodes: int) -> Tensor:
         """State of B episodes at their start: float32 [B, *state_shape], each row as the graph's `past_state`."""
@@ -132,27 +134,33 @@ class PolicyNetwork(nn.Module):
         self, hidden: Tensor, embedding: Tensor, scalars: Tensor, previous: Tensor, step: int, state: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Step `step`, 0 … horizon - 1, of B episodes: action logits, float32 [B, A], and the state after it."""
-        scalars = self._standardised("told", scalars)
-        direct = self.direct(scalars)
+        scalars, observed = self._standardised("told", scalars), self._observed(hidden, embedding)
         if not self.shape.width:
-            return direct, state
-        x = self._observe(hidden, embedding, scalars, previous) + self.position.weight[step]
+            return self._direct(scalars, observed), state
+        x = self._joined(observed, scalars, previous) + self.position.weight[step]
         q, k, v = self._heads(x.unsqueeze(1))  # [B, heads, 1, size]
         state = state.clone()
         state[:, 0, 0, :, step], state[:, 0, 1, :, step] = k[:, :, 0], v[:, :, 0]
         keys, values = state[:, 0, 0, :, : step + 1], state[:, 0, 1, :, : step + 1]
         x = x + self._merge(F.scaled_dot_product_attention(q, keys, values)).squeeze(1)
-        return self._decide(x) + direct, state
+        return self._decide(x) + self._direct(scalars), state
 
     def _standardised(self, name: str, inputs: Tensor) -> Tensor:
         return (inputs - self.get_buffer(f"{name}_mean")) * self.get_buffer(f"{name}_scale")
 
-    def _observe(
-        self, hidden: Tensor, embedding: Tensor, scalars: Tensor, previous: Tensor, shown: Tensor | None = None
-    ) -> Tensor:
-        observed = self._standardised("observed", torch.cat([hidden, embedding], dim=-1))
-        if shown is not None:
-            observed = observed * shown
+    def _read(self, hidden: Tensor, embedding: Tensor) -> Tensor:
+        inputs = ((hidden, self.shape.use_hidden), (embedding, self.shape.use_embedding))
+        return torch.cat([each if read else each[..., :0] for each, read in inputs], dim=-1)
+
+    def _observed(self, hidden: Tensor, embedding: Tensor, shown: Tensor | None = None) -> Tensor:
+        observed = self._standardised("observed", self._read(hidden, embedding))
+        return observed if shown is None else observed * shown
+
+    def _direct(self, *inputs: Tensor) -> Tensor:
+        logits: Tensor = self.direct(torch.cat(inputs, dim=-1))
+        return logits
+
+    def _joined(self, observed: Tensor, scalars: Tensor, previous: Tensor) -> Tensor:
         x: Tensor = self.input(torch.cat([observed, self.scalars(scalars), self.previous(previous + 1)], dim=-1))
         return x
 
@@ -182,7 +190,9 @@ def new_network(config: PolicyConfig, seed: int, hidden_size: int, num_scalars: 
         config.heads,
         config.scalar_size,
         config.action_size,
+        config.use_hidden,
+        config.use_embedding,
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return PolicyNetwork(shape, use_hidden=config.use_hidden, use_embedding=config.use_embedding)
+        return PolicyNetwork(shape)

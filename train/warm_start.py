@@ -166,7 +166,7 @@ class WarmStart:
         rate = 0.5 * warm.learning_rate * (1 + math.cos(math.pi * number / warm.updates))
         random = np.random.default_rng([self.config.seed, _SEED, number])
         whole = self._drawn(self.training, warm.batch, random)
-        shown = shown_features((warm.batch, shape.horizon, 2 * shape.hidden_size), warm.dropout, random)
+        shown = shown_features((warm.batch, shape.horizon, shape.observed_size), warm.dropout, random)
         own = slice(group.rank, None, group.size)
         batch = EpisodeBatch(**{name: value[own] for name, value in vars(whole).items()})
 
@@ -333,11 +333,11 @@ def shown_features(shape: tuple[int, int, int], dropout: float, random: np.rando
     """Dropout's factors for hidden state and embedding, drawn once per episode and the same at all its steps.
 
     Args:
-        shape: B, T and the number of features, 2 H.
+        shape: B, T and the number F of features.
         dropout: share of features that become 0.
 
     Returns:
-        float32 [B, 1, 2 H], None where `dropout` is 0.
+        float32 [B, 1, F], None where `dropout` is 0.
     """
     if not dropout:
         return None

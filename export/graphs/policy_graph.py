@@ -9,15 +9,19 @@ values of earlier steps are in the state.
     x += down(gelu(up(norm2(x))))
     action_logits = actions(norm(x)) + direct(scalars)
 
-With width 0 there is no transformer layer: action_logits = direct(scalars), and the state stays as it was. Such a graph
-has the same inputs and outputs and reads `scalars` alone.
+Hidden state and embedding are each left out where the policy does not read it. With width 0 there is no transformer
+layer, and the state stays as it was:
 
-Parameters, float32, named and laid out as in a torch state_dict (Linear is [out, in]; h = hidden size of the model,
-w = width, n scalars, A actions, s = scalar_size, a = action_size):
+    action_logits = direct([scalars, hidden state, embedding of the current token])
+
+Whatever a graph reads, its inputs and outputs are the same.
+
+Parameters, float32, named and laid out as in a torch state_dict (Linear is [out, in]; h = hidden size of the model, once
+for each of hidden state and embedding that is read; w = width, n scalars, A actions, s = scalar_size, a = action_size):
 
     scalars.0.weight [s, n], scalars.0.bias [s], scalars.2.weight [s, s], scalars.2.bias [s]     Linear, GELU, Linear
     previous.weight [A + 1, a]                            row 0: no action yet; row i + 1: action i
-    input.weight [w, 2 h + s + a], input.bias [w]
+    input.weight [w, h + s + a], input.bias [w]
     position.weight [horizon, w]
     norm1.weight, norm1.bias [w]                          LayerNorm, eps 1e-5
     qkv.weight [3 w, w], qkv.bias [3 w]                   q, k, v; each is heads * size, scores are scaled by size**-0.5
@@ -27,6 +31,8 @@ w = width, n scalars, A actions, s = scalar_size, a = action_size):
     norm.weight, norm.bias [w]
     actions.weight [A, w], actions.bias [A]
     direct.0.weight [s, n], direct.0.bias [s], direct.2.weight [A, s], direct.2.bias [A]         Linear, GELU, Linear
+
+With width 0 there are the last four alone, and direct.0.weight is [s, n + h].
 
 The embedding is the bundle's, dequantized at its widest level.
 """
@@ -65,6 +71,7 @@ class PolicyShape:
         horizon: number of steps in an episode.
         width, heads: width and number of heads of the transformer layer. Width 0: without that layer.
         scalar_size, action_size: sizes of the observation's parts for the scalars and for the previous action.
+        use_hidden, use_embedding: whether the policy reads the last hidden state and the current token's embedding.
     """
 
     hidden_size: int
@@ -75,6 +82,13 @@ class PolicyShape:
     heads: int = 4
     scalar_size: int = 32
     action_size: int = 32
+    use_hidden: bool = True
+    use_embedding: bool = True
+
+    @property
+    def observed_size(self) -> int:
+        """Numbers of the hidden state and the embedding that the policy reads."""
+        return self.hidden_size * (self.use_hidden + self.use_embedding)
 
     @property
     def state_shape(self) -> tuple[int, int, int, int, int]:
@@ -84,13 +98,16 @@ class PolicyShape:
     def parameters(self) -> dict[str, tuple[int, ...]]:
         """The shape of every parameter by name."""
         width, small, actions = self.width, self.scalar_size, self.num_actions
-        linear = {"direct.0": (small, self.num_scalars), "direct.2": (actions, small)}
         if not width:
-            return _with_biases(linear)
-        linear |= {
+            return _with_biases(
+                {"direct.0": (small, self.num_scalars + self.observed_size), "direct.2": (actions, small)}
+            )
+        linear = {
+            "direct.0": (small, self.num_scalars),
+            "direct.2": (actions, small),
             "scalars.0": (small, self.num_scalars),
             "scalars.2": (small, small),
-            "input": (width, 2 * self.hidden_size + small + self.action_size),
+            "input": (width, self.observed_size + small + self.action_size),
             "qkv": (3 * width, width),
             "output": (width, width),
             "up": (4 * width, width),
@@ -164,23 +181,21 @@ class _PolicyWriter:
 
     def write(self) -> onnx.ModelProto:
         op, ints = self.writer.op, self.writer.ints
+        observed = ["hidden_states"] if self.shape.use_hidden else []
+        if self.shape.use_embedding:
+            observed.append(self._embedding())
         if not self.shape.width:
+            inputs = op("Concat", "scalars", *observed, axis=-1) if observed else "scalars"
+            op("Identity", self._two_layers("direct", inputs), out="action_logits")
             op("Identity", "past_state", out="present_state")
-            op("Identity", self._two_layers("direct"), out="action_logits")
             return self._model()
-        action = op("Add", "previous_action", ints(1))
-        parts = [
-            "hidden_states",
-            self._embedding(),
-            self._two_layers("scalars"),
-            op("Gather", "previous.weight", action, axis=0),
-        ]
-        x = self._linear("input", op("Concat", *parts, axis=-1))
+        action = op("Gather", "previous.weight", op("Add", "previous_action", ints(1)), axis=0)
+        x = self._linear("input", op("Concat", *observed, self._two_layers("scalars", "scalars"), action, axis=-1))
         x = op("Add", x, op("Gather", "position.weight", "step", axis=0))
         x = op("Add", x, self._linear("output", self._attention(self._linear("qkv", self._norm("norm1", x)))))
         x = op("Add", x, self._linear("down", op("Gelu", self._linear("up", self._norm("norm2", x)))))
         logits = self._linear("actions", self._norm("norm", x))
-        op("Add", logits, self._two_layers("direct"), out="action_logits")
+        op("Add", logits, self._two_layers("direct", "scalars"), out="action_logits")
         return self._model()
 
     def _embedding(self) -> str:
@@ -193,8 +208,8 @@ class _PolicyWriter:
     def _linear(self, name: str, x: str) -> str:
         return self.writer.op("Gemm", x, f"{name}.weight", f"{name}.bias", transB=1)
 
-    def _two_layers(self, name: str) -> str:
-        return self._linear(f"{name}.2", self.writer.op("Gelu", self._linear(f"{name}.0", "scalars")))
+    def _two_layers(self, name: str, x: str) -> str:
+        return self._linear(f"{name}.2", self.writer.op("Gelu", self._linear(f"{name}.0", x)))
 
     def _norm(self, name: str, x: str) -> str:
         return self.writer.op("LayerNormalization", x, f"{name}.weight", f"{name}.bias", axis=-1, epsilon=_NORM_EPS)
@@ -237,7 +252,9 @@ class _PolicyWriter:
             numpy_helper.from_array(np.ascontiguousarray(self.parameters[name], np.float32), name)
             for name in shape.parameters()
         ]
-        names = weight_names("embed", self.bits)
-        initializers += [reference(name, self.tensors[name], self.weights_file) for name in names]
-        functions = [bodies.nested_gather(self.bits, shape.hidden_size)]
+        functions = []
+        if shape.use_embedding:
+            names = weight_names("embed", self.bits)
+            initializers += [reference(name, self.tensors[name], self.weights_file) for name in names]
+            functions = [bodies.nested_gather(self.bits, shape.hidden_size)]
         return self.writer.model("policy", inputs, outputs, initializers, functions)
