@@ -79,8 +79,8 @@ def read_policy(path: Path) -> TrainedPolicy:
         scalars = tuple(str(name) for name in json.loads(metadata["scalars"]))
         actions = tuple(Action.parse(tag) for tag in json.loads(metadata["actions"]))
         told_sizes = json.loads(metadata["sizes"])
-        sizes = {name: _size(told_sizes[name], least=int(name != "width")) for name in _SIZES}
-        reads = {name: told_sizes.get(name, True) is True for name in _READS}  # files of before read both
+        sizes = {name: _size(told_sizes[name], least=0 if name == "width" else 1) for name in _SIZES}
+        reads = {name: _flag(told_sizes.get(name, True)) for name in _READS}  # older files have columns for both
         if sizes["width"] % sizes["heads"]:
             raise ValueError(f"{sizes['heads']} heads of a width of {sizes['width']}")
         gain = float(metadata.get("gain_over_hull", 0.0))
@@ -96,6 +96,12 @@ def read_policy(path: Path) -> TrainedPolicy:
 def _size(value: object, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= _LARGEST_SIZE:
         raise ValueError(f"a size of {brief(value)}")
+    return value
+
+
+def _flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"{brief(value)} where true or false is expected")
     return value
 
 

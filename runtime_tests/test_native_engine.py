@@ -27,8 +27,11 @@ from sol_rt.budget.policy import PolicySession
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bits import Screen
 from sol_rt.bundle.bundle import Bundle
+from sol_rt.bundle.policy_inputs import KNOWN_SCALARS
 from sol_rt.engine.engine import Engine
 from sol_rt.engine.hardware.tuning import Tuning, copied_bytes
+from sol_rt.export.graphs.policy_graph import PolicyShape, random_policy_parameters
+from sol_rt.export.policy_file import TrainedPolicy, give_policy, write_policy
 from sol_rt.export.sources.decoder import from_hf_config
 
 SMOLLM = os.environ.get("SOL_RT_TEST_BUNDLE", "")
@@ -113,8 +116,16 @@ def test_same_numbers_on_a_real_model(tmp_path: Path, native: bool) -> None:
     assert_same_numbers(Path(SMOLLM), tmp_path / "results", native=native, prompt=700)
 
 
-def test_same_policy(folder: Path, tmp_path: Path) -> None:
-    bundle = Bundle.open(folder)
+@pytest.mark.parametrize("layer", [True, False], ids=["transformer", "linear"])
+def test_same_policy(layer: bool, tmp_path: Path) -> None:
+    bundle = Bundle.open(write_bundle(tmp_path / "tiny", policy=True))
+    folder = bundle.path
+    if not layer:
+        actions = tuple(entry.action for entry in bundle.config.actions)
+        shape = PolicyShape(bundle.config.model.hidden_size, len(KNOWN_SCALARS), len(actions), width=0)
+        parameters = random_policy_parameters(0, shape)
+        write_policy(tmp_path / "linear", TrainedPolicy(shape, KNOWN_SCALARS, actions, "", parameters))
+        bundle = give_policy(folder, tmp_path / "linear")
     policy = PolicySession(bundle)
     engine = Engine(bundle, provider="cpu", threads=2)
     draw = np.random.default_rng(1)

@@ -19,8 +19,6 @@ from sol_rt.train.reference_model.weights import read_blob  # noqa: E402
 SHAPE = PolicyShape(hidden_size=64, num_scalars=7, num_actions=5, horizon=6, width=32, heads=4)
 WITHOUT_LAYER = replace(SHAPE, width=0)
 TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}
-
-
 SHAPES = {
     "whole": SHAPE,
     "no embedding": replace(SHAPE, use_embedding=False),

@@ -33,8 +33,8 @@ class PolicyConfig:
     horizon: int = 16
     """Decode steps in an episode. The policy's memory ends with it."""
     width: int = 64
-    """Size of the transformer layer's hidden state; a multiple of `heads`. 0 leaves the layer out: two linear layers then
-    read scalars, hidden state and embedding, remember no earlier step, and take a few microseconds."""
+    """Size of the transformer layer's hidden state; a multiple of `heads`. 0 leaves the layer out: two linear layers
+    then read scalars, hidden state and embedding, remember no earlier step, and take a few microseconds."""
     heads: int = 4
     """Attention heads of the transformer layer."""
     scalar_size: int = 32

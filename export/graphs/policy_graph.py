@@ -9,19 +9,19 @@ values of earlier steps are in the state.
     x += down(gelu(up(norm2(x))))
     action_logits = actions(norm(x)) + direct(scalars)
 
-Hidden state and embedding are each left out where the policy does not read it. With width 0 there is no transformer
-layer, and the state stays as it was:
+A policy may leave out hidden state, embedding, or both. With width 0 there is no transformer layer, and the state stays
+as it was:
 
     action_logits = direct([scalars, hidden state, embedding of the current token])
 
 Whatever a graph reads, its inputs and outputs are the same.
 
-Parameters, float32, named and laid out as in a torch state_dict (Linear is [out, in]; h = hidden size of the model, once
-for each of hidden state and embedding that is read; w = width, n scalars, A actions, s = scalar_size, a = action_size):
+Parameters, float32, named and laid out as in a torch state_dict (Linear is [out, in]; w = width, n scalars, A actions,
+s = scalar_size, a = action_size, o = observed_size, the numbers that are read of hidden state and embedding):
 
     scalars.0.weight [s, n], scalars.0.bias [s], scalars.2.weight [s, s], scalars.2.bias [s]     Linear, GELU, Linear
     previous.weight [A + 1, a]                            row 0: no action yet; row i + 1: action i
-    input.weight [w, h + s + a], input.bias [w]
+    input.weight [w, o + s + a], input.bias [w]
     position.weight [horizon, w]
     norm1.weight, norm1.bias [w]                          LayerNorm, eps 1e-5
     qkv.weight [3 w, w], qkv.bias [3 w]                   q, k, v; each is heads * size, scores are scaled by size**-0.5
@@ -32,7 +32,7 @@ for each of hidden state and embedding that is read; w = width, n scalars, A act
     actions.weight [A, w], actions.bias [A]
     direct.0.weight [s, n], direct.0.bias [s], direct.2.weight [A, s], direct.2.bias [A]         Linear, GELU, Linear
 
-With width 0 there are the last four alone, and direct.0.weight is [s, n + h].
+With width 0 there are the last four alone, and direct.0.weight is [s, n + o].
 
 The embedding is the bundle's, dequantized at its widest level.
 """
@@ -92,7 +92,10 @@ class PolicyShape:
 
     @property
     def state_shape(self) -> tuple[int, int, int, int, int]:
-        """The state's shape: layers, keys and values, heads, steps, size of a head. Unused ones without a layer."""
+        """The state's shape: layers, keys and values, heads, steps, size of a head.
+
+        Without a layer nothing reads the state; it is as small as the format allows.
+        """
         return (1, 2, self.heads, self.horizon, self.width // self.heads) if self.width else (1, 2, 1, self.horizon, 1)
 
     def parameters(self) -> dict[str, tuple[int, ...]]:
@@ -115,7 +118,7 @@ class PolicyShape:
             "actions": (actions, width),
         }
         embeddings = {"previous.weight": (actions + 1, self.action_size), "position.weight": (self.horizon, width)}
-        return embeddings | _with_biases(linear | {name: (width,) for name in ("norm1", "norm2", "norm")})
+        return embeddings | _with_biases(linear | dict.fromkeys(("norm1", "norm2", "norm"), (width,)))
 
 
 def _with_biases(weights: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
@@ -186,7 +189,7 @@ class _PolicyWriter:
             observed.append(self._embedding())
         if not self.shape.width:
             inputs = op("Concat", "scalars", *observed, axis=-1) if observed else "scalars"
-            op("Identity", self._two_layers("direct", inputs), out="action_logits")
+            self._two_layers("direct", inputs, out="action_logits")
             op("Identity", "past_state", out="present_state")
             return self._model()
         action = op("Gather", "previous.weight", op("Add", "previous_action", ints(1)), axis=0)
@@ -205,11 +208,11 @@ class _PolicyWriter:
         self.writer.declare(row, [1, 1, hidden])
         return self.writer.op("Reshape", row, self.writer.ints(1, hidden))
 
-    def _linear(self, name: str, x: str) -> str:
-        return self.writer.op("Gemm", x, f"{name}.weight", f"{name}.bias", transB=1)
+    def _linear(self, name: str, x: str, out: str | None = None) -> str:
+        return self.writer.op("Gemm", x, f"{name}.weight", f"{name}.bias", transB=1, out=out)
 
-    def _two_layers(self, name: str, x: str) -> str:
-        return self._linear(f"{name}.2", self.writer.op("Gelu", self._linear(f"{name}.0", x)))
+    def _two_layers(self, name: str, x: str, out: str | None = None) -> str:
+        return self._linear(f"{name}.2", self.writer.op("Gelu", self._linear(f"{name}.0", x)), out)
 
     def _norm(self, name: str, x: str) -> str:
         return self.writer.op("LayerNormalization", x, f"{name}.weight", f"{name}.bias", axis=-1, epsilon=_NORM_EPS)

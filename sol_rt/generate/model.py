@@ -210,7 +210,7 @@ class SolModel:
                 says.
             measure_costs: whether to time the actions, once for a bundle and device, if the device was not calibrated:
                 about two seconds. Before that, once for a processor, settings of its operators are tried, for another
-                one or two, and once for a bundle copies of its 4-bit matrices. It needs the CPU and measured losses. If
+                one or two, and once for a bundle copies of its matrices. It needs the CPU and measured losses. If
                 not, costs are bytes.
             verify: whether to compare the files' hashes with the config: of the weights at their first load, which
                 takes about a second a gigabyte, and when they have changed since. An opened bundle has its own.

@@ -42,8 +42,8 @@ class Tuning:
         row_bytes_ahead: how far ahead of its use a row of weights is asked for, in bytes.
         members: threads of a decode step at most; 0 means all of the pool's.
         copies: whether the layers' 4-bit matrices and the 3-bit one that screens the LM head are copied into the order
-            in which a step reads them. The copies are memory of this process, `copied_bytes`, made at the first such
-            step.
+            in which a step reads them. The copies are memory of this process, `copied_bytes`, each made at the first
+            step that reads it.
     """
 
     cache_level: int = 2
@@ -180,7 +180,7 @@ def current(library: Path) -> Tuning:
 
 
 def copied_bytes(tensors: Mapping[str, TensorEntry]) -> int:
-    """Bytes that copies take: of 4-bit bases, scales and zero points, and of codes and scales of an LM head's screen."""
+    """Bytes that copies take: of 4-bit bases, scales and zero points, and of the LM head's 3-bit screen."""
     bases = [entry.bytes for name, entry in tensors.items() if entry.dtype == "uint4" and name.endswith(".base")]
     screen = [entry.bytes for name, entry in tensors.items() if is_of_screen(name) and entry.dtype == "uint8"]
     return sum(bases) * 19 // 16 + sum(screen)

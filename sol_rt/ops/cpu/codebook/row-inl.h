@@ -76,6 +76,7 @@ inline void RowCodebook(const Nested& w, const Activations& x, const ActiveQuads
                         size_t end, float* y) {
   constexpr size_t kAhead = 512;  // outputs that are asked for at a time
   constexpr size_t kOutputs = CodebookStep::kOutputs;
+  static_assert(kCodebookPanel % kOutputs == 0);
   const CodebookStep step(w.codebook);
   const size_t low_stride = w.N / 4, whole_end = end - (end - begin) % kOutputs;
   PaddedStep padded(end - whole_end);

@@ -15,8 +15,8 @@ extern "C" SOL_EXPORT void SolOpsTune(uint32_t level, uint32_t row_bytes, uint32
   sol::TeamSize::Shared().SetMost(members);
 }
 
-// Copies of the layers' 4-bit matrices and of the 3-bit one that screens the LM head, in the order of reading (packed_matrix.h): 1 makes and reads them, 2 keeps
-// those that there are and reads none, 0 frees them, each matrix' at the next step that would have read it.
+// Copies of the layers' 4-bit matrices and of the 3-bit one that screens the LM head, in the order of reading (packed_matrix.h): 1 makes and reads them,
+// 2 keeps those that there are and reads none, 0 frees them, each matrix' at the next step that would have read it.
 extern "C" SOL_EXPORT void SolOpsCopies(uint32_t use) { sol::copies_use.store(static_cast<sol::CopiesUse>(use), std::memory_order_relaxed); }
 
 // What both set last, or the defaults: level, row_bytes, members, and 1 where copies are read.

@@ -62,7 +62,7 @@ class Slab {
 
 namespace {
 
-// A panel of one split.
+// Copies a panel of one split.
 void PackPanel(const Nested& w, Range blocks, size_t panel, uint8_t* data) {
   const size_t width = std::min(kPanel, w.N - panel);
   for (size_t b = blocks.begin; b < blocks.end; ++b) {
@@ -74,16 +74,22 @@ void PackPanel(const Nested& w, Range blocks, size_t panel, uint8_t* data) {
   }
 }
 
-// A panel at 3 bits.
-void PackCodebookPanel(const Nested& from, const Nested& panel, size_t n) {
+// Where in a copy at 3 bits the parts of the panel of output n begin.
+struct CodebookPanelAt {
+  CodebookPanelAt(const Nested& w, size_t n) : low(n * w.K / 4), high((w.N * 2 + n) * w.K / 8), block_scale(w.N * w.K * 3 / 8 + n * w.K / kBlock) {}
+
+  size_t low, high, block_scale;
+};
+
+// Copies outputs n … n + 255 of a matrix of 3 bits.
+void PackCodebookPanel(const Nested& w, size_t n, uint8_t* data) {
   constexpr size_t kLow = kCodebookPanel / 4, kHigh = kCodebookPanel / 8;
-  uint8_t *const low = const_cast<uint8_t*>(panel.low), *const high = const_cast<uint8_t*>(panel.high);
-  for (size_t k = 0; k < from.K; ++k) {
-    std::memcpy(low + k * kLow, from.low + k * (from.N / 4) + n / 4, kLow);
-    std::memcpy(high + k * kHigh, from.high + k * (from.N / 8) + n / 8, kHigh);
+  const CodebookPanelAt at(w, n);
+  for (size_t k = 0; k < w.K; ++k) {
+    std::memcpy(data + at.low + k * kLow, w.low + k * (w.N / 4) + n / 4, kLow);
+    std::memcpy(data + at.high + k * kHigh, w.high + k * (w.N / 8) + n / 8, kHigh);
   }
-  uint8_t* const block_scale = const_cast<uint8_t*>(panel.block_scale);
-  for (size_t b = 0; b < from.K / kBlock; ++b) std::memcpy(block_scale + b * kCodebookPanel, from.block_scale + b * from.N + n, kCodebookPanel);
+  for (size_t b = 0; b < w.K / kBlock; ++b) std::memcpy(data + at.block_scale + b * kCodebookPanel, w.block_scale + b * w.N + n, kCodebookPanel);
 }
 
 // Bytes of an output in a block of a copy.
@@ -91,21 +97,21 @@ size_t CopiedBytes(const Nested& w) { return w.bits == 3 ? kBlock * 3 / 8 + 1 : 
 
 // The copies that there are, by what they are made of.
 struct Known {
-  const uint8_t* base;
+  const uint8_t* of;
   size_t K, N, splits;
   std::weak_ptr<const PackedMatrix> copy;
 };
 std::mutex copies_mutex;
 std::weak_ptr<const PackedMatrix>& CopyOf(const Nested& w, size_t splits) {
   static auto* const copies = new std::vector<Known>();  // outlives every session
-  const uint8_t* const base = w.bits == 3 ? w.low : w.base;
+  const uint8_t* const of = w.bits == 3 ? w.low : w.base;
   Known* free = nullptr;
   for (Known& known : *copies) {
-    if (known.base == base && known.K == w.K && known.N == w.N && known.splits == splits) return known.copy;
+    if (known.of == of && known.K == w.K && known.N == w.N && known.splits == splits) return known.copy;
     if (known.copy.expired()) free = &known;
   }
   if (free == nullptr) free = &copies->emplace_back();
-  *free = {base, w.K, w.N, splits, {}};
+  *free = {of, w.K, w.N, splits, {}};
   return free->copy;
 }
 
@@ -122,16 +128,17 @@ PackedMatrix::PackedMatrix(const Context& context, const Nested& w, size_t split
   }
   data_ = data;
   context.ParallelFor(splits * panels, [&](size_t task) {
-    if (w.bits == 3) return PackCodebookPanel(w, Panel(w, task * kCodebookPanel), task * kCodebookPanel);
+    if (w.bits == 3) return PackCodebookPanel(w, task * kCodebookPanel, data);
     PackPanel(w, ShareOf(w.K / kBlock, 1, task / panels, splits), task % panels * kPanel, data);
   });
 }
 
 Nested PackedMatrix::Panel(const Nested& w, size_t n) const {
+  const CodebookPanelAt at(w, n);
   Nested panel = w;
-  panel.low = data_ + n * w.K / 4;
-  panel.high = data_ + (w.N * 2 + n) * w.K / 8;
-  panel.block_scale = data_ + w.N * w.K * 3 / 8 + n * w.K / kBlock;
+  panel.low = data_ + at.low;
+  panel.high = data_ + at.high;
+  panel.block_scale = data_ + at.block_scale;
   panel.output_scale = w.output_scale + n;
   panel.in_order = true;
   panel.N = kCodebookPanel;

@@ -1,14 +1,16 @@
 // A copy of a channel-major matrix in the order in which a product reads it: at 4 bits of base, scales and zero points, at 3 bits of codes and block scales.
 //
-// A product reads 64 bytes of each of a block's 32 rows, then the next 64: single lines of memory, of which a core keeps few under way. In the copy they
+// A product reads a line or two of each of a block's 32 rows, then the next ones: single lines of memory, of which a core keeps few under way. In the copy they
 // follow each other, so the processor's own prefetching sees one stream. On some processors steps take two thirds of the time by it, on others as long; a
 // copy takes memory of this process. So it is made where the settings ask for it (SolOpsCopies). It changes no result.
 //
-// Products of which many rows are inactive read the matrix itself: the processor would ask for the copy's inactive rows, too.
+// Products of which many rows are inactive read the matrix itself: the processor would ask for the copy's inactive rows, too. At 3 bits only the LM head's
+// screen has a copy, for its rows are all active.
 //
 // At 4 bits the copy has a part for each split of the product along K, a part a panel of 128 outputs after the other, the last one narrower, and a panel of w outputs
-// a record for each block of 32 channels: base [32, w/2], scale [w], zero [w]. At 3 bits N is a multiple of 256, and the copy has panels of 256 outputs:
-// low [N/256, K, 64], high [N/256, K, 32], block_scale [N/256, K/32, 256].
+// a record for each block of 32 channels: base [32, w/2], scale [w], zero [w].
+//
+// At 3 bits N is a multiple of 256, and the copy has panels of 256 outputs: low [N/256, K, 64], high [N/256, K, 32], block_scale [N/256, K/32, 256].
 #pragma once
 
 #include <atomic>
@@ -33,7 +35,7 @@ class PackedMatrix {
   PackedMatrix(const Context& context, const Nested& w, size_t splits);
 
   const uint8_t* Data() const { return data_; }
-  // At 3 bits: the panel that begins with output n, as a matrix of its own. `w` is what the copy was made of.
+  // At 3 bits: the panel that begins with output n, a multiple of 256, as a matrix of its own. `w` is what the copy was made of.
   Nested Panel(const Nested& w, size_t n) const;
 
  private:

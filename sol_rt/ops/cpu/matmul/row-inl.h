@@ -220,8 +220,10 @@ class AheadCursor {
       : w_(w), rows_(rows), active_(active), first_block_(first_block), block_(first_block), end_block_(end_block), begin_(begin),
         end_(std::min(end, begin + rows.Width())), last_(end), step_(step), n_(begin) {
     size_t filled = 0;
-    for (size_t b = first_block; b < end_block; ++b) filled += Empty(b) ? 0 : 1;
-    if (filled == 0 || (kBits == 3 && w.in_order)) {
+    if (!w.in_order) {
+      for (size_t b = first_block; b < end_block; ++b) filled += Empty(b) ? 0 : 1;
+    }
+    if (filled == 0) {
       block_ = end_block_;
       return;
     }

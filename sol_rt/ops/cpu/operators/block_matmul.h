@@ -16,7 +16,7 @@ class BlockMatMul {
  public:
   explicit BlockMatMul(const Nested& w) : BlockMatMul(w, w.N) {}
   // Of the first `outputs` outputs of W alone.
-  BlockMatMul(const Nested& w, size_t outputs) : w_(w), outputs_(outputs), step_(w.bits == 3 ? 512 : 32), copy_(std::make_unique<PackedCopy>()) {}
+  BlockMatMul(const Nested& w, size_t outputs) : w_(w), outputs_(outputs), step_(w.bits == 3 ? 2 * kCodebookPanel : 32), copy_(std::make_unique<PackedCopy>()) {}
 
   size_t Inputs() const { return w_.K; }
   size_t Outputs() const { return outputs_; }
@@ -30,10 +30,8 @@ class BlockMatMul {
   TokenInput PlaceInput(Arena& arena) const {
     return w_.bits == 3 ? TokenInput::ChannelMajor(w_, arena) : TokenInput::BlockMajor(w_, arena);
   }
-  // The copy of a matrix of 3 bits that a step reads in its place, or null.
-  std::shared_ptr<const PackedMatrix> Copy(const Context& context) const {
-    return w_.bits == 3 && w_.N % kCodebookPanel == 0 ? copy_->Get(context, w_, 1) : nullptr;
-  }
+  // The copy of a matrix of 3 bits, whose N is a multiple of 256, that a step reads in its place; or null.
+  std::shared_ptr<const PackedMatrix> Copy(const Context& context) const { return w_.bits == 3 ? copy_->Get(context, w_, 1) : nullptr; }
   // Writes the outputs of one task to y [N].
   void Product(const TokenInput& x, const PackedMatrix* copy, size_t task, size_t tasks, float* y) const;
 
