@@ -333,7 +333,7 @@ def test_plain_reads_are_measured_beside_the_step(tmp_path: Path, monkeypatch: p
         return read_bytes(data)
 
     monkeypatch.setattr(reads, "read_bytes", noted)
-    found = tune(engine, LIBRARY, silent, seconds=0.1)
+    found = tune(engine, LIBRARY, silent, seconds=1.0)
     assert found.plain_gb_per_second is not None
     assert found.plain_gb_per_second > 0
     size = (engine.bundle.path / engine.bundle.config.weights_file).stat().st_size
