@@ -33,7 +33,8 @@ class Multiplier:
     """
 
     def __init__(self) -> None:
-        self._steps: deque[tuple[float, list[Edge]]] = deque()
+        self._cheapest: deque[float] = deque()  # of each of these steps
+        self._steps: deque[list[Edge]] = deque()
         self._edges: list[Edge] = []  # of all these steps, the steepest first
 
     def at(self, logits: np.ndarray, costs: np.ndarray, target: float) -> float:
@@ -45,22 +46,25 @@ class Multiplier:
             target: cost that the step should aim for, in dense steps.
         """
         if len(self._steps) == MEMORY:
-            for edge in self._steps.popleft()[1]:
+            self._cheapest.popleft()
+            for edge in self._steps.popleft():
                 del self._edges[bisect_left(self._edges, edge)]
         least, edges = upper_hull(costs.tolist(), logits.tolist())
-        self._steps.append((least, edges))
+        self._cheapest.append(least)
+        self._steps.append(edges)
         for edge in edges:
             insort(self._edges, edge)
         if not self._edges:
             return 0.0
-        remaining = sum(target - cheapest for cheapest, _ in self._steps)
+        remaining = sum(map(float(target).__sub__, self._cheapest))
         taken = 0
         for _, width in self._edges:
             if width / 2 > remaining:
                 break
             remaining -= width
             taken += 1
-        return -between([slope for slope, _ in self._edges], taken)
+        beside = self._edges[max(taken - 1, 0) : taken + 1]
+        return -between([slope for slope, _ in beside], min(taken, 1))
 
 
 def upper_hull(costs: Sequence[float], values: Sequence[float]) -> tuple[float, list[Edge]]:
