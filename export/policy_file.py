@@ -10,6 +10,7 @@ import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -79,7 +80,7 @@ def read_policy(path: Path) -> TrainedPolicy:
         scalars = tuple(str(name) for name in json.loads(metadata["scalars"]))
         actions = tuple(Action.parse(tag) for tag in json.loads(metadata["actions"]))
         told_sizes = json.loads(metadata["sizes"])
-        sizes = {name: _size(told_sizes[name], least=0 if name == "width" else 1) for name in _SIZES}
+        sizes: dict[str, Any] = {name: _size(told_sizes[name], least=0 if name == "width" else 1) for name in _SIZES}
         reads = {name: _flag(told_sizes.get(name, True)) for name in _READS}  # older files have columns for both
         if sizes["width"] % sizes["heads"]:
             raise ValueError(f"{sizes['heads']} heads of a width of {sizes['width']}")

@@ -60,9 +60,9 @@ class PolicyNetwork(nn.Module):
             self.actions = nn.Linear(width, shape.num_actions)
         direct = shape.num_scalars + (0 if width else shape.observed_size)
         self.direct = nn.Sequential(nn.Linear(direct, small), nn.GELU(), nn.Linear(small, shape.num_actions))
-        for last in [self.direct[2], *([self.actions] if width else [])]:
-            nn.init.normal_(last.weight, std=0.01)
-            nn.init.zeros_(last.bias)
+        for name in ("direct.2", "actions") if width else ("direct.2",):
+            nn.init.normal_(self.get_parameter(f"{name}.weight"), std=0.01)
+            nn.init.zeros_(self.get_parameter(f"{name}.bias"))
         for name, size in (("observed", shape.observed_size), ("told", shape.num_scalars)):
             self.register_buffer(f"{name}_mean", torch.zeros(size))
             self.register_buffer(f"{name}_scale", torch.ones(size))
@@ -88,7 +88,7 @@ class PolicyNetwork(nn.Module):
     @torch.no_grad()
     def begin_at(self, logits: Tensor) -> None:
         """Sets the last bias so that a new network's logits are about these, float32 [A], at every step."""
-        self.direct[2].bias.copy_(logits - logits.mean())
+        self.get_parameter("direct.2.bias").copy_(logits - logits.mean())
 
     @torch.no_grad()
     def exported(self) -> dict[str, npt.NDArray[np.float32]]:
