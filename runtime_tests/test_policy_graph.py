@@ -140,7 +140,7 @@ def test_without_the_layer_a_policy_is_two_linear_ones(
         binding = session.io_binding()
         for name, value in feed.items():
             binding.bind_cpu_input(name, value)
-        shared = ort.OrtValue.ortvalue_from_numpy(state)  # both states in one buffer, as hosts bind them
+        shared = ort.OrtValue.ortvalue_from_numpy(state.copy())  # both states in one buffer, as hosts bind them
         binding.bind_ortvalue_input("past_state", shared)
         binding.bind_ortvalue_output("present_state", shared)
         binding.bind_output("action_logits")

@@ -55,6 +55,8 @@ def test_a_network_begins_at_given_logits(shape: PolicyShape) -> None:
     with torch.no_grad():
         logits = network(torch.randn(2, 3, 64), torch.randn(2, 3, 64), torch.randn(2, 3, 7), torch.zeros(2, 3).long())
     logits = logits - logits.mean(-1, keepdim=True)
+    bias = network.get_parameter("direct.2.bias").detach()
+    torch.testing.assert_close(bias, wanted - wanted.mean(), **TOLERANCE)
     torch.testing.assert_close(logits, (wanted - wanted.mean()).expand_as(logits), atol=0.3, rtol=0)
 
 
