@@ -16,7 +16,8 @@ class BlockMatMul {
  public:
   explicit BlockMatMul(const Nested& w) : BlockMatMul(w, w.N) {}
   // Of the first `outputs` outputs of W alone.
-  BlockMatMul(const Nested& w, size_t outputs) : w_(w), outputs_(outputs), step_(w.bits == 3 ? 2 * kCodebookPanel : 32), copy_(std::make_unique<PackedCopy>()) {}
+  BlockMatMul(const Nested& w, size_t outputs)
+      : w_(w), outputs_(outputs), step_(w.bits == 3 ? 2 * kCodebookPanel : 32), copy_(std::make_unique<PackedCopy>()) {}
 
   size_t Inputs() const { return w_.K; }
   size_t Outputs() const { return outputs_; }
