@@ -41,7 +41,7 @@ class TrainedPolicy:
         description: one line on how it was trained.
         parameters: float32 arrays by the names of `PolicyShape.parameters`.
         model: name of the model that it was trained on; empty if unknown.
-        gain_over_hull: as in `PolicySpec`.
+        gain_over_hull, gain_budgets: as in `PolicySpec`.
     """
 
     shape: PolicyShape
@@ -51,6 +51,7 @@ class TrainedPolicy:
     parameters: Mapping[str, npt.NDArray[np.float32]]
     model: str = ""
     gain_over_hull: float = 0.0
+    gain_budgets: tuple[float, float] = (0.0, 1.0)
 
 
 def write_policy(path: Path, policy: TrainedPolicy) -> None:
@@ -64,6 +65,7 @@ def write_policy(path: Path, policy: TrainedPolicy) -> None:
         "description": policy.description,
         "model": policy.model,
         "gain_over_hull": repr(policy.gain_over_hull),
+        "gain_budgets": json.dumps(policy.gain_budgets),
     }
     write_bytes(path, save({name: np.ascontiguousarray(value) for name, value in policy.parameters.items()}, metadata))
 
@@ -85,19 +87,27 @@ def read_policy(path: Path) -> TrainedPolicy:
         if sizes["width"] % sizes["heads"]:
             raise ValueError(f"{sizes['heads']} heads of a width of {sizes['width']}")
         gain = float(metadata.get("gain_over_hull", 0.0))
+        budgets = _budgets(json.loads(metadata.get("gain_budgets", "[0.0, 1.0]")))
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError, UsageError) as error:
         raise CheckpointError(
             f"{path}: got no policy ({one_line(error)}), expected a file that sol-rt train wrote"
         ) from error
     shape = PolicyShape(num_scalars=len(scalars), num_actions=len(actions), **sizes, **reads)
     told = metadata.get("description", ""), metadata.get("model", "")
-    return TrainedPolicy(shape, scalars, actions, told[0], parameters, told[1], gain)
+    return TrainedPolicy(shape, scalars, actions, told[0], parameters, told[1], gain, budgets)
 
 
 def _size(value: object, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= _LARGEST_SIZE:
         raise ValueError(f"a size of {brief(value)}")
     return value
+
+
+def _budgets(value: object) -> tuple[float, float]:
+    low, high = (float(each) for each in value) if isinstance(value, list) else (1.0, 0.0)
+    if not 0 <= low <= high <= 1:
+        raise ValueError(f"a range of budgets of {brief(value)}")
+    return low, high
 
 
 def _flag(value: object) -> bool:
@@ -162,7 +172,7 @@ def _policy_graph(source: Path, config: SolConfig) -> tuple[bytes, PolicySpec]:
     check_fits(source, policy, config.model.name, config.model.hidden_size, config.variants, actions)
     graph = build_policy(policy.shape, policy.parameters, config.tensors, config.weights_file)
     shape = policy.shape
-    about = policy.description, policy.gain_over_hull
+    about = policy.description, policy.gain_over_hull, policy.gain_budgets
     spec = PolicySpec("", shape.horizon, policy.scalars, policy.actions, shape.state_shape, *about)
     return graph.SerializeToString(), spec
 

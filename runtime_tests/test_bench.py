@@ -80,6 +80,13 @@ def test_tests_come_in_llama_benchs_order(model: SolModel) -> None:
     assert planned.left_out == ()
 
 
+def test_each_budget_has_its_own_default_schedule(model: SolModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "sol_rt.evaluation.speed.bench.default_schedule"
+    monkeypatch.setattr(name, lambda config, budget: "sol" if budget < 0.6 else "uniform")
+    planned = plan(model, n_prompt=(0,), n_gen=(4,), budgets=(0.7, 0.5))
+    assert [(test.schedule, test.budget) for test in planned.tests] == [("uniform", 0.7), ("sol", 0.5)]
+
+
 def test_constant_schedules_have_one_row(model: SolModel) -> None:
     planned = plan(model, n_prompt=(0,), n_gen=(4,), schedules=("uniform", f"fixed:{FLOOR}", "dense"))
     assert [(test.schedule, test.budget) for test in planned.tests] == [

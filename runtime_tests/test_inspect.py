@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +102,7 @@ def test_what_a_bundle_says_is_plain_and_short(tmp_path: Path, capsys: pytest.Ca
     folder = write_bundle(tmp_path / "tiny", bits=(8, 4))
     config = Bundle.open(folder).config
     said = {"name": "\x1b[2J\x1b]0;pwn\x07", "license": "MIT\nsol-rt: error: fake" + "x" * 5000}
-    seal(folder, dataclasses.replace(config, model=dataclasses.replace(config.model, **said)))
+    seal(folder, replace(config, model=replace(config.model, **said)))
     lines = told(capsys, "inspect", "-m", str(folder)).splitlines()
     assert "tiny: \\x1b[2J\\x1b]0;pwn\\x07, llama, licence MIT sol-rt: error: fake" in lines[0]
     assert "x" * 200 not in lines[0]
@@ -116,6 +116,20 @@ def test_costs_are_at_the_longest_context_where_more_was_asked_for(
     most = Bundle.open(bundle).config.model.max_context - 1
     assert f"cost at {most}" in told(capsys, "inspect", str(bundle), "-c", "100000000")
     assert json.loads(told(capsys, "inspect", str(bundle), "-c", "100000000", "--json"))["context"] == most
+
+
+def test_the_budgets_at_which_the_policy_is_the_default(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_bundle(tmp_path / "tiny", bits=(8, 4), policy=True)
+    config = Bundle.open(folder).config
+    assert json.loads(told(capsys, "inspect", str(folder), "--json"))["policy_budgets"] == [0, 1]  # there is no hull
+    actions = tuple(replace(entry, loss=0.1, losses={512: 0.1}) for entry in config.actions)
+    for gain, budgets in ((0.0, None), (0.01, [0.35, 0.5])):
+        assert config.policy is not None
+        policy = replace(config.policy, gain_over_hull=gain, gain_budgets=(0.35, 0.5))
+        seal(folder, replace(config, actions=actions, policy=policy))
+        assert json.loads(told(capsys, "inspect", str(folder), "--json"))["policy_budgets"] == budgets
+        text = " ".join(told(capsys, "inspect", str(folder)).split())
+        assert ("the default at budgets from 0.35 to 0.5" in text) == (budgets is not None)
 
 
 def test_json_has_every_candidate_with_cost_loss_and_bytes(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -139,7 +153,7 @@ def test_the_page_decodes_a_prompt_of_tokens(
     recorded = trace(prompt="", steps=3)
 
     def written(identity: str) -> str:
-        with TraceWriter(tmp_path / "t.jsonl", dataclasses.replace(recorded.header, config_sha256=identity)) as writer:
+        with TraceWriter(tmp_path / "t.jsonl", replace(recorded.header, config_sha256=identity)) as writer:
             for record in recorded.records:
                 writer.write(record)
         return str(tmp_path / "t.jsonl")

@@ -95,7 +95,7 @@ def planned(config: SolConfig, cost: CostModel, run: Run) -> dict[str, Any]:
     )
     try:
         dial = Dial(**run.dial)
-        name = dial.schedule or default_schedule(config, dial.axis_targets)
+        name = dial.schedule or default_schedule(config, dial.budget, dial.axis_targets)
         controller = SolModel._controller(model, name, dial)
         schedule = SolModel._schedule(model, name, controller, dial.seed)
     except UsageError as error:
@@ -261,6 +261,7 @@ def configs(draw: st.DrawFn) -> SolConfig:
         policy_actions=known,
         losses=losses,
         gain_over_hull=draw(st.sampled_from([0.0, 0.01])),
+        gain_budgets=draw(st.sampled_from([(0.0, 1.0), (0.3, 0.6)])),
     )
     kinds = tuple(random.permutation(["attention"] * 12 + ["conv"] * 18).tolist()) if draw(st.booleans()) else ()
     attending = [layer for layer in range(30) if not kinds or kinds[layer] == "attention"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -127,9 +128,16 @@ def test_default_schedule() -> None:
     assert default_schedule(made_config(policy_bytes=1)) == "sol"
     losses = {"k100-s100-q4": {512: 0.01}}
     assert default_schedule(made_config(losses=losses)) == "hull"
-    assert default_schedule(made_config(losses=losses), AxisTargets(bits=5)) == "uniform"
+    assert default_schedule(made_config(losses=losses), axis_targets=AxisTargets(bits=5)) == "uniform"
     assert default_schedule(made_config(policy_bytes=1, losses=losses)) == "hull"
     assert default_schedule(made_config(policy_bytes=1, losses=losses, gain_over_hull=0.01)) == "sol"
+
+    # a policy that wins at some budgets is the default there
+    config = made_config(policy_bytes=1, losses=losses, gain_over_hull=0.01, gain_budgets=(0.35, 0.5))
+    chosen = {budget: default_schedule(config, budget) for budget in (0.34, 0.35, 0.5, 0.51, 1.0, None)}
+    assert chosen == {0.34: "hull", 0.35: "sol", 0.5: "sol", 0.51: "hull", 1.0: "hull", None: "hull"}
+    assert default_schedule(config, axis_targets=AxisTargets(bits=5)) == "uniform"
+    assert default_schedule(replace(config, actions=made_config().actions), 0.9) == "sol"  # nothing to compare it with
 
 
 @pytest.mark.parametrize("budget", [0.45, 0.7])

@@ -212,6 +212,24 @@ def compare(scores: Sequence[Mapping[str, Score]], budget: float, points: Sequen
     )
 
 
+def wins(comparisons: Sequence[Comparison]) -> tuple[float, float, float] | None:
+    """Where `sol` loses less than the static mix by more than two standard errors.
+
+    Args:
+        comparisons: by rising budget.
+
+    Returns the lowest and the highest budget of the longest row of neighbours at which it does, and the least gain less
+    two standard errors among them, nats per step; None where it does at no budget.
+    """
+    best: list[tuple[float, float]] = []
+    row: list[tuple[float, float]] = []
+    for each in comparisons:
+        sure = each.gain["static"] - 2 * each.stderr["static"]  # -inf where one window says nothing of the error
+        row = [*row, (each.budget, sure)] if sure > 0 else []
+        best = max(best, row, key=len)
+    return (best[0][0], best[-1][0], min(sure for _, sure in best)) if best else None
+
+
 def all_steps(
     network: PolicyNetwork, embed: Embed, spec: RolloutSpec, columns: Sequence[str], budget: float, losses: np.ndarray
 ) -> Iterator[tuple[str, Steps]]:

@@ -13,7 +13,6 @@ on from its last checkpoint with the same numbers, bit by bit, and several proce
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from sol_rt.export.policy_file import TrainedPolicy, write_policy
 from sol_rt.store.progress import Progress
 from sol_rt.train.data.windows import Window
 from sol_rt.train.grpo import Grpo
-from sol_rt.train.holdout import Comparison, HeldOutComparison
+from sol_rt.train.holdout import Comparison, HeldOutComparison, wins
 from sol_rt.train.multipliers import Multipliers
 from sol_rt.train.policy_network import new_network
 from sol_rt.train.rollouts.counterfactuals import (
@@ -124,6 +123,7 @@ class Trainer:
         ran_grpo = self.state.stage == DONE and self.config.grpo.updates
         updates = self.state.best.update if ran_grpo else 0  # of the network that was kept
         done = f"{updates} GRPO updates" if updates else "no GRPO"
+        low, high, gain = self.state.best.wins or (0.0, 1.0, 0.0)
         policy = TrainedPolicy(
             self.network.shape,
             self.spec.scalars,
@@ -131,7 +131,8 @@ class Trainer:
             f"warm start on {self.state.measured} windows, {done}, seed {self.config.seed}",
             self.network.exported(),
             self.setup.model,
-            max(self.state.best.over_hull, 0.0),
+            gain,
+            (low, high),
         )
         write_policy(path, policy)
 
@@ -266,10 +267,7 @@ class Trainer:
         self.progress.measured()
         self._log_comparisons(f"{GRPO} {when}", found)
         gains = [gain for each in found for gain in each.gain.values()]
-        # the least of the budgets decides: the policy is to be the default only where it wins at all of them
-        over_hull = min(each.gain["static"] - 2 * each.stderr["static"] for each in found)
-        over_hull = over_hull if math.isfinite(over_hull) else 0.0  # one window shows nothing
-        self.state.best.measured(self.network, sum(gains) / len(gains), self.state.update, over_hull)
+        self.state.best.measured(self.network, sum(gains) / len(gains), self.state.update, wins(found))
 
     # Log, time and checkpoints
 

@@ -28,6 +28,7 @@ def made_config(
     policy_actions: Sequence[str] | None = None,
     losses: Mapping[str, Mapping[int, float]] | None = None,
     gain_over_hull: float = 0.0,
+    gain_budgets: tuple[float, float] = (0.0, 1.0),
 ) -> SolConfig:
     """The dims of a 135M model; weight bytes fall with bits and, for the MLP's part, with the channels kept.
 
@@ -54,9 +55,8 @@ def made_config(
     files = {"weights.bin": FileEntry(1, "0" * 64)}
     if policy_bytes is not None:
         known = chosen if policy_actions is None else [Action.parse(tag) for tag in policy_actions]
-        policy = PolicySpec(
-            "policy.onnx", 16, KNOWN_SCALARS, tuple(known), (1, 2, 4, 16, 32), "made up", gain_over_hull
-        )
+        about = "made up", gain_over_hull, gain_budgets
+        policy = PolicySpec("policy.onnx", 16, KNOWN_SCALARS, tuple(known), (1, 2, 4, 16, 32), *about)
         files["policy.onnx"] = FileEntry(policy_bytes, "0" * 64)
     dims = ModelDims("tiny", "LlamaForCausalLM", "", "", 49152, 576, 30, 9, 3, 64, 1536, 8192, 1, (2,))
     dense = Action(1.0, 1.0, bits[0])

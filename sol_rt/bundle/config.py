@@ -193,7 +193,8 @@ class PolicySpec:
     """Inputs and outputs of policy.onnx (docs/bundle.md section 5), and what the policy is worth.
 
     `state_shape` is [layers, 2, heads, horizon, size]. `gain_over_hull` is by how many nats per token `sol` lost less
-    than `hull` on held-out text at the same budgets; 0 if it did not, or was not compared.
+    than `hull` on held-out text at the same budgets; 0 if it did not, or was not compared. `gain_budgets` is the range
+    of budgets, both ends in it, to which that applies.
     """
 
     file: str
@@ -203,6 +204,7 @@ class PolicySpec:
     state_shape: tuple[int, ...]
     description: str
     gain_over_hull: float = 0.0
+    gain_budgets: tuple[float, float] = (0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -283,6 +285,9 @@ class SolConfig:
             policy["scalars"] = list(self.policy.scalars)
             policy["actions"] = [action.tag for action in self.policy.actions]
             policy["state_shape"] = list(self.policy.state_shape)
+            policy["gain_budgets"] = list(self.policy.gain_budgets)
+            if self.policy.gain_budgets == (0.0, 1.0):
+                del policy["gain_budgets"]
             if not self.policy.gain_over_hull:
                 del policy["gain_over_hull"]
         tensors = {name: {**asdict(entry), "shape": list(entry.shape)} for name, entry in self.tensors.items()}

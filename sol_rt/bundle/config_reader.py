@@ -468,9 +468,20 @@ def _read_policy(table: _Table, variants: Mapping[str, Variant]) -> PolicySpec:
     gain = 0.0
     if "gain_over_hull" in table.raw:
         gain = float(table.typed("gain_over_hull", lambda v: v is not None and _is_loss(v), "a finite number of nats"))
-    spec = PolicySpec(table.file_name("file"), horizon, scalars, actions, state_shape, table.text("description"), gain)
+    budgets = (0.0, 1.0)
+    if "gain_budgets" in table.raw:
+        low, high = table.typed("gain_budgets", _is_range, "two shares of the dense cost, the lower first")
+        budgets = float(low), float(high)
+    about = table.text("description"), gain, budgets
+    spec = PolicySpec(table.file_name("file"), horizon, scalars, actions, state_shape, *about)
     table.done()
     return spec
+
+
+def _is_range(value: object) -> bool:
+    if not isinstance(value, list) or len(value) != 2 or not all(v is not None and _is_loss(v) for v in value):
+        return False
+    return bool(0 <= value[0] <= value[1] <= 1)
 
 
 def _read_files(table: _Table) -> dict[str, FileEntry]:

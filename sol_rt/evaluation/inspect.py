@@ -29,8 +29,9 @@ def describe(path: Path, context: int = 512) -> dict[str, Any]:
         context: tokens in the cache before the step whose costs are given, or as many as the bundle takes.
 
     Returns:
-        path, format_version, model, kv, variants, policy (null or its description), context (of the costs), actions,
-        cost_model, memory and selection. `memory` has by context the bytes of main memory that running the bundle
+        path, format_version, model, kv, variants, policy (null or its description), policy_budgets, context (of the
+        costs), actions, cost_model, memory and selection. `policy_budgets` is null, or the least and the largest budget
+        at which `sol` is the default schedule. `memory` has by context the bytes of main memory that running the bundle
         takes: see `Footprint`.
         Of an action, `cost` is its share of the dense step's cost, `bytes` the bytes that its step reads by the bytes
         model, `loss` its loss in nats over dense or null, and `measured` what selection.json says of it, by context:
@@ -69,6 +70,7 @@ def describe(path: Path, context: int = 512) -> dict[str, Any]:
             for key, entry in config.variants.items()
         ],
         "policy": config.policy.description if config.policy else None,
+        "policy_budgets": _policy_budgets(config),
         "context": context,
         "actions": [
             {
@@ -101,6 +103,14 @@ def _screen(config: SolConfig, variant: Variant) -> dict[str, float] | None:
     saved = sum(entry.bytes for entry in whole.values())
     saved -= sum(screened_bytes(name, entry, screen) for name, entry in {**whole, **own}.items())
     return {**screen._asdict(), "saved_bytes": saved}
+
+
+def _policy_budgets(config: SolConfig) -> tuple[float, float] | None:
+    """The range of budgets at which `sol` is the default schedule."""
+    policy = config.policy
+    if policy is None or (config.losses_measured and policy.gain_over_hull <= 0):
+        return None
+    return policy.gain_budgets if config.losses_measured else (0.0, 1.0)
 
 
 def _budgets(config: SolConfig, cost: CostModel) -> dict[str, dict[str, float]]:

@@ -28,21 +28,23 @@ class Best:
         gain: over static actions (stage 1) or over both rivals (stage 2), nats per step.
         since: measurements since then.
         update: after which it was measured.
-        over_hull: its gain over static actions less twice the standard error, nats per step; 0 if not measured.
+        wins: where it beat static actions beyond the error, `holdout.wins`; None if it was not compared.
     """
 
     network: dict[str, Tensor]
     gain: float = -math.inf
     since: int = 0
     update: int = 0
-    over_hull: float = 0.0
+    wins: tuple[float, float, float] | None = None
 
-    def measured(self, network: PolicyNetwork, gain: float, update: int, over_hull: float = 0.0) -> None:
+    def measured(
+        self, network: PolicyNetwork, gain: float, update: int, wins: tuple[float, float, float] | None = None
+    ) -> None:
         """Keeps a copy of the network where its gain is the largest so far."""
         if gain > self.gain:
             state = {name: value.clone() for name, value in network.state_dict().items()}
             self.network, self.gain, self.since, self.update = state, gain, 0, update
-            self.over_hull = over_hull
+            self.wins = wins
         else:
             self.since += 1
 

@@ -57,15 +57,23 @@ def is_constant(name: str) -> bool:
     return name == "dense" or name.startswith("fixed:")
 
 
-def default_schedule(config: SolConfig, axis_targets: AxisTargets | None = None) -> str:
-    """`sol` if the bundle's policy was measured to beat `hull`, else `hull`.
+def default_schedule(config: SolConfig, budget: float | None = None, axis_targets: AxisTargets | None = None) -> str:
+    """`sol` at budgets at which the bundle's policy was measured to beat `hull`, else `hull`.
 
     If no losses were measured, there is no hull: `sol` if the bundle has a policy, else `uniform`. Under axis targets,
     which `hull` cannot hold, `uniform` stands in for it.
+
+    Args:
+        config: the bundle's.
+        budget: share of the dense cost that is asked for. None, where something else is asked for, counts as 1.
+        axis_targets: the means that are asked for in place of a budget.
     """
-    if config.policy is not None and (config.policy.gain_over_hull > 0 or not config.losses_measured):
-        return "sol"
-    return "hull" if config.losses_measured and not (axis_targets is not None and axis_targets.any()) else "uniform"
+    measured, policy = config.losses_measured, config.policy
+    if policy is not None:
+        low, high = policy.gain_budgets
+        if not measured or (policy.gain_over_hull > 0 and low <= (1.0 if budget is None else budget) <= high):
+            return "sol"
+    return "hull" if measured and not (axis_targets is not None and axis_targets.any()) else "uniform"
 
 
 def schedule_actions(config: SolConfig, name: str, axis_targets: AxisTargets | None = None) -> tuple[Action, ...]:

@@ -246,16 +246,18 @@ def plan(
 def _dials(
     model: SolModel, budgets: Sequence[float] | None, schedules: Sequence[str]
 ) -> list[tuple[str, float | None]]:
-    """Pairs of schedule and budget: every schedule with every budget that it takes."""
-    names = list(schedules) or [default_schedule(model.bundle.config)]
-    if budgets is not None and all(map(is_constant, names)):
-        raise UsageError(f"--schedule {', '.join(names)}: fixes the action; leave out --budget")
+    """Pairs of schedule and budget: every schedule with every budget that it takes, or each budget's default one."""
+    if budgets is not None and schedules and all(map(is_constant, schedules)):
+        raise UsageError(f"--schedule {', '.join(schedules)}: fixes the action; leave out --budget")
+    wanted = BUDGETS if budgets is None else budgets
     dials: list[tuple[str, float | None]] = []
-    for name in names:
+    if not schedules:
+        dials = [(default_schedule(model.bundle.config, budget), budget) for budget in wanted]
+    for name in schedules:
         if is_constant(name):
             dials.append((name, 1.0 if name == "dense" else None))
         else:
-            dials += [(name, budget) for budget in (BUDGETS if budgets is None else budgets)]
+            dials += [(name, budget) for budget in wanted]
     for name, budget in dials:
         model.decoder(Case(0, 1, 0, name, budget).dial)  # raises now what would otherwise fail after minutes
     return dials

@@ -21,7 +21,7 @@ sol_model_options Defaults() {
 }
 
 const char* ScheduleName(const sol_rt::Config& config) {
-  const std::string name = sol_rt::DefaultSchedule(config, sol_rt::AxisTargets{});
+  const std::string name = sol_rt::DefaultSchedule(config, 1.0, sol_rt::AxisTargets{});
   return name == "sol" ? "sol" : name == "hull" ? "hull" : "uniform";
 }
 

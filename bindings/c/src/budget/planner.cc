@@ -118,7 +118,7 @@ Request RequestOf(const Config& config, const Dial& dial, const std::string& nam
 
 std::unique_ptr<Planner> MakePlanner(const Config& config, std::shared_ptr<const CostModel> cost, const Dial& dial, PolicyRunner* policy) {
   const AxisTargets targets{dial.kv_density, dial.channel_density, dial.bits};
-  const std::string name = dial.schedule && !dial.schedule->empty() ? *dial.schedule : DefaultSchedule(config, targets);
+  const std::string name = dial.schedule && !dial.schedule->empty() ? *dial.schedule : DefaultSchedule(config, dial.budget.value_or(1.0), targets);
   const Request request = RequestOf(config, dial, name);
   std::shared_ptr<Hull> hull;
   if (config.LossesMeasured()) hull = std::make_shared<Hull>(Once(ScheduleActions(config, "hull", {})), *cost, ActionLosses(config));

@@ -60,6 +60,7 @@ sol_rt::Config ReadConfig(const Json& raw, const Json& variant_order) {
     config.policy->scalars = policy["scalars"].get<std::vector<std::string>>();
     for (const Json& tag : policy["actions"]) config.policy->actions.push_back(ActionOf(tag));
     config.policy->gain_over_hull = policy.value("gain_over_hull", 0.0);
+    config.policy->gain_budgets = policy.value("gain_budgets", std::array<double, 2>{0.0, 1.0});
   }
   for (const auto& [name, file] : raw["files"].items()) config.files[name].bytes = file["bytes"];
   return config;

@@ -33,7 +33,7 @@ const FILE_NAME = /^[A-Za-z0-9][A-Za-z0-9._+-]*$/;
  * @typedef {{candidates: number, tail_offset: number, bits: number}} Screen
  * @typedef {{action: Action, loss: number | null, losses: Map<number, number>}} ActionEntry
  * @typedef {{file: string, horizon: number, scalars: string[], actions: Action[], state_shape: number[],
- *   description: string, gain_over_hull: number}} PolicySpec
+ *   description: string, gain_over_hull: number, gain_budgets: number[]}} PolicySpec
  * @typedef {{dtype: string, shape: number[], offset: number, bytes: number}} TensorEntry
  * @typedef {{bytes: number, sha256: string}} FileEntry
  * @typedef {{generator: string, model: ModelDims, kv: KvLayout, dense: Action, variants: Map<string, Variant>,
@@ -224,6 +224,12 @@ function isFileName(name) {
 /** @param {unknown} value */
 function isLoss(value) {
   return value === null || (typeof value === "number" && Math.abs(value) < 1e6);
+}
+
+/** @param {any} value */
+function isRange(value) {
+  if (!Array.isArray(value) || value.length !== 2 || value.some((v) => typeof v !== "number")) return false;
+  return value[0] >= 0 && value[0] <= value[1] && value[1] <= 1;
 }
 
 /**
@@ -536,10 +542,14 @@ function readPolicy(table, variants) {
   const gain = table.has("gain_over_hull")
     ? table.typed("gain_over_hull", (v) => v !== null && isLoss(v), "a finite number of nats")
     : 0;
+  const budgets = table.has("gain_budgets")
+    ? table.typed("gain_budgets", isRange, "two shares of the dense cost, the lower first")
+    : [0, 1];
   const file = table.fileName("file");
   const description = table.text("description");
   table.done();
-  return { file, horizon, scalars, actions, state_shape: shape, description, gain_over_hull: gain };
+  const about = { description, gain_over_hull: gain, gain_budgets: budgets };
+  return { file, horizon, scalars, actions, state_shape: shape, ...about };
 }
 
 /**

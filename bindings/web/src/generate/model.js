@@ -213,7 +213,7 @@ export class SolModel {
     const { kv_density = null, channel_density = null, bits = null } = dial;
     const axes = { kv_density, channel_density, bits };
     const hasAxes = Object.values(axes).some((value) => value !== null);
-    const name = dial.schedule ?? defaultSchedule(config, hasAxes);
+    const name = dial.schedule ?? defaultSchedule(config, dial.budget ?? 1, hasAxes);
     const wishes = [
       ["budget", dial.budget !== undefined && dial.budget < 1],
       ["kv_density, channel_density and bits", hasAxes],

@@ -66,9 +66,12 @@ std::unique_ptr<Schedule> MakeSchedule(const Config& config, const std::string& 
 
 bool IsConstant(const std::string& name) { return name == "dense" || IsFixed(name); }
 
-std::string DefaultSchedule(const Config& config, const AxisTargets& targets) {
+std::string DefaultSchedule(const Config& config, double budget, const AxisTargets& targets) {
   const bool measured = config.LossesMeasured();
-  if (config.policy && (config.policy->gain_over_hull > 0 || !measured)) return "sol";
+  if (config.policy) {
+    const auto [low, high] = config.policy->gain_budgets;
+    if (!measured || (config.policy->gain_over_hull > 0 && low <= budget && budget <= high)) return "sol";
+  }
   return measured && !targets.Any() ? "hull" : "uniform";
 }
 

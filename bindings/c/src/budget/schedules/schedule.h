@@ -41,9 +41,9 @@ std::unique_ptr<Schedule> MakeSchedule(const Config& config, const std::string& 
 
 // Whether the schedule always takes the same action, whatever the budget.
 bool IsConstant(const std::string& name);
-// `sol` if the bundle's policy was measured to beat `hull`, else `hull`; without measured losses `sol` or `uniform`. `uniform` stands in for `hull`
-// under axis targets.
-std::string DefaultSchedule(const Config& config, const AxisTargets& targets);
+// `sol` at budgets at which the bundle's policy was measured to beat `hull`, else `hull`; without measured losses `sol` or `uniform`. `uniform` stands
+// in for `hull` under axis targets. Where something else than a budget is asked for, `budget` is 1.
+std::string DefaultSchedule(const Config& config, double budget, const AxisTargets& targets);
 // The actions that the controller and the schedule work with; the dense action is always among them. `sol` has the policy's actions, in the policy's
 // order, `hull` and `random` the bundle's action set. `uniform`, `entropy`, and all but `sol` under axis targets, have every KV density with every
 // variant.

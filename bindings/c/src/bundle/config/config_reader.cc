@@ -41,6 +41,12 @@ bool IsMatrixBits(int64_t bits) { return bits == 4 || bits == 6 || bits == 8; }
 
 bool IsLoss(const Json& value) { return value.is_number() && std::abs(value.get<double>()) < 1e6; }
 
+// Two shares, the lower first.
+bool IsRange(const Json& value) {
+  return value.is_array() && value.size() == 2 && IsLoss(value[0]) && IsLoss(value[1]) && 0 <= value[0].get<double>() &&
+         value[0].get<double>() <= value[1].get<double>() && value[1].get<double>() <= 1;
+}
+
 using Variants = std::map<std::string, Variant>;
 
 Action ReadAction(const JsonTable& table, const std::string& name, const Json& tag, const Config& config) {
@@ -297,6 +303,9 @@ PolicySpec ReadPolicy(JsonTable table, const Config& config) {
   if (!fits) table.Fail("state_shape", ListText(shape), "[layers, 2, heads, " + std::to_string(spec.horizon) + ", size]");
   std::copy(shape.begin(), shape.end(), spec.state_shape.begin());
   if (table.Has("gain_over_hull")) spec.gain_over_hull = table.Typed("gain_over_hull", IsLoss, "a finite number of nats").get<double>();
+  if (table.Has("gain_budgets")) {
+    spec.gain_budgets = table.Typed("gain_budgets", IsRange, "two shares of the dense cost, the lower first").get<std::array<double, 2>>();
+  }
   spec.file = table.FileName("file");
   table.Text("description");  // nobody reads it here
   table.Done();

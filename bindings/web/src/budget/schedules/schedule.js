@@ -40,13 +40,18 @@ export function isConstant(name) {
 }
 
 /**
- * `sol` if the bundle's policy was measured to beat `hull`, else `hull`; without losses `sol` or `uniform`.
+ * `sol` at budgets at which the bundle's policy was measured to beat `hull`, else `hull`; without losses `sol` or
+ * `uniform`. Where something else than a budget is asked for, `budget` is 1.
  * @param {SolConfig} config
+ * @param {number} budget
  * @param {boolean} hasAxisTargets
  */
-export function defaultSchedule(config, hasAxisTargets) {
+export function defaultSchedule(config, budget, hasAxisTargets) {
   const measured = config.actions.some((entry) => entry.loss !== null);
-  if (config.policy !== null && (config.policy.gain_over_hull > 0 || !measured)) return "sol";
+  if (config.policy !== null) {
+    const { gain_over_hull, gain_budgets: [low, high] } = config.policy;
+    if (!measured || (gain_over_hull > 0 && low <= budget && budget <= high)) return "sol";
+  }
   return measured && !hasAxisTargets ? "hull" : "uniform";
 }
 
