@@ -436,6 +436,21 @@ def test_the_promise_holds_from_64_steps_on(program: Path) -> None:
         check_promise(result)
 
 
+@pytest.mark.parametrize(("gain", "budgets"), [(0.0, (0.0, 1.0)), (0.01, (0.0, 1.0)), (0.01, (0.35, 0.5))])
+@pytest.mark.parametrize("losses", [{}, {"k010-s050-q4": {64: 0.5}, "k100-s100-q4": {64: 0.01}}])
+def test_same_default_schedule(
+    program: Path, losses: dict[str, dict[int, float]], gain: float, budgets: tuple[float, float]
+) -> None:
+    config = made_config(policy_bytes=1, losses=losses, gain_over_hull=gain, gain_budgets=budgets)
+    random = np.random.default_rng(0)
+    dials: list[dict[str, Any]] = [{"budget": budget} for budget in (0.0, 0.34, 0.35, 0.4, 0.5, 0.51, 1.0)]
+    dials += [{}, {"bits": 5.0}, *([{"max_loss": 0.01}] if losses else [])]
+    runs = [Run(dial, steps_of(config, random, 2, 300)) for dial in dials]
+    for run, native in zip(runs, natively(program, config, runs), strict=True):
+        name = default_schedule(config, run.dial.get("budget"), Dial(**run.dial).axis_targets)
+        assert native["schedule"] == name, run.dial
+
+
 TINY = made_config(policy_bytes=10**6, losses={"k010-s050-q4": {64: 0.5}, "k100-s100-q4": {64: 0.01}})
 
 
