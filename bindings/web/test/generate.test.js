@@ -6,6 +6,8 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
 
+import { defaultSchedule } from "../src/budget/schedules/schedule.js";
+import { parseConfig } from "../src/bundle/config.js";
 import { Graphs } from "../src/engine/graphs.js";
 import { BundleError, ContextError, SolModel, UsageError } from "../src/index.js";
 import { changedBundle, tiny } from "./changed_bundle.js";
@@ -90,6 +92,21 @@ test("a prompt's graph that cannot be loaded leaves no session", { skip }, async
   };
   await assert.rejects(SolModel.load(lacking, { provider: "wasm", prefill: "s100-q4" }), { name: "BundleError", message: /got no answer/ });
   assert.equal(release.mock.callCount(), 1);
+});
+
+test("the policy is the default at the budgets where it wins", { skip }, async () => {
+  const raw = JSON.parse(await readFile(join(tiny, "sol_config.json"), "utf8"));
+  const chosen = (/** @type {object} */ more, axes = false) => {
+    const config = parseConfig(JSON.stringify({ ...raw, policy: { ...raw.policy, ...more } }), "tiny");
+    return [0.34, 0.35, 0.5, 0.51, 1].map((budget) => defaultSchedule(config, budget, axes)).join(" ");
+  };
+  assert.equal(chosen({}), "hull hull hull hull hull");
+  assert.equal(chosen({ gain_over_hull: 0.01 }), "sol sol sol sol sol");
+  assert.equal(chosen({ gain_over_hull: 0.01, gain_budgets: [0.35, 0.5] }), "hull sol sol hull hull");
+  assert.equal(chosen({ gain_over_hull: 0.01, gain_budgets: [0.35, 0.5] }, true), "uniform sol sol uniform uniform");
+  for (const wrong of [[0.5, 0.35], [0, 1.5], [0.35], ["a", 1], null]) {
+    assert.throws(() => chosen({ gain_budgets: wrong }), /policy\.gain_budgets.*two shares of the dense cost/);
+  }
 });
 
 test("a model's own seed leaves the schedule random", { skip }, async (t) => {
