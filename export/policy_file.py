@@ -104,10 +104,11 @@ def _size(value: object, least: int) -> int:
 
 
 def _budgets(value: object) -> tuple[float, float]:
-    low, high = (float(each) for each in value) if isinstance(value, list) else (1.0, 0.0)
-    if not 0 <= low <= high <= 1:
-        raise ValueError(f"a range of budgets of {brief(value)}")
-    return low, high
+    if isinstance(value, list) and len(value) == 2 and all(type(each) in (int, float) for each in value):
+        low, high = value
+        if 0 <= low <= high <= 1:
+            return float(low), float(high)
+    raise ValueError(f"a range of budgets of {brief(value)}")
 
 
 def _flag(value: object) -> bool:
@@ -172,8 +173,16 @@ def _policy_graph(source: Path, config: SolConfig) -> tuple[bytes, PolicySpec]:
     check_fits(source, policy, config.model.name, config.model.hidden_size, config.variants, actions)
     graph = build_policy(policy.shape, policy.parameters, config.tensors, config.weights_file)
     shape = policy.shape
-    about = policy.description, policy.gain_over_hull, policy.gain_budgets
-    spec = PolicySpec("", shape.horizon, policy.scalars, policy.actions, shape.state_shape, *about)
+    spec = PolicySpec(
+        "",
+        shape.horizon,
+        policy.scalars,
+        policy.actions,
+        shape.state_shape,
+        policy.description,
+        policy.gain_over_hull,
+        policy.gain_budgets,
+    )
     return graph.SerializeToString(), spec
 
 

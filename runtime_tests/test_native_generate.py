@@ -512,6 +512,24 @@ def test_a_budget_below_the_sensible_ones_warns_once(native: NativeModel) -> Non
 
 
 @pytest.mark.usefixtures("_library")
+def test_the_policy_is_the_default_at_the_budgets_where_it_wins(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(GOLDEN, tmp_path / "winning"))
+    config = Bundle.open(folder).config
+    assert config.policy is not None
+    seal(folder, replace(config, policy=replace(config.policy, gain_over_hull=0.01, gain_budgets=(0.5, 0.7))))
+    for kind in (NativeModel, SolModel):
+        model = kind.from_pretrained(folder, measure_costs=False)
+        dials: list[dict[str, float]] = [{"budget": 0.5}, {"budget": 0.7}, {"budget": 0.8}, {}, {"max_loss": 0.05}]
+        names = []
+        for dial in dials:
+            stream = model.stream(PROMPT, max_new_tokens=2, **dial)
+            assert len(list(stream)) == 2
+            assert stream.result is not None
+            names.append(stream.result.schedule)
+        assert names == ["sol", "sol", "hull", "hull", "hull"], kind
+
+
+@pytest.mark.usefixtures("_library")
 def test_a_loss_beyond_the_sensible_warns_as_in_python(tmp_path: Path) -> None:
     folder = Path(shutil.copytree(GOLDEN, tmp_path / "lossy"))
     config = Bundle.open(folder).config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -121,6 +122,19 @@ def test_a_policy_tells_of_the_updates_of_what_was_kept(trained: Path) -> None:
     best = max(measured, key=lambda each: each["gain_over_uniform"] + each["gain_over_static"])["update"]
     said = f"{best} GRPO updates" if best else "no GRPO"
     assert read_policy(trained / "policy.safetensors").description == f"warm start on 10 windows, {said}, seed 0"
+
+
+def test_a_policy_tells_where_it_wins(trained: Path) -> None:
+    measured = [each for each in records(trained) if each["stage"] in ("grpo before", "grpo after")]
+    policy = read_policy(trained / "policy.safetensors")
+    update = int(policy.description.split(", ")[1].split()[0]) if "no GRPO" not in policy.description else 0
+    kept = {each["budget"]: each for each in measured if each["update"] == update}
+    sure = {at: row["gain_over_static"] - 2 * row["gain_over_static_stderr"] for at, row in sorted(kept.items())}
+    if policy.gain_over_hull:
+        low, high = policy.gain_budgets
+        assert policy.gain_over_hull == pytest.approx(min(gain for at, gain in sure.items() if low <= at <= high))
+    else:
+        assert all(min(pair) <= 0 for pair in itertools.pairwise(sure.values()))
 
 
 def test_a_bundle_is_given_the_policy(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -215,19 +215,16 @@ def compare(scores: Sequence[Mapping[str, Score]], budget: float, points: Sequen
 def wins(comparisons: Sequence[Comparison]) -> tuple[float, float, float] | None:
     """Where `sol` loses less than the static mix by more than two standard errors.
 
-    Args:
-        comparisons: by rising budget.
-
-    Returns the lowest and the highest budget of the longest row of neighbours at which it does, and the least gain less
-    two standard errors among them, nats per step; None where it does at no budget.
+    Returns the ends of the longest unbroken range of compared budgets at which it does, the lowest of several, and the
+    least gain less two standard errors in that range, nats per step. None where no two neighbouring budgets make one.
     """
     best: list[tuple[float, float]] = []
-    row: list[tuple[float, float]] = []
-    for each in comparisons:
+    found: list[tuple[float, float]] = []
+    for each in sorted(comparisons, key=lambda compared: compared.budget):
         sure = each.gain["static"] - 2 * each.stderr["static"]  # -inf where one window says nothing of the error
-        row = [*row, (each.budget, sure)] if sure > 0 else []
-        best = max(best, row, key=len)
-    return (best[0][0], best[-1][0], min(sure for _, sure in best)) if best else None
+        found = [*found, (each.budget, sure)] if sure > 0 else []
+        best = max(best, found, key=len)
+    return (best[0][0], best[-1][0], min(sure for _, sure in best)) if len(best) > 1 else None
 
 
 def all_steps(

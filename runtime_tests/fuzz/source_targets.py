@@ -145,7 +145,8 @@ def policy_file(folder: Path) -> Reader:
                         action_size=4)  # fmt: skip
     parameters = {name: np.asarray(value, np.float32) for name, value in random_policy_parameters(0, shape).items()}
     path = folder / "policy.safetensors"
-    write_policy(path, TrainedPolicy(shape, KNOWN_SCALARS, actions, "made up", parameters, config.model.name, 0.01))
+    about = "made up", parameters, config.model.name, 0.01, (0.35, 0.5)
+    write_policy(path, TrainedPolicy(shape, KNOWN_SCALARS, actions, *about))
     seed = path.read_bytes()
 
     def read(data: bytes) -> None:

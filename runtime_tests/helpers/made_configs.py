@@ -55,8 +55,16 @@ def made_config(
     files = {"weights.bin": FileEntry(1, "0" * 64)}
     if policy_bytes is not None:
         known = chosen if policy_actions is None else [Action.parse(tag) for tag in policy_actions]
-        about = "made up", gain_over_hull, gain_budgets
-        policy = PolicySpec("policy.onnx", 16, KNOWN_SCALARS, tuple(known), (1, 2, 4, 16, 32), *about)
+        policy = PolicySpec(
+            "policy.onnx",
+            16,
+            KNOWN_SCALARS,
+            tuple(known),
+            (1, 2, 4, 16, 32),
+            "made up",
+            gain_over_hull,
+            gain_budgets,
+        )
         files["policy.onnx"] = FileEntry(policy_bytes, "0" * 64)
     dims = ModelDims("tiny", "LlamaForCausalLM", "", "", 49152, 576, 30, 9, 3, 64, 1536, 8192, 1, (2,))
     dense = Action(1.0, 1.0, bits[0])

@@ -36,7 +36,8 @@ class Dial:
     Attributes:
         budget: share of the dense cost, 0 to 1; 1 is exactly dense. None if something else is asked for, or nothing:
             then DEFAULT_MAX_LOSS applies if the bundle's losses were measured, else the steps are dense.
-        schedule: `sol`, `hull`, `uniform`, `entropy`, `random`, `fixed:TAG` or `dense`; None for the bundle's default.
+        schedule: `sol`, `hull`, `uniform`, `entropy`, `random`, `fixed:TAG` or `dense`; None for the bundle's
+            default at the budget.
             Or a function that takes the run's controller and returns a schedule of your own.
         kv_density, channel_density: mean share of old cached tokens, of base-plane weights.
         bits: mean weight bits.

@@ -472,14 +472,14 @@ def _read_policy(table: _Table, variants: Mapping[str, Variant]) -> PolicySpec:
     if "gain_budgets" in table.raw:
         low, high = table.typed("gain_budgets", _is_range, "two shares of the dense cost, the lower first")
         budgets = float(low), float(high)
-    about = table.text("description"), gain, budgets
-    spec = PolicySpec(table.file_name("file"), horizon, scalars, actions, state_shape, *about)
+    file, description = table.file_name("file"), table.text("description")
+    spec = PolicySpec(file, horizon, scalars, actions, state_shape, description, gain, budgets)
     table.done()
     return spec
 
 
 def _is_range(value: object) -> bool:
-    if not isinstance(value, list) or len(value) != 2 or not all(v is not None and _is_loss(v) for v in value):
+    if not isinstance(value, list) or len(value) != 2 or not all(type(each) in (int, float) for each in value):
         return False
     return bool(0 <= value[0] <= value[1] <= 1)
 

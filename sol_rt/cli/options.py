@@ -270,7 +270,7 @@ Schedule = Annotated[
     option(
         "--schedule",
         help="Schedule: sol, hull, uniform, entropy, random, fixed:TAG or dense; default: sol if the bundle's policy "
-        "was measured to beat hull, else hull.",
+        "was measured to beat hull at the budget, else hull.",
         panel=BUDGET,
     ),
 ]

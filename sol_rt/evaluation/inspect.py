@@ -12,7 +12,7 @@ from sol_rt.budget.dial import DEFAULT_MAX_LOSS, sensible_budget
 from sol_rt.budget.frontier import frontier
 from sol_rt.budget.hull import Hull
 from sol_rt.budget.losses import ActionLosses, nats_of_share
-from sol_rt.budget.schedules import schedule_actions
+from sol_rt.budget.schedules import policy_budgets, schedule_actions
 from sol_rt.bundle.bits import THREE, bits_name, is_of_screen
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import SolConfig, Variant, screened_bytes
@@ -70,7 +70,7 @@ def describe(path: Path, context: int = 512) -> dict[str, Any]:
             for key, entry in config.variants.items()
         ],
         "policy": config.policy.description if config.policy else None,
-        "policy_budgets": _policy_budgets(config),
+        "policy_budgets": policy_budgets(config),
         "context": context,
         "actions": [
             {
@@ -103,14 +103,6 @@ def _screen(config: SolConfig, variant: Variant) -> dict[str, float] | None:
     saved = sum(entry.bytes for entry in whole.values())
     saved -= sum(screened_bytes(name, entry, screen) for name, entry in {**whole, **own}.items())
     return {**screen._asdict(), "saved_bytes": saved}
-
-
-def _policy_budgets(config: SolConfig) -> tuple[float, float] | None:
-    """The range of budgets at which `sol` is the default schedule."""
-    policy = config.policy
-    if policy is None or (config.losses_measured and policy.gain_over_hull <= 0):
-        return None
-    return policy.gain_budgets if config.losses_measured else (0.0, 1.0)
 
 
 def _budgets(config: SolConfig, cost: CostModel) -> dict[str, dict[str, float]]:

@@ -22,7 +22,7 @@ CONFIG = "config.yaml"
 def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
     """Replaces the last checkpoint by this state. Raises WriteError; the last one is then as it was.
 
-    `state` holds what `torch.load(weights_only=True)` reads: tensors, numbers, strings, and dicts and lists of them.
+    `state` holds what `torch.load(weights_only=True)` reads: tensors, numbers, strings; dicts, lists, tuples of them.
     """
     buffer = io.BytesIO()  # torch reports a full disk as a RuntimeError without a reason
     torch.save(state, buffer)

@@ -128,7 +128,7 @@ typedef struct sol_model_info {
   int32_t has_tokenizer;         // whether this core reads the bundle's tokenizer.json
   int32_t has_chat;              // whether the bundle has chat segments; if not, the host renders the template
   int32_t native;                // whether native operators run
-  const char* default_schedule;  // of runs that name no budget: `sol`, `hull` or `uniform`
+  const char* default_schedule;  // of runs that ask for nothing: `sol`, `hull` or `uniform`
   const char* cost_model;        // `bytes` or `calibrated`
   const char* dense;             // tag of the dense action
   uint64_t mapped_bytes;         // size of the weights file: shared, and the system may drop it from memory
@@ -233,7 +233,7 @@ typedef struct sol_generate_options {
   double kv_density;
   double channel_density;
   double bits;
-  const char* schedule;  // `sol`, `hull`, `uniform`, `entropy`, `random`, `fixed:TAG` or `dense`; NULL for the model's default
+  const char* schedule;  // `sol`, `hull`, `uniform`, `entropy`, `random`, `fixed:TAG` or `dense`; NULL for the model's default at the budget
 
   int32_t reuse_cache;   // 1: keep the tokens of the prompt that the cache begins with; 0: run the whole prompt
   const char* trace;     // file to write every step to, as `sol-rt trace` reads it, none of the bundle's; NULL for none
@@ -305,8 +305,8 @@ SOL_RT_API sol_error* sol_session_generate(sol_session* session, const int32_t* 
 // or one chunk of the prompt. The cache keeps what was run. A request that has not yet ended a call is forgotten at the end of a text, and by
 // `sol_session_stop`, `_rewind`, `_save` and `_restore`.
 SOL_RT_API void sol_session_cancel(sol_session* session);
-// From any thread, at any time: holds from the next decode step on. 0 to 1; replaces whatever the generation held before. Without a running generation,
-// and for targets on the axes, `fixed:TAG`, `dense` and a replay: SOL_ERROR_USAGE.
+// From any thread, at any time: holds from the next decode step on. 0 to 1; replaces whatever the generation held before, and keeps its schedule.
+// Without a running generation, and for targets on the axes, `fixed:TAG`, `dense` and a replay: SOL_ERROR_USAGE.
 SOL_RT_API sol_error* sol_session_set_budget(sol_session* session, double budget);
 SOL_RT_API sol_error* sol_session_set_tokens_per_second(sol_session* session, double rate);
 // From any thread: 1 while a call runs in another thread or a generation is under way, else 0.

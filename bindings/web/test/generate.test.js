@@ -1,7 +1,7 @@
 /** The dial while a generation runs, prompts through another variant, and seeds. */
 import assert from "node:assert/strict";
 import { existsSync } from "node:fs";
-import { mkdtemp, readFile, rm } from "node:fs/promises";
+import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
@@ -94,7 +94,7 @@ test("a prompt's graph that cannot be loaded leaves no session", { skip }, async
   assert.equal(release.mock.callCount(), 1);
 });
 
-test("the policy is the default at the budgets where it wins", { skip }, async () => {
+test("the policy is the default at the budgets where it wins", { skip }, async (t) => {
   const raw = JSON.parse(await readFile(join(tiny, "sol_config.json"), "utf8"));
   const chosen = (/** @type {object} */ more, axes = false) => {
     const config = parseConfig(JSON.stringify({ ...raw, policy: { ...raw.policy, ...more } }), "tiny");
@@ -104,6 +104,18 @@ test("the policy is the default at the budgets where it wins", { skip }, async (
   assert.equal(chosen({ gain_over_hull: 0.01 }), "sol sol sol sol sol");
   assert.equal(chosen({ gain_over_hull: 0.01, gain_budgets: [0.35, 0.5] }), "hull sol sol hull hull");
   assert.equal(chosen({ gain_over_hull: 0.01, gain_budgets: [0.35, 0.5] }, true), "uniform sol sol uniform uniform");
+  const folder = await mkdtemp(join(tmpdir(), "sol-rt-web-"));
+  t.after(() => rm(folder, { recursive: true }));
+  const copy = await changedBundle(folder, {});
+  const changed = { ...raw, policy: { ...raw.policy, gain_over_hull: 0.01, gain_budgets: [0.5, 0.7] } };
+  await writeFile(join(copy, "sol_config.json"), JSON.stringify(changed));
+  const own = await SolModel.load(copy, { provider: "wasm" });
+  t.after(() => own.close());
+  for (const [dial, name] of [[{ budget: 0.5 }, "sol"], [{ budget: 0.8 }, "hull"], [{}, "hull"]]) {
+    const stream = await own.stream([290], { max_new_tokens: 1, ...dial });
+    for await (const _ of stream);
+    assert.equal(stream.result.schedule, name);
+  }
   for (const wrong of [[0.5, 0.35], [0, 1.5], [0.35], ["a", 1], null]) {
     assert.throws(() => chosen({ gain_budgets: wrong }), /policy\.gain_budgets.*two shares of the dense cost/);
   }

@@ -11,6 +11,7 @@ from sol_rt.budget.schedules.schedule import (
     Schedule,
     default_schedule,
     is_constant,
+    policy_budgets,
     schedule_actions,
 )
 
@@ -22,5 +23,6 @@ __all__ = [
     "default_schedule",
     "is_constant",
     "make_schedule",
+    "policy_budgets",
     "schedule_actions",
 ]

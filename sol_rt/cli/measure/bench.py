@@ -55,7 +55,7 @@ def bench(
         options.option(
             "--schedule",
             help="Schedules: sol, hull, uniform, entropy, random, fixed:TAG or dense. Default: sol if the bundle's "
-            "policy was measured to beat hull, else hull.",
+            "policy was measured to beat hull at the budget, else hull.",
             panel=COUNTS,
         ),
     ] = None,

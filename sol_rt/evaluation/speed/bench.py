@@ -215,7 +215,8 @@ def plan(
         n_prompt, n_gen: tokens of prompts and of generations; 0 for none.
         n_depth: tokens in the cache at the start.
         budgets: budgets of every schedule that takes one; default: BUDGETS.
-        schedules: `sol`, `hull`, `uniform`, `entropy`, `random`, `fixed:TAG` or `dense`; default: the bundle's.
+        schedules: `sol`, `hull`, `uniform`, `entropy`, `random`, `fixed:TAG` or `dense`; default: each
+            budget's default.
 
     Raises UsageError for counts below 0, a depth that fills the context, budgets that are out of range or that no
     schedule takes, schedules that the bundle lacks, and a plan without any test.
@@ -251,10 +252,10 @@ def _dials(
         raise UsageError(f"--schedule {', '.join(schedules)}: fixes the action; leave out --budget")
     wanted = BUDGETS if budgets is None else budgets
     dials: list[tuple[str, float | None]] = []
-    if not schedules:
-        dials = [(default_schedule(model.bundle.config, budget), budget) for budget in wanted]
-    for name in schedules:
-        if is_constant(name):
+    for name in schedules or (None,):
+        if name is None:
+            dials += [(default_schedule(model.bundle.config, budget), budget) for budget in wanted]
+        elif is_constant(name):
             dials.append((name, 1.0 if name == "dense" else None))
         else:
             dials += [(name, budget) for budget in wanted]

@@ -548,8 +548,16 @@ function readPolicy(table, variants) {
   const file = table.fileName("file");
   const description = table.text("description");
   table.done();
-  const about = { description, gain_over_hull: gain, gain_budgets: budgets };
-  return { file, horizon, scalars, actions, state_shape: shape, ...about };
+  return {
+    file,
+    horizon,
+    scalars,
+    actions,
+    state_shape: shape,
+    description,
+    gain_over_hull: gain,
+    gain_budgets: budgets,
+  };
 }
 
 /**

@@ -43,8 +43,9 @@ bool IsLoss(const Json& value) { return value.is_number() && std::abs(value.get<
 
 // Two shares, the lower first.
 bool IsRange(const Json& value) {
-  return value.is_array() && value.size() == 2 && IsLoss(value[0]) && IsLoss(value[1]) && 0 <= value[0].get<double>() &&
-         value[0].get<double>() <= value[1].get<double>() && value[1].get<double>() <= 1;
+  if (!value.is_array() || value.size() != 2 || !value[0].is_number() || !value[1].is_number()) return false;
+  const double low = value[0].get<double>(), high = value[1].get<double>();
+  return 0 <= low && low <= high && high <= 1;
 }
 
 using Variants = std::map<std::string, Variant>;
