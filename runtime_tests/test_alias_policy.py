@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,12 @@ from sol_rt.bundle.actions import Action
 from sol_rt.cli.make import export as command
 from sol_rt.errors import SolError
 from sol_rt.export.graphs.policy_graph import PolicyShape, random_policy_parameters
-from sol_rt.export.policy_file import TrainedPolicy, write_policy
+from sol_rt.export.policy_file import TrainedPolicy, read_policy, write_policy
 from sol_rt.store.home import bundles_dir, remember_source
 from sol_rt.store.pull import bundle_name, source_of
 from sol_rt.store.recipes import recipe as recipes
 
+MODELS = Path(str(resources.files("sol_rt.models")))
 LEVELS = {"bits": (8, 6, 4), "channel_density": (1.0, 0.5), "kv_density": (1.0, 0.1)}
 TAGS = ("k100-s100-q8", "k010-s100-q4", "k010-s050-q4")
 
@@ -72,3 +74,17 @@ def test_the_bundle_that_a_model_was_exported_to(model: str, tmp_path: Path, mon
 def test_every_recipe_has_the_policy_that_it_names() -> None:
     for recipe in recipes.aliases().values():
         recipe.policy_path()  # raises where the file is missing
+
+
+@pytest.mark.parametrize("path", sorted(MODELS.glob("*.policy.safetensors")), ids=lambda path: path.name)
+def test_a_shipped_policy_comes_from_the_config_beside_it(path: Path) -> None:
+    pytest.importorskip("yaml")
+    from sol_rt.train.config import read_config
+
+    policy, config = read_policy(path), read_config(str(path.with_suffix(".yaml")))
+    assert path.name in {recipe.policy for recipe in recipes.aliases().values() if recipe.name == policy.model}
+    assert {action.tag for action in policy.actions} == set(config.policy.actions)
+    assert (policy.shape.horizon, policy.shape.width) == (config.policy.horizon, config.policy.width)
+    assert policy.description.startswith(f"warm start on {config.warm_start.windows} windows")
+    assert policy.gain_over_hull > 0
+    assert set(policy.gain_budgets) <= set(config.evaluation.budgets)

@@ -26,7 +26,7 @@ from sol_rt.budget.cost.calibration_table import CalibratedCost, CalibrationTabl
 from sol_rt.budget.dial import Dial
 from sol_rt.budget.hull import Hull
 from sol_rt.budget.losses import ActionLosses
-from sol_rt.budget.schedules import PolicyInput, default_schedule, is_constant, schedule_actions
+from sol_rt.budget.schedules import PolicyInput, default_schedule, is_constant, policy_budgets, schedule_actions
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bits import MIXED
 from sol_rt.bundle.config import PolicySpec, SolConfig
@@ -95,7 +95,7 @@ def planned(config: SolConfig, cost: CostModel, run: Run) -> dict[str, Any]:
     )
     try:
         dial = Dial(**run.dial)
-        name = dial.schedule or default_schedule(config, dial.budget, dial.axis_targets)
+        name = dial.schedule or default_schedule(config, cost, dial.budget, dial.axis_targets)
         controller = SolModel._controller(model, name, dial)
         schedule = SolModel._schedule(model, name, controller, dial.seed)
     except UsageError as error:
@@ -438,16 +438,30 @@ def test_the_promise_holds_from_64_steps_on(program: Path) -> None:
 
 @pytest.mark.parametrize(("gain", "budgets"), [(0.0, (0.0, 1.0)), (0.01, (0.0, 1.0)), (0.01, (0.35, 0.5))])
 @pytest.mark.parametrize("losses", [{}, {"k010-s050-q4": {64: 0.5}, "k100-s100-q4": {64: 0.01}}])
+@pytest.mark.parametrize("calibrated", [False, True])
 def test_same_default_schedule(
-    program: Path, losses: dict[str, dict[int, float]], gain: float, budgets: tuple[float, float]
+    program: Path,
+    tmp_path: Path,
+    losses: dict[str, dict[int, float]],
+    gain: float,
+    budgets: tuple[float, float],
+    calibrated: bool,
 ) -> None:
     config = made_config(policy_bytes=1, losses=losses, gain_over_hull=gain, gain_budgets=budgets)
     random = np.random.default_rng(0)
-    dials: list[dict[str, Any]] = [{"budget": budget} for budget in (0.0, 0.34, 0.35, 0.4, 0.5, 0.51, 1.0)]
+    cost: CostModel = BytesCost(config)
+    file = None
+    if calibrated:
+        file = tmp_path / "table.json"
+        file.write_text(table_of(config, random).to_json())
+        cost = CalibratedCost(config, table_of(config, np.random.default_rng(0)))
+    ends = policy_budgets(config, cost) or (0.35, 0.5)
+    asked = [min(max(end + aside, 0.0), 1.0) for end in ends for aside in (-1e-6, 0.0, 1e-6)]
+    dials: list[dict[str, Any]] = [{"budget": budget} for budget in (0.0, 0.34, 0.35, 0.4, 0.5, 0.51, 1.0, *asked)]
     dials += [{}, {"bits": 5.0}, *([{"max_loss": 0.01}] if losses else [])]
     runs = [Run(dial, steps_of(config, random, 2, 300)) for dial in dials]
-    for run, native in zip(runs, natively(program, config, runs), strict=True):
-        name = default_schedule(config, run.dial.get("budget"), Dial(**run.dial).axis_targets)
+    for run, native in zip(runs, natively(program, config, runs, file), strict=True):
+        name = default_schedule(config, cost, run.dial.get("budget"), Dial(**run.dial).axis_targets)
         assert native["schedule"] == name, run.dial
 
 

@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 from helpers.made_configs import made_config
 from sol_rt.budget.controller.base import AxisTargets, BaseController
 from sol_rt.budget.controller.budget import Controller
-from sol_rt.budget.cost.bytes_model import BytesCost
+from sol_rt.budget.cost.bytes_model import BytesCost, Line, LineCost
 from sol_rt.budget.dial import make_controller
 from sol_rt.budget.schedules import (
     PolicyInput,
     Schedule,
     default_schedule,
     make_schedule,
+    policy_budgets,
     schedule_actions,
 )
 from sol_rt.budget.schedules.random_schedule import tilted
@@ -124,20 +125,44 @@ def test_unknown_schedule_and_missing_policy() -> None:
 
 
 def test_default_schedule() -> None:
-    assert default_schedule(made_config()) == "uniform"
-    assert default_schedule(made_config(policy_bytes=1)) == "sol"
+    def default(config: SolConfig, budget: float | None = None, axis_targets: AxisTargets | None = None) -> str:
+        return default_schedule(config, BytesCost(config), budget, axis_targets)
+
+    assert default(made_config()) == "uniform"
+    assert default(made_config(policy_bytes=1)) == "sol"
     losses = {"k100-s100-q4": {512: 0.01}}
-    assert default_schedule(made_config(losses=losses)) == "hull"
-    assert default_schedule(made_config(losses=losses), axis_targets=AxisTargets(bits=5)) == "uniform"
-    assert default_schedule(made_config(policy_bytes=1, losses=losses)) == "hull"
-    assert default_schedule(made_config(policy_bytes=1, losses=losses, gain_over_hull=0.01)) == "sol"
+    assert default(made_config(losses=losses)) == "hull"
+    assert default(made_config(losses=losses), axis_targets=AxisTargets(bits=5)) == "uniform"
+    assert default(made_config(policy_bytes=1, losses=losses)) == "hull"
+    assert default(made_config(policy_bytes=1, losses=losses, gain_over_hull=0.01)) == "sol"
 
     # a policy that wins at some budgets is the default there
     config = made_config(policy_bytes=1, losses=losses, gain_over_hull=0.01, gain_budgets=(0.35, 0.5))
-    chosen = {budget: default_schedule(config, budget) for budget in (0.34, 0.35, 0.5, 0.51, 1.0, None)}
+    chosen = {budget: default(config, budget) for budget in (0.34, 0.35, 0.5, 0.51, 1.0, None)}
     assert chosen == {0.34: "hull", 0.35: "sol", 0.5: "sol", 0.51: "hull", 1.0: "hull", None: "hull"}
-    assert default_schedule(config, axis_targets=AxisTargets(bits=5)) == "uniform"
-    assert default_schedule(replace(config, actions=made_config().actions), 0.9) == "sol"  # nothing to compare it with
+    assert default(config, axis_targets=AxisTargets(bits=5)) == "uniform"
+    assert default(replace(config, actions=made_config().actions), 0.9) == "sol"  # nothing to compare it with
+
+
+def test_by_the_clock_a_policy_is_the_default_where_hull_loses_as_much() -> None:
+    losses = {"k100-s100-q4": {512: 0.1}, "k100-s050-q4": {512: 0.4}}
+    config = made_config((1.0,), (1.0, 0.5), (8, 4), policy_bytes=1, losses=losses, gain_over_hull=0.01)
+    milliseconds = {"k100-s100-q8": 10.0, "k100-s100-q4": 7.0, "k100-s050-q4": 6.0, "k100-s050-q8": 9.9}
+    clock = LineCost(config, lambda action: Line(milliseconds[action.tag], 0.0, 0.0), "")
+    clock.name = "calibrated"
+    read = BytesCost(config)
+    dense, full, pruned = (read.step(Action.parse(tag), 512) for tag in ("k100-s100-q8", *losses))
+    assert config.policy is not None
+    middles = (pruned + full) / 2 / dense, (full + dense) / 2 / dense  # where hull loses 0.25 and 0.05
+    config = replace(config, policy=replace(config.policy, gain_budgets=middles))
+    assert policy_budgets(config, read) == middles
+    assert policy_budgets(config, clock) == pytest.approx((0.65, 0.85))
+    assert [default_schedule(config, clock, budget) for budget in (0.64, 0.66, 0.84, 0.86)] == [
+        "hull",
+        "sol",
+        "sol",
+        "hull",
+    ]
 
 
 @pytest.mark.parametrize("budget", [0.45, 0.7])

@@ -94,6 +94,15 @@ class Hull:
                 return cheap.cost + share * (dear.cost - cheap.cost)
         return corners[-1].cost
 
+    def loss_at(self, cost: float, context: int) -> float:
+        """Expected loss of the mix of this relative cost, nats per token; the cheapest corner's below its cost."""
+        corners = self.corners(context)
+        for cheap, dear in itertools.pairwise(corners):
+            if cost < dear.cost:
+                share = max((cost - cheap.cost) / (dear.cost - cheap.cost), 0.0)
+                return cheap.loss + share * (dear.loss - cheap.loss)
+        return corners[-1].loss
+
     def _computed(self, first: int) -> _Block:
         """Finds the members of the hull in the middle of the block from `first` on, and the costs over the block."""
         dense = self.actions.index(self._dense)

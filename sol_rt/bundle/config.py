@@ -194,7 +194,7 @@ class PolicySpec:
 
     `state_shape` is [layers, 2, heads, horizon, size]. `gain_over_hull` is by how many nats per token `sol` lost less
     than `hull` on held-out text at the same budgets; 0 if it did not, or was not compared. `gain_budgets` is the range
-    of budgets, both ends in it, to which that applies.
+    of budgets to which that applies, shares of the dense step's bytes, both ends in it.
     """
 
     file: str

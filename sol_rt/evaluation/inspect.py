@@ -70,7 +70,7 @@ def describe(path: Path, context: int = 512) -> dict[str, Any]:
             for key, entry in config.variants.items()
         ],
         "policy": config.policy.description if config.policy else None,
-        "policy_budgets": policy_budgets(config),
+        "policy_budgets": policy_budgets(config, cost),
         "context": context,
         "actions": [
             {

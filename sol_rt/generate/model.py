@@ -431,7 +431,7 @@ class SolModel:
             controller = self._controller("own", dial)
             schedule = _own_schedule(dial.schedule, controller)
             return schedule.name, Decoder(self.engine, controller, schedule)
-        name = dial.schedule or default_schedule(self.bundle.config, dial.budget, dial.axis_targets)
+        name = dial.schedule or default_schedule(self.bundle.config, self.cost, dial.budget, dial.axis_targets)
         controller = self._controller(name, dial)
         return name, Decoder(self.engine, controller, self._schedule(name, controller, dial.seed))
 

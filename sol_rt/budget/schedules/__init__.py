@@ -3,15 +3,14 @@
 May import: sol_rt.budget and what it may import.
 """
 
+from sol_rt.budget.schedules.default import default_schedule, policy_budgets
 from sol_rt.budget.schedules.make import make_schedule
 from sol_rt.budget.schedules.policy import Policy
 from sol_rt.budget.schedules.schedule import (
     NAMES,
     PolicyInput,
     Schedule,
-    default_schedule,
     is_constant,
-    policy_budgets,
     schedule_actions,
 )
 

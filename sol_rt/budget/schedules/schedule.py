@@ -8,7 +8,6 @@ hold the same budget through the same code.
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -56,33 +55,6 @@ class Schedule(Protocol):
 def is_constant(name: str) -> bool:
     """Whether the schedule `name` always takes the same action, whatever the budget."""
     return name == "dense" or name.startswith("fixed:")
-
-
-def default_schedule(config: SolConfig, budget: float | None = None, axis_targets: AxisTargets | None = None) -> str:
-    """`sol` at budgets at which the bundle's policy was measured to beat `hull`, else `hull`.
-
-    If no losses were measured, there is no hull: `sol` if the bundle has a policy, else `uniform`. Under axis targets,
-    which `hull` cannot hold, `uniform` stands in for it.
-
-    Args:
-        config: the bundle's.
-        budget: share of the dense cost that is asked for. None, where something else is asked for, counts as 1.
-        axis_targets: the means that are asked for in place of a budget.
-    """
-    low, high = policy_budgets(config) or (math.inf, -math.inf)
-    if low <= (1.0 if budget is None else budget) <= high:
-        return "sol"
-    return "hull" if config.losses_measured and not (axis_targets is not None and axis_targets.any()) else "uniform"
-
-
-def policy_budgets(config: SolConfig) -> tuple[float, float] | None:
-    """The least and the largest budget at which `sol` is the default schedule; None where it is at none."""
-    policy = config.policy
-    if policy is None:
-        return None
-    if not config.losses_measured:
-        return 0.0, 1.0
-    return policy.gain_budgets if policy.gain_over_hull > 0 else None
 
 
 def schedule_actions(config: SolConfig, name: str, axis_targets: AxisTargets | None = None) -> tuple[Action, ...]:

@@ -254,7 +254,7 @@ def _dials(
     dials: list[tuple[str, float | None]] = []
     for name in schedules or (None,):
         if name is None:
-            dials += [(default_schedule(model.bundle.config, budget), budget) for budget in wanted]
+            dials += [(default_schedule(model.bundle.config, model.cost, budget), budget) for budget in wanted]
         elif is_constant(name):
             dials.append((name, 1.0 if name == "dense" else None))
         else:

@@ -90,14 +90,6 @@ class ReplaySchedule final : public Schedule {
   std::vector<Action> actions_;
 };
 
-std::vector<Action> Once(const std::vector<Action>& actions) {
-  std::vector<Action> once;
-  for (const Action& action : actions) {
-    if (std::find(once.begin(), once.end(), action) == once.end()) once.push_back(action);
-  }
-  return once;
-}
-
 bool KeepsLoss(const std::string& schedule) { return schedule == "hull" || schedule == "sol"; }
 
 // What the dial asks for, with the default where it asks for nothing.
@@ -118,7 +110,7 @@ Request RequestOf(const Config& config, const Dial& dial, const std::string& nam
 
 std::unique_ptr<Planner> MakePlanner(const Config& config, std::shared_ptr<const CostModel> cost, const Dial& dial, PolicyRunner* policy) {
   const AxisTargets targets{dial.kv_density, dial.channel_density, dial.bits};
-  const std::string name = dial.schedule && !dial.schedule->empty() ? *dial.schedule : DefaultSchedule(config, dial.budget.value_or(1.0), targets);
+  const std::string name = dial.schedule && !dial.schedule->empty() ? *dial.schedule : DefaultSchedule(config, *cost, dial.budget.value_or(1.0), targets);
   const Request request = RequestOf(config, dial, name);
   std::shared_ptr<Hull> hull;
   if (config.LossesMeasured()) hull = std::make_shared<Hull>(Once(ScheduleActions(config, "hull", {})), *cost, ActionLosses(config));

@@ -28,6 +28,7 @@ sol_rt::Config ReadConfig(const Json& raw, const Json& variant_order) {
   config.model.num_kv_heads = model["num_kv_heads"];
   config.model.hidden_size = model["hidden_size"];
   config.model.head_dim = model["head_dim"];
+  config.model.max_context = model["max_context"];
   config.kv.dtype = kv["dtype"];
   config.kv.page_size = kv["page_size"];
   config.kv.sinks = kv["sinks"];

@@ -39,6 +39,18 @@ double Hull::CostAt(double loss, int64_t context) {
   return corners.back().cost;
 }
 
+double Hull::LossAt(double cost, int64_t context) {
+  const std::vector<Corner>& corners = Corners(context);
+  for (size_t index = 1; index < corners.size(); ++index) {
+    const Corner &cheap = corners[index - 1], &dear = corners[index];
+    if (cost < dear.cost) {
+      const double share = std::max((cost - cheap.cost) / (dear.cost - cheap.cost), 0.0);
+      return cheap.loss + share * (dear.loss - cheap.loss);
+    }
+  }
+  return corners.back().loss;
+}
+
 void Hull::Compute(int64_t first) {
   const size_t count = actions_.size();
   relative_.resize(count * kCostBlock);

@@ -28,6 +28,8 @@ class Hull {
   const std::vector<Corner>& Corners(int64_t context);
   // Relative cost of the cheapest mix that loses at most `loss` nats per token; dense's if none does.
   double CostAt(double loss, int64_t context);
+  // Expected loss of the mix of this relative cost; the cheapest corner's below its cost.
+  double LossAt(double cost, int64_t context);
 
  private:
   void Compute(int64_t first);

@@ -11,6 +11,7 @@ namespace sol_rt {
 namespace {
 
 constexpr const char* kFixed = "fixed:";
+constexpr int64_t kContext = 512;  // tokens at which budgets in bytes are compared with those in milliseconds
 
 bool IsFixed(const std::string& name) { return name.rfind(kFixed, 0) == 0; }
 
@@ -22,6 +23,20 @@ class ConstantSchedule final : public Schedule {
  private:
   Action action_;
 };
+
+// Whether the policy was measured to beat `hull` at the budget. Its range is of bytes; where costs are milliseconds, each end moves to the budget at
+// which `hull` is expected to lose as much.
+bool GainsAt(const Config& config, const CostModel& cost, double budget) {
+  auto [low, high] = config.policy->gain_budgets;
+  if (cost.InMilliseconds() && !(low == 0.0 && high == 1.0)) {
+    const std::vector<Action> actions = Once(ScheduleActions(config, "hull", {}));
+    Hull read(actions, *MakeBytesCost(config), ActionLosses(config)), here(actions, cost, ActionLosses(config));
+    const int64_t context = std::min<int64_t>(kContext, config.model.max_context - 1);
+    low = here.CostAt(read.LossAt(low, context), context);
+    high = here.CostAt(read.LossAt(high, context), context);
+  }
+  return low <= budget && budget <= high;
+}
 
 std::string Listed(const std::vector<std::string>& names) {
   std::string text;
@@ -66,13 +81,18 @@ std::unique_ptr<Schedule> MakeSchedule(const Config& config, const std::string& 
 
 bool IsConstant(const std::string& name) { return name == "dense" || IsFixed(name); }
 
-std::string DefaultSchedule(const Config& config, double budget, const AxisTargets& targets) {
+std::string DefaultSchedule(const Config& config, const CostModel& cost, double budget, const AxisTargets& targets) {
   const bool measured = config.LossesMeasured();
-  if (config.policy) {
-    const auto [low, high] = config.policy->gain_budgets;
-    if (!measured || (config.policy->gain_over_hull > 0 && low <= budget && budget <= high)) return "sol";
-  }
+  if (config.policy && (!measured || (config.policy->gain_over_hull > 0 && GainsAt(config, cost, budget)))) return "sol";
   return measured && !targets.Any() ? "hull" : "uniform";
+}
+
+std::vector<Action> Once(const std::vector<Action>& actions) {
+  std::vector<Action> once;
+  for (const Action& action : actions) {
+    if (std::find(once.begin(), once.end(), action) == once.end()) once.push_back(action);
+  }
+  return once;
 }
 
 std::vector<Action> ScheduleActions(const Config& config, const std::string& name, const AxisTargets& targets) {

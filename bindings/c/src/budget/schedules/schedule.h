@@ -43,10 +43,12 @@ std::unique_ptr<Schedule> MakeSchedule(const Config& config, const std::string& 
 bool IsConstant(const std::string& name);
 // `sol` at budgets at which the bundle's policy was measured to beat `hull`, else `hull`; without measured losses `sol` or `uniform`. `uniform` stands
 // in for `hull` under axis targets. Where something else than a budget is asked for, `budget` is 1.
-std::string DefaultSchedule(const Config& config, double budget, const AxisTargets& targets);
+std::string DefaultSchedule(const Config& config, const CostModel& cost, double budget, const AxisTargets& targets);
 // The actions that the controller and the schedule work with; the dense action is always among them. `sol` has the policy's actions, in the policy's
 // order, `hull` and `random` the bundle's action set. `uniform`, `entropy`, and all but `sol` under axis targets, have every KV density with every
 // variant.
 std::vector<Action> ScheduleActions(const Config& config, const std::string& name, const AxisTargets& targets);
+// The actions in their order, each once.
+std::vector<Action> Once(const std::vector<Action>& actions);
 
 }  // namespace sol_rt
