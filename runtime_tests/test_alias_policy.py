@@ -33,8 +33,8 @@ def policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_an_alias_brings_its_policy(policy: Path) -> None:
-    assert command._policy_of_alias("known", LEVELS) == policy
-    assert command._policy_of_alias("someone/else", LEVELS) is None
+    assert command._policy_of_alias("known", LEVELS, by_default=True) == policy
+    assert command._policy_of_alias("someone/else", LEVELS, by_default=True) is None
 
 
 @pytest.mark.parametrize(
@@ -44,15 +44,20 @@ def test_an_alias_brings_its_policy(policy: Path) -> None:
 def test_not_where_the_levels_lack_one_of_its_actions(
     policy: Path, axis: str, levels: tuple[float, ...], tag: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert command._policy_of_alias("known", {**LEVELS, axis: levels}) is None
+    assert command._policy_of_alias("known", {**LEVELS, axis: levels}, by_default=True) is None
     said = " ".join(capsys.readouterr().err.split())
     assert f"no policy: known's policy picks {tag}, which --{axis.replace('_', '-')} leaves out" in said
+
+
+def test_not_where_the_calibration_is_another(policy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command._policy_of_alias("known", LEVELS, by_default=False) is None
+    assert "no policy: known's was measured on a default export" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_recipe_whose_policy_is_not_installed(policy: Path) -> None:
     policy.unlink()
     with pytest.raises(SolError, match=r"known\.policy\.safetensors is missing; install sol_rt again"):
-        command._policy_of_alias("known", LEVELS)
+        command._policy_of_alias("known", LEVELS, by_default=True)
 
 
 @pytest.mark.parametrize("model", ["own", "someone/Known-2.5-0.5B", "checkpoints/known-2.5-0.5b", "known-2.gguf"])

@@ -81,8 +81,7 @@ def test_tests_come_in_llama_benchs_order(model: SolModel) -> None:
 
 
 def test_each_budget_has_its_own_default_schedule(model: SolModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    name = "sol_rt.evaluation.speed.bench.default_schedule"
-    monkeypatch.setattr(name, lambda config, cost, budget: "sol" if budget < 0.6 else "uniform")
+    monkeypatch.setattr(model, "default_schedule", lambda budget: "sol" if budget < 0.6 else "uniform")
     planned = plan(model, n_prompt=(0,), n_gen=(4,), budgets=(0.7, 0.5))
     assert [(test.schedule, test.budget) for test in planned.tests] == [("uniform", 0.7), ("sol", 0.5)]
 

@@ -157,6 +157,14 @@ def test_by_the_clock_a_policy_is_the_default_where_hull_loses_as_much() -> None
     config = replace(config, policy=replace(config.policy, gain_budgets=middles))
     assert policy_budgets(config, read) == middles
     assert policy_budgets(config, clock) == pytest.approx((0.65, 0.85))
+    assert default_schedule(config, clock, 0.7, dominated=[config.dense]) == "hull"  # the range is of other actions
+    for ends, moved in (((0.0, middles[1]), (0.0, 0.85)), ((middles[0], 1.0), (0.65, 1.0))):
+        outer = replace(config, policy=replace(config.policy, gain_budgets=ends))
+        assert policy_budgets(outer, clock) == pytest.approx(moved)
+    slow = LineCost(config, lambda action: Line(10.0, 0.0, 0.0), "")
+    slow.name = "calibrated"
+    assert policy_budgets(config, slow) is None
+    assert [default_schedule(config, slow, budget) for budget in (0.5, 1.0, None)] == ["hull"] * 3
     assert [default_schedule(config, clock, budget) for budget in (0.64, 0.66, 0.84, 0.86)] == [
         "hull",
         "sol",

@@ -6,12 +6,12 @@ import math
 
 import pytest
 
-from sol_rt.train.holdout import Comparison, wins
+from sol_rt.train.holdout import Comparison, Score, compare, wins
 
 
-def compared(budget: float, gain: float, error: float) -> Comparison:
+def compared(budget: float, gain: float, error: float, least: float = 0.001) -> Comparison:
     losses = {"sol": 0.1, "uniform": 0.1, "static": 0.1 + gain}
-    return Comparison(budget, losses, {}, {"static": gain, "uniform": 0.0}, {"static": error, "uniform": 0.0})
+    return Comparison(budget, losses, {}, {"static": gain}, {"static": error}, {"static": least})
 
 
 def test_the_longest_range_of_budgets_counts() -> None:
@@ -25,4 +25,14 @@ def test_a_gain_within_two_errors_is_none() -> None:
     assert wins([compared(0.4, 0.0201, 0.01), sure]) == (0.4, 0.5, pytest.approx(0.0001))
     assert wins([compared(0.4, 0.02, 0.01), sure]) is None
     assert wins([compared(0.4, 0.02, math.inf), sure]) is None
+    assert wins([compared(0.4, 0.05, 0.01, least=-0.001), sure]) is None  # it loses more at one length of window
     assert wins([]) is None
+
+
+def test_the_least_gain_is_that_of_one_length_of_window() -> None:
+    def window(gain: float) -> dict[str, Score]:
+        return {"sol": Score(0.1, 0.4), "static": Score(0.1 + gain, 0.4), "uniform": Score(0.1, 0.4)}
+
+    found = compare([window(gain) for gain in (0.3, 0.1, -0.02, 0.0)], [0, 0, 1, 1], 0.4, [(0.3, 0.2), (1.0, 0.0)])
+    assert found.gain["static"] == pytest.approx(0.095)
+    assert found.least == {"uniform": 0.0, "static": pytest.approx(-0.01)}

@@ -145,5 +145,5 @@ def test_multipliers_are_those_that_the_budgets_ask_for() -> None:
 def test_one_held_out_window_shows_nothing() -> None:
     scores = {name: Score(0.1 + 0.01 * place, 0.5) for place, name in enumerate(SCHEDULES)}
     points = [(1.0, 0.0), (0.4, 0.5)]
-    assert math.isinf(compare([scores], 0.5, points).stderr["static"])
-    assert compare([scores, scores], 0.5, points).stderr["static"] == 0.0
+    assert math.isinf(compare([scores], [0], 0.5, points).stderr["static"])
+    assert compare([scores, scores], [0, 0], 0.5, points).stderr["static"] == 0.0

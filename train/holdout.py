@@ -145,6 +145,7 @@ class Comparison:
         cost: by schedule, achieved.
         gain: by rival of `sol`, its loss less that of `sol`.
         stderr: by rival, the standard error of that gain over windows.
+        least: by rival, the least mean gain over the windows of one length.
     """
 
     budget: float
@@ -152,6 +153,7 @@ class Comparison:
     cost: dict[str, float]
     gain: dict[str, float]
     stderr: dict[str, float]
+    least: dict[str, float]
 
     def avoided(self, rival: str) -> float:
         """Share of the rival's added loss that `sol` avoids; 0 where the rival adds none."""
@@ -163,7 +165,7 @@ class Comparison:
         rows |= {f"{name}_cost": value for name, value in self.cost.items()}
         for rival in self.gain:
             rows |= {f"gain_over_{rival}": self.gain[rival], f"gain_over_{rival}_stderr": self.stderr[rival]}
-            rows |= {f"avoided_of_{rival}": self.avoided(rival)}
+            rows |= {f"avoided_of_{rival}": self.avoided(rival), f"least_gain_over_{rival}": self.least[rival]}
         return rows
 
     def line(self) -> str:
@@ -187,11 +189,14 @@ def exchange_rate(points: Sequence[tuple[float, float]], budget: float) -> float
     return (low - high) / (2 * step)
 
 
-def compare(scores: Sequence[Mapping[str, Score]], budget: float, points: Sequence[tuple[float, float]]) -> Comparison:
+def compare(
+    scores: Sequence[Mapping[str, Score]], kinds: Sequence[int], budget: float, points: Sequence[tuple[float, float]]
+) -> Comparison:
     """Compares the schedules at a budget.
 
     Args:
         scores: of each window, by schedule.
+        kinds: of each window, the index of its length.
         budget: requested.
         points: cost and mean added loss of every action, which give the exchange rate.
     """
@@ -209,11 +214,15 @@ def compare(scores: Sequence[Mapping[str, Score]], budget: float, points: Sequen
             name: float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else math.inf
             for name, values in gains.items()
         },
+        {
+            name: min(float(values[np.array(kinds) == kind].mean()) for kind in set(kinds))
+            for name, values in gains.items()
+        },
     )
 
 
 def wins(comparisons: Sequence[Comparison]) -> tuple[float, float, float] | None:
-    """Where `sol` loses less than the static mix by more than two standard errors.
+    """Where `sol` loses less than the static mix, by more than two standard errors and at no length of window more.
 
     Returns the ends of the longest unbroken range of compared budgets at which it does, the lowest of several, and the
     least gain less two standard errors in that range, nats per step. None where no two neighbouring budgets make one.
@@ -222,7 +231,7 @@ def wins(comparisons: Sequence[Comparison]) -> tuple[float, float, float] | None
     found: list[tuple[float, float]] = []
     for each in sorted(comparisons, key=lambda compared: compared.budget):
         sure = each.gain["static"] - 2 * each.stderr["static"]  # -inf where one window says nothing of the error
-        found = [*found, (each.budget, sure)] if sure > 0 else []
+        found = [*found, (each.budget, sure)] if sure > 0 and each.least["static"] > 0 else []
         best = max(best, found, key=len)
     return (best[0][0], best[-1][0], min(sure for _, sure in best)) if len(best) > 1 else None
 
@@ -299,7 +308,7 @@ class HeldOutComparison:
             for window, of_window, kind in zip(measured, costs, kinds, strict=True):
                 steps = self._steps(budget, kind)
                 scores.append({name: replay_window(each, window, of_window) for name, each in steps})
-            comparisons.append(compare(scores, budget, self._points(mean_costs)))
+            comparisons.append(compare(scores, kinds, budget, self._points(mean_costs)))
         return comparisons
 
     def run(
@@ -331,7 +340,7 @@ class HeldOutComparison:
                 {name: Score(*table[number, row, column].tolist()) for column, name in enumerate(SCHEDULES)}
                 for number in range(len(held))
             ]
-            comparisons.append(compare(scores, budget, points))
+            comparisons.append(compare(scores, [window.kind for window in held], budget, points))
         return comparisons
 
     def _steps(self, budget: float, kind: int) -> Iterator[tuple[str, Steps]]:

@@ -99,7 +99,7 @@ class Hull:
         corners = self.corners(context)
         for cheap, dear in itertools.pairwise(corners):
             if cost < dear.cost:
-                share = max((cost - cheap.cost) / (dear.cost - cheap.cost), 0.0)
+                share = max((cost - cheap.cost) / (dear.cost - cheap.cost), 0.0) if dear.cost > cheap.cost else 0.0
                 return cheap.loss + share * (dear.loss - cheap.loss)
         return corners[-1].loss
 

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sol_rt.budget.controller.base import BaseController
+from sol_rt.budget.controller.base import AxisTargets, BaseController
 from sol_rt.budget.controller.budget import Controller
 from sol_rt.budget.cost.bytes_model import CostModel
 from sol_rt.budget.cost.calibration_table import (
@@ -431,9 +431,13 @@ class SolModel:
             controller = self._controller("own", dial)
             schedule = _own_schedule(dial.schedule, controller)
             return schedule.name, Decoder(self.engine, controller, schedule)
-        name = dial.schedule or default_schedule(self.bundle.config, self.cost, dial.budget, dial.axis_targets)
+        name = dial.schedule or self.default_schedule(dial.budget, dial.axis_targets)
         controller = self._controller(name, dial)
         return name, Decoder(self.engine, controller, self._schedule(name, controller, dial.seed))
+
+    def default_schedule(self, budget: float | None = None, axis_targets: AxisTargets | None = None) -> str:
+        """The schedule of a run that names none: `default_schedule` of sol_rt.budget.schedules on this device."""
+        return default_schedule(self.bundle.config, self.cost, budget, axis_targets, self.dominated)
 
     def _controller(self, name: str, dial: Dial) -> BaseController:
         axes = dial.axis_targets

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 from sol_rt.budget.controller.base import AxisTargets
 from sol_rt.budget.cost.bytes_model import BytesCost, CostModel
 from sol_rt.budget.hull import Hull
 from sol_rt.budget.losses import ActionLosses
 from sol_rt.budget.schedules.schedule import schedule_actions
+from sol_rt.bundle.actions import Action
 from sol_rt.bundle.config import SolConfig
 
 _CONTEXT = 512  # tokens at which budgets in bytes are compared with those in milliseconds
@@ -19,6 +21,7 @@ def default_schedule(
     cost: CostModel,
     budget: float | None = None,
     axis_targets: AxisTargets | None = None,
+    dominated: Collection[Action] = (),
 ) -> str:
     """`sol` at budgets at which the bundle's policy was measured to beat `hull`, else `hull`.
 
@@ -30,8 +33,10 @@ def default_schedule(
         cost: the cost model of the device.
         budget: share of the dense cost that is asked for. None, where something else is asked for, counts as 1.
         axis_targets: the means that are asked for in place of a budget.
+        dominated: actions that are not run on this device. With any, nothing is known of the policy's gain.
     """
-    low, high = policy_budgets(config, cost) or (math.inf, -math.inf)
+    known = not dominated or not config.losses_measured
+    low, high = (policy_budgets(config, cost) if known else None) or (math.inf, -math.inf)
     if low <= (1.0 if budget is None else budget) <= high:
         return "sol"
     return "hull" if config.losses_measured and not (axis_targets is not None and axis_targets.any()) else "uniform"
@@ -40,8 +45,8 @@ def default_schedule(
 def policy_budgets(config: SolConfig, cost: CostModel) -> tuple[float, float] | None:
     """The least and the largest budget at which `sol` is the default schedule; None where it is at none.
 
-    The bundle's `gain_budgets` are shares of the dense step's bytes. Where costs are milliseconds, each end moves to
-    the budget at which `hull` is expected to lose as much.
+    The bundle's `gain_budgets` are shares of the dense step's bytes. Where costs are milliseconds, each end but 0 and 1
+    moves to the budget at which `hull` is expected to lose as much. Where both come to one budget, none is left.
     """
     policy = config.policy
     if policy is None:
@@ -50,11 +55,17 @@ def policy_budgets(config: SolConfig, cost: CostModel) -> tuple[float, float] | 
         return 0.0, 1.0
     if policy.gain_over_hull <= 0:
         return None
-    low, high = policy.gain_budgets
-    if cost.name == "bytes" or (low, high) == (0.0, 1.0):
-        return low, high
+    if cost.name == "bytes" or policy.gain_budgets == (0.0, 1.0):
+        return policy.gain_budgets
     actions = tuple(dict.fromkeys(schedule_actions(config, "hull")))
     losses = ActionLosses(config).table
     read, here = Hull(actions, BytesCost(config), losses), Hull(actions, cost, losses)
     context = min(_CONTEXT, config.model.max_context - 1)
-    return here.cost_at(read.loss_at(low, context), context), here.cost_at(read.loss_at(high, context), context)
+
+    def moved(budget: float) -> float:
+        if not 0 < budget < 1:
+            return budget
+        return here.cost_at(max(read.loss_at(budget, context), 0.0), context)
+
+    low, high = map(moved, policy.gain_budgets)
+    return (low, high) if low < high else None

@@ -163,7 +163,9 @@ def export(
         return
     if policy is None:
         given = _policy_of_alias(
-            model, {"kv_density": kv_levels, "channel_density": channel_levels, "bits": bit_levels}
+            model,
+            {"kv_density": kv_levels, "channel_density": channel_levels, "bits": bit_levels},
+            by_default=calibration is None and kv == "float16",
         )
     from sol_rt.export import export_bundle
 
@@ -273,14 +275,21 @@ def _existing(model: str, output: Path | None, force: bool) -> Path | None:
     return _bundle_of(model)
 
 
-def _policy_of_alias(model: str, levels: Mapping[str, Sequence[float]]) -> Path | None:
-    """The policy that comes with the alias; None if the requested levels lack one of the policy's actions."""
+def _policy_of_alias(model: str, levels: Mapping[str, Sequence[float]], *, by_default: bool) -> Path | None:
+    """The policy that comes with the alias; None if the requested levels lack one of the policy's actions.
+
+    None as well where calibration or KV cache are not those of a default export (`by_default`): the policy was measured
+    on its weights and losses.
+    """
     from sol_rt.export.policy_file import read_policy
     from sol_rt.store.recipes.recipe import aliases
 
     recipe = aliases().get(model)
     path = None if recipe is None else recipe.policy_path()
     if path is None:
+        return None
+    if not by_default:
+        note(f"no policy: {model}'s was measured on a default export; leave out --calibration and --kv for it")
         return None
     for action in read_policy(path).actions:
         for axis, level in (

@@ -30,7 +30,7 @@ import onnxruntime as ort
 from sol_rt import __version__
 from sol_rt.budget.cost.bytes_model import BytesCost
 from sol_rt.budget.dial import Dial
-from sol_rt.budget.schedules import default_schedule, is_constant
+from sol_rt.budget.schedules import is_constant
 from sol_rt.engine.hardware import peak_rss_mb, processor_name
 from sol_rt.errors import UsageError
 from sol_rt.generate.generation_config import GenerationConfig
@@ -254,7 +254,7 @@ def _dials(
     dials: list[tuple[str, float | None]] = []
     for name in schedules or (None,):
         if name is None:
-            dials += [(default_schedule(model.bundle.config, model.cost, budget), budget) for budget in wanted]
+            dials += [(model.default_schedule(budget), budget) for budget in wanted]
         elif is_constant(name):
             dials.append((name, 1.0 if name == "dense" else None))
         else:

@@ -44,7 +44,7 @@ double Hull::LossAt(double cost, int64_t context) {
   for (size_t index = 1; index < corners.size(); ++index) {
     const Corner &cheap = corners[index - 1], &dear = corners[index];
     if (cost < dear.cost) {
-      const double share = std::max((cost - cheap.cost) / (dear.cost - cheap.cost), 0.0);
+      const double share = dear.cost > cheap.cost ? std::max((cost - cheap.cost) / (dear.cost - cheap.cost), 0.0) : 0.0;
       return cheap.loss + share * (dear.loss - cheap.loss);
     }
   }

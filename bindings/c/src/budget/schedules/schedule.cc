@@ -24,18 +24,20 @@ class ConstantSchedule final : public Schedule {
   Action action_;
 };
 
-// Whether the policy was measured to beat `hull` at the budget. Its range is of bytes; where costs are milliseconds, each end moves to the budget at
-// which `hull` is expected to lose as much.
+// Whether the policy was measured to beat `hull` at the budget. Its range is of bytes; where costs are milliseconds, each end but 0 and 1 moves to the
+// budget at which `hull` is expected to lose as much. Where both come to one budget, none is left.
 bool GainsAt(const Config& config, const CostModel& cost, double budget) {
-  auto [low, high] = config.policy->gain_budgets;
-  if (cost.InMilliseconds() && !(low == 0.0 && high == 1.0)) {
+  std::array<double, 2> range = config.policy->gain_budgets;
+  if (cost.InMilliseconds() && range != std::array<double, 2>{0.0, 1.0}) {
     const std::vector<Action> actions = Once(ScheduleActions(config, "hull", {}));
     Hull read(actions, *MakeBytesCost(config), ActionLosses(config)), here(actions, cost, ActionLosses(config));
     const int64_t context = std::min<int64_t>(kContext, config.model.max_context - 1);
-    low = here.CostAt(read.LossAt(low, context), context);
-    high = here.CostAt(read.LossAt(high, context), context);
+    for (double& end : range) {
+      if (0.0 < end && end < 1.0) end = here.CostAt(std::max(read.LossAt(end, context), 0.0), context);
+    }
+    if (range[0] >= range[1]) return false;
   }
-  return low <= budget && budget <= high;
+  return range[0] <= budget && budget <= range[1];
 }
 
 std::string Listed(const std::vector<std::string>& names) {
