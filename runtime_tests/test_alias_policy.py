@@ -10,6 +10,7 @@ import pytest
 from sol_rt.bundle.actions import Action
 from sol_rt.cli.make import export as command
 from sol_rt.errors import SolError
+from sol_rt.export.actions.stored import StoredCalibration
 from sol_rt.export.graphs.policy_graph import PolicyShape, random_policy_parameters
 from sol_rt.export.policy_file import TrainedPolicy, read_policy, write_policy
 from sol_rt.store.home import bundles_dir, remember_source
@@ -92,4 +93,6 @@ def test_a_shipped_policy_comes_from_the_config_beside_it(path: Path) -> None:
     assert (policy.shape.horizon, policy.shape.width) == (config.policy.horizon, config.policy.width)
     assert policy.description.startswith(f"warm start on {config.warm_start.windows} windows")
     assert policy.gain_over_hull > 0
+    stored = StoredCalibration.read(path.with_name(path.name.replace("policy.safetensors", "calibration.json")))
+    assert all(set(policy.actions) <= set(front) for front in stored.measured.fronts.values())
     assert set(policy.gain_budgets) <= set(config.evaluation.budgets)
