@@ -65,7 +65,7 @@ class Effort:
             scored_windows=8,
             scored_tokens=WINDOW // 4,
             long_tokens=WINDOW - 1,
-            kv_steps=128,
+            kv_steps=256,
         )
 
     @classmethod
@@ -92,8 +92,8 @@ class Effort:
             trial_tokens=WINDOW * 3 // 4 if small else WINDOW // 2,
             scored_windows=8,
             scored_tokens=64 if small else 32,
-            long_tokens=127,
-            kv_steps=64,
+            long_tokens=WINDOW - 1 if small else 127,
+            kv_steps=256 if small else 64,
         )
 
 
