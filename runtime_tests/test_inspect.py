@@ -129,6 +129,7 @@ def test_the_budgets_at_which_the_policy_is_the_default(tmp_path: Path, capsys: 
         seal(folder, replace(config, actions=actions, policy=policy))
         assert json.loads(told(capsys, "inspect", str(folder), "--json"))["policy_budgets"] == budgets
         text = " ".join(told(capsys, "inspect", str(folder)).split())
+        assert "native core" not in text
         assert ("the default if --budget is between 0.35 and 0.5" in text) == (budgets is not None)
 
 

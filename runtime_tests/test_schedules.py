@@ -6,6 +6,8 @@ import itertools
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,6 +33,7 @@ from sol_rt.bundle.config import PolicySpec, SolConfig
 from sol_rt.bundle.policy_inputs import KNOWN_SCALARS
 from sol_rt.engine.distribution import Distribution
 from sol_rt.errors import UsageError
+from sol_rt.generate.model import SolModel
 
 LOGITS = np.linspace(-3, 3, 50, dtype=np.float32)
 DISTRIBUTION = Distribution(LOGITS)
@@ -157,7 +160,9 @@ def test_by_the_clock_a_policy_is_the_default_where_hull_loses_as_much() -> None
     config = replace(config, policy=replace(config.policy, gain_budgets=middles))
     assert policy_budgets(config, read) == middles
     assert policy_budgets(config, clock) == pytest.approx((0.65, 0.85))
-    assert default_schedule(config, clock, 0.7, dominated=[config.dense]) == "hull"  # the range is of other actions
+    for cost, dominated, name in ((read, {}, "sol"), (clock, {}, "hull"), (read, {config.dense: config.dense}, "hull")):
+        model: Any = SimpleNamespace(bundle=SimpleNamespace(config=config), cost=cost, dominated=dominated)
+        assert SolModel.default_schedule(model, 0.75) == name  # of the Python engine
     for ends, moved in (((0.0, middles[1]), (0.0, 0.85)), ((middles[0], 1.0), (0.65, 1.0))):
         outer = replace(config, policy=replace(config.policy, gain_budgets=ends))
         assert policy_budgets(outer, clock) == pytest.approx(moved)

@@ -9,7 +9,7 @@ import pytest
 from sol_rt.train.holdout import Comparison, Score, compare, wins
 
 
-def compared(budget: float, gain: float, error: float, least: float = 0.001) -> Comparison:
+def compared(budget: float, gain: float, error: float, least: float = 1.0) -> Comparison:
     losses = {"sol": 0.1, "uniform": 0.1, "static": 0.1 + gain}
     return Comparison(budget, losses, {}, {"static": gain}, {"static": error}, {"static": least})
 
@@ -35,4 +35,6 @@ def test_the_least_gain_is_that_of_one_length_of_window() -> None:
 
     found = compare([window(gain) for gain in (0.3, 0.1, -0.02, 0.0)], [0, 0, 1, 1], 0.4, [(0.3, 0.2), (1.0, 0.0)])
     assert found.gain["static"] == pytest.approx(0.095)
-    assert found.least == {"uniform": 0.0, "static": pytest.approx(-0.01)}
+    assert found.least == {"uniform": 0.0, "static": pytest.approx(-0.01 - 2 * 0.01)}
+    alone = compare([window(0.1), window(0.2), window(0.1)], [0, 0, 1], 0.4, [(0.3, 0.2), (1.0, 0.0)])
+    assert alone.least["static"] == -math.inf

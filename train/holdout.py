@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -145,7 +146,8 @@ class Comparison:
         cost: by schedule, achieved.
         gain: by rival of `sol`, its loss less that of `sol`.
         stderr: by rival, the standard error of that gain over windows.
-        least: by rival, the least mean gain over the windows of one length.
+        least: by rival, the gain over the windows of one length less two standard errors, at the length where that is
+            least; -inf where a length has one window.
     """
 
     budget: float
@@ -214,15 +216,17 @@ def compare(
             name: float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else math.inf
             for name, values in gains.items()
         },
-        {
-            name: min(float(values[np.array(kinds) == kind].mean()) for kind in set(kinds))
-            for name, values in gains.items()
-        },
+        {name: min(_sure(values[np.array(kinds) == kind]) for kind in set(kinds)) for name, values in gains.items()},
     )
 
 
+def _sure(gains: npt.NDArray[np.float64]) -> float:
+    """The mean of gains over windows less two standard errors."""
+    return float(gains.mean() - 2 * gains.std(ddof=1) / len(gains) ** 0.5) if len(gains) > 1 else -math.inf
+
+
 def wins(comparisons: Sequence[Comparison]) -> tuple[float, float, float] | None:
-    """Where `sol` loses less than the static mix, by more than two standard errors and at no length of window more.
+    """Where `sol` loses less than the static mix by more than two standard errors, at every length of window.
 
     Returns the ends of the longest unbroken range of compared budgets at which it does, the lowest of several, and the
     least gain less two standard errors in that range, nats per step. None where no two neighbouring budgets make one.
@@ -230,8 +234,8 @@ def wins(comparisons: Sequence[Comparison]) -> tuple[float, float, float] | None
     best: list[tuple[float, float]] = []
     found: list[tuple[float, float]] = []
     for each in sorted(comparisons, key=lambda compared: compared.budget):
-        sure = each.gain["static"] - 2 * each.stderr["static"]  # -inf where one window says nothing of the error
-        found = [*found, (each.budget, sure)] if sure > 0 and each.least["static"] > 0 else []
+        sure = min(each.least["static"], each.gain["static"] - 2 * each.stderr["static"])
+        found = [*found, (each.budget, sure)] if sure > 0 else []
         best = max(best, found, key=len)
     return (best[0][0], best[-1][0], min(sure for _, sure in best)) if len(best) > 1 else None
 

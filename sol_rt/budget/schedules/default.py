@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
 
 from sol_rt.budget.controller.base import AxisTargets
 from sol_rt.budget.cost.bytes_model import BytesCost, CostModel
 from sol_rt.budget.hull import Hull
 from sol_rt.budget.losses import ActionLosses
 from sol_rt.budget.schedules.schedule import schedule_actions
-from sol_rt.bundle.actions import Action
 from sol_rt.bundle.config import SolConfig
 
 _CONTEXT = 512  # tokens at which budgets in bytes are compared with those in milliseconds
@@ -21,7 +19,7 @@ def default_schedule(
     cost: CostModel,
     budget: float | None = None,
     axis_targets: AxisTargets | None = None,
-    dominated: Collection[Action] = (),
+    gain_counts: bool = True,
 ) -> str:
     """`sol` at budgets at which the bundle's policy was measured to beat `hull`, else `hull`.
 
@@ -33,9 +31,9 @@ def default_schedule(
         cost: the cost model of the device.
         budget: share of the dense cost that is asked for. None, where something else is asked for, counts as 1.
         axis_targets: the means that are asked for in place of a budget.
-        dominated: actions that are not run on this device. With any, nothing is known of the policy's gain.
+        gain_counts: whether the policy's measured gain holds for the engine that runs the steps.
     """
-    known = not dominated or not config.losses_measured
+    known = gain_counts or not config.losses_measured
     low, high = (policy_budgets(config, cost) if known else None) or (math.inf, -math.inf)
     if low <= (1.0 if budget is None else budget) <= high:
         return "sol"

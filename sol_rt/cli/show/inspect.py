@@ -90,7 +90,9 @@ def _print(description: dict[str, Any], every: bool) -> None:
     print(f"{description['path']}: {model['name']}, {model['architecture']}, licence {model['license']}")
     policy = description["policy"] or "none"
     if description["policy_budgets"]:
-        policy += " (the default if --budget is between {:.3g} and {:.3g})".format(*description["policy_budgets"])
+        whose = "" if description["cost_model"] == "bytes" else " of the native core"
+        low, high = description["policy_budgets"]
+        policy += f" (the default{whose} if --budget is between {low:.3g} and {high:.3g})"
     print(
         f"format {description['format_version']}, context {model['max_context']}, {_cache(description)}, "
         f"policy: {policy}"
