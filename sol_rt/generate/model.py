@@ -437,8 +437,8 @@ class SolModel:
 
     def default_schedule(self, budget: float | None = None, axis_targets: AxisTargets | None = None) -> str:
         """The schedule of a run that names none: `default_schedule` of sol_rt.budget.schedules on this device."""
-        # by the clock, what Python does around the policy takes more than the policy gains; and the gain was measured
-        # with all actions (docs/results/policy.md)
+        # by the clock, what Python does around the policy may take what the policy gains (docs/results/policy.md); and
+        # the gain was measured with all actions
         gain_counts = self.cost.name == "bytes" and not self.dominated
         return default_schedule(self.bundle.config, self.cost, budget, axis_targets, gain_counts)
 
