@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import shutil
 import signal
@@ -129,12 +130,26 @@ def test_a_policy_tells_where_it_wins(trained: Path) -> None:
     policy = read_policy(trained / "policy.safetensors")
     update = int(policy.description.split(", ")[1].split()[0]) if "no GRPO" not in policy.description else 0
     kept = {each["budget"]: each for each in measured if each["update"] == update}
-    sure = {at: row["gain_over_static"] - 2 * row["gain_over_static_stderr"] for at, row in sorted(kept.items())}
+    sure = {}
+    for at, row in sorted(kept.items()):
+        error, least = row["gain_over_static_stderr"], row["least_gain_over_static"]
+        unknown = error is None or least is None  # infinite: a length has one window
+        sure[at] = -math.inf if unknown else min(row["gain_over_static"] - 2 * error, least)
     if policy.gain_over_hull:
         low, high = policy.gain_budgets
         assert policy.gain_over_hull == pytest.approx(min(gain for at, gain in sure.items() if low <= at <= high))
     else:
         assert all(min(pair) <= 0 for pair in itertools.pairwise(sure.values()))
+
+
+def test_the_policy_file_has_the_range_that_was_won(place: Path, trained: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(trained, tmp_path / "won"))
+    state = load_checkpoint(folder)
+    state["best"]["wins"] = (0.35, 0.5, 0.01)
+    save_checkpoint(folder, state)
+    program(arguments(place, folder, "--resume"))
+    policy = read_policy(folder / "policy.safetensors")
+    assert (policy.gain_budgets, policy.gain_over_hull) == ((0.35, 0.5), 0.01)
 
 
 def test_a_bundle_is_given_the_policy(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
