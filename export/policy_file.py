@@ -19,7 +19,7 @@ from sol_rt.atomic_write import alone, write_bytes, write_text
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle, sha256
 from sol_rt.bundle.config import CONFIG_NAME, FileEntry, PolicySpec, SolConfig
-from sol_rt.bundle.config_reader import parse_config, read_config
+from sol_rt.bundle.config_reader import is_range, parse_config, read_config
 from sol_rt.bundle.policy_inputs import KNOWN_SCALARS
 from sol_rt.errors import CheckpointError, UsageError, WriteError, brief, one_line
 from sol_rt.export.graphs.policy_graph import PolicyShape, build_policy
@@ -103,12 +103,11 @@ def _size(value: object, least: int) -> int:
     return value
 
 
-def _budgets(value: object) -> tuple[float, float]:
-    if isinstance(value, list) and len(value) == 2 and all(type(each) in (int, float) for each in value):
-        low, high = value
-        if 0 <= low <= high <= 1:
-            return float(low), float(high)
-    raise ValueError(f"a range of budgets of {brief(value)}")
+def _budgets(value: Any) -> tuple[float, float]:
+    if not is_range(value):
+        raise ValueError(f"a range of budgets of {brief(value)}")
+    low, high = value
+    return float(low), float(high)
 
 
 def _flag(value: object) -> bool:

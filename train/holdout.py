@@ -212,17 +212,19 @@ def compare(
         {name: float(values.mean()) for name, values in matched.items()},
         {name: float(np.mean([row[name].cost for row in scores])) for name in SCHEDULES},
         {name: float(values.mean()) for name, values in gains.items()},
-        {
-            name: float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else math.inf
-            for name, values in gains.items()
-        },
+        {name: _stderr(values) for name, values in gains.items()},
         {name: min(_sure(values[np.array(kinds) == kind]) for kind in set(kinds)) for name, values in gains.items()},
     )
 
 
+def _stderr(gains: npt.NDArray[np.float64]) -> float:
+    """The standard error of the mean of gains over windows; infinite for one window."""
+    return float(gains.std(ddof=1) / len(gains) ** 0.5) if len(gains) > 1 else math.inf
+
+
 def _sure(gains: npt.NDArray[np.float64]) -> float:
     """The mean of gains over windows less two standard errors."""
-    return float(gains.mean() - 2 * gains.std(ddof=1) / len(gains) ** 0.5) if len(gains) > 1 else -math.inf
+    return float(gains.mean()) - 2 * _stderr(gains)
 
 
 def wins(comparisons: Sequence[Comparison]) -> tuple[float, float, float] | None:

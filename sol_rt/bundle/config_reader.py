@@ -470,7 +470,7 @@ def _read_policy(table: _Table, variants: Mapping[str, Variant]) -> PolicySpec:
         gain = float(table.typed("gain_over_hull", lambda v: v is not None and _is_loss(v), "a finite number of nats"))
     budgets = (0.0, 1.0)
     if "gain_budgets" in table.raw:
-        low, high = table.typed("gain_budgets", _is_range, "two shares of the dense cost, the lower first")
+        low, high = table.typed("gain_budgets", is_range, "two shares of the dense cost, the lower first")
         budgets = float(low), float(high)
     file, description = table.file_name("file"), table.text("description")
     spec = PolicySpec(file, horizon, scalars, actions, state_shape, description, gain, budgets)
@@ -478,7 +478,8 @@ def _read_policy(table: _Table, variants: Mapping[str, Variant]) -> PolicySpec:
     return spec
 
 
-def _is_range(value: object) -> bool:
+def is_range(value: object) -> bool:
+    """Whether a value read from JSON is two shares from 0 to 1, the lower first."""
     if not isinstance(value, list) or len(value) != 2 or not all(type(each) in (int, float) for each in value):
         return False
     return bool(0 <= value[0] <= value[1] <= 1)
