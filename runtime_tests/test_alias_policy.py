@@ -93,6 +93,8 @@ def test_a_shipped_policy_comes_from_the_config_beside_it(path: Path) -> None:
     assert (policy.shape.horizon, policy.shape.width) == (config.policy.horizon, config.policy.width)
     assert policy.description.startswith(f"warm start on {config.warm_start.windows} windows")
     assert policy.gain_over_hull > 0
-    stored = StoredCalibration.read(path.with_name(path.name.replace("policy.safetensors", "calibration.json")))
-    assert all(set(policy.actions) <= set(front) for front in stored.measured.fronts.values())
     assert set(policy.gain_budgets) <= set(config.evaluation.budgets)
+    calibration = path.with_name(path.name.replace("policy.safetensors", "calibration.json"))
+    if calibration.exists():  # else every export measures which actions to keep
+        stored = StoredCalibration.read(calibration)
+        assert all(set(policy.actions) <= set(front) for front in stored.measured.fronts.values())
