@@ -23,23 +23,31 @@ class SoftmaxSums(NamedTuple):
         top: the likeliest token, the first of several; None if a logit is not finite: then the sums mean nothing.
         total: sum of exp(x - m).
         moment: sum of exp(x - m) (x - m).
+        second: the second largest x; the lowest float32 in a vocabulary of one token.
     """
 
     top: int | None
     total: float
     moment: float
+    second: float
+
+
+_LOWEST = float(np.finfo(np.float32).min)
+_NOT_FINITE = SoftmaxSums(None, 1.0, 0.0, 0.0)
 
 
 def numpy_sums(logits: np.ndarray) -> SoftmaxSums:
     """The softmax sums of `logits`, float32 [vocab], by NumPy."""
     largest, least = np.maximum.reduce(logits), np.minimum.reduce(logits)
     if not (math.isfinite(largest) and math.isfinite(least)):  # a NaN makes both of them NaN
-        return SoftmaxSums(None, 1.0, 0.0)
+        return _NOT_FINITE
     centred = logits - largest
     exponentials = np.exp(centred)
     # einsum, as BLAS may wake threads for a product of this size, which then keep a core from the next step
     moment = float(np.einsum("i,i->", exponentials, centred))
-    return SoftmaxSums(int(logits.argmax()), float(np.add.reduce(exponentials)), moment)
+    top = int(logits.argmax())
+    second = max(float(np.maximum.reduce(part, initial=_LOWEST)) for part in (logits[:top], logits[top + 1 :]))
+    return SoftmaxSums(top, float(np.add.reduce(exponentials)), moment, second)
 
 
 @functools.cache
@@ -50,12 +58,12 @@ def native_sums() -> Callable[[np.ndarray], SoftmaxSums]:
         return numpy_sums
     function: Any = ctypes.CDLL(str(library)).SolOpsSoftmaxSums
     function.restype, function.argtypes = ctypes.c_int64, (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
-    pair = ctypes.c_float * 2
+    triple = ctypes.c_float * 3
 
     def native(logits: np.ndarray) -> SoftmaxSums:
-        sums = pair()  # one for each call: other threads may be in theirs
+        sums = triple()  # one for each call: other threads may be in theirs
         top = function(logits.__array_interface__["data"][0], logits.size, ctypes.addressof(sums))
-        return SoftmaxSums(top, *sums) if top >= 0 else SoftmaxSums(None, 1.0, 0.0)
+        return SoftmaxSums(top, *sums) if top >= 0 else _NOT_FINITE
 
     return native
 
@@ -101,9 +109,7 @@ class Distribution:
     @property
     def margin(self) -> float:
         """Probability of the likeliest token minus that of the second likeliest; 1 in a vocabulary of one token."""
-        others = self.logits[: self.top], self.logits[self.top + 1 :]
-        second = max(float(np.maximum.reduce(part, initial=-math.inf)) for part in others)
-        return -math.expm1(second - self.logits.item(self.top)) / self._sums.total
+        return -math.expm1(self._sums.second - self.logits.item(self.top)) / self._sums.total
 
     @property
     def entropy(self) -> float:

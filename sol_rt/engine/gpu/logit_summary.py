@@ -74,8 +74,8 @@ class LogitSummary:
             PLACES: np.zeros((rows, 2), np.int64),
         }
 
-    def read(self) -> tuple[SoftmaxSums, float, float]:
-        """Sums over the vocabulary, its largest logit and its second largest one."""
+    def read(self) -> tuple[SoftmaxSums, float]:
+        """Sums over the vocabulary, and its largest logit."""
         parts, places = self.arrays[PARTS].astype(np.float64), self.arrays[PLACES]
         largest = parts[:, 0]
         row = int(largest.argmax())
@@ -86,8 +86,8 @@ class LogitSummary:
         largest[row] = parts[row, 1]
         second = float(largest.max())
         if not (math.isfinite(top) and math.isfinite(total) and math.isfinite(moment)):
-            return SoftmaxSums(None, 1.0, 0.0), top, second
-        return SoftmaxSums(row * self.width + int(places[row, 0]), total, moment), top, second
+            return SoftmaxSums(None, 1.0, 0.0, second), top
+        return SoftmaxSums(row * self.width + int(places[row, 0]), total, moment, second), top
 
 
 class SummarisedDistribution(Distribution):
@@ -99,7 +99,7 @@ class SummarisedDistribution(Distribution):
     """
 
     def __init__(self, summary: LogitSummary, fetch: Callable[[], np.ndarray]) -> None:
-        self._sums, self._top_logit, self._second = summary.read()
+        self._sums, self._top_logit = summary.read()
         self._size, self._fetch = summary.vocab_size, fetch
 
     @property
@@ -112,7 +112,7 @@ class SummarisedDistribution(Distribution):
 
     @property
     def margin(self) -> float:
-        return -math.expm1(self._second - self._top_logit) / self._sums.total
+        return -math.expm1(self._sums.second - self._top_logit) / self._sums.total
 
     @property
     def log_sum(self) -> float:

@@ -20,14 +20,17 @@ int64_t SolRtSoftmaxSums(const float* logits, size_t size, float* sums) {
     if (logits[i] > logits[top]) top = i;
   }
   double total = 0.0, moment = 0.0;
+  float second = std::numeric_limits<float>::lowest();
   for (size_t i = 0; i < size; ++i) {
     const float centred = logits[i] - logits[top];
     const float exponential = std::exp(centred);
     total += exponential;
     moment += double{exponential} * centred;
+    if (i != top && logits[i] > second) second = logits[i];
   }
   sums[0] = static_cast<float>(total);
   sums[1] = static_cast<float>(moment);
+  sums[2] = second;
   return static_cast<int64_t>(top);
 }
 #endif
@@ -38,24 +41,19 @@ Distribution MakeDistribution(const float* logits, int32_t size) {
   Distribution made;
   made.logits = logits;
   made.size = size;
-  float sums[2] = {1.0f, 0.0f};
+  float sums[3] = {1.0f, 0.0f, 0.0f};
   made.top = static_cast<int32_t>(SolRtSoftmaxSums(logits, static_cast<size_t>(size), sums));
   if (made.finite()) {
     made.total = sums[0];
     made.moment = sums[1];
+    made.second = sums[2];
   }
   return made;
 }
 
 double Distribution::TopProbability() const { return 1.0 / total; }
 
-double Distribution::Margin() const {
-  float second = -std::numeric_limits<float>::infinity();
-  for (int32_t i = 0; i < size; ++i) {
-    if (i != top && logits[i] > second) second = logits[i];
-  }
-  return -std::expm1(double{second} - double{logits[top]}) / total;
-}
+double Distribution::Margin() const { return -std::expm1(double{second} - double{logits[top]}) / total; }
 
 double Distribution::Entropy() const { return std::log(double{total}) - double{moment} / total; }
 

@@ -14,6 +14,7 @@ struct Distribution {
   int32_t top = -1;    // the likeliest token, the first of several; -1 if a logit is not finite
   float total = 1.0f;  // sum of exp(x - largest)
   float moment = 0.0f;  // sum of exp(x - largest) (x - largest)
+  float second = 0.0f;  // the second largest logit; the lowest float in a vocabulary of one
 
   bool finite() const { return top >= 0; }
   double TopProbability() const;

@@ -122,6 +122,7 @@ class Run {
       step.seen.distribution.top = raw["sums"][0];
       step.seen.distribution.total = raw["sums"][1];
       step.seen.distribution.moment = raw["sums"][2];
+      step.seen.distribution.second = raw["sums"][3];
       step.budget = Given(raw, "set_budget");
       step.rate = Given(raw, "set_tokens_per_second");
       steps_.push_back(std::move(step));

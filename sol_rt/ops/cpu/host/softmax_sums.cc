@@ -1,4 +1,4 @@
-// What the host reads of a step's logits: the likeliest token and the sums of the softmax, in two passes over them.
+// What the host reads of a step's logits: the likeliest token, the second largest logit and the sums of the softmax, in two passes over them.
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/host/softmax_sums.cc"
@@ -30,10 +30,13 @@ int64_t SoftmaxSums(const float* logits, size_t size, float* sums) {
   // Two of each, so that a step needn't wait for the one before. A sum of zeros is NaN where one factor wasn't finite.
   const auto lowest = hn::Set(d, std::numeric_limits<float>::lowest());
   auto top0 = lowest, top1 = hn::IfThenElse(rest, last, lowest);
+  auto second0 = lowest, second1 = lowest;  // the second largest of each lane
   auto finite0 = zero, finite1 = hn::Mul(last, zero);
   size_t i = 0;
   for (; i + 2 * lanes <= whole; i += 2 * lanes) {
     const auto a = hn::LoadU(d, logits + i), b = hn::LoadU(d, logits + i + lanes);
+    second0 = hn::Max(second0, hn::Min(top0, a));
+    second1 = hn::Max(second1, hn::Min(top1, b));
     top0 = hn::Max(top0, a);
     top1 = hn::Max(top1, b);
     finite0 = hn::MulAdd(a, zero, finite0);
@@ -41,12 +44,17 @@ int64_t SoftmaxSums(const float* logits, size_t size, float* sums) {
   }
   if (i < whole) {
     const auto a = hn::LoadU(d, logits + i);
+    second0 = hn::Max(second0, hn::Min(top0, a));
     top0 = hn::Max(top0, a);
     finite0 = hn::MulAdd(a, zero, finite0);
   }
   if (!(hn::ReduceSum(d, hn::Add(finite0, finite1)) == 0.0f)) return -1;
-  const float top = hn::ReduceMax(d, hn::Max(top0, top1));
-  const auto largest = hn::Set(d, top);
+  const auto tops = hn::Max(top0, top1);
+  const auto largest = hn::Set(d, hn::ReduceMax(d, tops));
+  const auto has_largest = hn::Eq(tops, largest);
+  const auto others = hn::IfThenElse(has_largest, lowest, tops);  // a lane that has the largest holds no other one here
+  const auto seconds = hn::Max(hn::Max(second0, second1), hn::Min(top0, top1));
+  sums[2] = hn::CountTrue(d, has_largest) > 1 ? hn::GetLane(largest) : hn::ReduceMax(d, hn::Max(seconds, others));
 
   // Sums of stretches first, which keeps rounding small.
   const auto floor = hn::Set(d, -200.0f);  // far below what float32 holds of an exponential
@@ -87,8 +95,9 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace sol {
 
-// Of `size` > 0 logits x with the largest one m: returns the index of the first m, and in `sums` the sum of exp(x - m)
-// and that of exp(x - m) (x - m). Returns -1 where a logit is not finite.
+// Of `size` > 0 logits x with the largest one m: returns the index of the first m, and in `sums` the sum of exp(x - m),
+// that of exp(x - m) (x - m), and the second largest logit, the lowest float32 where size is 1. Returns -1 where a
+// logit is not finite.
 extern "C" SOL_EXPORT int64_t SolOpsSoftmaxSums(const float* logits, size_t size, float* sums) {
   static const auto softmax_sums = SOL_BEST_TARGET(SoftmaxSums);
   return softmax_sums(logits, size, sums);
