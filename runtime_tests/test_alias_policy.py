@@ -10,6 +10,7 @@ import pytest
 from sol_rt.bundle.actions import Action
 from sol_rt.cli.make import export as command
 from sol_rt.errors import SolError
+from sol_rt.export.actions.candidates import BITS, CHANNEL_DENSITIES, KV_DENSITIES
 from sol_rt.export.actions.stored import StoredCalibration
 from sol_rt.export.graphs.policy_graph import PolicyShape, random_policy_parameters
 from sol_rt.export.policy_file import TrainedPolicy, read_policy, write_policy
@@ -88,13 +89,19 @@ def test_a_shipped_policy_comes_from_the_config_beside_it(path: Path) -> None:
     from sol_rt.train.config import read_config
 
     policy, config = read_policy(path), read_config(str(path.with_suffix(".yaml")))
-    assert path.name in {recipe.policy for recipe in recipes.aliases().values() if recipe.name == policy.model}
+    (recipe,) = [recipe for recipe in recipes.aliases().values() if recipe.policy == path.name]
+    assert recipe.name == policy.model
     assert {action.tag for action in policy.actions} == set(config.policy.actions)
     assert (policy.shape.horizon, policy.shape.width) == (config.policy.horizon, config.policy.width)
     assert policy.description.startswith(f"warm start on {config.warm_start.windows} windows")
     assert policy.gain_over_hull > 0
     assert set(policy.gain_budgets) <= set(config.evaluation.budgets)
-    calibration = path.with_name(path.name.replace("policy.safetensors", "calibration.json"))
-    if calibration.exists():  # else every export measures which actions to keep
-        stored = StoredCalibration.read(calibration)
-        assert all(set(policy.actions) <= set(front) for front in stored.measured.fronts.values())
+    default = {"bits": BITS, "channel_density": CHANNEL_DENSITIES, "kv_density": KV_DENSITIES}
+    assert command._policy_of_alias(recipe.name, default, by_default=True) == path
+    if (calibration := recipe.calibration_path()) is not None:  # else every export measures which actions to keep
+        fronts = StoredCalibration.read(calibration).measured.fronts
+        assert all(set(policy.actions) <= set(front) for front in fronts.values())
+
+
+def test_the_smallest_alias_with_a_policy_measures_nothing() -> None:
+    assert recipes.aliases()["smollm2-135m"].calibration_path() is not None
