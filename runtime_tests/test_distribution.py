@@ -63,7 +63,17 @@ def test_one_number_that_is_not_finite(sums: Sums, size: int, number: int, bad: 
 def test_of_equal_ones_the_first_is_the_top(sums: Sums, size: int, first: int, second: int) -> None:
     logits = np.full(size, -1, np.float32)
     logits[[first % size, second % size]] = 2
-    assert Distribution(logits, sums).top == min(first % size, second % size)
+    distribution = Distribution(logits, sums)
+    assert distribution.top == min(first % size, second % size)
+    assert (distribution.margin == 0) == (first % size != second % size)
+
+
+@pytest.mark.parametrize("sums", SUMS)
+@given(size=st.integers(1, 300), seed=st.integers(0, 2**32 - 1))
+def test_the_second_largest_is_exact(sums: Sums, size: int, seed: int) -> None:
+    logits = np.random.default_rng(seed).integers(-size, size, size).astype(np.float32)
+    rest = np.sort(logits)[:-1]
+    assert sums(logits).second == (rest[-1] if size > 1 else np.finfo(np.float32).min)
 
 
 @pytest.mark.parametrize("mask", MASKS)
