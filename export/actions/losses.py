@@ -218,4 +218,4 @@ def _logprobs(
     """The log-probabilities of the tokens `at`, float64 [len(at)], from logits [vocab]."""
     found = sums(logits)
     assert found.top is not None  # the engine refuses logits that are not finite
-    return logits[at].astype(np.float64) - (logits.item(found.top) + math.log(found.total))
+    return logits[at].astype(np.float64) - (found.largest + math.log(found.total))

@@ -24,30 +24,32 @@ class SoftmaxSums(NamedTuple):
         total: sum of exp(x - m).
         moment: sum of exp(x - m) (x - m).
         second: the second largest x; the lowest float32 in a vocabulary of one token.
+        largest: m.
     """
 
     top: int | None
     total: float
     moment: float
     second: float
+    largest: float
 
 
+NOT_FINITE = SoftmaxSums(None, 1.0, 0.0, 0.0, 0.0)
 _LOWEST = float(np.finfo(np.float32).min)
-_NOT_FINITE = SoftmaxSums(None, 1.0, 0.0, 0.0)
 
 
 def numpy_sums(logits: np.ndarray) -> SoftmaxSums:
     """The softmax sums of `logits`, float32 [vocab], by NumPy."""
     largest, least = np.maximum.reduce(logits), np.minimum.reduce(logits)
     if not (math.isfinite(largest) and math.isfinite(least)):  # a NaN makes both of them NaN
-        return _NOT_FINITE
+        return NOT_FINITE
     centred = logits - largest
     exponentials = np.exp(centred)
     # einsum, as BLAS may wake threads for a product of this size, which then keep a core from the next step
     moment = float(np.einsum("i,i->", exponentials, centred))
     top = int(logits.argmax())
     second = max(float(np.maximum.reduce(part, initial=_LOWEST)) for part in (logits[:top], logits[top + 1 :]))
-    return SoftmaxSums(top, float(np.add.reduce(exponentials)), moment, second)
+    return SoftmaxSums(top, float(np.add.reduce(exponentials)), moment, second, float(largest))
 
 
 @functools.cache
@@ -63,7 +65,10 @@ def native_sums() -> Callable[[np.ndarray], SoftmaxSums]:
     def native(logits: np.ndarray) -> SoftmaxSums:
         sums = triple()  # one for each call: other threads may be in theirs
         top = function(logits.__array_interface__["data"][0], logits.size, ctypes.addressof(sums))
-        return SoftmaxSums(top, *sums) if top >= 0 else _NOT_FINITE
+        if top < 0:
+            return NOT_FINITE
+        total, moment, second = sums
+        return SoftmaxSums(top, total, moment, second, logits.item(top))
 
     return native
 
@@ -109,7 +114,7 @@ class Distribution:
     @property
     def margin(self) -> float:
         """Probability of the likeliest token minus that of the second likeliest; 1 in a vocabulary of one token."""
-        return -math.expm1(self._sums.second - self.logits.item(self.top)) / self._sums.total
+        return -math.expm1(self._sums.second - self._sums.largest) / self._sums.total
 
     @property
     def entropy(self) -> float:
@@ -119,7 +124,7 @@ class Distribution:
     @property
     def log_sum(self) -> float:
         """log of the sum of exp(logits). A token's log-probability is its logit minus this."""
-        return self.logits.item(self.top) + math.log(self._sums.total)
+        return self._sums.largest + math.log(self._sums.total)
 
     def log_probability(self, token: int) -> float:
         """Log-probability of a token, in nats."""

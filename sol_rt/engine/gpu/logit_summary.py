@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from sol_rt.engine.distribution import Distribution, SoftmaxSums
+from sol_rt.engine.distribution import NOT_FINITE, Distribution, SoftmaxSums
 
 PARTS, PLACES = "logit_parts", "logit_places"
 """Names of the outputs that `append` adds to a graph."""
@@ -74,8 +74,8 @@ class LogitSummary:
             PLACES: np.zeros((rows, 2), np.int64),
         }
 
-    def read(self) -> tuple[SoftmaxSums, float]:
-        """Sums over the vocabulary, and its largest logit."""
+    def read(self) -> SoftmaxSums:
+        """The softmax sums over the vocabulary."""
         parts, places = self.arrays[PARTS].astype(np.float64), self.arrays[PLACES]
         largest = parts[:, 0]
         row = int(largest.argmax())
@@ -86,8 +86,8 @@ class LogitSummary:
         largest[row] = parts[row, 1]
         second = float(largest.max())
         if not (math.isfinite(top) and math.isfinite(total) and math.isfinite(moment)):
-            return SoftmaxSums(None, 1.0, 0.0, second), top
-        return SoftmaxSums(row * self.width + int(places[row, 0]), total, moment, second), top
+            return NOT_FINITE
+        return SoftmaxSums(row * self.width + int(places[row, 0]), total, moment, second, top)
 
 
 class SummarisedDistribution(Distribution):
@@ -99,7 +99,7 @@ class SummarisedDistribution(Distribution):
     """
 
     def __init__(self, summary: LogitSummary, fetch: Callable[[], np.ndarray]) -> None:
-        self._sums, self._top_logit = summary.read()
+        self._sums = summary.read()
         self._size, self._fetch = summary.vocab_size, fetch
 
     @property
@@ -109,14 +109,6 @@ class SummarisedDistribution(Distribution):
     @property
     def shape(self) -> tuple[int, ...]:
         return (self._size,)
-
-    @property
-    def margin(self) -> float:
-        return -math.expm1(self._sums.second - self._top_logit) / self._sums.total
-
-    @property
-    def log_sum(self) -> float:
-        return self._top_logit + math.log(self._sums.total)
 
     def log_probability(self, token: int) -> float:
         return -math.log(self._sums.total) if token == self.top else super().log_probability(token)
