@@ -436,7 +436,15 @@ def test_the_promise_holds_from_64_steps_on(program: Path) -> None:
         check_promise(result)
 
 
-@pytest.mark.parametrize(("gain", "budgets"), [(0.0, (0.0, 1.0)), (0.01, (0.0, 1.0)), (0.01, (0.35, 0.5))])
+@pytest.mark.parametrize(
+    ("gain", "budgets", "read", "timed"),  # whether the range is kept where costs are bytes, and milliseconds
+    [
+        (0.0, (0.0, 1.0), False, False),
+        (0.01, (0.0, 1.0), True, True),
+        (0.01, (0.35, 0.5), True, False),  # a run of the policy takes a 50th of a dense step
+        (1.0, (0.5, 0.7), True, True),
+    ],
+)
 @pytest.mark.parametrize("losses", [{}, {"k010-s050-q4": {64: 0.5}, "k100-s100-q4": {64: 0.01}}])
 @pytest.mark.parametrize("calibrated", [False, True])
 def test_same_default_schedule(
@@ -445,6 +453,8 @@ def test_same_default_schedule(
     losses: dict[str, dict[int, float]],
     gain: float,
     budgets: tuple[float, float],
+    read: bool,
+    timed: bool,
     calibrated: bool,
 ) -> None:
     config = made_config(policy_bytes=1, losses=losses, gain_over_hull=gain, gain_budgets=budgets)
@@ -455,16 +465,18 @@ def test_same_default_schedule(
         file = tmp_path / "table.json"
         file.write_text(table_of(config, random).to_json())
         cost = CalibratedCost(config, table_of(config, np.random.default_rng(0)))
-    ends = policy_budgets(config, cost) or (0.35, 0.5)
-    if losses and gain:
-        assert 0 <= ends[0] < ends[1] <= 1
+    found = policy_budgets(config, cost)
+    assert (found is not None) == (not losses or (timed if calibrated else read))
+    ends = found or (0.35, 0.5)
     asked = [min(max(end + aside, 0.0), 1.0) for end in ends for aside in (-1e-6, 0.0, 1e-6)]
-    dials: list[dict[str, Any]] = [{"budget": budget} for budget in (0.0, 0.34, 0.35, 0.4, 0.5, 0.51, 1.0, *asked)]
+    dials: list[dict[str, Any]] = [
+        {"budget": budget} for budget in (0.0, 0.34, 0.35, *np.arange(0.4, 1.0, 0.04).tolist(), 0.5, 1.0, *asked)
+    ]
     dials += [{}, {"bits": 5.0}, *([{"max_loss": 0.01}] if losses else [])]
     runs = [Run(dial, steps_of(config, random, 2, 300)) for dial in dials]
     names = [default_schedule(config, cost, run.dial.get("budget"), Dial(**run.dial).axis_targets) for run in runs]
     assert [native["schedule"] for native in natively(program, config, runs, file)] == names
-    if losses and gain and budgets != (0.0, 1.0):
+    if losses and found and budgets != (0.0, 1.0):
         assert {"sol", "hull"} <= set(names)
 
 

@@ -151,9 +151,13 @@ def test_by_the_clock_a_policy_is_the_default_where_hull_loses_as_much() -> None
     losses = {"k100-s100-q4": {512: 0.1}, "k100-s050-q4": {512: 0.4}}
     config = made_config((1.0,), (1.0, 0.5), (8, 4), policy_bytes=1, losses=losses, gain_over_hull=0.01)
     milliseconds = {"k100-s100-q8": 10.0, "k100-s100-q4": 7.0, "k100-s050-q4": 6.0, "k100-s050-q8": 9.9}
-    clock = LineCost(config, lambda action: Line(milliseconds[action.tag], 0.0, 0.0), "")
-    clock.name = "calibrated"
-    read = BytesCost(config)
+
+    def timed(policy_ms: float, milliseconds: dict[str, float] = milliseconds) -> Any:
+        cost: Any = LineCost(config, lambda action: Line(milliseconds[action.tag], 0.0, 0.0), "")
+        cost.name, cost.policy = "calibrated", lambda: policy_ms
+        return cost
+
+    clock, read = timed(0.0), BytesCost(config)
     dense, full, pruned = (read.step(Action.parse(tag), 512) for tag in ("k100-s100-q8", *losses))
     assert config.policy is not None
     middles = (pruned + full) / 2 / dense, (full + dense) / 2 / dense  # where hull loses 0.25 and 0.05
@@ -166,8 +170,13 @@ def test_by_the_clock_a_policy_is_the_default_where_hull_loses_as_much() -> None
     for ends, moved in (((0.0, middles[1]), (0.0, 0.85)), ((middles[0], 1.0), (0.65, 1.0))):
         outer = replace(config, policy=replace(config.policy, gain_budgets=ends))
         assert policy_budgets(outer, clock) == pytest.approx(moved)
-    slow = LineCost(config, lambda action: Line(10.0, 0.0, 0.0), "")
-    slow.name = "calibrated"
+    # at 0.65 `hull` loses 0.03 nats more by each hundredth of the dense step's time that it goes without
+    assert policy_budgets(config, timed(0.033)) == policy_budgets(config, clock)
+    assert policy_budgets(config, timed(0.034)) is None
+    above = replace(config, policy=replace(config.policy, gain_over_hull=1.0))
+    assert policy_budgets(above, timed(0.49)) == policy_budgets(config, clock)
+    assert policy_budgets(above, timed(0.51)) is None  # less than the cheapest action would be left
+    slow = timed(0.0, dict.fromkeys(milliseconds, 10.0))
     assert policy_budgets(config, slow) is None
     assert [default_schedule(config, slow, budget) for budget in (0.5, 1.0, None)] == ["hull"] * 3
     assert [default_schedule(config, clock, budget) for budget in (0.64, 0.66, 0.84, 0.86)] == [

@@ -44,7 +44,8 @@ def policy_budgets(config: SolConfig, cost: CostModel) -> tuple[float, float] | 
     """The least and the largest budget at which `sol` is the default schedule; None where it is at none.
 
     The bundle's `gain_budgets` are shares of the dense step's bytes. Where costs are milliseconds, each end but 0 and 1
-    moves to the budget at which `hull` is expected to lose as much. Where both come to one budget, none is left.
+    moves to the budget at which `hull` is expected to lose as much. No budget is left if both come to one. Nor if, at
+    an end, `hull` would lose `gain_over_hull` or more by going without the time of the policy's run.
     """
     policy = config.policy
     if policy is None:
@@ -53,17 +54,22 @@ def policy_budgets(config: SolConfig, cost: CostModel) -> tuple[float, float] | 
         return 0.0, 1.0
     if policy.gain_over_hull <= 0:
         return None
-    if cost.name == "bytes" or policy.gain_budgets == (0.0, 1.0):
+    if cost.name == "bytes":
         return policy.gain_budgets
     actions = tuple(dict.fromkeys(schedule_actions(config, "hull")))
     losses = ActionLosses(config).table
     read, here = Hull(actions, BytesCost(config), losses), Hull(actions, cost, losses)
     context = min(_CONTEXT, config.model.max_context - 1)
+    run, floor = cost.policy() / cost.dense(context), here.corners(context)[0].cost
 
     def moved(budget: float) -> float:
         if not 0 < budget < 1:
             return budget
         return here.cost_at(max(read.loss_at(budget, context), 0.0), context)
 
+    def pays(budget: float) -> bool:
+        rest = budget - run  # what the policy's own actions have
+        return rest >= floor and here.loss_at(rest, context) - here.loss_at(budget, context) < policy.gain_over_hull
+
     low, high = map(moved, policy.gain_budgets)
-    return (low, high) if low < high else None
+    return (low, high) if low < high and all(pays(end) for end in (low, high) if 0 < end < 1) else None

@@ -29,13 +29,16 @@ constexpr double kSlowMs = 15.0;       // a dense step that takes longer is time
 constexpr double kScatter = 0.1;       // largest distance of the quartiles of steady ratios, as a share of their median
 constexpr int kWarmUp = 2;
 
-double PolicyMs(Model& model) {
+// A run of the policy behind a step of `before` at `length` tokens, which has filled the processor's caches with the model's weights. 0 without a policy.
+double PolicyMs(Model& model, Engine& engine, int64_t length, const Action& before) {
   const std::unique_ptr<PolicyRunner> policy = model.MakePolicyRunner();
   if (!policy) return 0.0;
-  const PolicySpec& spec = *model.config().policy;
-  const std::vector<float> hidden(static_cast<size_t>(model.config().model.hidden_size)), scalars(spec.scalars.size());
+  const Config& config = model.config();
+  const PolicySpec& spec = *config.policy;
+  const std::vector<float> hidden(static_cast<size_t>(config.model.hidden_size)), scalars(spec.scalars.size());
   std::vector<double> times;
   for (int step = 0; step < static_cast<int>(kLeastRounds) + kWarmUp; ++step) {
+    TimedStep(engine, length, before);
     const Clock::time_point start = Clock::now();
     policy->Decide(hidden.data(), 0, scalars, 0, step % spec.horizon);
     if (step >= kWarmUp) times.push_back(SecondsSince(start) * 1e3);
@@ -159,7 +162,7 @@ CalibrationTable MeasureCosts(std::shared_ptr<Model> model) {
     made.per_page = rate * line.per_page;
     for (const int density : densities) table.lines[config.variant_order[i]][density] = made;
   }
-  table.policy_ms = PolicyMs(*model);
+  table.policy_ms = PolicyMs(*model, engine, length, actions[cheapest]);
   return table;
 }
 
