@@ -20,15 +20,19 @@ import tokenizers
 from helpers.random_decoder import describe
 from helpers.tiny_bundle import END, seal, write_bundle
 from sol_rt import SolModel
+from sol_rt.budget.cost import calibrate
 from sol_rt.budget.dial import sensible_budget
+from sol_rt.budget.policy import PolicySession
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import CONFIG_NAME
 from sol_rt.bundle.config_reader import read_config
 from sol_rt.engine import providers
+from sol_rt.engine.engine import Engine
 from sol_rt.errors import BundleError, ContextError, QualityWarning, UsageError
 from sol_rt.generate.loop import Decoder
 from sol_rt.generate.trace import read_trace
+from sol_rt.store.progress import silent
 
 PROMPT = "w1 w2 w3 w4 w5 w6"
 LONG = {"max_new_tokens": 129, "eos_token_id": []}
@@ -382,6 +386,32 @@ def test_costs_are_measured_once_at_the_first_load(tmp_path: Path, monkeypatch: 
     assert SolModel.from_pretrained(folder, provider="cpu", measure_costs=False).cost.unit == "bytes"
     for entry in first.bundle.config.actions:
         assert second.cost.step(entry.action, 100) > 0
+
+
+def test_the_policy_is_timed_behind_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = Bundle.open(write_bundle(tmp_path / "tiny", policy=True))
+    engine = Engine(bundle, provider="cpu")
+    ran: list[Any] = []
+
+    def logged(kind: type, name: str, what: Any) -> None:
+        call = getattr(kind, name)
+
+        def logging(self: Any, *given: Any, **more: Any) -> Any:
+            ran.append(what(*given))
+            return call(self, *given, **more)
+
+        monkeypatch.setattr(kind, name, logging)
+
+    logged(Engine, "forward", lambda tokens, action: action)
+    logged(PolicySession, "decide", lambda *_: "policy")
+    tables = [calibrate.measure(engine, bundle, [8, 24], 1, silent).table, calibrate.measure_quickly(engine, bundle)]
+    cheapest = min(bundle.config.variants.values(), key=lambda variant: (variant.bits, variant.channel_density))
+    places = [place for place, one in enumerate(ran) if one == "policy"]
+    assert len(places) > 20
+    for place in places:
+        assert ran[place - 1] == Action(1.0, cheapest.channel_density, cheapest.bits)
+    assert all(table.policy_ms > 0 for table in tables)
+    assert engine.length == 0
 
 
 def test_a_rate_is_told_the_fastest_that_can_be_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

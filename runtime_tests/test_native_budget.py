@@ -441,8 +441,11 @@ def test_the_promise_holds_from_64_steps_on(program: Path) -> None:
     [
         (0.0, (0.0, 1.0), False, False),
         (0.01, (0.0, 1.0), True, True),
-        (0.01, (0.35, 0.5), True, False),  # a run of the policy takes a 50th of a dense step
         (1.0, (0.5, 0.7), True, True),
+        # a run of the policy takes a 50th of a dense step: hull gains more by that, or less than the cheapest action is
+        # left
+        (0.01, (0.5, 0.7), True, False),
+        (1.0, (0.35, 0.5), True, False),
     ],
 )
 @pytest.mark.parametrize("losses", [{}, {"k010-s050-q4": {64: 0.5}, "k100-s100-q4": {64: 0.01}}])

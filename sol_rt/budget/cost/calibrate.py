@@ -37,6 +37,7 @@ _QUICK_CONTEXT = 16  # tokens
 _LEAST_QUICK = 7  # rounds
 _QUICK_STEPS = 3  # of each variant in a round, of which the fastest counts
 _QUICK_MS = 15.0  # a dense step that takes longer is timed once in a round
+_POLICY_RUNS = 15
 _SCATTER = 0.1  # largest distance of the quartiles of steady ratios, as a share of their median
 _PROMPT_TOKEN = 0.1  # decode steps that a token of a prompt takes, for the progress bar
 
@@ -119,7 +120,7 @@ def measure(
     for length, before in zip(lengths, [0, *lengths], strict=False):
         weights[f"filling the cache to {length}"] = (length - before) * _PROMPT_TOKEN
         weights[f"timing at {length}"] = (repeats + _WARM_UP) * len(actions)
-    stages = Stages(progress, {**weights, "timing the policy": repeats + _WARM_UP})
+    stages = Stages(progress, {**weights, "timing the policy": _POLICY_RUNS + _WARM_UP})
     begin = time.perf_counter()
     measured: dict[tuple[Action, int], float] = {}
     order = np.random.default_rng(0)
@@ -147,7 +148,7 @@ def measure(
         engine.truncate(length)
         measured |= {(action, length): _typical(values) for action, values in times.items()}
     with stages("timing the policy"):
-        policy_ms = _policy(engine, bundle, repeats)
+        policy_ms = _policy(engine, bundle, engine.length)
 
     lines: dict[str, dict[float, Line]] = {}
     rows: list[Timing] = []
@@ -205,7 +206,7 @@ def measure_quickly(engine: Engine, bundle: Bundle, *, seconds: float = 2.0) -> 
         steady = len(times) >= _LEAST_QUICK and float(((high - low) / middle).mean()) <= _SCATTER
         if steady or spent > 3 * seconds:
             break
-    policy_ms = _policy(engine, bundle, _LEAST_QUICK)
+    policy_ms = _policy(engine, bundle, length)
     engine.reset()
     typical = middle * _typical(times[:, dense].tolist())
     model = BytesCost(config)
@@ -256,22 +257,23 @@ def _typical(times: Sequence[float]) -> float:
     return float(np.percentile(times, 25))
 
 
-def _policy(engine: Engine, bundle: Bundle, repeats: int) -> float:
-    """Milliseconds of one run of the policy behind a step of its cheapest action; 0 if the bundle has none.
+def _policy(engine: Engine, bundle: Bundle, length: int) -> float:
+    """Milliseconds of one run of the policy behind a step of the cheapest variant; 0 if the bundle has none.
 
-    The step has filled the processor's caches with the model's weights, so the run takes several times as long as one
-    behind another run of the policy.
+    On a CPU the step has filled the processor's caches with the model's weights. So the run takes several times as long
+    as one behind another run of the policy.
     """
-    spec = bundle.config.policy
+    spec, config = bundle.config.policy, bundle.config
     if spec is None:
         return 0.0
-    session = PolicySession(bundle, native_ops=engine.native_ops)
-    hidden = np.zeros((1, bundle.config.model.hidden_size), np.float32)
+    session = PolicySession(bundle, native_ops=engine.native_ops, weights=engine.weights)
+    hidden = np.zeros((1, config.model.hidden_size), np.float32)
     scalars = dict.fromkeys(spec.scalars, 0.0)
-    cost, length = BytesCost(bundle.config), min(engine.length, _QUICK_CONTEXT)
-    before = min(spec.actions, key=lambda action: cost.step(action, length))
+    variants = [Action(1.0, variant.channel_density, variant.bits) for variant in config.variants.values()]
+    cost = BytesCost(config)
+    before = min(variants, key=lambda action: cost.step(action, length))
     times = []
-    for step in range(repeats + _WARM_UP):
+    for step in range(_POLICY_RUNS + _WARM_UP):
         _timed(engine, length, [1], before)
         start = time.perf_counter()
         session.decide(hidden, 1, scalars, 0, step % spec.horizon)

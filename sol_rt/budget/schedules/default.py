@@ -44,8 +44,14 @@ def policy_budgets(config: SolConfig, cost: CostModel) -> tuple[float, float] | 
     """The least and the largest budget at which `sol` is the default schedule; None where it is at none.
 
     The bundle's `gain_budgets` are shares of the dense step's bytes. Where costs are milliseconds, each end but 0 and 1
-    moves to the budget at which `hull` is expected to lose as much. No budget is left if both come to one. Nor if, at
-    an end, `hull` would lose `gain_over_hull` or more by going without the time of the policy's run.
+    moves to the budget at which `hull` is expected to lose as much. No budget is left if
+
+    - both ends come to one,
+    - the lower end less the time of the policy's run is below the cheapest action's cost, or
+    - `hull` would lose `gain_over_hull` or more there by going without that time. The gain was measured in bytes, so
+      this is a cautious rule: where the two actions that `hull` mixes lie further apart, a policy gains more.
+
+    A lower end of 0 is taken as it is.
     """
     policy = config.policy
     if policy is None:
@@ -67,9 +73,7 @@ def policy_budgets(config: SolConfig, cost: CostModel) -> tuple[float, float] | 
             return budget
         return here.cost_at(max(read.loss_at(budget, context), 0.0), context)
 
-    def pays(budget: float) -> bool:
-        rest = budget - run  # what the policy's own actions have
-        return rest >= floor and here.loss_at(rest, context) - here.loss_at(budget, context) < policy.gain_over_hull
-
     low, high = map(moved, policy.gain_budgets)
-    return (low, high) if low < high and all(pays(end) for end in (low, high) if 0 < end < 1) else None
+    rest = low - run  # what is left for the policy's actions
+    dear = rest < floor or here.loss_at(rest, context) - here.loss_at(low, context) >= policy.gain_over_hull
+    return None if low >= high or (low > 0 and dear) else (low, high)

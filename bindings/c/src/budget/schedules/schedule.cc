@@ -25,23 +25,21 @@ class ConstantSchedule final : public Schedule {
 };
 
 // Whether the policy was measured to beat `hull` at the budget. Its range is of bytes; where costs are milliseconds, each end but 0 and 1 moves to the
-// budget at which `hull` is expected to lose as much. No budget is left if both come to one. Nor if, at an end, `hull` would lose `gain_over_hull` or more by
-// going without the time of the policy's run.
+// budget at which `hull` is expected to lose as much. No budget is left if both come to one. Nor if, at a lower end over 0, less than the cheapest action's
+// cost is left beside the policy's run, or `hull` would lose `gain_over_hull` or more by going without the time of that run.
 bool GainsAt(const Config& config, const CostModel& cost, double budget) {
   std::array<double, 2> range = config.policy->gain_budgets;
   if (cost.InMilliseconds()) {
     const std::vector<Action> actions = Once(ScheduleActions(config, "hull", {}));
     Hull read(actions, *MakeBytesCost(config), ActionLosses(config)), here(actions, cost, ActionLosses(config));
     const int64_t context = std::min<int64_t>(kContext, config.model.max_context - 1);
-    const double run = cost.Policy() / cost.Step(cost.dense(), context), floor = here.Corners(context).front().cost;
     for (double& end : range) {
-      if (!(0.0 < end && end < 1.0)) continue;
-      end = here.CostAt(std::max(read.LossAt(end, context), 0.0), context);
-      if (!(0.0 < end && end < 1.0)) continue;
-      const double rest = end - run;  // what the policy's own actions have
-      if (rest < floor || here.LossAt(rest, context) - here.LossAt(end, context) >= config.policy->gain_over_hull) return false;
+      if (0.0 < end && end < 1.0) end = here.CostAt(std::max(read.LossAt(end, context), 0.0), context);
     }
-    if (range[0] >= range[1]) return false;
+    const double low = range[0], rest = low - cost.Policy() / cost.Step(cost.dense(), context);
+    const bool dear = rest < here.Corners(context).front().cost ||
+                      here.LossAt(rest, context) - here.LossAt(low, context) >= config.policy->gain_over_hull;
+    if (low >= range[1] || (low > 0.0 && dear)) return false;
   }
   return range[0] <= budget && budget <= range[1];
 }
