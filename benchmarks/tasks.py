@@ -1,6 +1,6 @@
 """Asks a bundle held-out tasks at several budgets and schedules, each answer paired with the dense one.
 
-    python benchmarks/tasks.py BUNDLE --tasks gsm8k --gsm8k train.jsonl --questions 200 --state tasks.jsonl
+    python benchmarks/tasks.py BUNDLE --tasks gsm8k --gsm8k train.jsonl --shots 4 --questions 200 --state tasks.jsonl
     ... --tasks mmlu,mmlu-letter --mmlu FOLDER --shots 0,5   choices by log-probability, without and with examples
     ... --tasks continuation -f BOOK                         what follows in a text: one of four pieces of it
     ... --tasks retrieval -f BOOK -c 2048                    a number hidden in a long context
@@ -154,7 +154,8 @@ def tasks_of(model: SolModel, args: argparse.Namespace) -> list[Task]:
             option = "--gsm8k FILE" if name == "gsm8k" else "--mmlu FOLDER" if name in data else "-f FILE"
             raise UsageError(f"--tasks {name}: got no data, expected {option}")
         if name == "gsm8k":
-            tasks.append(Gsm8k(model, args.gsm8k, args.questions, args.seed))
+            shots = whole_numbers("--shots", args.shots)
+            tasks += [Gsm8k(model, args.gsm8k, args.questions, args.seed, each) for each in shots]
         elif name == "continuation":
             tasks.append(Continuation(model, args.file, args.questions, args.seed))
         elif name == "retrieval":
@@ -213,7 +214,7 @@ def main() -> None:
     parser.add_argument("--state", type=Path, help="file that keeps the answers")
     parser.add_argument("--report", action="store_true", help="print what the state holds, and ask nothing")
     parser.add_argument("--mmlu", type=Path, help="folder with test/SUBJECT_test.csv and dev/SUBJECT_dev.csv")
-    parser.add_argument("--shots", default="0", help="examples before a question of MMLU, such as 0,5")
+    parser.add_argument("--shots", default="0", help="examples before a question of MMLU or GSM8K, such as 0,5")
     parser.add_argument("--gsm8k", type=Path, help="file of JSON lines")
     parser.add_argument("-f", "--file", type=Path, action="append", help="a text; may be repeated")
     parser.add_argument("-c", "--ctx-size", default="2048", help="tokens of a haystack")

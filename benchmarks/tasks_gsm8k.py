@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from sol_rt.generate.results import Progress
 
 NEW_TOKENS = 320
 PROMPT = "{question}\nReason step by step, and write the final answer as a number after ####."
+_CALCULATION = re.compile(r"<<[^>]*>>")  # what a calculator is to fill in
 # a minus directly behind a word or a digit is a dash or a subtraction
 _NUMBER = re.compile(r"(?:(?<![\w)])-)?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)")
 
@@ -29,8 +31,17 @@ def last_number(text: str) -> str | None:
     return f"{Decimal(found[-1].replace(',', '')).normalize() + 0:f}" if found else None  # + 0 makes 0 of -0
 
 
-def read_problems(path: Path) -> list[tuple[str, str]]:
-    """Questions and right answers of a file of JSON lines with `question` and `answer`, which ends in `#### N`.
+@dataclass(frozen=True)
+class Problem:
+    """A word problem, a solution that ends in `#### N`, and N."""
+
+    question: str
+    solution: str
+    answer: str
+
+
+def read_problems(path: Path) -> list[Problem]:
+    """The problems of a file of JSON lines with `question` and `answer`, which is a solution that ends in `#### N`.
 
     Raises UsageError for a file that cannot be read and for a line that is no problem.
     """
@@ -46,39 +57,39 @@ def read_problems(path: Path) -> list[tuple[str, str]]:
         except (ValueError, KeyError, TypeError, AttributeError):
             expected = 'expected {"question": …, "answer": … that ends in "#### N"}'
             raise UsageError(f"--gsm8k {path}: line {number}: got {line[:40]!r}, {expected}") from None
-        problems.append((row["question"], right))
+        problems.append(Problem(row["question"], _CALCULATION.sub("", row["answer"]), right))
     return problems
 
 
 class Gsm8k:
-    """The problems in an order drawn by a seed.
+    """The problems in an order drawn by a seed. The last ones of the order are examples.
 
     Args:
         model: an open model.
         path: the file of problems.
         questions: number of problems at most.
         seed: seed of the order.
+        shots: solved problems that stand before each question as turns of a chat, 0 or more.
+
+    Raises UsageError for a negative `shots`, and for a file with fewer than `shots + 1` problems.
     """
 
-    name = "GSM8K"
-    span = 1  # each generation has its own account, as in use
-    context = 256
-
-    def __init__(self, model: SolModel, path: Path, questions: int, seed: int = 0) -> None:
+    def __init__(self, model: SolModel, path: Path, questions: int, seed: int = 0, shots: int = 0) -> None:
         problems = read_problems(path)
-        order = np.random.default_rng(seed).permutation(len(problems))[:questions]
-        template = model.bundle.chat_template()
+        if shots < 0:
+            raise UsageError(f"--shots: got {shots}, expected 0 or more")
+        if len(problems) <= shots:
+            raise UsageError(f"--shots {shots}: got {len(problems)} problems in {path}, expected {shots + 1} or more")
+        order = [problems[place] for place in np.random.default_rng(seed).permutation(len(problems))]
+        asked, examples = order[: len(order) - shots][:questions], order[len(order) - shots :]
+        before = [turn for each in examples for turn in (_asking(each), _turn("assistant", each.solution))]
+        template, words = model.bundle.chat_template(), model.bundle.config.model.vocab_size
+        self.name = f"GSM8K, {shots}-shot" if shots else "GSM8K"
         self._model = model
-        self._answers = [problems[place][1] for place in order]
-        self._prompts = [
-            prompt_tokens(
-                [{"role": "user", "content": PROMPT.format(question=problems[place][0])}],
-                model.tokenizer,
-                template,
-                model.bundle.config.model.vocab_size,
-            )
-            for place in order
-        ]
+        self._answers = [each.answer for each in asked]
+        self._prompts = [prompt_tokens([*before, _asking(each)], model.tokenizer, template, words) for each in asked]
+        self.span = 4 if shots else 1  # the questions of a span share the examples in the cache
+        self.context = 256 + 160 * shots
         ends = GenerationConfig.from_bundle(model.bundle).eos_token_id
         self._config = GenerationConfig(max_new_tokens=NEW_TOKENS, eos_token_id=ends)
         self._opened = 0
@@ -104,3 +115,11 @@ class Gsm8k:
                 full += decoder.controller.cost.dense(record.context)
         told = last_number("".join(texts))
         return Answer(told == self._answers[self._opened], str(told), spent, full)
+
+
+def _turn(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def _asking(problem: Problem) -> dict[str, str]:
+    return _turn("user", PROMPT.format(question=problem.question))

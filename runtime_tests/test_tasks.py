@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tasks_asked import Answer
 from tasks_continuation import CONTEXT, PIECE, items_of, sentence_starts
 from tasks_exam import OneStepEngine, by_subject_in_turn
-from tasks_gsm8k import last_number, read_problems
+from tasks_gsm8k import Problem, last_number, read_problems
 from tasks_table import row_of, table, verdicts
 
 from helpers.tiny_bundle import seal, write_bundle
@@ -71,7 +71,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for subject in ("some_history", "maths"):
             rows = [",".join([*(words(3) for _ in range(5)), str(random.integers(0, 4))]) for _ in range(count)]
             (folder / part / f"{subject}_{part}.csv").write_text(HEAD + "\n".join(rows) + "\n", encoding="utf-8")
-    problems = [{"question": words(6), "answer": f"so\n#### {random.integers(3, 85)}"} for _ in range(6)]
+    problems = [{"question": words(6), "answer": f"{words(4)}\n#### {random.integers(3, 85)}"} for _ in range(7)]
     (folder / "gsm8k.jsonl").write_text("".join(json.dumps(each) + "\n" for each in problems), encoding="utf-8")
     text = " ".join(f"{words(random.integers(5, 12))}." for _ in range(90))
     (folder / "book.txt").write_text(text, encoding="utf-8")
@@ -122,14 +122,32 @@ def test_a_number_reads_back_however_it_is_written(value: int, form: str) -> Non
 
 def test_problems_come_in_the_order_of_the_seed(model: SolModel, data: Path) -> None:
     (few,), (more,), (other,) = (
-        tasks.tasks_of(model, options(data, tasks="gsm8k", questions=count, seed=seed))
-        for count, seed in ((2, 0), (6, 0), (6, 1))
+        tasks.tasks_of(model, options(data, tasks="gsm8k", questions=count, seed=seed, shots="0"))
+        for count, seed in ((2, 0), (7, 0), (7, 1))
     )
-    keys = [more.key(index) for index in range(6)]
-    assert len(set(keys)) == 6
+    keys = [more.key(index) for index in range(7)]
+    assert len(set(keys)) == 7
     assert [few.key(index) for index in range(2)] == keys[:2]
-    assert sorted(other.key(index) for index in range(6)) == sorted(keys)
-    assert [other.key(index) for index in range(6)] != keys
+    assert sorted(other.key(index) for index in range(7)) == sorted(keys)
+    assert [other.key(index) for index in range(7)] != keys
+
+
+def test_examples_are_solved_problems_that_are_not_asked(model: SolModel, data: Path) -> None:
+    bare, shown = tasks.tasks_of(model, options(data, tasks="gsm8k", questions=9, shots="0,2"))
+    assert (len(bare), len(shown)) == (7, 5)
+    problems = read_problems(data / "gsm8k.jsonl")
+    asked: list[str] = []
+    for index in range(len(shown)):
+        shown.open(index)
+        text = model.tokenizer.decode(list(model.engine.tokens))
+        places = sorted((text.find(each.question), each) for each in problems if each.question in text)
+        assert len(places) == 3
+        asked.append(places[-1][1].question)
+        for _, example in places[:-1]:
+            assert example.question not in asked
+            assert example.solution.split("\n")[0] in text
+        assert places[-1][1].solution.split("\n")[0] not in text
+    assert len(set(asked)) == 5
 
 
 def test_questions_of_a_subject_follow_each_other_within_a_span() -> None:
@@ -235,7 +253,7 @@ def test_a_stopped_run_goes_on_to_the_same_table(
     assert state.read_text(encoding="utf-8").startswith(stored)
     assert run(state, 6) == expected != few
     rows = [line.split(" | ") for line in expected.splitlines() if line.startswith("| ") and "`" in line]
-    assert len(rows) == 7 * 5
+    assert len(rows) == 8 * 5
     assert {row[1] for row in rows} == {"6"}
     again = state.read_text(encoding="utf-8")
     run(state, 6)
@@ -382,6 +400,8 @@ def test_questions_of_a_span_are_drawn_together() -> None:
         (["--tasks", "retrieval", "-f", "words", "-c", "much"], "-c: got 'much', expected whole numbers"),
         (["--tasks", "mmlu", "--mmlu", "none"], "--mmlu none: no test/SUBJECT_test.csv in it"),
         (["--tasks", "mmlu", "--mmlu", "none", "--shots", "few"], "--shots: got 'few'"),
+        (["--tasks", "gsm8k", "--gsm8k", "one", "--shots", "1"], "--shots 1: got 1 problems in one, expected 2"),
+        (["--tasks", "gsm8k", "--gsm8k", "one", "--shots", "-1"], "--shots: got -1, expected 0 or more"),
         (["--tasks", "gsm8k", "-b", "2"], "-b: got 2, expected shares"),
         (["--tasks", "gsm8k", "-b", "half"], "-b: got 'half', expected numbers"),
         (["--tasks", "gsm8k", "--questions", "0"], "--questions: got 0, expected 1 or more"),
@@ -393,6 +413,7 @@ def test_bad_input_is_one_line(
 ) -> None:
     (tmp_path / "empty").write_text("\n", encoding="utf-8")
     (tmp_path / "words").write_text("a word", encoding="utf-8")
+    (tmp_path / "one").write_text('{"question": "w5", "answer": "#### 1"}', encoding="utf-8")
     (tmp_path / "bytes").write_bytes(b"\xff\xfe")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["tasks.py", str(bundle), *argv])
@@ -421,7 +442,7 @@ def test_lines_that_are_no_problems(tmp_path: Path, line: str) -> None:
 def test_blank_lines_and_line_separators_in_questions(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text('{"question": "x\u2028y", "answer": "#### 7"}\n\n', encoding="utf-8")
-    assert read_problems(path) == [("x\u2028y", "7")]
+    assert read_problems(path) == [Problem("x\u2028y", "#### 7", "7")]
 
 
 @pytest.mark.parametrize(
