@@ -9,7 +9,7 @@ from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
-from tasks_asked import Answer, key_of, prefill, read
+from tasks_asked import Answer, begun, key_of, prefill, read
 
 from sol_rt.errors import UsageError
 from sol_rt.generate.generation_config import GenerationConfig
@@ -20,7 +20,7 @@ from sol_rt.generate.results import Progress
 
 NEW_TOKENS = 320
 PROMPT = "{question}\nReason step by step, and write the final answer as a number after ####."
-_CALCULATION = re.compile(r"<<[^>]*>>")  # what a calculator is to fill in
+_CALCULATION = re.compile(r"<<[^>]*>>")  # notes for a calculator, such as <<6*30=180>>
 # a minus directly behind a word or a digit is a dash or a subtraction
 _NUMBER = re.compile(r"(?:(?<![\w)])-)?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)")
 
@@ -33,7 +33,7 @@ def last_number(text: str) -> str | None:
 
 @dataclass(frozen=True)
 class Problem:
-    """A word problem, a solution that ends in `#### N`, and N."""
+    """A word problem, a solution that ends in `#### N`, without notes for a calculator, and N."""
 
     question: str
     solution: str
@@ -79,17 +79,22 @@ class Gsm8k:
         if shots < 0:
             raise UsageError(f"--shots: got {shots}, expected 0 or more")
         if len(problems) <= shots:
-            raise UsageError(f"--shots {shots}: got {len(problems)} problems in {path}, expected {shots + 1} or more")
+            raise UsageError(
+                f"--shots {shots}: got a file of {len(problems)}, {path}, expected {shots + 1} problems or more"
+            )
         order = [problems[place] for place in np.random.default_rng(seed).permutation(len(problems))]
         asked, examples = order[: len(order) - shots][:questions], order[len(order) - shots :]
         before = [turn for each in examples for turn in (_asking(each), _turn("assistant", each.solution))]
-        template, words = model.bundle.chat_template(), model.bundle.config.model.vocab_size
+        template, vocab_size = model.bundle.chat_template(), model.bundle.config.model.vocab_size
         self.name = f"GSM8K, {shots}-shot" if shots else "GSM8K"
         self._model = model
         self._answers = [each.answer for each in asked]
-        self._prompts = [prompt_tokens([*before, _asking(each)], model.tokenizer, template, words) for each in asked]
-        self.span = 4 if shots else 1  # the questions of a span share the examples in the cache
-        self.context = 256 + 160 * shots
+        self._prompts = [
+            prompt_tokens([*before, _asking(each)], model.tokenizer, template, vocab_size) for each in asked
+        ]
+        # a span shares the examples in the cache, and an account; without examples each question has its own, as in use
+        self.span = 4 if shots else 1
+        self.context = 256 + 160 * shots  # an example takes about 160 tokens
         ends = GenerationConfig.from_bundle(model.bundle).eos_token_id
         self._config = GenerationConfig(max_new_tokens=NEW_TOKENS, eos_token_id=ends)
         self._opened = 0
@@ -108,6 +113,7 @@ class Gsm8k:
         prompt, progress = self._prompts[self._opened], Progress()
         spent = full = 0.0
         texts = []
+        begun(decoder, prompt)
         for token, record in generate_steps(decoder, prompt, self._config, self._model.tokenizer, progress, reuse=True):
             texts.append(token.text)
             if len(texts) > 1:  # the prompt's own step predicts the first token

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from tasks_table import row_of, table, verdicts
 from helpers.tiny_bundle import seal, write_bundle
 from sol_rt.budget.cost.bytes_model import BytesCost
 from sol_rt.budget.dial import Dial
+from sol_rt.budget.schedules.schedule import PolicyInput
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.engine.engine import Engine
@@ -33,6 +35,7 @@ from sol_rt.evaluation.quality.exam import Question
 from sol_rt.evaluation.quality.runs import DENSE, Setting
 from sol_rt.evaluation.quality.state import State
 from sol_rt.generate.model import SolModel
+from sol_rt.generate.prompt import prompt_tokens
 
 HEAD = "question,choice0,choice1,choice2,choice3,answer\n"
 ALL = "mmlu,mmlu-letter,gsm8k,continuation,retrieval"
@@ -133,21 +136,70 @@ def test_problems_come_in_the_order_of_the_seed(model: SolModel, data: Path) -> 
 
 
 def test_examples_are_solved_problems_that_are_not_asked(model: SolModel, data: Path) -> None:
-    bare, shown = tasks.tasks_of(model, options(data, tasks="gsm8k", questions=9, shots="0,2"))
+    bare, few, shown = (
+        tasks.tasks_of(model, options(data, tasks="gsm8k", questions=count, shots=shots))[0]
+        for count, shots in ((9, "0"), (3, "2"), (9, "2"))
+    )
     assert (len(bare), len(shown)) == (7, 5)
+    assert (bare.span, shown.span) == (1, 4)
+    keys = [shown.key(index) for index in range(5)]
+    assert [few.key(index) for index in range(3)] == keys[:3]
+    assert not {bare.key(index) for index in range(7)} & set(keys)
+
+    template, vocab_size = model.bundle.chat_template(), model.bundle.config.model.vocab_size
+
+    def turns(solved: tuple[Problem, ...], asked: Problem) -> list[int]:
+        messages = []
+        for each in (*solved, asked):
+            messages.append({"role": "user", "content": tasks_gsm8k.PROMPT.format(question=each.question)})
+            messages.append({"role": "assistant", "content": each.solution})
+        return prompt_tokens(messages[:-1], model.tokenizer, template, vocab_size)
+
     problems = read_problems(data / "gsm8k.jsonl")
-    asked: list[str] = []
-    for index in range(len(shown)):
+    opened = []
+    for index in range(5):
         shown.open(index)
-        text = model.tokenizer.decode(list(model.engine.tokens))
-        places = sorted((text.find(each.question), each) for each in problems if each.question in text)
-        assert len(places) == 3
-        asked.append(places[-1][1].question)
-        for _, example in places[:-1]:
-            assert example.question not in asked
-            assert example.solution.split("\n")[0] in text
-        assert places[-1][1].solution.split("\n")[0] not in text
-    assert len(set(asked)) == 5
+        opened.append(list(model.engine.tokens))
+    found = [
+        (place, solved, asked)
+        for *solved, asked in itertools.permutations(problems, 3)
+        for place, tokens in enumerate(opened)
+        if tokens == turns(tuple(solved), asked)
+    ]
+    assert sorted(place for place, _, _ in found) == list(range(5))
+    examples = found[0][1]
+    assert all(solved == examples for _, solved, _ in found)
+    assert {asked for _, _, asked in found}.isdisjoint(examples)
+
+
+@pytest.mark.parametrize("name", ["gsm8k", "retrieval", "continuation", "mmlu"])
+def test_the_steps_of_each_answer_are_counted_from_its_own_first(
+    model: SolModel, data: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A policy reads where in a run a step lies, so an answer must not go on with the run of the one before."""
+    monkeypatch.setattr(tasks_gsm8k, "NEW_TOKENS", 4)
+    (task,) = tasks.tasks_of(model, options(data, tasks=name, shots="1"))
+    decoder = model.decoder(Dial(0.7, "sol"))[1]
+    counted: list[int] = []
+    choose = decoder.schedule.choose
+
+    def noted(step: PolicyInput) -> Action:
+        counted.append(step.step)
+        return choose(step)
+
+    monkeypatch.setattr(decoder.schedule, "choose", noted)
+    for index in range(3):
+        task.open(index)
+        counted.clear()
+        task.ask(decoder)
+        assert counted[0] == 0
+
+
+def test_notes_for_a_calculator_are_no_part_of_a_solution(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    answer = r"He has 6*30=<<6*30=180>>180 and $<<180/2=90>>90.\n#### 90"
+    path.write_text('{"question": "x", "answer": "' + answer + '"}', encoding="utf-8")
+    assert read_problems(path) == [Problem("x", "He has 6*30=180 and $90.\n#### 90", "90")]
 
 
 def test_questions_of_a_subject_follow_each_other_within_a_span() -> None:
@@ -400,7 +452,10 @@ def test_questions_of_a_span_are_drawn_together() -> None:
         (["--tasks", "retrieval", "-f", "words", "-c", "much"], "-c: got 'much', expected whole numbers"),
         (["--tasks", "mmlu", "--mmlu", "none"], "--mmlu none: no test/SUBJECT_test.csv in it"),
         (["--tasks", "mmlu", "--mmlu", "none", "--shots", "few"], "--shots: got 'few'"),
-        (["--tasks", "gsm8k", "--gsm8k", "one", "--shots", "1"], "--shots 1: got 1 problems in one, expected 2"),
+        (
+            ["--tasks", "gsm8k", "--gsm8k", "one", "--shots", "1"],
+            "--shots 1: got a file of 1, one, expected 2 problems",
+        ),
         (["--tasks", "gsm8k", "--gsm8k", "one", "--shots", "-1"], "--shots: got -1, expected 0 or more"),
         (["--tasks", "gsm8k", "-b", "2"], "-b: got 2, expected shares"),
         (["--tasks", "gsm8k", "-b", "half"], "-b: got 'half', expected numbers"),
