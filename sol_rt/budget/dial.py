@@ -23,7 +23,7 @@ DEFAULT_MAX_LOSS = 0.005
 KEEP_LOSS = ("hull", "sol")
 """Schedules that lose no more than the hull does at the same budget."""
 SENSIBLE_LOSS = 0.1
-"""Share by which perplexity may rise before text suffers visibly: the lower end of a bundle's sensible budgets."""
+"""Share by which perplexity may rise at a bundle's sensible budgets. Long exact answers suffer before that."""
 
 MakeSchedule = Callable[[BaseController], Schedule]
 """Makes a schedule for one run. The controller has the actions and tells which of them keep the budget."""
