@@ -8,8 +8,9 @@
     ... --report                                             only print what the state file holds
 
 Prints Markdown: a row for each task and schedule with accuracy, difference from dense in points with its 95% interval,
-and achieved cost at each budget. Budgets are shares of the dense step's bytes, so the figures do not depend on the
-machine's speed. Prompts are prefilled dense; the steps that answer run under the schedule.
+and achieved cost at each budget; then the difference of each other schedule from `hull`. Budgets are shares of the
+dense step's bytes, so the figures do not depend on the machine's speed. Prompts are prefilled dense; the steps that
+answer run under the schedule.
 
 A question is asked under every setting before the next one. A few questions, a span, share an account of the budget,
 and the bootstrap draws spans.
@@ -29,7 +30,7 @@ from tasks_continuation import Continuation
 from tasks_exam import Mmlu, OneStepEngine
 from tasks_gsm8k import Gsm8k
 from tasks_retrieval import Retrieval
-from tasks_table import row_of, table, verdicts
+from tasks_table import beside_hull, row_of, table, verdicts
 
 from sol_rt.budget.cost.bytes_model import BytesCost
 from sol_rt.budget.dial import Dial
@@ -123,8 +124,8 @@ def key_of(model: SolModel, question: str, setting: Setting) -> str:
 def report(
     model: SolModel, tasks: Sequence[Task], schedules: Sequence[str], budgets: Sequence[float], state: State
 ) -> str:
-    """The table of what the state holds, and which budgets keep each task within one point of dense."""
-    rows = []
+    """What the state holds as a table, which budgets keep each task within one point of dense, and who beats `hull`."""
+    rows, duels = [], []
     for task in tasks:
         names = [task.key(index) for index in range(len(task))]
 
@@ -134,13 +135,19 @@ def report(
 
         dense = answers(DENSE)
         for name in schedules:
-            if name != "dense":
-                found = {budget: answers(Setting(name, budget)) for budget in budgets}
-                row = row_of(task.name, name, dense, found, task.span)
-                rows += [row] if row else []
+            if name == "dense":
+                continue
+            found = {budget: answers(Setting(name, budget)) for budget in budgets}
+            row = row_of(task.name, name, dense, found, task.span)
+            rows += [row] if row else []
+            if name != "hull" and "hull" in schedules:
+                hull = {budget: answers(Setting("hull", budget)) for budget in budgets}
+                pairs = [row_of(task.name, name, hull[each], {each: found[each]}, task.span) for each in budgets]
+                duels += [row for row in pairs if row]
     if not rows:
         return "No question has an answer of dense and of another schedule yet."
-    return f"{table(rows, budgets)}\n\n{verdicts(rows)}"
+    parts = [table(rows, budgets), verdicts(rows), *([beside_hull(duels)] if duels else [])]
+    return "\n\n".join(parts)
 
 
 def tasks_of(model: SolModel, args: argparse.Namespace) -> list[Task]:

@@ -103,8 +103,22 @@ def verdicts(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def beside_hull(rows: Sequence[Row]) -> str:
+    """A line for each schedule and task: points above `hull` at each budget. In these rows `hull` stands for dense."""
+    lines = ["Points above `hull` at the same budget, on the questions that both have answered:", ""]
+    for schedule, task in dict.fromkeys((row.schedule, row.task) for row in rows):
+        cells = [cell for row in rows if (row.schedule, row.task) == (schedule, task) for cell in row.cells]
+        parts = "; ".join(f"{_points(cell.difference)} at {cell.budget:g}" for cell in cells)
+        lines.append(f"- `{schedule}`, {task}: {parts}")
+    return "\n".join(lines)
+
+
 def _cell(cell: Cell) -> str:
+    return f"{100 * cell.accuracy:.1f} ({_points(cell.difference)}) at {cell.achieved:.2f}"
+
+
+def _points(difference: Figure) -> str:
     interval = ""
-    if cell.difference.low is not None and cell.difference.high is not None:
-        interval = f" [{100 * cell.difference.low:+.1f}, {100 * cell.difference.high:+.1f}]"
-    return f"{100 * cell.accuracy:.1f} ({100 * cell.difference.value:+.1f}{interval}) at {cell.achieved:.2f}"
+    if difference.low is not None and difference.high is not None:
+        interval = f" [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
+    return f"{100 * difference.value:+.1f}{interval}"

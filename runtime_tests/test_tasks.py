@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import re
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -409,6 +411,27 @@ def test_a_row_pairs_the_questions_that_all_have() -> None:
     assert hundred.cells[0].difference.low == 0.0
     assert hundred.shown() == []  # nor do so few
     assert row_of("task", "hull", dense, {0.4: {}}, 1) is None
+
+
+def test_schedules_are_paired_with_hull_at_the_same_budget(model: SolModel, data: Path) -> None:
+    """Of 12 questions dense answers 8, `hull` 6, `static` 4 at 0.7 and 5 at 0.8, where the last question is missing."""
+    store, budgets = State(None, {}), [0.7, 0.8]
+    (task,) = tasks.tasks_of(model, options(data, tasks="continuation", questions=12))
+    schedules = ["dense", "hull", "static"]
+    for index in range(12):
+        for setting in tasks.settings_of(model, schedules, budgets):
+            wrong = setting.schedule == "static" and index < (2 if setting.budget == 0.7 else 1)
+            answer = Answer(index < (8 if setting == DENSE else 6) and not wrong, "", 1.0, 2.0)
+            if (setting.budget, index) != (0.8, 11):
+                store.put(tasks.key_of(model, task.key(index), setting), asdict(answer))
+    told = tasks.report(model, [task], schedules, budgets, store).splitlines()
+    (line,) = (line for line in told if line.startswith("- `static`, "))
+    found = [re.match(r"(\S+) \[(\S+), (\S+)\] at (\S+)", part) for part in line.split("continuation: ")[1].split("; ")]
+    values = [tuple(float(each) for each in match.groups()) for match in found if match]
+    assert [(value, budget) for value, _, _, budget in values] == [(-16.7, 0.7), (-9.1, 0.8)]
+    assert all(low < value <= high <= 0 for value, low, high, _ in values)
+    assert "Points above" not in tasks.report(model, [task], ["dense", "hull"], budgets, store)
+    assert "Points above" not in tasks.report(model, [task], ["dense", "static"], budgets, store)
 
 
 def test_questions_of_a_span_are_drawn_together() -> None:
