@@ -88,9 +88,3 @@ def prefill(model: SolModel, prompt: Sequence[int]) -> None:
     """
     check_room(model.engine, prompt)
     model.decoder(Dial(1.0, "dense"))[1].prefill(prompt, reuse=True)
-
-
-def begin_run(decoder: Decoder, prompt: Sequence[int]) -> None:
-    """Begins a new run of steps behind a prompt in the cache. The decoder's account of the budget goes on."""
-    decoder.prefill(prompt, reuse=True)
-    decoder.rewind(len(prompt), decoder.output)

@@ -9,7 +9,7 @@ from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
-from tasks_asked import Answer, begin_run, key_of, prefill, read
+from tasks_asked import Answer, key_of, prefill, read
 
 from sol_rt.errors import UsageError
 from sol_rt.generate.generation_config import GenerationConfig
@@ -113,7 +113,6 @@ class Gsm8k:
         prompt, progress = self._prompts[self._opened], Progress()
         spent = full = 0.0
         texts = []
-        begin_run(decoder, prompt)
         for token, record in generate_steps(decoder, prompt, self._config, self._model.tokenizer, progress, reuse=True):
             texts.append(token.text)
             if len(texts) > 1:  # the prompt's own step predicts the first token

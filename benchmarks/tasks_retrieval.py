@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from needle import DIGITS, Needle, haystacks
-from tasks_asked import Answer, begin_run, key_of, prefill, read
+from tasks_asked import Answer, key_of, prefill, read
 
 from sol_rt.errors import ContextError, UsageError
 from sol_rt.evaluation.quality.perplexity import added_bos
@@ -67,7 +67,7 @@ class Retrieval:
     def ask(self, decoder: Decoder) -> Answer:
         tokens, needle = self._made[self._opened]
         tokenizer, cost = self._model.tokenizer, decoder.controller.cost
-        begin_run(decoder, tokens)
+        decoder.prefill(tokens, reuse=True)
         spent = full = 0.0
         given = tokenizer.encode(needle.question, add_special_tokens=False)
         told: list[int] = []

@@ -72,8 +72,8 @@ class Decoder:
     def prefill(self, tokens: Sequence[int], *, reuse: bool = False) -> int:
         """Runs the prompt under `prompt_action` and returns how many tokens were run.
 
-        With `reuse`, the tokens that the cache begins with are not run again. The last token always is: its logits are
-        needed.
+        The account continues, and the schedule's step count begins anew, as in `rewind`. With `reuse`, the tokens that
+        the cache begins with are not run again. The last token always is: its logits are needed.
         """
         with self.engine.exclusive():
             cached = _common_prefix(self.engine.tokens, tokens) if reuse else 0
@@ -82,6 +82,7 @@ class Decoder:
             self.engine.truncate(cached)
             self.output = self.engine.forward(tokens[cached:], self.prompt_action)
             self._changes = self.engine.changes
+        self._steps = 0
         return len(tokens) - cached
 
     def rewind(self, length: int, output: StepOutput) -> None:
