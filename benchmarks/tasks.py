@@ -30,7 +30,7 @@ from tasks_continuation import Continuation
 from tasks_exam import Mmlu, OneStepEngine
 from tasks_gsm8k import Gsm8k
 from tasks_retrieval import Retrieval
-from tasks_table import beside_hull, row_of, table, verdicts
+from tasks_table import Row, beside_hull, row_of, table, verdicts
 
 from sol_rt.budget.cost.bytes_model import BytesCost
 from sol_rt.budget.dial import Dial
@@ -125,7 +125,8 @@ def report(
     model: SolModel, tasks: Sequence[Task], schedules: Sequence[str], budgets: Sequence[float], state: State
 ) -> str:
     """What the state holds as a table, which budgets keep each task within one point of dense, and who beats `hull`."""
-    rows, duels = [], []
+    rows: list[Row] = []
+    duels: list[list[Row]] = []
     for task in tasks:
         names = [task.key(index) for index in range(len(task))]
 
@@ -134,19 +135,25 @@ def report(
             return {index: Answer(**found) for index, found in stored if found is not None}
 
         dense = answers(DENSE)
-        for name in schedules:
-            if name == "dense":
-                continue
-            found = {budget: answers(Setting(name, budget)) for budget in budgets}
-            row = row_of(task.name, name, dense, found, task.span)
+        found = {
+            name: {budget: answers(Setting(name, budget)) for budget in budgets}
+            for name in schedules
+            if name != "dense"
+        }
+        for name, by_budget in found.items():
+            row = row_of(task.name, name, dense, by_budget, task.span)
             rows += [row] if row else []
-            if name != "hull" and "hull" in schedules:
-                hull = {budget: answers(Setting("hull", budget)) for budget in budgets}
-                pairs = [row_of(task.name, name, hull[each], {each: found[each]}, task.span) for each in budgets]
-                duels += [row for row in pairs if row]
+            if name != "hull" and "hull" in found:
+                pairs = [
+                    row_of(task.name, name, found["hull"][each], {each: by_budget[each]}, task.span) for each in budgets
+                ]
+                duel = [pair for pair in pairs if pair]
+                duels += [duel] if duel else []
     if not rows:
         return "No question has an answer of dense and of another schedule yet."
-    parts = [table(rows, budgets), verdicts(rows), *([beside_hull(duels)] if duels else [])]
+    parts = [table(rows, budgets), verdicts(rows)]
+    if duels:
+        parts.append(beside_hull(duels))
     return "\n\n".join(parts)
 
 

@@ -103,13 +103,15 @@ def verdicts(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def beside_hull(rows: Sequence[Row]) -> str:
-    """A line for each schedule and task: points above `hull` at each budget. In these rows `hull` stands for dense."""
+def beside_hull(duels: Sequence[Sequence[Row]]) -> str:
+    """A line for each schedule and task: points above `hull` at each budget.
+
+    A duel is the rows of a schedule on a task, one or more, a budget each, in which `hull` stands for dense.
+    """
     lines = ["Points above `hull` at the same budget, on the questions that both have answered:", ""]
-    for schedule, task in dict.fromkeys((row.schedule, row.task) for row in rows):
-        cells = [cell for row in rows if (row.schedule, row.task) == (schedule, task) for cell in row.cells]
-        parts = "; ".join(f"{_points(cell.difference)} at {cell.budget:g}" for cell in cells)
-        lines.append(f"- `{schedule}`, {task}: {parts}")
+    for duel in duels:
+        points = "; ".join(f"{_points(cell.difference)} at {cell.budget:g}" for row in duel for cell in row.cells)
+        lines.append(f"- `{duel[0].schedule}`, {duel[0].task}: {points}")
     return "\n".join(lines)
 
 
