@@ -16,10 +16,12 @@ from typing import Any
 import pytest
 
 from helpers.tiny_bundle import seal
+from sol_rt.budget.cost.bytes_model import BytesCost
 from sol_rt.bundle.config import CONFIG_NAME, ActionEntry
 from sol_rt.bundle.config_reader import read_config
 from sol_rt.cli import main
 from sol_rt.cli.run.sensors import Sensors, hottest
+from sol_rt.generate.model import SolModel
 
 TINY = Path(__file__).resolve().parent / "golden" / "tiny"
 
@@ -112,7 +114,7 @@ def test_a_machine_that_tells_nothing(capsys: pytest.CaptureFixture[str], monkey
 
 @pytest.mark.parametrize(
     "options",
-    [("--max-loss", "1%"), ("--bits", "6"), ("--kv-density", "0.5"), ("--schedule", "fixed:k100-s100-q4")],
+    [("--bits", "6"), ("--kv-density", "0.5"), ("--schedule", "fixed:k100-s100-q4")],
 )
 def test_what_holds_no_budget_is_refused(
     options: tuple[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -140,6 +142,49 @@ def test_heat_lowers_the_budget_from_the_one_given(
     assert "between 0.40 and 0.90" in err
     machine(monkeypatch, temperatures={"coretemp": [sensor(60, 80)]})
     assert budget_at_the_end(capsys, "--budget", "0.9")[0] == 0.9
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny bundle without policy, with a loss for every action that grows as its bytes fall."""
+    folder = tmp_path_factory.mktemp("measured") / "tiny"
+    shutil.copytree(TINY, folder)
+    config = read_config(folder / CONFIG_NAME)
+    cost = BytesCost(config)
+    shares = {entry.action: cost.step(entry.action, 512) / cost.dense(512) for entry in config.actions}
+    actions = tuple(ActionEntry(action, 0.4 * (1 - share)) for action, share in shares.items())
+    (folder / "policy.onnx").unlink()
+    seal(folder, replace(config, actions=actions, policy=None))
+    return folder
+
+
+def test_the_lowest_budget_is_that_of_the_loss(
+    measured: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(monkeypatch, battery=5)
+    argv = ("-m", str(measured))
+    found = {loss: budget_at_the_end(capsys, *argv, "--max-loss", loss)[0] for loss in ("5%", "10%")}
+    hull = SolModel.from_pretrained(measured).hull
+    assert hull is not None
+    for loss, budget in found.items():
+        nats = math.log1p(float(loss[:-1]) / 100)
+        assert budget == pytest.approx(hull.cost_at(nats, 512), abs=0.006)
+    assert found["5%"] >= found["10%"]  # equal only where this machine runs no action faster than dense
+    assert budget_at_the_end(capsys, *argv)[0] == found["10%"]
+
+
+@pytest.mark.parametrize("command", ["generate", "chat"])
+def test_a_loss_that_cannot_be_kept(
+    command: str, measured: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(monkeypatch, battery=5)
+    argv = [command, "-p", "a", "--governor", "--max-loss"]
+    assert main([*argv, "5%"]) == 2
+    assert "--max-loss: no losses of this bundle's actions were measured" in capsys.readouterr().err
+    assert main([*argv, "-1", "-m", str(measured)]) == 2
+    assert "--max-loss: got -1.0, expected a rise of perplexity from 0 to 10" in capsys.readouterr().err
+    assert main([*argv, "5%", "-m", str(measured), "--budget", "0.01"]) == 2
+    assert "--budget 0.01: loses more than --max-loss 0.05 allows" in capsys.readouterr().err
 
 
 def test_a_rate_out_of_reach_leads_to_the_lowest_budget(

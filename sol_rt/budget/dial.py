@@ -25,6 +25,11 @@ KEEP_LOSS = ("hull", "sol")
 SENSIBLE_LOSS = 0.1
 """Share by which perplexity may rise at a bundle's sensible budgets. Long exact answers suffer before that."""
 
+NO_LOSSES = (
+    "--max-loss: no losses of this bundle's actions were measured; give --budget, or export the model with calibration"
+)
+"""What a request for a loss is answered with where it can't be kept."""
+
 MakeSchedule = Callable[[BaseController], Schedule]
 """Makes a schedule for one run. The controller has the actions and tells which of them keep the budget."""
 
@@ -111,14 +116,11 @@ def make_controller(
     budget_at = None
     if max_loss is not None:
         if hull is None:
-            raise UsageError(
-                "--max-loss: no losses of this bundle's actions were measured; give --budget, or export the model with "
-                "calibration"
-            )
-        nats, known = nats_of_share(max_loss), hull
+            raise UsageError(NO_LOSSES)
+        share, known = max_loss, hull
 
         def budget_at(context: int) -> float:
-            return known.cost_at(nats, context)
+            return budget_of_loss(share, known, context)
 
     return Controller(
         actions, cost, budget, tokens_per_second=tokens_per_second, budget_at=budget_at, policy_cost=policy_cost
@@ -127,7 +129,12 @@ def make_controller(
 
 def sensible_budget(hull: Hull, context: int) -> float:
     """The least budget at which perplexity is at most SENSIBLE_LOSS over dense, as measured."""
-    return hull.cost_at(nats_of_share(SENSIBLE_LOSS), context)
+    return budget_of_loss(SENSIBLE_LOSS, hull, context)
+
+
+def budget_of_loss(max_loss: float, hull: Hull, context: int) -> float:
+    """The least budget at which perplexity rises by at most the share `max_loss` over dense, as measured."""
+    return hull.cost_at(nats_of_share(max_loss), context)
 
 
 def below_sensible(asked: float, hull: Hull, context: int) -> str:

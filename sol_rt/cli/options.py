@@ -249,8 +249,8 @@ Governor = Annotated[
     bool,
     option(
         "--governor",
-        help="Let battery, heat and --tokens-per-second move the budget, between --budget (default: 1) and the lowest "
-        "sensible one. Needs psutil.",
+        help="Let battery, heat and --tokens-per-second move the budget, between --budget (default: 1) and the least "
+        "one that loses at most --max-loss (default: 10%). Needs psutil.",
         panel=BUDGET,
     ),
 ]

@@ -278,8 +278,9 @@ def chat(
     from sol_rt.cli.loading import dial, load, note_ineffective
     from sol_rt.cli.run.generate import penalties, report_figures, sampling
 
+    rate, loss = (None, None) if governor else (tokens_per_second, max_loss)  # else they are the governor's
     settings = {
-        **dial(schedule, budget, None if governor else tokens_per_second, None, None, None, max_loss),
+        **dial(schedule, budget, rate, None, None, None, loss),
         **sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed, stop),
         **penalties(presence_penalty, frequency_penalty, logit_bias),
     }
@@ -295,7 +296,7 @@ def chat(
     note_ineffective(loaded, settings)
     conversation = Conversation(loaded, system, settings, interactive)
     if sensors is not None:
-        conversation.governor = Governor(loaded, sensors, budget, tokens_per_second)
+        conversation.governor = Governor(loaded, sensors, budget, tokens_per_second, max_loss)
     if prompt is not None:
         if not prompt.strip():
             raise UsageError("the prompt is empty; give some text with -p")

@@ -93,8 +93,9 @@ def generate(
     """Generate text. The text streams to stdout; budget, speed and the actions taken go to stderr."""
     from sol_rt.cli.loading import answered, dial, load, load_native, note_ineffective
 
+    rate, loss = (None, None) if governor else (tokens_per_second, max_loss)  # else they are the governor's
     arguments: dict[str, Any] = {
-        **dial(schedule, budget, None if governor else tokens_per_second, kv_density, channel_density, bits, max_loss),
+        **dial(schedule, budget, rate, kv_density, channel_density, bits, loss),
         **sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed, stop),
         **penalties(presence_penalty, frequency_penalty, logit_bias),
         "max_new_tokens": max_new_tokens,
@@ -127,7 +128,7 @@ def generate(
         arguments["replay"] = replay
     else:
         note_ineffective(loaded, arguments)
-    mover = None if sensors is None else Governor(loaded, sensors, budget, tokens_per_second)
+    mover = None if sensors is None else Governor(loaded, sensors, budget, tokens_per_second, max_loss)
     if mover is not None:
         arguments["budget"] = mover.budget
     run = loaded.stream(text, **arguments)

@@ -15,24 +15,33 @@ if TYPE_CHECKING:
 
 EVERY = 16
 """Tokens from one reading to the next."""
-_CONTEXT = 512  # tokens, at which the lowest budget is the least sensible one
+_CONTEXT = 512  # tokens, at which the lowest budget loses what it may
 
 
 class Governor:
     """Moves the budget of streams.
 
     Args:
-        model: the model; its least sensible budget is the lowest one, if the export measured losses.
+        model: the model.
         sensors: battery and temperatures.
         highest: the highest budget, 1 by default.
         wanted_rate: tokens per second to keep, or None.
+        max_loss: share by which perplexity may rise at the lowest budget; None for the least sensible budget, or for
+            `GovernorSettings.lowest` if the export measured no losses.
 
-    Raises UsageError if the machine tells nothing to govern by, and for a budget or a rate out of range.
+    Raises UsageError if the machine tells nothing to govern by, for a budget, a rate or a loss out of range, and for a
+    loss that the export did not measure or that `highest` does not keep.
     """
 
-    def __init__(self, model: SolModel, sensors: Sensors, highest: float | None, wanted_rate: float | None) -> None:
-        from sol_rt.budget.dial import sensible_budget
-        from sol_rt.budget.governor import GovernorSettings, GovernorState
+    def __init__(
+        self,
+        model: SolModel,
+        sensors: Sensors,
+        highest: float | None,
+        wanted_rate: float | None,
+        max_loss: float | None = None,
+    ) -> None:
+        from sol_rt.budget.governor import GovernorState
 
         self._sensors = sensors
         if wanted_rate is None and sensors.battery()[0] is None and sensors.headroom() is None:
@@ -40,7 +49,12 @@ class Governor:
                 "--governor: this machine tells neither battery nor temperature; give --tokens-per-second as the rate "
                 "to keep, or leave --governor out"
             )
-        self._least = GovernorSettings.lowest if model.hull is None else sensible_budget(model.hull, _CONTEXT)
+        self._least = _least_budget(model, max_loss)
+        if max_loss is not None and highest is not None and highest < self._least:
+            raise UsageError(
+                f"--budget {highest:g}: loses more than --max-loss {max_loss:g} allows, {self._least:.2f} is the least "
+                "that keeps it; raise one of them"
+            )
         self._wanted_rate = wanted_rate
         self.limit(highest)
         self._state = GovernorState(self._settings.highest)
@@ -79,6 +93,20 @@ class Governor:
         """One line: the budget now, and its bounds."""
         settings = self._settings
         return f"governor: budget {self.budget:.2f}, between {settings.lowest:.2f} and {settings.highest:.2f}"
+
+
+def _least_budget(model: SolModel, max_loss: float | None) -> float:
+    """The lowest budget of a governor. Raises UsageError for a loss out of range or without measurements."""
+    from sol_rt.budget.controller.base import check_request
+    from sol_rt.budget.dial import NO_LOSSES, budget_of_loss, sensible_budget
+    from sol_rt.budget.governor import GovernorSettings
+
+    if max_loss is None:
+        return GovernorSettings.lowest if model.hull is None else sensible_budget(model.hull, _CONTEXT)
+    check_request(1.0, None, None, max_loss)
+    if model.hull is None:
+        raise UsageError(NO_LOSSES)
+    return budget_of_loss(max_loss, model.hull, _CONTEXT)
 
 
 def check_governable(settings: Mapping[str, Any], wanted_rate: float | None) -> None:
