@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -26,9 +27,9 @@ SENSIBLE_LOSS = 0.1
 """Share by which perplexity may rise at a bundle's sensible budgets. Long exact answers suffer before that."""
 
 NO_LOSSES = (
-    "--max-loss: no losses of this bundle's actions were measured; give --budget, or export the model with calibration"
+    "--max-loss: no losses of this bundle's actions were measured; leave it out, or export the model with calibration"
 )
-"""What a request for a loss is answered with where it can't be kept."""
+"""The error of a request for a loss where the export measured none."""
 
 MakeSchedule = Callable[[BaseController], Schedule]
 """Makes a schedule for one run. The controller has the actions and tells which of them keep the budget."""
@@ -113,14 +114,11 @@ def make_controller(
     check_request(budget, axis_targets, tokens_per_second, max_loss)
     if axis_targets is not None and axis_targets.any():
         return AxisController(actions, cost, axis_targets, policy_cost=policy_cost)
-    budget_at = None
+    budget_at: Callable[[int], float] | None = None
     if max_loss is not None:
         if hull is None:
             raise UsageError(NO_LOSSES)
-        share, known = max_loss, hull
-
-        def budget_at(context: int) -> float:
-            return budget_of_loss(share, known, context)
+        budget_at = partial(budget_of_loss, max_loss, hull)
 
     return Controller(
         actions, cost, budget, tokens_per_second=tokens_per_second, budget_at=budget_at, policy_cost=policy_cost

@@ -250,7 +250,7 @@ Governor = Annotated[
     option(
         "--governor",
         help="Let battery, heat and --tokens-per-second move the budget, between --budget (default: 1) and the least "
-        "one that loses at most --max-loss (default: 10%). Needs psutil.",
+        "one that loses at most --max-loss (default: 10%) behind 512 tokens. Needs psutil.",
         panel=BUDGET,
     ),
 ]

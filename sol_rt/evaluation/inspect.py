@@ -8,10 +8,10 @@ from typing import Any
 
 from sol_rt.budget.cost.bytes_model import BytesCost, CostModel
 from sol_rt.budget.cost.calibration_table import load_cost_model
-from sol_rt.budget.dial import DEFAULT_MAX_LOSS, sensible_budget
+from sol_rt.budget.dial import DEFAULT_MAX_LOSS, budget_of_loss, sensible_budget
 from sol_rt.budget.frontier import frontier
 from sol_rt.budget.hull import Hull
-from sol_rt.budget.losses import ActionLosses, nats_of_share
+from sol_rt.budget.losses import ActionLosses
 from sol_rt.budget.schedules import policy_budgets, schedule_actions
 from sol_rt.bundle.bits import THREE, bits_name, is_of_screen
 from sol_rt.bundle.bundle import Bundle
@@ -114,7 +114,7 @@ def _budgets(config: SolConfig, cost: CostModel) -> dict[str, dict[str, float]]:
         str(context): {
             "cheapest": hull.corners(context)[0].cost,
             "sensible": sensible_budget(hull, context),
-            "default": hull.cost_at(nats_of_share(DEFAULT_MAX_LOSS), context),
+            "default": budget_of_loss(DEFAULT_MAX_LOSS, hull, context),
         }
         for context in contexts
     }

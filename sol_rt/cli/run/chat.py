@@ -144,7 +144,7 @@ class Conversation:
         from sol_rt.budget.schedules import is_constant
 
         if not argument:
-            note(self._dial())
+            note(self._dial() if self.governor is None else self.governor.told())
             return
         try:
             budget = float(argument)
@@ -278,7 +278,7 @@ def chat(
     from sol_rt.cli.loading import dial, load, note_ineffective
     from sol_rt.cli.run.generate import penalties, report_figures, sampling
 
-    rate, loss = (None, None) if governor else (tokens_per_second, max_loss)  # else they are the governor's
+    rate, loss = (None, None) if governor else (tokens_per_second, max_loss)  # a governor holds both itself
     settings = {
         **dial(schedule, budget, rate, None, None, None, loss),
         **sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed, stop),
@@ -290,7 +290,7 @@ def chat(
     interactive = prompt is None and sys.stdin.isatty()
     sensors = None
     if governor:
-        check_governable(settings, tokens_per_second)
+        check_governable(settings, tokens_per_second, max_loss)
         sensors = Sensors()
     loaded = load(model, **machine, ctx_size=ctx_size, prefill=prefill, verify=verify)
     note_ineffective(loaded, settings)

@@ -93,7 +93,7 @@ def generate(
     """Generate text. The text streams to stdout; budget, speed and the actions taken go to stderr."""
     from sol_rt.cli.loading import answered, dial, load, load_native, note_ineffective
 
-    rate, loss = (None, None) if governor else (tokens_per_second, max_loss)  # else they are the governor's
+    rate, loss = (None, None) if governor else (tokens_per_second, max_loss)  # a governor holds both itself
     arguments: dict[str, Any] = {
         **dial(schedule, budget, rate, kv_density, channel_density, bits, loss),
         **sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed, stop),
@@ -115,7 +115,7 @@ def generate(
 
     sensors = None
     if governor:
-        check_governable(arguments, tokens_per_second)
+        check_governable(arguments, tokens_per_second, max_loss)
         sensors = Sensors()
     settings: dict[str, Any] = {"provider": provider, "threads": threads, "native_ops": native_ops}
     native = engine is options.EngineName.native

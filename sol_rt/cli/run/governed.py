@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 EVERY = 16
 """Tokens from one reading to the next."""
-_CONTEXT = 512  # tokens, at which the lowest budget loses what it may
+_CONTEXT = 512  # tokens for which a loss is turned into the lowest budget
 
 
 class Governor:
@@ -26,11 +26,11 @@ class Governor:
         sensors: battery and temperatures.
         highest: the highest budget, 1 by default.
         wanted_rate: tokens per second to keep, or None.
-        max_loss: share by which perplexity may rise at the lowest budget; None for the least sensible budget, or for
-            `GovernorSettings.lowest` if the export measured no losses.
+        max_loss: share by which perplexity may rise at the lowest budget, behind 512 tokens; None for the least
+            sensible budget, or for `GovernorSettings.lowest` if the export measured no losses.
 
-    Raises UsageError if the machine tells nothing to govern by, for a budget, a rate or a loss out of range, and for a
-    loss that the export did not measure or that `highest` does not keep.
+    Raises UsageError if the machine tells nothing to govern by, for a budget or a rate out of range, for a loss where
+    the export measured none, and for one that `highest` does not keep.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Governor:
         sensors: Sensors,
         highest: float | None,
         wanted_rate: float | None,
-        max_loss: float | None = None,
+        max_loss: float | None,
     ) -> None:
         from sol_rt.budget.governor import GovernorState
 
@@ -50,10 +50,10 @@ class Governor:
                 "to keep, or leave --governor out"
             )
         self._least = _least_budget(model, max_loss)
-        if max_loss is not None and highest is not None and highest < self._least:
+        if max_loss is not None and highest is not None and highest < self._least - 0.005:
             raise UsageError(
-                f"--budget {highest:g}: loses more than --max-loss {max_loss:g} allows, {self._least:.2f} is the least "
-                "that keeps it; raise one of them"
+                f"--budget {highest:g}: loses more than --max-loss {100 * max_loss:g}% allows; the least budget that "
+                f"keeps it is {self._least:.2f}, so raise one of the two"
             )
         self._wanted_rate = wanted_rate
         self.limit(highest)
@@ -96,26 +96,30 @@ class Governor:
 
 
 def _least_budget(model: SolModel, max_loss: float | None) -> float:
-    """The lowest budget of a governor. Raises UsageError for a loss out of range or without measurements."""
-    from sol_rt.budget.controller.base import check_request
+    """The lowest budget of a governor. Raises UsageError for a loss where the export measured none."""
     from sol_rt.budget.dial import NO_LOSSES, budget_of_loss, sensible_budget
     from sol_rt.budget.governor import GovernorSettings
 
     if max_loss is None:
         return GovernorSettings.lowest if model.hull is None else sensible_budget(model.hull, _CONTEXT)
-    check_request(1.0, None, None, max_loss)
     if model.hull is None:
         raise UsageError(NO_LOSSES)
     return budget_of_loss(max_loss, model.hull, _CONTEXT)
 
 
-def check_governable(settings: Mapping[str, Any], wanted_rate: float | None) -> None:
-    """Raises UsageError for settings of `SolModel.stream` that hold something else than a budget, and for a rate that
-    no machine can keep.
+def check_governable(settings: Mapping[str, Any], wanted_rate: float | None, max_loss: float | None) -> None:
+    """Raises UsageError for settings of `SolModel.stream` that hold something else than a budget, for a rate that no
+    machine can keep, and for a loss that is out of range or that the schedule does not keep.
     """
+    from sol_rt.budget.controller.base import check_request
+    from sol_rt.budget.dial import KEEP_LOSS
     from sol_rt.cli.loading import check_rate
 
     check_rate(wanted_rate)
+    check_request(1.0, None, None, max_loss)
+    schedule = settings.get("schedule")
+    if max_loss is not None and schedule is not None and schedule not in KEEP_LOSS:
+        raise UsageError(f"--max-loss: the schedule {schedule} keeps no loss; leave out one of the two")
     if wrong := _ungovernable(settings):
         names = ", ".join("--" + name.replace("_", "-") for name in wrong)
         raise UsageError(f"--governor: moves a budget; leave out {names}")

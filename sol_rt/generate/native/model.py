@@ -24,9 +24,9 @@ from sol_rt.budget.cost.calibration_table import (
     keep_quick,
     load_cost_model,
 )
-from sol_rt.budget.dial import Dial, below_sensible, untried_states
+from sol_rt.budget.dial import Dial, below_sensible, budget_of_loss, untried_states
 from sol_rt.budget.hull import Hull
-from sol_rt.budget.losses import ActionLosses, nats_of_share
+from sol_rt.budget.losses import ActionLosses
 from sol_rt.budget.schedules import NAMES, schedule_actions
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import CONFIG_NAME
@@ -259,7 +259,7 @@ class NativeModel:
         if self._warned or self.hull is None:
             return
         if dial.max_loss is not None:
-            asked = self.hull.cost_at(nats_of_share(dial.max_loss), context)
+            asked = budget_of_loss(dial.max_loss, self.hull, context)
         rate = dial.tokens_per_second
         if rate is not None and rate > 0 and isinstance(self.cost, CalibratedCost):
             asked = 1e3 / rate / self.cost.dense(context)
