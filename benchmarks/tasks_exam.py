@@ -58,7 +58,8 @@ class Mmlu:
 
     def __init__(self, model: SolModel, folder: Path, questions: int, form: str, shots: int) -> None:
         self.name = f"MMLU {form}, {shots}-shot"
-        self.span = 16 if form == "letter" else 4  # a letter takes one decode step
+        # a letter takes one decode step; examples are prefilled once a span
+        self.span = 4 if form == "continuation" else 64 if shots else 16
         self.context = 100 * (shots + 1)
         self._model = model
         self._exam = read_exam(folder, subjects=[], questions=None, form=form, shots=shots)
