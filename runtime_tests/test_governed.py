@@ -171,8 +171,9 @@ def test_the_lowest_budget_is_that_of_the_loss(
 ) -> None:
     machine(monkeypatch, battery=5)
     monkeypatch.setattr(model, "_measured_quickly", lambda engine, otherwise: otherwise)  # costs are then bytes
-    found = budget_at_the_end(capsys, "-m", str(measured), *options)[0]
+    found, err = budget_at_the_end(capsys, "-m", str(measured), *options)
     assert found == pytest.approx(1 - math.log1p(loss) / 0.4, abs=0.006)
+    assert ("expect broken text" in err) == (loss > 0.1)
 
 
 @pytest.mark.parametrize("command", ["generate", "chat"])
@@ -210,6 +211,33 @@ def test_json_has_the_budget_that_it_came_to(
     result = json.loads(capsys.readouterr().out)
     assert result["requested_budget"] < 1
     assert result["achieved_budget"] == pytest.approx(result["requested_budget"], abs=0.02)
+
+
+def test_a_chat_tells_what_holds_its_budget(
+    measured: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(monkeypatch, battery=5, plugged=True)
+    monkeypatch.setattr(model, "_measured_quickly", lambda engine, otherwise: otherwise)  # costs are then bytes
+    lines = "/budget 0.9\n/budget\n/schedule hull\n/budget\n/budget 0.5\n/budget\n/schedule dense\n/budget\n"
+    monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+    assert main(["chat", "-m", str(measured), "--governor", "--max-loss", "5%"]) == 0
+    told = capsys.readouterr().err.splitlines()[1::2]
+    low, last = "governor: budget 0.50, between 0.50 and 0.50, schedule hull", "schedule dense"
+    between = "governor: budget 0.90, between 0.88 and 0.90"
+    assert told == [between, f"{between}, schedule hull", low, last]
+
+
+def test_a_schedule_that_keeps_no_loss_is_refused_in_a_chat(
+    measured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(monkeypatch, battery=5)
+    argv = ["chat", "-m", str(measured), "--governor"]
+    saved = tmp_path / "uniform.json"
+    for wanted, code in (((), 0), (("--max-loss", "5%"), 1)):
+        last = f"/save {saved}" if code == 0 else f"/load {saved}"
+        monkeypatch.setattr(sys, "stdin", io.StringIO(f"/schedule uniform\n{last}\n"))
+        assert main([*argv, *wanted]) == code
+    assert capsys.readouterr().err.count("--max-loss: the schedule uniform keeps no loss") == 2
 
 
 def test_a_chat_keeps_the_budget_between_answers(

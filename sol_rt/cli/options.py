@@ -259,7 +259,7 @@ MaxLoss = Annotated[
     option(
         "--max-loss",
         help="Instead of --budget: run the fastest mix of actions that raises perplexity by at most this share, as 1% "
-        "or 0.01. Default, if none of these is given: 0.5%.",
+        "or 0.01. Default, if none of these is given: 0.5%. With --governor: the loss at its lowest budget.",
         panel=BUDGET,
         metavar="SHARE",
         parser=lambda value: _share("--max-loss", value),

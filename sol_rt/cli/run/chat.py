@@ -12,7 +12,7 @@ import typer
 from sol_rt.cli import options
 from sol_rt.cli.console import note
 from sol_rt.cli.run.chat_input import entries
-from sol_rt.cli.run.governed import Governor, check_governable, is_governable
+from sol_rt.cli.run.governed import Governor, check_governable, check_keeps_loss, is_governable
 from sol_rt.cli.run.interrupts import Interrupts
 from sol_rt.cli.run.sensors import Sensors
 from sol_rt.errors import SolError, UsageError, cut
@@ -137,6 +137,7 @@ class Conversation:
 
     def report_governor(self) -> None:
         """Prints on stderr what the governor does, if there is one."""
+        self._governed()  # sets its bounds to what is asked for now
         if self.governor is not None:
             note(self.governor.told())
 
@@ -144,7 +145,7 @@ class Conversation:
         from sol_rt.budget.schedules import is_constant
 
         if not argument:
-            note(self._dial() if self.governor is None else self.governor.told())
+            note(self._held())
             return
         try:
             budget = float(argument)
@@ -162,12 +163,21 @@ class Conversation:
 
         if not argument:
             raise UsageError(f"/schedule: expected one of {', '.join(NAMES)}")
+        if self.governor is not None:
+            check_keeps_loss(argument, self.governor.max_loss)
         settings = {**self.settings, "schedule": argument}
         if is_constant(argument):
             settings |= {"budget": None, "tokens_per_second": None, "max_loss": None}  # a fixed action takes no budget
         self.model.decoder(_dial_of(settings))  # raises for a schedule that this bundle or the dial cannot have
         self.settings = settings
         note(f"schedule {argument}")
+
+    def _held(self) -> str:
+        """What holds the cost of the next answer, in words: the governor, or the dial."""
+        governor, settings = self._governed()
+        if governor is None:
+            return self._dial()
+        return governor.told() + (f", schedule {settings['schedule']}" if settings.get("schedule") else "")
 
     def _dial(self) -> str:
         """The settings of the dial in words."""
@@ -203,13 +213,15 @@ class Conversation:
         saved, name = read(file), self.model.bundle.config.model.name
         try:
             settings = _checked(saved.settings, self.model)
+            if self.governor is not None:
+                check_keeps_loss(settings.get("schedule"), self.governor.max_loss)
         except SolError as error:
             raise UsageError(f"/load {file}: {error}") from None
         self.system, self.settings = saved.system, settings
         self.reset()
         self.messages += saved.messages
         other = "" if saved.model == name else f"; it was held with {cut(saved.model)}"
-        note(f"{file}: {len(saved.messages)} messages, {self._dial()}{other}")
+        note(f"{file}: {len(saved.messages)} messages, {self._held()}{other}")
 
 
 def _dial_names() -> set[str]:

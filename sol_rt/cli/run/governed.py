@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from sol_rt.cli.run.sensors import Sensors
-from sol_rt.errors import UsageError
+from sol_rt.errors import QualityWarning, UsageError
 
 if TYPE_CHECKING:
     from sol_rt.generate.model import SolModel
@@ -29,6 +30,10 @@ class Governor:
         max_loss: share by which perplexity may rise at the lowest budget, behind 512 tokens; None for the least
             sensible budget, or for `GovernorSettings.lowest` if the export measured no losses.
 
+    Attributes:
+        max_loss: as given.
+
+    Warns with QualityWarning of a loss whose budget is under the least sensible one.
     Raises UsageError if the machine tells nothing to govern by, for a budget or a rate out of range, for a loss where
     the export measured none, and for one that `highest` does not keep.
     """
@@ -41,6 +46,7 @@ class Governor:
         wanted_rate: float | None,
         max_loss: float | None,
     ) -> None:
+        from sol_rt.budget.dial import below_sensible
         from sol_rt.budget.governor import GovernorState
 
         self._sensors = sensors
@@ -49,7 +55,9 @@ class Governor:
                 "--governor: this machine tells neither battery nor temperature; give --tokens-per-second as the rate "
                 "to keep, or leave --governor out"
             )
-        self._least = _least_budget(model, max_loss)
+        self.max_loss, self._least = max_loss, _least_budget(model, max_loss)
+        if model.hull is not None and (line := below_sensible(self._least, model.hull, _CONTEXT)):
+            warnings.warn(line, QualityWarning, stacklevel=2)
         if max_loss is not None and highest is not None and highest < self._least - 0.005:
             raise UsageError(
                 f"--budget {highest:g}: loses more than --max-loss {100 * max_loss:g}% allows; the least budget that "
@@ -112,17 +120,24 @@ def check_governable(settings: Mapping[str, Any], wanted_rate: float | None, max
     machine can keep, and for a loss that is out of range or that the schedule does not keep.
     """
     from sol_rt.budget.controller.base import check_request
-    from sol_rt.budget.dial import KEEP_LOSS
     from sol_rt.cli.loading import check_rate
 
     check_rate(wanted_rate)
     check_request(1.0, None, None, max_loss)
-    schedule = settings.get("schedule")
-    if max_loss is not None and schedule is not None and schedule not in KEEP_LOSS:
-        raise UsageError(f"--max-loss: the schedule {schedule} keeps no loss; leave out one of the two")
+    check_keeps_loss(settings.get("schedule"), max_loss)
     if wrong := _ungovernable(settings):
         names = ", ".join("--" + name.replace("_", "-") for name in wrong)
         raise UsageError(f"--governor: moves a budget; leave out {names}")
+
+
+def check_keeps_loss(schedule: str | None, max_loss: float | None) -> None:
+    """Raises UsageError for a schedule that moves with the budget and keeps no loss, where there is a loss to keep."""
+    from sol_rt.budget.dial import KEEP_LOSS
+    from sol_rt.budget.schedules import is_constant
+
+    if max_loss is None or schedule is None or schedule in KEEP_LOSS or is_constant(schedule):
+        return
+    raise UsageError(f"--max-loss: the schedule {schedule} keeps no loss; leave out one of the two")
 
 
 def is_governable(settings: Mapping[str, Any]) -> bool:
