@@ -26,16 +26,36 @@ from sol_rt.generate import model
 TINY = Path(__file__).resolve().parent / "golden" / "tiny"
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny bundle without losses and policy: costs are then bytes, and the lowest budget is the governor's own."""
-    folder = tmp_path_factory.mktemp("governed") / "tiny"
+def without_policy(folder: Path, loss: float | None) -> Path:
+    """The tiny bundle without policy in a new folder. Each action loses `loss` nats times the share of the bytes that
+    it saves; None is for no measured losses.
+    """
     shutil.copytree(TINY, folder)
     config = read_config(folder / CONFIG_NAME)
-    actions = tuple(ActionEntry(entry.action, None) for entry in config.actions)
+    cost = BytesCost(config)
+    saved = {entry.action: 1 - cost.step(entry.action, 512) / cost.dense(512) for entry in config.actions}
+    actions = tuple(ActionEntry(action, None if loss is None else loss * share) for action, share in saved.items())
     (folder / "policy.onnx").unlink()
     seal(folder, replace(config, actions=actions, policy=None))
     return folder
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Without losses costs are bytes, and the lowest budget is the governor's own."""
+    return without_policy(tmp_path_factory.mktemp("governed") / "tiny", None)
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with losses."""
+    return without_policy(tmp_path_factory.mktemp("measured") / "tiny", 0.4)
+
+
+@pytest.fixture
+def in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Costs are bytes for bundles with losses, too."""
+    monkeypatch.setattr(model, "_measured_quickly", lambda engine, otherwise: otherwise)
 
 
 @pytest.fixture(autouse=True)
@@ -144,24 +164,11 @@ def test_heat_lowers_the_budget_from_the_one_given(
     assert budget_at_the_end(capsys, "--budget", "0.9")[0] == 0.9
 
 
-@pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny bundle without policy, whose actions lose 0.4 nats times the share of the bytes that they save."""
-    folder = tmp_path_factory.mktemp("measured") / "tiny"
-    shutil.copytree(TINY, folder)
-    config = read_config(folder / CONFIG_NAME)
-    cost = BytesCost(config)
-    shares = {entry.action: cost.step(entry.action, 512) / cost.dense(512) for entry in config.actions}
-    actions = tuple(ActionEntry(action, 0.4 * (1 - share)) for action, share in shares.items())
-    (folder / "policy.onnx").unlink()
-    seal(folder, replace(config, actions=actions, policy=None))
-    return folder
-
-
 @pytest.mark.parametrize(
     ("options", "loss"),
     [((), 0.1), (("--max-loss", "10%"), 0.1), (("--max-loss", "5%"), 0.05), (("--max-loss", "0.15"), 0.15)],
 )
+@pytest.mark.usefixtures("in_bytes")
 def test_the_lowest_budget_is_that_of_the_loss(
     options: tuple[str, ...],
     loss: float,
@@ -170,7 +177,6 @@ def test_the_lowest_budget_is_that_of_the_loss(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     machine(monkeypatch, battery=5)
-    monkeypatch.setattr(model, "_measured_quickly", lambda engine, otherwise: otherwise)  # costs are then bytes
     found, err = budget_at_the_end(capsys, "-m", str(measured), *options)
     assert found == pytest.approx(1 - math.log1p(loss) / 0.4, abs=0.006)
     assert ("expect broken text" in err) == (loss > 0.1)
@@ -213,11 +219,11 @@ def test_json_has_the_budget_that_it_came_to(
     assert result["achieved_budget"] == pytest.approx(result["requested_budget"], abs=0.02)
 
 
+@pytest.mark.usefixtures("in_bytes")
 def test_a_chat_tells_what_holds_its_budget(
     measured: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine(monkeypatch, battery=5, plugged=True)
-    monkeypatch.setattr(model, "_measured_quickly", lambda engine, otherwise: otherwise)  # costs are then bytes
     lines = "/budget 0.9\n/budget\n/schedule hull\n/budget\n/budget 0.5\n/budget\n/schedule dense\n/budget\n"
     monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
     assert main(["chat", "-m", str(measured), "--governor", "--max-loss", "5%"]) == 0
