@@ -527,6 +527,22 @@ def test_same_errors(program: Path, dial: dict[str, Any], bare: bool) -> None:
     check_equal(natively(program, config, [run])[0], python, run)
 
 
+@pytest.mark.parametrize(
+    "dial",
+    [
+        {"max_loss": 0.1},
+        {"schedule": "hull", "max_loss": 0.1},
+        {"schedule": "hull", "budget": 0.5},
+    ],
+)
+def test_same_errors_without_losses(program: Path, dial: dict[str, Any]) -> None:
+    config = made_config()
+    run = Run(dial, steps_of(config, np.random.default_rng(0), 3, 10))
+    python = planned(config, BytesCost(config), run)
+    assert "no losses of this bundle's actions were measured" in python["error"]
+    check_equal(natively(program, config, [run])[0], python, run)
+
+
 def test_targets_that_no_mix_has(program: Path) -> None:
     config = made_config(actions=["k100-s100-q8", "k010-s050-q4"], policy_bytes=10**6, policy_actions=["k010-s050-q4"])
     run = Run({"schedule": "sol", "kv_density": 0.1, "bits": 8.0}, steps_of(config, np.random.default_rng(0), 3, 10))

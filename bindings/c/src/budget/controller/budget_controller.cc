@@ -172,7 +172,7 @@ std::unique_ptr<Controller> MakeController(std::vector<Action> actions, std::sha
   CheckRequest(request);
   if (request.axis_targets.Any()) return MakeAxisController(std::move(actions), std::move(cost), request.axis_targets, policy_cost);
   if (request.max_loss && hull == nullptr) {
-    UsageFault("--max-loss: no losses of this bundle's actions were measured; give --budget, or export the model with calibration");
+    UsageFault("--max-loss: no losses of this bundle's actions were measured; leave it out, or export the model with calibration");
   }
   return std::make_unique<BudgetController>(std::move(actions), std::move(cost), request, std::move(hull), policy_cost);
 }
