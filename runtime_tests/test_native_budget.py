@@ -498,6 +498,7 @@ TINY = made_config(policy_bytes=10**6, losses={"k010-s050-q4": {64: 0.5}, "k100-
         {"max_loss": 10.5},
         {"max_loss": math.nan},
         {"max_loss": 0.01, "budget": 0.5},
+        {"max_loss": 0.01, "bits": 6.0},
         {"tokens_per_second": 5.0, "budget": 0.5, "kv_density": 0.5},
         {"tokens_per_second": 5.0},
         {"tokens_per_second": 0.0},

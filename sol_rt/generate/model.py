@@ -451,7 +451,7 @@ class SolModel:
         if dial.is_empty:
             known = self.bundle.config.losses_measured and name in KEEP_LOSS
             dial = replace(dial, max_loss=DEFAULT_MAX_LOSS) if known else replace(dial, budget=1.0)
-        if dial.max_loss is not None and name not in KEEP_LOSS:
+        if dial.max_loss is not None and dial.schedule and name not in KEEP_LOSS:
             raise UsageError(f"--max-loss: the schedule {name} keeps no loss; leave out --schedule, or give --budget")
         actions = schedule_actions(self.bundle.config, name, axes)
         if not axes.any():  # a mean setting may need dominated actions, too

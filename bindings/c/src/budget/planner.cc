@@ -100,7 +100,7 @@ Request RequestOf(const Config& config, const Dial& dial, const std::string& nam
     UsageFault("schedule " + name + ": fixes the action; leave out budget, kv_density, channel_density, bits, rate and loss");
   }
   if (!dial.budget && !other && config.LossesMeasured() && KeepsLoss(name)) request.max_loss = kDefaultMaxLoss;
-  if (request.max_loss && !KeepsLoss(name)) {
+  if (request.max_loss && dial.schedule && !dial.schedule->empty() && !KeepsLoss(name)) {
     UsageFault("--max-loss: the schedule " + name + " keeps no loss; leave out --schedule, or give --budget");
   }
   return request;
