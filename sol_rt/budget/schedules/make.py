@@ -17,8 +17,6 @@ from sol_rt.budget.schedules.uniform import UniformSchedule
 from sol_rt.bundle.actions import Action
 from sol_rt.errors import UsageError, brief
 
-NO_LOSSES = "no losses of this bundle's actions were measured"
-
 
 def make_schedule(
     name: str,
@@ -55,7 +53,10 @@ def make_schedule(
         if not isinstance(controller, Controller):
             raise UsageError("--schedule hull: holds a budget, a rate or a loss; use uniform for targets on the axes")
         if hull is None:
-            raise UsageError(f"--schedule hull: {NO_LOSSES}; use uniform, or export the model with calibration")
+            raise UsageError(
+                "--schedule hull: no losses of this bundle's actions were measured; use uniform, "
+                "or export the model with calibration"
+            )
         return HullSchedule(controller, hull)
     if name == "uniform":
         return UniformSchedule(controller)
