@@ -121,6 +121,20 @@ test("wrong calls", { skip }, async () => {
   await refuses(SolModel.load(tiny, { provider: "webgpu" }), ProviderError, /this browser offers no GPU/);
 });
 
+test("a loss of a bundle whose losses were not measured", { skip }, async () => {
+  const copy = await withConfig((config) => {
+    config.policy = null;
+    for (const action of config.actions) Object.assign(action, { loss: null, losses: undefined });
+  });
+  const bare = await load(copy);
+  try {
+    await refuses(bare.generate("a", { max_loss: 0.1 }), UsageError, /max_loss: no losses of this bundle's actions were measured; leave it out/);
+    await refuses(bare.generate("a", { max_loss: 0.1, schedule: "uniform" }), UsageError, /the schedule uniform keeps no loss/);
+  } finally {
+    await bare.close();
+  }
+});
+
 test("a newer generation ends an older one, and an abort ends it at once", { skip }, async () => {
   const older = (await model.stream([290], { schedule: "dense" }))[Symbol.asyncIterator]();
   await older.next();

@@ -228,12 +228,12 @@ export class SolModel {
       max_loss = DEFAULT_MAX_LOSS;
     }
     budget ??= 1;
-    if (max_loss !== undefined && !KEEP_LOSS.includes(name)) {
+    if (max_loss !== undefined && dial.schedule !== undefined && !KEEP_LOSS.includes(name)) {
       throw new UsageError(`max_loss: the schedule ${name} keeps no loss; leave out the schedule, or give a budget`);
     }
     const { hull } = this;
     if (max_loss !== undefined && hull === null) {
-      const next = "give a budget, or export the model with calibration";
+      const next = "leave it out, or export the model with calibration";
       throw new UsageError(`max_loss: no losses of this bundle's actions were measured; ${next}`);
     }
     const actions = scheduleActions(config, name, hasAxes);
