@@ -324,6 +324,13 @@ def test_schedules_that_keep_no_loss_are_dense_without_a_dial_and_refuse_a_loss(
         measured.generate(PROMPT, schedule="uniform", max_loss=0.01)
 
 
+def test_a_loss_of_a_bundle_without_losses_is_refused(tmp_path: Path) -> None:
+    model = SolModel.from_pretrained(write_bundle(tmp_path / "tiny"), provider="cpu", measure_costs=False)
+    assert model.default_schedule() == "uniform"
+    with pytest.raises(UsageError, match="no losses of this bundle's actions were measured"):
+        model.generate(PROMPT, max_loss=0.01)
+
+
 def test_scattered_times_serve_for_an_hour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOL_RT_HOME", str(tmp_path / "home"))
     monkeypatch.setattr("sol_rt.budget.cost.calibrate._SCATTER", -1.0)
