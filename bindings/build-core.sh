@@ -12,16 +12,9 @@ mkdir -p "$1"
 build=$(cd "$1" && pwd)
 alone_in "$build"
 if [ ! -e "$build/CMakeCache.txt" ]; then
-  install cmake cmake g++ make
-  if [ ! -e /usr/include/nlohmann/json.hpp ] || [ ! -e /usr/include/pcre2.h ] || [ ! -e /usr/include/utf8proc.h ]; then
-    install none nlohmann-json3-dev libpcre2-dev libutf8proc-dev || true
-  fi
-  "$root/scripts/install-headers.sh" >&2
-  set --
-  if command -v ccache >/dev/null; then
-    set -- -DCMAKE_C_COMPILER_LAUNCHER=ccache -DCMAKE_CXX_COMPILER_LAUNCHER=ccache
-  fi
-  cmake -S "$root/bindings/c" -B "$build" -DCMAKE_BUILD_TYPE=Release "$@" >&2
+  install cmake cmake make
+  "$root/scripts/install-packages.sh" build
+  cmake -S "$root/bindings/c" -B "$build" -DCMAKE_BUILD_TYPE=Release >&2
 fi
 cmake --build "$build" --parallel "$(getconf _NPROCESSORS_ONLN)" --target sol_rt >&2
 for name in libsol_rt.so libsol_rt.dylib; do

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import onnxruntime as ort
 import pytest
 from hypothesis import HealthCheck, settings
 
+from helpers.packages import missing_packages
 from sol_rt.bundle.config import CONFIG_NAME
 from sol_rt.engine.providers import start_pool
 from sol_rt.store.home import checkpoints_dir
@@ -48,6 +50,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         slow = item.get_closest_marker("slow") is not None or item.path.name.startswith(_BUILDS)
         if slow and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(_SLOW_LIMIT))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Lists by reason how many tests were skipped, and the command that installs what the system lacks."""
+    skipped = terminalreporter.getreports("skipped")
+    if not skipped:
+        return
+    terminalreporter.section("not tested")
+    for reason, count in Counter(_reason(report) for report in skipped).most_common():
+        terminalreporter.write_line(f"{count:5}  {reason}")
+    if missing := missing_packages("build", "test-all"):
+        terminalreporter.write_line(
+            f"Missing packages: {' '.join(missing)}. To install them: scripts/install-packages.sh build test-all"
+        )
+
+
+def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
+    text = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    return text.removeprefix("Skipped: ")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -63,7 +63,8 @@ def from_system(folder: Path, include: Path) -> None:
     if header is None or not (include / "hwy" / "highway.h").is_file():
         raise FileNotFoundError(f"{include}: no hwy/highway.h or no {C_API}; leave out --from to download them")
     shutil.copytree(include / "hwy", folder / "hwy")
-    shutil.copy(header, folder / C_API)
+    for part in header.parent.glob("onnxruntime_*c_api.h"):  # from 1.22 on the header includes a second one
+        shutil.copy(part, folder)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

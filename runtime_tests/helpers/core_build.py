@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import onnxruntime
 import pytest
 from filelock import FileLock
 
+from .packages import missing_packages
 from .tools import find_tool
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,9 +23,6 @@ SANITIZER_OPTIONS = {
     "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
     "TSAN_OPTIONS": f"halt_on_error=1:report_mutex_bugs=0:suppressions={CORE / 'tests' / 'thread.supp'}",
 }
-
-_MISSING = re.compile(r"(was|were) not found|Could NOT find|unable to find a build program|downloading '[^']*' failed")
-"""In errors of CMake: a header or a tool is not here, or cannot be fetched."""
 
 
 def ort_library() -> Path:
@@ -46,8 +42,8 @@ def ort_library() -> Path:
 def core_build(*targets: str, sanitize: str = "", operators: bool = True) -> Path:
     """Builds libraries and programs into build/, or what is out of date of them. Returns the folder.
 
-    Operators under sanitizers take minutes to compile. Skips the test where compiler, CMake or headers are missing, or
-    sources cannot be fetched. Waits for another process that builds there: native_builds.py.
+    Operators under sanitizers take minutes to compile. Skips the test where the system lacks a package for it: nothing
+    is fetched. Waits for another process that builds there: native_builds.py.
 
     Args:
         targets: what to build; all by default.
@@ -55,8 +51,10 @@ def core_build(*targets: str, sanitize: str = "", operators: bool = True) -> Pat
         operators: whether the native operators are built in.
     """
     cmake = find_tool("cmake")
-    if cmake is None or shutil.which("g++") is None:
-        pytest.skip("no cmake" if cmake is None else "no g++")
+    if cmake is None:
+        pytest.skip("no cmake")
+    if lacking := missing_packages():
+        pytest.skip(f"the core is not built: the system lacks {' '.join(lacking)}")
     kind = "-".join(["core", *sanitize.split(",")[:1], *([] if operators else ["plain"])]).rstrip("-")
     folder = ROOT / "build" / kind
     folder.mkdir(parents=True, exist_ok=True)
@@ -67,24 +65,12 @@ def core_build(*targets: str, sanitize: str = "", operators: bool = True) -> Pat
 
 def _build(cmake: str, folder: Path, targets: tuple[str, ...], sanitize: str, operators: bool) -> None:
     options = ["-DSOL_RT_TESTS=ON", f"-DSOL_SANITIZE={sanitize}", f"-DSOL_RT_OPERATORS={'ON' if operators else 'OFF'}"]
-    if shutil.which("ccache") is not None:
-        options += ["-DCMAKE_CXX_COMPILER_LAUNCHER=ccache", "-DCMAKE_C_COMPILER_LAUNCHER=ccache"]
-    environment = os.environ | {"CCACHE_BASEDIR": str(ROOT), "CCACHE_NOHASHDIR": "1"}
     configure = [cmake, "-S", str(CORE), "-B", str(folder), *options]
-    done = subprocess.run(configure, capture_output=True, text=True, check=False, env=environment)
-    if done.returncode != 0 and (lacking := missing(done.stderr)):
-        pytest.skip(f"the core cannot be built here: {lacking}")
+    done = subprocess.run(configure, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     build = [cmake, "--build", str(folder), "--parallel", "2", *(["--target", *targets] if targets else [])]
-    done = subprocess.run(build, capture_output=True, text=True, check=False, env=environment)
+    done = subprocess.run(build, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-
-
-def missing(errors: str) -> str:
-    """What the errors of CMake say that is not here or could not be fetched; empty if they say something else."""
-    text = " ".join(errors.split())  # CMake breaks lines within sentences
-    found = _MISSING.search(text)
-    return "" if found is None else text[max(found.start() - 150, 0) : found.end() + 150]
 
 
 def skip_without_room(errors: str) -> None:

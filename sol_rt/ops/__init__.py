@@ -12,8 +12,8 @@ from pathlib import Path
 _SUFFIX = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
 
 HOW_TO_INSTALL = (
-    "install a wheel of sol-rt; or install g++, libhwy-dev and libonnxruntime-dev (names of Debian and Ubuntu), then "
-    "sol-rt from source with pip install --force-reinstall --no-deps"
+    "install a wheel of sol-rt; or run scripts/install-packages.sh build in a checkout, then "
+    "pip install --force-reinstall --no-deps ."
 )
 """The next step for users whose installation has no native operators. Ends a line."""
 

@@ -15,7 +15,7 @@ find_library(SOL_PCRE2_ARCHIVE NAMES libpcre2-8.a libpcre2-8-static.a pcre2-8-st
 find_path(SOL_UTF8PROC_INCLUDE_DIR utf8proc.h)
 find_library(SOL_UTF8PROC_ARCHIVE NAMES libutf8proc.a utf8proc_static)
 if(NOT SOL_RT_FETCH AND NOT (CMAKE_C_COMPILER AND SOL_JSON_INCLUDE_DIR AND SOL_PCRE2_INCLUDE_DIR AND SOL_PCRE2_ARCHIVE AND SOL_UTF8PROC_INCLUDE_DIR AND SOL_UTF8PROC_ARCHIVE))
-  set(text "Native core: nlohmann-json, PCRE2 or utf8proc was not found; install nlohmann-json3-dev, libpcre2-dev and libutf8proc-dev (names of Debian and Ubuntu)")
+  set(text "Native core: nlohmann-json, PCRE2 or utf8proc was not found; run scripts/install-packages.sh build")
   if(SOL_CORE STREQUAL "AUTO")
     message(NOTICE "${text} for `sol-rt generate --engine native`. Everything else works without it.")
     return()

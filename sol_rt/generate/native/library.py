@@ -11,7 +11,7 @@ from typing import Any
 
 from sol_rt.errors import BusyError, ContextError, NumericError, ProviderError, SolError, UsageError
 from sol_rt.generate.native import structs
-from sol_rt.ops import core_path
+from sol_rt.ops import HOW_TO_INSTALL, core_path
 
 _VERSION = 1  # of the interface
 _CODES: dict[int, type[SolError]] = {
@@ -69,8 +69,7 @@ def core() -> Any:
     path = core_path()
     if path is None:
         raise ProviderError(
-            "--engine native: this installation has no native core; install nlohmann-json3-dev, libpcre2-dev and "
-            "libutf8proc-dev (names of Debian and Ubuntu), then sol-rt from source, or use --engine python"
+            f"--engine native: this installation has no native core; use --engine python, or {HOW_TO_INSTALL}"
         )
     library = ctypes.CDLL(str(path))
     for name, (result, arguments) in _OTHERS.items():
