@@ -1,7 +1,7 @@
 # make demo    Installs everything, fetches and exports a small model, and asks it one question, without a budget and at BUDGET.
-# make test    Makes the environment, then runs the linter, the type checker and the quick tests: minutes on two cores.
+# make test    Makes the environment, then runs the linter, the type checker and the quick tests, in WORKERS=2 processes.
 # make test-all
-#              Runs the linter, the type checker and all tests, in WORKERS=2 processes. CI runs this.
+#              The same with all tests, on real weights, too. CI runs this.
 # make export MODEL=phi-2
 #              Exports a model to a bundle.
 # make train DATA="folder file.txt"
@@ -147,18 +147,21 @@ $(PEER)/%/.installed: | $(VENV)/.export
 	CMAKE_ARGS=-DGGML_NATIVE=ON $(PEER)/$*/bin/python -m pip install $(PACKAGES_$*)
 	@touch $@
 
-test: $(VENV)/.dev lint
-	-$(BIN)/sol-rt pull smollm2-135m
-	$(BIN)/python -m pytest -m 'not slow' $(PYTEST_ARGS)
-
-# The C++ that later tests need is compiled meanwhile, at half the tests' share of a processor: a test may be waiting for it.
-# A file's tests stay in one process, as they share what they have made.
-test-all: $(VENV)/.dev
+# run_tests BUILDS,OPTIONS: the C++ that later tests need is compiled meanwhile, at half the tests' share of a processor: a test may be
+# waiting for it. A file's tests stay in one process, as they share what they have made.
+define run_tests
 	@mkdir -p build
-	@PYTHONPATH=runtime_tests nice -n 3 $(BIN)/python -m helpers.native_builds >build/native-builds.log 2>&1 &
+	@PYTHONPATH=runtime_tests nice -n 3 $(BIN)/python -m helpers.native_builds $(1) >build/native-builds.log 2>&1 &
 	@$(MAKE) lint
+	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile $(2) $(PYTEST_ARGS); code=$$?; cat build/native-builds.log; exit $$code
+endef
+
+test: $(VENV)/.dev
+	$(call run_tests,core,-m 'not slow')
+
+test-all: $(VENV)/.dev
 	-$(BIN)/sol-rt pull smollm2-135m
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS); code=$$?; cat build/native-builds.log; exit $$code
+	$(call run_tests)
 
 parity: $(VENV)/.dev
 ifneq ($(origin MODEL),file)

@@ -12,6 +12,7 @@ import onnxruntime as ort
 import pytest
 from hypothesis import HealthCheck, settings
 
+from helpers import core_build
 from helpers.packages import missing_packages
 from sol_rt.bundle.config import CONFIG_NAME
 from sol_rt.engine.providers import start_pool
@@ -43,6 +44,10 @@ _SMOLLM2_PLACES = (
 _SLOW_LIMIT = 1800
 """Seconds that tests marked `slow`, and those that build the native core, may take; pyproject.toml has the others'."""
 _BUILDS = ("test_native_", "test_chat_segments", "test_cores")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    core_build.slow = config.option.markexpr != "not slow"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.core_build import ADDRESS, core_build, run_lines
+from helpers.core_build import core_program, run_lines
 from sol_rt.engine.hardware import allowed_cores, usable_cores
 from sol_rt.engine.hardware.memory import below_limits
 
@@ -29,7 +29,7 @@ def capacities(*each: int) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def program() -> Path:
-    return core_build("cores", sanitize=ADDRESS, operators=False) / "cores"
+    return core_program("cores")
 
 
 def test_this_machine_has_one_at_least(program: Path) -> None:

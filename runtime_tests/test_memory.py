@@ -98,6 +98,7 @@ def test_variants_share_the_weights(tmp_path: Path) -> None:
 
 
 @native
+@pytest.mark.slow
 def test_variants_of_smollm2_share_the_weights(smollm2_bundle: Path) -> None:
     one, every, own = _assert_shared(smollm2_bundle)
     assert every.total - own < 1.05 * one.total

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from helpers.core_build import ADDRESS, core_build
+from helpers.core_build import core_program
 from helpers.made_configs import made_config
 from sol_rt.budget.controller.budget import Controller
 from sol_rt.budget.cost.bytes_model import BytesCost, CostModel, Line
@@ -41,7 +41,7 @@ IDENTITY = "b" * 64
 
 @pytest.fixture(scope="module")
 def program() -> Path:
-    return core_build("plan", sanitize=ADDRESS, operators=False) / "plan"
+    return core_program("plan")
 
 
 # The same runs in both

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from helpers.core_build import ADDRESS, core_build, run_lines
+from helpers.core_build import core_program, run_lines
 from helpers.poison import texts
 from helpers.random_decoder import THREE_BIT_LAYERS, screenable
 from helpers.tiny_bundle import seal, write_bundle
@@ -36,7 +36,7 @@ ERROR_BYTES = 1000  # the core counts bytes where Python counts characters
 @pytest.fixture(scope="module")
 def program() -> Path:
     """Under the sanitizers: hostile input must break nothing."""
-    return core_build("bundle_check", sanitize=ADDRESS, operators=False) / "bundle_check"
+    return core_program("bundle_check")
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,6 @@ from typing import Any
 import pytest
 
 import sol_rt.ops
-from helpers.core_build import core_build
 from helpers.program import started
 from helpers.tiny_bundle import seal
 from sol_rt.budget.cost.calibration_table import CalibratedCost, CalibrationTable
@@ -41,17 +39,9 @@ SAMPLED: dict[str, Any] = {"do_sample": True, "seed": 3, "temperature": 0.9, "to
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _library() -> Iterator[None]:
-    """The installed core; without one, that of the working tree."""
-    if sol_rt.ops.core_path() is not None:
-        yield
-        return
-    suffix = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
-    built = core_build("sol_rt", operators=False) / f"libsol_rt{suffix}"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(library, "core_path", lambda: built)
-        library.core.cache_clear()
-        yield
+def _library() -> None:
+    if sol_rt.ops.core_path() is None:
+        pytest.skip("the package was installed without the native core")
 
 
 @pytest.fixture(scope="module")
@@ -637,7 +627,6 @@ def generate(engine: str, *arguments: str, home: Path) -> subprocess.CompletedPr
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sol_rt.ops.core_path() is None, reason="the package was installed without the native core")
 @pytest.mark.parametrize("dial", [("--budget", "0.6"), ("--schedule", "dense")], ids=" ".join)
 def test_the_command_line_says_the_same_with_both_engines(dial: tuple[str, str], tmp_path: Path) -> None:
     asked = ["-p", "Ben and the cat", "--chat", "-n", "20", "--top-logprobs", "2", "--seed", "4", "--temp", "0.8"]
@@ -653,7 +642,6 @@ def test_the_command_line_says_the_same_with_both_engines(dial: tuple[str, str],
         assert found["native"]["text"] == found["python"]["text"]
 
 
-@pytest.mark.skipif(sol_rt.ops.core_path() is None, reason="the package was installed without the native core")
 def test_the_native_engine_refuses_a_gpu(tmp_path: Path) -> None:
     refused = generate("native", "-p", "x", "--provider", "cuda", home=tmp_path)
     assert refused.returncode == 2

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 from golden.governor import FILE
 
-from helpers.core_build import ADDRESS, core_build
+from helpers.core_build import core_program
 from sol_rt.budget.governor import GovernorSettings, GovernorState, Reading, next_budget
 from sol_rt.errors import UsageError
 
 
 @pytest.fixture(scope="module")
 def program() -> Path:
-    return core_build("governor", sanitize=ADDRESS, operators=False) / "governor"
+    return core_program("governor")
 
 
 def run(program: Path, lines: Sequence[str]) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from helpers.core_build import ADDRESS, core_build
+from helpers.core_build import core_program
 
 _DRAWN = random.Random(7)
 _SEEDS = [0, 1, 42, 2**31, 2**32 - 1, 2**32, 2**32 + 1, 2**63 - 1, 2**63, 2**64 - 1]
@@ -17,7 +17,7 @@ _SEEDS = [0, 1, 42, 2**31, 2**32 - 1, 2**32, 2**32 + 1, 2**63 - 1, 2**63, 2**64 
 
 @pytest.fixture(scope="module")
 def program() -> Path:
-    return core_build("numpy_random", sanitize=ADDRESS, operators=False) / "numpy_random"
+    return core_program("numpy_random")
 
 
 @pytest.mark.parametrize("seed", [*_SEEDS, *(_DRAWN.getrandbits(bits) for bits in range(20, 65, 2))])

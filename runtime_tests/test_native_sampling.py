@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from helpers.core_build import ADDRESS, core_build
+from helpers.core_build import core_program
 from sol_rt.engine.distribution import Distribution
 from sol_rt.errors import UsageError
 from sol_rt.generate.generation_config import GenerationConfig
@@ -30,7 +30,7 @@ class Case(NamedTuple):
 
 @pytest.fixture(scope="module")
 def program() -> Path:
-    return core_build("sampling", sanitize=ADDRESS, operators=False) / "sampling"
+    return core_program("sampling")
 
 
 def drawn_by_python(case: Case) -> str:

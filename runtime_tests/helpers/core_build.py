@@ -38,6 +38,21 @@ def ort_library() -> Path:
     return found[0]
 
 
+slow = False
+"""True in runs that have slow tests; conftest.py sets it."""
+
+PROGRAMS = ("cores", "plan", "bundle_check", "governor", "numpy_random", "sampling")
+"""Test programs that run under sanitizers in runs that have slow tests."""
+
+
+def core_program(name: str) -> Path:
+    """Builds one of PROGRAMS and returns its path.
+
+    Under sanitizers only where slow tests run, too: the instrumented core takes minutes to compile.
+    """
+    return (core_build(name, sanitize=ADDRESS, operators=False) if slow else core_build(name)) / name
+
+
 @functools.cache
 def core_build(*targets: str, sanitize: str = "", operators: bool = True) -> Path:
     """Builds libraries and programs into build/, or what is out of date of them. Returns the folder.

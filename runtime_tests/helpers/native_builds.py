@@ -1,11 +1,12 @@
-"""Compiles in the background what tests of a whole run need:   python -m helpers.native_builds
+"""Compiles in the background what tests need:   python -m helpers.native_builds [core]
 
-`make test-all` starts it. A test waits for the build that it needs, and builds what it does not find: what fails here
-fails there again, in a test.
+`make test-all` starts it, and `make test` for `core` alone. A test waits for the build that it needs, and builds what
+it does not find: what fails here fails there again, in a test.
 """
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -15,7 +16,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from helpers import emulated_build, sanitized_build
-from helpers.core_build import ADDRESS, THREAD, core_build
+from helpers.core_build import ADDRESS, PROGRAMS, THREAD, core_build
 
 ENGINE = ("engine_steps", "golden", "session_calls")
 
@@ -34,13 +35,8 @@ def sanitized(sanitize: str) -> None:
 
 BUILDS: dict[str, Callable[[], object]] = {
     # in the order of the tests
-    "core": partial(core_build, "text_driver", "model_calls", *ENGINE),
-    "core-address-plain": partial(
-        core_build,
-        *("text_driver", "cores", "plan", "bundle_check", "governor", "numpy_random", "sampling", *ENGINE),
-        sanitize=ADDRESS,
-        operators=False,
-    ),
+    "core": partial(core_build, "text_driver", "model_calls", *PROGRAMS, *ENGINE),
+    "core-address-plain": partial(core_build, "text_driver", *PROGRAMS, *ENGINE, sanitize=ADDRESS, operators=False),
     "emulated": partial(emulated, races=False),
     "emulated, races": partial(emulated, races=True),
     "core-thread-plain": partial(core_build, *ENGINE, sanitize=THREAD, operators=False),
@@ -50,7 +46,8 @@ BUILDS: dict[str, Callable[[], object]] = {
 
 
 def main() -> None:
-    for name, build in BUILDS.items():
+    for name in sys.argv[1:] or BUILDS:
+        build = BUILDS[name]
         begin, ended = time.monotonic(), "built"
         try:
             build()
