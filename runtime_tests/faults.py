@@ -37,10 +37,10 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"  # threads of a library would not survi
 
 import torch._dynamo  # noqa: F401 - imported before the forks; AdamW imports it
 
-from helpers import full_disk
 from helpers.random_checkpoint import PRESETS, write_random_checkpoint
 from helpers.random_decoder import WEIGHTS
 from helpers.tiny_bundle import write_bundle
+from helpers.tools import preloaded
 from helpers.train_fixtures import CONFIG, make_bundle, make_text
 from sol_rt import SolModel
 from sol_rt.cli import main as sol_rt_main
@@ -626,7 +626,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, help="JSON file for the result")
     given = parser.parse_args()
     if given.full_disk and "FULL_DISK_PRELOADED" not in os.environ:
-        environment = {**os.environ, "LD_PRELOAD": str(full_disk.library()), "FULL_DISK_PRELOADED": "1"}
+        environment = {**os.environ, "LD_PRELOAD": str(preloaded("full_disk")), "FULL_DISK_PRELOADED": "1"}
         os.execve(sys.executable, [sys.executable, *sys.argv], environment)
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder, prepared(Path(folder)) as (place, hub):

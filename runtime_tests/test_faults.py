@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.tools import preloaded
 from sol_rt.ops import core_path
 
 pytest.importorskip("torch")
@@ -23,7 +24,7 @@ SCRIPT = Path(__file__).with_name("faults.py")
 @pytest.mark.parametrize("kind", ["--kill", "--full-disk"])
 def test_nothing_is_lost_and_nothing_is_left(kind: str, tmp_path: Path) -> None:
     if kind == "--full-disk":
-        pytest.importorskip("helpers.full_disk").library()  # skips without a compiler
+        preloaded("full_disk")  # skips without a compiler
     environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parent)}
     report = tmp_path / "faults.json"
     names = ["export", "pull", "calibrate", "chat", "trace", *(["session"] if core_path() else [])]
