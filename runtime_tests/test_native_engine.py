@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from helpers import full_disk
+from helpers import full_disk, no_network
 from helpers.core_build import ADDRESS, THREAD, core_build, ort_library
 from helpers.core_steps import Core
 from helpers.random_decoder import TRAITS, hf_config, screenable
@@ -265,6 +265,25 @@ def test_a_full_disk_keeps_the_old_session_file(folder: Path, tmp_path: Path) ->
         assert changes > 0 or [entry.name for entry in kept.iterdir()] == ["session"]
     assert changes > 0
     assert (kept / "session").stat().st_size > 1000
+
+
+def test_no_telemetry(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime 1.32 writes its telemetry's files as soon as it is used, and sends them seconds later."""
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
+    with Core(tmp_path / "results", **no_network.environment(tmp_path / "machine")) as core:
+        core.do(f"load {folder}")
+        core.do("engine")
+        core.do("forward k100-s100-q8 3 4 5")
+    assert not no_network.traces(tmp_path / "machine")
+
+
+def test_a_host_may_turn_telemetry_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if b"ORT_DISABLE_TELEMETRY" not in ort_library().read_bytes():
+        pytest.skip("this ONNX Runtime has no telemetry")
+    monkeypatch.setenv("ORT_DISABLE_TELEMETRY", "0")
+    with Core(tmp_path / "results", **no_network.environment(tmp_path / "machine")):
+        pass
+    assert no_network.traces(tmp_path / "machine")
 
 
 def test_weights_that_are_written_to_while_in_use(folder: Path, tmp_path: Path) -> None:

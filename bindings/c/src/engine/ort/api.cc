@@ -1,6 +1,7 @@
 #include "engine/ort/api.h"
 
 #include <cstdio>
+#include <cstdlib>
 
 #include "base/error.h"
 #include "base/file/file.h"
@@ -15,6 +16,7 @@ namespace sol_rt {
 namespace {
 
 constexpr const char* kEntry = "OrtGetApiBase";
+constexpr const char* kTelemetryOff = "ORT_DISABLE_TELEMETRY";
 constexpr const char* kExpected = "ONNX Runtime 1.23 or newer";
 
 #if defined(_WIN32)
@@ -60,6 +62,15 @@ GetApiBase Open(const std::string& name, std::string& reason) {
 GetApiBase InProcess() { return reinterpret_cast<GetApiBase>(dlsym(RTLD_DEFAULT, kEntry)); }
 #endif
 
+// ONNX Runtime 1.32 and newer writes files and calls home from its first environment on. A value that the host has set stands.
+void TurnOffTelemetry() {
+#ifdef _WIN32
+  if (std::getenv(kTelemetryOff) == nullptr) _putenv_s(kTelemetryOff, "1");
+#else
+  setenv(kTelemetryOff, "1", 0);
+#endif
+}
+
 // In an error: longer than other values, as its end tells files apart.
 std::string PathText(const std::string& path) { return Quoted(Cut(path, 400)); }
 
@@ -76,6 +87,7 @@ std::string In(const OrtApiBase* base) {
 }  // namespace
 
 const OrtApiBase* FindOrt(const void* base, const std::string& name) {
+  TurnOffTelemetry();
   if (base != nullptr) return static_cast<const OrtApiBase*>(base);
   std::string reason;
   GetApiBase entry = nullptr;

@@ -16,8 +16,8 @@ constexpr uint32_t kOrtApi = 21;      // of the C API: functions of newer versio
 constexpr int kOldestMinor = 23;      // ONNX Runtime 1.23 is the oldest that reads the graphs of a bundle (opset 23)
 constexpr int kOldestForBodies = 27;  // before 1.27 a graph with two bodies of one operator is refused
 
-// Finds ONNX Runtime: `base` if it is given, else in the library `name`, else in the process, else under the system's usual name. Throws
-// SOL_ERROR_RUNTIME if there is none.
+// Finds ONNX Runtime: `base` if it is given, else in the library `name`, else in the process, else under the system's usual name. Its
+// telemetry is off unless the environment variable ORT_DISABLE_TELEMETRY says otherwise. Throws SOL_ERROR_RUNTIME if there is none.
 const OrtApiBase* FindOrt(const void* base, const std::string& name);
 
 // Its functions. Throws SOL_ERROR_RUNTIME if it is too old, or if it no longer has this version of them.
