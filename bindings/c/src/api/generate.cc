@@ -39,7 +39,10 @@ std::vector<std::pair<std::string, nlohmann::json>> Settings(const sol_generate_
     if (value >= 0) settings.emplace_back(name, value);
   };
   count("max_new_tokens", options.max_new_tokens);
-  if (options.do_sample >= 0) settings.emplace_back("do_sample", options.do_sample != 0);
+  if (options.do_sample > 1) {
+    UsageFault("sol_generate_options: do_sample: got " + std::to_string(options.do_sample) + ", expected 0 or 1, or a negative number for the model's own");
+  }
+  if (options.do_sample >= 0) settings.emplace_back("do_sample", options.do_sample == 1);
   number("temperature", options.temperature);
   count("top_k", options.top_k);
   number("top_p", options.top_p);
@@ -49,6 +52,9 @@ std::vector<std::pair<std::string, nlohmann::json>> Settings(const sol_generate_
   number("frequency_penalty", options.frequency_penalty);
   count("seed", options.seed);
   count("top_logprobs", options.top_logprobs);
+  if (options.num_logit_bias > 0) RequirePointer(options.logit_bias, "sol_generate_options: logit_bias");
+  if (options.num_stop_strings > 0) RequirePointer(options.stop_strings, "sol_generate_options: stop_strings");
+  if (options.num_end_tokens > 0) RequirePointer(options.end_tokens, "sol_generate_options: end_tokens");
   if (options.logit_bias != nullptr) {
     nlohmann::json biases = nlohmann::json::object();
     for (size_t i = 0; i < options.num_logit_bias; ++i) {

@@ -515,6 +515,7 @@ void TestBadCalls(const Host& host) {
   token.size = sizeof token;
   CHECK_FAILS(SOL_ERROR_USAGE, "sol_session_start first", sol_session_next(other, &token));
   CHECK_FAILS(SOL_ERROR_USAGE, "NULL", sol_session_save(other, nullptr));
+  CHECK_FAILS(SOL_ERROR_BUNDLE, "/a\xef\xbf\xbd/b", sol_session_restore(other, (host.folder + "/a\xe9/b").c_str()));  // not UTF-8
   const struct {
     const char* words;
     std::function<void(sol_generate_options&)> change;
@@ -523,6 +524,10 @@ void TestBadCalls(const Host& host) {
       {"temperature: got -1.0, expected a number from 0", [](auto& o) { o.temperature = -1; }},
       {"top_p: got 1.5, expected a number from 0 to 1", [](auto& o) { o.top_p = 1.5; }},
       {"repetition_penalty: got 0.0, expected a number over 0", [](auto& o) { o.repetition_penalty = 0; }},
+      {"sol_generate_options: do_sample: got 77, expected 0 or 1, or a negative number for the model's own", [](auto& o) { o.do_sample = 77; }},
+      {"sol_generate_options: stop_strings: got NULL, expected a pointer", [](auto& o) { o.stop_strings = nullptr, o.num_stop_strings = 1; }},
+      {"sol_generate_options: logit_bias: got NULL, expected a pointer", [](auto& o) { o.logit_bias = nullptr, o.num_logit_bias = 1; }},
+      {"sol_generate_options: end_tokens: got NULL, expected a pointer", [](auto& o) { o.end_tokens = nullptr, o.num_end_tokens = 1; }},
       {"top_logprobs: got 21, expected a whole number from 0 to 20", [](auto& o) { o.top_logprobs = 21; }},
       {"--budget: got 1.5", [](auto& o) { o.budget = 1.5; }},
       {"contradict", [](auto& o) { o.budget = 0.5, o.max_loss = 0.01; }},
