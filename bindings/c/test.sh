@@ -47,7 +47,7 @@ if command -v pkg-config >/dev/null; then
   PKG_CONFIG_PATH=$(dirname "$(find "$prefix" -name sol_rt.pc)")
   export PKG_CONFIG_PATH
   # shellcheck disable=SC2046
-  cc "$host/generate.c" -o "$host/plain" $(pkg-config --define-variable=prefix="$prefix" --cflags --libs sol_rt)
+  cc "$host/generate.c" -o "$host/plain" $(pkg-config --cflags --libs sol_rt)
   programs="$programs $host/plain"
 fi
 LD_LIBRARY_PATH=$(dirname "$(find "$prefix" -name libsol_rt.so)")
@@ -55,5 +55,12 @@ export LD_LIBRARY_PATH
 for program in $programs; do
   "$program" "$SOL_TEST_ORT" "$SOL_TEST_BUNDLE" "Once upon a time" 0.5 >"$host/text"
   [ -s "$host/text" ] || { echo "error: $program wrote nothing" >&2; exit 1; }
+done
+for budget in abc 0.5x 1.5 ""; do
+  for program in $programs; do
+    code=0
+    "$program" "$SOL_TEST_ORT" "$SOL_TEST_BUNDLE" "Once upon a time" "$budget" 2>"$host/error" || code=$?
+    [ "$code" = 2 ] && [ "$(wc -l <"$host/error")" = 1 ] || { echo "error: $program took the budget '$budget', code $code" >&2; exit 1; }
+  done
 done
 echo "hosts built and run: $(echo "$programs" | wc -w)"

@@ -1,6 +1,7 @@
 // A small host: loads a bundle, streams an answer, and stops at Ctrl-C. Arguments: ONNX Runtime's library, the bundle's folder, a question, a budget.
 //   cc generate.c $(pkg-config --cflags --libs sol_rt) -o generate
 //   ./generate /PATH/libonnxruntime.so.1.23.2 BUNDLES/smollm2-135m "Why is the sky blue?" 0.6
+#include <math.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -44,11 +45,22 @@ static int32_t* encode(const sol_model* model, int chat, const char* question, s
   return NULL;
 }
 
+// Reads a budget; returns whether the text is one.
+static int read_budget(const char* text, double* budget) {
+  char* end = NULL;
+  *budget = strtod(text, &end);
+  const int is_share = end != text && *end == '\0' && *budget >= 0 && *budget <= 1;
+  if (!is_share) fprintf(stderr, "error: budget: got %s, expected a share of the dense cost from 0 to 1\n", text);
+  return is_share;
+}
+
 int main(int argc, char** argv) {
   if (argc < 4) {
     fprintf(stderr, "usage: %s ONNXRUNTIME BUNDLE QUESTION [BUDGET]\n", argv[0]);
     return 2;
   }
+  double budget = NAN;  // not asked for
+  if (argc > 4 && !read_budget(argv[4], &budget)) return 2;
   sol_runtime_options runtime_options;
   sol_runtime_options_init(&runtime_options, sizeof runtime_options);
   runtime_options.ort_library = argv[1];
@@ -68,7 +80,7 @@ int main(int argc, char** argv) {
   sol_generate_options options;
   sol_generate_options_init(&options, sizeof options);
   options.max_new_tokens = 200;
-  if (argc > 4) options.budget = atof(argv[4]);
+  options.budget = budget;
   sol_result result = {.size = sizeof result};
   signal(SIGINT, on_interrupt);
   const sol_code code = report(sol_session_generate(session, prompt, count, &options, on_token, NULL, &result));
