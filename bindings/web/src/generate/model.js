@@ -10,6 +10,7 @@ import { Engine } from "../engine/engine.js";
 import { PolicySession } from "../engine/policy_session.js";
 import { Runtime } from "../engine/runtime.js";
 import { UsageError, brief } from "../errors.js";
+import { withoutContent } from "../text/user_text.js";
 import { Stream } from "./decoder.js";
 import { SETTINGS, modelDefaults, updated } from "./generation_config.js";
 
@@ -195,7 +196,13 @@ export class SolModel {
         }
       }
       const user = this.tokenizer.markedMessages(prompt);
-      tokens = this.tokenizer.encodeRendered(template.render(user.marked), user);
+      const rendered = template.render(user.marked);
+      const own = this.tokenizer.specialIn(template.render(withoutContent(prompt)));
+      if (JSON.stringify(this.tokenizer.specialIn(rendered)) !== JSON.stringify(own)) {
+        const got = "text that the chat template turns into special tokens, or that changes which ones it writes";
+        throw new UsageError(`messages: got ${got}; leave out what reads like one, or escapes one`);
+      }
+      tokens = this.tokenizer.encodeRendered(rendered, user);
     } else {
       tokens = [...prompt];
       const bad = tokens.findIndex((token) => !Number.isInteger(token) || token < 0 || token >= vocab_size);

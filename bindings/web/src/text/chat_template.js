@@ -2,18 +2,26 @@
 import { Template } from "@huggingface/jinja";
 
 import { BundleError, SolError, UsageError, oneLine } from "../errors.js";
+import { BoundedInterpreter } from "./bounded_interpreter.js";
 
 export const FILE = "chat_template.jinja";
 export const CONFIG_FILE = "tokenizer_config.json";
+const LONGEST = 1 << 18; // characters of a template's source; usual ones have some thousands
+const LONGEST_BLANK = 200; // characters of white space in a row, over which the library's search takes quadratic time
 
 /** A compiled template and the special tokens that it may name. */
 export class ChatTemplate {
   /**
+   * Compiles a template. Throws SolError if it does not parse, or is too long.
    * @param {string} source
    * @param {Record<string, string>} variables values that every rendering sees, such as `bos_token`
    */
   constructor(source, variables) {
     this.variables = variables;
+    if (source.length > LONGEST) throw failed(`got ${source.length} characters, expected at most ${LONGEST}`);
+    if (new RegExp(`\\s{${LONGEST_BLANK + 1}}`).test(source)) {
+      throw failed(`got more than ${LONGEST_BLANK} characters of white space in a row, expected fewer`);
+    }
     try {
       this.template = new Template(source);
     } catch (error) {
@@ -42,14 +50,15 @@ export class ChatTemplate {
   }
 
   /**
-   * Renders a conversation as a prompt, which ends where the assistant's answer begins.
+   * Renders a conversation as a prompt, which ends where the assistant's answer begins. Throws SolError where the template
+   * fails, takes more than 1 s, or writes more than 4 times the conversation's characters and 262,144 more.
    * @param {{role: string, content: unknown}[]} messages
    * @returns {string}
    */
   render(messages) {
     const values = { tools: null, documents: null, ...this.variables, messages, add_generation_prompt: true };
     try {
-      return this.template.render(values);
+      return new BoundedInterpreter(values).render(this.template);
     } catch (error) {
       throw failed(error);
     }

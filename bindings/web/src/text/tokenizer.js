@@ -8,6 +8,9 @@ export const FILE = "tokenizer.json";
 const REPLACEMENT = "\ufffd";
 const UTF8_LENGTH = 4;
 const CONTEXT = 6;
+/** How `ByteLevel` splits a text. */
+const WORDS = String.raw`'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+`;
+const SPACE = /\p{White_Space}/u;
 
 /** @typedef {{id: number, content: string, special: boolean, lstrip: boolean, rstrip: boolean}} AddedToken */
 
@@ -27,7 +30,8 @@ export class Tokenizer {
       special: token.special || endIds.includes(token.id),
     }));
     this.special = new Map(added.filter((token) => token.special && token.content).map((token) => [token.id, token]));
-    this.json = { ...json, added_tokens: added, truncation: null, padding: null };
+    const pre_tokenizer = asInPython(json.pre_tokenizer ?? null);
+    this.json = { ...json, pre_tokenizer, added_tokens: added, truncation: null, padding: null };
     this.withSpecial = library(this.json);
     // without special tokens in the list, those that are written in a text are plain text
     this.plainJson = { ...this.json, added_tokens: added.filter((token) => !token.special) };
@@ -36,9 +40,10 @@ export class Tokenizer {
     const controls = [...this.special.values()].filter((token) => token.content !== unknown || endIds.includes(token.id));
     this.controls = new Set(controls.map((token) => token.id));
     const contents = [...this.special.values()].map((token) => token.content).sort((a, b) => b.length - a.length);
-    const escaped = contents.map((content) => content.replaceAll(/[.*+?^${}()|[\]\\]/g, "\\$&"));
-    this.splitter = contents.length > 0 ? new RegExp(`(${escaped.join("|")})`, "u") : null;
+    this.splitter = contents.length > 0 ? new RegExp(`(${contents.map(escaped).join("|")})`, "u") : null;
     this.byContent = new Map([...this.special.values()].map((token) => [token.content, token]));
+    const shown = contents.map((content) => content.trim()).filter(Boolean).sort((a, b) => b.length - a.length);
+    this.finder = shown.length > 0 ? new RegExp(shown.map(escaped).join("|"), "gu") : null;
   }
 
   /**
@@ -86,6 +91,14 @@ export class Tokenizer {
   }
 
   /**
+   * The special tokens that are written in a text, in order.
+   * @param {string} text
+   */
+  specialIn(text) {
+    return this.finder === null ? [] : (text.match(this.finder) ?? []);
+  }
+
+  /**
    * The token ids of a prompt that a chat template rendered from `user.marked`. Special tokens of the template become
    * those tokens; what came from the messages is plain text.
    * @param {string} rendered
@@ -103,8 +116,8 @@ export class Tokenizer {
         continue;
       }
       let piece = user.restored(pieces[i]);
-      if (i + 1 < pieces.length && this.byContent.get(pieces[i + 1])?.lstrip) piece = piece.trimEnd();
-      if (i > 0 && this.byContent.get(pieces[i - 1])?.rstrip) piece = piece.trimStart();
+      if (i + 1 < pieces.length && this.byContent.get(pieces[i + 1])?.lstrip) piece = stripped(piece, 0);
+      if (i > 0 && this.byContent.get(pieces[i - 1])?.rstrip) piece = stripped(piece, 1);
       if (piece === "") continue;
       for (const id of this.#plainIds(piece, i === 0)) ids.push(id); // as arguments of one call they may be too many
     }
@@ -154,6 +167,39 @@ export class Tokenizer {
   stream(context) {
     return new TextStream(this, context);
   }
+}
+
+/** @param {string} text */
+function escaped(text) {
+  return text.replaceAll(/[.*+?^${}()|[\]\\]/g, "\\$&");
+}
+
+/**
+ * A text without the white space at its end, or at its beginning, as Python's tokenizers take it.
+ * @param {string} text
+ * @param {0 | 1} side 1 for the beginning
+ */
+function stripped(text, side) {
+  let [from, to] = [0, text.length];
+  if (side === 0) while (to > from && SPACE.test(text[to - 1])) to -= 1;
+  else while (from < to && SPACE.test(text[from])) from += 1;
+  return text.slice(from, to);
+}
+
+/**
+ * A pre-tokenizer that splits as Python's does where the library's own pattern differs: JavaScript's `\s` has U+FEFF and
+ * lacks U+0085, and its `\d` has no digits but 0 to 9.
+ * @param {any} pre
+ * @returns {any}
+ */
+function asInPython(pre) {
+  const split = (/** @type {string} */ Regex) => ({ type: "Split", pattern: { Regex }, behavior: "Isolated", invert: false });
+  if (pre?.type === "Sequence") return { ...pre, pretokenizers: pre.pretokenizers.map(asInPython) };
+  if (pre?.type === "Digits") return split(pre.individual_digits ? "\\p{N}" : "\\p{N}+");
+  if (pre?.type !== "ByteLevel" || pre.use_regex === false) return pre;
+  const space = { type: "Replace", pattern: { Regex: "\\A[^ ]" }, content: " $&" };
+  const bytes = { ...pre, use_regex: false, add_prefix_space: false };
+  return { type: "Sequence", pretokenizers: [...(pre.add_prefix_space ? [space] : []), split(WORDS), bytes] };
 }
 
 /** @param {any} json */

@@ -4,12 +4,18 @@
  * The content of messages is text, whatever it says. So before a template is rendered, one character of every special
  * token in the messages is replaced by a mark: a character of a private-use plane that the messages do not have. The
  * end of a text gets a mark where it may begin a special token, and the beginning where it may end one, because a
- * template may join texts.
+ * template may join texts. So does U+FEFF, which is white space to JavaScript, and would be stripped, but not to Python.
+ *
+ * A template may also rewrite texts, so that other characters become a special token. So it renders a second conversation,
+ * in which every character of the contents is another one: `withoutContent`. Its special tokens are the template's own. A
+ * prompt that has others is refused. What a template writes of a message's other fields is not checked in this way.
  */
 import { UsageError } from "../errors.js";
 
 const FIRST_MARK = 0xf0000;
 const LAST_MARK = 0x10ffff;
+const NOTHING = "\ue000"; // a private-use character of another plane
+const VISIBLE = /[^\s\x1c-\x1f\x85]|\ufeff/gu; // to Python
 
 /** Marks special tokens in the values of a rendering. */
 export class UserText {
@@ -61,10 +67,10 @@ export class UserText {
 
   /** @param {string} text */
   #withMarks(text) {
-    if (this.pattern === null) return text;
     /** @type {Set<number>} */
     const places = new Set();
-    for (const found of text.matchAll(this.pattern)) places.add(found.index);
+    for (const found of text.matchAll(/\ufeff/g)) places.add(found.index);
+    for (const found of this.pattern === null ? [] : text.matchAll(this.pattern)) places.add(found.index);
     // templates strip texts before they join them
     const [left, right] = [text.length - text.trimStart().length, text.trimEnd().length];
     const [end, beginning] = [text.slice(Math.max(left, right - this.longest), right), text.slice(left, left + this.longest)];
@@ -94,6 +100,28 @@ export class UserText {
     }
     return mark;
   }
+}
+
+/**
+ * The messages with all characters of their contents but white space replaced by one that means nothing.
+ * @template {object} T
+ * @param {T[]} messages
+ * @returns {T[]}
+ */
+export function withoutContent(messages) {
+  return messages.map((message) => ("content" in message ? { ...message, content: blank(message.content) } : message));
+}
+
+/**
+ * @param {any} value
+ * @returns {any}
+ */
+function blank(value) {
+  if (typeof value === "string") return value.replaceAll(VISIBLE, NOTHING);
+  if (Array.isArray(value)) return value.map(blank);
+  if (value === null || typeof value !== "object") return value;
+  // the type of a part decides what a template does with it
+  return Object.fromEntries(Object.entries(value).map(([key, item]) => [key, key === "type" ? item : blank(item)]));
 }
 
 /**
