@@ -132,6 +132,21 @@ test("a bundle with a graph or a policy that ONNX Runtime cannot bear", { skip }
   await model.close();
 });
 
+test("telemetry of onnxruntime-node is off, unless it is asked for", async () => {
+  const kept = process.env.ORT_DISABLE_TELEMETRY;
+  try {
+    for (const [given, expected] of [[undefined, "1"], ["0", "0"]]) {
+      delete process.env.ORT_DISABLE_TELEMETRY;
+      if (given !== undefined) process.env.ORT_DISABLE_TELEMETRY = given;
+      await Runtime.open();
+      assert.equal(process.env.ORT_DISABLE_TELEMETRY, expected);
+    }
+  } finally {
+    delete process.env.ORT_DISABLE_TELEMETRY;
+    if (kept !== undefined) process.env.ORT_DISABLE_TELEMETRY = kept;
+  }
+});
+
 test("weights that could not be made take no memory", { skip }, async () => {
   const entry = (/** @type {string} */ key, /** @type {string} */ value) => field(13, joined(field(1, key), field(2, value)));
   const place = [entry("location", "layers.0.up.8.float32"), entry("length", "2000000000")];

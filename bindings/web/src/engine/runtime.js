@@ -50,6 +50,7 @@ export class Runtime {
       return new Runtime(loaded, "webgpu", adapter.features.has("shader-f16"));
     }
     if (provider === "cpu" || (provider === "auto" && inNode)) {
+      if (inNode) process.env.ORT_DISABLE_TELEMETRY ??= "1"; // onnxruntime-node of 1.32 and newer writes files and calls home
       try {
         return new Runtime(ort ?? (await imported("cpu", () => import(/** @type {string} */ ("onnxruntime-node")))), "cpu", true);
       } catch (error) {
