@@ -166,11 +166,13 @@ find("prompt").addEventListener("keydown", (event) => {
   }
 });
 
-// `?bundle=/bundles/NAME` loads at once; `serve.js` names its bundles
+// `?bundle=/bundles/NAME` loads at once, but only from here: a link must not load what another host has; `serve.js` names its bundles
 const wanted = new URLSearchParams(location.search).get("bundle");
 if (wanted !== null) {
   find("url").value = wanted;
-  load(wanted);
+  const place = URL.canParse(wanted, document.baseURI) ? new URL(wanted, document.baseURI) : location; // `load` says what is wrong
+  if (place.origin === location.origin) load(wanted);
+  else say(`This link names a bundle of ${place.host || place.protocol}. Press Load if you trust it.`);
 } else {
   const names = await fetch("/bundles.json").then((response) => response.json(), () => []);
   if (names.length > 0) find("url").value = `/bundles/${names[0]}`;

@@ -32,7 +32,8 @@ export function pageServer(bundles, onRequest) {
     }
     onRequest?.(path);
     if (path === "/") {
-      response.writeHead(302, { Location: "/page/" }).end();
+      const { search } = new URL(request.url ?? "/", "http://localhost");
+      response.writeHead(302, { Location: `/page/${search}` }).end();
       return;
     }
     if (path === "/bundles.json") {

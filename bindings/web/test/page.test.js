@@ -14,6 +14,15 @@ const golden = process.env.SOL_RT_GOLDEN ?? fileURLToPath(new URL("../../../runt
 const bundle = `${golden}/tiny`;
 const skip = (await missingBrowser()) || (existsSync(bundle) ? false : "runtime_tests/golden is not there");
 
+test("the server keeps the query of its first page", async () => {
+  const server = pageServer({});
+  await new Promise((resolve) => server.listen(0, "127.0.0.1", () => resolve(undefined)));
+  const url = `http://localhost:${/** @type {any} */ (server.address()).port}`;
+  const locations = ["/", "/?bundle=/bundles/tiny"].map((path) => fetch(url + path, { redirect: "manual" }).then((answer) => answer.headers.get("location")));
+  assert.deepEqual(await Promise.all(locations), ["/page/", "/page/?bundle=/bundles/tiny"]);
+  await new Promise((resolve) => server.close(resolve));
+});
+
 test("the page", { skip }, async (t) => {
   const opened = await openBrowser({ tiny: bundle });
   t.after(() => opened.close());
@@ -87,6 +96,23 @@ test("the page", { skip }, async (t) => {
     await page.reload();
     await page.waitForSelector("#panel:not([hidden])", { timeout: 60_000 });
     assert.deepEqual(opened.asked.filter((path) => path.startsWith("/bundles/")), ["/bundles/tiny/sol_config.json"]);
+  });
+
+  await t.test("does not load a bundle of another host by a link", async () => {
+    /** @type {string[]} */
+    const asked = [];
+    const other = await opened.browser.newPage();
+    other.on("request", (request) => asked.push(request.url()));
+    await other.goto(`${opened.url}/?bundle=${encodeURIComponent("http://127.0.0.1:9/bundles/tiny")}`);
+    await other.waitForFunction(() => document.querySelector("#state")?.textContent !== "");
+    assert.equal(await other.textContent("#state"), "This link names a bundle of 127.0.0.1:9. Press Load if you trust it.");
+    assert.equal(await other.inputValue("#url"), "http://127.0.0.1:9/bundles/tiny");
+    assert.deepEqual(asked.filter((url) => !url.startsWith(opened.url)), []);
+    await other.selectOption("#provider", "wasm");
+    await other.click("#by-url button");
+    await other.waitForSelector("#state.error");
+    assert.deepEqual(asked.filter((url) => !url.startsWith(opened.url)), ["http://127.0.0.1:9/bundles/tiny/sol_config.json"]);
+    await other.close();
   });
 
   await t.test("loads where the browser has no room to keep anything", async () => {
