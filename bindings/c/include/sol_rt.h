@@ -86,7 +86,8 @@ typedef struct sol_runtime_options {
 } sol_runtime_options;
 
 SOL_RT_API void sol_runtime_options_init(sol_runtime_options* options, uint32_t size);
-SOL_RT_API sol_error* sol_runtime_create(const sol_runtime_options* options, sol_runtime** runtime);  // `options` may be NULL
+// Opens ONNX Runtime. Sets the environment variable ORT_DISABLE_TELEMETRY to 1, unless it has a value. `options` may be NULL.
+SOL_RT_API sol_error* sol_runtime_create(const sol_runtime_options* options, sol_runtime** runtime);
 SOL_RT_API void sol_runtime_release(sol_runtime* runtime);
 SOL_RT_API const char* sol_runtime_ort_version(const sol_runtime* runtime);  // as "1.23.0"
 
