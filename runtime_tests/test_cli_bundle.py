@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from helpers import no_network
 from helpers.program import started
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import CONFIG_NAME
@@ -713,3 +714,42 @@ def test_ctrl_c_in_chat_stops_the_answer_not_the_program(endless: Path) -> None:
             pass
         assert process.wait(60) == 0
     os.close(master)
+
+
+TELEMETRY = "ORT_DISABLE_TELEMETRY"
+
+
+def alone(folder: Path) -> dict[str, str]:
+    """The environment of a user who has set nothing, with empty folders in `folder`, and without a network."""
+    kept = {name: value for name, value in os.environ.items() if name != TELEMETRY}
+    return {**kept, **no_network.environment(folder)}
+
+
+@pytest.mark.parametrize("argv", [("generate", "-p", "a", "-n", "4"), ("inspect",)], ids=lambda argv: argv[0])
+def test_a_command_writes_under_its_home_alone_and_asks_no_network(argv: tuple[str, ...], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "sol_rt", *argv]
+    subprocess.run(command, env=alone(tmp_path / "machine"), stdin=subprocess.DEVNULL, check=True, timeout=60)
+    assert no_network.traces(tmp_path / "machine") == []  # $SOL_RT_HOME is elsewhere
+
+
+@pytest.mark.slow
+def test_a_program_that_stays_open_asks_no_network(tmp_path: Path) -> None:
+    command, environment = [sys.executable, "-m", "sol_rt", "chat", "-n", "4"], alone(tmp_path / "machine")
+    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin
+        assert process.stdout
+        process.stdin.write(b"a\n")
+        process.stdin.flush()
+        process.stdout.readline()
+        time.sleep(12)  # telemetry of ONNX Runtime looks for its server after 9
+        process.stdin.close()
+        assert process.wait(60) == 0
+    assert no_network.traces(tmp_path / "machine") == []
+
+
+def test_telemetry_that_the_user_turned_on_stays_on() -> None:
+    program = f"import os, sol_rt; print(os.environ[{TELEMETRY!r}])"
+    environment = {name: value for name, value in os.environ.items() if name != TELEMETRY}
+    for given, expected in (({}, "1"), ({TELEMETRY: "0"}, "0")):
+        command = [sys.executable, "-c", program]
+        assert subprocess.check_output(command, env={**environment, **given}, text=True).strip() == expected

@@ -11,6 +11,7 @@ Names are imported when first used: `import sol_rt` alone loads neither ONNX Run
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from sol_rt.generate.generation_config import GenerationConfig
     from sol_rt.generate.model import SolModel
     from sol_rt.generate.results import GeneratedToken, Generation, Scores
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime reads it once, when it is imported
 
 __version__ = "0.1.0"  # the build back end and the exporter read the version from here
 
