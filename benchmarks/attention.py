@@ -17,12 +17,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from sol_rt.bundle.config import PAGE_SIZE, KvLayout
 from sol_rt.export.graphs.functions.attention_shape import AttentionShape
 from sol_rt.ops import library_path
+
+import onnxruntime as ort
 
 EVICTED_BYTES = 96 << 20
 SINKS = 4

@@ -15,11 +15,12 @@ import argparse
 import time
 
 import numpy as np
-import onnxruntime as ort
 from peer_report import quartiles, rotated
 
 from sol_rt import SolModel
 from sol_rt.engine.hardware import processor_name
+
+import onnxruntime as ort
 
 
 def main() -> None:

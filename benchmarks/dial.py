@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from peer_report import machine, quartiles
 
 from sol_rt import SolModel
@@ -32,6 +31,8 @@ from sol_rt.engine.engine import Engine
 from sol_rt.evaluation.quality.perplexity import perplexity
 from sol_rt.store.home import find_bundle
 from sol_rt.store.progress import silent
+
+import onnxruntime as ort
 
 SETTINGS: tuple[tuple[str, dict[str, float]], ...] = (
     ("`--budget 1.0`, dense", {"budget": 1.0}),

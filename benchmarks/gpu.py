@@ -27,7 +27,6 @@ from typing import NamedTuple
 import gpu_attention
 import gpu_limits
 import numpy as np
-import onnxruntime as ort
 
 from sol_rt import SolModel, __version__
 from sol_rt.budget.cost.bytes_model import BytesCost
@@ -42,6 +41,8 @@ from sol_rt.engine.engine import Engine
 from sol_rt.errors import ProviderError, SolError, UsageError
 from sol_rt.evaluation.speed.bench import Bench, plan
 from sol_rt.store.home import find_bundle
+
+import onnxruntime as ort
 
 _ENGINES = ("kernels", "bodies")
 _LEVELS = 64

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from attention import SINKS, attention_node, attention_shape
 from gpu_limits import Wait
 from onnx import ModelProto, TensorProto, helper
@@ -18,6 +17,8 @@ from sol_rt.engine.providers import Provider
 from sol_rt.engine.signature import GATHER_CAPACITY
 from sol_rt.export.graphs.functions.attention import sparse_attention
 from sol_rt.export.graphs.nodes import IR_VERSION, OPSETS
+
+import onnxruntime as ort
 
 LAYERS = 8
 """Number of layers. Each has its own KV cache, so that no layer finds its keys in a hardware cache."""

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from node_costs import node_cost
 from onnx import NodeProto, TensorProto, helper
 
@@ -25,6 +24,8 @@ from sol_rt.bundle.bundle import Bundle
 from sol_rt.engine import hardware
 from sol_rt.engine.engine import Engine
 from sol_rt.engine.providers import Provider
+
+import onnxruntime as ort
 
 _COPY_BYTES = 512 << 20
 _SOFTWARE_COPY_BYTES = 64 << 20

@@ -24,11 +24,12 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from onnx import TensorProto, helper
 from peer_report import quartiles
 
 from sol_rt.ops import library_path
+
+import onnxruntime as ort
 
 HIDDEN, INNER, VOCAB, QKV, LAYERS = 576, 1536, 49152, 960, 30
 MODELS = {"135M": (HIDDEN, INNER, LAYERS), "1.5B": (1536, 8960, 5)}  # hidden size, intermediate size, layers measured

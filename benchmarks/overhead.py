@@ -19,7 +19,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from peer_report import quartiles
 
 from sol_rt import SolModel
@@ -30,6 +29,8 @@ from sol_rt.budget.schedules.uniform import UniformSchedule
 from sol_rt.bundle.actions import Action
 from sol_rt.engine.engine import Engine
 from sol_rt.engine.hardware import processor_name
+
+import onnxruntime as ort
 
 
 class Clock:

@@ -16,7 +16,6 @@ import sys
 import warnings
 from pathlib import Path
 
-import onnxruntime as ort
 from peer_report import machine
 
 from sol_rt import Generation, QualityWarning, SolModel
@@ -25,6 +24,8 @@ from sol_rt.budget.losses import share_of_nats
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.engine.engine import Engine
 from sol_rt.store.home import find_bundle
+
+import onnxruntime as ort
 
 QUESTIONS = (
     "What is the capital of Italy?",

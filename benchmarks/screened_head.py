@@ -24,7 +24,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from onnx import TensorProto, helper
 
 from sol_rt.bundle.actions import Action
@@ -41,6 +40,8 @@ from sol_rt.export.sources.decoder import Decoder, from_hf_config
 from sol_rt.export.sources.folder.hf_checkpoint import read_json
 from sol_rt.generate.model import SolModel
 from sol_rt.ops import library_path
+
+import onnxruntime as ort
 
 _WINDOW, _ROWS, _FITTED, _TOP_K = 512, 64, 2, 40
 _TYPES = {"uint8": TensorProto.UINT8, "int8": TensorProto.INT8, "float16": TensorProto.FLOAT16}

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import onnxruntime as ort
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -17,6 +16,8 @@ from helpers.packages import missing_packages
 from sol_rt.bundle.config import CONFIG_NAME
 from sol_rt.engine.providers import start_pool
 from sol_rt.store.home import checkpoints_dir
+
+import onnxruntime as ort
 
 # Before torch is imported: its matrix products then add in one order on Intel's processors with AVX-512 and without.
 # Where two old tokens have equal scores but for the last bit, reference and engine then keep the same one.

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -36,6 +35,8 @@ from sol_rt.export.graphs.functions.attention import sparse_attention
 from sol_rt.export.graphs.functions.attention_shape import AttentionShape
 from sol_rt.export.graphs.nodes import IR_VERSION, OPSETS
 from sol_rt.ops import library_path
+
+import onnxruntime as ort
 
 ONE_OPERATOR = 1e-5
 ONE_CODE = 4e-5

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 
 from helpers.tiny_bundle import seal, write_bundle
@@ -23,6 +22,8 @@ from sol_rt.bundle.verify import verify_bundle
 from sol_rt.engine.engine import Engine
 from sol_rt.errors import BundleError, NumericError, UsageError
 from sol_rt.store import home
+
+import onnxruntime
 
 GRAPH = "model.q8.onnx"
 

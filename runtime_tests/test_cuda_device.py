@@ -15,11 +15,12 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 
 from helpers.operator_tests import copy_of
 from sol_rt.ops import library_path
+
+import onnxruntime as ort
 
 TESTS = Path(__file__).resolve().parent
 LIBRARY = library_path("cuda")

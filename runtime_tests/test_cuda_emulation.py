@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 from onnx import helper
 
@@ -34,6 +33,8 @@ from sol_rt.engine.hardware import Gpu
 from sol_rt.engine.providers import Provider
 from sol_rt.errors import ProviderError
 from sol_rt.ops import library_path
+
+import onnxruntime as ort
 
 pytestmark = [
     pytest.mark.slow,

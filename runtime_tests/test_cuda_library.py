@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 from test_ops_matmul import Nested, matmul_model
@@ -17,6 +16,8 @@ from sol_rt.engine import providers
 from sol_rt.engine.gpu import cuda
 from sol_rt.errors import ProviderError
 from sol_rt.ops import library_path
+
+import onnxruntime as ort
 
 LIBRARY = library_path("cuda")
 pytestmark = pytest.mark.skipif(LIBRARY is None, reason="the CUDA operators are not built: no nvcc, or SOL_CUDA=OFF")

@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 
 from helpers.main_memory import MainMemory
@@ -19,6 +18,8 @@ from sol_rt.engine.gpu.cuda_memory import Block, CudaDriver
 from sol_rt.engine.gpu.device_memory import CudaMemory, DeviceMemory
 from sol_rt.engine.hardware import Gpu
 from sol_rt.errors import DeviceError, ProviderError, one_line
+
+import onnxruntime as ort
 
 COMPILER = shutil.which("c++")
 SOURCE = Path(__file__).parent / "native" / "cuda_driver.cc"

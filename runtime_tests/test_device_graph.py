@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -41,6 +40,8 @@ from sol_rt.engine.kv_cache import KvCache
 from sol_rt.engine.providers import Provider
 from sol_rt.engine.signature import CHANNEL_INPUTS, SPARSE_DIMS
 from sol_rt.errors import DeviceError, ProviderError
+
+import onnxruntime as ort
 
 PROMPT = list(range(20, 50))
 TOKENS = range(7, 86, 6)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 from onnx import TensorProto
 
@@ -19,6 +18,8 @@ from sol_rt.bundle.bits import MIXED
 from sol_rt.bundle.config import TensorEntry, Variant
 from sol_rt.export.graphs.graph import LayerShapes, active_counts
 from sol_rt.export.sources.decoder import Decoder
+
+import onnxruntime as ort
 
 COUNTS = {
     "active_up": "active_up",

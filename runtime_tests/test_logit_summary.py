@@ -6,7 +6,6 @@ import functools
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,6 +16,8 @@ from sol_rt.engine.gpu import logit_summary
 from sol_rt.engine.gpu.logit_summary import LogitSummary, SummarisedDistribution
 from sol_rt.generate.generation_config import GenerationConfig
 from sol_rt.generate.sampling import Sampler
+
+import onnxruntime as ort
 
 
 @functools.cache

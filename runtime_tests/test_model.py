@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 import tokenizers
 
@@ -33,6 +32,8 @@ from sol_rt.errors import BundleError, ContextError, QualityWarning, UsageError
 from sol_rt.generate.loop import Decoder
 from sol_rt.generate.trace import read_trace
 from sol_rt.store.progress import silent
+
+import onnxruntime as ort
 
 PROMPT = "w1 w2 w3 w4 w5 w6"
 LONG = {"max_new_tokens": 129, "eos_token_id": []}

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 from hypothesis import example, given, reject, settings
 from hypothesis import strategies as st
@@ -31,6 +30,8 @@ from helpers.reference import (
 from helpers.simd_targets import MASKS, run_tests, with_targets
 from helpers.thread_counts import assert_same_for_any_thread_count
 from sol_rt.ops import library_path
+
+import onnxruntime as ort
 
 LIBRARY = library_path()
 pytestmark = pytest.mark.skipif(LIBRARY is None, reason="the native operators are not built")

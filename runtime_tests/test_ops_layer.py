@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -42,6 +41,8 @@ from sol_rt.export.graphs.layer import (
 from sol_rt.export.graphs.nodes import IR_VERSION, OPSETS
 from sol_rt.export.sources.decoder import Decoder
 from sol_rt.ops import library_path
+
+import onnxruntime as ort
 
 LIBRARY = library_path()
 pytestmark = pytest.mark.skipif(LIBRARY is None, reason="the native operators are not built")

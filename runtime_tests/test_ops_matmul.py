@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,6 +25,8 @@ from ops import bound, pruned_matmul
 from helpers.simd_targets import X86_TARGETS, run_tests, with_targets
 from helpers.thread_counts import assert_same_for_any_thread_count
 from sol_rt.ops import library_path
+
+import onnxruntime as ort
 
 LIBRARY = library_path()
 pytestmark = pytest.mark.skipif(LIBRARY is None, reason="the native operators are not built")

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 
 from helpers import reference
@@ -16,6 +15,8 @@ from helpers.reference import Array
 from sol_rt.errors import CheckpointError
 from sol_rt.export.graphs.policy_graph import PolicyShape, build_policy, random_policy_parameters
 from sol_rt.ops import library_path
+
+import onnxruntime as ort
 
 SHAPE = PolicyShape(hidden_size=64, num_scalars=7, num_actions=5, horizon=4, width=32, heads=4)
 

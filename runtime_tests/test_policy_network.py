@@ -6,8 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 import pytest
+
+import onnxruntime as ort
 
 torch = pytest.importorskip("torch")
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 from onnx import numpy_helper
 
@@ -19,6 +18,8 @@ from sol_rt.engine.probes.attention_probe import LONG, MODELS, SHORT
 from sol_rt.engine.providers import Provider
 from sol_rt.errors import ProviderError
 from sol_rt.ops import library_path
+
+import onnxruntime as ort
 
 CPU = Provider("cpu", 2).probe_session
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,6 +22,8 @@ from helpers.thread_counts import assert_same_for_any_thread_count
 from sol_rt.bundle.bits import Screen
 from sol_rt.export.graphs.functions import operators as bodies
 from sol_rt.ops import library_path
+
+import onnxruntime as ort
 
 needs_kernels = pytest.mark.skipif(library_path() is None, reason="the native operators are not built")
 

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 from onnx import numpy_helper
 
@@ -26,6 +25,8 @@ from sol_rt.errors import BundleError, UsageError
 from sol_rt.export import web
 from sol_rt.export.graphs.graph import Target
 from sol_rt.export.web import write_web_bundle
+
+import onnxruntime as ort
 
 GOLDEN = Path(__file__).parent / "golden" / "tiny"
 ALL = {"channel_density": (1.0, 0.6), "kv_density": (1.0, 0.3)}

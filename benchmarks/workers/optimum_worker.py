@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 import torch
 from optimum.onnxruntime import ORTModelForCausalLM
 from protocol import arguments, serve
 from scoring import scorer
+
+import onnxruntime as ort
 
 _BATCH = 512  # its attention matrix is whole: 8000 tokens at once would take gigabytes
 

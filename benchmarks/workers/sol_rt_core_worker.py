@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import onnxruntime as ort
 from protocol import arguments, serve
 from sol_rt_worker import spoken
 
@@ -18,6 +17,8 @@ from sol_rt import __version__
 from sol_rt.budget.cost.calibration_table import CalibratedCost
 from sol_rt.generate.native.model import NativeModel
 from sol_rt.generate.results import GeneratedToken
+
+import onnxruntime as ort
 
 
 class SolRtCore:

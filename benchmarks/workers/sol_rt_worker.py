@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import onnxruntime as ort
 from protocol import arguments, serve
 
 from sol_rt import __version__
@@ -22,6 +21,8 @@ from sol_rt.engine.engine import Engine
 from sol_rt.engine.hardware import tuning
 from sol_rt.engine.hardware.tuning import Tuning
 from sol_rt.generate.model import SolModel
+
+import onnxruntime as ort
 
 
 def spoken(settings: Tuning | None) -> str:

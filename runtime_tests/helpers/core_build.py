@@ -7,9 +7,10 @@ import os
 import subprocess
 from pathlib import Path
 
-import onnxruntime
 import pytest
 from filelock import FileLock
+
+import onnxruntime
 
 from .packages import missing_packages
 from .tools import find_tool

@@ -14,8 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import onnxruntime as ort
-
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.cli import main
@@ -29,6 +27,8 @@ from sol_rt.engine.gpu.device_sessions import DeviceGraphs, OpenGraph
 from sol_rt.engine.kv_cache import KvCache
 from sol_rt.errors import SolError
 from sol_rt.ops import library_path
+
+import onnxruntime as ort
 
 COUNTS = ("copies to it", "copies back", "copies there", "waits", "kernels", "graphs")
 STEPS = 2

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from onnx import TensorProto, helper
 
 from helpers.greedy import greedy
@@ -27,6 +26,8 @@ from sol_rt.engine.gpu.device_memory import DeviceMemory
 from sol_rt.engine.gpu.device_runner import DeviceRunners
 from sol_rt.errors import ContextError, DeviceError, NumericError, ProviderError, SolError
 from sol_rt.generate.model import SolModel
+
+import onnxruntime as ort
 
 NO_ADAPTER = 3
 """Exit code where there is no WebGPU device."""

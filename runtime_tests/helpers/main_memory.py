@@ -6,9 +6,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 
 from sol_rt.engine.gpu.device_memory import DeviceMemory, Mirror, PackedMirror
+
+import onnxruntime as ort
 
 
 def cpu_session(model: bytes) -> ort.InferenceSession:

@@ -10,8 +10,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-import onnxruntime as ort
 import pytest
+
+import onnxruntime as ort
 
 
 class _OptionsWithoutArena(ort.SessionOptions):

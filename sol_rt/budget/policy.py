@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from functools import cached_property
 
 import numpy as np
-import onnxruntime as ort
 
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import PolicySpec
@@ -18,6 +17,8 @@ from sol_rt.bundle.weights import SharedWeights
 from sol_rt.engine import providers
 from sol_rt.engine.signature import check_signature
 from sol_rt.errors import NumericError, SolError, UsageError, one_line
+
+import onnxruntime as ort
 
 
 class PolicySession:

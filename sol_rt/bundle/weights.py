@@ -15,7 +15,6 @@ import weakref
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.lib.stride_tricks import as_strided
 
 from sol_rt.bundle.bundle import Bundle
@@ -23,6 +22,8 @@ from sol_rt.bundle.config import TensorEntry
 from sol_rt.bundle.file_state import FileState
 from sol_rt.bundle.graph_file import ExternalTensor, external_tensors
 from sol_rt.errors import BundleError
+
+import onnxruntime as ort
 
 _ONNX_UINT4 = 21
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
-import onnxruntime as ort
 
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import Variant
@@ -23,6 +22,8 @@ from sol_rt.engine.signature import CHANNEL_INPUTS, SPARSE_DIMS, check_signature
 from sol_rt.engine.states import States
 from sol_rt.engine.step import StepBuffers, StepOutput
 from sol_rt.errors import SolError, one_line
+
+import onnxruntime as ort
 
 
 class Choices(NamedTuple):

@@ -14,9 +14,10 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import onnxruntime as ort
 
 from sol_rt.bundle.config import KvLayout, ModelDims, tensor_bytes
+
+import onnxruntime as ort
 
 if TYPE_CHECKING:
     from sol_rt.engine.gpu.device_memory import DeviceMemory

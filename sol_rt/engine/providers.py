@@ -17,13 +17,14 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnxruntime as ort
 
 from sol_rt.engine.gpu import cuda, webgpu
 from sol_rt.engine.hardware import Gpu, check_threads, is_older, processor_name, usable_cores
 from sol_rt.engine.probes import attention_probe
 from sol_rt.errors import BundleError, ProviderError, UsageError, brief, one_line
 from sol_rt.ops import library_path
+
+import onnxruntime as ort
 
 if TYPE_CHECKING:
     from sol_rt.engine.gpu.device_memory import DeviceMemory

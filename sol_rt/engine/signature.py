@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-import onnxruntime as ort
-
 from sol_rt.bundle.config import SolConfig
 from sol_rt.engine.kv_cache import KvCache
 from sol_rt.errors import BundleError
+
+import onnxruntime as ort
 
 CHANNEL_INPUTS = ("active_up", "active_down", "active_qkv", "active_o")
 """Graph inputs that hold the active channels, int64 [L] each, in the order of `ModelDims.channels`."""

@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-import onnxruntime as ort
 
 from sol_rt.bundle.config import KvLayout, ModelDims
 from sol_rt.engine.signature import state_names
+
+import onnxruntime as ort
 
 MOST_COPIES = 32
 """Copies kept at chosen lengths. When there are more, the one with the closest neighbours is dropped; the longer ago it

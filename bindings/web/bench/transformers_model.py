@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
-from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from sol_rt.export.sources import tokenizer_files
 from sol_rt.export.sources.checkpoint import Checkpoint
 from sol_rt.export.sources.open_checkpoint import open_checkpoint
+
+from onnxruntime.quantization import QuantType, quantize_dynamic
 
 BLOCK = 32
 

@@ -9,11 +9,11 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-import onnxruntime as ort
-
 from sol_rt.engine import hardware
 from sol_rt.engine.gpu.cuda_memory import CudaDriver
 from sol_rt.errors import ProviderError, one_line
+
+import onnxruntime as ort
 
 ORT_NAME = "CUDAExecutionProvider"
 INSTALL = (

@@ -14,10 +14,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 
 from sol_rt.engine.hardware import free_memory_bytes
 from sol_rt.errors import DeviceError
+
+import onnxruntime as ort
 
 _OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
 _INTEGRATED = 18  # CU_DEVICE_ATTRIBUTE_INTEGRATED

@@ -16,7 +16,6 @@ import numpy as np
 import onnx
 import onnx.inliner
 import onnx.shape_inference
-import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 from sol_rt.bundle.bits import SCREENED
@@ -24,6 +23,8 @@ from sol_rt.bundle.config import BLOCK, KvLayout, tensor_bytes
 from sol_rt.bundle.graph_file import ONNX_DTYPES
 from sol_rt.engine.gpu import logit_summary
 from sol_rt.engine.signature import GATHER_CAPACITY
+
+import onnxruntime as ort
 
 _CHANNEL_MAJOR = "channel_major_base"
 """In a recipe: a 4-bit matrix [K, N] as the bytes [N, K / 32, 16] that MatMulNBits reads."""

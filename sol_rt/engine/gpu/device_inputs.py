@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
-import onnxruntime as ort
 
 from sol_rt.engine.distribution import Distribution, SoftmaxSums
 from sol_rt.engine.gpu.device_memory import DeviceMemory
 from sol_rt.engine.gpu.logit_summary import LogitSummary, SummarisedDistribution
 from sol_rt.engine.step import StepBuffers, StepOutput
+
+import onnxruntime as ort
 
 
 class DeviceInputs:

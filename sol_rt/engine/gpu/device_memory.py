@@ -9,11 +9,12 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from onnx import TensorProto, helper
 
 from sol_rt.engine.gpu.cuda_memory import Block, CudaDriver, size_bytes
 from sol_rt.errors import ProviderError, SolError, device_errors, one_line
+
+import onnxruntime as ort
 
 _FLOATS = ("float16", "float32")
 _OPSETS = [helper.make_opsetid("", 21)]

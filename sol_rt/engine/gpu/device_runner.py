@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 import numpy as np
-import onnxruntime as ort
 
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import Variant
@@ -22,6 +21,8 @@ from sol_rt.engine.signature import step_signature
 from sol_rt.engine.states import States
 from sol_rt.engine.step import StepBuffers, StepOutput
 from sol_rt.errors import device_errors
+
+import onnxruntime as ort
 
 if TYPE_CHECKING:
     from sol_rt.engine.providers import Provider

@@ -11,7 +11,6 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import onnxruntime as ort
 
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.weights import SharedWeights
@@ -23,6 +22,8 @@ from sol_rt.engine.gpu.device_weights import DeviceWeights
 from sol_rt.engine.kv_cache import KvCache
 from sol_rt.engine.signature import CHANNEL_INPUTS, SPARSE_DIMS, Signature, check_signature
 from sol_rt.errors import ProviderError
+
+import onnxruntime as ort
 
 if TYPE_CHECKING:
     from sol_rt.engine.providers import Provider

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import onnxruntime as ort
 from onnx import TensorProto
 
 from sol_rt.bundle.weights import SharedWeights
 from sol_rt.engine.gpu.device_graph import Value, cpu_session, repacked
 from sol_rt.engine.gpu.device_memory import DeviceMemory
+
+import onnxruntime as ort
 
 
 class DeviceWeights:

@@ -10,10 +10,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import onnxruntime as ort
-
 from sol_rt.engine import hardware
 from sol_rt.errors import ProviderError, one_line
+
+import onnxruntime as ort
 
 ORT_NAME = "WebGpuExecutionProvider"
 INSTALL = "pip install 'sol-rt[webgpu]', and a Vulkan, D3D12 or Metal driver"

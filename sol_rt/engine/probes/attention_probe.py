@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 
 from sol_rt.errors import ProviderError, one_line
+
+import onnxruntime as ort
 
 MakeSession = Callable[[bytes], ort.InferenceSession]
 """Makes a session of a serialized model."""

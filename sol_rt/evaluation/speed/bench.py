@@ -25,7 +25,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 
 from sol_rt import __version__
 from sol_rt.budget.cost.bytes_model import BytesCost
@@ -38,6 +37,8 @@ from sol_rt.generate.loop import Decoder, StepRecord
 from sol_rt.generate.model import SolModel
 from sol_rt.generate.sampling import Sampler
 from sol_rt.store.progress import Progress, silent
+
+import onnxruntime as ort
 
 BUDGETS = (1.0, 0.6, 0.4)
 
