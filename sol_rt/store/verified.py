@@ -2,7 +2,7 @@
 
 `$SOL_RT_HOME/verified.json` holds a file's hash with what the file system says of it: device, inode, size, and times of
 its last changes. As long as these stay, the file is not read again. A change that bypasses the file system, such as a
-decaying disk, is found by `sol-rt verify` alone.
+decaying disk or a shared mapping, is found by `sol-rt verify` alone.
 """
 
 from __future__ import annotations
