@@ -617,6 +617,15 @@ def test_nothing_to_score(model: SolModel, tokens: list[int], context: int) -> N
         model.score(tokens, context=context)
 
 
+def test_scores_beyond_the_context_are_refused_before_the_first_step(bundle: Path) -> None:
+    model = SolModel.from_pretrained(bundle, provider="cpu", max_context=16)
+    assert len(model.score([1] * 17).logprobs) == 16
+    changes = model.engine.changes
+    with pytest.raises(ContextError, match=r"score: got 17 tokens to run, expected at most 16"):
+        model.score([1] * 18)
+    assert model.engine.changes == changes
+
+
 def test_chat_keeps_what_was_said(model: SolModel) -> None:
     messages = [{"role": "user", "content": "w1 w2 w3"}]
     first = model.generate(messages, max_new_tokens=20, eos_token_id=[], budget=0.7, schedule="uniform")

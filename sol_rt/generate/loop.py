@@ -131,11 +131,11 @@ class Decoder:
         return StepRecord(action, context, charge.cost, charge.relative)
 
 
-def check_room(engine: Engine, prompt: Sequence[int]) -> None:
-    """Raises ContextError for a prompt longer than the context."""
-    if len(prompt) > engine.max_context:
+def check_room(engine: Engine, tokens: Sequence[int], got: str = "prompt: got {} tokens") -> None:
+    """Raises ContextError for more tokens than the context takes. `got` begins the message, and has their number."""
+    if len(tokens) > engine.max_context:
         expected = f"expected at most {engine.max_context}, the model's context"
-        raise ContextError(f"prompt: got {len(prompt)} tokens, {expected}; shorten it")
+        raise ContextError(f"{got.format(len(tokens))}, {expected}; shorten it")
 
 
 def generate_steps(
@@ -198,8 +198,9 @@ def score_steps(decoder: Decoder, tokens: Sequence[int], context: int) -> np.nda
     """Log-probabilities, float64 [tokens - context], of every token after the first `context`.
 
     The context is prefilled. Each scored token but the last is then processed as a decode step, whose
-    distribution scores the next one.
+    distribution scores the next one. Raises ContextError for more tokens than the context takes, before it runs any.
     """
+    check_room(decoder.engine, tokens[:-1], "score: got {} tokens to run")  # the last one is only scored
     logprobs = np.empty(len(tokens) - context, np.float64)
     decoder.prefill(tokens[:context])
     for index, token in enumerate(tokens[context:]):
