@@ -9,6 +9,7 @@ import os
 import pty
 import select
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from typing import Any
 import pytest
 
 from helpers.program import started
-from helpers.tiny_bundle import write_bundle
+from helpers.tiny_bundle import with_word, write_bundle
 from sol_rt.cli import main
 from sol_rt.cli.run import chat_input, generate
 from sol_rt.cli.run.chat import Conversation
@@ -323,6 +324,37 @@ def test_several_lines_on_a_terminal(tmp_path: Path) -> None:
         os.write(keyboard, b"/exit\n")
     said = json.loads(file.read_text(encoding="utf-8"))["messages"]
     assert [message["content"] for message in said[::2]] == ["w1\nw2", "w3\nw4", "w5\nw6\nw7"]
+
+
+OBEYED = "\x1b]0;title\x07\x9b2J\r\u202e\u2066\x7f"
+SHOWN = r"\x1b]0;title\x07\x9b2J\r\u202e\u2066\x7f"
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle whose token 7 is text that a terminal obeys."""
+    return with_word(write_bundle(tmp_path_factory.mktemp("hostile") / "tiny"), 7, f"é\t{OBEYED}")
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+@pytest.mark.parametrize("command", ["generate", "chat", "run"])
+def test_a_terminal_sees_what_it_would_obey_and_a_pipe_gets_it(
+    command: str, options: tuple[str, ...], hostile: Path
+) -> None:
+    if options and command != "generate":
+        pytest.skip("only generate prints JSON")
+    model = [str(hostile)] if command == "run" else ["-m", str(hostile)]
+    argv = [command, *model, "-p", "w1", "-n", "2", "--temperature", "0", "--logit-bias", "7=100", *options]
+    with terminal(*argv) as (_, until):
+        screen = until(b"device" if options else b"dial:").decode()
+    if options:
+        assert json.loads(f'"{SHOWN}"'.replace(r"\x", r"\u00")) == OBEYED
+        assert SHOWN.replace(r"\x", r"\u00") in screen
+    else:
+        assert f"é\t{SHOWN}" in screen
+    piped = subprocess.run([sys.executable, "-m", "sol_rt", *argv], capture_output=True, check=True, timeout=60)
+    text = json.loads(piped.stdout)["text"] if options else piped.stdout.decode()
+    assert text.count(OBEYED) == 2
 
 
 class Keyboard(io.StringIO):

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from helpers.tiny_bundle import write_bundle
+from helpers.tiny_bundle import with_word, write_bundle
 from sol_rt.cli import READER_GONE
 from sol_rt.ops import library_path
 
@@ -134,6 +134,29 @@ def test_prompts_text_and_paths_are_utf8_in_every_locale(name: str, bundle: Path
     assert piped.stdout == argument.stdout
     listed = sol_rt(["trace", str(trace)], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, env=environment)
     assert listed.stdout.decode() == f"{trace.with_suffix('.html')}\n"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+@pytest.mark.parametrize("command", ["generate", "chat"])
+def test_text_that_the_encoding_of_stdout_lacks_is_replaced(command: str, encoding: str, tmp_path: Path) -> None:
+    folder = with_word(write_bundle(tmp_path / "tiny"), 7, "語é")
+    argv = [command, "-m", str(folder), "-p", "w1", "-n", "2", "--temperature", "0", "--logit-bias", "7=100"]
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    ended = sol_rt(argv, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, env=environment)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.split() == ["?é".encode(encoding, "replace")] * 2
+    if command == "generate":  # JSON has escapes for them
+        ended = sol_rt([*argv, "--json"], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, env=environment)
+        assert json.loads(ended.stdout)["text"].split() == ["語é"] * 2
+
+
+def test_a_path_that_is_not_utf8_is_printed_as_it_is(bundle: Path, tmp_path: Path) -> None:
+    trace = os.fsencode(tmp_path) + b"/a\xff.jsonl"
+    argv = ["generate", "-m", str(bundle), "-p", "w1", "-n", "2", "--schedule", "dense", "--trace", os.fsdecode(trace)]
+    assert sol_rt(argv, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL).returncode == 0
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}  # as where the locale is UTF-8
+    drawn = sol_rt(["trace", os.fsdecode(trace)], stdout=subprocess.PIPE, env=environment)
+    assert drawn.stdout == trace.replace(b"jsonl", b"html") + b"\n", drawn.stderr
 
 
 @pytest.mark.parametrize(("state", "restarts"), [("", 1), ("sys.frozen = True", 0), ("os.environ['_SOL_RT_RESTARTED'] = '1'", 0)])  # fmt: skip  # noqa: E501

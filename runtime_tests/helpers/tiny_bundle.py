@@ -21,6 +21,7 @@ from sol_rt.bundle.config import (
     PolicySpec,
     SolConfig,
 )
+from sol_rt.bundle.config_reader import read_config
 from sol_rt.bundle.policy_inputs import KNOWN_SCALARS
 from sol_rt.export.graphs.policy_graph import PolicyShape, build_policy, random_policy_parameters
 from sol_rt.export.sources.decoder import Decoder
@@ -113,6 +114,17 @@ def seal(folder: Path, config: SolConfig) -> None:
             files[path.name] = FileEntry(len(content), hashlib.sha256(content).hexdigest())
     document = replace(config, files=files).to_json_dict()
     (folder / CONFIG_NAME).write_text(json.dumps(document), encoding="utf-8")
+
+
+def with_word(folder: Path, token: int, word: str) -> Path:
+    """Gives the bundle in `folder` another text for a token from 0 to 85. Returns the folder."""
+    config, file = read_config(folder / CONFIG_NAME), folder / "tokenizer.json"
+    document = json.loads(file.read_text(encoding="utf-8"))
+    words = document["model"]["vocab"]
+    words[word] = words.pop(f"w{token}")
+    file.write_text(json.dumps(document), encoding="utf-8")
+    seal(folder, config)
+    return folder
 
 
 def _entry(action: Action, dense_bits: int, losses: bool) -> ActionEntry:

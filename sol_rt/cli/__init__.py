@@ -6,6 +6,7 @@ May import: everything; sol_rt.export and sol_rt.train only in cli/make, inside 
 from __future__ import annotations
 
 import atexit
+import io
 import os
 import signal
 import sys
@@ -38,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _use_utf8()
     try:
         _open_standard_streams()
+        _encode_every_text()
         with _ended_cleanly():
             from sol_rt.cli.app import run  # imported here, so that Ctrl-C during the slow imports ends cleanly too
 
@@ -114,3 +116,11 @@ def _open_standard_streams() -> None:
         if getattr(sys, name) is None:
             mode = "r" if name == "stdin" else "w"
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115  for the whole process
+
+
+def _encode_every_text() -> None:
+    """Lets stdout take every text: UTF-8 has the bytes of paths as they are, another encoding `?` for what it lacks."""
+    from sol_rt.cli.console import is_utf8
+
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape" if is_utf8(sys.stdout) else "replace")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sol_rt.cli import options
-from sol_rt.cli.console import note
+from sol_rt.cli.console import note, print_text
 from sol_rt.cli.run.chat_input import entries
 from sol_rt.cli.run.governed import Governor, check_governable, check_keeps_loss, is_governable
 from sol_rt.cli.run.interrupts import Interrupts
@@ -73,8 +73,7 @@ class Conversation:
                 tokens = answered(self.model, run)
                 for step in tokens if governor is None else governor.govern(run, tokens):
                     said.append(step.text)
-                    sys.stdout.write(step.text)
-                    sys.stdout.flush()
+                    print_text(step.text)
         except KeyboardInterrupt:
             if run is not None:
                 run.close()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from sol_rt.cli import options
-from sol_rt.cli.console import note, print_json
+from sol_rt.cli.console import note, print_json, print_text
 from sol_rt.cli.run.governed import Governor, check_governable
 from sol_rt.cli.run.sensors import Sensors
 from sol_rt.errors import SolError, UsageError
@@ -137,8 +137,7 @@ def generate(
     try:
         for step in tokens if mover is None else mover.govern(run, tokens):
             if not json:
-                sys.stdout.write(step.text)
-                sys.stdout.flush()
+                print_text(step.text)
                 begun = begun or step.text != ""
     except SolError:
         if begun:
