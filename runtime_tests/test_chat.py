@@ -336,13 +336,12 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return with_word(write_bundle(tmp_path_factory.mktemp("hostile") / "tiny"), 7, f"é\t{OBEYED}")
 
 
-@pytest.mark.parametrize("options", [(), ("--json",)])
-@pytest.mark.parametrize("command", ["generate", "chat", "run"])
+@pytest.mark.parametrize(
+    ("command", "options"), [("generate", ()), ("generate", ("--json",)), ("chat", ()), ("run", ())]
+)
 def test_a_terminal_sees_what_it_would_obey_and_a_pipe_gets_it(
     command: str, options: tuple[str, ...], hostile: Path
 ) -> None:
-    if options and command != "generate":
-        pytest.skip("only generate prints JSON")
     model = [str(hostile)] if command == "run" else ["-m", str(hostile)]
     argv = [command, *model, "-p", "w1", "-n", "2", "--temperature", "0", "--logit-bias", "7=100", *options]
     with terminal(*argv) as (_, until):

@@ -357,6 +357,11 @@ class TestInterruptions:
             fails(capsys, ["pull", REPO], 1, "another process is fetching it")
 
 
+_ENTRY = f'"size": 1, "blobId": "{40 * "0"}"'
+_NO_SIBLINGS = ["3", "[3]", "[{}]", f'[{{"rfilename": null, {_ENTRY}}}]', f'[{{"rfilename": 3, {_ENTRY}}}]',
+                f'[{{"rfilename": "a", "lfs": 5, {_ENTRY}}}]']  # fmt: skip
+
+
 class TestRefusals:
     def test_a_damaged_config(self, hub: Hub, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
         files = contents(tiny)
@@ -451,6 +456,15 @@ class TestRefusals:
         fails(capsys, ["pull", REPO], 1, "404")
         assert len(hub.unknown) == 1
         hub.unknown.clear()
+
+    @pytest.mark.parametrize(
+        "answer",
+        ["{", "<html>", "[]", "null", '"x"', "{}", "3"]
+        + [f'{{"id": "me/tiny", "sha": "{40 * "0"}", "siblings": {siblings}}}' for siblings in _NO_SIBLINGS],
+    )
+    def test_what_does_not_answer_as_a_hub(self, hub: Hub, capsys: pytest.CaptureFixture[str], answer: str) -> None:
+        hub.info_instead = answer.encode()
+        fails(capsys, ["pull", REPO], 1, f"{REPO}: {hub.url} does not answer as a model hub (")
 
     def test_offline(self, hub: Hub, tiny: Path, tmp_path: Path) -> None:
         settings = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_TOKEN": WRITER}

@@ -68,6 +68,7 @@ class Hub(ThreadingHTTPServer):
 
     Attributes:
         repositories: by `owner/name`.
+        info_instead: what the server answers in the place of every description of a repository.
         served_instead: content that is served in the place of a file's own, by file name.
         pause_at: byte at which the server stops sending a file, by file name. It then sets `paused` and waits for
             `go_on`.
@@ -83,6 +84,7 @@ class Hub(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.repositories: dict[str, Repository] = {}
+        self.info_instead: bytes | None = None
         self.served_instead: dict[str, bytes] = {}
         self.pause_at: dict[str, int] = {}
         self.cut_at: dict[str, int] = {}
@@ -212,6 +214,9 @@ class _Handler(BaseHTTPRequestHandler):
         return sha, repository.commits[sha]
 
     def _info(self, name: str, revision: str | None) -> None:
+        if self.server.info_instead is not None:
+            self._send(200, self.server.info_instead, {"Content-Type": "application/json"})
+            return
         repository = self._repository(name)
         sha, files = self._files(repository, revision or "main")
         siblings = []

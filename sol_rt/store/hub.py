@@ -118,6 +118,8 @@ def list_files(hub_id: HubId) -> Listing:
                 size, digest = entry.lfs.size, entry.lfs.sha256
             else:
                 size, digest = entry.size, entry.blob_id
+            if not isinstance(entry.rfilename, str):
+                raise ValueError("a file without a name")
             if not isinstance(size, int) or not re.fullmatch(r"[0-9a-f]{64}|[0-9a-f]{40}", str(digest)):
                 raise ValueError(f"no size and hash of {entry.rfilename}")
             files[entry.rfilename] = RemoteFile(entry.rfilename, size, str(digest))
@@ -176,7 +178,7 @@ def hub_errors(hub_id: HubId) -> Iterator[None]:
         raise HubError(f"{hub_id}: {_refusal(error)}" if token else _missing(hub_id)) from None
     except OSError:
         raise
-    except ValueError as error:
+    except (ValueError, TypeError, AttributeError, LookupError) as error:  # of the client, for JSON of another shape
         raise HubError(f"{hub_id}: {hub} does not answer as a model hub ({_line(error)})") from None
     except Exception as error:
         if not is_connection_error(error):
