@@ -20,6 +20,8 @@ from sol_rt import __version__
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.cli import main, renamed
 from sol_rt.cli.app import COMMANDS, make_app
+from sol_rt.engine.hardware import check_simd_targets
+from sol_rt.ops import core_path
 from sol_rt.store.home import remember_last_export
 
 
@@ -196,6 +198,29 @@ def test_an_output_that_can_not_be_written_has_a_next_step(capsys: pytest.Captur
     (tmp_path / "file").touch()
     argv = ["export", "-m", "smollm2-135m", "-o", str(tmp_path / "file" / "bundle")]
     fails(capsys, argv, 1, "make it writable, or choose another -o")
+
+
+def test_of_an_option_given_twice_the_last_value_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "-n", "4", "-n", "0"]) == 2
+    assert capsys.readouterr().err.endswith(": 0 is not in the range x>=1.\n")
+
+
+@pytest.mark.parametrize("value", ["abc", "-1", "1" + 23 * "0", "2560x", "0x", "089", "2,5"])
+@pytest.mark.parametrize("engine", ["python", "native"])
+def test_a_mask_of_targets_that_is_none_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, llama_bundle: Path, value: str, engine: str
+) -> None:
+    if engine == "native" and core_path() is None:
+        pytest.skip("the native core is not built")
+    monkeypatch.setenv("SOL_RT_SIMD_TARGETS", value)
+    argv = ["generate", "-m", str(llama_bundle), "-p", "a", "--engine", engine]
+    fails(capsys, argv, 2, f"SOL_RT_SIMD_TARGETS: got {value!r}, expected a number from 0 to 2^63 - 1")
+
+
+@pytest.mark.parametrize("value", ["", "0xA00", "2560", "0"])
+def test_a_mask_of_targets(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("SOL_RT_SIMD_TARGETS", value)
+    check_simd_targets()
 
 
 def test_environment_mirrors_flags(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,13 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 from helpers import no_network
 from helpers.program import started
+from helpers.tiny_bundle import write_bundle
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import CONFIG_NAME
 from sol_rt.bundle.config_reader import read_config
 from sol_rt.cli import READER_GONE, main
+from sol_rt.cli.app import COMMANDS, make_app
 from sol_rt.cli.run import generate
 from sol_rt.engine import providers
 from sol_rt.engine.engine import Engine
@@ -753,3 +756,113 @@ def test_telemetry_that_the_user_turned_on_stays_on() -> None:
     for given, expected in (({}, "1"), ({TELEMETRY: "0"}, "0")):
         command = [sys.executable, "-c", program]
         assert subprocess.check_output(command, env={**environment, **given}, text=True).strip() == expected
+
+
+BAD = {
+    "BITS": "nan", "BUDGET": "2", "CHANNEL_DENSITY": "x", "CTX_SIZE": "99999", "DEBUG": "x", "DEVICE": "-1",
+    "ENGINE": "x", "FREQUENCY_PENALTY": "nan", "GOVERNOR": "x", "KV_DENSITY": "2", "MAX_LOSS": "-1",
+    "MAX_NEW_TOKENS": "0", "MIN_P": "x", "NATIVE_OPS": "x", "PREFILL": "x", "PRESENCE_PENALTY": "nan",
+    "PROVIDER": "x", "REPETITION_PENALTY": "0", "SCHEDULE": "fixed:x", "SEED": "-1", "SYSTEM": "\udcff",
+    "TEMPERATURE": "inf", "THREADS": "0", "TOKENS_PER_SECOND": "0", "TOP_K": "-1", "TOP_P": "nan", "VERIFY": "x",
+}  # fmt: skip
+"""A wrong value of every variable that sets an option."""
+
+
+def test_every_variable_of_an_option_has_a_wrong_value() -> None:
+    commands = typer.main.get_command(make_app(COMMANDS)).commands.values()  # type: ignore[attr-defined]
+    variables = {parameter.envvar for command in commands for parameter in command.params if parameter.envvar}
+    assert variables == {f"SOL_RT_{name}" for name in BAD}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [*BAD.items(), ("MAX_LOSS", "x"), ("SCHEDULE", "x"), ("BITS", "99"), ("TOKENS_PER_SECOND", "inf"), ("TOP_P", "2")],
+)
+def test_an_error_that_comes_from_a_variable_names_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(f"SOL_RT_{name}", value)
+    command = "chat" if name == "SYSTEM" else "generate"
+    out, err = run(capsys, command, "-p", "a", code=2)
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.endswith(f" (from $SOL_RT_{name})\n")
+
+
+@pytest.fixture(scope="module")
+def once_measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_bundle(tmp_path_factory.mktemp("losses") / "tiny", losses=True)
+
+
+@pytest.fixture
+def with_losses(once_measured: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A bundle with losses, in a home that keeps the costs of its actions from one test to the next."""
+    monkeypatch.setenv("SOL_RT_HOME", str(once_measured.with_name("home")))
+    return once_measured
+
+
+@pytest.mark.parametrize(
+    ("variables", "argv", "dial"),
+    [
+        ("BUDGET=0.8", "", "budget 0.8"),
+        ("BUDGET=0.8", "--max-loss 2%", "perplexity at most 2% over dense"),
+        ("MAX_LOSS=2%", "--budget 0.8", "budget 0.8"),
+        ("MAX_LOSS=2% BITS=5", "--budget 0.8", "budget 0.8"),
+        ("BUDGET=0.8 MAX_LOSS=2%", "--bits 6", "bits 6"),
+        ("BITS=6", "--kv-density 0.9", "kv density 0.9, bits 6"),
+        ("BUDGET=0.8", "--tokens-per-second 1", "1 tokens/s"),
+        ("BUDGET=0.8", "--schedule dense", "dense"),
+        ("KV_DENSITY=0.9 GOVERNOR=1", "--schedule fixed:k100-s100-q4", "fixed:k100-s100-q4"),
+        ("SCHEDULE=dense", "--budget 0.8", "budget 0.8"),
+        ("BUDGET=0.8", "--schedule uniform", "budget 0.8"),
+        ("SCHEDULE=uniform", "--max-loss 2%", "perplexity at most 2% over dense"),
+        ("MAX_LOSS=2%", "--schedule uniform", "none given, so dense"),
+        ("GOVERNOR=1", "--bits 6", "bits 6"),
+    ],
+)
+def test_the_dial_of_the_command_line_wins_over_variables(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    with_losses: Path,
+    variables: str,
+    argv: str,
+    dial: str,
+) -> None:
+    for name, _, value in (each.partition("=") for each in variables.split()):
+        monkeypatch.setenv(f"SOL_RT_{name}", value)
+    _, err = run(capsys, "generate", "-m", str(with_losses), "-p", "w1", "-n", "4", *argv.split())
+    assert re.search(rf"^dial: {re.escape(dial)}[:,]", err, re.MULTILINE), err
+
+
+@pytest.mark.parametrize(
+    ("variables", "argv", "named"),
+    [
+        ("BUDGET=0.8 MAX_LOSS=2%", "", "$SOL_RT_BUDGET and $SOL_RT_MAX_LOSS"),
+        ("BUDGET=0.8 MAX_LOSS=2%", "--schedule hull", "$SOL_RT_BUDGET and $SOL_RT_MAX_LOSS"),
+        ("BUDGET=0.8 SCHEDULE=dense", "", "$SOL_RT_BUDGET and $SOL_RT_SCHEDULE"),
+        ("BITS=6 GOVERNOR=1", "", "$SOL_RT_GOVERNOR and $SOL_RT_BITS"),
+        ("BUDGET=0.8 BITS=6", "", "$SOL_RT_BUDGET and $SOL_RT_BITS"),
+        ("ENGINE=native PROVIDER=cuda", "", "$SOL_RT_ENGINE and $SOL_RT_PROVIDER"),
+    ],
+)
+def test_variables_that_contradict_each_other_are_named(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    with_losses: Path,
+    variables: str,
+    argv: str,
+    named: str,
+) -> None:
+    for name, _, value in (each.partition("=") for each in variables.split()):
+        monkeypatch.setenv(f"SOL_RT_{name}", value)
+    _, err = run(capsys, "generate", "-m", str(with_losses), "-p", "w1", *argv.split(), code=2)
+    assert err.endswith(f" (from {named})\n")
+
+
+@pytest.mark.parametrize(
+    ("variable", "argv"), [("BUDGET=0.8", ["--schedule", "dense"]), ("SCHEDULE=dense", ["-b", "0.8"])]
+)
+def test_bench_takes_the_command_line_before_variables(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, variable: str, argv: list[str]
+) -> None:
+    monkeypatch.setenv(*f"SOL_RT_{variable}".split("="))
+    run(capsys, "bench", "-p", "0", "-n", "2", "-r", "1", *argv)

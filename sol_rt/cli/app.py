@@ -15,6 +15,7 @@ import typer
 
 from sol_rt import __version__
 from sol_rt.cli import INTERRUPTED, READER_GONE, options
+from sol_rt.cli.environment import Command
 from sol_rt.cli.renamed import advice, check_environment
 from sol_rt.errors import SolError, cut
 
@@ -86,7 +87,7 @@ def make_app(names: Iterable[str]) -> typer.Typer:
         command = getattr(importlib.import_module(f"sol_rt.cli.{module}"), function)
         if name in TAKES_MODEL:
             command = options.with_model_argument(command)
-        app.command(name, hidden=name in HIDDEN)(command)
+        app.command(name, cls=Command, hidden=name in HIDDEN)(command)
     return app
 
 
@@ -149,7 +150,7 @@ def _origin(error: Exception, message: str, argv: list[str]) -> str:
     """Names the wrong value, or the environment variable that it came from; empty where `message` says it already."""
     parameter = getattr(error, "param", None)
     flags, variable = set(getattr(parameter, "opts", ())), getattr(parameter, "envvar", None)
-    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+    for argument, following in reversed([*zip(argv, [*argv[1:], ""], strict=True)]):  # the last one counts
         flag, equals, value = argument.partition("=")
         if flag in flags:
             got = value if equals else following

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sol_rt.engine.gpu import cuda, webgpu
-from sol_rt.engine.hardware import Gpu, check_threads, is_older, processor_name, usable_cores
+from sol_rt.engine.hardware import Gpu, check_simd_targets, check_threads, is_older, processor_name, usable_cores
 from sol_rt.engine.probes import attention_probe
 from sol_rt.errors import BundleError, ProviderError, UsageError, brief, one_line
 from sol_rt.ops import library_path
@@ -293,6 +293,7 @@ def choose(
         raise UsageError(f"provider: got {brief(name)}, expected one of {', '.join(NAMES)}")
     if not isinstance(device, int) or not 0 <= device < 1 << 31:
         raise UsageError(f"device: got {brief(device)}, expected a GPU's number, from 0")
+    check_simd_targets()
     pool = start_pool(threads)
     cpu = Provider("cpu", pool, library_path() if native_ops else None)
     if name == "cpu":

@@ -288,7 +288,10 @@ def chat(
     """
     from sol_rt.cli.loading import dial, load, note_ineffective
     from sol_rt.cli.run.generate import penalties, report_figures, sampling
+    from sol_rt.cli.run.saved_chat import is_text
 
+    if system is not None and not is_text(system):
+        raise UsageError("--system: not valid Unicode text; give it as UTF-8")
     rate, loss = (None, None) if governor else (tokens_per_second, max_loss)  # a governor holds both itself
     settings = {
         **dial(schedule, budget, rate, None, None, None, loss),

@@ -9,6 +9,7 @@ from ctypes import POINTER, byref, c_char_p, c_double, c_int, c_int32, c_size_t,
 from pathlib import Path
 from typing import Any
 
+from sol_rt.engine.hardware import check_simd_targets
 from sol_rt.errors import BusyError, ContextError, NumericError, ProviderError, SolError, UsageError
 from sol_rt.generate.native import structs
 from sol_rt.ops import HOW_TO_INSTALL, core_path
@@ -64,13 +65,14 @@ class Cancelled(SolError):
 def core() -> Any:
     """libsol_rt with its functions' types. Those that can fail raise what `SolModel` raises.
 
-    Raises ProviderError where the package was built without the library.
+    Raises ProviderError where the package was built without the library, UsageError for a wrong mask of targets.
     """
     path = core_path()
     if path is None:
         raise ProviderError(
             f"--engine native: this installation has no native core; use --engine python, or {HOW_TO_INSTALL}"
         )
+    check_simd_targets()
     library = ctypes.CDLL(str(path))
     for name, (result, arguments) in _OTHERS.items():
         function = getattr(library, name)
