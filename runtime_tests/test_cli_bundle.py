@@ -35,7 +35,8 @@ from sol_rt.engine.hardware import allowed_cores
 from sol_rt.errors import DeviceError, SolError
 from sol_rt.generate.generation_config import FILE
 from sol_rt.generate.results import Generation
-from sol_rt.ops import library_path
+from sol_rt.generate.trace import TraceHeader, TraceWriter, read_trace
+from sol_rt.ops import core_path, library_path
 
 STOPPED = b"sol-rt: stopped by Ctrl-C"
 PROMPT = "Once upon a time there was a small model"
@@ -474,6 +475,23 @@ def test_ctrl_c_keeps_the_text_the_trace_and_the_statistics(tmp_path: Path, endl
     assert err.splitlines()[-1] == STOPPED
     assert b"Traceback" not in err
     assert json.loads(trace.read_text(encoding="utf-8").splitlines()[-1])["step"] >= 0
+
+
+@pytest.mark.parametrize(("engine", "code"), [("python", 2), ("native", 1)])
+def test_a_trace_that_another_process_writes_is_refused(tmp_path: Path, engine: str, code: int) -> None:
+    if engine == "native" and core_path() is None:
+        pytest.skip("the native core is not built")
+    trace = tmp_path / "run.jsonl"
+    argv = ["generate", "-p", "a", "-n", "2", "--engine", engine, "--trace", str(trace)]
+    command = [sys.executable, "-m", "sol_rt", *argv]
+    header = TraceHeader("tiny", "", (1,), "a", "dense", 1.0, "bytes")
+    with TraceWriter(trace, header):
+        ended = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        assert (ended.returncode, ended.stdout) == (code, "")
+        assert f"sol-rt: error: trace {trace}: another process is writing it; choose another file\n" in ended.stderr
+        assert read_trace(trace).header == header
+    subprocess.run(command, stdin=subprocess.DEVNULL, check=True)
+    assert len(read_trace(trace).records) == 2
 
 
 def test_ctrl_c_keeps_the_json_of_what_came(tmp_path: Path, endless: Path) -> None:

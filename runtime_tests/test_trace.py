@@ -256,3 +256,10 @@ def test_a_full_disk_is_one_line_with_the_path() -> None:
         TraceWriter("/dev/full", HEADER),
     ):
         pass
+
+
+def test_an_error_repeats_little_of_a_long_name() -> None:
+    for call in (lambda name: TraceWriter(name, HEADER), read_trace):
+        with pytest.raises(SolError, match=r"trace x+…: File name too long; ") as caught:
+            call("x" * 10**6)
+        assert len(str(caught.value)) < 300

@@ -15,10 +15,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
-from sol_rt.atomic_write import open_for_writing
+from sol_rt.atomic_write import open_alone
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
-from sol_rt.errors import SolError, UsageError, brief
+from sol_rt.errors import SolError, UsageError, brief, cut
 from sol_rt.read_file import read_bytes
 
 FORMAT = "sol_rt.trace"
@@ -115,7 +115,7 @@ class TraceWriter:
 
     def _open(self) -> TextIO:
         try:
-            return open(self._path, "w", encoding="utf-8", buffering=1, opener=open_for_writing)
+            return open(self._path, "w", encoding="utf-8", buffering=1, opener=open_alone)
         except BrokenPipeError:
             raise
         except OSError as error:
@@ -153,7 +153,7 @@ class TraceWriter:
             raise self._refused(error) from None
 
     def _refused(self, error: OSError) -> UsageError:
-        return UsageError(f"trace {self._path}: {error.strerror}; choose another file")
+        return UsageError(f"trace {cut(self._path)}: {error.strerror}; choose another file")
 
 
 def check_trace_path(bundle: Bundle, path: object) -> None:
@@ -173,7 +173,7 @@ def read_trace(path: Path | str) -> Trace:
     try:
         lines = read_bytes(path, pipes=True).decode("utf-8").split("\n")
     except OSError as error:
-        raise SolError(f"trace {path}: {error.strerror}; give a file that `--trace` wrote") from None
+        raise SolError(f"trace {cut(path)}: {error.strerror}; give a file that `--trace` wrote") from None
     except UnicodeDecodeError:
         raise SolError(f"trace {path}: not UTF-8 text; give a file that `--trace` wrote") from None
     except ValueError as error:  # a NUL in the name, or half of a surrogate pair
@@ -183,8 +183,8 @@ def read_trace(path: Path | str) -> Trace:
     for number, line in enumerate(lines[1:], 2):
         if not line and number == len(lines):
             break
-        cut = number == len(lines)
-        records.append(_record(path, number, line, cut, len(records)))
+        last = number == len(lines)
+        records.append(_record(path, number, line, last, len(records)))
     return Trace(header, tuple(records))
 
 

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 
 #include <cerrno>
+#include <stdexcept>
 #include <system_error>
 
 #include "base/file/file.h"
@@ -12,6 +13,7 @@
 #include <io.h>
 #include <sys/stat.h>
 #else
+#include <sys/stat.h>
 #include <unistd.h>
 #endif
 
@@ -26,11 +28,23 @@ int Open(const std::string& path) {
 }
 int WriteSome(int file, const char* data, size_t size) { return _write(file, data, static_cast<unsigned>(size)); }
 int CloseFile(int file) { return _close(file); }
+void HoldAndEmpty(int) {}  // emptied as it was opened
 #else
 int Open(const std::string& path) {
-  const int file = open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NONBLOCK, 0666);  // fails for a pipe that nobody reads
-  if (file >= 0) fcntl(file, F_SETFL, 0);                                                            // from here on a slow reader is waited for
+  const int file = open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | O_NONBLOCK, 0666);  // fails for a pipe that nobody reads
+  if (file >= 0) fcntl(file, F_SETFL, 0);                                                  // from here on a slow reader is waited for
   return file;
+}
+// Keeps other processes from writing a regular file until it is closed, where the file system has locks, and empties it.
+void HoldAndEmpty(int file) {
+  struct stat state;
+  if (fstat(file, &state) != 0) Fail();
+  if (!S_ISREG(state.st_mode)) return;
+  struct flock lock {};
+  lock.l_type = F_WRLCK;
+  lock.l_whence = SEEK_SET;
+  if (fcntl(file, F_SETLK, &lock) != 0 && (errno == EAGAIN || errno == EACCES)) throw std::runtime_error("another process is writing it");
+  if (ftruncate(file, 0) != 0) Fail();
 }
 ssize_t WriteSome(int file, const char* data, size_t size) { return write(file, data, size); }
 int CloseFile(int file) { return close(file); }
@@ -40,6 +54,12 @@ int CloseFile(int file) { return close(file); }
 
 LineFile::LineFile(const std::string& path) : descriptor_(Open(path)) {
   if (descriptor_ < 0) Fail();
+  try {
+    HoldAndEmpty(descriptor_);
+  } catch (...) {
+    CloseFile(descriptor_);
+    throw;
+  }
 }
 
 LineFile::~LineFile() {

@@ -1,3 +1,4 @@
+#include <stdexcept>
 #include <system_error>
 
 #include "base/error.h"
@@ -11,7 +12,7 @@ using nlohmann::ordered_json;
 TraceWriter::TraceWriter(const std::string& path, const TraceHeader& header) : path_(path) {
   try {
     file_ = std::make_unique<LineFile>(path);
-  } catch (const std::system_error& error) {
+  } catch (const std::runtime_error& error) {
     Refuse(error);
   }
   ordered_json line;
