@@ -23,6 +23,7 @@ from sol_rt.bundle.bundle import Bundle  # noqa: E402
 from sol_rt.cli import loading, main  # noqa: E402
 from sol_rt.cli.run.saved_chat import read as read_chat  # noqa: E402
 from sol_rt.errors import BundleError, SolError, UsageError, WriteError  # noqa: E402
+from sol_rt.generate.native.model import NativeModel  # noqa: E402
 from sol_rt.generate.trace import read_trace  # noqa: E402
 from sol_rt.read_file import TooLargeError, read_bytes, require_regular  # noqa: E402
 
@@ -106,6 +107,24 @@ def test_files_of_a_bundle(kind: str, bundle: Path, special: Path) -> None:
     ):
         with pytest.raises(BundleError, match=f"{KINDS[kind]}|got no such file"):
             read()
+
+
+@pytest.mark.parametrize("engine", ["python", "native"])
+def test_a_bundles_file_that_leads_to_a_device_is_said_to_be_one(
+    engine: str, bundle: Path, special: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if engine == "native" and sol_rt.ops.core_path() is None:
+        pytest.skip("no native core")
+    copy = Path(shutil.copytree(bundle, special / "tiny"))
+    opened = Bundle.open(copy)
+    (copy / "chat_template.jinja").unlink()
+    (copy / "chat_template.jinja").symlink_to("/dev/zero")
+    pattern = "chat_template.jinja: got a pipe, socket or device, expected a file of "
+    if engine == "python":
+        refused(capsys, ["generate", "-m", str(copy), "-p", "w1"], pattern)
+    else:
+        with pytest.raises(SolError, match=pattern):
+            NativeModel.from_pretrained(opened, measure_costs=False)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -204,7 +204,8 @@ def check_size(path: Path, entry: FileEntry) -> None:
     except OSError:
         raise BundleError(path, "", "no such file", f"{entry.bytes} bytes") from None
     if not path.is_file():
-        raise BundleError(path, "", "a folder", f"a file of {entry.bytes} bytes")
+        got = "a folder" if path.is_dir() else "a pipe, socket or device"
+        raise BundleError(path, "", got, f"a file of {entry.bytes} bytes")
     if size != entry.bytes:
         raise BundleError(path, "", f"{size} bytes", f"{entry.bytes} bytes", "copy or export the bundle again")
 

@@ -21,7 +21,8 @@ void CheckSize(const std::string& path, const FileEntry& entry) {
   const std::string expected = std::to_string(entry.bytes) + " bytes";
   const FileKind kind = KindOf(path);
   if (kind == FileKind::kNone) BundleFault(path, "", "no such file", expected);
-  if (kind != FileKind::kFile) BundleFault(path, "", "a folder", "a file of " + expected);
+  const char* const other = kind == FileKind::kFolder ? "a folder" : "a pipe, socket or device";
+  if (kind != FileKind::kFile) BundleFault(path, "", other, "a file of " + expected);
   int64_t size = 0;
   try {
     size = StateOf(path).size;
