@@ -7,7 +7,8 @@ namespace sol_rt {
 
 class LineFile {
  public:
-  explicit LineFile(const std::string& path);  // empties the file if it is there; throws std::runtime_error if another process writes it, as all functions std::system_error
+  // Empties the file if it is there. Throws std::runtime_error if another process writes it; all functions throw std::system_error.
+  explicit LineFile(const std::string& path);
   ~LineFile();
   LineFile(const LineFile&) = delete;
   LineFile& operator=(const LineFile&) = delete;
