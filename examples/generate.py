@@ -8,8 +8,9 @@ MODEL is a bundle folder, or the name of a bundle that `sol-rt export` made.
 from __future__ import annotations
 
 import argparse
+import sys
 
-from sol_rt import SolModel
+from sol_rt import SolError, SolModel
 
 BUDGETS = (1.0, 0.8, 0.6)
 
@@ -33,4 +34,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except SolError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

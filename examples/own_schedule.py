@@ -9,10 +9,11 @@ this context, and tells which of them keep the budget.
 from __future__ import annotations
 
 import argparse
+import sys
 
 import numpy as np
 
-from sol_rt import Action, Controller, PolicyInput, SolModel
+from sol_rt import Action, Controller, PolicyInput, SolError, SolModel
 
 
 class SentenceStart:
@@ -59,4 +60,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except SolError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

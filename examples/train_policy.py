@@ -11,10 +11,11 @@ and `sol-rt export --policy` do the same, and `sol-rt eval` compares at equal co
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 from pathlib import Path
 
-from sol_rt import SolModel
+from sol_rt import SolError, SolModel
 from sol_rt.cli import main as sol_rt
 
 BUDGET = 0.6
@@ -53,4 +54,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except SolError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

@@ -22,8 +22,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_bundle(tmp_path_factory.mktemp("examples") / "tiny")
 
 
-def run(name: str, *arguments: str | Path, home: Path) -> str:
-    """What an example prints on stdout. The home folder is an empty one."""
+def run(name: str, *arguments: str | Path, home: Path, code: int = 0) -> str:
+    """What an example prints, on stderr where it fails. The home folder is an empty one."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("SOL_RT_")}
     done = subprocess.run(
         [sys.executable, str(EXAMPLES / name), *map(str, arguments)],
@@ -33,8 +33,8 @@ def run(name: str, *arguments: str | Path, home: Path) -> str:
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert done.returncode == code, done.stderr
+    return done.stderr if code else done.stdout
 
 
 def test_the_example_s_training_config_is_read() -> None:
@@ -42,6 +42,13 @@ def test_the_example_s_training_config_is_read() -> None:
     from sol_rt.train.config import read_config
 
     assert read_config(str(EXAMPLES / "train_policy.yaml")).warm_start.updates > 0
+
+
+@pytest.mark.parametrize("name", ["generate.py", "own_schedule.py"])
+def test_a_wrong_model_is_one_line(name: str, tmp_path: Path) -> None:
+    said = run(name, "no-such-model", home=tmp_path, code=2)
+    assert said.startswith("error: model 'no-such-model': ")
+    assert len(said.splitlines()) == 1
 
 
 def test_generate(bundle: Path, tmp_path: Path) -> None:
