@@ -109,6 +109,13 @@ def test_what_a_bundle_says_is_plain_and_short(tmp_path: Path, capsys: pytest.Ca
     assert all(line.isprintable() for line in lines)
 
 
+def test_a_bundle_without_a_licence_says_so(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_bundle(tmp_path / "tiny", bits=(8, 4))
+    config = Bundle.open(folder).config
+    seal(folder, replace(config, model=replace(config.model, license="")))
+    assert told(capsys, "inspect", str(folder)).splitlines()[0].endswith(", llama, no licence stated")
+
+
 def test_costs_are_at_the_longest_context_where_more_was_asked_for(
     bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -87,7 +87,8 @@ def _print(description: dict[str, Any], every: bool) -> None:
     from rich.table import Table
 
     model = description["model"]
-    print(f"{description['path']}: {model['name']}, {model['architecture']}, licence {model['license']}")
+    licence = f"licence {model['license']}" if model["license"] else "no licence stated"
+    print(f"{description['path']}: {model['name']}, {model['architecture']}, {licence}")
     policy = description["policy"] or "none"
     if description["policy_budgets"]:
         whose = "" if description["cost_model"] == "bytes" else " of the native core"
