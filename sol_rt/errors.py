@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 
@@ -143,6 +144,20 @@ def brief(value: object) -> str:
     except Exception:  # a repr may do anything
         text = f"a {type(value).__name__}"
     return text if len(text) <= _BRIEF else f"{text[: _BRIEF - 1]}…"
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Asks for the known names that begin with `name` or are spelled most like it, three at most; empty if none is near.
+
+    Case is ignored.
+    """
+    by_lower, wanted = {each.lower(): each for each in known}, name.lower()
+    if wanted in by_lower:
+        near = [wanted]
+    else:
+        beginning = [each for each in by_lower if wanted and each.startswith(wanted)]
+        near = beginning[:3] or difflib.get_close_matches(wanted, by_lower, 2)
+    return f"did you mean {' or '.join(repr(by_lower[each]) for each in near)}?" if near else ""
 
 
 def one_line(error: BaseException) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from pathlib import Path
 from sol_rt.atomic_write import is_temporary, write_errors, write_text
 from sol_rt.bundle.bundle import sha256
 from sol_rt.bundle.config import CONFIG_NAME
-from sol_rt.errors import SolError, UsageError, brief
+from sol_rt.errors import SolError, UsageError, brief, did_you_mean
 
 _LAST_EXPORT = "last-export"
 
@@ -166,7 +165,7 @@ def find_bundle(model: str | None) -> Path:
         last = _recorded_path(home() / _LAST_EXPORT)
     except OSError:
         raise UsageError(
-            "no model: name one with -m, set SOL_RT_MODEL, or make one with `sol-rt export -m smollm2-135m`"
+            "no model: name one with -m or SOL_RT_MODEL; `sol-rt run smollm2-135m` fetches one and chats with it"
         ) from None
     if not (last / CONFIG_NAME).is_file():
         raise UsageError(f"no model: the default bundle, {last}, is gone; name one with -m, export or pull")
@@ -188,10 +187,12 @@ def _named(model: str) -> Path:
         return bundles_dir() / model
     if as_path.exists():
         return as_path
+    from sol_rt.store.recipes.recipe import aliases
+
     names = bundle_names()
-    near = difflib.get_close_matches(model, names, 1)
-    known = f"did you mean {near[0]!r}?" if near else f"bundles here: {', '.join(names) or 'none'}"
-    where = f"neither a bundle folder nor a bundle under {bundles_dir()}"
-    raise UsageError(
-        f"model {brief(model)}: {where}; {known}; `sol-rt pull {model}` or `sol-rt export -m {model}` may bring it"
+    next_step = did_you_mean(model, names) or (
+        f"bundles here: {', '.join(names) or 'none'}; `sol-rt pull {model}` or `sol-rt export -m {model}` may bring it"
     )
+    if model not in (known := aliases()) and (meant := did_you_mean(model, [*names, *known])):
+        next_step = meant
+    raise UsageError(f"model {brief(model)}: neither a bundle folder nor a bundle under {bundles_dir()}; {next_step}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from sol_rt.atomic_write import is_temporary, temporary_name
 from sol_rt.bundle.config import CONFIG_NAME
-from sol_rt.errors import SolError, UsageError
+from sol_rt.errors import SolError, UsageError, did_you_mean
 from sol_rt.store.download import UNFINISHED, remove
 from sol_rt.store.home import bundles_dir, checkpoints_dir, find_bundle, forget_last_export, forget_source, home
 
@@ -67,9 +66,7 @@ def find_entry(name: str, entries: Sequence[Entry]) -> Entry:
         names = " or ".join(entry.longer_name for entry in found)
         raise UsageError(f"{name}: got {len(found)} things of this name, expected one; write {names}")
     if not found:
-        names_here = [entry.name for entry in entries]
-        near = difflib.get_close_matches(name, names_here, 1)
-        known = f"did you mean {near[0]!r}?" if near else "sol-rt list shows what is here"
+        known = did_you_mean(name, [entry.name for entry in entries]) or "sol-rt list shows what is here"
         raise UsageError(f"{name}: nothing of this name under {home()}; {known}")
     return found[0]
 

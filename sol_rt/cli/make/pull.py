@@ -40,6 +40,7 @@ def pull(
     acceptance is shown first; the acceptance is recorded in $SOL_RT_HOME.
     """
     from sol_rt.bundle.config import CONFIG_NAME
+    from sol_rt.store.home import bundle_names
     from sol_rt.store.pull import pull as fetch
     from sol_rt.store.recipes.recipe import aliases
 
@@ -49,9 +50,11 @@ def pull(
     known = aliases()
     if wanted is None:
         widest = max(map(len, known), default=0)
+        here = set(bundle_names())
         for recipe in known.values():
             asks = "" if recipe.terms is None else ", which asks for acceptance"
-            print(f"{recipe.name:{widest}} {recipe.description} ({recipe.license}{asks})")
+            marked = ", here" if recipe.name in here else ""
+            print(f"{recipe.name:{widest}} {recipe.description} ({recipe.license}{asks}{marked})")
         return
     if wanted in known:
         _settle_license(known[wanted], accept_license)
