@@ -76,6 +76,8 @@ def test_without_a_command_help_goes_to_stderr(capsys: pytest.CaptureFixture[str
         (["generate", "--budget", "1.5"], "--budget"),
         (["generate", "--budget", "much"], "expected a share of the dense cost from 0 to 1, for example 0.3; got much"),
         (["generate", "-b", "nan"], "expected a share of the dense cost from 0 to 1, for example 0.3; got nan"),
+        (["generate", "--max-loss", "2"], "dense perplexity from 0 to 1, for example 0.02 or 2%; got 2"),
+        (["chat", "--max-loss", "much"], "dense perplexity from 0 to 1, for example 0.02 or 2%; got much"),
         (["generate", "-n", "0"], "--max-new-tokens"),
         (["generate", "--budget", "0.4", "--tokens-per-second", "50"], "set the same dial"),
         (["generate", "--schedule", "dense", "--budget", "0.4"], "--budget"),
@@ -95,7 +97,17 @@ def test_without_a_command_help_goes_to_stderr(capsys: pytest.CaptureFixture[str
         (["export", "-m", "smollm2-135m", "--bits", "8,5"], "--bits 8,5: mixed bits are written mixed"),
         (["export", "-m", "smollm2-135m", "--kv-density", "1,0.333"], "--kv-density: got 0.333, expected a share"),
         (["export", "-m", "no-such-model"], "no-such-model"),
-        (["pull", "no-such-model"], "no-such-model"),
+        (["pull", "no-such-model"], "no-such-model: neither an alias"),
+        (["pull", "SmolLM2"], "did you mean 'smollm2-1.7b' or 'smollm2-135m' or 'smollm2-360m'?"),
+        (["run", "SmolLM2-135M"], "did you mean 'smollm2-135m'"),
+        (["run", "qwen"], "did you mean 'qwen2.5-"),
+        (["export", "-m", "nothing-like-it"], "sol-rt pull lists the aliases, a hub id is owner/name"),
+        (["inspect", "SmolLM2-135M"], "did you mean 'smollm2-135m'"),
+        (
+            ["run", "Why is the sky blue?"],
+            "run: expected a model first: sol-rt run smollm2-135m 'Why is the sky blue?'",
+        ),
+        (["chat"], "`sol-rt run smollm2-135m` fetches one"),
         (["verify"], "no model"),
         (["calibrate", "--seconds", "nan"], "--seconds nan: expected a number from 1"),
         (["generate", "-f", "a\0b"], "embedded null byte"),
@@ -107,7 +119,7 @@ def test_without_a_command_help_goes_to_stderr(capsys: pytest.CaptureFixture[str
         (["migrate", ""], "got an empty name"),
         (["export", ""], "got an empty name"),
         (["run", "", "a question"], "got an empty name"),
-        (["generate", "-m", ""], "got an empty name"),
+        (["generate", "-p", "a", "-m", ""], "got an empty name"),
         (["generate", "--tokens-per-second", "0"], "--tokens-per-second 0: expected a finite number over 0"),
         (["chat", "--governor", "--tokens-per-second", "0"], "--tokens-per-second 0: expected a finite number over 0"),
         (["chat", "one", "-m", "other"], "--model: got two, other and the argument one; give one"),
@@ -301,6 +313,21 @@ def test_the_argument_goes_before_the_environment(
     assert "tiny" in capsys.readouterr().out
 
 
+def test_help_lists_first_what_is_done_first(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    listed = [
+        words[1] for line in capsys.readouterr().out.splitlines() if (words := line.split())[1:] and line[2:3] > " "
+    ]
+    assert [name for name in listed if name in COMMANDS][:4] == ["run", "chat", "generate", "export"]
+
+
+def test_help_wraps_at_the_edge_alone() -> None:
+    """Typer keeps the line breaks within every paragraph but the first."""
+    commands = typer.main.get_command(make_app(COMMANDS)).commands.values()  # type: ignore[attr-defined]
+    assert all(command.help for command in commands)
+    assert [command.name for command in commands if "\n" in command.help.replace("\n\n", "")] == []
+
+
 def test_help_shows_what_is_in_brackets(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["pull", "--help"]) == 0
     assert "owner/name[@revision]" in capsys.readouterr().out
@@ -310,9 +337,18 @@ def test_pull_lists_aliases(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["pull"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("smollm2-135m ") for line in lines)
+    assert not any("here" in line.split("(")[-1] for line in lines)
     names = [line.split()[0] for line in lines]
     starts = {line.index(line.split()[1], len(name)) for name, line in zip(names, lines, strict=True)}
     assert starts == {max(map(len, names)) + 1}, "one column"
+
+
+def test_pull_marks_what_is_here(capsys: pytest.CaptureFixture[str], home: Path) -> None:
+    (home / "bundles" / "smollm2-135m").mkdir(parents=True)
+    (home / "bundles" / "smollm2-135m" / "sol_config.json").write_text("{}")
+    assert main(["pull"]) == 0
+    marked = [line for line in capsys.readouterr().out.splitlines() if line.endswith(", here)")]
+    assert [line.split()[0] for line in marked] == ["smollm2-135m"]
 
 
 def test_doctor_finds_a_sound_installation(capsys: pytest.CaptureFixture[str]) -> None:
@@ -383,7 +419,7 @@ def test_doctor_names_a_folder_that_cannot_be_read(
 
 def test_as_a_module_without_a_terminal() -> None:
     run = subprocess.run(
-        [sys.executable, "-m", "sol_rt", "generate"],
+        [sys.executable, "-m", "sol_rt", "generate", "-p", "a"],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

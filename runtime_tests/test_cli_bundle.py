@@ -281,8 +281,9 @@ def test_prompt_from_file_pipe_and_flag_are_one(
     argv = ("generate", "-n", "8", "--temperature", "0", "--json")
     wanted = as_json(capsys, *argv, "-p", PROMPT)["tokens"]
     assert as_json(capsys, *argv, "-f", str(tmp_path / "prompt.txt"))["tokens"] == wanted
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO((PROMPT + "\n").encode())))
-    assert as_json(capsys, *argv)["tokens"] == wanted
+    for given in ((), ("-f", "-")):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO((PROMPT + "\n").encode())))
+        assert as_json(capsys, *argv, *given)["tokens"] == wanted
 
 
 def test_prompts_as_windows_writes_them(
@@ -300,10 +301,21 @@ def test_prompts_as_windows_writes_them(
 def test_without_a_prompt_the_built_in_one_is_named(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
     out, err = run(capsys, "generate", "-n", "4")
     assert "built in" in err
     assert out
+
+
+def test_an_empty_pipe_is_an_empty_prompt(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for content in (b"", b"\n"):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+        out, err = run(capsys, "generate", "-n", "4", code=2)
+        assert (out, err) == (
+            "",
+            "sol-rt: error: stdin: the prompt is empty; give some text there, with -p or with -f\n",
+        )
 
 
 def test_context_limit(capsys: pytest.CaptureFixture[str], endless: Path) -> None:

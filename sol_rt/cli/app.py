@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib
+import inspect
 import os
 import sys
 import traceback
@@ -20,23 +21,23 @@ from sol_rt.cli.renamed import advice, check_environment
 from sol_rt.errors import SolError, cut
 
 COMMANDS = {
-    "export": "make.export:export",
-    "generate": "run.generate:generate",
+    "run": "make.run:run",
     "chat": "run.chat:chat",
+    "generate": "run.generate:generate",
+    "export": "make.export:export",
+    "train": "make.train:train",
+    "inspect": "show.inspect:inspect",
+    "calibrate": "measure.calibrate:calibrate",
     "bench": "measure.bench:bench",
     "perplexity": "measure.perplexity:perplexity",
-    "train": "make.train:train",
-    "calibrate": "measure.calibrate:calibrate",
-    "inspect": "show.inspect:inspect",
-    "verify": "show.verify:verify",
+    "eval": "measure.eval:evaluate",
     "trace": "show.trace:trace",
     "pull": "make.pull:pull",
-    "doctor": "show.doctor:doctor",
-    "eval": "measure.eval:evaluate",
     "list": "show.list:list_stored",
     "rm": "make.rm:rm",
     "push": "make.push:push",
-    "run": "make.run:run",
+    "verify": "show.verify:verify",
+    "doctor": "show.doctor:doctor",
     "ppl": "measure.perplexity:perplexity",
     "migrate": "make.migrate:migrate",
 }
@@ -87,7 +88,9 @@ def make_app(names: Iterable[str]) -> typer.Typer:
         command = getattr(importlib.import_module(f"sol_rt.cli.{module}"), function)
         if name in TAKES_MODEL:
             command = options.with_model_argument(command)
-        app.command(name, cls=Command, hidden=name in HIDDEN)(command)
+        # Typer keeps line breaks within all paragraphs but the first.
+        paragraphs = [" ".join(each.split()) for each in inspect.cleandoc(command.__doc__ or "").split("\n\n")]
+        app.command(name, cls=Command, help="\n\n".join(paragraphs), hidden=name in HIDDEN)(command)
     return app
 
 

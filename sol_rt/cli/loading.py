@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, BinaryIO
+import sys
+from typing import TYPE_CHECKING, Any
 
 from sol_rt.cli.console import note, progress
 from sol_rt.errors import UsageError
@@ -204,24 +205,18 @@ def check_rate(tokens_per_second: float | None) -> None:
 
 
 def read_text(path: Path) -> str:
-    """Reads a file's text, without a byte order mark.
+    """Reads a file's text, or stdin's for the path `-`, without a byte order mark.
 
     Raises UsageError if it cannot be read, is not UTF-8, or is larger than MOST_TEXT.
     """
+    piped = str(path) == "-"
+    where = "stdin" if piped else str(path)
     try:
-        return _text(read_bytes(path, MOST_TEXT, pipes=True), str(path))
+        content = read_all(sys.stdin.buffer, MOST_TEXT, where) if piped else read_bytes(path, MOST_TEXT, pipes=True)
     except OSError as error:
         advice = _ANOTHER if isinstance(error, TooLargeError) else "name a file of text"
-        raise UsageError(f"{path}: {error.strerror}; {advice}") from None
-
-
-def text_of(file: BinaryIO, name: str) -> str:
-    """The rest of a file or pipe as text, otherwise as `read_text`. `name` names it in errors."""
-    try:
-        content = read_all(file, MOST_TEXT, name)
-    except TooLargeError as error:
-        raise UsageError(f"{name}: {error.strerror}; {_ANOTHER}") from None
-    return _text(content, name)
+        raise UsageError(f"{where}: {error.strerror or error}; {advice}") from None
+    return _text(content, where)
 
 
 def _text(content: bytes, name: str) -> str:

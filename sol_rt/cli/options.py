@@ -262,7 +262,7 @@ MaxLoss = Annotated[
         "or 0.01. Default, if none of these is given: 0.5%. With --governor: the loss at its lowest budget.",
         panel=BUDGET,
         metavar="SHARE",
-        parser=lambda value: _share("--max-loss", value),
+        parser=lambda value: _max_loss(value),
     ),
 ]
 Schedule = Annotated[
@@ -362,13 +362,24 @@ def _budget(value: str | float) -> float:
     raise typer.BadParameter("expected a share of the dense cost from 0 to 1, for example 0.3")
 
 
-def _share(flag: str, value: str | float) -> float:
-    """A share written as a number or in percent. Raises UsageError if `value` is neither."""
-    text = str(value).strip()
+LOSS_SHARE = "expected a share of the dense perplexity from 0 to 1, for example 0.02 or 2%"
+
+
+def _max_loss(value: str | float) -> float:
+    """A share of the dense perplexity, as `loss_share` reads it. Raises BadParameter otherwise, as `_budget` does."""
+    if (share := loss_share(str(value))) is None:
+        raise typer.BadParameter(f"{LOSS_SHARE}; got {value}")
+    return share
+
+
+def loss_share(text: str) -> float | None:
+    """A share that is written as a number or in percent; None if `text` is neither, or a plain number over 1."""
+    text, percent = text.strip().removesuffix("%"), text.strip().endswith("%")
     try:
-        return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        number = float(text)
     except ValueError:
-        raise UsageError(f"{flag} {text}: expected a share such as 0.01 or 1%") from None
+        return None
+    return number / 100 if percent else None if number > 1 else number
 
 
 def logit_biases(given: Sequence[str]) -> dict[int, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -42,7 +43,21 @@ def run(
     asked = prompt if question is None else question
     if asked is not None and not asked.strip():
         raise UsageError("run: the question is empty; give some text, or none for a chat")
+    if asked is None:
+        _refuse_question(model)
     chat(model=str(obtained(model)), prompt=asked, **chat_options)
+
+
+def _refuse_question(model: str) -> None:
+    """Raises UsageError if `model` reads like a question: it has several words, and nothing here has that name."""
+    from sol_rt.store.home import bundle_names, find_bundle, user_path
+
+    if len(model.split()) < 2 or model in bundle_names() or user_path(model).exists():
+        return
+    default = "smollm2-135m"
+    with contextlib.suppress(UsageError):
+        default = name if (name := find_bundle(None).name) in bundle_names() else default
+    raise UsageError(f"run: expected a model first: sol-rt run {default} {shlex.quote(model)}")
 
 
 def obtained(model: str) -> Path:

@@ -304,25 +304,16 @@ def _prompt(prompt: str | None, file: Path | None) -> str:
         text = prompt
     elif file is not None:
         text = read_text(file).removesuffix("\n")
+    elif sys.stdin.isatty():
+        note(f"prompt: {BUILT_IN_PROMPT!r} (built in; -p sets another)")
+        return BUILT_IN_PROMPT
     else:
-        text = _piped()
+        text = read_text(Path("-")).removesuffix("\n")
         if not text:
-            note(f"prompt: {BUILT_IN_PROMPT!r} (built in; -p sets another)")
-            return BUILT_IN_PROMPT
+            raise UsageError("stdin: the prompt is empty; give some text there, with -p or with -f")
     if not text:
         raise UsageError("the prompt is empty; give some text with -p or -f")
     return text
-
-
-def _piped() -> str:
-    if sys.stdin is None or sys.stdin.closed or sys.stdin.isatty():
-        return ""
-    from sol_rt.cli.loading import text_of
-
-    try:
-        return text_of(sys.stdin.buffer, "stdin").removesuffix("\n")
-    except OSError:
-        return ""
 
 
 def _recorded(file: Path) -> Trace:
