@@ -289,15 +289,17 @@ def test_axis_target_out_of_range(targets: AxisTargets, name: str) -> None:
 def test_axis_targets_that_no_mix_has() -> None:
     # the only action with fewer bits also prunes
     config = made_config(actions=("k100-s100-q8", "k100-s050-q4"))
-    with pytest.raises(UsageError, match="no mix"):
+    with pytest.raises(UsageError, match="^--bits: no mix"):
         make_controller(actions_of(config), BytesCost(config), axis_targets=AxisTargets(bits=6))
+    with pytest.raises(UsageError, match="^--kv-density/--bits: no mix"):
+        make_controller(actions_of(config), BytesCost(config), axis_targets=AxisTargets(kv_density=1, bits=6))
     make_controller(actions_of(config), BytesCost(config), axis_targets=AxisTargets(bits=6, channel_density=0.75))
 
 
 def test_contradictory_requests() -> None:
     config = made_config()
     cost: CostModel = calibrated(config, np.random.default_rng(0))
-    with pytest.raises(UsageError, match="contradict"):
+    with pytest.raises(UsageError, match="^--budget and --kv-density contradict"):
         make_controller(actions_of(config), cost, 0.5, axis_targets=AxisTargets(kv_density=0.5))
     with pytest.raises(UsageError, match="contradict"):
         Controller(actions_of(config), cost, 0.5, tokens_per_second=10)

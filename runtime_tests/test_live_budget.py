@@ -165,7 +165,7 @@ def test_a_bad_rate_changes_nothing(value: object) -> None:
     [
         ({"schedule": "fixed:k100-s100-q4"}, "fixed:k100-s100-q4 fixes them"),
         ({"schedule": "dense"}, "dense fixes them"),
-        ({"bits": 6}, "this run holds --kv-density/--channel-density/--bits instead"),
+        ({"bits": 6}, "this run holds --bits instead"),
     ],
 )
 def test_runs_that_hold_no_budget_refuse_one(model: SolModel, dial: dict[str, object], told: str) -> None:

@@ -147,9 +147,9 @@ def brief(value: object) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Asks for the known names that begin with `name` or are spelled most like it, three at most; empty if none is near.
+    """Asks for the known names that begin with `name`, else for those spelled most like it; empty if none is near.
 
-    Case is ignored.
+    It names three at most. Case is ignored.
     """
     by_lower, wanted = {each.lower(): each for each in known}, name.lower()
     if wanted in by_lower:

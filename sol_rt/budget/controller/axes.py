@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sol_rt.budget.controller.base import AXIS_FLAGS, AxisTargets, BaseController, least
+from sol_rt.budget.controller.base import AxisTargets, BaseController, least
 from sol_rt.budget.controller.spend_window import SpendWindow
 from sol_rt.budget.controller.step_costs import StepCosts
 from sol_rt.budget.cost.bytes_model import CostModel
@@ -65,11 +65,14 @@ class AxisController(BaseController):
 
     def set_budget(self, budget: float) -> None:
         """Raises UsageError: axis targets ask for no budget."""
-        raise _no_budget()
+        raise self._no_budget()
 
     def set_rate(self, tokens_per_second: float) -> None:
         """Raises UsageError: axis targets ask for no rate."""
-        raise _no_budget()
+        raise self._no_budget()
+
+    def _no_budget(self) -> UsageError:
+        return UsageError(f"budget: this run holds {self.axis_targets.flags} instead; start a run with a budget")
 
     @property
     def budget(self) -> None:
@@ -85,10 +88,6 @@ class AxisController(BaseController):
     def requested(self) -> None:
         """None: axis targets ask for no budget."""
         return
-
-
-def _no_budget() -> UsageError:
-    return UsageError(f"budget: this run holds {AXIS_FLAGS} instead; start a run with a budget")
 
 
 def _as_shares(targets: AxisTargets, settings: np.ndarray, dense: Action, actions: Sequence[Action]) -> np.ndarray:
@@ -110,7 +109,7 @@ def _as_shares(targets: AxisTargets, settings: np.ndarray, dense: Action, action
     if _distance_to_hull(settings - wanted) > _NEAR_HULL:
         near = actions[int(np.argmin(((settings - wanted) ** 2).sum(axis=1)))]
         raise UsageError(
-            f"{AXIS_FLAGS}: no mix of this bundle's actions has these means; the nearest action is {near.tag}"
+            f"{targets.flags}: no mix of this bundle's actions has these means; the nearest action is {near.tag}"
         )
     return wanted
 

@@ -20,9 +20,6 @@ EPSILON = 1e-9
 """Relative difference below which two costs count as equal."""
 
 
-AXIS_FLAGS = "--kv-density/--channel-density/--bits"
-
-
 @dataclass(frozen=True)
 class AxisTargets:
     """Mean settings to hold on the three axes; an axis without a target stays at its full value.
@@ -39,7 +36,13 @@ class AxisTargets:
 
     def any(self) -> bool:
         """Whether any axis has a target."""
-        return any(getattr(self, field.name) is not None for field in fields(self))
+        return bool(self.flags)
+
+    @property
+    def flags(self) -> str:
+        """Options of the axes that have a target, for errors: `--kv-density/--bits`. Empty without targets."""
+        given = [field.name for field in fields(self) if getattr(self, field.name) is not None]
+        return "/".join(f"--{name.replace('_', '-')}" for name in given)
 
 
 class Charge(NamedTuple):
@@ -220,11 +223,12 @@ def check_request(
         isinstance(max_loss, (int, float)) and math.isfinite(max_loss) and 0 <= max_loss <= 10
     ):
         raise UsageError(f"--max-loss: got {max_loss}, expected a rise of perplexity from 0 to 10, such as 0.01 or 1%")
+    axes = AxisTargets() if axis_targets is None else axis_targets
     wishes = [
         name
         for name, given in (
             ("--budget", budget < 1.0),
-            (AXIS_FLAGS, axis_targets is not None and axis_targets.any()),
+            (axes.flags, axes.any()),
             ("--tokens-per-second", tokens_per_second is not None),
             ("--max-loss", max_loss is not None),
         )

@@ -356,7 +356,7 @@ function asShares(targets, settings, dense, actions) {
   if (distanceToHull(offsets) > NEAR_HULL) {
     const lengths = offsets.map((row) => row.reduce((sum, x) => sum + x * x, 0));
     const near = actions[lengths.indexOf(Math.min(...lengths))];
-    const what = "kv_density, channel_density and bits";
+    const what = axes.flatMap(([name]) => (targets[name] === null ? [] : [name])).join(" and ");
     throw new UsageError(`${what}: no mix of this bundle's actions has these means; the nearest action is ${near.tag}`);
   }
   return wanted;

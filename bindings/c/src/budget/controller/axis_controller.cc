@@ -93,8 +93,8 @@ class AxisController final : public Controller {
   }
 
  private:
-  [[noreturn]] static void RefuseBudget() {
-    UsageFault(std::string("budget: this run holds ") + kAxisFlags + " instead; start a run with a budget");
+  [[noreturn]] void RefuseBudget() const {
+    UsageFault("budget: this run holds " + targets_.Flags() + " instead; start a run with a budget");
   }
 
   double After(size_t axis, const Settings& settings) const { return windows_[axis].Deviation() + settings[axis] - shares_[axis]; }
@@ -125,7 +125,7 @@ class AxisController final : public Controller {
     std::vector<Settings> points;
     for (const Settings& settings : settings_) points.push_back(Difference(settings, shares_));
     if (DistanceToHull(points) > kNearHull) {
-      UsageFault(std::string(kAxisFlags) + ": no mix of this bundle's actions has these means; the nearest action is " +
+      UsageFault(targets_.Flags() + ": no mix of this bundle's actions has these means; the nearest action is " +
                  actions_[NearestToOrigin(points)].Tag());
     }
   }
@@ -136,6 +136,16 @@ class AxisController final : public Controller {
 };
 
 }  // namespace
+
+std::string AxisTargets::Flags() const {
+  const std::pair<const char*, bool> axes[] = {
+      {"--kv-density", kv_density.has_value()}, {"--channel-density", channel_density.has_value()}, {"--bits", bits.has_value()}};
+  std::string flags;
+  for (const auto& [flag, given] : axes) {
+    if (given) flags += (flags.empty() ? "" : "/") + std::string(flag);
+  }
+  return flags;
+}
 
 std::unique_ptr<Controller> MakeAxisController(std::vector<Action> actions, std::shared_ptr<const CostModel> cost, const AxisTargets& targets,
                                                bool policy_cost) {

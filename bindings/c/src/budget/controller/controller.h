@@ -17,7 +17,6 @@
 namespace sol_rt {
 
 constexpr double kCostEpsilon = 1e-9;  // relative difference below which two costs count as equal
-constexpr const char* kAxisFlags = "--kv-density/--channel-density/--bits";
 
 // KV density, channel density and bits: of an action as shares of the dense action's, or of a request as a caller writes them.
 using Settings = std::array<double, 3>;
@@ -26,6 +25,8 @@ using Settings = std::array<double, 3>;
 struct AxisTargets {
   std::optional<double> kv_density, channel_density, bits;
   bool Any() const { return kv_density || channel_density || bits; }
+  // Options of the axes that have a target, for errors: `--kv-density/--bits`.
+  std::string Flags() const;
 };
 
 class Controller {
