@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
@@ -27,6 +28,7 @@ from sol_rt.cli.run.chat import Conversation
 from sol_rt.cli.run.chat_input import Entry, entries
 from sol_rt.cli.run.interrupts import Interrupts
 from sol_rt.engine.engine import Engine
+from sol_rt.errors import DeviceError
 from sol_rt.generate.model import SolModel
 from sol_rt.generate.stream import Stream
 from sol_rt.text.chat_template import ChatTemplate
@@ -83,6 +85,10 @@ def prompts(monkeypatch: pytest.MonkeyPatch) -> list[list[dict[str, str]]]:
         "/budget 2",
         "/budget much",
         "/budget nan",
+        "/max-loss 2",
+        "/max-loss -1",
+        "/max-loss much",
+        "/max-loss nan",
         "/schedule nonsense",
         "/nonsense",
         "/save",
@@ -105,10 +111,54 @@ def test_a_pipe_goes_on_after_a_wrong_command(chat: Chat, line: str) -> None:
     assert line.split()[0].removeprefix("/") in errors[0]
 
 
-def test_a_pipe_stops_at_an_error_of_the_engine(chat: Chat) -> None:
-    out, err = chat("w1", "w2 " * 300, "w3", code=1)
+def test_a_pipe_stops_at_an_error_of_the_engine(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+    forward, calls = Engine.forward, itertools.count(1)
+
+    def failing(engine: Engine, *arguments: Any, **named: Any) -> Any:
+        if next(calls) > 5:
+            raise DeviceError("a GPU", "it is lost")
+        return forward(engine, *arguments, **named)
+
+    monkeypatch.setattr(Engine, "forward", failing)
+    out, err = chat("w1", "w2", "w3", code=1)
     assert len(out.splitlines()) == 1
-    assert err.splitlines()[-1].startswith("sol-rt: error: prompt: got ")
+    assert err.splitlines()[-1].startswith("sol-rt: error: a GPU failed: it is lost")
+
+
+def test_a_message_that_is_too_long_does_not_end_the_chat(chat: Chat) -> None:
+    out, err = chat("w1 " * 300, "w3", code=1)
+    assert len(out.splitlines()) == 1
+    (error,) = (line for line in err.splitlines() if "error" in line)
+    assert error.startswith("sol-rt: error: prompt: got ")
+    assert "full" not in error
+
+
+def test_a_full_conversation_is_kept_or_forgotten(
+    chat: Chat, prompts: list[list[dict[str, str]]], tmp_path: Path
+) -> None:
+    file = tmp_path / "chat.json"
+    out, err = chat("w1", "w2 " * 20, f"/save {file}", "/reset", "w3", options=("-c", "24"), code=1)
+    assert len(out.splitlines()) == 2
+    (error,) = (line for line in err.splitlines() if "error" in line)
+    assert re.fullmatch(
+        r"sol-rt: error: the conversation is full: got \d+ tokens, expected at most 24, the model's context; "
+        r"/save FILE keeps it, /reset begins a new one; sol-rt chat -c 256 has more room",
+        error,
+    )
+    assert len(json.loads(file.read_text(encoding="utf-8"))["messages"]) == 2
+    assert prompts[-1] == [{"role": "user", "content": "w3"}]
+
+
+def test_a_loss_may_be_set_and_the_default_taken_again(
+    chat: Chat, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = write_bundle(tmp_path_factory.mktemp("losses") / "tiny", losses=True)
+    monkeypatch.setenv("SOL_RT_MODEL", str(measured))
+    lines = ("/max-loss 2%", "/max-loss", "/budget 0.8", "/budget default", "/max-loss 0.01", "/max-loss default")
+    _, err = chat(*lines, "/schedule dense", "/max-loss 1%", "/budget default")
+    default = "none is set: the fastest mix that loses at most 0.5% runs"
+    losses = ["max loss 0.02", "max loss 0.02", "budget 0.8", default, "max loss 0.01", default]
+    assert err.splitlines()[-9:] == [*losses, "schedule dense", "max loss 0.01", default]
 
 
 def test_budget_alone_shows_the_dial(chat: Chat) -> None:
@@ -141,7 +191,19 @@ def test_a_message_that_is_not_utf8_does_not_end_the_chat(chat: Chat, monkeypatc
 
 def test_help_lists_every_command(chat: Chat) -> None:
     _, err = chat("/help")
-    for name in ("/budget", "/schedule", "/stats", "/system", "/save", "/load", "/reset", "/help", "/exit", '"""'):
+    for name in (
+        "/budget",
+        "/max-loss",
+        "/schedule",
+        "/stats",
+        "/system",
+        "/save",
+        "/load",
+        "/reset",
+        "/help",
+        "/exit",
+        '"""',
+    ):
         assert name in err
 
 

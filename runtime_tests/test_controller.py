@@ -289,9 +289,9 @@ def test_axis_target_out_of_range(targets: AxisTargets, name: str) -> None:
 def test_axis_targets_that_no_mix_has() -> None:
     # the only action with fewer bits also prunes
     config = made_config(actions=("k100-s100-q8", "k100-s050-q4"))
-    with pytest.raises(UsageError, match="^--bits: no mix"):
+    with pytest.raises(UsageError, match=r"^--bits: no mix"):
         make_controller(actions_of(config), BytesCost(config), axis_targets=AxisTargets(bits=6))
-    with pytest.raises(UsageError, match="^--kv-density/--bits: no mix"):
+    with pytest.raises(UsageError, match=r"^--kv-density/--bits: no mix"):
         make_controller(actions_of(config), BytesCost(config), axis_targets=AxisTargets(kv_density=1, bits=6))
     make_controller(actions_of(config), BytesCost(config), axis_targets=AxisTargets(bits=6, channel_density=0.75))
 

@@ -15,7 +15,7 @@ from sol_rt.cli.run.chat_input import entries
 from sol_rt.cli.run.governed import Governor, check_governable, check_keeps_loss, is_governable
 from sol_rt.cli.run.interrupts import Interrupts
 from sol_rt.cli.run.sensors import Sensors
-from sol_rt.errors import SolError, UsageError, cut
+from sol_rt.errors import ContextError, SolError, UsageError, cut
 
 if TYPE_CHECKING:
     from sol_rt.budget.dial import Dial
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sol_rt.generate.stream import Stream
 
 _HELP = """/budget 0.3     set the budget of the next answers, a share (0 to 1) of the dense cost; alone, show the dial
+/max-loss 2%    set instead by how much their perplexity may rise; default, here or after /budget, sets neither
 /schedule NAME  set the schedule: sol, hull, uniform, entropy, random, fixed:TAG or dense
 /stats          show budget, speed and actions of the last answer
 /system TEXT    set the system message and begin a new conversation; alone, show the message
@@ -81,6 +82,8 @@ class Conversation:
                 print(flush=True)
                 raise
             note(" (stopped)")
+        except ContextError as error:
+            raise self._full(error) from None
         except SolError:
             if any(said):
                 print(flush=True)
@@ -91,6 +94,15 @@ class Conversation:
         if result is not None:
             self.messages = [*asked, {"role": "assistant", "content": "".join(said)}]
             note(bought(result, settings))
+
+    def _full(self, error: ContextError) -> ContextError:
+        """The error of a message for which the context has no room, with the ways to go on."""
+        most = self.model.bundle.config.model.max_context
+        more = f"; sol-rt chat -c {most} has more room" if self.model.engine.max_context < most else ""
+        got, _, advice = str(error).removeprefix("prompt: ").partition("; ")
+        if not any(message["role"] == "user" for message in self.messages):
+            return ContextError(f"prompt: {got}; {advice}{more}")
+        return ContextError(f"the conversation is full: {got}; /save FILE keeps it, /reset begins a new one{more}")
 
     def _governed(self) -> tuple[Governor | None, dict[str, Any]]:
         """What moves the budget of the next answer, and its settings. Nothing moves where they hold something else."""
@@ -118,8 +130,8 @@ class Conversation:
             else:
                 report(*self.last)
             self.report_governor()
-        elif name == "/budget":
-            self._set_budget(argument)
+        elif name in {"/budget", "/max-loss"}:
+            self._set_dial(name, argument)
         elif name == "/schedule":
             self._set_schedule(argument)
         elif name == "/system":
@@ -140,22 +152,24 @@ class Conversation:
         if self.governor is not None:
             note(self.governor.told())
 
-    def _set_budget(self, argument: str) -> None:
+    def _set_dial(self, name: str, argument: str) -> None:
+        """Sets the budget or the loss of the next answers, or neither for `default`; without an argument, shows what
+        holds.
+        """
         from sol_rt.budget.schedules import is_constant
 
         if not argument:
             note(self._held())
             return
-        try:
-            budget = float(argument)
-        except ValueError:
-            raise UsageError(f"/budget {argument}: expected a number from 0 to 1, for example /budget 0.3") from None
-        if not 0 <= budget <= 1:
-            raise UsageError(f"/budget {argument}: expected a number from 0 to 1")
-        if is_constant(self.settings["schedule"] or ""):
-            self.settings["schedule"] = None
-        self.settings.update(budget=budget, tokens_per_second=None, max_loss=None)
-        note(f"budget {budget:g}")
+        asked: dict[str, float | None] = {"budget": None, "tokens_per_second": None, "max_loss": None}
+        if argument != "default":
+            asked[name[1:].replace("-", "_")] = _budget(argument) if name == "/budget" else _max_loss(argument)
+        settings = {**self.settings, **asked}
+        if is_constant(settings["schedule"] or ""):
+            settings["schedule"] = None
+        self.model.decoder(_dial_of(settings))  # raises for a loss where none was measured
+        self.settings = settings
+        note(self._dial())
 
     def _set_schedule(self, argument: str) -> None:
         from sol_rt.budget.schedules import NAMES, is_constant
@@ -223,6 +237,23 @@ class Conversation:
         note(f"{file}: {len(saved.messages)} messages, {self._held()}{other}")
 
 
+def _budget(text: str) -> float:
+    try:
+        budget = float(text)
+    except ValueError:
+        budget = -1.0
+    if not 0 <= budget <= 1:
+        raise UsageError(f"/budget {text}: expected a number from 0 to 1, for example /budget 0.3, or default")
+    return budget
+
+
+def _max_loss(text: str) -> float:
+    loss = options.loss_share(text)
+    if loss is None or not loss >= 0:
+        raise UsageError(f"/max-loss {text}: {options.LOSS_SHARE}, or default")
+    return loss
+
+
 def _dial_names() -> set[str]:
     """Settings that are the dial's alone: a seed is the generation's too."""
     from sol_rt.budget.dial import Dial
@@ -283,8 +314,8 @@ def chat(
 ) -> None:
     """Chat with a model. /budget 0.3 sets the budget of the next answers; /help lists all commands.
 
-    Messages and commands may be piped, one a line. After a wrong command, or a message that is not UTF-8, the
-    chat then goes on with the next line, and its exit code at the end is 1.
+    Messages and commands may be piped, one a line. After a wrong command, a message that is not UTF-8 or one that finds
+    no room, the chat then goes on with the next line, and its exit code at the end is 1.
     """
     from sol_rt.cli.loading import dial, load, note_ineffective
     from sol_rt.cli.run.generate import penalties, report_figures, sampling
@@ -333,22 +364,29 @@ def _piped(conversation: Conversation) -> bool:
     from sol_rt.cli.run.saved_chat import is_text
 
     good = True
+
+    def wrong(said: object) -> None:
+        nonlocal good
+        good = False
+        note(f"sol-rt: error: {said}")
+
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # bytes that are no text then fail alone, not all that follows
     for number, (text, is_command) in enumerate(entries(False, conversation.interrupts), 1):
         if not is_command:
-            if is_text(text):
+            if not is_text(text):
+                wrong(f"chat: message {number}: got text that is not UTF-8; convert it with iconv")
+                continue
+            try:
                 conversation.answer(text)
-            else:
-                good = False
-                note(f"sol-rt: error: chat: message {number}: got text that is not UTF-8; convert it with iconv")
+            except ContextError as error:  # /save and /reset may follow
+                wrong(error)
             continue
         try:
             if not conversation.command(text.strip()):
                 break
         except SolError as error:
-            good = False
-            note(f"sol-rt: error: {error}")
+            wrong(error)
     return good
 
 
