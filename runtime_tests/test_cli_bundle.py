@@ -244,6 +244,19 @@ def test_a_long_prompt_shows_its_progress_and_nothing_changes(
     assert len([line for line in err.splitlines() if line.startswith("reading the prompt, ")]) == 1
 
 
+def test_a_prompt_that_takes_longer_than_the_answer_names_the_way_to_a_faster_one(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hint = "than the answer; --prefill s100-q4 reads it faster, at some loss"
+    argv = ("generate", "-p", "a " * 700, "-n", "1")
+    assert hint not in run(capsys, *argv)[1], "a prompt that takes less than 2 seconds"
+    monkeypatch.setattr("sol_rt.cli.loading.PROMPT_SECONDS", 1e-9)
+    assert run(capsys, *argv)[1].count(hint) == 1
+    assert hint not in run(capsys, *argv, "--prefill", "s100-q4")[1]
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{'a ' * 300}\n{'a ' * 300}\n"))
+    assert run(capsys, "chat", "-n", "1")[1].count(hint) == 1
+
+
 def test_generate_streams_text_to_stdout_and_statistics_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     argv = ("generate", "-p", PROMPT, "-n", "12", "--temperature", "0", "--budget", "0.7")
     text = as_json(capsys, *argv, "--json")["text"]

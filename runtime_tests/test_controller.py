@@ -299,7 +299,7 @@ def test_axis_targets_that_no_mix_has() -> None:
 def test_contradictory_requests() -> None:
     config = made_config()
     cost: CostModel = calibrated(config, np.random.default_rng(0))
-    with pytest.raises(UsageError, match="^--budget and --kv-density contradict"):
+    with pytest.raises(UsageError, match=r"^--budget and --kv-density contradict"):
         make_controller(actions_of(config), cost, 0.5, axis_targets=AxisTargets(kv_density=0.5))
     with pytest.raises(UsageError, match="contradict"):
         Controller(actions_of(config), cost, 0.5, tokens_per_second=10)

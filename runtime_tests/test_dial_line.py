@@ -46,6 +46,21 @@ def test_what_was_asked_for(model: SolModel, dial: dict[str, Any], asked: str) -
     assert ("dense about" in line) == (result.achieved_budget != 1.0)
 
 
+def test_a_rate_that_was_missed_names_the_reason(model: SolModel) -> None:
+    result = replace(
+        model.generate("w1 w2 w3", max_new_tokens=20, eos_token_id=[]), tokens_per_second=28.0, floored=False
+    )
+    wanted = {"tokens_per_second": 40.0}
+    assert "dial: 40 tokens/s, missed by 30%: slower than its calibration (sol-rt calibrate): 28.0 tokens/s" in bought(
+        result, wanted
+    )
+    floored = replace(result, floored=True)
+    assert "dial: 40 tokens/s, missed by 30% with the cheapest action: 28.0 tokens/s" in bought(floored, wanted)
+    for held in (26.7, 29.4, 100.0):
+        line = bought(replace(floored, tokens_per_second=held), {"tokens_per_second": 28.0})
+        assert line.startswith(f"dial: 28 tokens/s: {held} tokens/s")
+
+
 def test_expected_loss_is_that_of_the_actions(model: SolModel) -> None:
     result = model.generate("w1 w2 w3", max_new_tokens=70, eos_token_id=[], schedule="fixed:k100-s050-q4")
     line = bought(result, {"schedule": "fixed:k100-s050-q4"})

@@ -16,11 +16,14 @@ from typing import Any
 import pytest
 
 from helpers.tiny_bundle import seal
-from sol_rt.budget.cost.bytes_model import BytesCost
+from sol_rt.budget.cost.bytes_model import BytesCost, Line
+from sol_rt.budget.cost.calibration_table import CalibrationTable, calibration_path, device_string
+from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import CONFIG_NAME, ActionEntry
 from sol_rt.bundle.config_reader import read_config
 from sol_rt.cli import main
 from sol_rt.cli.run.sensors import Sensors, hottest
+from sol_rt.engine.hardware import usable_cores
 from sol_rt.generate import model
 
 TINY = Path(__file__).resolve().parent / "golden" / "tiny"
@@ -206,6 +209,29 @@ def test_a_rate_out_of_reach_leads_to_the_lowest_budget(
     assert found == 0.4
     assert budget_at_the_end(capsys, "--tokens-per-second", "0.001")[0] == 1.0
     assert budget_at_the_end(capsys, "--tokens-per-second", "1e9", "--engine", "native")[0] == 0.4
+
+
+@pytest.mark.parametrize("engine", ["python", "native"])
+@pytest.mark.parametrize(("dense_ms", "rate", "fast"), [(1e-3, 5e4, False), (1e6, 0.5, True)])
+def test_a_rate_follows_what_steps_take(
+    engine: str, dense_ms: float, rate: float, fast: bool, measured: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The calibration says that steps take next to nothing, or very long, and neither is so."""
+    bundle = Bundle.open(measured)
+    config, machine = bundle.config, ("cpu", usable_cores(), True)
+    dense = config.variants[config.dense.variant].weight_bytes
+    lines = {
+        key: {1.0: Line(dense_ms * variant.weight_bytes / dense, 0.0, 0.0)} for key, variant in config.variants.items()
+    }
+    table = CalibrationTable(bundle.identity, device_string(*machine), "2026-01-01", 0.0, lines)
+    table.save(calibration_path(bundle, *machine))
+    argv = ("generate", "-m", str(measured), "-p", "One day, Anna found", "-n", "80", "--temperature", "0", "--json")
+    assert main([*argv, "--engine", engine, "--tokens-per-second", str(rate)]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["cost_model"] == "calibrated"
+    steps = len(result["tokens"]) - 1
+    assert steps > 40
+    assert (result["achieved_budget"] > 0.75) == fast, "0.39 or so is the cheapest, and 1 is dense"
 
 
 def test_json_has_the_budget_that_it_came_to(

@@ -47,7 +47,7 @@ class Dial:
             Or a function that takes the run's controller and returns a schedule of your own.
         kv_density, channel_density: mean share of old cached tokens, of base-plane weights.
         bits: mean weight bits.
-        tokens_per_second: decode rate to hold.
+        tokens_per_second: decode rate to hold by the times of the cost model. The commands correct these as they go.
         max_loss: share by which perplexity may rise, for example 0.01; the cheapest mix of actions within it runs.
         seed: seed of the schedule `random`; None draws a fresh one.
     """

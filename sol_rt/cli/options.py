@@ -241,7 +241,8 @@ TokensPerSecond = Annotated[
     option(
         "--tokens-per-second",
         min=0.0,
-        help="Instead of --budget: speed to hold, in tokens per second, at the best quality.",
+        help="Instead of --budget: tokens per second to keep at the best quality. The budget follows what steps take; "
+        "the last line on stderr says if the rate was missed.",
         panel=BUDGET,
     ),
 ]

@@ -12,7 +12,7 @@ import typer
 from sol_rt.cli import options
 from sol_rt.cli.console import note, print_text
 from sol_rt.cli.run.chat_input import entries
-from sol_rt.cli.run.governed import Governor, check_governable, check_keeps_loss, is_governable
+from sol_rt.cli.run.governed import Governor, Rate, check_governable, check_keeps_loss, is_governable
 from sol_rt.cli.run.interrupts import Interrupts
 from sol_rt.cli.run.sensors import Sensors
 from sol_rt.errors import ContextError, SolError, UsageError, cut
@@ -48,6 +48,8 @@ class Conversation:
     messages: list[dict[str, str]] = field(default_factory=list)
     last: tuple[Generation, dict[str, Any]] | None = None  # an answer, and the settings that it had
     governor: Governor | None = None
+    rate: Rate | None = None
+    hinted: bool = False  # at a faster variant for prompts
 
     def __post_init__(self) -> None:
         self.reset()
@@ -62,7 +64,7 @@ class Conversation:
         A question without an answer is dropped. If the chat is not interactive, Ctrl-C raises KeyboardInterrupt.
         """
         from sol_rt.cli.loading import answered
-        from sol_rt.cli.run.generate import bought
+        from sol_rt.cli.run.generate import bought, slow_prompt
 
         governor, settings = self._governed()
         asked = [*self.messages, {"role": "user", "content": text}]
@@ -72,7 +74,13 @@ class Conversation:
             with self.interrupts.heeded():
                 run = self.model.stream(asked, **settings)
                 tokens = answered(self.model, run)
-                for step in tokens if governor is None else governor.govern(run, tokens):
+                if governor is not None:
+                    tokens = governor.govern(run, tokens)
+                elif (wanted := settings.get("tokens_per_second")) is not None:
+                    if self.rate is None or self.rate.wanted != wanted:
+                        self.rate = Rate(wanted)
+                    tokens = self.rate.follow(run, tokens)
+                for step in tokens:
                     said.append(step.text)
                     print_text(step.text)
         except KeyboardInterrupt:
@@ -94,6 +102,9 @@ class Conversation:
         if result is not None:
             self.messages = [*asked, {"role": "assistant", "content": "".join(said)}]
             note(bought(result, settings))
+            if not self.hinted and (line := slow_prompt(result, self.model.bundle.config)):
+                self.hinted = True
+                note(line)
 
     def _full(self, error: ContextError) -> ContextError:
         """The error of a message for which the context has no room, with the ways to go on."""

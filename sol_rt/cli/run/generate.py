@@ -10,16 +10,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from sol_rt.cli import options
 from sol_rt.cli.console import note, print_json, print_text
-from sol_rt.cli.run.governed import Governor, check_governable
+from sol_rt.cli.run.governed import Governor, Rate, check_governable
 from sol_rt.cli.run.sensors import Sensors
 from sol_rt.errors import SolError, UsageError
 
 if TYPE_CHECKING:
+    from sol_rt.bundle.config import SolConfig
     from sol_rt.generate.model import SolModel
     from sol_rt.generate.native.model import NativeModel
     from sol_rt.generate.results import Generation
     from sol_rt.generate.trace import Trace
 
+_RATE_SLACK = 0.05
+"""Share by which a rate may be missed without a word."""
 BUILT_IN_PROMPT = "The most surprising thing about the deep sea is"
 
 
@@ -133,9 +136,13 @@ def generate(
         arguments["budget"] = mover.budget
     run = loaded.stream(text, **arguments)
     tokens = run if native else answered(loaded, run)
+    if mover is not None:
+        tokens = mover.govern(run, tokens)
+    elif rate is not None and replay is None:
+        tokens = Rate(rate).follow(run, tokens)
     begun = False
     try:
-        for step in tokens if mover is None else mover.govern(run, tokens):
+        for step in tokens:
             if not json:
                 print_text(step.text)
                 begun = begun or step.text != ""
@@ -168,6 +175,8 @@ def _finish(result: Generation | None, model: SolModel | NativeModel, json: bool
         print_json({**summary(result), **_top_logprobs(result, model), **model.where})
     else:
         report(result, how)
+        if line := slow_prompt(result, model.bundle.config):
+            note(line)
 
 
 def _top_logprobs(result: Generation, model: SolModel | NativeModel) -> dict[str, Any]:
@@ -278,9 +287,7 @@ def _asked(result: Generation, how: Mapping[str, Any]) -> str:
     if how.get("replay") is not None:
         return "the trace's actions"
     if wanted := how.get("tokens_per_second"):
-        fastest = result.fastest_tokens_per_second
-        beyond = f", of which {fastest:.0f} can be reached here" if result.floored and fastest is not None else ""
-        return f"{wanted:g} tokens/s{beyond}"
+        return f"{wanted:g} tokens/s{_missed(wanted, result)}"
     if how.get("max_loss") is not None:
         return f"perplexity at most {100 * how['max_loss']:g}% over dense"
     given = [name for name in ("budget", "kv_density", "channel_density", "bits") if how.get(name) is not None]
@@ -292,6 +299,38 @@ def _asked(result: Generation, how: Mapping[str, Any]) -> str:
     if result.requested_budget == 1.0:
         return "none given, so dense"
     return f"none given, so the fastest mix that loses at most {100 * DEFAULT_MAX_LOSS:g}%"
+
+
+def _missed(wanted: float, result: Generation) -> str:
+    """Why a generation was slower than the rate that was asked for; empty where it was not."""
+    missed = 1 - result.tokens_per_second / wanted
+    if missed <= _RATE_SLACK:
+        return ""
+    why = " with the cheapest action" if result.floored else ": slower than its calibration (sol-rt calibrate)"
+    return f", missed by {missed:.0%}{why}"
+
+
+def slow_prompt(result: Generation, config: SolConfig) -> str:
+    """A line on a faster variant for prompts, where the prompt took over 2 seconds and longer than the answer.
+
+    Empty otherwise, and where another variant than the dense one ran the prompt or the bundle has none of all channels
+    and 4 bits or more that is cheaper.
+    """
+    from sol_rt.cli.loading import PROMPT_SECONDS
+
+    read, steps = result.prompt_tokens - result.cached_tokens, sum(result.actions.values())
+    took = read / result.prompt_tokens_per_second if result.prompt_tokens_per_second else 0.0
+    answer = steps / result.tokens_per_second if result.tokens_per_second else 0.0
+    dense = config.variants[config.dense.variant]
+    faster = {
+        key: variant.weight_bytes
+        for key, variant in config.variants.items()
+        if variant.weight_bytes < dense.weight_bytes and variant.channel_density == 1.0 and variant.bits >= 4
+    }
+    if took <= max(PROMPT_SECONDS, answer) or result.prefill != config.dense.variant or not faster:
+        return ""
+    variant = min(faster, key=lambda key: faster[key])
+    return f"prompt: took {took:.0f} s, longer than the answer; --prefill {variant} reads it faster, at some loss"
 
 
 def _prompt(prompt: str | None, file: Path | None) -> str:

@@ -1,4 +1,7 @@
-"""`--governor`: a generation whose budget moves with this machine's battery, heat and speed."""
+"""Generations whose budget moves.
+
+`--governor` follows battery, heat and speed, `--tokens-per-second` the time that steps take.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,9 @@ if TYPE_CHECKING:
 
 EVERY = 16
 """Tokens from one reading to the next."""
+_RATE_EVERY = 8  # tokens between two corrections of a rate
+_RATE_HORIZON = 32  # tokens within which a rate makes up for what it was late, as far as _RATE_SWING allows
+_RATE_SWING = 0.2
 _CONTEXT = 512  # tokens for which a loss is turned into the lowest budget
 
 
@@ -101,6 +107,44 @@ class Governor:
         """One line: the budget now, and its bounds."""
         settings = self._settings
         return f"governor: budget {self.budget:.2f}, between {settings.lowest:.2f} and {settings.highest:.2f}"
+
+
+class Rate:
+    """Keeps runs at a rate: what their steps take corrects the times of the calibration.
+
+    Args:
+        wanted: tokens per second.
+
+    Attributes:
+        wanted: as given.
+    """
+
+    def __init__(self, wanted: float) -> None:
+        self.wanted = wanted
+        self._slowness = 1.0  # measured time of a step over that of the cost model
+
+    def follow(self, run: Stream, tokens: Iterator[GeneratedToken]) -> Iterator[GeneratedToken]:
+        """The tokens of `run`, which holds the rate by the cost model. Its costs are milliseconds.
+
+        What it was late or early so far is made up for, at a fifth over or under the rate.
+        """
+        if self._slowness != 1.0:
+            run.tokens_per_second = self.wanted * self._slowness
+        step = 1e3 / self.wanted
+        late = taken = expected = 0.0
+        for count, token in enumerate(tokens):
+            yield token
+            if not count:  # it took the time of the prompt
+                continue
+            late += token.ms - step
+            taken += token.ms
+            expected += token.cost
+            if count % _RATE_EVERY or token.finish_reason is not None or not (taken > 0 and expected > 0):
+                continue
+            self._slowness = taken / expected
+            taken = expected = 0.0
+            share = min(max(1 - late / step / _RATE_HORIZON, 1 - _RATE_SWING), 1 + _RATE_SWING)
+            run.tokens_per_second = self.wanted * self._slowness / share
 
 
 def _least_budget(model: SolModel, max_loss: float | None) -> float:
