@@ -102,7 +102,6 @@ def test_without_a_command_help_goes_to_stderr(capsys: pytest.CaptureFixture[str
         (["run", "SmolLM2-135M"], "did you mean 'smollm2-135m'"),
         (["run", "qwen"], "did you mean 'qwen2.5-"),
         (["export", "-m", "nothing-like-it"], "sol-rt pull lists the aliases, a hub id is owner/name"),
-        (["inspect", "SmolLM2-135M"], "did you mean 'smollm2-135m'"),
         (
             ["run", "Why is the sky blue?"],
             "run: expected a model first: sol-rt run smollm2-135m 'Why is the sky blue?'",

@@ -131,6 +131,22 @@ def test_the_page_of_the_command_line_has_every_key(capsys: pytest.CaptureFixtur
     assert {"provider", "device"} <= set(found) or argv[0] in ("inspect", "doctor")  # which compute nothing
 
 
+@pytest.mark.usefixtures("text")
+@pytest.mark.parametrize(
+    ("argv", "unit"),
+    [
+        (("generate", "-p", PROMPT, "-n", "2"), "requested 1.000, achieved 1.000 of dense, in bytes ("),
+        (("bench", "-p", "0", "-n", "2", "-r", "1"), "| budget, bytes | achieved, bytes |"),
+        (("perplexity", "-f", "text.txt", "-c", "16", "--chunks", "1"), "achieved budget 1.000 of dense, in bytes"),
+    ],
+    ids=lambda given: given[0],
+)
+def test_a_budget_has_its_unit_beside_it(capsys: pytest.CaptureFixture[str], argv: tuple[str, ...], unit: str) -> None:
+    assert unit in "".join(run(capsys, *argv))
+    printed = as_json(capsys, *argv, "--json")
+    assert (printed[0] if isinstance(printed, list) else printed)["cost_model"] == "bytes"
+
+
 def test_generate_json_has_log_probabilities(capsys: pytest.CaptureFixture[str]) -> None:
     argv = ("generate", "-p", PROMPT, "-n", "5", "--temperature", "0", "--json")
     plain, listed = as_json(capsys, *argv), as_json(capsys, *argv, "--top-logprobs", "3")

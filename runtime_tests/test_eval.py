@@ -320,6 +320,10 @@ def test_the_command_line(bundle: Path, text: str, tmp_path: Path, capsys: pytes
     out = capsys.readouterr().out
     assert "## Windows of 64" in out
     assert "| sol against" in out
+    assert "budgets and costs are shares of dense, in bytes" in out
+    heads = [line for line in out.splitlines() if line.startswith("| ") and " budget" in line]
+    assert heads
+    assert all("budget, in bytes" in head and "cost, in bytes" in head for head in heads)
 
 
 def test_a_picture(bundle: Path, text: str, tmp_path: Path) -> None:

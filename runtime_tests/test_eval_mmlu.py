@@ -197,12 +197,14 @@ def test_the_command_line(bundle: Path, folder: Path, capsys: pytest.CaptureFixt
     argv = ["eval", "-m", str(bundle), "--mmlu", str(folder), "--questions", "6", "--budget", "0.8"]
     assert main([*argv, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
-    assert document["format"] == "sol_rt.evaluation_mmlu"
+    assert (document["format"], document["cost_model"]) == ("sol_rt.evaluation_mmlu", "bytes")
     assert [score["schedule"] for score in document["scores"]] == ["dense", "uniform", "sol"]
     assert main([*argv, "--form", "letter", "--shots", "2", "--tail", "3"]) == 0
     out = capsys.readouterr().out
     assert "MMLU, 6 questions, form letter, 2 shots, last 3 of" in out
     assert "| sol against" in out
+    assert "budgets and costs are shares of dense, in bytes" in out
+    assert "| budget, in bytes | achieved cost, in bytes |" in out
 
 
 @pytest.mark.parametrize(

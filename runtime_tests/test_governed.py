@@ -15,15 +15,14 @@ from typing import Any
 
 import pytest
 
+from helpers.calibrations import store_calibration
 from helpers.tiny_bundle import seal
-from sol_rt.budget.cost.bytes_model import BytesCost, Line
-from sol_rt.budget.cost.calibration_table import CalibrationTable, calibration_path, device_string
+from sol_rt.budget.cost.bytes_model import BytesCost
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import CONFIG_NAME, ActionEntry
 from sol_rt.bundle.config_reader import read_config
 from sol_rt.cli import main
 from sol_rt.cli.run.sensors import Sensors, hottest
-from sol_rt.engine.hardware import usable_cores
 from sol_rt.generate import model
 
 TINY = Path(__file__).resolve().parent / "golden" / "tiny"
@@ -218,13 +217,8 @@ def test_a_rate_follows_what_steps_take(
 ) -> None:
     """The calibration says that steps take next to nothing, or very long, and neither is so."""
     bundle = Bundle.open(measured)
-    config, machine = bundle.config, ("cpu", usable_cores(), True)
-    dense = config.variants[config.dense.variant].weight_bytes
-    lines = {
-        key: {1.0: Line(dense_ms * variant.weight_bytes / dense, 0.0, 0.0)} for key, variant in config.variants.items()
-    }
-    table = CalibrationTable(bundle.identity, device_string(*machine), "2026-01-01", 0.0, lines)
-    table.save(calibration_path(bundle, *machine))
+    dense = bundle.config.variants[bundle.config.dense.variant].weight_bytes
+    store_calibration(bundle, lambda variant: dense_ms * variant.weight_bytes / dense)
     argv = ("generate", "-m", str(measured), "-p", "One day, Anna found", "-n", "80", "--temperature", "0", "--json")
     assert main([*argv, "--engine", engine, "--tokens-per-second", str(rate)]) == 0
     result = json.loads(capsys.readouterr().out)
@@ -284,4 +278,4 @@ def test_a_chat_keeps_the_budget_between_answers(
     assert len(budgets) == 3
     assert 1 > budgets[0] >= budgets[1] == budgets[2]
     assert "and 0.80" in err
-    assert "(dense, " in err
+    assert "(dense)" in err

@@ -12,6 +12,7 @@ import pytest
 
 pytest.importorskip("onnx", reason="making a bundle comes with the extra export")
 
+from helpers.calibrations import store_calibration
 from helpers.made_pages import TAGS, selection, trace
 from helpers.tiny_bundle import seal, write_bundle
 from sol_rt.bundle.bundle import Bundle
@@ -86,7 +87,7 @@ def test_an_older_selection_still_shows_the_losses_of_the_actions(
     out = unmeasured(capsys, folder, "its selection.json is of an older version")
     assert "not measured" not in out
     assert "no measured losses" not in out
-    assert "Sensible budgets at 256 tokens" in out
+    assert "Sensible budgets at 256 tokens, as shares of dense, in bytes: " in out
     (row,) = (line for line in out.splitlines() if "k100-s050-q4" in line)
     assert "0.3080" in row
 
@@ -116,6 +117,30 @@ def test_a_bundle_without_a_licence_says_so(bundle: Path, tmp_path: Path, capsys
     assert told(capsys, "inspect", str(folder)).splitlines()[0].endswith(", llama, no licence stated")
 
 
+@pytest.mark.parametrize("timed", [False, True])
+def test_table_plot_and_page_have_one_unit_and_name_it(
+    timed: bool, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOL_RT_HOME", str(tmp_path / "home"))
+    unit, other = ("in calibrated ms", "in bytes") if timed else ("in bytes", "in calibrated ms")
+    if timed:
+        store_calibration(Bundle.open(bundle), lambda variant: 2.0 if variant.bits == 8 else 1.8)
+    page = tmp_path / "page.html"
+    out = told(capsys, "inspect", str(bundle), "--html", str(page))
+    costs = [action["cost"] for action in json.loads(told(capsys, "inspect", str(bundle), "--json"))["actions"]]
+    plot = out[out.index("Loss against cost") :]
+    assert f"Loss against cost, as a share of dense, {unit}" in plot
+    assert f"1.00 of dense, {unit}" in plot
+    if timed:
+        assert min(costs) == 0.9
+        assert "0.90  " in plot
+    assert unit.removeprefix("in ") in " ".join(out[out.index("cost at ") :].split()[:30])
+    assert other not in out
+    assert f"share of the dense step’s, {unit}" in page.read_text(encoding="utf-8")
+    table = told(capsys, "inspect", str(bundle), "--all")
+    assert "A candidate's cost is a share of dense, in bytes" in table
+
+
 def test_costs_are_at_the_longest_context_where_more_was_asked_for(
     bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,7 +162,7 @@ def test_the_budgets_at_which_the_policy_is_the_default(tmp_path: Path, capsys: 
         assert json.loads(told(capsys, "inspect", str(folder), "--json"))["policy_budgets"] == budgets
         text = " ".join(told(capsys, "inspect", str(folder)).split())
         assert "native core" not in text
-        assert ("the default if --budget is between 0.35 and 0.5" in text) == (budgets is not None)
+        assert ("the default if --budget is between 0.35 and 0.5, in bytes)" in text) == (budgets is not None)
 
 
 def test_json_has_every_candidate_with_cost_loss_and_bytes(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -530,7 +530,7 @@ def test_a_loss_beyond_the_sensible_warns_as_in_python(tmp_path: Path) -> None:
     seal(folder, replace(config, actions=tuple(lossy)))
     for kind in (NativeModel, SolModel):
         model = kind.from_pretrained(folder, measure_costs=False)
-        with pytest.warns(QualityWarning, match="of the dense cost; below"):
+        with pytest.warns(QualityWarning, match="of the dense cost in bytes; below"):
             model.stream(PROMPT, max_loss=9.0, max_new_tokens=1)
 
 

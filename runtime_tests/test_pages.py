@@ -44,7 +44,8 @@ def test_a_chart_names_what_is_seen_and_both_axes(name: str) -> None:
     assert len(charts) == page.count("<figcaption>") == {"trace": 1, "actions": 2, "schedules": 2}[name]
     for chart in charts:
         titles = [each.text or "" for each in chart.iter("text") if each.get("class") == "title"]
-        assert any("share of the dense step’s" in title for title in titles)
+        (cost,) = (title for title in titles if "share of the dense step’s" in title)
+        assert cost.endswith(", in bytes")
         if name == "trace":
             assert "decode step" in titles
         else:
@@ -77,6 +78,32 @@ def test_every_kept_action_has_its_tag_and_every_candidate_its_reason() -> None:
         (candidate.action.tag, f"{'kept' if candidate.kept else 'dropped'}: {candidate.reason}")
         for candidate in chosen.candidates
     ]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_budget_and_cost_has_its_unit(name: str) -> None:
+    page = unescape(PAGES[name]())
+    unit = "in bytes"
+    heads = [
+        head for head in re.findall(r'<th scope="col">([^<]*)</th>', page) if re.search(r"\b(cost|budget)\b", head)
+    ]
+    facts = re.findall(r"<title>([^<]*\b(?:cost|budget) [^<]*)</title>", page)
+    assert heads or name == "trace"
+    assert [text for text in (*heads, *facts) if unit not in text] == []
+    assert page.count("of dense") == page.count(f"of dense, {unit}")
+
+
+def test_actions_are_drawn_in_the_unit_that_budgets_have_here() -> None:
+    """Of a candidate that the bundle lacks there are no times."""
+    timed = {tag: 0.9 if tag.startswith("k100") else 0.5 for tag in TAGS[:12]}
+    chosen = selection(kept=8)
+    page = unescape(render_frontier_html("tiny", chosen, "calibrated", lambda action, context: timed.get(action.tag)))
+    for chart in re.findall("<svg.*?</svg>", page, re.DOTALL):
+        assert chart.count('class="one" cx') == 8
+        assert chart.count('class="dot" cx') == 4
+        assert ", in calibrated ms</text>" in chart
+    assert f"{len(TAGS) - 12} dropped are not drawn" in page
+    assert page.count("50% of dense, in calibrated ms") == len(chosen.contexts)
 
 
 def test_a_selection_of_one_action_is_drawn() -> None:

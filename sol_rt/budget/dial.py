@@ -11,7 +11,7 @@ import numpy as np
 from sol_rt.budget.controller.axes import AxisController
 from sol_rt.budget.controller.base import AxisTargets, BaseController, as_number, check_request
 from sol_rt.budget.controller.budget import Controller
-from sol_rt.budget.cost.bytes_model import CostModel
+from sol_rt.budget.cost.bytes_model import CostModel, in_unit
 from sol_rt.budget.hull import Hull
 from sol_rt.budget.losses import nats_of_share
 from sol_rt.budget.schedules import NAMES, Schedule
@@ -141,8 +141,9 @@ def below_sensible(asked: float, hull: Hull, context: int) -> str:
     if asked >= least - 0.005:
         return ""
     return (
-        f"this asks for {asked:.2f} of the dense cost; below {least:.2f} this bundle's perplexity is more than "
-        f"{SENSIBLE_LOSS:.0%} over dense: expect broken text (sol-rt inspect lists the sensible budgets)"
+        f"this asks for {asked:.2f} of the dense cost {in_unit(hull.cost_model)}; below {least:.2f} this bundle's "
+        f"perplexity is more than {SENSIBLE_LOSS:.0%} over dense: expect broken text "
+        "(sol-rt inspect lists the sensible budgets)"
     )
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from sol_rt.bundle.actions import Action
 from sol_rt.bundle.selection import Selection
 
 _WIDTH, _HEIGHT = 66, 16
+
+RelativeCost = Callable[[Action, int], float | None]
+"""Cost of an action at a context (tokens) in dense steps; None for one whose cost is not known."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,7 @@ class FrontierPoint:
         kept: whether the action is in the bundle.
         reason: why it was kept or dropped.
         bytes: bytes that a step reads, by the bytes model.
-        cost: the same as a share of the dense step's.
+        cost: share of the dense step's cost, in bytes unless `frontier` was given other costs.
         loss: added loss over the dense action, in nats.
         stderr: standard error of the loss, in nats.
     """
@@ -34,22 +38,19 @@ class FrontierPoint:
     stderr: float
 
 
-def frontier(selection: Selection, context: int) -> list[FrontierPoint]:
-    """Every candidate that was measured at this context (tokens), in ascending order of cost."""
+def frontier(selection: Selection, context: int, relative_cost: RelativeCost | None = None) -> list[FrontierPoint]:
+    """Every candidate that was measured at this context (tokens), in ascending order of cost.
+
+    With `relative_cost`, those whose cost it knows.
+    """
     found = [(candidate, candidate.at[context]) for candidate in selection.candidates if context in candidate.at]
     dense = next(point.bytes for candidate, point in found if candidate.action == selection.dense)
-    points = [
-        FrontierPoint(
-            candidate.action.tag,
-            candidate.kept,
-            candidate.reason,
-            point.bytes,
-            point.bytes / dense,
-            point.loss,
-            point.stderr,
-        )
-        for candidate, point in found
-    ]
+    points = []
+    for candidate, point in found:
+        cost = point.bytes / dense if relative_cost is None else relative_cost(candidate.action, context)
+        if cost is not None:
+            told = candidate.action.tag, candidate.kept, candidate.reason
+            points.append(FrontierPoint(*told, point.bytes, cost, point.loss, point.stderr))
     return sorted(points, key=lambda point: (point.cost, point.loss))
 
 
@@ -84,8 +85,11 @@ def _turn(a: tuple[float, float], b: tuple[float, float], c: tuple[float, float]
     return (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])
 
 
-def text_plot(points: Sequence[FrontierPoint]) -> str:
-    """A plot of the kept actions at one context, _HEIGHT + 2 lines: numbers from 1, the cheapest; dots for the hull."""
+def text_plot(points: Sequence[FrontierPoint], unit: str) -> str:
+    """A plot of the kept actions at one context, _HEIGHT + 2 lines: numbers from 1, the cheapest; dots for the hull.
+
+    `unit` ends the line of costs, as in `in bytes`.
+    """
     kept = [point for point in points if point.kept]
     low, high = min(point.cost for point in kept), max(point.cost for point in kept)
     bottom, top = min(point.loss for point in kept), max(point.loss for point in kept)
@@ -107,5 +111,5 @@ def text_plot(points: Sequence[FrontierPoint]) -> str:
             cells[row(point.loss)][column(point.cost) + offset] = digit
     labels = {0: f"{top:.3f}", _HEIGHT - 1: f"{bottom:.3f}"}
     lines = [f"{labels.get(index, ''):>8} │{''.join(cells[index]).rstrip()}" for index in range(_HEIGHT)]
-    ends = f"{low:.2f}", f"{high:.2f} of dense"
+    ends = f"{low:.2f}", f"{high:.2f} of dense, {unit}"
     return "\n".join([*lines, f"{'nats':>8} └{'─' * _WIDTH}", f"{'':>10}{ends[0]}{ends[1]:>{_WIDTH - len(ends[0])}}"])

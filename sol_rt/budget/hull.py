@@ -56,12 +56,13 @@ class Hull:
 
     Attributes:
         actions: as given.
+        cost_model: name of the cost model.
     """
 
     def __init__(
         self, actions: Sequence[Action], cost: CostModel, losses: Callable[[Sequence[Action], int], np.ndarray]
     ) -> None:
-        self.actions = tuple(actions)
+        self.actions, self.cost_model = tuple(actions), cost.name
         self._dense, self._losses, self._costs = cost.dense_action, losses, cost.table(self.actions)
         self._block = _Block(-1, [], np.empty((0, len(self.actions))))
         self._last: tuple[int, list[Corner]] = (-1, [])

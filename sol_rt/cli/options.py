@@ -232,7 +232,8 @@ Budget = Annotated[
         "--budget",
         metavar="SHARE",
         parser=lambda value: _budget(value),
-        help="Mean cost of a decode step, as a share (0 to 1) of the dense step's; 1 is exactly dense.",
+        help="Mean cost of a decode step, as a share (0 to 1) of the dense step's, in milliseconds if they were "
+        "measured, else in bytes; 1 is exactly dense.",
         panel=BUDGET,
     ),
 ]

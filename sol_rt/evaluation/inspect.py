@@ -9,10 +9,11 @@ from typing import Any
 from sol_rt.budget.cost.bytes_model import BytesCost, CostModel
 from sol_rt.budget.cost.calibration_table import load_cost_model
 from sol_rt.budget.dial import DEFAULT_MAX_LOSS, budget_of_loss, sensible_budget
-from sol_rt.budget.frontier import frontier
+from sol_rt.budget.frontier import RelativeCost, frontier
 from sol_rt.budget.hull import Hull
 from sol_rt.budget.losses import ActionLosses
 from sol_rt.budget.schedules import policy_budgets, schedule_actions
+from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bits import THREE, bits_name, is_of_screen
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import SolConfig, Variant, screened_bytes
@@ -47,7 +48,7 @@ def describe(path: Path, context: int = 512) -> dict[str, Any]:
     bundle = Bundle.open(path)
     config = bundle.config
     context = min(context, config.model.max_context - 1)
-    cost, size = load_cost_model(bundle, "cpu", usable_cores()), BytesCost(config)
+    cost, size = cost_here(bundle), BytesCost(config)
     dense = cost.dense(context)
     selection = Selection.of(bundle)
     measured = {} if selection is None else _measurements(selection)
@@ -88,6 +89,23 @@ def describe(path: Path, context: int = 512) -> dict[str, Any]:
         "budgets": _budgets(config, cost),
         "selection": None if selection is None else _selection(selection, measured),
     }
+
+
+def cost_here(bundle: Bundle) -> CostModel:
+    """The cost model of the bundle on this machine's CPU, in whose unit commands count budgets here."""
+    return load_cost_model(bundle, "cpu", usable_cores())
+
+
+def relative_cost(bundle: Bundle) -> tuple[str, RelativeCost | None]:
+    """Name of `cost_here`, and the costs by it, which are known of the bundle's variants; None for costs in bytes."""
+    cost, variants = cost_here(bundle), bundle.config.variants
+    if cost.name == "bytes":
+        return cost.name, None
+
+    def relative(action: Action, context: int) -> float | None:
+        return cost.step(action, context) / cost.dense(context) if action.variant in variants else None
+
+    return cost.name, relative
 
 
 def _screen(config: SolConfig, variant: Variant) -> dict[str, float] | None:

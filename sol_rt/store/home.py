@@ -187,12 +187,8 @@ def _named(model: str) -> Path:
         return bundles_dir() / model
     if as_path.exists():
         return as_path
-    from sol_rt.store.recipes.recipe import aliases
-
     names = bundle_names()
     next_step = did_you_mean(model, names) or (
         f"bundles here: {', '.join(names) or 'none'}; `sol-rt pull {model}` or `sol-rt export -m {model}` may bring it"
     )
-    if model not in (known := aliases()) and (meant := did_you_mean(model, [*names, *known])):
-        next_step = meant
     raise UsageError(f"model {brief(model)}: neither a bundle folder nor a bundle under {bundles_dir()}; {next_step}")

@@ -45,6 +45,11 @@ class CostModel(Protocol):
         """Cost of one run of the policy; 0 if the bundle has none."""
 
 
+def in_unit(cost_model: str) -> str:
+    """The unit of costs and budgets for people, by the cost model's name: `in calibrated ms` or `in bytes`."""
+    return "in calibrated ms" if cost_model == "calibrated" else f"in {cost_model}"
+
+
 @dataclass(frozen=True)
 class Line:
     """cost = fixed + per_token * tokens_read + per_page * pages_scored, in the cost model's unit.

@@ -167,23 +167,27 @@ _WIDTHS = {
     "threads": 7,
     "test": 14,
     "schedule": 18,
-    "budget": 6,
-    "achieved": 8,
+    "budget": 13,
+    "achieved": 15,
     "t/s": 17,
     "GB/s": 6,
     "of read bandwidth": 17,
     "peak RSS, MB": 12,
 }
 _LEFT = ("model", "provider", "schedule")
+_OF_DENSE = ("budget", "achieved")
 
 
 def _print_header(setup: Setup) -> None:
+    from sol_rt.budget.cost.bytes_model import in_unit
+
     read = "not measured" if setup.read_gb_per_second is None else f"{setup.read_gb_per_second:.1f} GB/s"
     print(
         f"{setup.cpu_info}, {setup.n_threads} threads, read bandwidth {read}; sol_rt {setup.version}, onnxruntime "
-        f"{setup.onnxruntime}, {setup.kernels} kernels; budgets in {setup.cost_model}\n"
+        f"{setup.onnxruntime}, {setup.kernels} kernels; budgets are shares of dense, {in_unit(setup.cost_model)}\n"
     )
-    _print_cells(dict(zip(_WIDTHS, _WIDTHS, strict=True)))
+    unit = in_unit(setup.cost_model).split()[-1]
+    _print_cells({name: f"{name}, {unit}" if name in _OF_DENSE else name for name in _WIDTHS})
     rules = [("-" if name in _LEFT else ":").rjust(width, "-") for name, width in _WIDTHS.items()]
     print(f"| {' | '.join(rules)} |", flush=True)
 

@@ -42,6 +42,7 @@ def perplexity(
     debug: options.Debug = False,
 ) -> None:
     """Measure perplexity on a text file. The second half of every window is scored, one decode step per token."""
+    from sol_rt.budget.cost.bytes_model import in_unit
     from sol_rt.cli.loading import dial, load, note_ineffective, read_text
     from sol_rt.evaluation.quality.perplexity import perplexity as measure
 
@@ -65,12 +66,16 @@ def perplexity(
             note(f"after {last.chunks} windows: PPL = {last.ppl:.4f} +/- {last.stderr:.5f}")
         raise
     summary = {key: value for key, value in asdict(result).items() if key != "actions"}
-    summary |= {"prefill": loaded.engine.prefill.variant, **loaded.engine.provider.as_json()}
+    summary |= {
+        "cost_model": loaded.cost.name,
+        "prefill": loaded.engine.prefill.variant,
+        **loaded.engine.provider.as_json(),
+    }
     if json or output is options.Format.json:
         print_json(summary)
         return
     note(f"{result.tokens} tokens in {result.chunks} windows, {result.nll:.4f} nats per token")
-    note(f"achieved budget {result.achieved_budget:.3f}")
+    note(f"achieved budget {result.achieved_budget:.3f} of dense, {in_unit(loaded.cost.name)}")
     for tag, count in sorted(result.actions.items(), reverse=True):
         note(f"  {tag}  {count}")
     print(f"Final estimate: PPL = {result.ppl:.4f} +/- {result.stderr:.5f}")

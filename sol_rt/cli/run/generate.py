@@ -251,10 +251,12 @@ def report(result: Generation, how: Mapping[str, Any]) -> None:
 
 def report_figures(result: Generation) -> None:
     """Prints on stderr budget, speed and actions of a generation."""
+    from sol_rt.budget.cost.bytes_model import in_unit
+
     floored = "; the bundle's cheapest action costs more than the requested budget" if result.floored else ""
     note(
-        f"budget: requested {result.requested_budget:.3f}, achieved {result.achieved_budget:.3f} "
-        f"({result.schedule}, {result.cost_model}){floored}"
+        f"budget: requested {result.requested_budget:.3f}, achieved {result.achieved_budget:.3f} of dense, "
+        f"{in_unit(result.cost_model)} ({result.schedule}){floored}"
     )
     note(
         f"speed: {result.tokens_per_second:.1f} tokens/s, prompt {result.prompt_tokens_per_second:.1f} tokens/s, "

@@ -12,7 +12,9 @@ from sol_rt.errors import cut, plain
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from sol_rt.budget.frontier import RelativeCost
     from sol_rt.bundle.bundle import Bundle
+    from sol_rt.bundle.selection import Selection
 
 _LOSS_COLUMNS = 15
 _REASON_COLUMNS = 24
@@ -40,7 +42,7 @@ def inspect(
     from sol_rt.bundle.selection import Selection
     from sol_rt.cli.loading import bundle_path
     from sol_rt.errors import UsageError
-    from sol_rt.evaluation.inspect import describe
+    from sol_rt.evaluation.inspect import describe, relative_cost
 
     path = bundle_path(model)
     description = describe(path, context)
@@ -51,7 +53,7 @@ def inspect(
 
         if selection is None:
             raise UsageError(f"--html: {path}: {_lacking(bundle)}")
-        write_text(html, render_frontier_html(description["model"]["name"], selection))
+        write_text(html, render_frontier_html(description["model"]["name"], selection, *relative_cost(bundle)))
         note(f"{html}: written")
     if json or output is options.Format.json:
         print_json(description)
@@ -60,7 +62,7 @@ def inspect(
     if selection is None:
         print(f"No plot and no candidates: {_lacking(bundle)}.")
     else:
-        _print_frontier(selection)
+        _print_frontier(selection, *relative_cost(bundle))
 
 
 def _lacking(bundle: Bundle) -> str:
@@ -86,14 +88,17 @@ def _shown(value: Any) -> Any:
 def _print(description: dict[str, Any], every: bool) -> None:
     from rich.table import Table
 
+    from sol_rt.budget.cost.bytes_model import in_unit
+
     model = description["model"]
+    unit = in_unit(description["cost_model"])
     licence = f"licence {model['license']}" if model["license"] else "no licence stated"
     print(f"{description['path']}: {model['name']}, {model['architecture']}, {licence}")
     policy = description["policy"] or "none"
     if description["policy_budgets"]:
         whose = "" if description["cost_model"] == "bytes" else " of the native core"
         low, high = description["policy_budgets"]
-        policy += f" (the default{whose} if --budget is between {low:.3g} and {high:.3g})"
+        policy += f" (the default{whose} if --budget is between {low:.3g} and {high:.3g}, {unit})"
     print(
         f"format {description['format_version']}, context {model['max_context']}, {_cache(description)}, "
         f"policy: {policy}"
@@ -117,7 +122,7 @@ def _print(description: dict[str, Any], every: bool) -> None:
     contexts = [] if selection is None else list(selection["contexts"])
     actions = Table()
     actions.add_column("action", no_wrap=True)
-    actions.add_column(f"cost at {description['context']}\n({description['cost_model']})", justify="right")
+    actions.add_column(f"cost at {description['context']},\n{unit}", justify="right")
     actions.add_column("MB per\nstep", justify="right")
     for title in [f"loss at {at}" for at in contexts] or ["loss, nats"]:
         actions.add_column(title, justify="right", min_width=_LOSS_COLUMNS if len(contexts) <= 2 else None)
@@ -127,8 +132,8 @@ def _print(description: dict[str, Any], every: bool) -> None:
     print_table(actions)
     for at, budgets in description["budgets"].items():
         print(
-            f"Sensible budgets at {at} tokens: {budgets['sensible']:.2f} to 1. Without a budget: "
-            f"{budgets['default']:.2f}. The cheapest action: {budgets['cheapest']:.2f}."
+            f"Sensible budgets at {at} tokens, as shares of dense, {unit}: {budgets['sensible']:.2f} to 1. "
+            f"Without a budget: {budgets['default']:.2f}. The cheapest action: {budgets['cheapest']:.2f}."
         )
     if selection is None:
         return
@@ -140,7 +145,7 @@ def _print(description: dict[str, Any], every: bool) -> None:
     scored = ", ".join(f"{setting['tokens']} tokens at {at}" for at, setting in selection["contexts"].items())
     print(f"Losses are in nats over dense ± standard error: {scored}; text: {selection['text']}.")
     if every:
-        print("A candidate's cost is its share of the bytes that the dense step reads.")
+        print("A candidate's cost is a share of dense, in bytes.")
 
 
 def _memory(footprints: dict[str, dict[str, int]]) -> Table:
@@ -226,12 +231,17 @@ def _only_loss(loss: float | None) -> str:
     return "not measured" if loss is None else f"{loss:.4f}"
 
 
-def _print_frontier(selection: Any) -> None:
+def _print_frontier(selection: Selection, cost_model: str, relative_cost: RelativeCost | None) -> None:
+    from sol_rt.budget.cost.bytes_model import in_unit
     from sol_rt.budget.frontier import frontier, text_plot
 
+    unit = in_unit(cost_model)
     for context in selection.contexts:
-        points = frontier(selection, context)
-        print(f"\nLoss against cost of the kept actions at context {context}; dots: reached by mixing actions")
-        print(text_plot(points))
+        points = frontier(selection, context, relative_cost)
+        print(
+            f"\nLoss against cost, as a share of dense, {unit}, of the kept actions at context {context}; "
+            "dots: reached by mixing actions"
+        )
+        print(text_plot(points, unit))
         kept = [point for point in points if point.kept]
         print("  ".join(f"{number} {point.tag}" for number, point in enumerate(kept, 1)))

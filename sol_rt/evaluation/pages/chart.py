@@ -8,20 +8,24 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from sol_rt.budget.cost.bytes_model import in_unit
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bits import MIXED
 from sol_rt.errors import UsageError
 from sol_rt.evaluation.pages.label_places import Box, Point, Segment, place_crowded
 
 WIDTH = 880
-COST = "cost of a decode step, share of the dense step’s"
-"""Title of every axis of costs."""
 ADDED_LOSS = "loss over dense, nats per token (log scale)"
 """Title of every axis of losses."""
 
 _CHARACTER = 7.5  # pixels: widest character of the fixed-width fonts at 12 px
 _LABEL_HEIGHT = 15.0
 _LEAST_TICKS = 5
+
+
+def cost_title(cost_model: str) -> str:
+    """Title of an axis of costs, with their unit."""
+    return f"cost of a decode step, share of the dense step’s, {in_unit(cost_model)}"
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,13 @@ import html
 import math
 from collections.abc import Iterator, Sequence
 
+from sol_rt.budget.cost.bytes_model import in_unit
 from sol_rt.evaluation.pages.chart import (
     ADDED_LOSS,
-    COST,
     WIDTH,
     Axis,
     Label,
+    cost_title,
     figure,
     grid,
     in_words,
@@ -36,15 +37,15 @@ _READ = """\
 <p class="read">A schedule picks the action of each decode step. A point on a line is what one schedule cost and lost at
 one budget, over the scored tokens of all windows. Points to the left are cheaper, points further down lose less. Grey
 points are single actions, taken at every step. Bars are 95% intervals.</p>
-<p class="read"><b>Cost</b> is a share of the dense step’s, which reads everything. The <b>budget</b> is the cost that
-was asked for. <b>Loss</b> is minus the natural logarithm of the probability that the model gives to the true next
-token, in <b>nats</b>. 0.01 nats over dense are 1% more perplexity, 0.1 nats 11%.</p>"""
+<p class="read"><b>Cost</b> is a share of the dense step’s, which reads everything, {unit}. The <b>budget</b> is the
+cost that was asked for. <b>Loss</b> is minus the natural logarithm of the probability that the model gives to the true
+next token, in <b>nats</b>. 0.01 nats over dense are 1% more perplexity, 0.1 nats 11%.</p>"""
 
 
 def render_evaluation_html(evaluation: Evaluation) -> str:
     """Returns the page as text, UTF-8. The page loads nothing from elsewhere."""
-    unit = "milliseconds on this device" if evaluation.cost_model == "calibrated" else f"{evaluation.cost_model} read"
-    facts = [("costs are shares of", unit)]
+    unit = in_unit(evaluation.cost_model)
+    facts = [("budgets and costs are shares", f"of dense, {unit}")]
     facts += [(f"scored, windows of {size.size}", f"{size.tokens} tokens") for size in evaluation.sizes]
     foot = [f"texts: {', '.join(evaluation.texts)}", evaluation.device, f"bundle {evaluation.bundle[:12]}"]
     resampling = evaluation.resampling
@@ -56,30 +57,33 @@ def render_evaluation_html(evaluation: Evaluation) -> str:
         )
     return page(
         f"{evaluation.model}: schedules",
-        f"<h1>{html.escape(evaluation.model)}: what each schedule loses at what cost</h1>\n{_READ}\n{tiles(facts)}\n"
-        f"{''.join(map(_section, evaluation.sizes))}\n<footer>{html.escape(' · '.join(foot))}</footer>",
+        f"<h1>{html.escape(evaluation.model)}: what each schedule loses at what cost</h1>\n"
+        f"{_READ.format(unit=html.escape(unit))}\n{tiles(facts)}\n"
+        f"{''.join(_section(report, evaluation.cost_model) for report in evaluation.sizes)}\n"
+        f"<footer>{html.escape(' · '.join(foot))}</footer>",
         _STYLE,
     )
 
 
-def _section(report: SizeReport) -> str:
+def _section(report: SizeReport, cost_model: str) -> str:
+    unit = html.escape(in_unit(cost_model))
     scored = f"{report.tokens} tokens scored in {report.windows} windows, each after {report.context} of context."
     parts = [
-        _chart(report),
+        _chart(report, cost_model),
         f'<p class="quiet">{scored}</p>',
-        _results((report.dense, *report.results), "schedule"),
+        _results((report.dense, *report.results), "schedule", unit),
     ]
     if report.static:
-        parts += ["<h3>Single actions</h3>", _results(report.static, "action")]
+        parts += ["<h3>Single actions</h3>", _results(report.static, "action", unit)]
     if report.comparisons:
         parts += [
             f"<h3>{html.escape(report.comparisons[0].schedule)} against the others, at the cost that it achieved</h3>",
-            _comparisons(report.comparisons),
+            _comparisons(report.comparisons, unit),
         ]
     return "".join(parts)
 
 
-def _chart(report: SizeReport) -> str:
+def _chart(report: SizeReport, cost_model: str) -> str:
     """Draws every line, and the single actions that lie within the axes, which the lines span."""
     lines = {name: _line(report, name) for name in LINES}
     lines = {name: line for name, line in lines.items() if line}
@@ -89,7 +93,7 @@ def _chart(report: SizeReport) -> str:
     top = max(*(result.added.high or result.added.value for result in drawn), 10 * bottom) * _HEADROOM
     left = min(result.achieved.value for result in drawn) - _MARGIN
     right = max(result.achieved.value for result in drawn) + _MARGIN
-    x = Axis(COST, left, right, _LEFT, _RIGHT)
+    x = Axis(cost_title(cost_model), left, right, _LEFT, _RIGHT)
     y = Axis(ADDED_LOSS, bottom, top, _BOTTOM, _TOP, log=True)
     single = [each for each in report.static if left <= each.achieved.value <= right and each.added.value <= top]
     key = "".join(f'<span><b class="{name}"></b>{name}</span>' for name in lines)
@@ -100,20 +104,20 @@ def _chart(report: SizeReport) -> str:
     return figure(
         f"What each schedule loses at what cost, in windows of {report.size} tokens",
         key,
-        _drawing(lines, single, x, y),
+        _drawing(lines, single, x, y, in_unit(cost_model)),
         _HEIGHT,
         f"Loss over dense against cost at windows of {report.size}: {', '.join(lines) or 'single actions'}",
     )
 
 
-def _drawing(lines: dict[str, list[Result]], single: Sequence[Result], x: Axis, y: Axis) -> Iterator[str]:
+def _drawing(lines: dict[str, list[Result]], single: Sequence[Result], x: Axis, y: Axis, unit: str) -> Iterator[str]:
     def place(result: Result) -> Point:
         return x.at(result.achieved.value), y.at(result.added.value)
 
     yield from grid(x, y, perplexity=True)
     crossed: list[Segment] = []
     for result in single:
-        yield _circle(place(result), 4, "dot", result)
+        yield _circle(place(result), 4, "dot", result, unit)
     for name, line in lines.items():
         yield polyline(map(place, line), name)
         crossed += segments([*map(place, line)])
@@ -124,7 +128,7 @@ def _drawing(lines: dict[str, list[Result]], single: Sequence[Result], x: Axis, 
                 yield f'<path class="{name} error" d="M{across:.1f} {ends[0]:.1f}V{ends[1]:.1f}"/>'
     for name, line in lines.items():
         for result in line:
-            yield _circle(place(result), 4.5, name, result)
+            yield _circle(place(result), 4.5, name, result, unit)
     marks = [place(result) for line in lines.values() for result in line]
     taken = [Box(cx - _MARK, cy - _MARK, cx + _MARK, cy + _MARK) for cx, cy in marks]
     wanted = [Label(place(line[0]), name, name) for name, line in lines.items()]
@@ -132,8 +136,8 @@ def _drawing(lines: dict[str, list[Result]], single: Sequence[Result], x: Axis, 
     yield from labels(wanted, crossed, taken, x, y)
 
 
-def _circle(at: Point, radius: float, kind: str, result: Result) -> str:
-    title = f"<title>{_facts(result)}</title>"
+def _circle(at: Point, radius: float, kind: str, result: Result, unit: str) -> str:
+    title = f"<title>{_facts(result, unit)}</title>"
     return f'<circle class="{kind}" cx="{at[0]:.1f}" cy="{at[1]:.1f}" r="{radius:g}">{title}</circle>'
 
 
@@ -146,20 +150,20 @@ def _tag(result: Result) -> str:
     return result.schedule.removeprefix("fixed:")
 
 
-def _facts(result: Result) -> str:
+def _facts(result: Result, unit: str) -> str:
     asked = "" if result.budget is None else f" at budget {result.budget:g}"
     words = in_words(_tag(result))
-    lines = [f"{_tag(result)}{asked}" + (f": {words}" if words else ""), f"cost {result.achieved.value:.3f}"]
+    lines = [f"{_tag(result)}{asked}" + (f": {words}" if words else ""), f"cost {result.achieved.value:.3f} {unit}"]
     lines.append(f"loss over dense {result.added.value:.4f} {interval(result.added, '.4f')} nats".replace("  ", " "))
     lines.append(f"perplexity {result.perplexity.value:.3f}, top token as dense {result.agreement.value:.1%}")
     return html.escape("\n".join(lines))
 
 
-def _results(results: Sequence[Result], what: str) -> str:
+def _results(results: Sequence[Result], what: str, unit: str) -> str:
     heads = (
         what,
-        "budget",
-        "achieved cost",
+        f"budget, {unit}",
+        f"achieved cost, {unit}",
         "perplexity",
         "loss over dense, nats",
         "95%",
@@ -183,8 +187,9 @@ def _results(results: Sequence[Result], what: str) -> str:
     return table(heads, rows)
 
 
-def _comparisons(comparisons: Sequence[Comparison]) -> str:
-    heads = ("rival", "budget", "cost", "rival’s cost", "difference, nats", "95%", "added loss avoided", "95%")
+def _comparisons(comparisons: Sequence[Comparison], unit: str) -> str:
+    costs = (f"{head}, {unit}" for head in ("budget", "cost", "rival’s cost"))
+    heads = ("rival", *costs, "difference, nats", "95%", "added loss avoided", "95%")
     rows = [
         (
             html.escape(each.rival),

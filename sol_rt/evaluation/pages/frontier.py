@@ -7,14 +7,15 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 
-from sol_rt.budget.frontier import FrontierPoint, falling_hull, frontier
+from sol_rt.budget.cost.bytes_model import in_unit
+from sol_rt.budget.frontier import FrontierPoint, RelativeCost, falling_hull, frontier
 from sol_rt.bundle.selection import Candidate, Selection
 from sol_rt.evaluation.pages.chart import (
     ADDED_LOSS,
-    COST,
     WIDTH,
     Axis,
     Label,
+    cost_title,
     figure,
     grid,
     in_words,
@@ -38,36 +39,51 @@ _READ = """\
 <p class="read">A point is an action: one way to run a decode step. Its tag says what the step reads: <code>k</code> the
 share of the old tokens in the KV cache, <code>s</code> the share of the layers’ weights, both in hundredths, and
 <code>q</code> the bits of each weight. Points to the left are cheaper, points further down lose less.</p>
-<p class="read"><b>Cost</b> is a share of the dense step’s, which reads everything. A <b>budget</b> of 0.6 asks that all
-decode steps together cost 0.6 of dense ones. <b>Loss</b> is minus the natural logarithm of the probability that the
-model gives to the true next token, in <b>nats</b>. 0.01 nats over dense are 1% more perplexity, 0.1 nats 11%.</p>"""
+<p class="read"><b>Cost</b> is a share of the dense step’s, which reads everything, {unit}. A <b>budget</b> of 0.6 asks
+that all decode steps together cost 0.6 of what dense ones would. <b>Loss</b> is minus the natural logarithm of the
+probability that the model gives to the true next token, in <b>nats</b>. 0.01 nats over dense are 1% more perplexity,
+0.1 nats 11%.</p>"""
 
 
-def render_frontier_html(name: str, selection: Selection) -> str:
-    """Returns the page of the model `name` as text, UTF-8. The page loads nothing from elsewhere."""
-    at_contexts = {context: frontier(selection, context) for context in selection.contexts}
+def render_frontier_html(
+    name: str, selection: Selection, cost_model: str = "bytes", relative_cost: RelativeCost | None = None
+) -> str:
+    """Returns the page of the model `name` as text, UTF-8. The page loads nothing from elsewhere.
+
+    `relative_cost` gives the costs of the cost model of that name; None for bytes. Candidates whose cost it does not
+    know are not drawn; the list of all has their bytes.
+    """
+    unit = in_unit(cost_model)
+    at_contexts = {context: frontier(selection, context, relative_cost) for context in selection.contexts}
+    in_bytes = {context: frontier(selection, context) for context in selection.contexts}
     kept = sum(candidate.kept for candidate in selection.candidates)
     facts = [("actions kept, of those considered", f"{kept} of {len(selection.candidates)}")]
     for context, points in at_contexts.items():
         cheapest = min((point for point in points if point.kept), key=lambda point: point.cost)
-        facts.append((f"cheapest action after {context} tokens", f"{cheapest.cost:.0%} of dense"))
-    sections = "".join(_section(context, points) for context, points in at_contexts.items())
+        facts.append((f"cheapest action after {context} tokens", f"{cheapest.cost:.0%} of dense, {unit}"))
+    sections = "".join(
+        _section(context, points, len(in_bytes[context]) - len(points), cost_model)
+        for context, points in at_contexts.items()
+    )
     scored = ", ".join(f"{setting.tokens} tokens after {at}" for at, setting in selection.contexts.items())
-    foot = [f"losses: {scored} tokens of context, on {selection.text}", "costs: bytes that a step reads"]
+    foot = [f"losses: {scored} tokens of context, on {selection.text}", f"costs: {unit}"]
     return page(
         f"{name}: actions",
-        f"<h1>{html.escape(name)}: what each action costs and loses</h1>\n{_READ}\n{tiles(facts)}\n{sections}\n"
-        f"{_candidates(selection, at_contexts)}\n<footer>{html.escape(' · '.join(foot))}</footer>",
+        f"<h1>{html.escape(name)}: what each action costs and loses</h1>\n{_READ.format(unit=unit)}\n{tiles(facts)}\n"
+        f"{sections}\n{_candidates(selection, in_bytes)}\n<footer>{html.escape(' · '.join(foot))}</footer>",
         _STYLE,
     )
 
 
-def _section(context: int, points: Sequence[FrontierPoint]) -> str:
-    return _chart(context, points) + _table(points)
+def _section(context: int, points: Sequence[FrontierPoint], unknown: int, cost_model: str) -> str:
+    return _chart(context, points, unknown, cost_model) + _table(points, in_unit(cost_model))
 
 
-def _chart(context: int, points: Sequence[FrontierPoint]) -> str:
-    """Draws every candidate but dropped ones outside the axes, which the kept actions span."""
+def _chart(context: int, points: Sequence[FrontierPoint], unknown: int, cost_model: str) -> str:
+    """Draws every candidate but dropped ones outside the axes, which the kept actions span.
+
+    `unknown` counts the dropped ones of which no cost is known.
+    """
     kept = [point for point in points if point.kept]
     losses = [point.loss for point in kept if point.loss > 0]
     least = 10 ** math.floor(math.log10(min(losses, default=_MOST_LEAST)))
@@ -75,7 +91,7 @@ def _chart(context: int, points: Sequence[FrontierPoint]) -> str:
     top = _HEADROOM * max(10 * bottom, *(point.loss + _INTERVAL * point.stderr for point in kept))
     left = math.floor(min(point.cost for point in kept) * 20 - 1.5) / 20
     right = max(1.0, *(point.cost for point in kept)) + 0.02
-    x = Axis(COST, left, right, _LEFT, _RIGHT)
+    x = Axis(cost_title(cost_model), left, right, _LEFT, _RIGHT)
     y = Axis(ADDED_LOSS, bottom, top, _BOTTOM, _TOP, log=True)
     dropped = [point for point in points if not point.kept and point.loss <= top and left <= point.cost <= right]
     hidden = len(points) - len(kept) - len(dropped)
@@ -86,16 +102,20 @@ def _chart(context: int, points: Sequence[FrontierPoint]) -> str:
     )
     if hidden:
         key += f"<span>{hidden} dropped beyond the chart</span>"
+    if unknown:
+        key += f"<span>{unknown} dropped are not drawn: their time is not known</span>"
     return figure(
         f"What each action loses and costs after {context} tokens of context",
         key,
-        _drawing(kept, dropped, x, y),
+        _drawing(kept, dropped, x, y, in_unit(cost_model)),
         _HEIGHT,
         f"Loss against cost of {len(kept)} kept and {len(dropped)} dropped actions after {context} tokens",
     )
 
 
-def _drawing(kept: Sequence[FrontierPoint], dropped: Sequence[FrontierPoint], x: Axis, y: Axis) -> Iterator[str]:
+def _drawing(
+    kept: Sequence[FrontierPoint], dropped: Sequence[FrontierPoint], x: Axis, y: Axis, unit: str
+) -> Iterator[str]:
     def place(point: FrontierPoint) -> Point:
         return x.at(point.cost), y.at(point.loss)
 
@@ -103,7 +123,7 @@ def _drawing(kept: Sequence[FrontierPoint], dropped: Sequence[FrontierPoint], x:
     mixes = [(x.at(cost), y.at(loss)) for cost, loss in _mixes(kept)]
     yield polyline(mixes, "one mixes")
     for point in dropped:
-        yield _circle(place(point), 3.2, "dot", point)
+        yield _circle(place(point), 3.2, "dot", point, unit)
     bars = []
     for point in kept:
         across = x.at(point.cost)
@@ -111,7 +131,7 @@ def _drawing(kept: Sequence[FrontierPoint], dropped: Sequence[FrontierPoint], x:
         bars.append(((across, low), (across, high)))
         yield f'<path class="one error" d="M{across:.1f} {low:.1f}V{high:.1f}"/>'
     for point in kept:
-        yield _circle(place(point), 5, "one", point)
+        yield _circle(place(point), 5, "one", point, unit)
     taken = [Box(cx - _DOT, cy - _DOT, cx + _DOT, cy + _DOT) for cx, cy in map(place, dropped)]
     wanted = [Label(place(point), point.tag) for point in kept]
     yield from labels(wanted, [*segments(mixes), *bars], taken, x, y)
@@ -127,8 +147,9 @@ def _mixes(kept: Sequence[FrontierPoint]) -> Iterator[Point]:
             yield cost + share * (next_cost - cost), loss + share * (next_loss - loss)
 
 
-def _circle(at: Point, radius: float, kind: str, point: FrontierPoint) -> str:
-    title = html.escape(f"{point.tag}: {in_words(point.tag)}\n{_figures(point)}\n{_outcome(point.kept, point.reason)}")
+def _circle(at: Point, radius: float, kind: str, point: FrontierPoint, unit: str) -> str:
+    outcome = _outcome(point.kept, point.reason)
+    title = html.escape(f"{point.tag}: {in_words(point.tag)}\n{_figures(point, unit)}\n{outcome}")
     return f'<circle class="{kind}" cx="{at[0]:.1f}" cy="{at[1]:.1f}" r="{radius:g}"><title>{title}</title></circle>'
 
 
@@ -136,9 +157,9 @@ def _outcome(kept: bool, reason: str) -> str:
     return f"{'kept' if kept else 'dropped'}: {reason}"
 
 
-def _figures(point: FrontierPoint) -> str:
+def _figures(point: FrontierPoint, unit: str) -> str:
     """Cost and loss in one line."""
-    return f"cost {point.cost:.3f}, {point.bytes / 1e6:.1f} MB, loss {_loss(point)} nats"
+    return f"cost {point.cost:.3f} {unit}, {point.bytes / 1e6:.1f} MB, loss {_loss(point)} nats"
 
 
 def _loss(point: FrontierPoint) -> str:
@@ -149,10 +170,10 @@ def _tag(tag: str) -> str:
     return f"<code>{html.escape(tag)}</code>"
 
 
-def _table(points: Sequence[FrontierPoint]) -> str:
+def _table(points: Sequence[FrontierPoint], unit: str) -> str:
     """The kept actions, the most expensive first."""
     kept = [point for point in reversed(points) if point.kept]
-    heads = ["action", "cost, share of dense", "MB a step", "loss over dense, nats"]
+    heads = ["action", f"cost, share of dense, {unit}", "MB a step", "loss over dense, nats"]
     rows = [[tag_and_words(point.tag), f"{point.cost:.3f}", f"{point.bytes / 1e6:.1f}", _loss(point)] for point in kept]
     return table(heads, rows)
 
@@ -162,7 +183,7 @@ def _candidates(selection: Selection, at_contexts: dict[int, list[FrontierPoint]
     figures = {(point.tag, context): point for context, points in at_contexts.items() for point in points}
     heads = ["candidate"]
     for context in at_contexts:
-        heads += [f"cost after {context}", f"loss after {context}, nats"]
+        heads += [f"cost after {context}, in bytes", f"loss after {context}, nats"]
 
     def cells(candidate: Candidate) -> list[str]:
         found = []

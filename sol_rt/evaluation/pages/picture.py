@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sol_rt.atomic_write import write_bytes
-from sol_rt.evaluation.pages.chart import ADDED_LOSS, COST
+from sol_rt.evaluation.pages.chart import ADDED_LOSS, cost_title
 from sol_rt.evaluation.pages.evaluation import LEAST, LINES
 from sol_rt.evaluation.pages.label_places import Box, place_crowded
 from sol_rt.evaluation.report.report import Evaluation, Result
@@ -44,7 +44,7 @@ def write_picture(evaluation: Evaluation, path: Path) -> None:
         chart.scatter([_cost(each) for each in shown], losses, color="grey", s=16, label="single actions")
         single.append((chart, shown))
         chart.set_yscale("log")
-        chart.set_xlabel(COST)
+        chart.set_xlabel(cost_title(evaluation.cost_model))
         chart.set_ylabel(ADDED_LOSS)
         chart.grid(alpha=0.3)
         chart.legend(fontsize=8)

@@ -10,6 +10,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
+from sol_rt.budget.cost.bytes_model import in_unit
 from sol_rt.evaluation.pages.chart import WIDTH, Axis, figure, grid, polyline, spread, tag_and_words, text
 from sol_rt.evaluation.pages.style import COLOURS, page, tiles
 from sol_rt.generate.trace import Trace, TraceRecord
@@ -28,9 +29,10 @@ _LINE = 15.0  # pixels between two tags
 
 _READ = """\
 <p class="read">The model wrote this text one token at a time. Each token is shaded by the <b>cost</b> of its decode
-step, a share of what a dense step costs at the same context; a dense step reads everything. The <b>budget</b> is the
-mean cost that was asked for. Before each step the schedule picks an <b>action</b>, which says what the step reads, and
-the controller keeps the mean at the budget. Point at a token to see its step, or use the arrow keys in the text.</p>"""
+step, a share of what a dense step costs at the same context, {unit}; a dense step reads everything. The
+<b>budget</b> is the mean cost that was asked for. Before each step the schedule picks an <b>action</b>, which says what
+the step reads, and the controller keeps the mean at the budget. Point at a token to see its step, or use the arrow keys
+in the text.</p>"""
 
 
 def render_trace_html(trace: Trace, prompt: str | None = None) -> str:
@@ -45,20 +47,22 @@ def render_trace_html(trace: Trace, prompt: str | None = None) -> str:
     costs = [record.relative_cost for record in steps]
     scale = (min(costs, default=0.0), max(costs, default=1.0))
     identity = header.config_sha256[:12]
-    foot = f"costs are shares of {_unit(header.cost_model)} · log-probabilities in nats · config {identity}"
+    unit = in_unit(header.cost_model)
+    foot = f"costs are shares of dense, {unit} · log-probabilities in nats · config {identity}"
     body = [
         f"<h1>{html.escape(header.bundle)}: a generation, token by token</h1>",
-        _READ,
+        _READ.format(unit=html.escape(unit)),
         tiles(_facts(trace, steps)),
         _settings(header.generation),
         _prompt(header.prompt or prompt, len(header.prompt_tokens)),
         '<h2 id="cost">The text, and what each token cost</h2>',
-        f'<p class="key"><span>{_scale(scale)}</span><span><u>underlined</u>: from the prompt’s own run</span></p>',
+        f'<p class="key"><span>{_scale(scale, unit)}</span>'
+        "<span><u>underlined</u>: from the prompt’s own run</span></p>",
         '<div id="text" class="box" dir="auto" tabindex="0" role="group" aria-labelledby="cost" aria-describedby="tip">'
-        f"{''.join(_token(record, scale) for record in records)}</div>",
+        f"{''.join(_token(record, scale, unit) for record in records)}</div>",
         _chart(trace, steps),
         "<h2>How often each action was taken</h2>",
-        _actions(steps, scale),
+        _actions(steps, scale, unit),
         f"<footer>{html.escape(foot)}</footer>",
         '<div id="tip" role="status" hidden></div>',
         _SCRIPT,
@@ -93,10 +97,6 @@ def _shade(cost: float, scale: tuple[float, float]) -> int:
     return min(max(round((cost - low) / (high - low) * (SHADES - 1)), 0), SHADES - 1)
 
 
-def _unit(cost_model: str) -> str:
-    return "measured milliseconds" if cost_model == "calibrated" else "bytes read"
-
-
 def _visible(text: str) -> str:
     """Escapes text. Control characters, which a page must not contain, become their Unicode pictures."""
     kept = (
@@ -107,12 +107,12 @@ def _visible(text: str) -> str:
 
 
 def _facts(trace: Trace, steps: Sequence[TraceRecord]) -> list[tuple[str, str]]:
-    header = trace.header
+    header, unit = trace.header, in_unit(trace.header.cost_model)
     ms = sum(record.ms for record in steps)
     return [
         ("schedule", header.schedule),
-        ("budget requested", "–" if header.budget is None else f"{header.budget:.3f}"),
-        ("budget achieved", f"{trace.records[-1].achieved:.3f}" if trace.records else "–"),
+        (f"budget requested, {unit}", "–" if header.budget is None else f"{header.budget:.3f}"),
+        (f"budget achieved, {unit}", f"{trace.records[-1].achieved:.3f}" if trace.records else "–"),
         ("speed", f"{1000 * len(steps) / ms:.1f} tokens/s" if ms > 0 else "–"),
         ("prompt", _count(len(header.prompt_tokens), "token")),
         ("text", _count(len(trace.records), "token")),
@@ -160,19 +160,21 @@ def _prompt(prompt: str | None, tokens: int) -> str:
     return f'{heading}<div class="box prompt" dir="auto">{_visible(prompt)}</div>'
 
 
-def _scale(scale: tuple[float, float]) -> str:
+def _scale(scale: tuple[float, float], unit: str) -> str:
     cells = "".join(f'<i style="background:var(--s{index})"></i>' for index in range(SHADES))
-    return f"<span>cost {scale[0]:.2f}</span>{cells}<span>{scale[1]:.2f} of the dense step’s</span>"
+    return (
+        f"<span>cost {scale[0]:.2f}</span>{cells}<span>{scale[1]:.2f} of the dense step’s, {html.escape(unit)}</span>"
+    )
 
 
-def _token(record: TraceRecord, scale: tuple[float, float]) -> str:
+def _token(record: TraceRecord, scale: tuple[float, float], unit: str) -> str:
     facts = f"token {record.token} · log-probability {record.logprob:.2f} · {record.ms:.1f} ms"
     if record.action is None:
         facts = f"from the prefill\n{facts}"
         shade = ""
     else:
         facts = (
-            f"step {record.step} · {record.action} · {record.relative_cost:.3f} of dense\n{facts}\n"
+            f"step {record.step} · {record.action} · {record.relative_cost:.3f} of dense, {unit}\n{facts}\n"
             f"context {record.context} · achieved so far {record.achieved:.3f}"
         )
         shade = f' style="background:var(--s{_shade(record.relative_cost, scale)})"'
@@ -190,7 +192,7 @@ def _chart(trace: Trace, steps: Sequence[TraceRecord]) -> str:
     last = max(steps[-1].step, 2)
     top = max(1.0, *(record.relative_cost for record in steps), *(record.achieved for record in steps))
     x = Axis("decode step", 1, last, _LEFT, _RIGHT)
-    y = Axis("cost, share of the dense step’s", 0, top, _BOTTOM, _TOP)
+    y = Axis(f"cost, share of the dense step’s, {in_unit(trace.header.cost_model)}", 0, top, _BOTTOM, _TOP)
     budget = trace.header.budget
     key = '<span><b class="one-line"></b>mean cost so far: the achieved budget</span>'
     if budget is not None:
@@ -236,7 +238,7 @@ def _mean_cost(steps: Sequence[TraceRecord], action: str) -> float:
     return sum(costs) / len(costs)
 
 
-def _actions(steps: Sequence[TraceRecord], scale: tuple[float, float]) -> str:
+def _actions(steps: Sequence[TraceRecord], scale: tuple[float, float], unit: str) -> str:
     """One table row per action, the most expensive first."""
     counts = _counted(steps)
     mean = {action: _mean_cost(steps, action) for action in counts}
@@ -250,7 +252,8 @@ def _actions(steps: Sequence[TraceRecord], scale: tuple[float, float]) -> str:
             f'<td class="bar"><i style="{bar}"></i></td>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
         )
     heads = "".join(
-        f'<th scope="col">{head}</th>' for head in ("action", "", "steps", "share of steps", "mean cost, of dense")
+        f'<th scope="col">{html.escape(head)}</th>'
+        for head in ("action", "", "steps", "share of steps", f"mean cost of dense, {unit}")
     )
     return f'<div class="wide"><table><thead><tr>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from sol_rt.budget.cost.bytes_model import in_unit
 from sol_rt.evaluation.quality.bootstrap import Figure
 from sol_rt.evaluation.quality.held_out import ORACLE
 from sol_rt.evaluation.report.mmlu import Duel, ExamReport, Score
@@ -15,7 +16,7 @@ FEW_WINDOWS = 10
 def table_lines(evaluation: Evaluation) -> Iterator[str]:
     """The lines of a report on held-out text."""
     resampling = evaluation.resampling
-    yield f"{evaluation.model}; {evaluation.device}; costs in {evaluation.cost_model}, over dense"
+    yield f"{evaluation.model}; {evaluation.device}; {_shares(evaluation.cost_model)}"
     yield f"texts: {', '.join(evaluation.texts)}"
     yield f"intervals: 95%, paired bootstrap of {resampling.unit}, {resampling.draws} draws, seed {resampling.seed}"
     if evaluation.random_schedules:
@@ -27,16 +28,20 @@ def table_lines(evaluation: Evaluation) -> Iterator[str]:
     yield "static, mix: the best action, and the best mix of two actions, chosen on the same windows that are scored"
     if any(result.schedule == ORACLE for size in evaluation.sizes for result in size.results):
         yield "oracle: the best action at every token in hindsight, by divergence from dense, each after a dense cache"
-    also = {"bytes": "in bytes", "calibrated": "in ms"}.get(evaluation.other_cost_model or "", "")
+    unit, other = in_unit(evaluation.cost_model), evaluation.other_cost_model
     for size in evaluation.sizes:
         yield ""
-        yield from _size_lines(size, also)
+        yield from _size_lines(size, unit, "" if other is None else in_unit(other))
+
+
+def _shares(cost_model: str) -> str:
+    return f"budgets and costs are shares of dense, {in_unit(cost_model)}"
 
 
 def exam_lines(report: ExamReport) -> Iterator[str]:
     """The lines of an MMLU report."""
     resampling = report.resampling
-    yield f"{report.model}; {report.device}; costs in {report.cost_model}, over dense"
+    yield f"{report.model}; {report.device}; {_shares(report.cost_model)}"
     yield (
         f"MMLU, {report.questions} questions, form {report.form}, {report.shots} shots, last {report.tail} of the "
         "prompt's tokens as decode steps"
@@ -45,11 +50,21 @@ def exam_lines(report: ExamReport) -> Iterator[str]:
         yield f"{report.cut} prompts were longer than the context and lost their beginning"
     yield f"intervals: 95%, paired bootstrap of questions, {resampling.draws} draws, seed {resampling.seed}"
     yield ""
-    heads = ["schedule", "budget", "achieved", "accuracy", "95%", "per character", "95%", "nats of right answer"]
+    unit = in_unit(report.cost_model)
+    heads = [
+        "schedule",
+        f"budget, {unit}",
+        f"achieved cost, {unit}",
+        "accuracy",
+        "95%",
+        "per character",
+        "95%",
+        "nats of right answer",
+    ]
     yield from _table([*heads, "decode steps"], map(_score, report.scores))
     if report.duels:
         yield ""
-        heads = ["against", "budget", "", "difference", "95%", "won", "lost", "p (McNemar)"]
+        heads = ["against", f"budget, {unit}", "", "difference", "95%", "won", "lost", "p (McNemar)"]
         yield from _table([f"{report.duels[0].schedule} {heads[0]}", *heads[1:]], map(_duel, report.duels))
 
 
@@ -81,13 +96,21 @@ def _duel(duel: Duel) -> list[str]:
     ]
 
 
-def _size_lines(report: SizeReport, also: str) -> Iterator[str]:
+def _size_lines(report: SizeReport, unit: str, also: str) -> Iterator[str]:
     yield f"## Windows of {report.size}"
     yield f"{report.windows} windows, {report.tokens} tokens scored, after {report.context} prefilled tokens per window"
     if report.units < FEW_WINDOWS:
         yield f"Intervals from only {report.units} units are too narrow: score more windows."
     yield ""
-    heads = ["budget", "achieved", *([also] if also else []), "perplexity", "95%", "over dense", "KL to dense"]
+    heads = [
+        f"budget, {unit}",
+        f"achieved cost, {unit}",
+        *([also] if also else []),
+        "perplexity",
+        "95%",
+        "over dense",
+        "KL to dense",
+    ]
     heads += ["top-1 as dense", ""]
     yield from _table(["schedule", *heads], [_result(each, report.dense) for each in (report.dense, *report.results)])
     if report.static:
@@ -95,7 +118,13 @@ def _size_lines(report: SizeReport, also: str) -> Iterator[str]:
         yield from _table(["action", *heads], [_result(each, report.dense) for each in report.static])
     if report.comparisons:
         yield ""
-        heads = ["budget", "cost", "rival's cost", "perplexity", "95%", "added loss avoided", "95%"]
+        heads = [
+            *(f"{head}, {unit}" for head in ("budget", "cost", "rival's cost")),
+            "perplexity",
+            "95%",
+            "added loss avoided",
+            "95%",
+        ]
         yield from _table([f"{report.comparisons[0].schedule} against", *heads], map(_comparison, report.comparisons))
 
 
