@@ -334,7 +334,7 @@ class TestHome:
         assert home.bundle_names() == ["tiny"]
 
     def test_without_a_name(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        with pytest.raises(UsageError, match="sol-rt export"):
+        with pytest.raises(UsageError, match="sol-rt run smollm2-135m"):
             home.find_bundle(None)
         last = self._make(tmp_path / "last")
         home.remember_last_export(last)

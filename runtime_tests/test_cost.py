@@ -17,6 +17,7 @@ from sol_rt.budget.cost.calibration_table import (
     CalibrationTable,
     calibration_path,
     device_string,
+    keep_quick,
     load_cost_model,
     quick_path,
 )
@@ -238,6 +239,13 @@ def test_fresh_table_is_used(bundle: Bundle) -> None:
     assert "calibrated for 2 threads, not for the 1" in other.note
     assert load_cost_model(bundle, "webgpu", 2).name == "bytes"
     assert load_cost_model(bundle, "cpu", 2, native=False).name == "bytes"
+
+
+def test_a_quick_table_says_how_long_it_serves(bundle: Bundle) -> None:
+    table, path = table_for(bundle.config, quick=True), calibration_path(bundle, "cpu", 2, True)
+    assert keep_quick(table, path).startswith("measured what each action costs on this machine, once and quickly; ")
+    varied = keep_quick(dataclasses.replace(table, steady=False), path)
+    assert "machine, quickly; the times varied, so they are measured again after an hour; sol-rt calibrate" in varied
 
 
 def test_a_quick_table_of_other_threads_is_no_calibration(bundle: Bundle) -> None:

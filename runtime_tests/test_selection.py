@@ -127,7 +127,7 @@ def test_a_dearer_and_worse_action_goes() -> None:
     assert verdicts[Action(1.0, 1.0, 4)].kept
     dropped = verdicts[Action(1.0, 0.5, 6)]
     assert not dropped.kept
-    assert dropped.reason == "others in turn lose as little at 512 with 29% fewer bytes"
+    assert dropped.reason == "a mix of two others loses as little at 512 and reads 29% fewer bytes"
 
 
 def test_what_is_near_the_hull_stays() -> None:
@@ -138,7 +138,7 @@ def test_what_is_near_the_hull_stays() -> None:
         assert verdict.kept == kept
     measured = front(k100_s100_q4=(5, 0.1), k100_s100_q6=(8.0, 0.05))
     reason = choose({512: measured}, DENSE, 12)[Action(1.0, 1.0, 6)].reason
-    assert reason == "near the hull at 512: 6.2% more bytes than others in turn"
+    assert reason == "near the hull at 512: a mix of two others loses as little and reads 6.2% fewer bytes"
 
 
 def test_the_action_that_one_machines_times_threw_away() -> None:
@@ -195,8 +195,11 @@ def test_beyond_the_limit_the_hull_decides() -> None:
         verdicts = choose({512: measured}, DENSE, max_actions)
         dropped = {action for action, verdict in verdicts.items() if not verdict.kept}
         assert dropped == set(order[: 6 - max_actions])
-    assert verdicts[Action(1.0, 1.0, 4)].reason.startswith("over the limit of 2: without it the hull rises by")
-    assert verdicts[Action(1.0, 0.75, 4)].reason.startswith("over the limit of 2: without it no hull rises")
+    mixed = verdicts[Action(1.0, 0.75, 4)].reason
+    assert verdicts[Action(1.0, 1.0, 4)].reason.startswith(
+        "over the limit of 2 actions: without it the best mixes lose "
+    )
+    assert mixed.startswith("over the limit of 2 actions: a mix of two others loses as little and reads ")
 
 
 def test_the_hull_is_below_all_points_and_convex() -> None:

@@ -39,6 +39,7 @@ from memory than whole matrices, and scoring old tokens is arithmetic.
 """
 
 _LEAST_RISE = 1e-9  # nats; less is rounding
+_MIX = "a mix of two others loses"
 
 Front = Mapping[Action, Measured]
 """The actions measured at one context, with the dense action among them."""
@@ -88,7 +89,7 @@ def choose(
         elif action in kept:
             verdicts[action] = Verdict(True, _why_kept(action, excess))
         elif action in near:
-            verdicts[action] = Verdict(False, f"over the limit of {max_actions}: without it {costs[action]}")
+            verdicts[action] = Verdict(False, f"over the limit of {max_actions} actions: {costs[action]}")
         else:
             verdicts[action] = Verdict(False, _why_dropped(action, fronts, excess, collapse_loss))
     return verdicts
@@ -148,7 +149,7 @@ def _why_kept(action: Action, excess: Mapping[str, Mapping[Action, float]]) -> s
     if on:
         return f"on the hull {' and '.join([', '.join(on[:-1]), on[-1]] if len(on) > 1 else on)}"
     view, share = min(shares.items(), key=lambda item: item[1])
-    return f"near the hull {view}: {share:.1%} more bytes than others in turn"
+    return f"near the hull {view}: {_MIX} as little and reads {share:.1%} fewer bytes"
 
 
 def _why_dropped(
@@ -162,7 +163,7 @@ def _why_dropped(
             "information gained from context"
         )
     view, share = min(shares.items(), key=lambda item: item[1])
-    return f"others in turn lose as little {view} with {share:.0%} fewer bytes"
+    return f"{_MIX} as little {view} and reads {share:.0%} fewer bytes"
 
 
 def _within_limit(
@@ -189,9 +190,9 @@ def _within_limit(
         least = min(rises, key=lambda action: (rises[action], -shares[action], action))
         kept.remove(least)
         costs[least] = (
-            f"the hull rises by {rises[least]:.2g} nats"
+            f"without it the best mixes lose {rises[least]:.2g} nats more"
             if rises[least] > 0
-            else f"no hull rises; it reads {shares[least]:.1%} more bytes than others in turn"
+            else f"{_MIX} as little and reads {shares[least]:.1%} fewer bytes"
         )
     return kept, costs
 

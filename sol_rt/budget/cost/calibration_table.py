@@ -232,7 +232,10 @@ def keep_quick(table: CalibrationTable, path: Path) -> str:
         )
     kept = "measured what each action costs on this machine, once and quickly"
     if not table.steady:
-        kept = "measured quickly what each action costs on this machine; the times scatter, so they serve for an hour"
+        kept = (
+            "measured what each action costs on this machine, quickly; the times varied, so they are measured again "
+            "after an hour"
+        )
     return f"{kept}; sol-rt calibrate measures it better"
 
 

@@ -105,8 +105,7 @@ class Tuned:
         step = f"{self.step_gb_per_second:.1f} GB/s"
         if self.plain_gb_per_second is None:
             return step
-        share = self.step_gb_per_second / self.plain_gb_per_second
-        return f"{step}, {share:.0%} of the {self.plain_gb_per_second:.1f} that plain reads of the weights got then"
+        return f"{step}; plain reads of the weights at that time: {self.plain_gb_per_second:.1f} GB/s"
 
     @property
     def expired(self) -> bool:
