@@ -253,7 +253,7 @@ def report_figures(result: Generation) -> None:
     """Prints on stderr budget, speed and actions of a generation."""
     from sol_rt.budget.cost.bytes_model import in_unit
 
-    floored = "; the bundle's cheapest action costs more than the requested budget" if result.floored else ""
+    floored = "; the bundle's cheapest action costs more than the requested budget" if _overspent(result) else ""
     note(
         f"budget: requested {result.requested_budget:.3f}, achieved {result.achieved_budget:.3f} of dense, "
         f"{in_unit(result.cost_model)} ({result.schedule}){floored}"
@@ -303,12 +303,17 @@ def _asked(result: Generation, how: Mapping[str, Any]) -> str:
     return f"none given, so the fastest mix that loses at most {100 * DEFAULT_MAX_LOSS:g}%"
 
 
+def _overspent(result: Generation) -> bool:
+    """True if the cheapest action, which served in place of the budget, cost visibly more."""
+    return result.floored and result.achieved_budget > result.requested_budget + 0.005
+
+
 def _missed(wanted: float, result: Generation) -> str:
     """Why a generation was slower than the rate that was asked for; empty where it was not."""
     missed = 1 - result.tokens_per_second / wanted
     if missed <= _RATE_SLACK:
         return ""
-    why = " with the cheapest action" if result.floored else ": slower than its calibration (sol-rt calibrate)"
+    why = " with the cheapest action" if _overspent(result) else ": slower than its calibration (sol-rt calibrate)"
     return f", missed by {missed:.0%}{why}"
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import statistics
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -121,28 +122,31 @@ class Rate:
 
     def __init__(self, wanted: float) -> None:
         self.wanted = wanted
-        self._slowness = 1.0  # measured time of a step over that of the cost model
+        self._slowness: float | None = None  # measured time of a step over that of the cost model
 
     def follow(self, run: Stream, tokens: Iterator[GeneratedToken]) -> Iterator[GeneratedToken]:
         """The tokens of `run`, which holds the rate by the cost model. Its costs are milliseconds.
 
         What it was late or early so far is made up for, at a fifth over or under the rate.
         """
-        if self._slowness != 1.0:
+        if self._slowness is not None:
             run.tokens_per_second = self.wanted * self._slowness
         step = 1e3 / self.wanted
-        late = taken = expected = 0.0
+        late = 0.0
+        recent: list[float] = []
         for count, token in enumerate(tokens):
             yield token
             if not count:  # it took the time of the prompt
                 continue
             late += token.ms - step
-            taken += token.ms
-            expected += token.cost
-            if count % _RATE_EVERY or token.finish_reason is not None or not (taken > 0 and expected > 0):
+            recent.append(token.ms / token.cost)
+            if len(recent) < _RATE_EVERY or token.finish_reason is not None:
                 continue
-            self._slowness = taken / expected
-            taken = expected = 0.0
+            median = statistics.median(recent)  # a stall makes one step late, not all of them
+            recent.clear()
+            if median == 0:  # the clock is too coarse
+                continue
+            self._slowness = median if self._slowness is None else (self._slowness + median) / 2
             share = min(max(1 - late / step / _RATE_HORIZON, 1 - _RATE_SWING), 1 + _RATE_SWING)
             run.tokens_per_second = self.wanted * self._slowness / share
 
