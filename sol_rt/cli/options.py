@@ -117,7 +117,7 @@ Json = Annotated[bool, option("--json", env=False, help="Print one JSON object i
 Prompt = Annotated[
     str | None, option("-p", "--prompt", env=False, help="Prompt text; default: stdin if piped, else a short one.")
 ]
-File = Annotated[Path | None, option("-f", "--file", env=False, help="File to read the prompt from.")]
+File = Annotated[Path | None, option("-f", "--file", env=False, help="File to read the prompt from; - is stdin.")]
 MaxNewTokens = Annotated[
     int | None,
     option(

@@ -24,7 +24,7 @@ WHAT, EXAM, HOW = "What to measure", "MMLU instead of text", "Confidence interva
 def evaluate(
     file: Annotated[
         list[Path] | None,
-        options.option("-f", "--file", env=False, help="File of held-out text; may be repeated.", panel=WHAT),
+        options.option("-f", "--file", env=False, help="Held-out text; - is stdin; may be repeated.", panel=WHAT),
     ] = None,
     model: options.Model = None,
     ctx_size: Annotated[

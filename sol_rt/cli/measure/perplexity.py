@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def perplexity(
-    file: Annotated[Path, options.option("-f", "--file", env=False, help="Text file to score.")],
+    file: Annotated[Path, options.option("-f", "--file", env=False, help="Text file to score; - is stdin.")],
     model: options.Model = None,
     ctx_size: Annotated[
         int,
