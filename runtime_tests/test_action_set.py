@@ -291,7 +291,7 @@ def test_inspect_of_a_bundle_with_a_selection(
     out = capsys.readouterr().out
     assert "k010-s040-q4" in out
     assert "dropped: " in out
-    assert "Loss against cost of the kept actions at context 512" in out
+    assert "Loss against cost, as a share of dense, in bytes, of the kept actions at context 512" in out
     text = page.read_text(encoding="utf-8")
     assert "http" not in text.replace("http-equiv", "")
     assert all(candidate.action.tag in text for candidate in chosen.selection.candidates)

@@ -416,7 +416,18 @@ def test_perplexity_is_a_mean_over_decode_steps(capsys: pytest.CaptureFixture[st
     (tmp_path / "text.txt").write_text((PROMPT + ". ") * 40, encoding="utf-8")
     argv = ("perplexity", "-f", str(tmp_path / "text.txt"), "-c", "32", "--chunks", "3")
     result = as_json(capsys, *argv, "-o", "json")
-    keys = {"ppl", "stderr", "nll", "tokens", "chunks", "achieved_budget", "prefill", "provider", "device"}
+    keys = {
+        "ppl",
+        "stderr",
+        "nll",
+        "tokens",
+        "chunks",
+        "achieved_budget",
+        "cost_model",
+        "prefill",
+        "provider",
+        "device",
+    }
     assert set(result) == keys
     assert (result["tokens"], result["chunks"], result["achieved_budget"]) == (3 * 15, 3, 1.0)
     last = run(capsys, *argv)[0].splitlines()[-1]

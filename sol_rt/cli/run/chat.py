@@ -326,7 +326,7 @@ def chat(
     """Chat with a model. /budget 0.3 sets the budget of the next answers; /help lists all commands.
 
     Messages and commands may be piped, one a line. After a wrong command, a message that is not UTF-8 or one that finds
-    no room, the chat then goes on with the next line, and its exit code at the end is 1.
+    no room, the chat goes on with the next line. Its exit code at the end is then 1.
     """
     from sol_rt.cli.loading import dial, load, note_ineffective
     from sol_rt.cli.run.generate import penalties, report_figures, sampling

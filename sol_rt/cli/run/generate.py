@@ -309,7 +309,7 @@ def _overspent(result: Generation) -> bool:
 
 
 def _missed(wanted: float, result: Generation) -> str:
-    """Why a generation was slower than the rate that was asked for; empty where it was not."""
+    """Reason why a generation was slower than the rate that was asked for; empty where it was not."""
     missed = 1 - result.tokens_per_second / wanted
     if missed <= _RATE_SLACK:
         return ""
@@ -320,8 +320,8 @@ def _missed(wanted: float, result: Generation) -> str:
 def slow_prompt(result: Generation, config: SolConfig) -> str:
     """A line on a faster variant for prompts, where the prompt took over 2 seconds and longer than the answer.
 
-    Empty otherwise, and where another variant than the dense one ran the prompt or the bundle has none of all channels
-    and 4 bits or more that is cheaper.
+    Empty otherwise, and where another variant than the dense one ran the prompt. Also empty if the bundle has no
+    cheaper variant of all channels and 4 bits or more.
     """
     from sol_rt.cli.loading import PROMPT_SECONDS
 
