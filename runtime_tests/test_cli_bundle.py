@@ -330,11 +330,14 @@ def test_prompts_as_windows_writes_them(
 def test_without_a_prompt_the_built_in_one_is_named(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys, "stdin", io.StringIO())
-    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
-    out, err = run(capsys, "generate", "-n", "4")
-    assert "built in" in err
-    assert out
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    with open(os.devnull, encoding="utf-8") as nothing:
+        for stdin in (terminal, nothing):
+            monkeypatch.setattr(sys, "stdin", stdin)
+            out, err = run(capsys, "generate", "-n", "4")
+            assert "built in" in err
+            assert out
 
 
 def test_an_empty_pipe_is_an_empty_prompt(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 from sol_rt.cli import options
 from sol_rt.cli.console import note, print_json, print_text
@@ -350,7 +352,7 @@ def _prompt(prompt: str | None, file: Path | None) -> str:
         text = prompt
     elif file is not None:
         text = read_text(file).removesuffix("\n")
-    elif sys.stdin.isatty():
+    elif _is_device(sys.stdin):
         note(f"prompt: {BUILT_IN_PROMPT!r} (built in; -p sets another)")
         return BUILT_IN_PROMPT
     else:
@@ -360,6 +362,14 @@ def _prompt(prompt: str | None, file: Path | None) -> str:
     if not text:
         raise UsageError("the prompt is empty; give some text with -p or -f")
     return text
+
+
+def _is_device(stream: TextIO) -> bool:
+    """Returns whether a stream reads a terminal or another character device, such as /dev/null."""
+    try:
+        return stat.S_ISCHR(os.fstat(stream.fileno()).st_mode)
+    except OSError:  # a stream in memory
+        return stream.isatty()
 
 
 def _recorded(file: Path) -> Trace:
