@@ -398,6 +398,7 @@ def check_attention(
         assert_close(dense[0], expected[0], HALF)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     sizes=st.sampled_from([(1, 32, 32), (2, 32, 32), (3, 32, 32), (33, 96, 48), (40, 64, 32)]),

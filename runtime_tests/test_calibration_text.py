@@ -164,6 +164,7 @@ def test_a_tokenizers_first_token_begins_every_window(tmp_path: Path, llama_chec
     assert len(text.long) == 4096
 
 
+@pytest.mark.slow
 def test_the_models_own_text(llama_bundle: Path) -> None:
     told: list[tuple[float, float]] = []
     text = generate_text(llama_bundle, DENSE, 6, LONG, lambda _, done, total: told.append((done, total)))
@@ -182,6 +183,7 @@ def test_the_models_own_text(llama_bundle: Path) -> None:
     assert generate_text(llama_bundle, DENSE, 2, 0).fitted[0] == text.fitted[0]
 
 
+@pytest.mark.slow
 def test_text_that_goes_round_in_circles_is_drawn_again(llama_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = generate_text(llama_bundle, DENSE, 1).fitted[0]
     seen: list[tuple[int, ...]] = []

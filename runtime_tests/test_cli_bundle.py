@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import os
@@ -13,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,7 @@ from sol_rt.engine import providers
 from sol_rt.engine.engine import Engine
 from sol_rt.engine.hardware import allowed_cores
 from sol_rt.errors import DeviceError, SolError
+from sol_rt.evaluation.speed import bandwidth
 from sol_rt.generate.generation_config import FILE
 from sol_rt.generate.results import Generation
 from sol_rt.generate.trace import TraceHeader, TraceWriter, read_trace
@@ -40,6 +43,14 @@ from sol_rt.ops import core_path, library_path
 
 STOPPED = b"sol-rt: stopped by Ctrl-C"
 PROMPT = "Once upon a time there was a small model"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _bandwidth_is_measured_once() -> Iterator[None]:
+    """Reading memory takes every run of `bench` a second."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bandwidth, "measure_apart", functools.cache(bandwidth.measure_apart))
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -655,6 +666,7 @@ def test_bench_refuses_bad_input_in_one_line(
     assert [line for line in err.splitlines() if part in line] == err.splitlines()[-1:]
 
 
+@pytest.mark.slow
 def test_bench_in_turn_gives_the_same_rows(capsys: pytest.CaptureFixture[str]) -> None:
     plain, turned = (as_json(capsys, *BENCH, "-d", "0,16", "--json", *more) for more in ((), ("--interleave",)))
     names = ("test", "schedule", "budget", "actions", "achieved_budget")
@@ -713,7 +725,9 @@ def test_ctrl_c_in_a_piped_chat_ends_the_program(endless: Path) -> None:
         assert process.stderr.read().splitlines()[-1] == STOPPED
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, *(pytest.param(each, marks=pytest.mark.slow) for each in (signal.SIGINT, signal.SIGHUP))]
+)
 def test_a_signal_leaves_nothing_of_an_export(number: signal.Signals, llama_checkpoint: Path, tmp_path: Path) -> None:
     output = tmp_path / "bundles" / "out"
     output.parent.mkdir()

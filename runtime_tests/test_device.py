@@ -89,6 +89,7 @@ def test_every_variant_of_an_exported_bundle_loads_strictly(llama_bundle: Path, 
     assert load["gpu"] == load["provider"]["device"] + (", float32" if variables else "")  # costs are kept apart by it
 
 
+@pytest.mark.slow
 def test_a_host_opens_a_graph_strictly_by_its_dims(folder: Path) -> None:
     """As docs/bundle.md tells hosts that do not rewrite graphs."""
     assert _answer(_device(folder, "dims"))["dims"] == [True, True]
@@ -193,6 +194,7 @@ def test_a_cache_that_cannot_grow_is_one_line_and_the_engine_goes_on(answers: di
     assert cache["same"]
 
 
+@pytest.mark.slow
 def test_short_memory_is_told_and_auto_goes_on(folder: Path) -> None:
     memory = _answer(_device(folder, "memory"))["memory"]
     assert "weights needs 0.1 MB of GPU memory, 0.0 MB is free" in memory["error"]
@@ -215,6 +217,7 @@ def test_auto_says_why_it_passes_a_gpu_over(tmp_path: Path) -> None:
     assert "(continuing on the next provider)" in err
 
 
+@pytest.mark.slow
 def test_nodes_that_run_on_the_cpu_are_counted(folder: Path) -> None:
     """What CUDA sessions do where they cannot be strict; WebGPU's are errors then."""
     counted, again, strict = _answer(_device(folder, "on the cpu"))["on the cpu"]
@@ -223,6 +226,7 @@ def test_nodes_that_run_on_the_cpu_are_counted(folder: Path) -> None:
     assert again == strict == ""
 
 
+@pytest.mark.slow
 def test_without_native_operators_the_policy_has_none_either(folder: Path) -> None:
     registered = _answer(_device(folder, "registered"))["registered"]
     assert registered["False"] == 0
@@ -230,6 +234,7 @@ def test_without_native_operators_the_policy_has_none_either(folder: Path) -> No
         assert registered["True"] > 0
 
 
+@pytest.mark.slow
 def test_what_saves_nothing_is_said_where_it_was_chosen(folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime_ep_webgpu")
     if not hardware.vulkan_gpus():
@@ -264,6 +269,7 @@ def _generate(folder: Path, *options: str, **variables: str) -> tuple[int, str, 
     return run.returncode, out, err
 
 
+@pytest.mark.slow
 def test_the_command_line_names_the_device(folder: Path) -> None:
     pytest.importorskip("onnxruntime_ep_webgpu")
     code, out, err = _generate(folder, "--provider", "webgpu", "--json", **_SOFTWARE)
@@ -316,6 +322,7 @@ def test_doctor_says_what_each_provider_lacks(folder: Path) -> None:
             assert any(word in findings[name]["detail"] for word in ("pip install", "driver", "install one"))
 
 
+@pytest.mark.slow
 def test_doctor_says_what_an_adapter_cannot_do() -> None:
     pytest.importorskip("onnxruntime_ep_webgpu")
     program = (

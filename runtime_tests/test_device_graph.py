@@ -84,6 +84,7 @@ def _graph(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kv_density", "floats"), [(1.0, "float16"), (0.3, "float16"), (1.0, "float32"), (0.3, "float32")]
 )
@@ -280,6 +281,7 @@ def test_no_weight_stays_in_a_graph(bundle: Bundle) -> None:
         assert not {"If", "DequantizeLinear"} & {node.op_type for node in model.graph.node}
 
 
+@pytest.mark.slow
 def test_no_float16_is_left_where_there_is_none(bundle: Bundle) -> None:
     """Every tensor's type, as ONNX infers it of the operators that it knows and the graph says of the others."""
     for variant in bundle.config.variants.values():
@@ -296,6 +298,7 @@ def test_no_float16_is_left_where_there_is_none(bundle: Bundle) -> None:
             assert not [node for node in (*session.get_inputs(), *session.get_outputs()) if "float16" in node.type]
 
 
+@pytest.mark.slow
 def test_a_kernel_writes_the_results(bundle: Bundle) -> None:
     """No Reshape does: it would copy, which WebGPU leaves out of what it captures."""
     for variant in bundle.config.variants.values():

@@ -203,6 +203,7 @@ def test_unknown_variant(engine: Engine) -> None:
         engine.forward([1], Action(1.0, 0.25, 8))
 
 
+@pytest.mark.slow
 def test_steps_allocate_nothing_that_grows(engine: Engine) -> None:
     actions = [entry.action for entry in engine.bundle.config.actions]
     engine.forward(TOKENS[:60], DENSE)
@@ -276,6 +277,7 @@ def software_vulkan() -> dict[str, str]:
     return {"ORT_WEBGPU_EP_ALLOW_SOFTWARE_ADAPTER": "1"}
 
 
+@pytest.mark.slow
 def test_an_asked_for_provider_runs_with_its_own_cache(bundle: Bundle, software_vulkan: dict[str, str]) -> None:
     run = _process(bundle, "webgpu", **software_vulkan)
     if "ProviderError" in run.stdout:

@@ -109,6 +109,7 @@ def test_divergence_and_agreement_are_those_of_the_full_logits(model: SolModel, 
     assert run.nll[0] == pytest.approx(-cheap[np.arange(window.steps), window.tokens[window.context + 1 :]].sum())
 
 
+@pytest.mark.slow
 def test_all_schedules_are_run_on_all_windows(model: SolModel, runs: SizeRuns) -> None:
     tags = {entry.action.tag for entry in model.bundle.config.actions}
     assert set(runs.fixed) == tags
@@ -228,6 +229,7 @@ def test_a_rival_of_one_action_stays_at_its_cost() -> None:
     assert found.nll.value == pytest.approx(-0.1)
 
 
+@pytest.mark.slow
 def test_a_stopped_evaluation_goes_on(model: SolModel, text: str, tmp_path: Path, runs: SizeRuns) -> None:
     path = tmp_path / "state.jsonl"
 
@@ -251,6 +253,7 @@ def test_a_stopped_evaluation_goes_on(model: SolModel, text: str, tmp_path: Path
     assert got == runs
 
 
+@pytest.mark.slow
 def test_progress_is_one_whole_over_all_sizes(model: SolModel, text: str, tmp_path: Path) -> None:
     plan = replace(QUICK, sizes=(SIZE, 80), chunks=2)
     calls: list[tuple[str, float]] = []
@@ -326,6 +329,7 @@ def test_the_command_line(bundle: Path, text: str, tmp_path: Path, capsys: pytes
     assert all("budget, in bytes" in head and "cost, in bytes" in head for head in heads)
 
 
+@pytest.mark.slow
 def test_a_picture(bundle: Path, text: str, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     file, sizes = tmp_path / "held-out.txt", []

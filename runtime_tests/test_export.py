@@ -185,6 +185,7 @@ def test_blob_holds_the_quantized_weights(folder: Path, tmp_path: Path) -> None:
     assert all(entry["offset"] % ALIGNMENT == 0 for entry in entries)
 
 
+@pytest.mark.slow
 def test_packed_projections_are_the_same_model(folder: Path, tmp_path: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     packed = dict(weights)
@@ -205,6 +206,7 @@ def test_packed_projections_are_the_same_model(folder: Path, tmp_path: Path) -> 
     assert report.parity.rows[0].kl < 2e-3
 
 
+@pytest.mark.slow
 def test_pieces_do_not_show(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     export(folder, tmp_path / "whole")
     monkeypatch.setattr("sol_rt.export.blob.weights_file.PIECE_WEIGHTS", 64 * 6)
@@ -301,6 +303,7 @@ def test_interruption_leaves_nothing(folder: Path, tmp_path: Path) -> None:
     fails(folder, tmp_path / "out", KeyboardInterrupt, None, progress=interrupt)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["before", "after"])
 @pytest.mark.parametrize("step", ["away", "in place", "exchange"])
 def test_an_interruption_of_the_replacement_loses_nothing(
@@ -333,6 +336,7 @@ def test_an_interruption_of_the_replacement_loses_nothing(
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint", "out"}
 
 
+@pytest.mark.slow
 def test_a_linked_bundle_is_replaced_where_it_is(folder: Path, tmp_path: Path) -> None:
     export(folder, tmp_path / "real", bits=(8,))
     (tmp_path / "link").symlink_to(tmp_path / "real")
@@ -419,6 +423,7 @@ def test_tokenizers_that_do_not_fit_leave_nothing(
     assert set(steps) <= {"opening the source"}  # said at once
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", FAMILY_PRESETS)
 def test_an_int8_cache_is_as_close_to_the_source(preset: str, tmp_path: Path) -> None:
     source = write_random_checkpoint(tmp_path / preset, PRESETS[preset])
@@ -484,6 +489,7 @@ def policy_for(actions: tuple[str, ...], hidden: int = 64) -> TrainedPolicy:
     return TrainedPolicy(shape, KNOWN_SCALARS, tuple(map(Action.parse, actions)), "untrained", parameters)
 
 
+@pytest.mark.slow
 def test_policies_are_bound_to_the_bundle(folder: Path, tmp_path: Path) -> None:
     policy = policy_for(("k100-s100-q8", "k025-s050-q4"))
     write_policy(tmp_path / "policy.safetensors", policy)

@@ -165,6 +165,7 @@ def test_a_window_of_several_chunks(native: bool, tmp_path: Path) -> None:
     assert errors.mean() < EIGHT_BITS
 
 
+@pytest.mark.slow
 def test_longrope_beyond_its_original_context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By default the long factors hold, for the whole bundle: texts beyond the original context are transformers' own,
     shorter ones are not. Where memory is short, it is the other way round.
@@ -207,6 +208,7 @@ def test_longrope_beyond_its_original_context(tmp_path: Path, monkeypatch: pytes
     ]
 
 
+@pytest.mark.slow
 def test_a_context_that_ends_before_the_models_own_is_said(tmp_path: Path) -> None:
     folder = write_random_checkpoint(tmp_path / "source", replace(PRESETS["tiny-ministral3"], max_context=512))
     levels = {"bits": (8,), "channel_density": (1.0,), "kv_density": (1.0,)}
@@ -222,7 +224,13 @@ def test_a_context_that_ends_before_the_models_own_is_said(tmp_path: Path) -> No
     ]
 
 
-def _rungs(model: Model) -> None:
+@pytest.mark.skipif(library_path() is None, reason="the native operators are not built")
+@pytest.mark.parametrize(
+    "model",
+    [pytest.param(name, marks=() if name in ("tiny-llama", "tiny-phi") else pytest.mark.slow) for name in NAMES],
+    indirect=True,
+)
+def test_parity_of_every_action(model: Model) -> None:
     """Three steps of every action; then several in a row, without pruning and with."""
     engine, exact = Engine(model.bundle, provider="cpu"), ReferenceModel.from_bundle(model.bundle.path)
     assert len(model.bundle.config.actions) == 4 * 5 * 4
@@ -308,15 +316,7 @@ def _source(model: Model) -> None:
 
 @pytest.mark.parametrize(
     "rung",
-    [
-        _graph,
-        pytest.param(
-            _rungs, marks=pytest.mark.skipif(library_path() is None, reason="the native operators are not built")
-        ),
-        _bodies,
-        _generation,
-        _source,
-    ],
+    [_graph, _bodies, _generation, _source],
     ids=lambda rung: rung.__name__.strip("_"),
 )
 def test_parity(model: Model, rung: Callable[[Model], None]) -> None:

@@ -253,6 +253,7 @@ def test_a_chat_tells_what_holds_its_budget(
     assert told == [between, f"{between}, schedule hull", low, last]
 
 
+@pytest.mark.slow
 def test_a_schedule_that_keeps_no_loss_is_refused_in_a_chat(
     measured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,6 +38,7 @@ def output_error(nested: Nested, level: int, w: Array, hessian: Array) -> float:
     return float(((error @ hessian.astype(np.float64)) * error).sum())
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**32), st.sampled_from([(4,), (6, 4), (8, 4), (8, 6, 4), (8, 6), (8,)]))
 def test_outputs_are_closer_than_of_weights_rounded_alone(seed: int, levels: tuple[int, ...]) -> None:
@@ -89,6 +90,7 @@ def test_code_that_cannot_be_kept_is_compiled_all_the_same() -> None:
     assert compiled(namespace["twice"])(21) == 42
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**32))
 def test_wide_levels_stay_near_their_weights(seed: int) -> None:

@@ -76,6 +76,7 @@ def test_the_promise_holds_whatever_the_changes(
     run(Controller(actions_of(config), BytesCost(config), first, policy_cost=policy), wanted, pick, context, 260, seed)
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(first=st.floats(0, 1), wanted=changes, pick=st.sampled_from(PICKS), seed=st.integers(0, 1000))
 def test_the_promise_holds_with_measured_costs(first: float, wanted: dict[int, float], pick: Pick, seed: int) -> None:

@@ -332,6 +332,7 @@ def test_a_loss_of_a_bundle_without_losses_is_refused(tmp_path: Path) -> None:
         model.generate(PROMPT, max_loss=0.01)
 
 
+@pytest.mark.slow
 def test_scattered_times_serve_for_an_hour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOL_RT_HOME", str(tmp_path / "home"))
     monkeypatch.setattr("sol_rt.budget.cost.calibrate._SCATTER", -1.0)
@@ -346,6 +347,7 @@ def test_scattered_times_serve_for_an_hour(tmp_path: Path, monkeypatch: pytest.M
         assert "scatter" in SolModel.from_pretrained(folder, provider="cpu").cost.note
 
 
+@pytest.mark.slow
 def test_a_home_that_cannot_be_written_is_said_and_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("SOL_RT_HOME", str(tmp_path / "file" / "home"))
@@ -356,6 +358,7 @@ def test_a_home_that_cannot_be_written_is_said_and_serves(tmp_path: Path, monkey
     assert model.generate(PROMPT, max_new_tokens=2).tokens
 
 
+@pytest.mark.slow
 def test_a_stale_calibration_stays_and_a_quick_one_serves_beside_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -422,6 +425,7 @@ def test_the_policy_is_timed_behind_a_step(tmp_path: Path, monkeypatch: pytest.M
     assert engine.length == 0
 
 
+@pytest.mark.slow
 def test_a_rate_is_told_the_fastest_that_can_be_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOL_RT_HOME", str(tmp_path / "home"))
     model = SolModel.from_pretrained(write_bundle(tmp_path / "tiny", losses=True), provider="cpu")
@@ -512,6 +516,7 @@ def test_a_trace_of_a_loss_names_the_budget_that_it_came_to(
     assert again.requested_budget == pytest.approx(first.requested_budget, abs=0.02)
 
 
+@pytest.mark.slow
 def test_a_trace_of_a_slow_rate_replays(with_policy: SolModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its allowance has room for the policy beside a dense step."""
     monkeypatch.setenv("SOL_RT_HOME", str(tmp_path / "home"))

@@ -91,7 +91,7 @@ def got_of(core: Core, chosen: list[Move]) -> Iterator[np.ndarray]:
             yield core.forward(*move)
 
 
-@pytest.mark.parametrize("native", [True, False], ids=["native", "bodies"])
+@pytest.mark.parametrize("native", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["native", "bodies"])
 def test_same_numbers_as_python_over_rewinds(folder: Path, tmp_path: Path, native: bool) -> None:
     if native and library_path() is None:
         pytest.skip("the native operators are not built")
@@ -373,7 +373,7 @@ def reopened(model: NativeModel, folder: Path, session: Path, native: bool = Tru
 
 
 @WITH_CORE
-@pytest.mark.parametrize("native", [True, False], ids=["native", "bodies"])
+@pytest.mark.parametrize("native", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["native", "bodies"])
 def test_a_generation_without_finite_numbers_leaves_a_session_that_goes_on(tmp_path: Path, native: bool) -> None:
     """It fails in the middle of an answer, then in a prompt. What follows is what a fresh session gives."""
     config = {**hf_config("lfm2"), "num_hidden_layers": 5, "layer_types": LAYERS, "tie_word_embeddings": False}
@@ -421,6 +421,7 @@ def poison(folder: Path, token: int) -> None:
     seal(folder, config)
 
 
+@pytest.mark.slow
 @WITH_CORE
 def test_turns_of_function_bodies_are_those_of_python(spoken: Path, tmp_path: Path) -> None:
     """Without native operators the core keeps states, too: turns, rewinds and files as with them."""
@@ -438,6 +439,7 @@ def test_turns_of_function_bodies_are_those_of_python(spoken: Path, tmp_path: Pa
         native = reopened(native, spoken, tmp_path / "session", native=False)
 
 
+@pytest.mark.slow
 def test_function_bodies_take_the_file_of_native_operators_but_not_the_reverse(folder: Path, tmp_path: Path) -> None:
     if library_path() is None:
         pytest.skip("the native operators are not built")

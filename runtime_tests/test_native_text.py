@@ -288,6 +288,7 @@ def test_a_pattern_that_explodes_ends_with_an_error(program: Path, tmp_path: Pat
         assert len(native.ask("encode", texts=["aac"], add=True, parse=True)[0]) > 0
 
 
+@pytest.mark.slow
 def test_long_texts_are_encoded(program: Path, files: dict[str, Path]) -> None:
     texts = [piece * 50000 for piece in ("a", " ", "é", "\n", "the ", "x1 ", "▁", "\U0001f41f")]
     for name in ("pieces", "pattern-0", "NFC", "prefix-space"):

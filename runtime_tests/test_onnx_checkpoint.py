@@ -80,6 +80,7 @@ def test_a_graph_holds_the_tensors_of_its_checkpoint(preset: str, tmp_path: Path
         assert got.read(name).dtype == np.float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("preset", "dtype", "external"),
     [

@@ -79,6 +79,7 @@ def test_the_padded_model_in_float32_is_transformers_model(odd: tuple[str, Path]
     np.testing.assert_allclose(got, expected_logits(odd[1], IDS), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_bundle_of_odd_sizes_is_close_to_its_source(odd: tuple[str, Path], tmp_path: Path) -> None:
     name, folder = odd
     levels = {"bits": (8, 4), "channel_density": (1.0, 0.5), "kv_density": (1.0, 0.25)}

@@ -117,6 +117,7 @@ def test_schedules_and_single_actions_are_named() -> None:
     assert set(found) & set(TAGS)
 
 
+@pytest.mark.slow
 def test_pages_escape_names_reasons_and_texts() -> None:
     pages = (
         render_trace_html(trace(prompt=HOSTILE, name=HOSTILE)),

@@ -163,6 +163,7 @@ def test_reference_model_of_a_checkpoint_is_the_reference_model_of_its_bundle(
         assert made.precision(action) == read.precision(action) == Precision(8, 8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "phi"])
 def test_exported_bundle_runs_as_its_reference_model(family: str, request: pytest.FixtureRequest) -> None:
     bundle = Bundle.open(request.getfixturevalue(f"{family}_bundle"))

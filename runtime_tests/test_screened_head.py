@@ -228,6 +228,7 @@ def model_of_one_node(nested: Nested, screen: Screen, coded: Coded) -> onnx.Mode
     return helper.make_model(helper.make_graph([node], "g", [x], [y], tensors), opset_imports=opsets, ir_version=11)
 
 
+@pytest.mark.slow
 @needs_kernels
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("n", [16032, 16128])  # the last panel of 256 is narrower, or whole

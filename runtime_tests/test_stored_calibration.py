@@ -46,6 +46,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+@pytest.mark.slow
 def test_a_stored_calibration_gives_the_same_bundle_and_measures_nothing(
     llama_checkpoint: Path, measured: tuple[Path, Path], tmp_path: Path
 ) -> None:

@@ -137,6 +137,7 @@ def test_problems_come_in_the_order_of_the_seed(model: SolModel, data: Path) -> 
     assert [other.key(index) for index in range(7)] != keys
 
 
+@pytest.mark.slow
 def test_examples_are_solved_problems_that_are_not_asked(model: SolModel, data: Path) -> None:
     bare, few, shown = (
         tasks.tasks_of(model, options(data, tasks="gsm8k", questions=count, shots=shots))[0]
@@ -245,6 +246,7 @@ def test_sentences_begin_behind_their_ends() -> None:
     assert [words[place] for place in starts] == [" He", " Why", " U"]
 
 
+@pytest.mark.slow
 def test_letters_are_the_same_where_steps_alike_run_once(
     bundle: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -343,6 +345,7 @@ def test_every_span_starts_from_an_empty_cache(model: SolModel, data: Path, monk
         cached.clear()
 
 
+@pytest.mark.slow
 def test_a_dense_schedule_differs_by_exactly_nothing(model: SolModel, data: Path) -> None:
     """All tasks under the dense action as a fixed one, in the place of `static`."""
     store, dense = State(None, {}), model.bundle.config.dense

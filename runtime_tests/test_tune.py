@@ -230,6 +230,7 @@ def test_a_model_tries_settings_once_for_a_processor(folder: Path, monkeypatch: 
     assert applied == [FOUND.tuning]  # read, not measured
 
 
+@pytest.mark.slow
 @needs_operators
 def test_settings_are_tried_again_after_an_hour_if_the_times_scattered(folder: Path) -> None:
     assert LIBRARY is not None
@@ -241,6 +242,7 @@ def test_settings_are_tried_again_after_an_hour_if_the_times_scattered(folder: P
     assert found.created > FOUND.created
 
 
+@pytest.mark.slow
 @needs_operators
 def test_costs_of_other_settings_are_measured_again(folder: Path) -> None:
     assert LIBRARY is not None
@@ -317,6 +319,7 @@ def test_a_model_too_slow_for_the_time_keeps_the_defaults(tmp_path: Path) -> Non
     assert (found.tuning, found.gain) == (Tuning(), 1.0)
 
 
+@pytest.mark.slow
 @needs_operators
 def test_a_context_of_one_token_is_enough(tmp_path: Path) -> None:
     model = SolModel.from_pretrained(write_bundle(tmp_path / "tiny", losses=True), provider="cpu", max_context=2)
