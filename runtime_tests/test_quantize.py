@@ -18,6 +18,7 @@ from sol_rt.export.quantize.nested import (
     pack_plane,
     quantize_matrix,
 )
+from sol_rt.export.quantize.nested_kernels import offer
 
 
 def gaussian(rows: int = 64, channels: int = 256, seed: int = 0) -> np.ndarray:
@@ -34,6 +35,22 @@ def round_to_nearest(w: np.ndarray, bits: int) -> np.ndarray:
     low, high = blocks.min(axis=1, keepdims=True), blocks.max(axis=1, keepdims=True)
     step = (high - low) / (2**bits - 1)
     return (np.rint((blocks - low) / step) * step + low).reshape(w.shape)
+
+
+def test_the_searchs_loop_rounds_as_numpy_does() -> None:
+    w, importance = gaussian(32, 300), np.square(gaussian(32, 300, 1))  # 300 blocks, one a column
+    low, high = w.min(axis=0), w.max(axis=0)
+    step = (high - low) / np.float32(15)
+    inverse = np.float32(1) / step
+    zero = np.rint(inverse * low * np.float32(-16))
+    exact = w * inverse + zero * np.float32(1 / 16)
+    squares = np.square(exact - np.clip(np.rint(exact), 0, 15))
+    for weights, wanted in ((w[:0], squares), (importance, squares * importance)):
+        best, best_step, best_zero = np.full(300, np.inf, np.float32), np.zeros(300, np.float32), np.zeros_like(step)
+        offer(w, weights, low, high, step, inverse, zero, False, best, best_step, best_zero)
+        assert (best == wanted.sum(axis=0) * np.square(step * np.float32(2**12))).all()
+        assert (best_step == step).all()
+        assert (best_zero == zero).all()
 
 
 def test_four_bits_beat_round_to_nearest_by_a_sixth() -> None:

@@ -16,12 +16,26 @@ def compiled(function: Callable[..., Any]) -> Any:
 
     beside the function's file, else in the user's cache folder, or in the one that NUMBA_CACHE_DIR names.
     """
+    return _compiled(function, _OPTIONS)
+
+
+def compiled_exactly(function: Callable[..., Any]) -> Any:
+    """Compiles like `compiled`, but every operation rounds by itself, as in numpy."""
+    return _compiled(function, {"error_model": "numpy"})
+
+
+def _compiled(function: Callable[..., Any], options: dict[str, Any]) -> Any:
     try:
-        return numba.njit(cache=True, nogil=True, **_OPTIONS)(function)
+        return numba.njit(cache=True, nogil=True, **options)(function)
     except RuntimeError:  # numba found no such folder
-        return numba.njit(nogil=True, **_OPTIONS)(function)
+        return numba.njit(nogil=True, **options)(function)
 
 
 def inlined(function: Callable[..., Any]) -> Any:
     """Compiles a function as a part of those that call it."""
     return numba.njit(forceinline=True, **_OPTIONS)(function)
+
+
+def inlined_exactly(function: Callable[..., Any]) -> Any:
+    """Compiles a function as a part of those that `compiled_exactly` compiles."""
+    return numba.njit(forceinline=True, error_model="numpy")(function)

@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from sol_rt.bundle.config import BLOCK
 from sol_rt.errors import CheckpointError
+from sol_rt.export.quantize.nested_kernels import offer as offer_grid
 
 LEVEL_OFFSETS = {4: 0.0, 6: 6.5, 8: 8.0}
 """Constant offset of each level, in sixteenths of a step."""
@@ -219,18 +220,16 @@ def _search(
     Returns two arrays float32 [B], whose values float16 and uint8 hold exactly.
     """
     spread = high - low
-    evaluate = _Evaluation(w, weights)
+    evaluate = _Steps(w, weights)
+    importance = w[:0] if weights is None else weights
     best = np.full(spread.shape, np.inf, np.float32)
     best_step, best_zero = np.zeros_like(spread), np.zeros_like(spread)
 
     def offer(zero: FloatArray) -> None:
-        error = evaluate.error(zero)
-        better = error < best
-        if planes and np.isfinite(best).all():  # the first candidate is taken even if its grid does not cover a block
-            better &= _covers(low, high, evaluate.inverse * 16, zero)
-        np.copyto(best, error, where=better)
-        np.copyto(best_step, evaluate.step, where=better)
-        np.copyto(best_zero, zero, where=better)
+        # the first candidate is taken even if its grid does not cover a block
+        covering = bool(planes and np.isfinite(best).all())
+        grid = (evaluate.step, evaluate.inverse, zero)
+        offer_grid(w, importance, low, high, *grid, covering, best, best_step, best_zero)
 
     for width, shifts in _COVERING if planes else _CLIPPING:
         evaluate.set_step(_float16(spread / np.float32(width), spread / np.float32(max(width, 16.0))))
@@ -297,47 +296,29 @@ def _float16(wanted: FloatArray, least: FloatArray) -> FloatArray:
     Only among denormal numbers are the gaps wide enough for that.
     """
     rounded = np.minimum(wanted, np.float32(65504)).astype(np.float16)
-    short = rounded.astype(np.float32) < least * np.float32(0.998)
-    rounded = np.where(short, np.maximum(np.nextafter(rounded, np.float16(np.inf)), _SMALLEST_STEP), rounded)
-    return rounded.astype(np.float32)
+    found = rounded.astype(np.float32)
+    short = found < least * np.float32(0.998)
+    if short.any():
+        found[short] = np.maximum(np.nextafter(rounded[short], np.float16(np.inf)), _SMALLEST_STEP)
+    return found
 
 
-class _Evaluation:
-    """Weighted squared errors of the 4-bit level of blocks w [32, B], for one step and one zero point a block."""
+class _Steps:
+    """A step for each of the blocks w [32, B], and the least-squares step for the codes that it gives."""
 
     def __init__(self, w: FloatArray, weights: FloatArray | None) -> None:
         self._w, self._weights = w, weights
-        self._scaled, self._sum, self._code = np.empty_like(w), np.empty_like(w), np.empty_like(w)
 
     def set_step(self, step: FloatArray) -> None:
         self.step = step
         self.inverse = np.divide(np.float32(1), step, out=np.zeros_like(step), where=step > 0)
-        np.multiply(self._w, self.inverse, out=self._scaled)
-
-    def _round(self, zero: FloatArray) -> None:
-        np.add(self._scaled, zero * np.float32(1 / 16), out=self._sum)
-        np.rint(self._sum, out=self._code)
-        np.clip(self._code, 0, 15, out=self._code)
-
-    def error(self, zero: FloatArray) -> FloatArray:
-        self._round(zero)
-        np.subtract(self._sum, self._code, out=self._sum)
-        np.multiply(self._sum, self._sum, out=self._sum)
-        if self._weights is not None:
-            self._sum *= self._weights
-        total: FloatArray = self._sum.sum(axis=0)
-        # scaled, so that squares of tiny steps stay within float32's range
-        total *= np.square(self.step * np.float32(2**12))
-        return total
 
     def least_squares_step(self, zero: FloatArray) -> FloatArray:
-        self._round(zero)
-        self._code -= zero * np.float32(1 / 16)
-        factor = self._code if self._weights is None else self._code * self._weights
-        np.multiply(self._code, factor, out=self._sum)
-        weight = self._sum.sum(axis=0)
-        np.multiply(factor, self._w, out=self._sum)
-        return np.divide(self._sum.sum(axis=0), weight, out=self.step.copy(), where=weight > 0)
+        shift = zero * np.float32(1 / 16)
+        code = np.clip(np.rint(self._w * self.inverse + shift), 0, 15) - shift
+        factor = code if self._weights is None else code * self._weights
+        weight = (code * factor).sum(axis=0)
+        return np.divide((factor * self._w).sum(axis=0), weight, out=self.step.copy(), where=weight > 0)
 
 
 def dequantize(nested: Nested, level: int) -> FloatArray:
