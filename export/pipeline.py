@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ from sol_rt.export import parity as parity_report
 from sol_rt.export.actions import action_set, active_channels, calibration_text
 from sol_rt.export.actions.calibration_text import CalibrationText
 from sol_rt.export.actions.candidates import BITS, CHANNEL_DENSITIES, KV_DENSITIES, Levels
-from sol_rt.export.actions.effort import Effort
+from sol_rt.export.actions.effort import Effort, about_seconds, slowness
 from sol_rt.export.actions.lm_head_bits import choose_lm_head_bits, may_screen
 from sol_rt.export.actions.measuring import measure
 from sol_rt.export.actions.stored import Settings, StoredCalibration, is_device_table, is_stored
@@ -49,7 +50,7 @@ from sol_rt.text.tokenizer import FILE as TOKENIZER
 from sol_rt.text.tokenizer import Tokenizer
 
 QUICK, FULL, NO_TEXT = "quick", "full", "none"
-"""Values of `calibration` that are no file: the model writes a short or a long text, or there is none."""
+"""Values of `calibration` that are no file: a short text, the model's own or the package's; a long own one; none."""
 MAX_ACTIONS = 16
 WEIGHTS = "weights.bin"
 POLICY = "policy.onnx"
@@ -68,6 +69,7 @@ _OPEN, _ROUND, _WRITE, _FIT, _HEAD, _SEARCH, _MEASURE, _COMPARE, _HASH = (
 _SHARES = {_OPEN: 1, _ROUND: 5, _WRITE: 34, _FIT: 27, _HEAD: 6, _SEARCH: 8, _MEASURE: 17, _COMPARE: 3, _HASH: 1}
 """About how long the stages of a quick calibration take, in percent of the whole."""
 _LEAST_SHARE = 0.01
+_LEAST_TOLD = 20  # seconds: of a shorter export nothing is said before it starts
 
 
 @dataclass(frozen=True)
@@ -222,17 +224,22 @@ def export_bundle(
 
         # get the calibration: stored, or a text
         settings = partial(Settings.of, path, config)
-        stored, note = _stored_calibration(calibration, source, settings, config)
+        coded = is_mostly_coded(checkpoint, decoder, family.names)
+        effort = Effort.quick(decoder.weights, coded) if calibration in (None, QUICK) else Effort.full()
+        short = "a short text of the model's own" if effort.writes else "the package's sample texts"
+        stored, note = _stored_calibration(calibration, source, settings, config, short)
         if stored is not None:
             fits = stored.screens_by_three_bits and decoder.vocab_size % BLOCK == 0
             screened = decoder.lm_head if fits else None
             tensors = layout(decoder, family.names, planes, precisions, screened)
             config = replace(config, tensors=dict(tensors))
-        coded = is_mostly_coded(checkpoint, decoder, family.names)
-        effort = Effort.quick(decoder.weights, coded) if calibration in (None, QUICK) else Effort.full()
+        fitted_by = None if calibration == NO_TEXT else effort
+        seconds = about_seconds(decoder.weights, fitted_by, coded=coded, measured=stored is None, parity=parity)
+        if seconds >= _LEAST_TOLD:
+            say(f"time: about {math.ceil(seconds * slowness() / 60)} min on this machine, if little else runs")
         text: CalibrationText | None = None
         write_weights = partial(fill_blob, folder / WEIGHTS, checkpoint, decoder, family, tensors, precisions)
-        if stored is None and calibration in (None, QUICK, FULL):
+        if stored is None and calibration in (None, QUICK, FULL) and effort.writes:
             nested = [each.bits for each in precisions if each.bits != THREE] or [THREE]
             writer = Action(0.25, 1.0, nested[-1]) if effort.writes_cheaply else config.dense
             with stages(_ROUND) as report:
@@ -243,7 +250,11 @@ def export_bundle(
                 text = calibration_text.generate_text(folder, writer, effort.windows, effort.long, report)
         elif stored is None and calibration != NO_TEXT:
             tokenizer = Tokenizer.from_file(folder / TOKENIZER)
-            text = calibration_text.read_text(Path(str(calibration)), tokenizer, decoder.max_context, effort.windows)
+            if calibration in (None, QUICK):
+                text = calibration_text.package_text(tokenizer, decoder.max_context, effort.long)
+            else:
+                file = Path(str(calibration))
+                text = calibration_text.read_text(file, tokenizer, decoder.max_context, effort.windows)
         text = None if text is None else replace(text, fitted=text.fitted[: effort.fitted])
 
         # write the weights
@@ -381,27 +392,27 @@ def _stages(calibration: str | Path | None, source: str, parity: bool) -> dict[s
 
 
 def _stored_calibration(
-    calibration: str | Path | None, source: str, settings: Callable[[], Settings], config: SolConfig
+    calibration: str | Path | None, source: str, settings: Callable[[], Settings], config: SolConfig, short: str
 ) -> tuple[StoredCalibration | None, str]:
     """The stored calibration to use, if any, and a line that says what the bundle is calibrated on.
 
-    Raises UsageError if `calibration` names a stored one that does not fit.
+    `short` is what a quick calibration takes. Raises UsageError if `calibration` names a stored one that does not fit.
     """
     required = () if config.policy is None else config.policy.actions
     if calibration is None:
         recipe = aliases().get(source)
         path = None if recipe is None else recipe.calibration_path()
         if path is None:
-            return None, f"a short text of the model's own; --calibration {FULL} takes a long one"
+            return None, f"{short}; --calibration {FULL} lets the model write a long one"
         stored = StoredCalibration.read(path)
         reason = stored.difference(settings(), required)
         if reason:
-            return None, f"a short text of the model's own: {source} has a stored calibration, but {reason}"
+            return None, f"{short}: {source} has a stored calibration, but {reason}"
         return stored, f"stored with {source}, measured on {stored.origin}; --calibration {FULL} measures again"
     if calibration == NO_TEXT:
         return None, ""
     if calibration in (QUICK, FULL):
-        return None, f"a {'short' if calibration == QUICK else 'long'} text of the model's own"
+        return None, short if calibration == QUICK else "a long text of the model's own"
     path = Path(str(calibration))
     if not is_stored(path):
         return None, path.name

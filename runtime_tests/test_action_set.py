@@ -23,7 +23,8 @@ from sol_rt.bundle.config import CONFIG_NAME, SolConfig
 from sol_rt.bundle.selection import SELECTION, Selection
 from sol_rt.bundle.verify import verify_bundle
 from sol_rt.errors import BundleError, UsageError
-from sol_rt.export.actions import action_set, measuring
+from sol_rt.export import pipeline
+from sol_rt.export.actions import action_set, effort, measuring
 from sol_rt.export.actions.action_set import ActionSet
 from sol_rt.export.actions.calibration_text import CalibrationText
 from sol_rt.export.actions.effort import Effort
@@ -93,6 +94,29 @@ def test_an_export_with_a_text_is_a_sound_bundle(llama_checkpoint: Path, text_fi
     for stage in ("measuring losses: losses at 512", "hashing weights: hashing weights.bin"):
         assert stage in steps
     assert str(tmp_path) not in (tmp_path / "out" / SELECTION).read_text()
+
+
+def test_a_large_model_writes_no_text_and_the_time_is_said_first(
+    llama_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(effort, "_LARGE", 0)
+    monkeypatch.setattr(pipeline, "_LEAST_TOLD", 0)
+    heard: list[str] = []
+    report = export(
+        llama_checkpoint,
+        tmp_path / "out",
+        channel_density=(1.0,),
+        kv_density=(1.0,),
+        calibration="quick",
+        progress=lambda step, *_: heard.append(step),
+        say=heard.append,
+    )
+    assert report.calibration == "the package's sample texts"
+    (told,) = (at for at, line in enumerate(heard) if line.startswith("time: about "))
+    assert told < min(at for at, line in enumerate(heard) if line.startswith("fitting weights"))
+    assert not any(line.startswith(("rounding weights", "writing calibration text")) for line in heard)
+    assert report.selection is not None
+    assert report.selection.text == "the package's sample texts"
 
 
 @pytest.mark.slow

@@ -19,9 +19,11 @@ from sol_rt.export.actions.calibration_text import (
     contexts,
     distinct_runs,
     generate_text,
+    package_text,
     read_text,
+    sample_windows,
 )
-from sol_rt.export.actions.effort import Effort
+from sol_rt.export.actions.effort import Effort, about_seconds, slowness
 from sol_rt.text.tokenizer import Tokenizer
 
 DENSE = Action(1.0, 1.0, 8)
@@ -91,7 +93,7 @@ def test_nothing_is_fitted_that_losses_are_measured_on(long: int, count: int, to
 
 @pytest.mark.parametrize(
     ("weights", "coded", "fitted", "measured"),
-    [(135e6, True, 4, (512, 2048)), (135e6, False, 6, (512, 2048)), (1.5e9, True, 2, (512, 1788))],
+    [(135e6, True, 4, (512, 2048)), (135e6, False, 6, (512, 2048)), (9e8, True, 2, (512, 1788))],
 )
 def test_the_windows_of_a_quick_calibration(
     weights: float, coded: bool, fitted: int, measured: tuple[int, ...]
@@ -103,6 +105,36 @@ def test_the_windows_of_a_quick_calibration(
     assert min(len(text.fitted), effort.fitted) == fitted
     assert len(text.held_out) >= effort.head_windows
     assert contexts(len(text.long), 8192) == measured
+
+
+def test_a_large_model_is_fitted_to_the_packages_texts(tokenizer: Tokenizer) -> None:
+    effort = Effort.quick(2_780_000_000, coded=False)
+    assert not effort.writes
+    text = package_text(tokenizer, 8192, effort.long)
+    assert {len(window) for window in windows(text)} == {WINDOW}
+    assert len(text.fitted) >= effort.fitted
+    assert len(text.held_out) >= effort.head_windows
+    assert contexts(len(text.long), 8192) == (512, 2048)
+    assert text.scored == sample_windows(tokenizer, 8192)
+    assert text.by_divergence
+    held_out = {token for at in (512, 2048) for token in [text.long[at : at + WINDOW]]}
+    assert held_out.isdisjoint(text.fitted)
+    assert set(text.scored).isdisjoint(windows(text))
+    assert {len(window) for window in windows(package_text(tokenizer, 256, effort.long))} == {256}
+
+
+def test_no_default_export_of_an_alias_takes_hours() -> None:
+    for weights in (1.5e9, 2.78e9, 8.2e9):
+        for coded in (False, True):
+            effort = Effort.quick(int(weights), coded)
+            seconds = about_seconds(int(weights), effort, coded=coded, measured=True, parity=True)
+            assert seconds < 20 * 60 * max(1, weights / 2.78e9)
+            assert about_seconds(int(weights), effort, coded=coded, measured=False, parity=True) < seconds
+            assert about_seconds(int(weights), None, coded=coded, measured=True, parity=True) < seconds / 4
+
+
+def test_this_machines_speed_is_a_number() -> None:
+    assert 0 < slowness() < float("inf")
 
 
 def test_the_contexts_of_a_stretch() -> None:

@@ -1,11 +1,12 @@
-"""Gets the calibration text: from a file that the user names, or written by the model itself.
+"""Gets the calibration text: from a file that the user names, written by the model itself, or from the package.
 
 Some windows are held out: weights and active channels are fitted to the others. On fitted windows losses would come out
 too low.
 
 Losses of short contexts are measured on the held-out windows of the user's file. Without one, they are measured on
 sample_text/, one window of each of its kinds: a model is surer of its own text than of others', and a short own text is
-of one kind. docs/results/low-bits.md has the difference.
+of one kind. docs/results/low-bits.md has the difference. A large model would write for minutes, so it is fitted to
+sample_text/fitted/, which none of the scored windows is from.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ _WHOLE_BYTES = 2 << 20  # of a larger file only slices are read
 _SLICE_BYTES = 1 << 16
 
 _SAMPLES = Path(__file__).with_name("sample_text")
+_FITTED = _SAMPLES / "fitted"
 
 _FREE = 8  # tokens after an opener are drawn from the whole distribution: they set the window's topic
 _TOP_P = 0.9  # for all other tokens: without it, a small model's text falls apart after a page
@@ -192,11 +194,33 @@ def generate_text(
     return replace(text, scored=sample_windows(tokenizer, draw.engine.max_context), by_divergence=True)
 
 
+def package_text(tokenizer: Tokenizer, max_context: int, long: int) -> CalibrationText:
+    """Takes the package's own texts: an article as the long stretch, and a window of each of some other kinds.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        max_context: the model's longest context in tokens.
+        long: most tokens of the long stretch.
+    """
+    prefix, size = _prefix(tokenizer), min(WINDOW, max_context)
+    article, *others = ((*prefix, *tokens) for tokens in _encoded(tokenizer, _FITTED))
+    article = article[: min(long, max_context)]
+    parts = [(at, article[at : at + size]) for at in range(0, len(article) - size + 1, size)]
+    whole = [window[:size] for window in others if len(window) >= size]
+    text = CalibrationText.of(article, parts, whole, "the package's sample texts")
+    return replace(text, scored=sample_windows(tokenizer, max_context), by_divergence=True)
+
+
 def sample_windows(tokenizer: Tokenizer, max_context: int) -> tuple[tuple[int, ...], ...]:
     """The beginning of each of the package's sample texts, up to WINDOW tokens or the model's longest context."""
     prefix, size = _prefix(tokenizer), min(WINDOW, max_context)
-    texts = [path.read_text(encoding="utf-8") for path in sorted(_SAMPLES.glob("*.txt"))]
-    return tuple((*prefix, *tokenizer.encode(text, add_special_tokens=False))[:size] for text in texts)
+    return tuple((*prefix, *tokens)[:size] for tokens in _encoded(tokenizer, _SAMPLES))
+
+
+def _encoded(tokenizer: Tokenizer, folder: Path) -> list[list[int]]:
+    """The token ids of the texts in a folder, without the tokenizer's prefix."""
+    texts = [path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.txt"))]
+    return [tokenizer.encode(text, add_special_tokens=False) for text in texts]
 
 
 class _Writer:

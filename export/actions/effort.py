@@ -1,18 +1,35 @@
-"""How much work a calibration is: numbers of tokens, from the model's size alone and never from a clock.
+"""Sets how much work a calibration is: numbers of tokens, from the model's size alone and never from a clock.
 
 So the same checkpoint gives the same bundle on a busy machine and on an idle one.
 """
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
-from sol_rt.export.actions.calibration_text import LONG, WINDOW
+import torch
+
+from sol_rt.export.actions.calibration_text import CONTEXTS, LONG, WINDOW
+from sol_rt.export.quantize.gptq import one_thread_each
 
 _WRITTEN = 1.5e12  # weights times tokens that a quick calibration writes, within the bounds of `Effort.quick`
 _SMALL = 1.5e8  # weights of a model that is searched and scored on more tokens
 _LEAST_WINDOWS = 4
+_LARGE = 1e9  # weights of a model that does not write the text: a token of its own costs as much as a gigabyte read
 _LONG_WINDOWS = 5  # at most in the long stretch, which then reaches beyond the context of 2048 tokens
+
+_SPEED = 140e9  # float32 operations a second of two idle cores of a Zen 4 server, whose seconds the following are
+_ROUNDING, _SEARCHING = 18e-9, 25e-9  # seconds a weight: on a plain grid, and on one that is searched
+_FITTING_PLANES, _FITTING = 79e-9, 100e-9  # seconds a weight: what 4-bit codes of the source leave, and all codes
+_COPYING = 9e-9  # seconds a weight: hashing, or reading the source for the comparison
+_RUNNING = 1.4e-11  # seconds a weight and token: the source in float32, with its Hessians
+_SCORING = 2.5e-12  # seconds a weight and token: the graphs, on batches
+_STEPPING = {False: 6e-11, True: 2.4e-11}  # seconds a weight and decode step; cheaply, at 4 bits
+_SEARCHED = 6e8  # weights of a model whose active channels are searched, about
+_PRODUCTS = 3
+_STEP = 4e-3  # seconds a decode step, whatever the weights
+_TRIALS, _VARIANTS, _LEVELS = 40, 25, 3  # LM heads or active channels tried; candidates; KV densities below 1
 
 
 @dataclass(frozen=True)
@@ -20,6 +37,7 @@ class Effort:
     """Numbers of tokens and windows.
 
     Attributes:
+        writes: the model writes the text; else it is fitted to the package's.
         windows: windows of the calibration text, those of the long stretch included.
         long: tokens of the long stretch.
         writes_cheaply: the graph of the fewest bits writes the text, at a low KV density, not the dense action.
@@ -35,6 +53,7 @@ class Effort:
         kv_steps: tokens at each context for actions of KV density below 1, which run step by step.
     """
 
+    writes: bool
     windows: int
     long: int
     writes_cheaply: bool
@@ -53,6 +72,7 @@ class Effort:
     def full(cls) -> Effort:
         """What a calibration can use."""
         return cls(
+            writes=True,
             windows=24,
             long=LONG,
             writes_cheaply=False,
@@ -79,10 +99,11 @@ class Effort:
             coded: most of them have 4-bit codes in the source, so that little is left to fit.
         """
         windows = round(_bounded(_WRITTEN / weights / WINDOW, _LEAST_WINDOWS, 6 if coded else 9))
-        small = weights <= _SMALL
+        small, writes = weights <= _SMALL, weights < _LARGE
         return cls(
+            writes=writes,
             windows=windows,
-            long=min(windows, _LONG_WINDOWS) * WINDOW,
+            long=min(windows, _LONG_WINDOWS) * WINDOW if writes else _LONG_WINDOWS * WINDOW,
             writes_cheaply=coded,
             plain_grid=coded and not small,
             fitted=4 if coded else 6,
@@ -99,3 +120,45 @@ class Effort:
 
 def _bounded(value: float, least: float, most: float) -> float:
     return min(max(value, least), most)
+
+
+def about_seconds(weights: int, effort: Effort | None, *, coded: bool, measured: bool, parity: bool) -> float:
+    """Estimates the seconds of an export on the machine whose speed is _SPEED.
+
+    Args:
+        weights: of the model.
+        effort: of its calibration; None: nothing is fitted.
+        coded: most weights have 4-bit codes in the source.
+        measured: losses are measured, not read from a stored calibration.
+        parity: the export ends with a comparison.
+    """
+    seconds = weights * _COPYING * (1 + parity)
+    if effort is None:
+        return seconds + weights * (_ROUNDING if coded else _SEARCHING)
+    seconds += weights * (_FITTING_PLANES if coded else _FITTING) + weights * _RUNNING * effort.fitted * WINDOW
+    if not measured:
+        return seconds
+    if effort.writes:
+        step = weights * _STEPPING[effort.writes_cheaply] + _STEP
+        seconds += weights * (_ROUNDING if effort.plain_grid else _SEARCHING) + effort.windows * WINDOW * step
+    contexts = effort.long // CONTEXTS[1]
+    tokens = effort.scored_windows * (WINDOW + _VARIANTS * effort.scored_tokens)
+    tokens += effort.long + contexts * _VARIANTS // 2 * effort.long_tokens
+    searched = effort.searched_windows if weights <= _SEARCHED else 0
+    tokens += _TRIALS * effort.trial_tokens * (effort.head_windows + searched)
+    steps = _LEVELS * effort.kv_steps * (1 + contexts)
+    return seconds + weights * _SCORING * tokens + steps * (weights * _STEPPING[False] + _STEP)
+
+
+def slowness() -> float:
+    """Measures by how much this machine is slower than the one that `about_seconds` counts for: a matrix product."""
+
+    def seconds() -> float:
+        began = time.thread_time()  # what else runs does not count
+        torch.matmul(square, square)
+        return time.thread_time() - began
+
+    square = torch.ones(1024, 1024)
+    with one_thread_each() as pool:
+        shortest = min(pool.submit(seconds).result() for _ in range(_PRODUCTS))
+    return _SPEED / torch.get_num_threads() * shortest / (2 * len(square) ** 3)

@@ -77,8 +77,9 @@ def export(
         options.option(
             "--calibration",
             env=False,
-            help="quick or full (the model writes a short or a long text), none (plain rounding, all actions), a text "
-            "file, or a stored calibration; default: the alias's stored one, else quick.",
+            help="quick (a short text, which a model of less than a billion weights writes), full (it writes a long "
+            "one), none (plain rounding, all actions), a text file, or a stored calibration; default: the alias's "
+            "stored one, else quick.",
         ),
     ] = None,
     save_calibration: Annotated[
