@@ -90,6 +90,7 @@ def _segments(source: str) -> ChatSegments | None:
     return find_segments(ChatTemplate(source, _VARIABLES))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_usual_templates_have_segments(name: str) -> None:
     segments = _segments(TEMPLATES[name])

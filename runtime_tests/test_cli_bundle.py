@@ -461,6 +461,7 @@ def test_calibration_is_used_from_then_on(capsys: pytest.CaptureFixture[str], ho
     assert as_json(capsys, *run_of)["cost_model"] == "calibrated"
 
 
+@pytest.mark.slow
 def test_calibrate_reports_its_stages(capsys: pytest.CaptureFixture[str]) -> None:
     _, err = run(capsys, "calibrate", "--contexts", "16,64", "-r", "3", "--provider", "cpu", "--json")
     lines = [line.partition(" ...") for line in err.splitlines() if " ..." in line]
@@ -471,6 +472,7 @@ def test_calibrate_reports_its_stages(capsys: pytest.CaptureFixture[str]) -> Non
     assert shares[0] == 0 < shares[-1]
 
 
+@pytest.mark.slow
 def test_calibrate_refuses_contexts_beyond_the_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert "expected lengths from 1 to" in run(capsys, "calibrate", "--contexts", "1000000", code=2)[1]
 

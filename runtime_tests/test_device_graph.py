@@ -273,6 +273,7 @@ def test_a_branch_may_give_what_it_holds(tmp_path: Path) -> None:
     assert _run(model, **{item.name: np.zeros(1, np.float32) for item in model.graph.input}).tolist() == [7.0]
 
 
+@pytest.mark.slow
 def test_no_weight_stays_in_a_graph(bundle: Bundle) -> None:
     for variant in bundle.config.variants.values():
         model = onnx.load_from_string(_graph(bundle, variant).model)

@@ -46,6 +46,7 @@ def test_native_operators_repeat_the_case(native_model: SolModel, case: Case, ex
     assert difference(expected, play(native_model, case)) == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("case", "expected"), named([each for each in CASES if not each[0].native_only]))
 def test_function_bodies_repeat_the_case(body_model: SolModel, case: Case, expected: Played) -> None:
     assert difference(expected, play(body_model, case)) == ""

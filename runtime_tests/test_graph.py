@@ -169,6 +169,7 @@ def test_graph_computes_the_decoder(made: tuple[Path, RandomDecoder], channel_de
         assert channel_density == 1.0 or error < pruning / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", sorted(TRAITS | STATES))
 @pytest.mark.parametrize("bits", [8, MIXED, 4])
 def test_graph_of_another_family_computes_the_decoder(family: str, bits: int, tmp_path: Path) -> None:

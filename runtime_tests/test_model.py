@@ -399,6 +399,7 @@ def test_costs_are_measured_once_at_the_first_load(tmp_path: Path, monkeypatch: 
         assert second.cost.step(entry.action, 100) > 0
 
 
+@pytest.mark.slow
 def test_the_policy_is_timed_behind_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = Bundle.open(write_bundle(tmp_path / "tiny", policy=True))
     engine = Engine(bundle, provider="cpu")

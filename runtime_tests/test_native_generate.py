@@ -588,6 +588,7 @@ def test_a_budget_is_set_while_a_token_is_computed(native: NativeModel) -> None:
     stream.close()
 
 
+@pytest.mark.slow
 def test_measured_costs_name_the_settings_of_the_operators(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOL_RT_HOME", str(tmp_path))
     model = NativeModel.from_pretrained(GOLDEN)

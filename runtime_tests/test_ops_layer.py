@@ -419,6 +419,7 @@ def test_fixed_layers(layer: Layer) -> None:
     check(layer, run(layer.model, layer.feed), layer.reference(), BOUND[layer.bits])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "layer", FIXED, ids=lambda layer: f"{layer.decoder.family}-{layer.bits}-{layer.tokens}-{layer.kv.dtype}"
 )

@@ -93,6 +93,7 @@ def test_steps_equal_the_kernels_of_the_runtime(tiny: tuple[Bundle, ReferenceMod
     check_steps(Engine(bundle, provider="cpu"), reference, KV_DENSITIES)
 
 
+@pytest.mark.slow
 def test_steps_are_near_those_of_the_function_bodies(tiny: tuple[Bundle, ReferenceModel]) -> None:
     """Bodies round otherwise and choose by the keys themselves, so only steps that choose nothing are compared."""
     bundle, reference = tiny
@@ -108,6 +109,7 @@ def test_steps_are_near_those_of_the_function_bodies(tiny: tuple[Bundle, Referen
         assert difference(logits, engine.forward(tokens[CONTEXT:], action).logits) < most, bits
 
 
+@pytest.mark.slow
 def test_prefill_equals_the_runtime_s(tiny: tuple[Bundle, ReferenceModel]) -> None:
     """All positions of a pass over 40 tokens, dense attention, every variant: a flip reaches the positions after it."""
     bundle, reference = tiny
@@ -122,6 +124,7 @@ def test_prefill_equals_the_runtime_s(tiny: tuple[Bundle, ReferenceModel]) -> No
         assert error < (EXACT if variant.key == "s100-q8" else 0.05), (action.tag, error)
 
 
+@pytest.mark.slow
 def test_batched_steps_equal_the_runtime_s(tiny: tuple[Bundle, ReferenceModel]) -> None:
     """Every action of the bundle at once, one a row, from one dense prefill that the runtime made."""
     bundle, reference = tiny

@@ -211,6 +211,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return write_bundle(tmp_path / "tiny", losses=True)
 
 
+@pytest.mark.slow
 @needs_operators
 def test_a_model_tries_settings_once_for_a_processor(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert LIBRARY is not None
