@@ -18,7 +18,7 @@ import typer
 from helpers.tiny_bundle import write_bundle
 from sol_rt import __version__
 from sol_rt.bundle.bundle import Bundle
-from sol_rt.cli import main, renamed
+from sol_rt.cli import main
 from sol_rt.cli.app import COMMANDS, make_app
 from sol_rt.engine.hardware import check_simd_targets
 from sol_rt.ops import core_path
@@ -238,33 +238,6 @@ def test_environment_mirrors_flags(capsys: pytest.CaptureFixture[str], monkeypat
     monkeypatch.setenv("SOL_RT_BUDGET", "7")
     fails(capsys, ["generate", "-p", "a"], 2, "--budget", "(from $SOL_RT_BUDGET)")
     fails(capsys, ["generate", "-p", "a", "--budget", "0.5"], 2, "no model")
-
-
-@pytest.mark.parametrize("command", ["generate", "chat", "bench", "perplexity", "eval"])
-@pytest.mark.parametrize("flag", ["--refresh", "--no-refresh"])
-def test_a_removed_flag_says_what_to_do(capsys: pytest.CaptureFixture[str], command: str, flag: str) -> None:
-    fails(capsys, [command, flag], 2, f"{flag} was removed: ", "leave it out; see docs/migration.md")
-
-
-def test_a_removed_flag_as_a_value_is_a_value(capsys: pytest.CaptureFixture[str]) -> None:
-    fails(capsys, ["generate", "-m", "nowhere", "-p", "--refresh"], 2, "model 'nowhere'")
-
-
-def test_a_removed_flag_in_the_environment_is_refused(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SOL_RT_REFRESH", "1")
-    fails(capsys, ["pull", "--list"], 2, "--refresh was removed: ", "unset $SOL_RT_REFRESH")
-
-
-@pytest.mark.parametrize("command", ["generate", "perplexity", "export"])
-@pytest.mark.parametrize(("flag", "new"), [("--keep", "--kv-density"), ("--prune", "--channel-density")])
-def test_a_renamed_flag_names_the_new_one(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str, flag: str, new: str
-) -> None:
-    fails(capsys, [command, flag, "0.3"], 2, f"{flag} is now {new}; see docs/migration.md")
-    monkeypatch.setenv(renamed.variable_of(flag), "0.3")
-    fails(capsys, [command, new, "0.3"], 2, f"{flag} is now {new}; see docs/migration.md; unset $")
 
 
 @pytest.mark.parametrize("flag", ["--kv-density", "--channel-density"])

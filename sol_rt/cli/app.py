@@ -17,7 +17,6 @@ import typer
 from sol_rt import __version__
 from sol_rt.cli import INTERRUPTED, READER_GONE, options
 from sol_rt.cli.environment import Command
-from sol_rt.cli.renamed import advice, check_environment
 from sol_rt.errors import SolError, cut
 
 COMMANDS = {
@@ -69,7 +68,6 @@ def _program(
         with contextlib.redirect_stdout(sys.stderr):
             print(context.get_help())
         raise typer.Exit(2)
-    check_environment()
 
 
 def make_app(names: Iterable[str]) -> typer.Typer:
@@ -114,11 +112,10 @@ def run(argv: list[str]) -> int:
             return _reader_gone()
         raise
     except _CLICK_ERROR as error:
-        gone = advice(getattr(error, "option_name", ""))
         message = error.format_message()  # type: ignore[attr-defined]
         if "unexpected extra argument" in message and (meant := _ARGUMENT_IS.get(argv[0])):
             message += f"; {meant}"
-        return _fail(gone or message + _origin(error, message, argv), 2, argv)
+        return _fail(message + _origin(error, message, argv), 2, argv)
     except SolError as error:
         return _fail(error.whole, error.exit_code, argv)
     except MemoryError:

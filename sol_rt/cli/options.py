@@ -13,7 +13,6 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from sol_rt.cli import completion
-from sol_rt.cli.renamed import variable_of
 from sol_rt.errors import UsageError
 
 
@@ -24,7 +23,7 @@ def option(*flags: str, help: str, env: bool = True, panel: str | None = None, *
     """
     long = next(flag for flag in flags if flag.startswith("--"))
     settings.setdefault("autocompletion", completion.FOR_FLAG.get(long))
-    variable = variable_of(long.split("/")[0])
+    variable = "SOL_RT_" + long.split("/")[0].removeprefix("--").replace("-", "_").upper()
     return typer.Option(
         *flags, help=help, envvar=variable if env else None, show_envvar=False, rich_help_panel=panel, **settings
     )
