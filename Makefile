@@ -61,7 +61,7 @@ BIN := $(VENV)/bin
 export CC CXX
 endif
 # Where no package of the system has the native core's libraries, CMake fetches them.
-export SOL_RT_FETCH ?= $(if $(shell command -v apt-get),OFF,ON)
+export SOL_RT_FETCH ?= $(if $(shell command -v apt-get 2>/dev/null),OFF,ON)
 
 SOURCES := pyproject.toml CMakeLists.txt bindings/c/CMakeLists.txt bindings/c/exports.map \
 	$(shell find sol_rt/ops bindings/c/src bindings/c/include bindings/c/cmake \
@@ -224,19 +224,19 @@ test-all: NEEDS = build test-all
 packages:
 	@PYTHON=$(PYTHON) scripts/install-packages.sh $(NEEDS)
 
-$(BIN)/python: | packages
+$(VENV)/pyvenv.cfg: | packages
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "error: Python 3.10 or newer is needed, $(PYTHON) is older; run make PYTHON=python3.11" >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
-$(VENV)/.export: $(BIN)/python $(SOURCES) | packages
+$(VENV)/.export: $(VENV)/pyvenv.cfg $(SOURCES) | packages
 	$(BIN)/python -m pip install -e '.[export]'
 	@touch $@
 
-$(VENV)/.train: $(BIN)/python $(SOURCES) | packages
+$(VENV)/.train: $(VENV)/pyvenv.cfg $(SOURCES) | packages
 	$(BIN)/python -m pip install -e '.[export,train]'
 	@touch $@ $(VENV)/.export
 
-$(VENV)/.dev: $(BIN)/python $(SOURCES) | packages
+$(VENV)/.dev: $(VENV)/pyvenv.cfg $(SOURCES) | packages
 	$(BIN)/python -m pip install -e '.[dev]'
 	@touch $@ $(VENV)/.export $(VENV)/.train
 

@@ -13,7 +13,9 @@ build=$(cd "$1" && pwd)
 alone_in "$build"
 if [ ! -e "$build/CMakeCache.txt" ]; then
   install cmake cmake make
-  "$root/scripts/install-packages.sh" build
+  # without apt-get CMake fetches the libraries
+  command -v apt-get >/dev/null || export SOL_RT_FETCH=ON
+  "$root/scripts/install-packages.sh" build >&2
   cmake -S "$root/bindings/c" -B "$build" -DCMAKE_BUILD_TYPE=Release >&2
 fi
 cmake --build "$build" --parallel "$(getconf _NPROCESSORS_ONLN)" --target sol_rt >&2

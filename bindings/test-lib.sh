@@ -1,5 +1,6 @@
 # Shell functions that the tests of the bindings share; source it:   . "$(dirname "$0")/../test-lib.sh"
 # shellcheck shell=sh
+export ORT_DISABLE_TELEMETRY="${ORT_DISABLE_TELEMETRY-1}"
 bindings=$(cd "$(dirname "$0")" && while [ ! -e test-lib.sh ] && [ "$PWD" != / ]; do cd ..; done && pwd)
 root=$(dirname "$bindings")
 

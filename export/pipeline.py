@@ -234,9 +234,13 @@ def export_bundle(
             tensors = layout(decoder, family.names, planes, precisions, screened)
             config = replace(config, tensors=dict(tensors))
         fitted_by = None if calibration == NO_TEXT else effort
-        seconds = about_seconds(decoder.weights, fitted_by, coded=coded, measured=stored is None, parity=parity)
+        if calibration not in (None, QUICK, FULL, NO_TEXT):
+            fitted_by = replace(effort, writes=False)  # the text is there
+        seconds = slowness() * about_seconds(
+            decoder.weights, fitted_by, coded=coded, measured=stored is None, parity=parity
+        )
         if seconds >= _LEAST_TOLD:
-            say(f"time: about {math.ceil(seconds * slowness() / 60)} min on this machine, if little else runs")
+            say(f"time: about {math.ceil(seconds / 60)} min on this machine, if little else runs")
         text: CalibrationText | None = None
         write_weights = partial(fill_blob, folder / WEIGHTS, checkpoint, decoder, family, tensors, precisions)
         if stored is None and calibration in (None, QUICK, FULL) and effort.writes:

@@ -76,6 +76,7 @@ def test_without_a_command_help_goes_to_stderr(capsys: pytest.CaptureFixture[str
         (["generate", "--budget", "1.5"], "--budget"),
         (["generate", "--budget", "much"], "expected a share of the dense cost from 0 to 1, for example 0.3; got much"),
         (["generate", "-b", "nan"], "expected a share of the dense cost from 0 to 1, for example 0.3; got nan"),
+        (["generate", "--max-loss", "200%"], "dense perplexity from 0 to 1, for example 0.02 or 2%; got 200%"),
         (["generate", "--max-loss", "2"], "dense perplexity from 0 to 1, for example 0.02 or 2%; got 2"),
         (["chat", "--max-loss", "much"], "dense perplexity from 0 to 1, for example 0.02 or 2%; got much"),
         (["generate", "-n", "0"], "--max-new-tokens"),

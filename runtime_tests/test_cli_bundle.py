@@ -893,7 +893,8 @@ def with_losses(once_measured: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ("variables", "argv", "dial"),
     [
         ("BUDGET=0.8", "", "budget 0.8"),
-        ("BUDGET=0.8", "--max-loss 2%", "perplexity at most 2% over dense"),
+        ("BUDGET=80%", "--max-loss 2%", "perplexity at most 2% over dense"),
+        ("MAX_LOSS=0", "--budget 0.8", "budget 0.8"),
         ("MAX_LOSS=2%", "--budget 0.8", "budget 0.8"),
         ("MAX_LOSS=2% BITS=5", "--budget 0.8", "budget 0.8"),
         ("BUDGET=0.8 MAX_LOSS=2%", "--bits 6", "bits 6"),

@@ -120,7 +120,6 @@ def test_budget_holds_with_costs_in_bytes(
     assert worst <= TOLERANCE
 
 
-@pytest.mark.slow
 @settings(max_examples=120, deadline=None)
 @given(
     budget=budgets,

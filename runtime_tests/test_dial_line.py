@@ -56,7 +56,7 @@ def test_a_rate_that_was_missed_names_the_reason(model: SolModel) -> None:
     )
     floored = replace(result, floored=True, requested_budget=0.2, achieved_budget=0.4)
     assert "dial: 40 tokens/s, missed by 30% with the cheapest action: 28.0 tokens/s" in bought(floored, wanted)
-    for held in (26.7, 29.4, 100.0):
+    for held in (0.0, 26.7, 29.4, 100.0):  # 0 where no step was run
         line = bought(replace(floored, tokens_per_second=held), {"tokens_per_second": 28.0})
         assert line.startswith(f"dial: 28 tokens/s: {held} tokens/s")
 

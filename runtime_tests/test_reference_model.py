@@ -124,7 +124,6 @@ def test_prefill_equals_the_runtime_s(tiny: tuple[Bundle, ReferenceModel]) -> No
         assert error < (EXACT if variant.key == "s100-q8" else 0.05), (action.tag, error)
 
 
-@pytest.mark.slow
 def test_batched_steps_equal_the_runtime_s(tiny: tuple[Bundle, ReferenceModel]) -> None:
     """Every action of the bundle at once, one a row, from one dense prefill that the runtime made."""
     bundle, reference = tiny

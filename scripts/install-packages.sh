@@ -64,7 +64,7 @@ install() { # install PACKAGE...: all together, or those that can be had
     as_root=""
     [ "$(id -u)" = 0 ] || as_root="sudo -n"
     echo "installing $*" >&2
-    $as_root apt-get update -qq || echo "apt-get update failed: going on with the package lists that are here" >&2
+    $as_root apt-get update -qq >/dev/null || echo "apt-get update failed: going on with the package lists that are here" >&2
     apt="env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 install -y -qq --no-install-recommends"
     # shellcheck disable=SC2086
     $as_root $apt "$@" >/dev/null 2>&1 || for package in "$@"; do
@@ -76,6 +76,7 @@ may_install() {
 }
 
 newer_headers() { # copies the headers out of a newer release's packages, which apt checks by signature and does not install
+    [ -r /etc/os-release ] || return 1
     # shellcheck disable=SC1091
     . /etc/os-release
     case ${ID:-} in
@@ -84,7 +85,7 @@ newer_headers() { # copies the headers out of a newer release's packages, which 
         *) return 1 ;;
     esac
     # shellcheck disable=SC2016
-    mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' "Codename: $VERSION_CODENAME" | head -n 1)
+    mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' "Codename: ${VERSION_CODENAME:-}" | head -n 1)
     folder=$(mktemp -d)
     mkdir -p "$folder/lists/partial" "$folder/cache/archives/partial"
     echo "deb $mirror $newer" >"$folder/list"

@@ -151,7 +151,7 @@ def read_text(path: Path, tokenizer: Tokenizer, max_context: int, windows: int =
     if len(parts) + len(others) < _LEAST_WINDOWS:
         raise UsageError(
             f"calibration {path}: got {found} tokens, expected {_LEAST_WINDOWS * size} or more; "
-            "name a longer text, or leave --calibration out: the model then writes one"
+            "name a longer text, or leave --calibration out"
         )
     return CalibrationText.of((*prefix, *first[:stretch]), parts, others, path.name)
 

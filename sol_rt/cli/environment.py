@@ -48,8 +48,13 @@ def _origin_named(ctx: Any) -> Iterator[None]:
         raise
 
 
+def _is_given(value: Any) -> bool:
+    return value is not None and value is not False and value != []
+
+
 def _is_about(message: str, parameter: Any) -> bool:
     """Returns whether a message has one of the parameter's flags, or begins with its name."""
+    message = message.partition(";")[0]  # advice follows, which may name other flags
     flags = "|".join(map(re.escape, (*parameter.opts, *parameter.secondary_opts)))
     names = "|".join((parameter.name, *_ALSO.get(parameter.name, ())))
     return re.search(rf"(?<![\w-])(?:{flags})(?![\w-])|^(?:generation setting )?(?:{names})\b", message) is not None
@@ -62,7 +67,7 @@ def _is_from(ctx: Any, name: str, source: str) -> bool:
 
 def _overrule(ctx: Any) -> None:
     """Drops the settings of the dial that come from a variable and contradict one of the command line."""
-    given = {name: value for name in _DIAL if (value := ctx.params.get(name)) not in (None, False, [])}
+    given = {name: ctx.params[name] for name in _DIAL if _is_given(ctx.params.get(name))}
     typed = {name for name in given if _is_from(ctx, name, "COMMANDLINE")}
     for name in [name for name in given if _is_from(ctx, name, "ENVIRONMENT")]:
         if any(_contradict({name, other}, given) for other in typed):

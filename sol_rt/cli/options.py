@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import re
 from collections.abc import Callable, Sequence
@@ -356,31 +355,30 @@ def _check_share(flag: str, value: float | None) -> float | None:
 
 
 def _budget(value: str | float) -> float:
-    """A share of the dense cost. Raises BadParameter if `value` is none; Typer adds the option and what it got."""
-    with contextlib.suppress(ValueError):
-        if 0 <= (budget := float(value)) <= 1:
-            return budget
-    raise typer.BadParameter("expected a share of the dense cost from 0 to 1, for example 0.3")
+    """Reads a share of the dense cost. Raises BadParameter for anything else; Typer adds the option and its value."""
+    if (budget := share(str(value))) is None:
+        raise typer.BadParameter("expected a share of the dense cost from 0 to 1, for example 0.3")
+    return budget
 
 
 LOSS_SHARE = "expected a share of the dense perplexity from 0 to 1, for example 0.02 or 2%"
 
 
 def _max_loss(value: str | float) -> float:
-    """A share of the dense perplexity, as `loss_share` reads it. Raises BadParameter otherwise, as `_budget` does."""
-    if (share := loss_share(str(value))) is None:
+    """Reads a share of the dense perplexity. Raises BadParameter for anything else."""
+    if (loss := share(str(value))) is None:
         raise typer.BadParameter(f"{LOSS_SHARE}; got {value}")
-    return share
+    return loss
 
 
-def loss_share(text: str) -> float | None:
-    """A share that is written as a number or in percent; None if `text` is neither, or a plain number over 1."""
-    text, percent = text.strip().removesuffix("%"), text.strip().endswith("%")
+def share(text: str) -> float | None:
+    """Reads a share from 0 to 1, written as a number or in percent; None for anything else."""
+    number, percent = text.strip().removesuffix("%"), text.strip().endswith("%")
     try:
-        number = float(text)
+        found = float(number) / (100 if percent else 1)
     except ValueError:
         return None
-    return number / 100 if percent else None if number > 1 else number
+    return found if 0 <= found <= 1 else None
 
 
 def logit_biases(given: Sequence[str]) -> dict[int, float]:

@@ -107,7 +107,7 @@ typedef int32_t (*sol_progress)(void* user, const char* what, uint64_t done, uin
 typedef struct sol_model_options {
   uint32_t size;
   sol_verify verify;
-  int32_t max_context;     // a cap in tokens below the model's own; 0 for none
+  int32_t max_context;     // a cap in tokens; 0, or more than the model's own context, for none
   const char* cost_table;  // a file that `sol-rt calibrate` or `sol_model_measure_costs` wrote on this device; NULL: costs are bytes
   sol_progress progress;   // NULL for none
   void* user;              // given to `progress`

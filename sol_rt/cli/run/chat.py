@@ -259,7 +259,7 @@ def _budget(text: str) -> float:
 
 
 def _max_loss(text: str) -> float:
-    loss = options.loss_share(text)
+    loss = options.share(text)
     if loss is None or not loss >= 0:
         raise UsageError(f"/max-loss {text}: {options.LOSS_SHARE}, or default")
     return loss

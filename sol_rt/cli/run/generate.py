@@ -313,7 +313,7 @@ def _overspent(result: Generation) -> bool:
 def _missed(wanted: float, result: Generation) -> str:
     """Reason why a generation was slower than the rate that was asked for; empty where it was not."""
     missed = 1 - result.tokens_per_second / wanted
-    if missed <= _RATE_SLACK:
+    if missed <= _RATE_SLACK or not result.tokens_per_second:  # without a decode step there is no rate
         return ""
     why = " with the cheapest action" if _overspent(result) else ": slower than its calibration (sol-rt calibrate)"
     return f", missed by {missed:.0%}{why}"
