@@ -19,12 +19,13 @@ _LEAST_WINDOWS = 4
 _LARGE = 1e9  # weights of a model that does not write the text: a token of its own costs as much as a gigabyte read
 _LONG_WINDOWS = 5  # at most in the long stretch, which then reaches beyond the context of 2048 tokens
 
-_SPEED = 140e9  # float32 operations a second of two idle cores of a Zen 4 server, whose seconds the following are
+_SPEED = 172e9  # float32 operations a second of two idle cores of a Zen 3 server, whose seconds the following are
 _ROUNDING, _SEARCHING = 18e-9, 25e-9  # seconds a weight: on a plain grid, and on one that is searched
-_FITTING_PLANES, _FITTING = 79e-9, 100e-9  # seconds a weight: what 4-bit codes of the source leave, and all codes
+_FITTING_PLANES, _FITTING = 132e-9, 163e-9  # seconds a weight: what 4-bit codes of the source leave, and all codes
 _COPYING = 9e-9  # seconds a weight: hashing, or reading the source for the comparison
-_RUNNING = 1.4e-11  # seconds a weight and token: the source in float32, with its Hessians
-_SCORING = 2.5e-12  # seconds a weight and token: the graphs, on batches
+_RUNNING = 2e-11  # seconds a weight and token: the source in float32, with its Hessians
+_SCORING = 1.45e-11  # seconds a weight and token: the graphs, on batches; less where dot products of bytes are fast
+_TRYING = 3.8e-12  # seconds a weight and token of a trial
 _STEPPING = {False: 6e-11, True: 2.4e-11}  # seconds a weight and decode step; cheaply, at 4 bits
 _SEARCHED = 6e8  # weights of a model whose active channels are searched, about
 _PRODUCTS = 3
@@ -106,7 +107,7 @@ class Effort:
             long=min(windows, _LONG_WINDOWS) * WINDOW if writes else _LONG_WINDOWS * WINDOW,
             writes_cheaply=coded,
             plain_grid=coded and not small,
-            fitted=4 if coded else 6,
+            fitted=4 if coded or not writes else 6,
             most_channels=2560,
             head_windows=1,
             searched_windows=2,
@@ -145,7 +146,7 @@ def about_seconds(weights: int, effort: Effort | None, *, coded: bool, measured:
     tokens = effort.scored_windows * (WINDOW + _VARIANTS * effort.scored_tokens)
     tokens += effort.long + contexts * _VARIANTS // 2 * effort.long_tokens
     searched = effort.searched_windows if weights <= _SEARCHED else 0
-    tokens += _TRIALS * effort.trial_tokens * (effort.head_windows + searched)
+    seconds += weights * _TRYING * _TRIALS * effort.trial_tokens * (effort.head_windows + searched)
     steps = _LEVELS * effort.kv_steps * (1 + contexts)
     return seconds + weights * _SCORING * tokens + steps * (weights * _STEPPING[False] + _STEP)
 
