@@ -73,7 +73,7 @@ def learn_codebook(blocks: FloatArray) -> Codebook:
     tables = _START.copy()
     if not kept.any():
         return np.rint(tables).astype(np.int8)
-    w = _lanes(blocks[kept] / largest[kept])
+    w = _lanes((blocks[kept] / largest[kept]).astype(np.float32, copy=False))
     for _ in range(_ROUNDS):
         above, below = np.zeros((4, 8), np.float64), np.zeros((4, 8), np.float64)
         kernels.sum_by_entry(w, tables, above, below)
@@ -101,7 +101,7 @@ def choose_grid(w: FloatArray, codebook: Codebook, importance: FloatArray | None
         steps, gains = (np.empty((channels // BLOCK, 4, columns.shape[1]), np.float32) for _ in range(2))
         kernels.best_steps(columns, h, tables, steps, gains)
         best = np.take_along_axis(steps, gains.argmax(axis=1)[:, None], axis=1)[:, 0]
-        unit = _rounded_up(best.max(axis=0) / np.float32(_LARGEST_SCALE))
+        unit = _rounded_up((best.max(axis=0) / np.float32(_LARGEST_SCALE)).astype(np.float32, copy=False))
         multiples, tables_of = (np.empty(best.shape, np.float32) for _ in range(2))
         kernels.best_multiples(columns, h, tables, steps, unit, multiples, tables_of)
         count = part.stop - part.start
