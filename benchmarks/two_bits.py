@@ -63,7 +63,7 @@ _START = np.array([[-127, -38, 38, 127], [-127, -60, 60, 127], [-127, -55, 1, 60
 def learn_tables_of_four(blocks: npt.NDArray[np.float32]) -> Codebook:
     """Four tables of 4 entries by k-means, as `learn_codebook` finds those of 8; each entry twice, int8 [4, 8]."""
     largest = np.abs(blocks).max(axis=1, keepdims=True)
-    blocks = blocks[largest[:, 0] > 0] / largest[largest[:, 0] > 0]
+    blocks = (blocks[largest[:, 0] > 0] / largest[largest[:, 0] > 0]).astype(np.float32, copy=False)
     w = np.zeros((BLOCK, -(-len(blocks) // LANES) * LANES), np.float32)
     w[:, : len(blocks)] = blocks.T
     tables = _START
