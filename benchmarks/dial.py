@@ -13,6 +13,7 @@ import argparse
 import datetime
 import json
 import random
+import shutil
 import statistics
 import subprocess
 import sys
@@ -104,7 +105,8 @@ def _speeds(model: SolModel, count: int, rounds: int) -> dict[str, dict[str, Any
 
 
 def _page(model: SolModel, arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> str:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    command = ["git", "rev-parse", "--short", "HEAD"] if shutil.which("git") else ["echo", "unknown"]
+    commit = subprocess.run(command, capture_output=True, text=True, check=False)
     name, dense = model.bundle.config.model.name, rows[0]
     lines = [
         f"# What the dial does to {name}",

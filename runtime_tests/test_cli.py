@@ -110,7 +110,7 @@ def test_without_a_command_help_goes_to_stderr(capsys: pytest.CaptureFixture[str
         (["chat"], "`sol-rt run smollm2-135m` fetches one"),
         (["verify"], "no model"),
         (["calibrate", "--seconds", "nan"], "--seconds nan: expected a number from 1"),
-        (["generate", "-f", "a\0b"], "embedded null byte"),
+        (["generate", "-f", "a\0b"], "embedded null"),
         (["run", "~nobody-of-this-name/a"], "got '~nobody-of-this-name', expected a user who has a folder"),
         (["inspect", "-m", "no-such-bundle"], "no-such-bundle"),
         (["inspect", "no-such-bundle"], "no-such-bundle"),

@@ -350,7 +350,7 @@ def test_doctor_misses_what_prepares_graphs() -> None:
         "from sol_rt.evaluation.doctor import _gpu; found = _gpu('webgpu'); print(found.state, found.detail)"
     )
     out, err = _python("-c", program, **_SOFTWARE).communicate(timeout=300)
-    if "finds no device" in out:
+    if "finds no device" in out or "Couldn't load Vulkan" in err:
         pytest.skip("no WebGPU adapter, not even software Vulkan")
     assert out.startswith("missing needs the package onnx; pip install 'sol-rt[webgpu]'"), err
 

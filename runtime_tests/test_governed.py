@@ -193,7 +193,7 @@ def test_a_loss_that_cannot_be_kept(
     assert main([*argv, "5%"]) == 2
     assert "--max-loss: no losses of this bundle's actions were measured" in capsys.readouterr().err
     assert main([*argv, "-1"]) == 2
-    assert "--max-loss: got -1.0, expected a rise of perplexity from 0 to 10" in capsys.readouterr().err
+    assert "'--max-loss': expected a share of the dense perplexity from 0 to 1" in capsys.readouterr().err
     assert main([*argv, "5%", "--schedule", "uniform"]) == 2
     assert "--max-loss: the schedule uniform keeps no loss" in capsys.readouterr().err
     assert main([*argv, "5%", "-m", str(measured), "--budget", "0.01"]) == 2

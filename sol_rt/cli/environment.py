@@ -54,7 +54,6 @@ def _is_given(value: Any) -> bool:
 
 def _is_about(message: str, parameter: Any) -> bool:
     """Returns whether a message has one of the parameter's flags, or begins with its name."""
-    message = message.partition(";")[0]  # advice follows, which may name other flags
     flags = "|".join(map(re.escape, (*parameter.opts, *parameter.secondary_opts)))
     names = "|".join((parameter.name, *_ALSO.get(parameter.name, ())))
     return re.search(rf"(?<![\w-])(?:{flags})(?![\w-])|^(?:generation setting )?(?:{names})\b", message) is not None

@@ -111,7 +111,11 @@ class TraceWriter:
         line = asdict(header)
         if header.prefill is None:
             del line["prefill"]
-        self._line({"format": FORMAT, "format_version": FORMAT_VERSION, **line})
+        try:
+            self._line({"format": FORMAT, "format_version": FORMAT_VERSION, **line})
+        except BaseException:
+            self.close()  # from Python 3.13 on a file that is collected open reports its failing flush
+            raise
 
     def _open(self) -> TextIO:
         try:
