@@ -88,9 +88,7 @@ def check_steps(
                 differences.append(max(difference(logits, expected.logits), difference(hidden, expected.hidden)))
         assert (np.array(differences) < EXACT).mean() >= SHARE, (variant.key, differences)
         assert max(differences) < flip, (variant.key, differences)
-        if (
-            variant.key == "s100-q8"
-        ):  # of two old tokens alike a processor may keep the other, once
+        if variant.key == "s100-q8":  # of two old tokens alike a processor may keep the other, once
             far = [place for place, found in enumerate(differences) if found >= EXACT]
             assert len(far) <= 1, (variant.key, differences)
             assert all(kv_densities[place // count] < 1 for place in far), (variant.key, differences)
