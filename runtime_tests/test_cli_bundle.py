@@ -889,6 +889,12 @@ def with_losses(once_measured: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return once_measured
 
 
+def set_variables(monkeypatch: pytest.MonkeyPatch, variables: str) -> None:
+    """Sets variables of the environment, written as `BUDGET=0.8 BITS=6`."""
+    for name, _, value in (each.partition("=") for each in variables.split()):
+        monkeypatch.setenv(f"SOL_RT_{name}", value)
+
+
 @pytest.mark.parametrize(
     ("variables", "argv", "dial"),
     [
@@ -917,8 +923,7 @@ def test_the_dial_of_the_command_line_wins_over_variables(
     argv: str,
     dial: str,
 ) -> None:
-    for name, _, value in (each.partition("=") for each in variables.split()):
-        monkeypatch.setenv(f"SOL_RT_{name}", value)
+    set_variables(monkeypatch, variables)
     _, err = run(capsys, "generate", "-m", str(with_losses), "-p", "w1", "-n", "4", *argv.split())
     assert re.search(rf"^dial: {re.escape(dial)}[:,]", err, re.MULTILINE), err
 
@@ -942,8 +947,7 @@ def test_variables_that_contradict_each_other_are_named(
     argv: str,
     named: str,
 ) -> None:
-    for name, _, value in (each.partition("=") for each in variables.split()):
-        monkeypatch.setenv(f"SOL_RT_{name}", value)
+    set_variables(monkeypatch, variables)
     _, err = run(capsys, "generate", "-m", str(with_losses), "-p", "w1", *argv.split(), code=2)
     assert err.endswith(f" (from {named})\n")
 

@@ -23,7 +23,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(name: str, *arguments: str | Path, home: Path, code: int = 0) -> str:
-    """What an example prints, on stderr where it fails. The home folder is an empty one."""
+    """Runs an example in an empty home and returns its stdout, or its stderr where it fails."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("SOL_RT_")}
     done = subprocess.run(
         [sys.executable, str(EXAMPLES / name), *map(str, arguments)],

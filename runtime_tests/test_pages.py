@@ -94,7 +94,7 @@ def test_every_budget_and_cost_has_its_unit(name: str) -> None:
 
 
 def test_actions_are_drawn_in_the_unit_that_budgets_have_here() -> None:
-    """Of a candidate that the bundle lacks there are no times."""
+    """Candidates that the bundle lacks have no times."""
     timed = {tag: 0.9 if tag.startswith("k100") else 0.5 for tag in TAGS[:12]}
     chosen = selection(kept=8)
     page = unescape(render_frontier_html("tiny", chosen, "calibrated", lambda action, context: timed.get(action.tag)))

@@ -16,7 +16,7 @@ _AXES = {"kv_density", "channel_density", "bits"}
 _DIAL = ("governor", "schedule", "replay", *_COSTS, *_AXES)
 """The governor is first: where a variable sets it and the command line excludes it, it no longer joins the others."""
 _ALSO = {"schedule": ("action tag",)}
-"""How else errors begin that are about an option."""
+"""Beginnings of errors about an option, other than its name."""
 
 
 class Command(TyperCommand):

@@ -102,7 +102,7 @@ def _processor() -> Finding:
 
 
 def _tuning() -> list[Finding]:
-    """What was measured of the operators on this processor, and the rates of a step and of plain reads."""
+    """Reports the settings measured for the operators on this processor, and the rates of a step and of plain reads."""
     from sol_rt.engine.hardware import tuning, usable_cores
     from sol_rt.errors import SolError
     from sol_rt.ops import library_path
