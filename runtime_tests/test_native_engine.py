@@ -277,15 +277,6 @@ def test_no_telemetry(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert not no_network.traces(tmp_path / "machine")
 
 
-def test_a_host_may_turn_telemetry_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if b"ORT_DISABLE_TELEMETRY" not in ort_library().read_bytes():
-        pytest.skip("this ONNX Runtime has no telemetry")
-    monkeypatch.setenv("ORT_DISABLE_TELEMETRY", "0")
-    with Core(tmp_path / "results", **no_network.environment(tmp_path / "machine")):
-        pass
-    assert no_network.traces(tmp_path / "machine")
-
-
 def test_weights_that_are_written_to_while_in_use(folder: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(folder, tmp_path / "tiny"))
     with Core(tmp_path / "results") as core:

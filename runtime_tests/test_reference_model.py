@@ -191,8 +191,8 @@ def test_real_weights_run_as_their_reference_model(smollm2_bundle: Path) -> None
 
     Through 30 layers most steps have a flip somewhere, which a model of massive activations amplifies, so no fixed
     tolerance tells rounding from error; the dense variant's does: root mean square within 0.2% of the logits'
-    deviation. Of its steps that choose pages a fifth has a flip, in the runtime other ones than in the disturbed
-    reference model: the middle one of nine has none.
+    deviation. Of the steps that choose pages a fifth to a half has a flip, by processor and other ones than in the
+    disturbed reference model: a fault of the runtime raises the best quarter, too, and goes beyond the worst flip.
     """
     bundle = Bundle.open(smollm2_bundle)
     engine, reference = Engine(bundle, provider="cpu"), ReferenceModel.from_bundle(bundle.path)
@@ -215,7 +215,8 @@ def test_real_weights_run_as_their_reference_model(smollm2_bundle: Path) -> None
                 logits = reference.step(torch.tensor([token]), [action], cache)[0].numpy()
                 ours.append(_rms(logits, expected))
                 own.append(_rms(disturbed.step(torch.tensor([token]), [action], both)[0].numpy(), logits))
-            assert np.median(ours) < 3 * np.median(own), (action.tag, ours, own)
+            assert np.quantile(ours, 0.25) < 3 * np.quantile(own, 0.25), (action.tag, ours, own)
+            assert max(ours) < 3 * max(own), (action.tag, ours, own)
             if variant.key == bundle.config.dense.variant:
                 assert np.median(ours) < 0.002, (action.tag, ours, own)
 
