@@ -13,7 +13,7 @@
 # make ladder TEXT=file
 #              Measures perplexity and speed of our fixed actions beside llama.cpp's quantizations of the same weights.
 #              Writes docs/results/ladder-MODEL.md. Options: MODEL=alias or .gguf, LADDER_ARGS=options of benchmarks/ladder.py.
-# make parity  Prints how far every family's tiny model is from transformers: the figures of docs/models.md.
+# make parity  Prints how far every family's tiny model is from transformers: the figures of docs/reference/models.md.
 #              With MODEL=alias or .gguf: how far that model is, source, graph and generation.
 # make test-bindings
 #              Builds the native core and every binding of bindings/, and replays the golden traces in each. Installs packages of Debian, PyPI

@@ -1,6 +1,6 @@
 """The whole export, stage by stage: a checkpoint becomes a bundle, or nothing is left behind.
 
-`export_bundle` reads from top to bottom; docs/export.md describes the stages and names their files.
+`export_bundle` reads from top to bottom; docs/design/export.md describes the stages and names their files.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """A bundle for browsers: few graphs, and each of them also in the forms that ONNX Runtime for the web runs fast.
 
 A browser holds weights once for every graph that it has loaded, and gains no time by leaving out channels or tokens
-(docs/results/bodies.md). So by default only actions that read all of both stay: they differ in bits, one graph each.
-Beside `model.q8.onnx` lie `model.q8.wasm.onnx` and `model.q8.webgpu.onnx` (docs/function-bodies.md, "In a browser").
+(docs/results/speed.md). So by default only actions that read all of both stay: they differ in bits, one graph each.
+Beside `model.q8.onnx` lie `model.q8.wasm.onnx` and `model.q8.webgpu.onnx` (docs/design/function-bodies.md,
+"In a browser").
 """
 
 from __future__ import annotations

@@ -246,7 +246,7 @@ def test_what_stands_before_a_test_is_dense_whatever_runs_prompts(
 
 
 def test_bytes_of_a_fixed_action(model: SolModel) -> None:
-    """Against the formula of docs/bundle.md section 4, written out."""
+    """Against the formula of docs/reference/bundle-details.md section 4, written out."""
     config = model.bundle.config
     dims, action = config.model, Action.parse(FLOOR)
     row = Bench(model).run(Case(0, 5, 100, f"fixed:{FLOOR}"), 3)

@@ -48,7 +48,7 @@ def fails(capsys: pytest.CaptureFixture[str], argv: Sequence[str], code: int, *p
 
 
 def test_the_page_of_the_command_line_has_every_option_with_a_variable() -> None:
-    page = (Path(__file__).parents[1] / "docs/cli.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[1] / "docs/reference/cli.md").read_text(encoding="utf-8")
     section = page.partition("These options have a variable:")[2].partition("Options that name files")[0]
     commands = typer.main.get_command(make_app(COMMANDS)).commands.values()  # type: ignore[attr-defined]
     options = [option for command in commands for option in command.params if getattr(option, "envvar", None)]

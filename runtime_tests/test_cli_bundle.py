@@ -135,7 +135,7 @@ def test_json_names_the_variant_of_prompts(capsys: pytest.CaptureFixture[str], a
 def test_the_page_of_the_command_line_has_every_key(capsys: pytest.CaptureFixture[str], argv: tuple[str, ...]) -> None:
     printed = as_json(capsys, *argv, "--json")
     found = printed[0] if isinstance(printed, list) else printed
-    page = (Path(__file__).parents[1] / "docs/cli.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[1] / "docs/reference/cli.md").read_text(encoding="utf-8")
     _, _, section = page.partition(f"### `{argv[0]} --json`")
     named = re.findall(r'[`"](\w+)[`"]', section.partition("\n### ")[0])
     assert set(found) - {"provider", "device"} - set(named) == set()

@@ -23,7 +23,7 @@ from sol_rt.bundle.config_reader import parse_config, read_config
 from sol_rt.errors import BundleError, SolError
 from sol_rt.generate.model import SolModel
 
-DOCS = Path(__file__).parent.parent / "docs" / "bundle.md"
+DOCS = Path(__file__).parent.parent / "docs/reference/bundle.md"
 SCREEN = {"candidates": 8, "tail_offset": 0.5}
 
 

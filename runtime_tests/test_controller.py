@@ -317,7 +317,7 @@ def test_the_dense_action_must_be_there() -> None:
 
 
 class Documented:
-    """The account and the limits of docs/decode-loop.md, sections 2 and 3, for a budget, line by line."""
+    """The account and the limits of docs/reference/decode-loop.md, sections 2 and 3, for a budget, line by line."""
 
     def __init__(self, budget: float, dense: int) -> None:
         self.budget, self.dense = budget, dense

@@ -1,4 +1,4 @@
-"""Costs: the bytes model of docs/bundle.md by hand, calibrated lines, and tables that must not be used."""
+"""Costs: the bytes model (docs/reference/bundle-details.md) by hand, calibrated lines, tables that must not be used."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def test_what_a_file_says_is_cut() -> None:
 
 
 def test_the_package_names_the_errors_of_a_run() -> None:
-    """Errors that a program has to tell apart from others, as docs/chat.md does with BusyError."""
+    """Errors that a program has to tell apart from others, as docs/reference/python.md does with BusyError."""
     found = {name for name, each in vars(errors).items() if isinstance(each, type) and issubclass(each, SolError)}
     assert found - NOT_OF_A_RUN <= set(sol_rt.__all__)
     for name in sol_rt.__all__:

@@ -65,7 +65,7 @@ LEVELS: dict[str, Any] = {
 """Of the default export."""
 PROMPT, STEPS = 40, 32
 FIGURES = os.environ.get("SOL_RT_PARITY_FIGURES")
-"""A file to which the figures of docs/models.md are appended."""
+"""A file to which the figures of docs/reference/models.md are appended."""
 
 
 @dataclass(frozen=True)

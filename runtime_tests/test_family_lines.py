@@ -1,4 +1,4 @@
-"""How many lines of data a model family takes: at most 50, and those that docs/models.md says."""
+"""How many lines of data a model family takes: at most 50, and those that docs/reference/models.md says."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_no_family_takes_more_than_50_lines(lines: dict[str, int]) -> None:
 
 
 def test_the_page_says_how_many(lines: dict[str, int]) -> None:
-    page = (ROOT / "docs" / "models.md").read_text(encoding="utf-8").splitlines()
+    page = (ROOT / "docs/reference/models.md").read_text(encoding="utf-8").splitlines()
     column = next(line for line in page if line.startswith("| family")).split("|").index(" lines ")
     said = {match[1]: int(line.split("|")[column]) for line in page if (match := _ROW.match(line))}
     assert said == lines

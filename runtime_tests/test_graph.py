@@ -1,4 +1,4 @@
-"""Graphs of every decoder family: valid ONNX, the contract of docs/bundle.md section 1, the decoder's arithmetic."""
+"""Graphs of every decoder family: valid ONNX, docs/reference/bundle-details.md section 1, the decoder's arithmetic."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def _run(
         feed[f"past_key_range.{layer}"] = np.zeros((1, decoder.num_kv_heads, 4, 2), np.float16)
     options = ort.SessionOptions()
     options.log_severity_level = 4
-    if "q8" in path.name or "qmix" in path.name:  # see docs/bundle.md, section 3
+    if "q8" in path.name or "qmix" in path.name:  # see docs/reference/bundle-details.md, section 3
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     logits, hidden = session.run(["logits", "hidden_states"], feed)

@@ -49,7 +49,7 @@ def test_batches_give_what_steps_give(engine: Engine, action: Action) -> None:
 
 
 def test_losses_are_those_of_the_reference(tmp_path: Path) -> None:
-    """float64 arithmetic of docs/bundle.md, dense at 8 bits."""
+    """float64 arithmetic of docs/reference/bundle-details.md, dense at 8 bits."""
     decoder = RandomDecoder.write(describe("llama"), tmp_path)
     engine = Engine(Bundle.open(decoder.write_bundle(tmp_path, [(1.0, 8)])), provider="cpu")
     (got,) = token_losses(engine, WINDOWS[1:], [Candidate(Action(1.0, 1.0, 8))])

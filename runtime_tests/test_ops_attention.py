@@ -1,4 +1,4 @@
-"""The native kernel of SparseAttention against a float64 model of its specification (docs/bundle.md, section 3)."""
+"""The native kernel of SparseAttention against a float64 model of docs/reference/bundle-details.md, section 3."""
 
 from __future__ import annotations
 

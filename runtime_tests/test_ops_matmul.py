@@ -95,7 +95,7 @@ MOST_CODE = {4: 127, 6: 127, 8: 254 * 127}
 
 
 def quantized_product(x: Array, w: Nested) -> Array:
-    """x W with integer activations as docs/bundle.md section 2 has it: x float32 [M, K] -> float64 [M, N]."""
+    """x W with integer activations (docs/reference/bundle-details.md section 2): float32 [M, K] -> float64 [M, N]."""
     k, n = w.codes.shape
     result = np.zeros((x.shape[0], n))
     for b in range(k // BLOCK):

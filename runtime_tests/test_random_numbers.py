@@ -1,4 +1,4 @@
-"""docs/decode-loop.md section 5, written down once more: hosts in other languages draw the numbers that NumPy draws."""
+"""docs/reference/decode-loop.md section 5, written down once more: all hosts draw the numbers that NumPy draws."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from sol_rt.budget.schedules.random_schedule import drawn
 
-_PAGE = Path(__file__).resolve().parents[1] / "docs" / "decode-loop.md"
+_PAGE = Path(__file__).resolve().parents[1] / "docs/reference/decode-loop.md"
 _WORD, _LONG, _STATE = (1 << 32) - 1, (1 << 64) - 1, (1 << 128) - 1
 _MULTIPLIER = 0x2360ED051FC65DA44385DF649FCCF645
 

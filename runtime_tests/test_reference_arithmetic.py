@@ -1,5 +1,5 @@
 """The reference model's own arithmetic: against transformers with nothing rounded, and against plain loops over
-docs/bundle.md."""
+docs/reference/bundle-details.md."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ def test_keep_largest_takes_the_lower_index_of_ties(count: int) -> None:
     ("length", "kv_density"), [(3, 0.1), (4, 0.1), (8, 0.1), (95, 0.1), (95, 0.5), (100, 0.25), (112, 0.99)]
 )
 def test_sparse_step_equals_plain_loops(name: str, length: int, kv_density: float) -> None:
-    """Attention of one step with float16 keys and values, chosen as section 3 of docs/bundle.md words it."""
+    """Attention of one step with float16 keys and values, by docs/reference/bundle-details.md section 3."""
     _, weights = _reference(name)
     torch_reference = ReferenceModel(weights, Arithmetic(rounded_activations=False))
     d, cache = torch_reference.decoder, torch_reference.new_cache(1)

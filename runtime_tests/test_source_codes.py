@@ -27,7 +27,7 @@ KINDS = ("Q4_0", "Q4_1", "Q4_K")
 
 
 def meant(own: SourceCodes) -> np.ndarray:
-    """Weights of the codes by section 2 of docs/bundle.md, float64 [n, KB, 32]."""
+    """Weights of the codes by section 2 of docs/reference/bundle-details.md, float64 [n, KB, 32]."""
     q = own.q.reshape(*own.scale.shape, BLOCK).astype(np.float64)
     return own.scale.astype(np.float64)[..., None] / 16 * (16 * q - own.zero.astype(np.float64)[..., None])
 

@@ -51,7 +51,7 @@ def stored(bundle: Bundle, name: str) -> np.ndarray:
 
 
 def codes(bundle: Bundle, matrix: str) -> np.ndarray:
-    """The codes of the base plane, [K, N], by the format of docs/bundle.md section 2."""
+    """The codes of the base plane, [K, N], by the format of docs/reference/bundle-details.md section 2."""
     base = stored(bundle, f"{matrix}.base")
     if base.ndim == 2:
         return base

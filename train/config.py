@@ -46,7 +46,7 @@ class PolicyConfig:
     use_embedding: bool = True
     """Whether the policy reads the embedding of the token about to be processed."""
     scalars: tuple[str, ...] = KNOWN_SCALARS
-    """Names of the scalars that the policy reads, out of those of docs/bundle.md, section 5."""
+    """Names of the scalars that the policy reads, out of those of docs/reference/bundle-details.md, section 5."""
     actions: tuple[str, ...] = ()
     """Tags of the actions that the policy picks among, dense among them. Without any: those on the lower hull of the
     bundle's losses at a length of `data.windows`. Every action more makes measuring longer."""

@@ -21,7 +21,7 @@ As in the paper and its authors' code (arXiv 2605.10875): teacher-forced text; o
 at a temperature; discounted returns with the budget penalty at every step; advantages centred over the K schedules at
 each step and whitened over the batch; PPO's clipped ratio; an entropy bonus.
 
-Departures, whose reasons docs/method.md gives:
+Departures, whose reasons docs/design/method.md gives:
 
     start        The network comes from stage 1 (warm_start.py), not from random parameters.
     reward       Minus the divergence from dense, where the paper rewards the log-likelihood of the true next token.

@@ -5,7 +5,7 @@ too low.
 
 Losses of short contexts are measured on the held-out windows of the user's file. Without one, they are measured on
 sample_text/, one window of each of its kinds: a model is surer of its own text than of others', and a short own text is
-of one kind. docs/results/low-bits.md has the difference. A large model would write for minutes, so it is fitted to
+of one kind. docs/results/quality.md has the difference. A large model would write for minutes, so it is fitted to
 sample_text/fitted/, which none of the scored windows is from.
 """
 

@@ -93,7 +93,7 @@ class Effort:
     def quick(cls, weights: int, coded: bool) -> Effort:
         """What keeps most of that in a fraction of the time.
 
-        docs/results/calibration.md has the seconds that it takes.
+        docs/results/quality.md has the seconds that it takes.
 
         Args:
             weights: of the model.

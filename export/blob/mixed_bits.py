@@ -13,7 +13,7 @@ If every matrix of the layers has 4-bit codes, what a 4-bit graph loses is in it
 of a matrix read at 8 bits have 16. So the graph then reads all matrices at 8 bits except the largest, the MLP's first.
 
 A graph of 3 bits reads only the MLP's first matrix at 3, and the others at 4. That matrix is half of a layer, and the
-cheapest place: docs/results/low-bits.md has other choices at the same bytes. The last layer reads it at 4, too: there
+cheapest place: docs/results/quality.md has other choices at the same bytes. The last layer reads it at 4, too: there
 it loses four to six times what it loses in another layer.
 
 A source without 4-bit codes has no mixed-precision graph: taking steps of 4 and 6 bits in turn reaches what a mix of

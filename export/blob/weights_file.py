@@ -1,7 +1,7 @@
 """Writes weights.bin: `layout` places every tensor, then `fill_blob` writes the tensors through a memory mapping.
 
 Each matrix is read, quantized, packed and written a few million weights at a time, so memory does not grow with the
-model. docs/bundle.md section 2 defines the tensors, section 4 their names.
+model. docs/reference/bundle-details.md section 2 defines the tensors, section 4 their names.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The 3-bit level: every weight is an entry of one of four tables, times a scale. Section 2 of docs/bundle.md has it.
+"""The 3-bit level (docs/reference/bundle-details.md section 2): an entry of one of four tables, times a scale.
 
     W[n, k] = s[n] * m[k / 32, n] * codebook[t[k / 32, n]][code[n, k]]
 

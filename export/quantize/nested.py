@@ -1,6 +1,7 @@
 """Nested quantization: one 8-bit code for each weight, whose leading bits are good 4-bit and 6-bit codes.
 
-The format, from section 2 of docs/bundle.md. W has N outputs and K input channels, in KB = K / 32 blocks:
+The format is section 2 of docs/reference/bundle-details.md. W has N outputs and K input channels, in KB = K / 32
+blocks:
 
     code8 = 16 q + 4 b + c          q in 0..15 (base plane), b and c in 0..3 (residual planes 1 and 2)     uint8 [N, K]
     level 4:  W = s / 16 * (16 q               - z)

@@ -1,4 +1,4 @@
-"""docs/bundle.md in NumPy, float64: the operators of domain `sol`, and random weights in their storage."""
+"""The operators of docs/reference/bundle-details.md in NumPy, float64, and random weights in their storage."""
 
 from __future__ import annotations
 

@@ -164,5 +164,5 @@ def untried_states(config: SolConfig, dial: Dial | None = None) -> str:
         instead = "with --budget 1"
     return (
         "what cheap steps do to the states of short convolutions was measured on random weights only "
-        f"(docs/hybrid.md); compare {instead}"
+        f"(docs/reference/models.md); compare {instead}"
     )

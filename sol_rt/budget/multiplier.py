@@ -1,6 +1,6 @@
 """The Lagrange multiplier: what the policy's logits are charged for a dense step's cost, so that the budget is held.
 
-docs/decode-loop.md has the same computation as pseudo-code.
+docs/reference/decode-loop.md has the same computation as pseudo-code.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The policy's session: it runs once before each decode step and keeps its recurrent state between runs.
 
-docs/bundle.md section 5 has the contract of the graph.
+docs/reference/bundle-details.md section 5 has the contract of the graph.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The schema of `sol_config.json`: frozen dataclasses that mirror the file, and how they are written as JSON.
 
-docs/bundle.md section 4 specifies the format. config_reader.py reads and checks the file.
+docs/reference/bundle-details.md section 4 specifies the format. config_reader.py reads and checks the file.
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ class ActionEntry:
 
 @dataclass(frozen=True)
 class PolicySpec:
-    """Inputs and outputs of policy.onnx (docs/bundle.md section 5), and what the policy is worth.
+    """Inputs and outputs of policy.onnx (docs/reference/bundle-details.md section 5), and what the policy is worth.
 
     `state_shape` is [layers, 2, heads, horizon, size]. `gain_over_hull` is by how many nats per token `sol` lost less
     than `hull` on held-out text at the same budgets; 0 if it did not, or was not compared. `gain_budgets` is the range

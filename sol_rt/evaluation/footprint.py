@@ -1,6 +1,6 @@
 """Estimates the main memory that a process takes to run a bundle on the CPU with native operators.
 
-docs/memory.md compares the estimates with measurements.
+docs/design/memory.md compares the estimates with measurements.
 """
 
 from __future__ import annotations

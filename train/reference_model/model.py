@@ -1,5 +1,6 @@
-"""The torch reference model: runs a decoder under any action with the runtime's own arithmetic (docs/bundle.md,
-sections 2 and 3).
+"""The torch reference model: runs a decoder under any action with the runtime's own arithmetic.
+
+docs/reference/bundle-details.md, sections 2 and 3, has the arithmetic.
 
 It dequantizes nested weights in float32, rounds activations in front of every nested product, takes exactly the largest
 channels, holds keys and values in float16 or int8, and chooses old tokens by 4-bit codes of their keys. So runtime and

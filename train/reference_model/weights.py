@@ -1,7 +1,7 @@
 """Weights of the torch reference model, from a bundle or from a checkpoint.
 
-A nested matrix is held as one byte per weight (`code8` of docs/bundle.md, section 2), and so is level 3, where the
-bundle has it. Float32 values at 3, 4, 6 or 8 bits are computed on first use.
+A nested matrix is held as one byte per weight (`code8` of docs/reference/bundle-details.md, section 2), and so is level
+3, where the bundle has it. Float32 values at 3, 4, 6 or 8 bits are computed on first use.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class FloatMatrix(Matrix):
 class NestedMatrix(Matrix):
     """Nested codes. They are dequantized to float32 on first use of some bits, and kept so until `release`.
 
-    value = (code8 & mask(bits) - zero - offset(bits)) * scale / 16, as docs/bundle.md, section 2, has it.
+    value = (code8 & mask(bits) - zero - offset(bits)) * scale / 16, by docs/reference/bundle-details.md section 2.
 
     Args:
         codes: uint8 [N, K], code8. Bits of planes that the bundle lacks are 0.
@@ -117,7 +117,7 @@ class NestedMatrix(Matrix):
 class CodedMatrix(Matrix):
     """Level 3: codes into tables, dequantized to float32 on first use, and kept so until `release`.
 
-    value = output_scale * scale * codebook[table, code], as docs/bundle.md, section 2, has it.
+    value = output_scale * scale * codebook[table, code], as docs/reference/bundle-details.md, section 2, has it.
 
     Args:
         codes: uint8 [N, K], 0 … 7.

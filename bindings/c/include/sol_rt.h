@@ -80,7 +80,7 @@ typedef struct sol_runtime_options {
   uint32_t size;
   const void* ort_api_base;      // `const OrtApiBase*` of the ONNX Runtime that the host has loaded; NULL to open `ort_library`
   const char* ort_library;       // path or name of ONNX Runtime's shared library, for dlopen; NULL for the system's usual name
-  int32_t threads;               // threads of the process-wide pool of ONNX Runtime; 0 for as many as help (docs/embedding.md, Threads)
+  int32_t threads;               // threads of the process-wide pool of ONNX Runtime; 0 for as many as help (docs/guide/embedding.md, Threads)
   int32_t native_operators;      // 1: register the operators of this library; 0: run the function bodies in the graphs
   int32_t spin;                  // 1: waiting threads of the pool spin, as is ONNX Runtime's default; 0: they sleep, which saves battery
 } sol_runtime_options;
@@ -314,7 +314,7 @@ SOL_RT_API sol_error* sol_session_set_tokens_per_second(sol_session* session, do
 SOL_RT_API int32_t sol_session_busy(const sol_session* session);
 
 // ---- Governor: from the device's state to a budget ------------------------------------------------------------------------------------------------
-// A pure function with a state of its own; docs/decode-loop.md section 8 has the table. Call it every second or every few tokens and hand its budget on.
+// A pure function with a state of its own (docs/reference/decode-loop.md section 8). Call it every second or every few tokens and hand its budget on.
 
 typedef struct sol_governor_settings {
   uint32_t size;

@@ -1,4 +1,6 @@
-"""The function body of `SparseAttention` (docs/bundle.md section 3); operators.py says what all bodies have to heed.
+"""The function body of `SparseAttention` (docs/reference/bundle-details.md section 3).
+
+operators.py says what all bodies have to heed.
 
 For query head h and its KV head g = h / (H / Hk), over the tokens t that are read:
 

@@ -82,7 +82,7 @@ class AttentionShape:
     @property
     def row_tokens(self) -> int:
         """The number of tokens whose pairs of KV head and token form a row, which bodies sort at once
-        (docs/function-bodies.md)."""
+        (docs/design/function-bodies.md)."""
         fitting = [n for n in range(1, self.capacity_step + 1) if n * self.kv_heads <= _SORTED_AT_ONCE]
         return max(n for n in fitting if self.capacity_step % n == 0)
 

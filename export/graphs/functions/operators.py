@@ -1,4 +1,6 @@
-"""The function bodies of the operators of domain `sol`, in standard operators. docs/bundle.md section 3 defines them.
+"""The function bodies of the operators of domain `sol`, in standard operators.
+
+docs/reference/bundle-details.md section 3 defines them.
 
 ONNX Runtime inlines a body if no native kernel is registered. Rules for all bodies:
 - Every operator used has a CPU and a WebGPU kernel.

@@ -1,8 +1,8 @@
 """The controller of a budget, a rate or a loss: turns it into limits and targets for single steps, in closed loop.
 
 Whatever a schedule prefers, the controller allows only actions after which the total spend is still close to what was
-asked for, so that |achieved - requested| <= 0.02 holds at every step from the 64th on. docs/decode-loop.md has the
-same arithmetic as pseudo-code.
+asked for, so that |achieved - requested| <= 0.02 holds at every step from the 64th on. docs/reference/decode-loop.md
+has the same arithmetic as pseudo-code.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The window arithmetic of both controllers: what was spent, what was allowed, and how far the two may be apart.
 
-docs/decode-loop.md section 2 proves that a spend inside the window keeps the promise |achieved - requested| <= 0.02 at
-every step from the 64th on.
+docs/reference/decode-loop.md section 2 proves that a spend inside the window keeps the promise |achieved - requested|
+<= 0.02 at every step from the 64th on.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What a decode step costs: bytes read from memory, or milliseconds measured on this device.
 
-Both models are lines over what a step reads (docs/bundle.md section 4): fixed + per_token * tokens_read + per_page *
-pages_scored. The bytes model takes the three coefficients from the bundle, the calibrated one from a table that
-`sol-rt calibrate` measured.
+Both models are lines over what a step reads (docs/reference/bundle-details.md section 4): fixed + per_token *
+tokens_read + per_page * pages_scored. The bytes model takes the three coefficients from the bundle, the calibrated one
+from a table that `sol-rt calibrate` measured.
 """
 
 from __future__ import annotations

@@ -137,7 +137,7 @@ class Row:
         test_time: start of the test, ISO 8601.
         samples_ns: nanoseconds of each repetition.
         bytes_read: bytes of weights, cache entries and key codes that the decode steps of all repetitions read,
-            including the policy, by the bundle's bytes model (docs/bundle.md section 4); None for a prompt.
+            including the policy, by the bytes model (docs/reference/bundle-details.md section 4); None for a prompt.
         peak_rss_mb: peak resident memory of the process so far, in 10^6 bytes.
     """
 

@@ -1,4 +1,4 @@
-// What a decode step costs: bytes, or milliseconds measured on this device (docs/bundle.md section 4, docs/decode-loop.md section 7).
+// What a decode step costs: bytes, or milliseconds measured on this device (docs/reference: bundle-details.md section 4, decode-loop.md section 7).
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// The governor: moves the budget between two bounds, as battery, heat and speed ask (docs/decode-loop.md section 8).
+// The governor: moves the budget between two bounds, as battery, heat and speed ask (docs/reference/decode-loop.md section 8).
 #pragma once
 
 #include <cstdint>

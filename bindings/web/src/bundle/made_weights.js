@@ -1,6 +1,6 @@
 /**
- * What a host makes of nested weights when it loads a graph for browsers (docs/function-bodies.md, "In a browser"):
- * float32 matrices, or bases packed for MatMulNBits. docs/bundle.md section 2 has the format of nested weights.
+ * What a host makes of nested weights when it loads a graph for browsers (docs/design/function-bodies.md, "In a browser"):
+ * float32 matrices, or bases packed for MatMulNBits. docs/reference/bundle-details.md section 2 has the format of nested weights.
  */
 
 /** @import {TensorEntry} from "./config.js" */

@@ -1,4 +1,4 @@
-// Attention over the cache: one token by a team, or many tokens. docs/bundle.md section 3, SparseAttention, is its specification.
+// Attention over the cache: one token by a team, or many tokens. docs/reference/bundle-details.md section 3, SparseAttention, is its specification.
 #pragma once
 
 #include <cstddef>

@@ -55,7 +55,7 @@ struct AttentionCall {
   void* value;                  // [Hk, C, D]
   hwy::float16_t* key_scale;    // [Hk, C], what a token's codes are multiplied by; null for float16
   hwy::float16_t* value_scale;  // as key_scale
-  uint8_t* key_codes;           // [Hk, C, D / 2], 4 bits a number, interleaved within a page: docs/bundle.md section 3
+  uint8_t* key_codes;           // [Hk, C, D / 2], 4 bits a number, interleaved within a page: docs/reference/bundle-details.md section 3
   hwy::float16_t* key_range;    // [Hk, C, 2], of a page its tokens' minima, then their steps
   float* y;                     // [S, H D]
 

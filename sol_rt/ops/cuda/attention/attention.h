@@ -1,4 +1,4 @@
-// Attention over the cache on the device. docs/bundle.md section 3, SparseAttention, is its specification. No CUDA header is needed to
+// Attention over the cache on the device. docs/reference/bundle-details.md section 3, SparseAttention, is its specification. No CUDA header is needed to
 // call this.
 #pragma once
 

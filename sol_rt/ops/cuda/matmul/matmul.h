@@ -1,4 +1,4 @@
-// Products with nested matrices on the device: what is launched, and the memory between launches. docs/bundle.md section 2 has the
+// Products with nested matrices on the device: what is launched, and the memory between launches. docs/reference/bundle-details.md section 2 has the
 // formats. No CUDA header is needed to call this.
 #pragma once
 

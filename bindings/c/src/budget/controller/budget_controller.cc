@@ -1,7 +1,7 @@
 // Holds a budget, a rate or a loss: turns it into limits and targets for single steps, in closed loop.
 //
 // Whatever a schedule prefers, only actions are allowed after which the total spend is still close to what was asked for, so that
-// |achieved - requested| <= 0.02 holds at every step from the 64th on. docs/decode-loop.md has the same arithmetic as pseudo-code.
+// |achieved - requested| <= 0.02 holds at every step from the 64th on. docs/reference/decode-loop.md has the same arithmetic as pseudo-code.
 #include <algorithm>
 #include <cmath>
 #include <limits>

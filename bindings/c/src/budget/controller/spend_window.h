@@ -1,4 +1,4 @@
-// The window arithmetic of both controllers: what was spent, what was allowed, and how far the two may be apart (docs/decode-loop.md section 2).
+// The window arithmetic of both controllers: what was spent, what was allowed, and how far the two may be apart (docs/reference/decode-loop.md section 2).
 #pragma once
 
 #include <algorithm>

@@ -1,4 +1,4 @@
-// What `sol_config.json` says (docs/bundle.md, section 4).
+// What `sol_config.json` says (docs/reference/bundle-details.md, section 4).
 #pragma once
 
 #include <algorithm>
