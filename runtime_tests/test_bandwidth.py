@@ -58,6 +58,7 @@ def test_all_of_the_buffer_is_read_in_every_pass(threads: int, monkeypatch: pyte
     assert sum(seen) == 3 * 8 * 1001
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own_measures() -> None:
     assert bandwidth.measure_apart(2) > 0
 

@@ -149,6 +149,7 @@ def test_a_full_conversation_is_kept_or_forgotten(
     assert prompts[-1] == [{"role": "user", "content": "w3"}]
 
 
+@pytest.mark.slow
 def test_a_loss_may_be_set_and_the_default_taken_again(
     chat: Chat, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:

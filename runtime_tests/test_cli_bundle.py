@@ -103,6 +103,7 @@ def text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("text.txt").write_text("a word and another " * 20, encoding="utf-8")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("text")
 @pytest.mark.parametrize(
     "argv",
@@ -451,6 +452,7 @@ def test_perplexity_is_a_mean_over_decode_steps(capsys: pytest.CaptureFixture[st
     assert cheap["nll"] != result["nll"]
 
 
+@pytest.mark.slow
 def test_calibration_is_used_from_then_on(capsys: pytest.CaptureFixture[str], home: Path) -> None:
     result = as_json(capsys, "calibrate", "--contexts", "16,64", "-r", "3", "--provider", "cpu", "--json")
     assert Path(result["path"]).is_relative_to(home)

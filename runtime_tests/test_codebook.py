@@ -165,6 +165,7 @@ def test_matrices_have_only_the_levels_that_graphs_read(tmp_path: Path) -> None:
     assert torch.isfinite(twin(torch.tensor([[5, 6, 7]]), Action(1.0, 1.0, THREE), twin.new_cache(1))[0]).all()
 
 
+@pytest.mark.slow
 def test_bits_that_serve_lower_densities_alone_are_not_compared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -120,6 +120,7 @@ def test_budget_holds_with_costs_in_bytes(
     assert worst <= TOLERANCE
 
 
+@pytest.mark.slow
 @settings(max_examples=120, deadline=None)
 @given(
     budget=budgets,
@@ -345,6 +346,7 @@ class Documented:
         return float(np.clip(wanted, costs.min(), costs.max())) / dense
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     budget=st.floats(0.05, 0.99),

@@ -76,6 +76,7 @@ def test_the_second_largest_is_exact(sums: Sums, size: int, seed: int) -> None:
     assert sums(logits).second == (rest[-1] if size > 1 else np.finfo(np.float32).min)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.skipif("SOL_RT_SIMD_TARGETS" in os.environ, reason="this is the run of one target")
 @pytest.mark.skipif(library_path() is None, reason="the native operators are not built")

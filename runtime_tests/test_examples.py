@@ -58,6 +58,7 @@ def test_generate(bundle: Path, tmp_path: Path) -> None:
     assert achieved == pytest.approx([1.0, 0.8, 0.6], abs=0.03)
 
 
+@pytest.mark.slow
 def test_generate_with_real_weights(smollm2_bundle: Path, tmp_path: Path) -> None:
     printed = run("generate.py", smollm2_bundle, "The capital of France is", "-n", "16", home=tmp_path)
     assert printed.count("The capital of France is Paris") == 3  # at every budget

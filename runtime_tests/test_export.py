@@ -460,6 +460,7 @@ def test_ladders_are_checked(options: dict[str, Any], message: str, folder: Path
     fails(folder, tmp_path / "out", UsageError, message, **options)
 
 
+@pytest.mark.slow
 def test_only_bundles_are_replaced(folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     output.mkdir()

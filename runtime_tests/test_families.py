@@ -232,6 +232,7 @@ def test_a_context_that_ends_before_the_models_own_is_said(tmp_path: Path) -> No
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(library_path() is None, reason="the native operators are not built")
 @on_every_family
 def test_parity_of_every_action(model: Model) -> None:

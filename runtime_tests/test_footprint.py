@@ -98,6 +98,7 @@ def measured(bundle: Path, *contexts: int) -> list[list[int]]:
     return found
 
 
+@pytest.mark.slow
 @measurable
 @on_linux
 def test_estimates_are_what_a_process_takes(medium: Path, config: SolConfig) -> None:
@@ -109,6 +110,7 @@ def test_estimates_are_what_a_process_takes(medium: Path, config: SolConfig) -> 
     assert own_long - own_short == pytest.approx(grown, rel=0.1)
 
 
+@pytest.mark.slow
 @measurable
 @on_linux
 def test_layers_with_a_window_take_no_more_than_they_keep(windowed: Path, config: SolConfig) -> None:

@@ -184,6 +184,7 @@ def test_the_lowest_budget_is_that_of_the_loss(
     assert ("expect broken text" in err) == (loss > 0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["generate", "chat"])
 def test_a_loss_that_cannot_be_kept(
     command: str, measured: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

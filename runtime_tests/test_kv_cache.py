@@ -85,6 +85,7 @@ def test_a_growth_that_is_interrupted_loses_nothing(cache: KvCache, at: int, mon
             cache.resize(192, 40)
 
 
+@pytest.mark.slow
 @on_linux
 def test_all_buffers_lie_in_one_private_mapping_that_asks_for_large_pages(cache: KvCache) -> None:
     cache.resize(256, 0)
@@ -98,6 +99,7 @@ def test_all_buffers_lie_in_one_private_mapping_that_asks_for_large_pages(cache:
     assert "hg" in flags[1].split()
 
 
+@pytest.mark.slow
 @on_linux
 @pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="a kernel without large pages")
 def test_layers_with_a_window_have_small_pages_where_parts_are_given_back() -> None:

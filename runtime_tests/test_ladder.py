@@ -19,6 +19,7 @@ from helpers.tiny_bundle import write_bundle
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.engine.engine import Engine
+from sol_rt.engine.providers import start_pool
 from sol_rt.errors import UsageError
 from sol_rt.export.actions.losses import Candidate, token_losses
 
@@ -410,7 +411,7 @@ def test_a_run_from_scores_to_page(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         actions=[Action(1.0, 1.0, 4), Action(0.3, 1.0, 4)],
         count=2,
         repetitions=2,
-        threads=2,
+        threads=start_pool(None),
     )
     run = ladder.Run(args)
     run.score()
@@ -425,7 +426,7 @@ def test_a_run_from_scores_to_page(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert (document["file"], document["command"]) == ("text", "command")
     drawn = ladder_figure.draw(json.loads(json.dumps(document)))
     assert "tiny: added loss against time per token</title>" in drawn
-    assert f"{document['machine']}, 2 threads, after 16 tokens of context" in drawn
+    assert f"{document['machine']}, {args.threads} threads, after 16 tokens of context" in drawn
     (figures,) = document["contexts"]
     assert figures["verdicts"].keys() == {"Q4_K_M"}
     (dense, four, sparse) = figures["actions"]

@@ -60,6 +60,7 @@ def run(controller: Controller, wanted: dict[int, float], pick: Pick, context: i
             assert abs(controller.achieved - controller.requested) <= TOLERANCE
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(
     first=st.floats(0, 1),

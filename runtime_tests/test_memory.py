@@ -80,6 +80,7 @@ def _assert_shared(bundle: Path) -> tuple[Resident, Resident, float]:
     return one, every, own
 
 
+@pytest.mark.slow
 @native
 def test_variants_share_the_weights(tmp_path: Path) -> None:
     decoder = replace(
@@ -123,6 +124,7 @@ print(max(seen) - seen[0])
 """
 
 
+@pytest.mark.slow
 @native
 def test_an_export_takes_the_memory_of_a_layer(llama_checkpoint: Path, tmp_path: Path) -> None:
     """Comparison included: less than 1.5 times the largest layer in float32, of a model of two."""

@@ -58,6 +58,7 @@ def test_a_source_of_only_4_bit_codes_reads_more_where_activations_count(tmp_pat
     assert config.variants["s100-qmix"].layer_bits == ((8, 8, 4, 8),) * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["tiny-llama", "tiny-qwen2", "tiny-phi3"])
 @pytest.mark.parametrize("calibrated", [False, True])
 def test_a_mixed_graph_is_nearer_to_the_source_than_one_of_4_bits(

@@ -381,6 +381,7 @@ def test_a_stale_calibration_stays_and_a_quick_one_serves_beside_it(
     assert "measured" not in again.cost.note  # but not measured at every load
 
 
+@pytest.mark.slow
 def test_costs_are_measured_once_at_the_first_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOL_RT_HOME", str(tmp_path / "home"))
     monkeypatch.setattr("sol_rt.budget.cost.calibrate._SCATTER", math.inf)

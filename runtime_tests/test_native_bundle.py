@@ -78,6 +78,7 @@ def compare(program: Path, kind: str, read: Callable[[Path], object], paths: lis
     return pairs
 
 
+@pytest.mark.slow
 def test_poisoned_configs(program: Path, pristine: Path, tmp_path: Path) -> None:
     document = json.loads((pristine / CONFIG_NAME).read_text(encoding="utf-8"))
     document["weights"]["tensors"] = dict(list(document["weights"]["tensors"].items())[:4])

@@ -63,7 +63,7 @@ def program_of(bundle: Bundle, prompt: int) -> list[tuple[Action, list[int]]]:
 
 def assert_same_numbers(folder: Path, results: Path, *, native: bool, prompt: int) -> None:
     bundle = Bundle.open(folder)
-    engine = Engine(bundle, provider="cpu", threads=2, native_ops=native)
+    engine = Engine(bundle, provider="cpu", native_ops=native)
     with Core(results, native=native) as core:
         core.do(f"load {folder}")
         core.do("engine")
@@ -127,7 +127,7 @@ def test_same_policy(layer: bool, tmp_path: Path) -> None:
         write_policy(tmp_path / "linear", TrainedPolicy(shape, KNOWN_SCALARS, actions, "", parameters))
         bundle = give_policy(folder, tmp_path / "linear")
     policy = PolicySession(bundle)
-    engine = Engine(bundle, provider="cpu", threads=2)
+    engine = Engine(bundle, provider="cpu")
     draw = np.random.default_rng(1)
     with Core(tmp_path / "results") as core:
         core.do(f"load {folder}")

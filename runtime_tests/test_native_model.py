@@ -20,6 +20,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_bundle(tmp_path_factory.mktemp("native") / "tiny", policy=True, losses=True)
 
 
+@pytest.mark.slow
 def test_calls(folder: Path, tmp_path: Path) -> None:
     table = tmp_path / "costs.json"
     command = [core_build("model_calls") / "model_calls", ort_library(), folder, table, GOLDEN]

@@ -95,7 +95,7 @@ def got_of(core: Core, chosen: list[Move]) -> Iterator[np.ndarray]:
 def test_same_numbers_as_python_over_rewinds(folder: Path, tmp_path: Path, native: bool) -> None:
     if native and library_path() is None:
         pytest.skip("the native operators are not built")
-    engine = Engine(Bundle.open(folder), provider="cpu", threads=2, native_ops=native)
+    engine = Engine(Bundle.open(folder), provider="cpu", native_ops=native)
     with Core(tmp_path / "results", native=native) as core:
         core.do(f"load {folder}")
         core.do("engine")
@@ -112,7 +112,7 @@ def test_a_restored_session_goes_on_as_the_saved_one(folder: Path, tmp_path: Pat
     before: list[Move] = [(DENSE, TOKENS[:700]), *steps(700, 100)]
     pending: list[Move] = [690, *steps(3000, 5), 650]  # saved before the tokens behind the last copy run again
     after: list[Move] = [*steps(800, 9), 790, *steps(1, 2), 699, *steps(5, 30), 512, *steps(9, 3), 40, *steps(50, 3)]
-    engine = Engine(Bundle.open(folder), provider="cpu", threads=2)
+    engine = Engine(Bundle.open(folder), provider="cpu")
     with Core(tmp_path / "results") as core:
         core.do(f"load {folder}")
         for name, chosen in (("first", before), ("pending", [*before, *pending])):
@@ -251,7 +251,7 @@ def test_files_of_other_versions_are_refused(folder: Path, tmp_path: Path) -> No
 
 
 def test_a_cancelled_prompt_goes_on_where_it_was(folder: Path, tmp_path: Path) -> None:
-    engine = Engine(Bundle.open(folder), provider="cpu", threads=2)
+    engine = Engine(Bundle.open(folder), provider="cpu")
     engine.forward(TOKENS[:20], DENSE)
     engine.on_chunk = interrupt
     with pytest.raises(KeyboardInterrupt):
@@ -320,8 +320,8 @@ LONG: dict[str, Any] = {"max_new_tokens": 40, "eos_token_id": [], **SAMPLED}
 @pytest.mark.filterwarnings("ignore::sol_rt.errors.QualityWarning")
 def test_turns_are_those_of_python(spoken: Path, tmp_path: Path, dial: dict[str, Any]) -> None:
     """A second turn, the first one again, an edited one; in the core from a file that another session saved."""
-    python = SolModel.from_pretrained(spoken, provider="cpu", threads=2, measure_costs=False)
-    native = NativeModel.from_pretrained(spoken, threads=2, measure_costs=False)
+    python = SolModel.from_pretrained(spoken, provider="cpu", measure_costs=False)
+    native = NativeModel.from_pretrained(spoken, measure_costs=False)
     settings = {"max_new_tokens": 40, "eos_token_id": [], "reuse_cache": True, **SAMPLED, **dial}
     texts = [TOKENS[:60]]
     for number in range(4):
@@ -359,7 +359,7 @@ def finished(stream: Any) -> Any:
 def opened(kind: Any, folder: Path, native: bool) -> Any:
     """A SolModel or a NativeModel on the CPU, with native operators or without."""
     on_cpu = {"provider": "cpu"} if kind is SolModel else {}
-    return kind.from_pretrained(folder, threads=2, measure_costs=False, native_ops=native, **on_cpu)
+    return kind.from_pretrained(folder, measure_costs=False, native_ops=native, **on_cpu)
 
 
 def reopened(model: NativeModel, folder: Path, session: Path, native: bool = True) -> NativeModel:
@@ -488,7 +488,7 @@ def test_same_numbers_as_python_with_windows(windowed: Path, tmp_path: Path) -> 
     before: list[Move] = [(DENSE, TOKENS[:1500]), *steps(1500, 40)]
     rewinds: list[Move] = [1530, *steps(7, 20), 1450, *steps(9, 3), 1000, *steps(60, 30), 1010, (DENSE, TOKENS[:700])]
     after: list[Move] = [*rewinds, 1300, *steps(50, 3), 300, *steps(80, 9), 0, (CHEAP, TOKENS[:90]), *steps(3, 3)]
-    engine, session = Engine(Bundle.open(windowed), provider="cpu", threads=2), tmp_path / "session"
+    engine, session = Engine(Bundle.open(windowed), provider="cpu"), tmp_path / "session"
     with Core(tmp_path / "results") as core:
         core.do(f"load {windowed}")
         core.do("engine")
@@ -533,7 +533,7 @@ def test_turns_with_windows_are_those_of_python(windowed: Path, tmp_path: Path) 
 
 @WITH_CORE
 def test_private_memory_counts_the_states(spoken: Path) -> None:
-    native = NativeModel.from_pretrained(spoken, threads=2, measure_costs=False)
+    native = NativeModel.from_pretrained(spoken, measure_costs=False)
     finished(native.stream(TOKENS[:60], max_new_tokens=1, schedule="dense"))
     config = Bundle.open(spoken).config
     model, kv = config.model, config.kv

@@ -51,6 +51,7 @@ def _write(path: Path, document: dict[str, Any]) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_random_texts_have_the_tokens_of_tokenizers(program: Path, files: dict[str, Path]) -> None:
     for name, path in files.items():
         reference = Tokenizer.from_file(path)

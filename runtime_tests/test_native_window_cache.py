@@ -61,7 +61,7 @@ def moves() -> list[tuple[str, Any]]:
 def test_same_numbers_as_python_over_rewinds(folder: Path, tmp_path: Path) -> None:
     bundle = Bundle.open(folder)
     assert bundle.config.kv.windows == (WINDOW, 0)
-    engine = Engine(bundle, provider="cpu", threads=2)
+    engine = Engine(bundle, provider="cpu")
     with Core(tmp_path / "results") as core:
         core.do(f"load {folder}")
         core.do("engine")

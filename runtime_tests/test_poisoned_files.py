@@ -50,6 +50,7 @@ def reader(path: Path, read: Callable[[Path], object]) -> Callable[[str], object
     return run
 
 
+@pytest.mark.slow
 def test_a_bundles_config(bundle: Path, tmp_path: Path) -> None:
     document = json.loads((bundle / CONFIG_NAME).read_text(encoding="utf-8"))
     document["weights"]["tensors"] = dict(list(document["weights"]["tensors"].items())[:4])
@@ -82,6 +83,7 @@ def test_generation_settings_run(model: SolModel) -> None:
     assert refused > 60
 
 
+@pytest.mark.slow
 def test_tokenizer_config(tmp_path: Path) -> None:
     document = {
         "bos_token": "<s>",

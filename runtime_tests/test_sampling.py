@@ -94,6 +94,7 @@ def test_ties_at_the_edge_of_top_k_stay() -> None:
     assert (distribution(GenerationConfig(do_sample=True, top_k=2), logits) > 0).tolist() == [1, 1, 1, 1, 0]
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 1000))
 def test_draws_follow_the_distribution(seed: int) -> None:

@@ -58,6 +58,7 @@ def screen_tensors(bundle: Path) -> list[str]:
     return [name for name in Bundle.open(bundle).config.tensors if ".screen." in name]
 
 
+@pytest.mark.slow
 def test_the_screen_is_near_the_lm_head(measured: tuple[Path, Path]) -> None:
     config = Bundle.open(measured[0]).config
     assert len(screen_tensors(measured[0])) == 5
@@ -95,6 +96,7 @@ def test_a_stored_calibration_writes_it_again(
     assert files(tmp_path / "out") == files(bundle)
 
 
+@pytest.mark.slow
 def test_it_is_cut_off_where_no_graph_reads_it(llama_checkpoint: Path, text_file: Path, tmp_path: Path) -> None:
     out = exported(llama_checkpoint, tmp_path / "out", whole, calibration=text_file)
     config = Bundle.open(out).config

@@ -150,6 +150,7 @@ def test_a_trace_or_page_is_not_written_to_a_pipe_that_nobody_reads(
     assert written.count(b"\n") == 3
 
 
+@pytest.mark.slow
 def test_the_core_does_not_wait_for_the_reader_of_a_pipe(special: Path, capsys: pytest.CaptureFixture[str]) -> None:
     if sol_rt.ops.core_path() is None:
         pytest.skip("no native core")

@@ -739,6 +739,7 @@ def test_a_signal_in_native_code_leaves_stderr_alone(
     assert os.path.samestat(os.fstat(2), before)
 
 
+@pytest.mark.slow
 def test_a_tokenizer_that_the_library_cannot_read_again_is_refused() -> None:
     """Two texts of the vocabulary have one id. Which of them the library writes is luck, so this tries often."""
     path = Path(__file__).parent / "corpus" / "tokenizer" / "ids-twice.json"

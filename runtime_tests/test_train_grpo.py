@@ -129,6 +129,7 @@ def test_sampling_follows_the_charged_distribution_whatever_runs_beside() -> Non
     np.testing.assert_allclose(shares.numpy(), expected.numpy(), atol=0.03)  # 4 standard errors
 
 
+@pytest.mark.slow
 def test_updates_find_the_rewarded_action() -> None:
     """Where the token says which action is rewarded, a few updates learn it."""
     network, config, rows = _network(), GrpoConfig(gamma=0.0, entropy=0.0, penalty=0.0), 24

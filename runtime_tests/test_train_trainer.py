@@ -97,6 +97,7 @@ def trained(place: Path) -> Path:
     return place / "out"
 
 
+@pytest.mark.slow
 def test_both_stages_run_and_are_measured(trained: Path) -> None:
     rows = records(trained)
     stages = [row["stage"] for row in rows]
@@ -142,6 +143,7 @@ def test_a_policy_tells_where_it_wins(trained: Path) -> None:
         assert all(min(pair) <= 0 for pair in itertools.pairwise(sure.values()))
 
 
+@pytest.mark.slow
 def test_the_policy_file_has_the_range_that_was_won(place: Path, trained: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(trained, tmp_path / "won"))
     state = load_checkpoint(folder)
@@ -186,6 +188,7 @@ def test_a_calibration_that_no_longer_holds_is_said(
     assert said == [True, False]
 
 
+@pytest.mark.slow
 def test_a_policy_without_a_layer_is_trained_and_runs(
     trained: Path, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
