@@ -197,7 +197,7 @@ lint: $(VENV)/.dev typecheck
 
 # The type checker needs the layout of the installed package: sol_rt with export, train and models inside. Benchmarks also take helpers of the tests.
 typecheck: $(VENV)/.dev
-	@rm -rf build/typing && mkdir -p build/typing/sol_rt
+	@rm -rf build/typing/sol_rt && mkdir -p build/typing/sol_rt
 	@ln -s $(CURDIR)/sol_rt/* build/typing/sol_rt/
 	@for part in export train models; do ln -s $(CURDIR)/$$part build/typing/sol_rt/; done
 	cd build/typing && $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml -p sol_rt
