@@ -32,7 +32,7 @@ _SOFTWARE_COPY_BYTES = 64 << 20
 _LEAST_COPY_BYTES = 8 << 20
 _CHAIN = 256
 _KERNEL_LAUNCHES = {"DecoderLayer": 11, "NestedMatMul": 2, "NestedGather": 1}
-"""Kernel launches of the CUDA operators at one token (docs/gpu-kernels.md)."""
+"""Kernel launches of the CUDA operators at one token (docs/design/gpu.md)."""
 
 
 def copy_gb_per_second(provider: Provider) -> float:

@@ -245,7 +245,7 @@ def planned(name: str, kv: str) -> SolConfig:
 
 
 def test_the_page_says_what_released_models_take() -> None:
-    page = (Path(__file__).parents[1] / "docs" / "memory.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[1] / "docs" / "design" / "memory.md").read_text(encoding="utf-8")
     expected = []
     for name in RELEASED:
         whole, small = planned(name, "float16"), planned(name, "int8")
