@@ -8,11 +8,11 @@
 #              Trains a policy for MODEL's bundle, writes TRAIN_OUT/policy.safetensors and puts the policy into the bundle.
 #              Exports the bundle first if it is missing. Options: CONFIG=, TRAIN_ARGS='--minutes 60'.
 # make peers   Measures speed beside llama.cpp, onnxruntime-genai and optimum on the same weights.
-#              Writes docs/results/peers-MODEL.md. Options: MODEL=alias or .gguf, PEERS=llama.cpp,genai,optimum,
+#              Writes build/results/peers-MODEL.md. Options: MODEL=alias or .gguf, PEERS=llama.cpp,genai,optimum,
 #              DEPTHS=64,512,2048,8000, PEERS_ARGS=options of benchmarks/peers.py, TEXT=file to measure perplexity too.
 # make ladder TEXT=file
 #              Measures perplexity and speed of our fixed actions beside llama.cpp's quantizations of the same weights.
-#              Writes docs/results/ladder-MODEL.md. Options: MODEL=alias or .gguf, LADDER_ARGS=options of benchmarks/ladder.py.
+#              Writes build/results/ladder-MODEL.md and its figures as .json. Options: MODEL=alias or .gguf, LADDER_ARGS=options of benchmarks/ladder.py.
 # make parity  Prints how far every family's tiny model is from transformers: the figures of docs/reference/models.md.
 #              With MODEL=alias or .gguf: how far that model is, source, graph and generation.
 # make test-bindings
@@ -24,7 +24,7 @@
 #              harm in build/fuzz. Options: TARGETS="gguf trace",
 #              ENGINES="mutate hypothesis atheris"; by default all, and atheris if it is installed: pip install atheris.
 # make soak COUNT=10000
-#              Runs COUNT generations of every kind in one process, writes docs/results/soak.md, and fails if memory, descriptors,
+#              Runs COUNT generations of every kind in one process, writes build/results/soak.md, and fails if memory, descriptors,
 #              threads or processes grow, or a budget is missed.
 # make faults TRIALS=200
 #              Kills commands that write TRIALS times each at random moments, then lets every change of their disk be the first that
@@ -36,13 +36,13 @@
 #              Builds the wheel of the last commit twice, in two folders, without CUDA operators, and compares the bytes.
 # make wheels  Builds wheels for Linux on x86-64 and arm64 into dist/, for any system of the last ten years.
 #              Option: ARCHITECTURES=x86_64.
-# make figure  Draws loss against time, docs/images/loss-against-time.svg, from docs/results/ladder-MODEL.json, which make ladder
-#              writes. Needs only Python.
+# make figure  Draws loss against time, docs/images/loss-against-time.svg, from docs/results/data/ladder-MODEL.json. That is the .json of
+#              make ladder, copied there by hand. Needs only Python.
 # make screenshots MODEL=smollm2-135m TEXT=file
 #              Makes the bundle's HTML pages and their pictures in docs/images, light and dark. Needs Chromium in PATH, and held-out
 #              text for the page of schedules.
 # make bench-gpu BUNDLES="folder folder" PROVIDER=cuda
-#              Measures decode and prefill on this machine's GPU and writes docs/results/gpu.md. Needs no network once the
+#              Measures decode and prefill on this machine's GPU and writes build/results/gpu.md. Needs no network once the
 #              package is installed. Options: GPU_ARGS=options of benchmarks/gpu.py, which also runs without make.
 #
 # Everything is installed in $(VENV), the peers in $(PEER), what builds wheels in $(WHEELS). Outside this folder and $SOL_RT_HOME only
@@ -78,7 +78,7 @@ PEERS ?= llama.cpp,genai,optimum
 DEPTHS ?= 64,512,2048,8000
 PEERS_ARGS ?=
 MODEL_NAME := $(shell echo '$(patsubst %.gguf,%,$(notdir $(MODEL)))' | tr A-Z a-z)
-PEERS_OUT ?= docs/results/peers-$(MODEL_NAME).md
+PEERS_OUT ?= build/results/peers-$(MODEL_NAME).md
 TEXT ?=
 DATA ?=
 CONFIG ?= default
@@ -130,17 +130,17 @@ peers: $(VENV)/.export $(PEER_LIST:%=$(PEER)/%/.installed)
 
 ladder: $(VENV)/.export $(PEER)/llama.cpp/.installed
 	@test -n "$(TEXT)" || { echo "error: make ladder needs a text to score: TEXT=valid.tokens.txt" >&2; exit 2; }
-	$(BIN)/python benchmarks/ladder.py $(MODEL) -f "$(TEXT)" --environments $(PEER) --cache $(PEER)/ladder -o docs/results/ladder-$(MODEL_NAME).md $(LADDER_ARGS)
+	$(BIN)/python benchmarks/ladder.py $(MODEL) -f "$(TEXT)" --environments $(PEER) --cache $(PEER)/ladder -o build/results/ladder-$(MODEL_NAME).md $(LADDER_ARGS)
 
 figure:
-	PYTHONPATH=. $(PYTHON) benchmarks/ladder_figure.py docs/results/ladder-$(MODEL_NAME).json -o docs/images/loss-against-time.svg
+	PYTHONPATH=. $(PYTHON) benchmarks/ladder_figure.py docs/results/data/ladder-$(MODEL_NAME).json -o docs/images/loss-against-time.svg
 
 screenshots: $(VENV)/.export
 	$(BIN)/python scripts/screenshots.py $(MODEL) $(TEXT:%=-f %) -o docs/images
 
 bench-gpu:
 	@test -x $(BIN)/python || { echo "error: no environment; make $(VENV)/.export, or python benchmarks/gpu.py with your own" >&2; exit 2; }
-	$(BIN)/python benchmarks/gpu.py $(BUNDLES) --provider $(PROVIDER) -o docs/results/gpu.md $(GPU_ARGS)
+	$(BIN)/python benchmarks/gpu.py $(BUNDLES) --provider $(PROVIDER) -o build/results/gpu.md $(GPU_ARGS)
 
 $(PEER)/%/.installed: | $(VENV)/.export
 	$(PYTHON) -m venv $(PEER)/$*
@@ -189,7 +189,7 @@ fuzz: $(VENV)/.dev
 	@[ -n "$(TARGETS)" ] || bash bindings/c/tests/fuzz/run.sh $(SECONDS)
 
 soak: $(VENV)/.dev
-	$(BIN)/python runtime_tests/soak.py --count $(COUNT) -o docs/results/soak.md
+	$(BIN)/python runtime_tests/soak.py --count $(COUNT) -o build/results/soak.md
 
 lint: $(VENV)/.dev typecheck
 	$(BIN)/ruff check .

@@ -1,6 +1,6 @@
 """What the dial does to a bundle: speed and perplexity at several settings, all settings in turn.
 
-    python benchmarks/dial.py smollm2-135m -f valid.tokens.txt -o docs/results/dial-smollm2-135m.md
+    python benchmarks/dial.py smollm2-135m -f valid.tokens.txt
 
 Speed: steps of generation after 512 tokens, in rounds in which the settings take turns; costs are this machine's
 milliseconds, measured for about a minute and for this run alone: a stored calibration stays. Perplexity: `sol-rt
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import random
 import shutil
 import statistics
@@ -22,6 +21,7 @@ from typing import Any
 
 import numpy as np
 from peer_report import machine, quartiles
+from result_page import FOLDER, write_page
 
 from sol_rt import SolModel
 from sol_rt.budget.cost.calibrate import measure
@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--chunks", type=int, default=20, help="windows of the text")
     parser.add_argument("-n", "--count", type=int, default=64, help="decode steps per round")
     parser.add_argument("-r", "--rounds", type=int, default=7)
-    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("-o", "--output", type=Path, help="page to write; default: build/results/dial-MODEL.md")
     arguments = parser.parse_args()
 
     bundle = Bundle.open(find_bundle(arguments.model))
@@ -71,8 +71,8 @@ def main() -> None:
         steps = {"scored_budget": scored.achieved_budget, "scored_actions": scored.actions}
         rows.append({"setting": name, "dial": dial, **quality, **steps, **speeds[name]})
         print(rows[-1], file=sys.stderr, flush=True)
-    arguments.output.write_text(_page(model, arguments, rows), encoding="utf-8")
-    arguments.output.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    page = arguments.output or FOLDER / f"dial-{bundle.config.model.name}.md"
+    write_page(page, _page(model, arguments, rows))
 
 
 def _explicit(dial: dict[str, float]) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def _page(model: SolModel, arguments: argparse.Namespace, rows: list[dict[str, A
         "losses that the export measured.",
         "",
         f"Command: `python benchmarks/dial.py {name} -f {arguments.file.name} --chunks {arguments.chunks} "
-        f"-n {arguments.count} -r {arguments.rounds} -o {arguments.output}`",
+        f"-n {arguments.count} -r {arguments.rounds}`",
         "",
         "| asked for | tokens/s | times dense | achieved budget | perplexity | over dense | expected |",
         "|---|--:|--:|--:|--:|--:|--:|",

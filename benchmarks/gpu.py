@@ -1,10 +1,10 @@
 """Measures decode and prefill on a GPU.
 
-    python benchmarks/gpu.py BUNDLE [BUNDLE …] --provider cuda|webgpu [-o docs/results/gpu.md]
+    python benchmarks/gpu.py BUNDLE [BUNDLE …] --provider cuda|webgpu [-o build/results/gpu.md]
 
 Prints Markdown tables per bundle: prefill, a decode step of every action at several contexts, kernels beside function
 bodies, attention alone, the time at a budget, and a last table of figures beside their targets. With -o, the tables of
-a real GPU also replace those in the file. The program needs the package, bundles and a GPU, but no network. It also
+a real GPU are also written to the file. The program needs the package, bundles and a GPU, but no network. It also
 runs on the CPU and on a software adapter, for a try.
 
 Steps take turns in a random order, and each figure is a median. Bandwidth is the bytes that a step reads by the
@@ -27,6 +27,7 @@ from typing import NamedTuple
 import gpu_attention
 import gpu_limits
 import numpy as np
+from result_page import write_page
 
 from sol_rt import SolModel, __version__
 from sol_rt.budget.cost.bytes_model import BytesCost
@@ -96,7 +97,7 @@ def main() -> int:
         if provider.gpu is None or provider.software:
             print(f"{args.output}: not written, {provider.device_name} is no GPU", file=sys.stderr)
         else:
-            _replace_tables(args.output, text)
+            write_page(args.output, text)
     return 0
 
 
@@ -375,13 +376,6 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
     for row in rows:
         yield f"| {' | '.join(row)} |"
     yield ""
-
-
-def _replace_tables(path: Path, text: str) -> None:
-    """Replaces the tables after the marker line in a file and leaves the text before it."""
-    mark = "<!-- tables -->"
-    before = path.read_text(encoding="utf-8").partition(mark)[0] if path.is_file() else "# On GPUs\n\n"
-    path.write_text(f"{before}{mark}\n\n{text}", encoding="utf-8")
 
 
 def numbers(text: str) -> list[int]:

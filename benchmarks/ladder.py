@@ -1,6 +1,6 @@
 """Compares our fixed actions with llama.cpp's quantization ladder: perplexity and speed of the same weights in one run.
 
-    python benchmarks/ladder.py smollm2-135m -f valid.tokens.txt -o docs/results/ladder-smollm2-135m.md
+    python benchmarks/ladder.py smollm2-135m -f valid.tokens.txt -o build/results/ladder-smollm2-135m.md
     python benchmarks/ladder.py FILE.gguf -f TEXT --contexts 512 --windows 20 --actions k100-s100-q4,k100-s100-q8
     ... --no-speed                    perplexities alone
 
@@ -42,6 +42,7 @@ from ladder_scores import Loss, Scores
 from peer_models import bundle_of
 from peer_report import quartiles, ratios
 from peers import Entry, action_list, measure, positive, positives
+from result_page import write_page
 from workers.client import WITHOUT_FLASH, WorkerError, WorkerProcess, engines_of
 
 from sol_rt.bundle.actions import Action
@@ -394,7 +395,7 @@ def main() -> None:
         sys.exit(f"error: {error}")
     text = page(run, contents, results, shown_command(sys.argv))
     if args.output:
-        args.output.write_text(text, encoding="utf-8")
+        write_page(args.output, text)
         figures = document(run, results, shown_command(sys.argv))
         args.output.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     print(text, end="")

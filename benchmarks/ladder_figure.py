@@ -1,6 +1,6 @@
 """Draws a ladder run as one SVG: loss against time of our fixed actions and of llama.cpp's quants of the same weights.
 
-    python benchmarks/ladder_figure.py docs/results/ladder-smollm2-135m.json -o docs/images/loss-against-time.svg
+    python benchmarks/ladder_figure.py docs/results/data/ladder-smollm2-135m.json -o docs/images/loss-against-time.svg
     make figure MODEL=smollm2-135m
 
 The input is the JSON that `benchmarks/ladder.py -o` writes beside its page. x is the median time of a decode step in

@@ -1,6 +1,6 @@
 """The native core beside the Python engine: tokens a second, memory, and time to the first token.
 
-    python benchmarks/native_engine.py smollm2-135m qwen2.5-coder-1.5b -o docs/results/native-core.md
+    python benchmarks/native_engine.py smollm2-135m qwen2.5-coder-1.5b
 
 Each engine has a process of its own, and the two take turns: a round is one generation of each at every setting, after
 the same tokens in the cache. Costs are bytes in both, so that both take the same actions.
@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 from peer_report import machine, quartiles
+from result_page import FOLDER, write_page
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "dense": {"budget": 1.0},
@@ -41,14 +42,14 @@ def main() -> None:
     parser.add_argument("-r", "--rounds", type=int, default=15)
     parser.add_argument("--starts", type=int, default=5, help="processes for the time to the first token")
     parser.add_argument("-t", "--threads", type=int)
-    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("-o", "--output", type=Path, default=FOLDER / "native-core.md", help="page to write")
     parser.add_argument("--worker", choices=ENGINES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
         work(arguments.worker, arguments.models[0], arguments.threads)
         return
     sections = [_section(model, arguments) for model in arguments.models]
-    arguments.output.write_text(_page(arguments, sections), encoding="utf-8")
+    write_page(arguments.output, _page(arguments, sections))
 
 
 def work(engine: str, model: str, threads: int | None) -> None:
@@ -121,7 +122,7 @@ class Worker:
     """
 
     def __init__(self, engine: str, model: str, threads: int | None) -> None:
-        command = [sys.executable, __file__, model, "--worker", engine, "-o", "-"]
+        command = [sys.executable, __file__, model, "--worker", engine]
         command += ["-t", str(threads)] if threads else []
         began = time.perf_counter()
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -200,7 +201,7 @@ def _page(arguments: argparse.Namespace, sections: list[dict[str, Any]]) -> str:
         "engine in turn. From start: of the process, the",
         "interpreter and its imports included.",
         "",
-        f"Command: `python benchmarks/native_engine.py {' '.join(arguments.models)} -o {arguments.output}`",
+        f"Command: `python benchmarks/native_engine.py {' '.join(arguments.models)}`",
     ]
     for section in sections:
         lines += ["", f"## {Path(section['model']).name}", "", *_speed(section["speed"]), "", *_rest(section)]

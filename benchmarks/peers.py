@@ -1,6 +1,6 @@
 """Compares the speed of sol_rt and its peers on the same weights, threads and prompt, all measured in turn in one run.
 
-    python benchmarks/peers.py smollm2-135m -o docs/results/peers-smollm2-135m.md
+    python benchmarks/peers.py smollm2-135m -o build/results/peers-smollm2-135m.md
     python benchmarks/peers.py FILE.gguf --peers llama.cpp,genai --depths 512
 
 Prints a Markdown page: prompts of 512 tokens (pp512), and greedy decoding after a prompt of a given depth (tg64 @
@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 from peer_models import bundle_of, model_of
 from peer_report import Test, machine, rotated, tables
+from result_page import write_page
 from workers.client import WorkerError, WorkerProcess, engines_of
 
 from sol_rt.bundle.actions import Action
@@ -260,7 +261,7 @@ def main() -> None:
     except (SolError, WorkerError) as error:
         sys.exit(f"error: {error}")
     if args.output:
-        args.output.write_text(page, encoding="utf-8")
+        write_page(args.output, page)
     print(page, end="")
 
 

@@ -1,6 +1,6 @@
 """Asks a bundle ten ordinary questions at several settings of the dial, and writes the answers as they came.
 
-    python benchmarks/questions.py smollm2-135m -o docs/results/questions-smollm2-135m.md
+    python benchmarks/questions.py smollm2-135m
 
 The chat template, the model's own sampling settings with a repetition penalty, one seed. Nothing is chosen or left out.
 Budgets are shares of the dense step's bytes, so that every machine asks for the same mixes; those of a user are shares
@@ -17,6 +17,7 @@ import warnings
 from pathlib import Path
 
 from peer_report import machine
+from result_page import FOLDER, write_page
 
 from sol_rt import Generation, QualityWarning, SolModel
 from sol_rt.budget.cost.bytes_model import BytesCost
@@ -48,7 +49,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("-n", "--max-new-tokens", type=int, default=80)
     parser.add_argument("--repetition-penalty", type=float, default=1.1)
-    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("-o", "--output", type=Path, help="page to write; default: build/results/questions-MODEL.md")
     arguments = parser.parse_args()
     bundle = Bundle.open(find_bundle(arguments.model))
     model = SolModel(Engine(bundle, provider="cpu"), BytesCost(bundle.config))
@@ -66,7 +67,8 @@ def main() -> None:
             result = model.generate(messages, budget=budget, reuse_cache=False, **settings)
             lines += [_facts(budget, result), "", *_quoted(result), ""]
             print(question, budget, result.text[:60].replace("\n", " "), file=sys.stderr)
-    arguments.output.write_text("\n".join(lines).rstrip("\n") + "\n", encoding="utf-8")
+    page = arguments.output or FOLDER / f"questions-{bundle.config.model.name}.md"
+    write_page(page, "\n".join(lines).rstrip("\n") + "\n")
 
 
 def _head(model: SolModel, arguments: argparse.Namespace) -> list[str]:
@@ -80,7 +82,7 @@ def _head(model: SolModel, arguments: argparse.Namespace) -> list[str]:
         f"sampling settings, repetition penalty {arguments.repetition_penalty:g}, seed 0. Budgets are shares of the "
         "dense step's bytes, so that every machine gives these answers.",
         "",
-        f"Command: `python benchmarks/questions.py {name} -o {arguments.output}`",
+        f"Command: `python benchmarks/questions.py {name}`",
         "",
     ]
 

@@ -336,7 +336,7 @@ def make_bundle(folder: Path) -> Path:
 
 
 def report(outcome: Outcome, seed: int, restart: int, commit: str, command: str) -> str:
-    """The page docs/results/soak.md."""
+    """The page that `--output` writes, as Markdown."""
     count, steady = sum(outcome.kinds.values()), outcome.steady
     errors = np.array(outcome.budget_errors or [0.0])
     faults = outcome.faults()
@@ -400,7 +400,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--restart", type=int, default=250, help="generations between two openings of the model")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("-o", "--output", type=Path, help="page to write, such as docs/results/soak.md")
+    parser.add_argument("-o", "--output", type=Path, help="page to write, such as build/results/soak.md")
     arguments = parser.parse_args()
     if arguments.count < 4 * arguments.restart:
         parser.error(f"--count: got {arguments.count}, expected at least 4 restarts, which are {4 * arguments.restart}")
@@ -415,6 +415,7 @@ def main() -> int:
     if arguments.output is not None:
         command = f"python runtime_tests/soak.py --count {arguments.count} --restart {arguments.restart}"
         page = report(outcome, arguments.seed, arguments.restart, commit, f"{command} --seed {arguments.seed}")
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
         arguments.output.write_text(page, encoding="utf-8")
     print(json.dumps({"growth_kb_per_1000": round(outcome.growth), "kinds": outcome.kinds, "ends": outcome.ends,
                       "largest_budget_error": max(outcome.budget_errors, default=0.0)}))  # fmt: skip

@@ -19,7 +19,7 @@ from sol_rt.evaluation.pages.chart import in_words
 from sol_rt.evaluation.pages.label_places import Box, place
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "docs/results/ladder-smollm2-135m.json"
+RESULTS = ROOT / "docs/results/data/ladder-smollm2-135m.json"
 PICTURE = ROOT / "docs/images/loss-against-time.svg"
 SVG = "{http://www.w3.org/2000/svg}"
 

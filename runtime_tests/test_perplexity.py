@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Iterable
@@ -57,15 +56,13 @@ def test_the_command_scores_the_windows_of_its_text(bundle: Bundle, monkeypatch:
 
 
 def test_benchmarks_score_the_windows_of_the_command(
-    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("gguf", reason="exporting comes with the extra export")
-    import layer_groups
     import losses_by_text
     import low_bits
     import peers
     import pruning
-    import reference_perplexity
 
     file, random = tmp_path / "text.txt", np.random.default_rng(0)
     file.write_text(" ".join(f"w{word}" for word in random.integers(3, 86, 512 * 7)))
@@ -91,11 +88,7 @@ def test_benchmarks_score_the_windows_of_the_command(
     found.clear()
     low_bits.losses_of(bundle, [bundle.config.dense], file, 9, None)
     assert found == cut
-    for program in (layer_groups, losses_by_text):
-        monkeypatch.setattr(program, "sample_windows", lambda *_: (sample,))
-    monkeypatch.setattr(layer_groups, "_measured", lambda _, windows, *__: f"{noted(windows, ())}")
-    pairs = ["--pairs", "s100-q4:s050-q4"]
-    assert run(layer_groups, str(bundle.path), *pairs, "--windows", "3") == [cut[0], cut[2], cut[4]]
+    monkeypatch.setattr(losses_by_text, "sample_windows", lambda *_: (sample,))
 
     def divergences(_: object, windows: Any, dense: object, candidates: Any, **__: object) -> np.ndarray:
         return noted(windows, (len(candidates), 255))
@@ -103,12 +96,6 @@ def test_benchmarks_score_the_windows_of_the_command(
     for program, windows_ in ((losses_by_text, [cut[0], cut[2], cut[4]]), (pruning, cut[:3])):
         monkeypatch.setattr(program, "token_divergences", divergences)
         assert run(program, str(bundle.path), "--windows", "3") == windows_
-    source = [0.0] * 3 * 255
-    monkeypatch.setattr(reference_perplexity, "source_nll", lambda _, windows: [*source, *noted(windows, (0,))])
-    monkeypatch.setattr(reference_perplexity, "resolve", lambda *_: (tmp_path, "tiny"))
-    capsys.readouterr()
-    assert run(reference_perplexity, str(bundle.path), "tiny", "--chunks", "3") == cut[:3]
-    assert json.loads(capsys.readouterr().out)["source fp32 (transformers)"]["tokens"] == 765
 
 
 def test_windows_need_two() -> None:
