@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,6 +18,9 @@ pytest.importorskip("torch", reason="exporting comes with the extra export")
 from test_export import export, fails, policy_for
 
 from sol_rt.budget.cost.bytes_model import BytesCost
+from sol_rt.budget.dial import sensible_budget
+from sol_rt.budget.hull import Hull
+from sol_rt.budget.losses import ActionLosses
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import CONFIG_NAME, SolConfig
@@ -86,6 +90,10 @@ def test_an_export_with_a_text_is_a_sound_bundle(llama_checkpoint: Path, text_fi
     graphs = {path.name for path in (tmp_path / "out").glob("*.onnx")}
     assert graphs == {variant.file for variant in config.variants.values()}
     card = (tmp_path / "out" / "README.md").read_text()
+    hull = Hull([entry.action for entry in config.actions], BytesCost(config), ActionLosses(config).table)
+    for context in selection.contexts:
+        (least,) = re.findall(rf"After {context} tokens, budgets of (\d\.\d\d) to 1 ", card)
+        assert 0 <= float(least) - sensible_budget(hull, context) < 0.01
     for entry in config.actions:
         assert entry.loss is not None
         assert list(entry.losses) == list(selection.contexts)

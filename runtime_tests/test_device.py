@@ -432,6 +432,13 @@ def test_a_device_that_no_provider_has_is_no_silent_choice(monkeypatch: pytest.M
         providers.choose("auto", device=1)
 
 
+def test_auto_takes_no_provider_that_has_not_run_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(providers, "_has_device", lambda name, _: name == "cuda")
+    said: list[str] = []
+    assert providers.choose("auto", say=said.append).name == "cpu"
+    assert said == ["provider cuda: experimental, for it has not run on a GPU yet; --provider cuda takes it"]
+
+
 def test_tables_of_two_gpus_are_two_files(folder: Path) -> None:
     bundle = Bundle.open(folder)
     paths = {calibration_path(bundle, "webgpu", 2, False, gpu) for gpu in ("one", "other")}

@@ -552,7 +552,7 @@ class TestCheckpoints:
         said: list[str] = []
         assert pull("someone/model", quiet, say=said.append) == folder
         assert "can't be reached" in said[0]
-        with pytest.raises(HubUnreachableError):
+        with pytest.raises(HubUnreachableError, match=r"offline, -m takes a checkpoint folder or a \.gguf file"):
             pull("someone/other", quiet)
 
     @pytest.fixture

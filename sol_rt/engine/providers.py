@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 NAMES = ("auto", "cpu", "cuda", "webgpu")
 _CPU = "CPUExecutionProvider"
 _GPUS = {"cuda": cuda, "webgpu": webgpu}
-"""In the order in which `auto` tries them."""
 _PROBE = Path(__file__).with_name("probes") / "probe.onnx"
 _PROBE_BODIES = _PROBE.with_name("probe_bodies.onnx")
 _PROBE_NATIVE = _PROBE.with_name("probe_native.onnx")
@@ -275,8 +274,9 @@ def choose(
 ) -> Provider:
     """Chooses the provider to run on.
 
-    `auto` takes the first of cuda, webgpu and cpu that is installed and passes the probe. If it passes over a provider
-    that has a device, it says why. It says nothing of providers without a device: `sol-rt doctor` does.
+    `auto` takes webgpu if it is installed and passes the probe, else cpu. If it passes over a provider that has a
+    device, it says why: cuda, which has not run on a GPU yet, must be asked for. It says nothing of providers without
+    a device: `sol-rt doctor` does.
 
     Args:
         name: `auto`, `cpu`, `cuda` or `webgpu`.
@@ -306,6 +306,9 @@ def choose(
         return _gpu(name, pool, device, native_ops)
     for candidate in _GPUS:
         if not _has_device(candidate, say):
+            continue
+        if candidate == "cuda":
+            say("provider cuda: experimental, for it has not run on a GPU yet; --provider cuda takes it")
             continue
         try:
             if candidate in unfit:

@@ -141,7 +141,9 @@ def _fetch(source: str, progress: Progress, say: Callable[[str], None], *, bundl
         listing = list_files(hub_id)
     except HubUnreachableError as error:
         if not (checkpoint / MODEL_CONFIG).is_file():
-            raise
+            raise HubUnreachableError(
+                f"{error}; offline, -m takes a checkpoint folder or a .gguf file, and finds {source} in {checkpoint}"
+            ) from None
         if pinned is not None:
             check_pinned(checkpoint, pinned)
         say(f"{error}; using {checkpoint}")
