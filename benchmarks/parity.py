@@ -1,4 +1,4 @@
-"""Runs a released model down the parity ladder: the rungs of runtime_tests/test_families.py, on real weights.
+"""Runs a released model down the parity ladder: the rungs of runtime_tests/export/test_families.py, on real weights.
 
     python benchmarks/parity.py MODEL
     ... --work FOLDER     where the float32 folder and the bundle are written; by default a temporary folder

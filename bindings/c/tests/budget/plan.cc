@@ -1,4 +1,4 @@
-// Plans scripted runs, so that runtime_tests/test_native_budget.py can compare the actions and costs with the Python runtime's.
+// Plans scripted runs, so that runtime_tests/core/test_native_budget.py can compare the actions and costs with the Python runtime's.
 //
 // Reads a JSON document from the standard input: `config` (a sol_config.json), `table` (a calibration table's file) with `identity` or null, and
 // `runs`. A run has a `dial` or a `replay`, and `steps`: what the planner is told, what the policy answers, and what the host sets before the step.
