@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from sol_rt.cli.app import main
+from sol_rt.cli import main
 
 
 def fails(capsys: pytest.CaptureFixture[str], argv: Sequence[str], code: int, *parts: str) -> None:
