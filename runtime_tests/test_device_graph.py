@@ -330,7 +330,7 @@ def test_a_graph_for_kernels_reads_weights_as_they_are_stored(bundle: Bundle) ->
 
 def test_a_step_gives_a_summary_of_its_logits(bundle: Bundle) -> None:
     config = bundle.config
-    variant, rows = config.variants[config.dense.variant], logit_summary.cut(config.model.vocab_size)
+    variant, rows = config.variants[config.dense.variant], logit_summary.summary_shape(config.model.vocab_size)
     assert rows is not None
     constants = {
         "num_logits": np.ones(1, np.int64),
@@ -366,7 +366,7 @@ def test_a_step_gives_a_summary_of_its_logits(bundle: Bundle) -> None:
 
 
 def test_a_graph_for_kernels_gives_a_summary_too(bundle: Bundle) -> None:
-    content, rows = bundle.read("model.q8.onnx"), logit_summary.cut(bundle.config.model.vocab_size)
+    content, rows = bundle.read("model.q8.onnx"), logit_summary.summary_shape(bundle.config.model.vocab_size)
     made = [device_graph(content, inline=False, bits=8, kv=bundle.config.kv, summary=given) for given in (None, rows)]
     plain, summed = (onnx.load_from_string(graph.model).graph for graph in made)
     added = {item.name for item in summed.output} - {item.name for item in plain.output}

@@ -115,7 +115,7 @@ _BRIEF = 60
 _CAUSES = ("CUDA failure", "CUDA error", "Failed to allocate", "Available memory")
 """Words that start the cause in a provider's message. A C++ signature of more than a line stands before them."""
 _STYLE = re.compile(r"\x1b\[[0-9;]*m")
-"""What colours a terminal's text; torch writes it into messages."""
+"""Escape sequences that colour a terminal's text; torch writes them into messages."""
 _BEHIND = " ; GPU="
 """Start of what the CUDA provider appends to the cause: the host's name and lines of its own source code."""
 

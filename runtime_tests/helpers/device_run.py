@@ -111,11 +111,11 @@ def _fetched(folder: str) -> dict[str, Any]:
         "entropy": {"schedule": "entropy", "budget": 0.9, "do_sample": False},
         "sampled": {**fixed, "do_sample": True, "temperature": 0.8, "seed": 7},
     }
-    cut, fetch, counted = logit_summary.cut, DeviceMemory.fetch, []
+    shape, fetch, counted = logit_summary.summary_shape, DeviceMemory.fetch, []
     DeviceMemory.fetch = lambda *rest: (counted.append(1), fetch(*rest))[1]  # type: ignore[method-assign]
     for summaries in (True, False):
         if not summaries:
-            logit_summary.cut = lambda size: None
+            logit_summary.summary_shape = lambda size: None
         model = SolModel.from_pretrained(folder, provider="webgpu")
         for name, setting in settings.items():
             counted.clear()
@@ -123,7 +123,7 @@ def _fetched(folder: str) -> dict[str, Any]:
             took = {"tokens": result.tokens, "actions": result.actions, "fetched": len(counted)}
             runs[f"{name} {summaries}"] = took
         runs[f"scores {summaries}"] = model.score(PROMPT, context=10, schedule="entropy", budget=0.9).logprobs.tolist()
-    logit_summary.cut, DeviceMemory.fetch = cut, fetch  # type: ignore[method-assign]
+    logit_summary.summary_shape, DeviceMemory.fetch = shape, fetch  # type: ignore[method-assign]
     return runs
 
 

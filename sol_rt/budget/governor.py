@@ -14,7 +14,7 @@ from sol_rt.errors import UsageError
 
 @dataclass(frozen=True)
 class GovernorSettings:
-    """What the governor holds to. Budgets are shares of the dense cost, 0 to 1.
+    """Settings of the governor. Budgets are shares of the dense cost, 0 to 1.
 
     Attributes:
         lowest, highest: the bounds of the budget.
@@ -65,7 +65,7 @@ class GovernorSettings:
 
 @dataclass(frozen=True)
 class Reading:
-    """What the device says. None and NaN stand for what it does not say.
+    """Readings of a device. None and NaN stand for what the device does not report.
 
     Attributes:
         battery: its level, 0 to 1.
@@ -82,7 +82,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class GovernorState:
-    """What the governor remembers between readings.
+    """State of the governor between readings.
 
     Attributes:
         budget: the budget to hold; at first the highest, or whatever is held already.

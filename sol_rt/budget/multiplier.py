@@ -15,7 +15,7 @@ import numpy as np
 from sol_rt.budget.frontier import lower_hull
 
 MEMORY = 64
-"""How many of the last steps the multiplier is computed from."""
+"""Number of last steps from which the multiplier is computed."""
 _EPSILON = 1e-9
 
 Edge = tuple[float, float]

@@ -19,7 +19,7 @@ _CHUNK = 8 << 20
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What was checked.
+    """Numbers, sizes and hashes of a check of a bundle's files.
 
     Attributes:
         files, tensors: their numbers.

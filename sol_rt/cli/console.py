@@ -1,4 +1,4 @@
-"""How commands print: results on stdout, notes and progress on stderr."""
+"""Output of commands: results on stdout, notes and progress on stderr."""
 
 from __future__ import annotations
 

@@ -149,7 +149,7 @@ class Engine:
 
     @property
     def native(self) -> bool:
-        """Whether native operators run. If not, the function bodies in the graphs do."""
+        """True if native operators run, False if the function bodies in the graphs do."""
         return self.provider.native
 
     @property
@@ -159,7 +159,7 @@ class Engine:
 
     @property
     def machine(self) -> tuple[str, int, bool, str]:
-        """What costs depend on: provider, threads, whether native operators run, and the GPU.
+        """Facts that costs depend on: provider, threads, True if native operators run, and the GPU's name.
 
         The GPU is named, with `float32` added where it computes in that type instead of float16; on the CPU the name
         is empty.
@@ -305,9 +305,10 @@ class Engine:
             self._follow_up()
             return self._states.content()
 
-    def held(self, length: int) -> int:
-        """How many of the first `length` tokens need not run again behind `truncate(length)`: all, or none where layers
-        with a window no longer hold what the next token reads.
+    def reusable_prefix(self, length: int) -> int:
+        """Number of the first `length` tokens that need no re-run after `truncate(length)`: `length` or 0.
+
+        0 if layers with a window no longer hold all that the next token reads.
         """
         return length if self._cache.holds(length) else 0
 
@@ -522,7 +523,7 @@ class Engine:
 
 
 class _Plan(NamedTuple):
-    """How the engine runs an action.
+    """Runners and active channels of an action.
 
     Attributes:
         step_runner: runs one token.
@@ -556,5 +557,5 @@ def _is_whole(value: object) -> bool:
 
 
 def _finite(values: np.ndarray) -> bool:
-    """Whether all values are finite. Only the extremes are checked: NaN makes both of them NaN."""
+    """True if all values are finite. Checks only the extremes: NaN makes both of them NaN."""
     return math.isfinite(np.maximum.reduce(values, None)) and math.isfinite(np.minimum.reduce(values, None))

@@ -53,7 +53,7 @@ class Buffer(NamedTuple):
 
 
 class _Bound(NamedTuple):
-    """What is bound to the graphs for one tensor: the value, and in main memory the array that it is."""
+    """Value that is bound to the graphs for one tensor, and in main memory the array that shares its bytes."""
 
     value: ort.OrtValue
     array: np.ndarray | None = None
@@ -142,7 +142,7 @@ class KvCache:
         return self._layout.capacity_for(tokens)
 
     def holds(self, length: int) -> bool:
-        """Whether a token behind the first `length` tokens finds all that its attention reads."""
+        """True if a token after the first `length` tokens finds all that its attention reads."""
         return length >= self._shortest
 
     def discard(self, length: int) -> None:

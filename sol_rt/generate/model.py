@@ -93,7 +93,7 @@ def _quick_table(cost: CostModel) -> CalibrationTable | None:
 
 
 def _settings_are_due(engine: Engine, cost: CostModel) -> bool:
-    """Whether settings of the operators should be tried before quickly measured costs are used.
+    """True if settings of the operators should be tried before quickly measured costs are used.
 
     The native core, which keeps no settings, may have measured the costs; or the settings were tried over an hour ago
     and the times scattered.
@@ -105,7 +105,7 @@ def _settings_are_due(engine: Engine, cost: CostModel) -> bool:
 
 
 def _fits_the_settings(engine: Engine, cost: CostModel) -> bool:
-    """Whether costs were measured under the settings that the operators run with. A full calibration always counts."""
+    """True if costs were measured under the settings that the operators run with. A full calibration always counts."""
     library, table = engine.provider.library, _quick_table(cost)
     return library is None or table is None or table.tuning in (None, tuning.current(library))
 
@@ -136,7 +136,7 @@ def _tune_quickly(engine: Engine) -> None:
 
 
 def _own_schedule(make: MakeSchedule, controller: BaseController) -> Schedule:
-    """What a caller's function makes. Raises UsageError where that is no schedule."""
+    """Calls a caller's function to make a schedule. Raises UsageError if the result is no schedule."""
     expected = "expected a function that takes the controller and returns an object with `name` and `choose`"
     if isinstance(make, type) and not hasattr(make, "choose"):
         raise UsageError(f"--schedule: got {brief(make)}, {expected}")
@@ -261,7 +261,7 @@ class SolModel:
 
     @cached_property
     def losses(self) -> ActionLosses:
-        """What each action is expected to lose, as the export measured it."""
+        """Expected loss of each action, as the export measured it."""
         return ActionLosses(self.bundle.config)
 
     @cached_property
@@ -375,7 +375,7 @@ class SolModel:
 
     def generate(self, prompt: Prompt | None = None, **arguments: Any) -> Generation:
         """Runs a generation to its end; arguments and errors as in `stream`."""
-        with self._turns.whole():
+        with self._turns.generation():
             stream = self.stream(prompt, **arguments)
             for _ in stream:
                 pass
@@ -414,9 +414,9 @@ class SolModel:
                 f"score: got {len(ids)} tokens and a context of {brief(context)}, expected 1 to fewer than all"
             )
         dial = Dial(budget, schedule, kv_density, channel_density, bits, tokens_per_second, seed, max_loss)
-        with self._turns.whole():
+        with self._turns.generation():
             _, decoder = self.decoder(replace(dial, budget=1.0) if dial.is_empty else dial)
-            self._turns.begun()
+            self._turns.end_stream()
             logprobs = score_steps(decoder, ids, context)
         return Scores(logprobs, decoder.controller.achieved, dict(decoder.actions))
 

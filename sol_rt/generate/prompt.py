@@ -21,7 +21,7 @@ _CHARACTERS_A_TOKEN = 8  # twice what text usually has, so that few prompts that
 
 
 def is_chat(prompt: Prompt) -> bool:
-    """Whether the prompt consists of chat messages."""
+    """True if the prompt consists of chat messages."""
     return isinstance(prompt, Sequence) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
 
 

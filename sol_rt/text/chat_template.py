@@ -125,7 +125,10 @@ class _StalledError(Exception):
 
 
 def _tried_twice(do: Callable[[], _Made]) -> _Made:
-    """What `do` makes. It is tried once more if the process gets too little of a busy machine. Raises SolError."""
+    """Calls `do` and returns its result. Calls it once more if a busy machine gives the process too little time.
+
+    Raises SolError.
+    """
     for _ in range(2):
         try:
             return do()
@@ -180,7 +183,7 @@ class _Process:
         return str(answer["text"])
 
     def _ended(self) -> Exception:
-        """Why a process is dead that gave no answer."""
+        """Explains the end of a process that gave no answer."""
         code = self._process.returncode
         if self._timed_out and _HAS_TIMER:
             return _StalledError()
@@ -222,7 +225,7 @@ class _Process:
 
     @property
     def alive(self) -> bool:
-        """Whether it can be asked."""
+        """True while the rendering process is running."""
         return self._process.poll() is None
 
     def stop(self) -> None:

@@ -59,7 +59,7 @@ class UserText:
         self._originals = str.maketrans({mark: character for character, mark in self._marks.items()})
 
     def marks(self, text: str) -> bool:
-        """Whether a text has a mark."""
+        """True if a text has a mark."""
         return any(mark in text for mark in self._marks.values())
 
     def restored(self, text: str) -> str:
@@ -126,7 +126,7 @@ def _blank(value: Any) -> Any:
 
 
 def _ends_within(text: str, tokens: Sequence[str]) -> bool:
-    """Whether the end of a text is the beginning of one of the sorted tokens, but not all of it."""
+    """True if the end of a text is the beginning of one of the sorted tokens, but not all of it."""
     for size in range(1, len(text) + 1):
         end = text[-size:].lower()
         at = bisect_left(tokens, end)

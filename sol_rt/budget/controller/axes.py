@@ -48,7 +48,7 @@ class AxisController(BaseController):
         return costs.high / costs.dense
 
     def allowed(self, context: int) -> np.ndarray:
-        """Which actions keep all three means, bool [A]. If none does: those that miss them least."""
+        """Marks the actions that keep all three means, bool [A]. If none does: the actions that miss them least."""
         after = np.array([window.deviation for window in self._windows]) + self._settings - self._targets
         half_widths = np.array([window.half_width(1.0) for window in self._windows])
         return least(np.maximum(np.abs(after) - half_widths, 0.0).max(axis=1))

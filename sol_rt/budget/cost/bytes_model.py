@@ -1,4 +1,4 @@
-"""What a decode step costs: bytes read from memory, or milliseconds measured on this device.
+"""Cost of a decode step: bytes read from memory, or milliseconds measured on this device.
 
 Both models are lines over what a step reads (docs/bundle.md section 4): fixed + per_token * tokens_read + per_page *
 pages_scored. The bytes model takes the three coefficients from the bundle, the calibrated one from a table that
@@ -18,7 +18,7 @@ from sol_rt.bundle.config import SolConfig
 
 
 class CostModel(Protocol):
-    """What decode steps and policy runs cost. `context` is the number of tokens in the cache before the step.
+    """Cost of decode steps and of policy runs. `context` is the number of tokens in the cache before the step.
 
     Attributes:
         unit: "bytes" or "milliseconds".
@@ -72,7 +72,7 @@ class Line:
 
 
 def reads(action: Action, context: int, config: SolConfig) -> tuple[float, float]:
-    """How many cached tokens a decode step reads, and how many KV pages' key codes it scores.
+    """Counts the cached tokens that a decode step reads, and the KV pages whose key codes it scores.
 
     Both are means over the layers that attend.
     """

@@ -60,7 +60,7 @@ class Timing:
 
     @property
     def error(self) -> float:
-        """How far the fitted line is from the measurement, relative to the measurement."""
+        """modelled / measured - 1: relative error of the fitted line."""
         return self.modelled / self.milliseconds - 1
 
     def as_json(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from sol_rt.errors import UsageError
 
 
 class Policy(Protocol):
-    """What `sol` needs of a policy. `sol_rt.budget.policy.PolicySession` is the bundle's.
+    """Interface of a policy that `sol` asks. `sol_rt.budget.policy.PolicySession` is the bundle's.
 
     Attributes:
         spec: its actions, scalars and horizon.

@@ -189,7 +189,7 @@ def check_keeps_loss(schedule: str | None, max_loss: float | None) -> None:
 
 
 def is_governable(settings: Mapping[str, Any]) -> bool:
-    """Whether a run with these settings of `SolModel.stream` holds a budget."""
+    """True if a run with these settings of `SolModel.stream` holds a budget."""
     return not _ungovernable(settings)
 
 

@@ -109,10 +109,11 @@ def device_graph(
 
 
 def gather_capacity(row_pairs: int, kv_heads: int, kv_density: float, kv: KvLayout) -> int:
-    """How many pairs of a row of so many bodies gather at most, where a step reads a share of the old tokens.
+    """Upper bound on the (KV head, token) pairs that a function body gathers at this KV density.
 
-    That share of a row's tokens, with its part of what rounding up to a page adds in a cache of the least capacity, of
-    each KV head: where a few tokens are all kept, a row may hold them for every head.
+    kv_heads * min(T, ceil(T * (kv_density + page_size / capacity_step))), with T = row_pairs / kv_heads tokens in a
+    row. The second summand is the rounding up to a page in a cache of the least capacity. Where T is the smaller
+    number, a row holds all its tokens for every head.
     """
     row_tokens = row_pairs // kv_heads
     return kv_heads * min(row_tokens, math.ceil(row_tokens * (kv_density + kv.page_size / kv.capacity_step)))
@@ -462,7 +463,7 @@ class _Recipe:
 
 
 class _Recipes:
-    """How values that depend on weights alone are made, each as a model of its own.
+    """Models that compute values which depend on weights alone, one model for each value.
 
     Args:
         to_model: serializes a graph.
@@ -543,7 +544,7 @@ def repacked(base: np.ndarray, rows: int, columns: int) -> np.ndarray:
 
 
 def _wide(name: str) -> str:
-    """What a weight of float16 is called as float32."""
+    """Name of the float32 copy of a float16 weight."""
     return f"{name}.float32"
 
 

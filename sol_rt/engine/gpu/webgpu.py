@@ -64,7 +64,7 @@ def device(number: int) -> Any:
 
 
 def is_software(entry: Any) -> bool:
-    """Whether a processor plays the GPU."""
+    """True if the adapter is emulated on the CPU (llvmpipe)."""
     return bool(entry.device.type == ort.OrtHardwareDeviceType.CPU)
 
 
@@ -82,7 +82,7 @@ def gpu(entry: Any) -> hardware.Gpu:
 
 
 def reason(error: Exception, _: hardware.Gpu | None) -> str:
-    """Why the probe failed, and the next step."""
+    """Explains the failure of a probe, with the next step."""
     return f"{one_line(error)}; {INSTALL}"
 
 

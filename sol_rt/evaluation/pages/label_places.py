@@ -56,7 +56,7 @@ class Box:
         )
 
     def is_crossed_by(self, segment: Segment) -> bool:
-        """Whether a part of the segment lies inside (Liang and Barsky's clipping)."""
+        """True if a part of the segment lies inside the box (Liang and Barsky's clipping)."""
         (x0, y0), (x1, y1) = segment
         start, end = 0.0, 1.0
         for delta, low, high in (

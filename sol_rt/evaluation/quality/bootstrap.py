@@ -21,7 +21,7 @@ _APART = 0.01  # two points of a curve give a slope only if their relative costs
 
 @dataclass(frozen=True)
 class Resampling:
-    """How the bootstrap draws: its unit (`windows` or `blocks`), its number of draws, and its seed."""
+    """Settings of the bootstrap: its unit (`windows` or `blocks`), its number of draws, and its seed."""
 
     unit: str = "windows"
     draws: int = 2000
