@@ -59,7 +59,7 @@ _RENAMED = {
 
 @dataclass(frozen=True)
 class Migrated:
-    """What was done: the version before, the graph files written, and the device calibrations removed."""
+    """Result of a migration: the version before, the graph files written, and the device calibrations removed."""
 
     version: int
     graphs: tuple[str, ...]

@@ -56,7 +56,7 @@ class ParityRow:
         return max(sum(self.divergences) / len(self.divergences), 0.0)  # in this order NaN stays
 
     def is_beyond_doubt_closer_than(self, other: ParityRow) -> bool:
-        """Whether the mean advantage over `other`, position by position, is more than twice its standard error.
+        """True if the mean advantage over `other`, position by position, is more than twice its standard error.
 
         On a few dozen tokens, the means of two equally good graphs differ by chance.
         """

@@ -71,7 +71,7 @@ class Effort:
 
     @classmethod
     def full(cls) -> Effort:
-        """What a calibration can use."""
+        """Effort of a full calibration."""
         return cls(
             writes=True,
             windows=24,
@@ -91,7 +91,7 @@ class Effort:
 
     @classmethod
     def quick(cls, weights: int, coded: bool) -> Effort:
-        """What keeps most of that in a fraction of the time.
+        """Effort of a quick calibration, which keeps most of the quality in a fraction of the time.
 
         docs/results/calibration.md has the seconds that it takes.
 

@@ -123,14 +123,14 @@ def measure(
 
 @dataclass(frozen=True)
 class SharedLoss:
-    """What a KV density adds to the loss of every variant, nats a token, and the standard error of the mean."""
+    """Loss that a KV density adds to every variant, nats a token, and the standard error of the mean."""
 
     loss: float
     stderr: float
 
 
 def shared_loss(added: Losses) -> SharedLoss:
-    """What is taken for the addition of a KV density: the mean plus its standard error, at least 0.
+    """Conservative added loss of a KV density: max(mean + standard error, 0).
 
     Args:
         added: what the density adds to the dense action at each token, [n].
@@ -243,7 +243,7 @@ class _Scorer:
         return Measured(self.bytes(action, context), float(added.mean()), _stderr(added))
 
     def bytes(self, action: Action, context: int) -> float:
-        """What a step of the action reads."""
+        """Bytes that a step of the action reads."""
         return self._bytes.step(action, context)
 
 

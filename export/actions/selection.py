@@ -47,7 +47,7 @@ Front = Mapping[Action, Measured]
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether an action is kept, and the reason in a few words."""
+    """Decision to keep an action or not, with the reason in a few words."""
 
     kept: bool
     reason: str
@@ -198,7 +198,7 @@ def _within_limit(
 
 
 def _rise(views: Mapping[str, Front], kept: set[Action], without: Action, dense: Action) -> float:
-    """What removing the action `without` costs: the mean rise of the hull in nats, summed over the views.
+    """Rise of the hull by the removal of the action `without`: mean in nats, summed over the views.
 
     The mean is over the range of relative costs.
     """

@@ -43,7 +43,7 @@ def last_logits(engine: Engine, windows: Sequence[Sequence[int]], action: Action
 
 @dataclass(frozen=True)
 class Tails:
-    """What rows of a position are not candidates, and what they are worth; one number for each position, float64.
+    """Weights of the rows of a position that are not candidates. One number for each position, float64.
 
     Attributes:
         candidates: log of the sum of the candidates' exponentials, exact.

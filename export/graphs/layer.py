@@ -106,7 +106,7 @@ def decoder_layer(decoder: Decoder, layer_bits: LayerBits, kv: KvLayout, *, mixe
 
 
 def overload_tag(*bits: int, mixed: bool) -> str:
-    """What tells a function of these bits from those of others in a mixed graph."""
+    """Suffix of a function's name that separates functions of other bits in a mixed graph; empty in other graphs."""
     return "".join(map(str, bits)) if mixed else ""
 
 

@@ -214,7 +214,7 @@ def _int8_attention(writer: NodeWriter, shape: AttentionShape) -> None:
 
 
 def _kept(writer: NodeWriter, shape: AttentionShape, logits: str, newest: str) -> str:
-    """Which tokens a single new token reads, bool [1, Hk, 1, C]. The result has a meaning only if S = 1.
+    """Marks the tokens that a single new token reads, bool [1, Hk, 1, C]. Valid only if S = 1.
 
     Args:
         logits: scores of all query heads, with the softmax scale, float [1, Hk, group * S, C].

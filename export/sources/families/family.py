@@ -46,7 +46,7 @@ class TensorNames:
 
     @property
     def norm_place(self) -> NormPlace:
-        """Whether the inputs of attention and MLP are normalized, their outputs, or both."""
+        """Place of the norms: at the inputs of attention and MLP, at their outputs, or both."""
         if self.attn_post_norm is None:
             return "before"
         return "after" if self.attn_norm is None else "around"
@@ -59,7 +59,7 @@ class TensorNames:
 
 @dataclass(frozen=True, kw_only=True)
 class GgufForm:
-    """How llama.cpp writes checkpoints of a family.
+    """Form of a family's checkpoints by llama.cpp.
 
     Attributes:
         architecture: the file's `general.architecture`, which also starts the names of its metadata keys.
@@ -92,7 +92,7 @@ class GgufForm:
 
 @dataclass(frozen=True, kw_only=True)
 class Windows:
-    """Which layers have the config's `sliding_window`, where the config has no `layer_types`.
+    """Layers that have the config's `sliding_window`, where the config has no `layer_types`.
 
     Attributes:
         full_every: every layer of this number attends to all tokens: the config.json key that says it, and what holds
@@ -139,7 +139,7 @@ class AdjustedWidth:
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """What all checkpoints of one architecture have in common. What differs between them is in their config.json.
+    """Properties of all checkpoints of one architecture. Differences between checkpoints are in their config.json.
 
     Attributes:
         architecture: class name in transformers, which `architectures` of config.json gives.
