@@ -224,7 +224,7 @@ def test_runtime_losses_are_single_steps_on_a_dense_cache(tiny: Tiny) -> None:
     rollouts.open(tiny.tokens)
     for action in (tiny.dense, Action(0.3, 0.5, 4)):
         losses, engine = rollouts.losses(START, 9, (action, tiny.spec.actions[-1])), tiny.engine
-        view = rollouts.view(START, 9, BUDGET)
+        view = rollouts.policy_inputs(START, 9, BUDGET)
         for i in range(9):
             episode = rollouts.run(START + i, 1, BUDGET, Script(torch.zeros(1, 1, dtype=torch.int64)), 1)
             np.testing.assert_allclose(view.hidden[i], episode.hidden[0, 0], rtol=near, atol=near)
@@ -242,7 +242,7 @@ def test_losses_along_a_run_are_steps_behind_that_run(tiny: Tiny) -> None:
     rollouts, engine = RuntimeRollouts(tiny.engine, tiny.spec), tiny.engine
     rollouts.open(tiny.tokens)
     taken = [5, 0, 7, 7, 2, 6]
-    view, losses = rollouts.along(START, taken, BUDGET)
+    view, losses = rollouts.losses_along_run(START, taken, BUDGET)
     assert losses.loss.shape == losses.kl.shape == (len(taken), len(tiny.spec.actions))
     for at in range(len(taken)):
         for place, action in enumerate(tiny.spec.actions):
@@ -342,10 +342,10 @@ def test_reference_model_and_runtime_give_the_same_losses_and_views(tiny: Tiny) 
         _check_close(got.loss[:, place], expected.loss[:, place], tiny, action.tag)
         _check_close(got.kl[:, place], expected.kl[:, place], tiny, action.tag)
     taken = [(at * at) % len(tiny.spec.actions) for at in range(40)]
-    (_, expected), (_, got) = (source.along(30, taken, BUDGET) for source in (runtime, reference))
+    (_, expected), (_, got) = (source.losses_along_run(30, taken, BUDGET) for source in (runtime, reference))
     _check_close(got.loss, expected.loss, tiny, "loss along a run")
     _check_close(got.kl, expected.kl, tiny, "kl along a run")
-    views = runtime.view(30, 70, BUDGET), reference.view(30, 70, BUDGET)
+    views = runtime.policy_inputs(30, 70, BUDGET), reference.policy_inputs(30, 70, BUDGET)
     assert torch.equal(views[0].token, views[1].token)
     _check_close(views[1].hidden, views[0].hidden, tiny, "hidden")
     _check_close(views[1].scalars, views[0].scalars, tiny, "scalars")

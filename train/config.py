@@ -42,9 +42,9 @@ class PolicyConfig:
     action_size: int = 16
     """Size of the previous action's embedding."""
     use_hidden: bool = True
-    """Whether the policy reads the model's last hidden state."""
+    """True if the policy reads the model's last hidden state."""
     use_embedding: bool = True
-    """Whether the policy reads the embedding of the token about to be processed."""
+    """True if the policy reads the embedding of the token about to be processed."""
     scalars: tuple[str, ...] = KNOWN_SCALARS
     """Names of the scalars that the policy reads, out of those of docs/bundle.md, section 5."""
     actions: tuple[str, ...] = ()
@@ -54,7 +54,7 @@ class PolicyConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """How text becomes windows (data/windows.py)."""
+    """Settings of the windows that are cut from text (data/windows.py)."""
 
     windows: tuple[int, ...] = (512, 2048, 4096)
     """Lengths in tokens, at most the model's context. They take turns, so a length named twice comes twice as often."""
@@ -115,7 +115,7 @@ class GrpoConfig:
     tolerance: float = 0.1
     """Distance of an episode's mean cost from its budget that costs no penalty, as a share of the dense cost."""
     multiplier_rate: float = 0.2
-    """How fast the multipliers follow what episodes spend (`Multipliers.follow`)."""
+    """Rate at which the multipliers follow the spending of episodes (`Multipliers.follow`)."""
     clip: float = 0.2
     """PPO's clip: ratios count within 1 - clip to 1 + clip."""
     epochs: int = 1

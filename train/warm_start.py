@@ -189,7 +189,7 @@ class WarmStart:
         return {"loss": float(group.sum(loss.detach()) / group.size), "learning_rate": rate}
 
     def held_out_gain(self) -> float:
-        """What the network gains over static actions on the held-out windows, nats per step: `lagrangian_gain`."""
+        """Gain of the network over static actions on the held-out windows, nats per step: `lagrangian_gain`."""
         unit, check = self.config.warm_start.unit, self._check
         return lagrangian_gain(self.network, self.embed(check.token), check, self._grid, unit, self._check_kinds)
 
@@ -354,7 +354,7 @@ def lagrangian_gain(
     unit: float,
     groups: Tensor,
 ) -> float:
-    """What the network's choices gain over static actions, nats per step, the mean over `multipliers`.
+    """Gain of the network's choices over static actions, nats per step, the mean over `multipliers`.
 
     The gain is the Lagrangian, added loss + multiplier * cost, of the best static action, less that of the network's
     choices. Each group of episodes has a static action of its own.

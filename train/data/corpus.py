@@ -18,7 +18,7 @@ Tokens = npt.NDArray[np.int64]
 _MOST_BYTES = 16 << 30  # of a file
 _SUFFIXES = (".txt", ".md", ".jsonl")
 _FIELDS = (("text",), ("question", "answer"))
-"""What a line of a .jsonl file may hold. The first set of fields that a line has is taken."""
+"""Sets of fields that a line of a .jsonl file may hold. The first set that a line has is taken."""
 _PIECE = 1 << 18  # characters tokenized at once
 
 

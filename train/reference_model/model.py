@@ -45,7 +45,7 @@ _LOWEST_SCORE = 2.0**-100
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """What the reference model rounds. The defaults are what the runtime does.
+    """Roundings of the reference model. The defaults are the runtime's.
 
     Attributes:
         rounded_activations: whether the input of every nested product is rounded, in blocks of 32 channels.
@@ -89,7 +89,7 @@ class _ActiveChannels:
 
 @dataclass(frozen=True)
 class Batch:
-    """How the rows of a pass are run.
+    """Grouping of the rows of a pass.
 
     Attributes:
         precisions: the rows by precision, so that a matrix is read once per precision, whatever the channel densities.
@@ -194,7 +194,7 @@ class ReferenceModel(nn.Module):
         )
 
     def _pages(self, actions: Sequence[Action], past: Cache) -> Tensor | None:
-        """How many old KV pages each row reads, int64 [B]; None where every row reads all."""
+        """Number of old KV pages that each row reads, int64 [B]; None if every row reads all."""
         if all(action.kv_density == 1.0 for action in actions):
             return None
         lengths = past.lengths.tolist()
@@ -322,7 +322,8 @@ class ReferenceModel(nn.Module):
         return normed[0], normed[1]
 
     def _read(self, q: Tensor, past: Cache, layer: int, pages: Tensor, slots: Slots) -> Tensor:
-        """Which tokens each query head of a single new token reads, bool [B, H, T]; tokens to come have any value.
+        """Marks the tokens that each query head of a single new token reads, bool [B, H, T]. Later tokens have any
+        value.
 
         These are the newest page's, the sinks, and the `4 Hk pages` pairs of KV head and old token with the highest
         scores, so that the KV heads of a layer share that quota. The highest scores get it; of equal ones the lower

@@ -1,4 +1,4 @@
-"""Turns steps into episodes: `follow` shows a policy what it sees at each step, runs its choice and records the result.
+"""Turns steps into episodes: `run_episode` gives a policy its inputs, runs its choice and records the result.
 
 The scalars come from the code that the decode loop uses, `sol_rt.bundle.policy_inputs`.
 """
@@ -20,7 +20,9 @@ from sol_rt.train.rollouts.rollout import Choose, Episode, Observation, RolloutS
 
 
 class RowDistribution(NamedTuple):
-    """What is kept of a row of logits. A `NextToken` of sol_rt.bundle.policy_inputs that knows the true next token.
+    """Summary of one row of logits, with the true next token's log-likelihood.
+
+    A `NextToken` of sol_rt.bundle.policy_inputs.
 
     Attributes:
         entropy: of the distribution, nats.
@@ -111,7 +113,7 @@ def dense_scalars(start: int, tokens: Sequence[int], before: Sequence[RowDistrib
     return torch.tensor([list(inputs.at(0, observation).values()) for observation in observations], dtype=torch.float32)
 
 
-def follow(
+def run_episode(
     spec: RolloutSpec,
     start: int,
     tokens: Sequence[int],
