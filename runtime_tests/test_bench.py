@@ -52,7 +52,7 @@ class Call:
 
 @pytest.fixture
 def calls(model: SolModel, monkeypatch: pytest.MonkeyPatch) -> list[Call]:
-    """What the engine was asked to run."""
+    """Calls of the engine's `forward`."""
     made: list[Call] = []
     forward = model.engine.forward
 

@@ -1,4 +1,4 @@
-"""What each option of the command line, and the variable that mirrors it, becomes in the call behind the command."""
+"""Arguments of the call behind a command, for each option of the command line and the variable that mirrors it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TARGETS = {
     "perplexity": "sol_rt.evaluation.quality.perplexity.perplexity",
     "export": "sol_rt.export.export_bundle",
 }
-"""What each command calls. Its last positional argument is `asked` below."""
+"""Function that each command calls. Its last positional argument is `asked` below."""
 REQUIRED = {
     "generate": "-p a",
     "chat": "-p a",

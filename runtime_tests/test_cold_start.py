@@ -1,4 +1,4 @@
-"""What begins beside other work when a model is loaded, and what a program leaves out at its end."""
+"""Loading of a model beside other work, and the end of a program."""
 
 from __future__ import annotations
 

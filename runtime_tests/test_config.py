@@ -241,7 +241,7 @@ _MUTATIONS = st.sampled_from([_delete, _replace, _replace, _rename, _nudge, _nud
 
 
 def _complaint(folder: Path) -> str:
-    """What opening and running complains about; empty where both work. Any error but SolError fails the test."""
+    """Error of opening and running; empty if both work. Any error but SolError fails the test."""
     try:
         model = SolModel.from_pretrained(folder, provider="cpu")
         model.generate("w1 w2 w3", budget=0.6, max_new_tokens=4)

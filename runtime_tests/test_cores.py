@@ -1,4 +1,4 @@
-"""How many threads a step gets: affinity, quotas of control groups, slow cores of hybrid processors.
+"""Number of threads of a step: affinity, quotas of control groups, slow cores of hybrid processors.
 
 And how much memory control groups leave.
 """

@@ -69,7 +69,7 @@ def test_a_session_without_its_operators_works_beside_it(tmp_path: Path) -> None
 
 
 def test_a_session_on_the_cpu_refuses_its_operators() -> None:
-    """They have kernels for CUDA alone, and ONNX Runtime says so instead of running something else."""
+    """The operators have kernels for CUDA alone, and ONNX Runtime says so instead of running something else."""
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.register_custom_ops_library(str(LIBRARY))

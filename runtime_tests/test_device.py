@@ -67,7 +67,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=["float16", "float32"])
 def answers(folder: Path, request: pytest.FixtureRequest) -> dict[str, Any]:
-    """What an adapter with float16 gives, and one without."""
+    """Answers of an adapter with float16, and of one without."""
     floats = _NO_FLOAT16 if request.param == "float32" else {}
     answer = _answer(
         _device(folder, "cache", "greedy", "steps", "channels", "broken", "wiped", "load", **_CAPTURE, **floats)
@@ -219,7 +219,7 @@ def test_auto_says_why_it_passes_a_gpu_over(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_nodes_that_run_on_the_cpu_are_counted(folder: Path) -> None:
-    """What CUDA sessions do where they cannot be strict; WebGPU's are errors then."""
+    """CUDA sessions count such nodes where they cannot be strict. With WebGPU such nodes are errors then."""
     counted, again, strict = _answer(_device(folder, "on the cpu"))["on the cpu"]
     said = "a graph: 1 of 3 nodes run on the CPU, with copies between it and the GPU (BitShift)"
     assert counted == f"sol-rt: {said}\n"

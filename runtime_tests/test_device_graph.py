@@ -181,7 +181,7 @@ def test_a_layer_gathers_what_it_keeps_and_no_more(
 
 
 def _sorted_sizes(node: onnx.NodeProto) -> list[int]:
-    """How much every TopK in a node's branches gives."""
+    """Output sizes of every TopK in a node's branches."""
     graphs = [attribute.g for attribute in node.attribute if attribute.HasField("g")]
     inner = [item for graph in graphs for item in graph.node]
     made = {item.output[0]: item for item in inner}

@@ -530,8 +530,9 @@ def test_widths_that_a_narrower_one_beats_are_dropped(
 def test_a_width_is_dropped_for_one_that_reads_less_whatever_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where a source's 4-bit codes are but a part of one matrix, 5 bits read more than 6: closer they stay, farther
-    they go."""
+    """If 4-bit codes are only a part of one matrix, 5 bits read more than 6. 5 bits stay if they are closer, and go if
+    they are farther.
+    """
     queries = tuple(f"blk.{layer}.attn_q" for layer in range(2))
     file = GgufFile(tmp_path / "model.gguf", write_random_checkpoint(tmp_path / "llama", PRESETS["tiny-llama"]))
     file.metadata(16).tensors("Q8_0", leave_out=queries)

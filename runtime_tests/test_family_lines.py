@@ -1,4 +1,4 @@
-"""How many lines of data a model family takes: at most 50, and those that docs/models.md says."""
+"""Lines of data of a model family: at most 50, and as many as docs/models.md says."""
 
 from __future__ import annotations
 

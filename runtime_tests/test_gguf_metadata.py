@@ -1,4 +1,4 @@
-"""What a GGUF file's metadata say beside sizes: windows, rotary settings, factors, and keys that mean nothing."""
+"""Metadata of a GGUF file beside sizes: windows, rotary settings, factors, and keys that mean nothing."""
 
 from __future__ import annotations
 

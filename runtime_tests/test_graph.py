@@ -210,7 +210,9 @@ _CHOOSERS = {"If", "TopK", "Softmax", "ScatterElements", "CumSum"}
 
 
 def _optimized(path: Path, choosing: int, pruning: int) -> onnx.GraphProto:
-    """What ONNX Runtime makes of a graph whose session chooses for so many layers."""
+    """Graph that ONNX Runtime makes when a session chooses tokens in `choosing` layers and channels in `pruning`
+    layers.
+    """
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.optimized_model_filepath = str(path.with_suffix(".optimized.onnx"))

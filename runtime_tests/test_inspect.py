@@ -69,7 +69,7 @@ def test_a_pipe_gets_one_line_for_each_measurement(bundle: Path, capsys: pytest.
 
 
 def unmeasured(capsys: pytest.CaptureFixture[str], folder: Path, reason: str) -> str:
-    """What inspect prints of a bundle whose selection it can't show, after checks of the reason that it gives."""
+    """Output of inspect for a bundle whose selection it can't show. Checks the reason that inspect gives."""
     out = told(capsys, "inspect", "-m", str(folder))
     assert reason in out.splitlines()[-1]
     assert main(["inspect", "-m", str(folder), "--html", str(folder / "page.html")]) == 2

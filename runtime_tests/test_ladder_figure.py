@@ -107,7 +107,7 @@ def boxes_of(results: dict[str, Any]) -> list[Box]:
 
 
 def row(name: str, bits: float, loss: float, rate: float) -> dict[str, Any]:
-    """What the figure reads of an action or a quant."""
+    """Values that the figure reads of an action or a quant."""
     return {
         "name": name,
         "bits_per_weight": bits,

@@ -15,7 +15,7 @@ _ALWAYS_THERE = {"__init__.py", "__main__.py", "__pycache__", "py.typed"}
 
 
 def entries(folder: Path) -> list[str]:
-    """What a reader chooses from: no built file, and none that every package has."""
+    """Entries that a reader chooses from: no built file, and none that every package has."""
     return sorted(e.name for e in folder.iterdir() if e.name not in _ALWAYS_THERE and e.suffix not in _BUILT)
 
 

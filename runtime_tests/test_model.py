@@ -107,7 +107,7 @@ def test_full_budget_is_the_dense_graph_bit_by_bit(bundle: Path, model: SolModel
 
 
 def _current_logits(model: SolModel) -> np.ndarray:
-    """What the newest token was drawn from: float32 [vocab]."""
+    """Logits from which the newest token was drawn: float32 [vocab]."""
     decoder = model.engine.owner
     assert isinstance(decoder, Decoder)
     return decoder.output.distribution.logits

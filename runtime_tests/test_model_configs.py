@@ -1,4 +1,4 @@
-"""What the decoders of released models are said to be, by their config.json."""
+"""Decoders of released models, as their config.json describes them."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def program() -> Path:
 
 @dataclass
 class Step:
-    """What a planner is told before a step, what the policy answers, and what the host sets before it."""
+    """Inputs of a planner before a step, answers of the policy, and settings of the host."""
 
     context: int
     token: int
@@ -86,7 +86,7 @@ class ScriptedPolicy:
 
 
 def planned(config: SolConfig, cost: CostModel, run: Run) -> dict[str, Any]:
-    """What the Python runtime makes of a run."""
+    """Plans a run with the Python runtime."""
     actions = tuple(dict.fromkeys(schedule_actions(config, "hull")))
     hull = Hull(actions, cost, ActionLosses(config).table) if config.losses_measured else None
     policy = None if config.policy is None else ScriptedPolicy(config.policy)
@@ -153,7 +153,7 @@ def planned(config: SolConfig, cost: CostModel, run: Run) -> dict[str, Any]:
 def natively(
     program: Path, config: SolConfig, runs: Sequence[Run], table: Path | None = None, mode: Sequence[str] = ()
 ) -> Any:
-    """What the native core makes of the runs."""
+    """Plans the runs with the native core."""
     script = {
         "config": config.to_json_dict(),
         "variants": list(config.variants),
@@ -419,7 +419,7 @@ def test_many_same_plans(program: Path, tmp_path: Path, **plan: Any) -> None:
 
 
 def test_the_promise_holds_from_64_steps_on(program: Path) -> None:
-    """Where no step was below the floor, whatever the host sets between tokens."""
+    """No step was below the floor, and the host sets budgets between tokens."""
     config = made_config(policy_bytes=10**6)
     random = np.random.default_rng(0)
     runs = [

@@ -66,7 +66,7 @@ def python_says(read: Callable[[Path], object], path: Path) -> str:
 
 
 def compare(program: Path, kind: str, read: Callable[[Path], object], paths: list[Path]) -> list[tuple[str, str]]:
-    """What core and Python say of each path. Both take it, or both refuse it in one line."""
+    """Returns the messages of core and Python on each path. Both take a path, or both refuse it in one line."""
     said = run_lines([str(program), kind], [str(path) for path in paths])
     assert len(said) == len(paths)
     pairs = []
@@ -344,7 +344,7 @@ def test_action_tags(program: Path) -> None:
 
 
 def in_words(tag: str) -> str:
-    """What the program prints of a tag."""
+    """Line that the program prints of a tag."""
     try:
         action = Action.parse(tag)
     except SolError as error:

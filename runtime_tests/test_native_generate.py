@@ -213,7 +213,7 @@ def test_traces_that_do_not_fit_are_refused_by_both(
 def test_a_replay_that_is_longer_than_the_context_is_refused_by_both(
     python: SolModel, tmp_path: Path, missing: int
 ) -> None:
-    """Where 40 tokens are missing, the prompt alone has too many."""
+    """With 40 tokens missing, the prompt alone has too many."""
     path = tmp_path / "trace.jsonl"
     finished(python.stream(PROMPT, trace=path, max_new_tokens=40, eos_token_id=[]))
     needed = len(PROMPT) + 39

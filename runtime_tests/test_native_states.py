@@ -375,7 +375,7 @@ def reopened(model: NativeModel, folder: Path, session: Path, native: bool = Tru
 @WITH_CORE
 @pytest.mark.parametrize("native", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["native", "bodies"])
 def test_a_generation_without_finite_numbers_leaves_a_session_that_goes_on(tmp_path: Path, native: bool) -> None:
-    """It fails in the middle of an answer, then in a prompt. What follows is what a fresh session gives."""
+    """Generations fail in the middle of an answer, then in a prompt. Later answers are a fresh session's."""
     config = {**hf_config("lfm2"), "num_hidden_layers": 5, "layer_types": LAYERS, "tie_word_embeddings": False}
     folder = write_bundle(tmp_path / "tiny", decoder=from_hf_config(config), losses=True)
     prompt = TOKENS[:60]

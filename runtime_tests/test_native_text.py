@@ -366,7 +366,7 @@ def test_tokens_that_a_decoder_lengthens_share_a_bound(program: Path, tmp_path: 
 
 
 def test_a_long_prefix_or_suffix_of_characters_is_refused(program: Path, tmp_path: Path) -> None:
-    """Where bytes stand in for a character, every character of a text would become as many tokens."""
+    """If bytes stand in for a character, every character of a text would become as many tokens."""
     known = json.loads(byte_level().to_str())
     for name in ("continuing_subword_prefix", "end_of_word_suffix"):
         change = {"model": known["model"] | {name: "a" * 65, "byte_fallback": True}}

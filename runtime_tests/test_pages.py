@@ -253,7 +253,7 @@ Shown = dict[str, dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Shown, str]]:
-    """What the browser made of all pages at all widths, and its messages, in light and in dark mode."""
+    """Layouts that the browser made of all pages at all widths, and its messages, in light and in dark mode."""
     try:
         browser = screenshots.find_browser()
     except screenshots.BrowserError as error:

@@ -1,4 +1,4 @@
-"""What the probes find of providers that compute on the CPU and fail in known ways."""
+"""Verdicts of the probes on providers that compute on the CPU and fail in known ways."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `benchmarks/random_schedules.py` says of random schedules beside `hull`."""
+"""Report of `benchmarks/random_schedules.py` on random schedules beside `hull`."""
 
 from __future__ import annotations
 

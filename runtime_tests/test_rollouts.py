@@ -181,7 +181,7 @@ class _Told:
 
 
 def test_scalars_are_those_of_the_decode_loop(tiny: Tiny) -> None:
-    """What `sol` chose in generation, replayed as an episode: the policy is shown what it was told then."""
+    """The choices of `sol` in a generation, replayed as an episode, show the policy the same inputs."""
     policy = _Told(tiny)
     horizon = policy.spec.horizon
     spec = tiny.spec

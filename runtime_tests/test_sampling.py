@@ -127,7 +127,9 @@ def changed_in_float64(
     bias: dict[int, float] | None = None,
     repetition: float = 1.0,
 ) -> list[float]:
-    """What OpenAI's API documents, token by token; the repetition penalty, between the two, as in llama.cpp."""
+    """Logits after bias and penalties, by OpenAI's documentation. The repetition penalty comes between, as in
+    llama.cpp.
+    """
     scores = [float(logit) + (bias or {}).get(token, 0.0) for token, logit in enumerate(logits)]
     for token in {*prompt, *drawn}:
         scores[token] = scores[token] / repetition if scores[token] >= 0 else scores[token] * repetition

@@ -76,7 +76,7 @@ def selected(scores: Array, candidates: int) -> Array:
 def test_the_kernel_computes_the_reference(
     blocks: int, n: int, candidates: int, bits: int, rows: int, seed: int
 ) -> None:
-    """As many candidates as rows, or more, give the whole matrix."""
+    """Candidates as many as rows, or more, give the whole matrix."""
     rng = np.random.default_rng(seed)
     nested, x = Nested.random(rng, 32 * blocks, n), rng.standard_normal((rows, 32 * blocks)).astype(np.float32)
     y = screened(x, nested, bits, Screen(candidates, 0.25), native=True)

@@ -182,7 +182,7 @@ def test_the_policys_actions_stay() -> None:
 
 
 def test_beyond_the_limit_the_hull_decides() -> None:
-    """What lies above the hull goes first, the farthest of it before the nearest; then what bends the hull least."""
+    """Actions above the hull go first, the farthest before the nearest; then the action that bends the hull least."""
     measured = front(
         k100_s100_q6=(8, 0.02),  # bends little
         k100_s100_q4=(6, 0.05),  # the corner

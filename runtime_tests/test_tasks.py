@@ -329,7 +329,7 @@ def test_a_report_needs_no_run_and_pairs_what_is_there(model: SolModel, data: Pa
 
 
 def test_every_span_starts_from_an_empty_cache(model: SolModel, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """How much of a prompt is cached changes its rounding, so a run that goes on must not depend on what ran before."""
+    """The number of cached tokens of a prompt changes its rounding, so a run must not depend on earlier ones."""
     cached: list[int] = []
     for task in tasks.tasks_of(model, options(data, questions=6)):
         opening = task.open

@@ -1,4 +1,4 @@
-"""Where a policy in training wins: the range of budgets at which its gain is beyond the error."""
+"""Range of budgets at which the gain of a policy in training is beyond the error."""
 
 from __future__ import annotations
 

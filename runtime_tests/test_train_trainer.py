@@ -254,7 +254,7 @@ def test_two_processes_train_as_one(place: Path, trained: Path, tmp_path: Path) 
 
 @pytest.mark.slow
 def test_a_training_goes_on_with_the_windows_that_it_began_with(place: Path, trained: Path, tmp_path: Path) -> None:
-    """Where time ended the measuring after 8 windows, more time later doesn't add to them."""
+    """Measuring ended by time after 8 windows; more time later adds no windows."""
     folder = shutil.copytree(trained, tmp_path / "out")
     save_checkpoint(folder, {**load_checkpoint(folder), "stage": "grpo", "measured": 8})
     left = [folder / "counterfactuals" / f"train-{number:06d}.safetensors" for number in (8, 9)]
@@ -316,7 +316,7 @@ def test_what_is_refused(place: Path, trained: Path, tmp_path: Path, capsys: pyt
 
 
 def test_counterfactuals_along_a_run(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """They are those of that run alone, and need a bundle whose losses are known."""
+    """Counterfactuals are those of that run alone, and need a bundle whose losses are known."""
     config, other = tmp_path / "along.yaml", tmp_path / "other.yaml"
     config.write_text(CONFIG.replace("positions: 16, updates: 12", "positions: 16, along: [0.6, 0.8], updates: 2"))
     _fails(capsys, arguments(place, tmp_path / "no", config=config), "warm_start.along: tiny has no measured losses")

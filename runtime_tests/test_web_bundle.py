@@ -60,7 +60,7 @@ def codes(bundle: Bundle, matrix: str) -> np.ndarray:
 
 
 def made(bundle: Bundle, location: str) -> np.ndarray:
-    """What a host makes of a matrix for a location in a graph."""
+    """Matrix that a host makes for a location in a graph."""
     matrix, level, _ = f"{location}.".rsplit(".", 2) if location.endswith(".packed") else location.rsplit(".", 2)
     if location.endswith(".packed"):
         q = codes(bundle, location.removesuffix(".packed"))

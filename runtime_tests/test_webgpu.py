@@ -106,7 +106,7 @@ def _check_variants(folder: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
 def test_sizes_of_128(family: str, tmp_path: Path) -> None:
-    """Where WebGPU multiplies activations of 8 bits in blocks of 128, but for level 8."""
+    """WebGPU multiplies 8-bit activations in blocks of 128, except at level 8."""
     decoder = RandomDecoder.write(
         replace(describe(family), hidden_size=128, intermediate_size=256, head_dim=32), tmp_path
     )

@@ -89,7 +89,7 @@ def poison(engine: Engine) -> int:
 
 
 def same(got: np.ndarray, expected: np.ndarray, engine: Engine) -> bool:
-    """Whether logits are equal but for what prompts and steps round differently, which is more in int8."""
+    """True if logits are equal up to the rounding that differs between prompts and steps, which is larger in int8."""
     most = NEAR if engine.bundle.config.kv.dtype == "int8" else EXACT
     return bool(np.abs(got - expected).max() < most * expected.std())
 
@@ -168,7 +168,9 @@ def test_an_interrupted_rewind_leaves_a_prefix(engine: Engine, fresh: Callable[[
 
 
 def test_function_bodies_keep_every_token(bundle: Bundle) -> None:
-    """They read all tokens and mask those before the window, so memory that was given back would come again."""
+    """Function bodies read all tokens and mask the tokens before the window, so memory that was given back would come
+    again.
+    """
     if bundle.config.kv.dtype == "int8":
         pytest.skip("one type shows it")
     engine = Engine(bundle, provider="cpu", native_ops=False)

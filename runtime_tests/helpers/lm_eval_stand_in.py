@@ -1,4 +1,4 @@
-"""What `sol_rt.evaluation.lm_eval_model` imports of lm-evaluation-harness, for machines without that package."""
+"""Stand-in for the parts of lm-evaluation-harness that `sol_rt.evaluation.lm_eval_model` imports."""
 
 from __future__ import annotations
 

@@ -219,7 +219,7 @@ def quantized_rows(x: Array) -> tuple[Array, Array]:
 
 
 def scaled_rows(codes: Array, scale: Array) -> Array:
-    """What codes [..., D] of scales [...] stand for, float64."""
+    """Values of codes [..., D] with scales [...], float64 [..., D]."""
     return codes.astype(np.float64) * scale.astype(np.float64)[..., None]
 
 
