@@ -1,4 +1,4 @@
-"""What a policy would gain that decides inside the step: stage 1 on the hidden state behind the first layers.
+"""Gain of a policy that decides inside the step: stage 1 on the hidden state after the first layers.
 
     python benchmarks/in_step.py BUNDLE COUNTERFACTUALS --config FILE --data TEXT --data TEXT --layers 8
 

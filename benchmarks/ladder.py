@@ -62,7 +62,7 @@ Score = Callable[[Sequence[int]], Sequence[float]]
 
 
 def runs_alone(action: Action) -> bool:
-    """Whether an action is also scored over whole windows: those that read fewer bits but everything else."""
+    """True if an action is also scored over whole windows: it reads fewer bits but everything else."""
     return (action.kv_density, action.channel_density) == (1.0, 1.0)
 
 
@@ -188,7 +188,7 @@ class Run:
         return measure(entries, request, self.args.count, repetitions)
 
     def _faster_engine(self, prompt: list[int]) -> str:
-        """How llama.cpp decodes the first rung faster behind this prompt: with flash attention or without."""
+        """Returns llama.cpp's faster setting on the first rung after this prompt: with or without flash attention."""
         with contextlib.ExitStack() as stack:
             rung, engines = self.args.rungs[0], engines_of("llama.cpp")
             trial = [Entry(stack.enter_context(self._llama(engine, rung, engine))) for engine in engines]
@@ -316,7 +316,7 @@ tokens as independent. "Within the error" is said where the 95% interval by Stud
 
 
 def _importance(args: argparse.Namespace) -> str:
-    """What the page says of importance matrices."""
+    """Sentence of the page on importance matrices."""
     if not any(name.endswith(WITH_IMPORTANCE) for name in args.rungs):
         return "no importance matrix"
     return f"those with `{WITH_IMPORTANCE}` with an importance matrix of {args.importance.name}, the others without"

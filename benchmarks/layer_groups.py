@@ -102,7 +102,7 @@ def _measured(engine: Engine, windows: list[tuple[int, ...]], high: Variant, low
 
 
 def _saved(bundle: Bundle, high: Variant, low: Variant) -> list[float]:
-    """What the low counts save in each layer, in bits."""
+    """Savings of the low counts in each layer, in bits."""
     saved = []
     for layer in range(len(high.active_up)):
         bits = high.layer_bits[layer] if high.layer_bits else None

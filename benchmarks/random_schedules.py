@@ -126,7 +126,7 @@ class Replay:
         return torch.stack([row.kl.double().mean(0) for row in alike]).mean(0)
 
     def _drawn(self, window: Counterfactuals, costs: np.ndarray, means: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """What `hull` takes in such a window, and the random schedules: twice int64 [1 + schedules, n]."""
+        """Actions of `hull` in such a window, and of the random schedules: twice int64 [1 + schedules, n]."""
         known = means.numpy()
         hull = Hull(self._spec.actions, self._spec.cost, lambda actions, context: known)
         contexts = range(window.context, window.context + len(window))

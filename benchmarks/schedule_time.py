@@ -1,4 +1,4 @@
-"""What a token takes by one schedule and by another at the same budget, in the native core and in the Python engine.
+"""Time of a token by two schedules at the same budget, in the native core and in the Python engine.
 
     python benchmarks/schedule_time.py smollm2-135m -b 0.54 --schedules hull,sol -d 256 -n 128 -r 12
 

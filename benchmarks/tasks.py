@@ -124,7 +124,7 @@ def key_of(model: SolModel, question: str, setting: Setting) -> str:
 def report(
     model: SolModel, tasks: Sequence[Task], schedules: Sequence[str], budgets: Sequence[float], state: State
 ) -> str:
-    """What the state holds as a table, which budgets keep each task within one point of dense, and who beats `hull`."""
+    """Report of the state: a table, the budgets that keep each task within one point of dense, and who beats `hull`."""
     rows: list[Row] = []
     duels: list[list[Row]] = []
     for task in tasks:
