@@ -293,7 +293,7 @@ SOL_RT_API sol_error* sol_session_start(sol_session* session, const int32_t* pro
 SOL_RT_API sol_error* sol_session_next(sol_session* session, sol_token* token);
 // Ends a running generation. The cache keeps what was run.
 SOL_RT_API sol_error* sol_session_stop(sol_session* session);
-// What the running or last generation has come to.
+// Result of the running or last generation so far.
 SOL_RT_API sol_error* sol_session_result(const sol_session* session, sol_result* result);
 
 // Called with every token. Returning anything but 0 stops the generation, which is no error.

@@ -30,7 +30,7 @@ std::string Megabytes(uint64_t bytes) {
 }  // namespace
 
 struct Engine::State {
-  // How an action runs.
+  // Runners and active channels of an action.
   struct Plan {
     GraphRunner* step;              // runs one token
     GraphRunner* batch;             // runs several, with attention to all

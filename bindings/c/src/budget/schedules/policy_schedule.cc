@@ -48,7 +48,7 @@ class PolicySchedule final : public Schedule {
   }
 
  private:
-  // What the policy is told: the budget of this step. Under a rate or a loss: what it came to so far.
+  // Budget that the policy gets: this step's. Under a rate or a loss: the budget of the steps so far.
   double Budget() const {
     const std::optional<double> budget = controller_.Budget();
     return budget ? *budget : controller_.Requested().value_or(1.0);

@@ -62,7 +62,7 @@ class KvCache {
   uint64_t BytesAt(int64_t capacity) const { return Bytes(capacity, false); }  // taken at most; what is beyond any memory is not counted exactly
   int64_t CapacityFor(int64_t tokens) const;  // the next multiple of the layout's capacity step
 
-  // Whether a token behind the first `length` tokens finds all that its attention reads.
+  // True if a token after the first `length` tokens finds all that its attention reads.
   bool Holds(int64_t length) const { return length >= shortest_; }
   // Gives back what layers with a window no longer need of `length` tokens.
   void Discard(int64_t length);

@@ -1,4 +1,4 @@
-// How steps are timed.
+// Timing of steps.
 #pragma once
 
 #include <algorithm>

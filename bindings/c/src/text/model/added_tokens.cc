@@ -16,7 +16,7 @@ constexpr size_t kLongest = 1024;  // bytes of one token's text: a search looks 
 bool WordBefore(std::string_view text, size_t at) { return at > 0 && IsWord(PreviousCharacter(text, at)); }
 bool WordAfter(std::string_view text, size_t at) { return at < text.size() && IsWord(NextCharacter(text, at)); }
 
-// Where the spaces before `at` begin, at `least` or later.
+// Place where the spaces before `at` begin, at `least` or later.
 size_t BeforeSpaces(std::string_view text, size_t at, size_t least) {
   while (at > least) {
     size_t before = at;

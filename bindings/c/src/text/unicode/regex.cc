@@ -41,7 +41,7 @@ Owned<T> Checked(T* made) {
 struct Regex::Compiled {
   Owned<pcre2_code> code;
 
-  // What searches write to; a thread has its own.
+  // Memory that searches write to; each thread has its own.
   struct Place {
     Owned<pcre2_match_data> data;
     Owned<pcre2_match_context> context;
