@@ -1,4 +1,4 @@
-// What one call of SparseAttention works on: sizes, pointers and the plan of its tasks. Plain data, the same for every SIMD target.
+// Data of one call of SparseAttention: sizes, pointers and the plan of its tasks. Plain data, the same for every SIMD target.
 #pragma once
 
 #include <hwy/base.h>

@@ -48,8 +48,8 @@ inline constexpr int kValueVectors = 2;
 #endif
 // Heads whose codes of a query stay in registers, two vectors for each nibble.
 inline constexpr int kMaxHeldHeads = 4;
-// How far ahead of the arithmetic old pages' codes and attended tokens are fetched: what memory delivers to one core within its latency,
-// and not so much that the buffers for outstanding lines fill and stop the arithmetic.
+// Distance at which old pages' codes and attended tokens are fetched before the arithmetic: what memory delivers to one core within its latency, and
+// not so much that the buffers for outstanding lines fill and stop the arithmetic.
 inline constexpr int64_t kPagesAhead = 32;
 inline constexpr int64_t kBytesAhead = 8192;
 // Smaller scores are alike: they are too small to be told from what rounding leaves of them.
@@ -351,7 +351,7 @@ void WeighTokens(const AttentionCall& call, const DecodePlan& plan, int64_t kv_h
   }
 }
 
-// What a block's weights of one head are multiplied by to add up to 1 over all old tokens.
+// Factor on a block's weights of one head that makes them add up to 1 over all old tokens.
 HWY_NOINLINE inline float BlockShare(const DecodePlan& plan, int64_t head, int64_t block) {
   const F32 d;
   const float* max = plan.block_max + head * plan.token_blocks;

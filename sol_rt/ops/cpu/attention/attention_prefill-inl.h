@@ -62,7 +62,7 @@ int64_t Columns(const AttentionCall& call) { return RoundUp(call.head_dim, kTile
 // Floats of the output, maximum and sum of a task's tiles.
 int64_t PrefillStateFloats(const AttentionCall& call) { return PrefillTiles(call) * (Columns(call) + 2) * kTileWidth; }
 
-// What a task needs besides its state, in floats aligned for vectors.
+// Memory that a task needs besides its state, in floats aligned for vectors.
 struct PrefillScratch {
   float* keys;     // [kKeyBlock, D]
   float* values;   // [kKeyBlock, columns]

@@ -18,7 +18,7 @@ namespace sol {
 namespace {
 
 #if HWY_ARCH_X86
-// What the instruction cpuid answers. __builtin_cpu_supports needs a library that some compilers come without.
+// Registers that the instruction cpuid returns. __builtin_cpu_supports needs a library that some compilers come without.
 class Cpuid {
  public:
   explicit Cpuid(unsigned leaf, unsigned subleaf = 0) {
@@ -44,7 +44,7 @@ uint64_t SavedRegisters() {
 }
 
 #elif HWY_ARCH_ARM_A64
-// What arm_features-inl.h builds on.
+// Features that arm_features-inl.h builds on.
 struct ArmFeatures {
   bool aes = false, half = false, dot = false, bfloat16 = false, i8mm = false;
 };

@@ -1,4 +1,4 @@
-// How many members a team gets: as many as there are threads, and fewer while other programs take processors away.
+// Number of members of a team: as many as there are threads, and fewer while other programs take processors away.
 //
 // Programs that share a processor run in turns of milliseconds. A member whose thread has to wait for its turn keeps the whole team waiting,
 // far longer than a phase takes. A few such waits mean nothing. Where they take more of the time than a member saves, which is about one part

@@ -1,4 +1,4 @@
-// Which old tokens a decode step reads. H query heads read Hk KV heads.
+// Selection of the old tokens that a decode step reads. H query heads read Hk KV heads.
 //
 //   weigh     appends the new token. z = softmax_scale log2(e) a (step sum(code c) + m sum(c)) of an old token and query head, from key codes of
 //             4 bits and the query's codes c = round(q / a), a = max |q| / 127. weights [H, C] = 2^(z - the highest z of the block of 256 tokens)
