@@ -141,7 +141,7 @@ public sealed class SolSession : IDisposable
         }
     }
 
-    /// <summary>What the running or last generation has come to.</summary>
+    /// <summary>Result of the running or last generation so far.</summary>
     public unsafe SolResult Result
     {
         get

@@ -38,10 +38,10 @@ public final class SolRuntime: @unchecked Sendable {
 
 /// A loaded bundle. Any number of threads may use it; its sessions share the weights' memory and may outlive it.
 public final class SolModel: @unchecked Sendable {
-  /// Which files are compared with their hashes: none, all but the weights, or all, which takes about a second a gigabyte.
+  /// Files that are compared with their hashes: none, all but the weights, or all, which takes about a second a gigabyte.
   public enum Verify: UInt32, Sendable { case none, small, all }
 
-  /// What a bundle holds.
+  /// Contents of a bundle.
   public struct Info: Sendable {
     public let name, generator, identity, defaultSchedule, costModel, dense: String
     public let vocabSize, hiddenSize, layers, maxContext, actions: Int

@@ -1,4 +1,4 @@
-/** What a decode step costs: bytes read from weights and KV cache (docs/bundle.md section 4, "Bytes model"). */
+/** Cost of a decode step: bytes read from weights and KV cache (docs/bundle.md section 4, "Bytes model"). */
 
 /** @import {KvLayout, SolConfig} from "../bundle/config.js" */
 /** @import {Action} from "./actions.js" */
