@@ -188,7 +188,7 @@ SOL_RT_API void sol_session_release(sol_session* session);
 SOL_RT_API sol_error* sol_session_tokens(const sol_session* session, int32_t* tokens, size_t capacity, size_t* count);
 // Keeps the first `length` tokens of the cache. Ends a running generation. If layers have a window, and the cache no longer holds what they read there
 // (further back than about 512 tokens), the next generation runs these tokens once more. If layers have a state, a copy of it is put back, and the next
-// generation runs the tokens behind the copy once more, dense.
+// generation runs the tokens after the copy once more, dense.
 SOL_RT_API sol_error* sol_session_rewind(sol_session* session, size_t length);
 // Writes tokens, cache, and the layers' states with their copies to a file, as a whole or not at all; reads them back into a session of the same bundle
 // (any machine, native operators or not as before). Both end a running generation. A file that is missing, damaged or another bundle's is SOL_ERROR_BUNDLE;

@@ -70,7 +70,7 @@ pub enum Verify {
     All,
 }
 
-/// Told what is being done, how much of it is done, and of how much. False ends the call with [`Code::Host`](crate::Code::Host).
+/// Called with what is being done, how much of it is done, and of how much. False ends the call with [`Code::Host`](crate::Code::Host).
 pub type Progress<'a> = dyn FnMut(&str, u64, u64) -> bool + 'a;
 
 /// Options of loading a bundle.

@@ -1,6 +1,6 @@
 /**
- * The controllers: one holds a budget or what a loss allows, the other a mean on each axis. Before a step they tell a
- * schedule which actions are allowed, after it they book what it cost (docs/decode-loop.md sections 2 and 3).
+ * The controllers: one holds a budget or what a loss allows, the other a mean on each axis. Before a step they
+ * report the allowed actions to a schedule, after it they book its cost (docs/decode-loop.md sections 2 and 3).
  */
 import { UsageError } from "../errors.js";
 import { Action } from "./actions.js";

@@ -1,4 +1,4 @@
-// Tells a schedule which actions are allowed, and books what each step cost. A is the number of actions.
+// Reports to a schedule which actions are allowed, and books what each step cost. A is the number of actions.
 #pragma once
 
 #include <array>

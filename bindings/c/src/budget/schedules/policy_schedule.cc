@@ -10,7 +10,7 @@ namespace sol_rt {
 namespace {
 
 // Takes the allowed action with the largest value of logits - multiplier * relative cost. Under axis targets the multiplier is 0. If the policy does
-// not know the dense action, that action stands behind the policy's own, and is taken only where no other one is allowed.
+// not know the dense action, that action comes after the policy's own, and is taken only where no other one is allowed.
 class PolicySchedule final : public Schedule {
  public:
   PolicySchedule(Controller& controller, const PolicySpec& spec, PolicyRunner& policy)

@@ -11,7 +11,7 @@
 namespace sol_rt {
 
 // The states of all layers that have one, float32 [layers, 1, hidden, conv_size - 1]. A state can't be cut off as the KV cache can, so going back restores
-// the last copy at or below the length wanted, and the engine runs the tokens behind it again. Graphs read one buffer and write another: a run that fails
+// the last copy at or below the length wanted, and the engine runs the tokens after it again. Graphs read one buffer and write another: a run that fails
 // changes nothing. `Commit` takes over what a run wrote.
 class States {
  public:

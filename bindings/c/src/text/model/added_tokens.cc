@@ -115,7 +115,7 @@ std::vector<AddedTokens::Part> AddedTokens::Cut(std::string_view text, bool norm
   const TextMatcher& matcher = normalized ? normalized_ : plain_;
   std::vector<TextMatcher::Found> found;
   size_t covered = 0;     // how far the parts reach
-  size_t spaces_end = 0;  // of the spaces behind a token
+  size_t spaces_end = 0;  // of the spaces after a token
   for (size_t at = 0; at < text.size() && !matcher.empty();) {
     if (!matcher.MayBeginWith(text[at])) {
       ++at;

@@ -159,7 +159,7 @@ class Reader : public nlohmann::json_sax<nlohmann::json> {
 
   TokenizerFile& file_;
   Place place_ = Place::kRest;
-  std::vector<nlohmann::json*> stack_;  // open lists and objects; one that grows has no open one behind the last
+  std::vector<nlohmann::json*> stack_;  // open lists and objects; one that grows has no open one after the last
   nlohmann::json* model_ = nullptr;
   std::string key_, token_, problem_;
   size_t values_ = 0;

@@ -138,7 +138,7 @@ void Regex::Stretches(std::string_view text, Effort& effort, std::vector<Stretch
       found = Found{at, at + literal_.size()};
     }
     if (!found) break;
-    if (found->begin == found->end && found->end == last_match) {  // an empty match right behind another match does not count
+    if (found->begin == found->end && found->end == last_match) {  // an empty match right after another match does not count
       if (start == text.size()) break;
       NextCharacter(text, start);
       continue;
