@@ -59,7 +59,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         target = Path(os.path.realpath(path))
         remove_abandoned(target.parent)
         temporary = temporary_name(target)
-        try:  # from before the file is made: an interrupt may fall right behind it
+        try:  # from before the file is made: an interrupt may fall right after it
             while (file := _new_file(temporary)) is None:
                 temporary = temporary_name(target)
             with file:
@@ -99,7 +99,7 @@ def temporary_folder(target: Path) -> Iterator[Path]:
     """Yields a new folder beside `target`, and removes it at the end. Raises OSError."""
     remove_abandoned(target.parent)
     path = temporary_name(target)
-    try:  # from before the folder is made: an interrupt may fall right behind it
+    try:  # from before the folder is made: an interrupt may fall right after it
         with ExitStack() as stack:
             while not path.exists():
                 path.mkdir()

@@ -32,7 +32,7 @@ NO_LOSSES = (
 """The error of a request for a loss where the export measured none."""
 
 MakeSchedule = Callable[[BaseController], Schedule]
-"""Makes a schedule for one run. The controller has the actions and tells which of them keep the budget."""
+"""Makes a schedule for one run. The controller has the actions and reports which of them keep the budget."""
 
 
 @dataclass(frozen=True)

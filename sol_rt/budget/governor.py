@@ -116,7 +116,7 @@ def next_budget(state: GovernorState, reading: Reading, settings: GovernorSettin
     # the budget at which the wanted rate is reached: a step takes time in proportion to its budget
     dense_rate = state.dense_rate
     measured = rate * budget if rate is not None and 0 < rate < math.inf else 0.0  # tokens over no time have no rate
-    if measured > 0:  # a rate at no cost tells nothing of dense steps
+    if measured > 0:  # a rate at no cost says nothing about dense steps
         dense_rate = measured if dense_rate == 0 else dense_rate + settings.smoothing * (measured - dense_rate)
     enough = math.inf
     if settings.wanted_rate is not None and dense_rate > 0:

@@ -434,7 +434,7 @@ class Engine:
         return StepOutput(logits, hidden, Distribution(logits[-1], self._sums))
 
     def _chunks(self, tokens: int, num_logits: int) -> list[tuple[int, int]]:
-        """The chunks in which so many tokens are run, each from its first token to behind its last.
+        """The chunks in which so many tokens are run, each from its first token to after its last.
 
         With states the last token of a prompt is a chunk of its own: the copy before it serves the same prompt again,
         whose last token always runs anew.
@@ -448,7 +448,7 @@ class Engine:
     def _follow_up(self) -> None:
         """Brings cache and states to the end of `_tokens`, where a rewind or a failed call left them elsewhere.
 
-        Restores the last copy of the states and runs the tokens behind it dense, which also writes their keys and
+        Restores the last copy of the states and runs the tokens after it dense, which also writes their keys and
         values anew. If the cache no longer holds what the first of them reads, all tokens run, as a prompt does.
         """
         self._ensure_capacity(self.length)  # where a growth was interrupted

@@ -1,6 +1,6 @@
 """The KV cache that all variants of a bundle share: keys, values and key codes. Graphs append to it in place.
 
-Layers with a window read no token before it. In main memory the cache gives back what lies further behind: buffers
+Layers with a window read no token before it. In main memory the cache gives back what lies further back: buffers
 keep their shape, and their memory there goes back to the system.
 """
 
@@ -231,7 +231,7 @@ def _whole_steps(tokens: int) -> int:
 
 
 class _Memory:
-    """Zeroed arrays, one behind the other in one mapping.
+    """Zeroed arrays, one after the other in one mapping.
 
     Args:
         arrays: shape and dtype of each array, [1, heads, tokens, …].

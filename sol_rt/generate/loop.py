@@ -86,7 +86,7 @@ class Decoder:
         return len(tokens) - cached
 
     def rewind(self, length: int, output: StepOutput) -> None:
-        """Continues behind the first `length` tokens in the cache, whoever ran them.
+        """Continues after the first `length` tokens in the cache, whoever ran them.
 
         The account continues, too: what was spent before counts towards the budget. The schedule's step count begins
         anew.

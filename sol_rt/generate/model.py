@@ -324,7 +324,7 @@ class SolModel:
             budget, schedule, kv_density, channel_density, bits, tokens_per_second, max_loss: as in `Dial`.
             trace: file to write every step to.
             replay: a trace whose actions run again, with its settings of `generation` unless others are given.
-                `Generation.first_difference` then tells where the tokens differ.
+                `Generation.first_difference` then reports where the tokens differ.
             reuse_cache: whether to keep the tokens of the prompt that the cache begins with, under whatever budget they
                 were written. By default only for chat messages, so that text and tokens give the same result in every
                 call.

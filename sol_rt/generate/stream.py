@@ -82,7 +82,7 @@ class Stream(Iterator[GeneratedToken]):
     def close(self) -> None:
         """Ends the generation. The trace is then complete, and the model ready for the next generation.
 
-        In a signal's handler it returns at once, and the generation ends behind the token in progress.
+        In a signal's handler it returns at once, and the generation ends after the token in progress.
         """
         self._end()
 
@@ -134,7 +134,7 @@ class Stream(Iterator[GeneratedToken]):
         with self._turns.closing(self):
             if self._ended:
                 return
-            if self._running:  # a signal's handler closes in the middle of a token: the stream ends behind it
+            if self._running:  # a signal's handler closes in the middle of a token: the stream ends after it
                 self._closing = True
                 return
             self._ended = True

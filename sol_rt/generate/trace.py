@@ -39,7 +39,7 @@ class TraceHeader:
         prompt: the prompt as text; decoded, with the markers of the chat template, if it was given as tokens or
             messages. Older traces have an empty text there.
         schedule: name of the schedule.
-        budget: requested budget; under a rate or a loss, what it comes to behind the prompt. None under axis targets.
+        budget: requested budget; under a rate or a loss, what it comes to after the prompt. None under axis targets.
         cost_model: "bytes" or "calibrated".
         generation: settings of `GenerationConfig` on which the tokens depend. The seed is among them, so that a replay
             draws the same tokens.

@@ -25,7 +25,7 @@ class AxisController(BaseController):
 
     Args:
         actions: what schedules choose from; the dense action is among them.
-        cost: the cost model. It decides nothing here; it tells what the steps came to.
+        cost: the cost model. It decides nothing here; it reports the cost of the steps.
         axis_targets: the means to hold, with at least one target.
         policy_cost: whether each step pays for a run of the policy.
 

@@ -56,7 +56,7 @@ class Charge(NamedTuple):
 
 
 class BaseController(ABC):
-    """Tells a schedule which actions are allowed, and books what each step cost. A is the number of actions.
+    """Reports to a schedule which actions are allowed, and books what each step cost. A is the number of actions.
 
     Actions are allowed that keep the promise: what the steps achieved is within 0.02 of what was requested at every
     step from the 64th on. `spend_window.py` says how far off a spend may be before that.

@@ -94,7 +94,7 @@ def _reads_by_window(held: Any, old_pages: Any, pages: Any, config: SolConfig) -
 
     Args:
         held: tokens in the cache with the new one, an integer or an array int64, as the others.
-        old_pages, pages: KV pages behind the newest, and those to be read of them where a layer attends to all tokens.
+        old_pages, pages: KV pages before the newest, and those to be read of them where a layer attends to all tokens.
     """
     kv = config.kv
     tokens: Any = 0

@@ -138,7 +138,7 @@ def tune_copies(engine: Engine, library: Path, *, seconds: float) -> float | Non
 
 
 def _filled(engine: Engine) -> int:
-    """Runs some tokens, behind which steps are timed, and returns their number."""
+    """Runs some tokens, after which steps are timed, and returns their number."""
     config, length = engine.bundle.config, max(1, min(_CONTEXT, engine.max_context - 1))
     engine.forward([token % config.model.vocab_size for token in range(length)], config.dense)
     return length

@@ -34,14 +34,14 @@ class Governor:
         sensors: battery and temperatures.
         highest: the highest budget, 1 by default.
         wanted_rate: tokens per second to keep, or None.
-        max_loss: share by which perplexity may rise at the lowest budget, behind 512 tokens; None for the least
+        max_loss: share by which perplexity may rise at the lowest budget, after 512 tokens; None for the least
             sensible budget, or for `GovernorSettings.lowest` if the export measured no losses.
 
     Attributes:
         max_loss: as given.
 
     Warns with QualityWarning of a loss whose budget is under the least sensible one.
-    Raises UsageError if the machine tells nothing to govern by, for a budget or a rate out of range, for a loss where
+    Raises UsageError if the machine reports nothing to govern by, for a budget or a rate out of range, for a loss where
     the export measured none, and for one that `highest` does not keep.
     """
 

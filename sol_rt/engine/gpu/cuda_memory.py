@@ -143,8 +143,9 @@ class CudaDriver:
             return
 
     def free_bytes(self) -> int | None:
-        """Memory that programs can still get, None where the driver does not tell. A GPU that shares the processor's
-        gets what files fill there as well, which CUDA does not count.
+        """Memory that programs can still get, bytes; None where the driver does not report it.
+
+        A GPU that shares the processor's memory also gets what files fill there, which CUDA does not count.
         """
         if self._integrated and (free := free_memory_bytes()) is not None:
             return free

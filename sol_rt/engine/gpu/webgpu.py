@@ -40,7 +40,7 @@ def devices() -> list[Any]:
     return found
 
 
-@functools.cache  # apart from what may fail behind it: a library can be registered once only
+@functools.cache  # apart from what may fail after it: a library can be registered once only
 def _registered_library() -> Path:
     """The plug-in's library, which is now registered. Raises ProviderError where it cannot be loaded."""
     check_runtime(ort.__version__)
@@ -69,7 +69,7 @@ def is_software(entry: Any) -> bool:
 
 
 def gpu(entry: Any) -> hardware.Gpu:
-    """The adapter behind a device, as the driver names it; where no driver tells, as the system does."""
+    """The adapter behind a device, as the driver names it; where no driver does, as the system does."""
     wanted = (entry.device.vendor_id, entry.device.device_id)
     found = hardware.vulkan_gpus()
     for candidate in found:

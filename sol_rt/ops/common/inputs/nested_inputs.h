@@ -19,7 +19,7 @@ inline constexpr std::array<Port, 5> kMatrixInputs{{{"base", Base},
                                                     {"plane1", kUInt8, kOptional},
                                                     {"plane2", kUInt8, kOptional}}};
 
-// Behind a matrix that is screened, the matrix of 3 bits that does so; one place further down where there is no plane 2.
+// After a matrix that is screened, the matrix of 3 bits that does so; one place further down where there is no plane 2.
 inline constexpr std::array<Port, 5> kScreenInputs = [] {
   std::array<Port, 5> ports{};
   for (Port& port : ports) port = {"screen", kAny, kOptional};
@@ -109,7 +109,7 @@ inline MatrixSize OnlyMatrixSize(const Attributes& attributes, const char* op, i
   return size;
 }
 
-// Of a product that is screened: the bits of the first pass. At 3 a matrix of its own comes behind the other one.
+// Of a product that is screened: the bits of the first pass. At 3 a matrix of its own comes after the other one.
 inline int ScreenBits(const Attributes& attributes, const char* op) {
   const int64_t bits = attributes.IntOr("screen_bits", 4);
   if (bits != 3 && bits != 4) {

@@ -63,7 +63,7 @@ class Attributes {
     Check(Api().KernelInfo_GetOutputCount(info_, &count));
     return index < count && HasName(Api().KernelInfo_GetOutputName, index);
   }
-  // Elements of an input of rank 1; 0 where its type does not tell.
+  // Elements of an input of rank 1; 0 where its type does not say.
   [[gnu::noinline]] int64_t InputLength(size_t index) const {
     OrtTypeInfo* type = nullptr;
     const OrtTensorTypeAndShapeInfo* info = nullptr;
@@ -77,7 +77,7 @@ class Attributes {
     Check(status);
     return std::max<int64_t>(length, 0);
   }
-  // Type and shape of an input as far as the graph tells them, without data: -1 for an unknown length, type kAny where nothing is known.
+  // Type and shape of an input as far as the graph gives them, without data: -1 for an unknown length, type kAny where nothing is known.
   [[gnu::noinline]] Tensor InputType(size_t index) const {
     OrtTypeInfo* type = nullptr;
     const OrtTensorTypeAndShapeInfo* info = nullptr;
@@ -141,7 +141,7 @@ class Attributes {
   }
   template <class Function>
   bool HasName(Function name_of, size_t index) const {
-    size_t size = 0;  // with the zero behind it
+    size_t size = 0;  // with the zero after it
     Check(name_of(info_, index, nullptr, &size));
     return size > 1;
   }

@@ -127,7 +127,7 @@ class Asks {
   size_t next_ = 0;
 };
 
-// Bytes of a quarter of 16, with zeros behind each, or four times each.
+// Bytes of a quarter of 16, with zeros after each, or four times each.
 struct Expand {
   alignas(64) uint8_t at[4][16];
   constexpr explicit Expand(bool repeat) : at() {

@@ -13,7 +13,7 @@
 //   activate   h = act(u), gated or not                      cpu/layer/mlp.h
 //   down       y = middle + h W_down                         cpu/matmul/channel_matmul.h
 //
-// A layer may have no norm before attention and MLP, and a norm behind each of them, before x and middle are added.
+// A layer may have no norm before attention and MLP, and a norm after each of them, before x and middle are added.
 //
 // From here to the dot product of a matrix product:
 //

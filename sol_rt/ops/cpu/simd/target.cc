@@ -124,7 +124,7 @@ const char* BestTargetName() {
   if (PrefersAvxVnni()) return "AVX2_VNNI";
   const int64_t best = BestTarget();
 #if HWY_ARCH_ARM_A64
-  if (best == HWY_NEON) return "NEON_DOT";  // arm_features-inl.h: more than Highway's name tells
+  if (best == HWY_NEON) return "NEON_DOT";  // arm_features-inl.h: more than Highway's name says
   if (best == HWY_NEON_BF16) return "NEON_I8MM";
 #endif
   return hwy::TargetName(best);

@@ -93,7 +93,7 @@ class Phase {
     if (has_task_) ++claimed_;
   }
 
-  // Tells the team that this member's tasks have been done. True for one member alone: the one with which all tasks of the phase are done.
+  // Reports to the team that this member's tasks have been done. True for one member alone: the one with which all tasks of the phase are done.
   bool End() {
     if (claimed_ == 0 || !state_.End(claimed_, tasks_)) return false;
     state_.Release();
@@ -139,7 +139,7 @@ class Member {
  public:
   Member(Team& team, size_t index) : team_(team), index_(index) {}
 
-  // Tells members' scratch memory apart.
+  // Separates members' scratch memory.
   size_t Index() const { return index_; }
 
   // True if nothing is left for a member that enters now.

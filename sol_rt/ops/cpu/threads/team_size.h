@@ -45,11 +45,11 @@ class TeamSize {
     return most == SIZE_MAX ? 0 : most;
   }
 
-  // Tells of a wait for the other `members` - 1 that is over: how long this member had worked before, and how long it waited.
+  // Reports a wait for the other `members` - 1 that is over: how long this member had worked before, and how long it waited.
   void Waited(size_t members, Clock::duration worked, Clock::duration waited) {
     if (waited > kLeastWait && waited > worked) Waited(members, worked, waited, Clock::now());
   }
-  // The same of a wait that was over at `now`. Members may tell of their waits in another order than these ended.
+  // The same of a wait that was over at `now`. Members may report their waits in another order than these ended.
   void Waited(size_t members, Clock::duration worked, Clock::duration waited, Clock::time_point now) {
     if (waited <= kLeastWait || waited <= worked || members < 2) return;
     const std::lock_guard<std::mutex> lock(mutex_);

@@ -46,7 +46,7 @@ __device__ void CodeQuery(const AttentionCall& call, const Step& step, int head,
   for (int i = 0; i < kMaxHeadDim / kWarp; ++i) {
     const int d = lane + i * kWarp;
     const int code = a == 0.0f ? 0 : __float2int_rn(values[i] / a);
-    (d % 2 == 0 ? low : high)[d / 2] = static_cast<int8_t>(code);  // behind the last channel zeros
+    (d % 2 == 0 ? low : high)[d / 2] = static_cast<int8_t>(code);  // after the last channel zeros
     sum += code;
   }
   sum = WarpSum(sum);

@@ -106,7 +106,7 @@ struct Selected {
   uint32_t equal;  // how many equal it, at least one
 };
 
-// The k-th largest of the keys, k >= 1 and at most their number: key(i, value) tells for 0 <= i < n whether i has one, below 2^31.
+// The k-th largest of the keys, k >= 1 and at most their number: key(i, value) reports for 0 <= i < n whether i has one, below 2^31.
 template <int kThreads, class Key>
 __device__ Selected SelectLargest(int64_t n, uint32_t k, const Key& key, SelectMemory& memory) {
   uint32_t prefix = 0, known = 0, above = 0;
