@@ -3,7 +3,7 @@
     python benchmarks/in_step.py BUNDLE COUNTERFACTUALS --config FILE --data TEXT --data TEXT --layers 8
 
 COUNTERFACTUALS is the folder of a training with this config and text. A policy reads the hidden state of the step
-before. Here it gets, in its place, the current token's own hidden state behind the first layers of a dense step, which
+before. Here it gets, in its place, the current token's own hidden state after the first layers of a dense step, which
 a policy inside the graph could read. Prints what each of the two avoids of what the static mix adds, replayed on the
 held-out windows, ± the standard error over windows. The cost of running the first layers alike in every step is left
 out, so the figures are an upper bound.
@@ -43,7 +43,7 @@ MEASUREMENTS = 40  # how often the held-out windows choose the network, as in a 
 
 
 class FirstLayers:
-    """The hidden states behind the first layers of dense steps.
+    """The hidden states after the first layers of dense steps.
 
     Args:
         bundle: whose model runs, in torch.
@@ -53,7 +53,7 @@ class FirstLayers:
     def __init__(self, bundle: Bundle, layers: int) -> None:
         self._model, self._dense = ReferenceModel.from_bundle(bundle.path), bundle.config.dense
         self._layers, self._seen = layers, torch.empty(0)
-        behind = f"layers.{layers}.attn_norm"  # what it gets is the residual stream behind the layers before
+        behind = f"layers.{layers}.attn_norm"  # what it gets is the residual stream after the layers before
         norm = self._model._norm_at
 
         def noted(x: Tensor, place: str, name: str) -> Tensor:

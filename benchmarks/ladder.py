@@ -181,7 +181,7 @@ class Run:
         return WorkerProcess.start(engine, self.python, self.ladder.rung(rung), self.args.threads, name)
 
     def _rates(self, entries: list[Entry], prompt: list[int], repetitions: int) -> dict[str, list[float]]:
-        """Tokens/s of decoding behind a prompt, by entry."""
+        """Tokens/s of decoding after a prompt, by entry."""
         for worker in dict.fromkeys(entry.worker for entry in entries):
             worker.ask(do="prompt", tokens=prompt, room=self.args.count)
         request: dict[str, object] = {"do": "decode", "count": self.args.count}

@@ -4,7 +4,7 @@
 
 A pair is two variants of one graph. Each third of the layers, first, middle and last, runs with the active channels of
 one or the other: eight choices, all of them measured. Figures are divergences from the dense action in nats per token
-behind a dense prompt, on the exporter's sample texts, and on TEXT if given; every window's second half is scored.
+after a dense prompt, on the exporter's sample texts, and on TEXT if given; every window's second half is scored.
 
 The two whole variants in turn are the rival: at a choice's bytes, they lose what the line between them says. `less by`
 is what the choice loses less than that, ± the standard error over windows. Below the table stands what a choice of one

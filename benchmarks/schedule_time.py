@@ -4,7 +4,7 @@
 
 Costs are the device's milliseconds where `sol-rt calibrate` has measured them. Two schedules that hold one budget take
 the same time in the model's graphs; what differs is the time around them. A round is a generation by each schedule
-behind the same prompt, in turn. Figures are medians over the rounds, with quartiles; the ratio is that of a round.
+after the same prompt, in turn. Figures are medians over the rounds, with quartiles; the ratio is that of a round.
 """
 
 from __future__ import annotations

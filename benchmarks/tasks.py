@@ -214,7 +214,7 @@ def measured(args: argparse.Namespace) -> str:
 
 
 def shown(name: str, done: int, total: int) -> None:
-    """Tells on stderr how far a task is."""
+    """Reports on stderr how far a task is."""
     print(f"{name}: {done} of {total} questions", file=sys.stderr, flush=True)
 
 

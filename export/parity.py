@@ -137,7 +137,7 @@ def reference_logits(
 
 
 def project(checkpoint: Checkpoint, decoder: Decoder, family: Family, hidden: torch.Tensor) -> npt.NDArray[np.float32]:
-    """The source's logits, float32 [T, vocab], of hidden states float32 [T, hidden] behind the final norm."""
+    """The source's logits, float32 [T, vocab], of hidden states float32 [T, hidden] after the final norm."""
     name = f"{family.names.embed if decoder.tied else family.names.head}.weight"
     logits = torch.empty(len(hidden), decoder.vocab_size)
     for start in range(0, decoder.vocab_size, _HEAD_ROWS):

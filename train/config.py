@@ -72,7 +72,7 @@ class WarmStartConfig:
     """Positions that are measured, at the end of each window."""
     along: tuple[float, ...] = ()
     """Lowest and highest budget, drawn for each window, of a run by the schedule `hull` whose steps the measured
-    positions lie behind, as they do in use. Without them they lie behind dense steps. A window's dense distributions
+    positions follow, as they do in use. Without them they follow dense steps. A window's dense distributions
     are held meanwhile: 4 bytes times positions times vocabulary."""
     share: float = 0.6
     """Share of `--minutes` after which measuring stops."""

@@ -45,7 +45,7 @@ from sol_rt.train.run.state import DONE, GRPO, WARM_START, TrainingState
 from sol_rt.train.warm_start import Examples, WarmStart
 
 POLICY = "policy.safetensors"
-_BUDGET_SEED = 6  # second number of the seeds of the runs that positions lie behind; the first is the training's
+_BUDGET_SEED = 6  # second number of the seeds of the runs that positions follow; the first is the training's
 _MEASUREMENTS = 40  # how often stage 1 looks at the held-out windows
 
 

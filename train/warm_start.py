@@ -13,7 +13,7 @@ of the variance of a sampled reward.
 The added loss of an action is the divergence of its distribution from dense. Where dense is calibrated that is the
 expectation of what the action loses on the true token, without the luck of the one token that came.
 
-Counterfactuals have the hidden state, and scalars of the distribution, behind dense steps or along a run. The rest of
+Counterfactuals have the hidden state, and scalars of the distribution, after dense steps or along a run. The rest of
 what an episode sees is made up as a run at its multiplier would have it (`episodes_at`). GRPO (grpo.py) then sees what
 its own steps leave behind.
 

@@ -111,7 +111,7 @@ class CalibrationText:
 def contexts(tokens: int, max_context: int) -> tuple[int, ...]:
     """The contexts at which losses are measured on a stretch of `tokens` tokens, ascending.
 
-    Those of CONTEXTS behind which enough tokens follow. The first that does not fit is replaced by the longest that
+    Those of CONTEXTS after which enough tokens follow. The first that does not fit is replaced by the longest that
     does, if that is a quarter longer than the others.
     """
     longest = (min(tokens, max_context) - _SCORED - 1) // PAGE_SIZE * PAGE_SIZE

@@ -157,7 +157,7 @@ class _Scorer:
         Args:
             plain: actions of KV density 1.
             sparse: actions of lower KV density, which are scored on the first few of each window's tokens.
-            stage: what `progress` is told.
+            stage: name that `progress` gets.
         """
         windows = self._text.scored[: self._effort.scored_windows]
         steps = math.ceil(self._effort.kv_steps / len(windows))
@@ -205,7 +205,7 @@ class _Scorer:
         steps: int,
         report: Progress,
     ) -> tuple[dict[Action, Losses], Losses]:
-        """The added losses behind `context` tokens of a window, those of `sparse` on `steps` tokens; dense losses."""
+        """The added losses after `context` tokens of a window, those of `sparse` on `steps` tokens; dense losses."""
         count = len(plain) + len(sparse)
 
         def first(step: str, done: float, total: float) -> None:
@@ -224,7 +224,7 @@ class _Scorer:
     def _added(
         self, window: Sequence[int], context: int, actions: Sequence[Action], report: Progress
     ) -> tuple[Losses, Losses]:
-        """The added losses of actions [actions, n] behind `context` tokens of a window, and dense losses [n]."""
+        """The added losses of actions [actions, n] after `context` tokens of a window, and dense losses [n]."""
         others = [action for action in actions if action != self._dense]
         candidates = [Candidate(action) for action in others]
         if self._text.by_divergence:

@@ -25,7 +25,7 @@ _DIGITS = 5
 
 
 def last_logits(engine: Engine, windows: Sequence[Sequence[int]], action: Action) -> tuple[FloatArray, FloatArray]:
-    """Logits of some positions of every window, behind a dense start, and the hidden states that they are made of:
+    """Logits of some positions of every window, after a dense start, and the hidden states that they are made of:
     float32 [positions, vocab] and [positions, hidden].
     """
     rows, states = [], []

@@ -195,7 +195,7 @@ def gptq_passes(w: FloatArray, hessian: HessianFactor, kernel: Any, levels: int,
     Args:
         w: weights, float32 [n, K].
         hessian: of these input channels.
-        kernel: called as described in gptq_kernels.py, with `settings` behind the arguments that all kernels take.
+        kernel: called as described in gptq_kernels.py, with `settings` after the arguments that all kernels take.
         levels: whose errors the kernel keeps.
     """
     order, factor = hessian.order.numpy(), hessian.factor

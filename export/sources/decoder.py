@@ -54,7 +54,7 @@ class Decoder:
 
     Sequential blocks: x += attention(norm(x)); x += mlp(norm(x)).
     Parallel blocks: x += attention(norm(x)) + mlp(norm(x)).
-    Norms may also stand behind attention and MLP, instead or as well: x += norm(attention(x)).
+    Norms may also come after attention and MLP, instead or as well: x += norm(attention(x)).
     In layers of the kind `conv`, which are sequential with the norms before, a gated short convolution stands in the
     place of attention. What that needs of earlier tokens is a state of a fixed size.
 

@@ -82,7 +82,7 @@ def measure(
 ) -> Counterfactuals:
     """Measures a window: its last `positions` positions that a token to score follows, or as many as it has.
 
-    They lie behind dense steps, or where there is a budget along the run of the schedule `hull` at that budget.
+    The positions follow dense steps, or where there is a budget along the run of the schedule `hull` at that budget.
     """
     length = min(positions, len(tokens) - 2)
     start = len(tokens) - 1 - length

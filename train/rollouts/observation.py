@@ -94,7 +94,7 @@ def check_range(start: int, length: int, tokens: Sequence[int]) -> None:
 
 
 def dense_scalars(start: int, tokens: Sequence[int], before: Sequence[RowDistribution], budget: float) -> Tensor:
-    """All KNOWN_SCALARS at n positions of a text, each as at step 0 of an episode behind dense steps.
+    """All KNOWN_SCALARS at n positions of a text, each as at step 0 of an episode after dense steps.
 
     Args:
         start: the first position.

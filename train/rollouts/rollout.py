@@ -161,7 +161,7 @@ class Rollouts(Protocol):
     def losses_along_run(self, start: int, taken: Sequence[int], budget: float) -> tuple[PolicyView, StepLosses]:
         """Inputs of a policy, and losses of all actions of `spec`, along a run that takes given actions.
 
-        The run begins behind dense steps. Each position lies behind what the run's own steps left in the cache.
+        The run begins after dense steps. Each position follows what the run's own steps left in the cache.
 
         Args:
             start: the first position. Bounds and errors are those of `run`.

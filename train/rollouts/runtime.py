@@ -136,7 +136,7 @@ class RuntimeRollouts:
         return pairs
 
     def _run_dense(self, first: int, stop: int) -> StepOutput:
-        """Runs positions `first` … `stop` - 1 dense, behind dense ones. The output has a row for each."""
+        """Runs positions `first` … `stop` - 1 dense, after dense ones. The output has a row for each."""
         self._rewind(first)
         output = self._engine.forward(self._tokens[first:stop], self.spec.cost.dense_action, num_logits=stop - first)
         self._dense = stop
