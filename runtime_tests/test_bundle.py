@@ -63,7 +63,7 @@ def test_opens(bundle: Path) -> None:
 
 
 def test_the_tokenizer_is_the_one_whose_hash_was_compared(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Someone replaces the file right behind the comparison."""
+    """Someone replaces the file right after the comparison."""
     opened = Bundle.open(bundle)
     expected = opened.tokenizer().encode("w1 w2")
     path = bundle / "tokenizer.json"
@@ -72,7 +72,7 @@ def test_the_tokenizer_is_the_one_whose_hash_was_compared(bundle: Path, monkeypa
     assert swapped != original
 
     class Replacing:
-        """A hash behind whose end the file is another one."""
+        """A hash after whose end the file is another one."""
 
         def __init__(self, content: bytes = b"") -> None:
             self._hash = sha256(content)

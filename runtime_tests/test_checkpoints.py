@@ -449,7 +449,7 @@ def test_gguf_tokenizer_is_the_folders(folder: Path, tmp_path: Path) -> None:
 
 
 def test_an_added_token_that_the_model_has_no_row_for_is_left_out(folder: Path, tmp_path: Path) -> None:
-    """Gemma 3's text models: their tokenizer has a token for images, behind the last row of the embedding."""
+    """Gemma 3's text models: their tokenizer has a token for images, after the last row of the embedding."""
     tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     size = tokenizer.get_vocab_size()
     wanted = tokenizer.to_str()
@@ -558,7 +558,7 @@ PIECES = ["▁", "a", "b", "é", "▁a", "ab", "ba", "bb", "▁ab", "aba", "abab
 
 
 def sentence_piece(**changes: Any) -> dict[str, Any]:
-    """Metadata of a file with these pieces behind the special ones and the bytes, as llama.cpp's converter writes."""
+    """Metadata of a file with these pieces after the special ones and the bytes, as llama.cpp's converter writes."""
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *PIECES, "<end>"]
     return {
         "tokenizer.ggml.model": "llama",

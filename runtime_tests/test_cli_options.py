@@ -265,7 +265,7 @@ def opened(monkeypatch: pytest.MonkeyPatch, model: SolModel) -> None:
 
 
 def cases(tables: dict[str, list[Any]]) -> list[Any]:
-    """The rows of every command's table, each behind the command."""
+    """The rows of every command's table, each after the command."""
     return [
         pytest.param(command, *row, id=" ".join([command, *map(str, row[:-1])]))
         for command, table in tables.items()

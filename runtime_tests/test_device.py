@@ -91,7 +91,7 @@ def test_every_variant_of_an_exported_bundle_loads_strictly(llama_bundle: Path, 
 
 @pytest.mark.slow
 def test_a_host_opens_a_graph_strictly_by_its_dims(folder: Path) -> None:
-    """As docs/bundle.md tells hosts that do not rewrite graphs."""
+    """As docs/bundle.md instructs hosts that do not rewrite graphs."""
     assert _answer(_device(folder, "dims"))["dims"] == [True, True]
 
 

@@ -131,7 +131,7 @@ def test_a_step_gives_what_the_bundles_graph_gives(bundle: Bundle, kv_density: f
 
 
 def _run_step(session: ort.InferenceSession, binding: ort.IOBinding, token: int, pages: np.ndarray) -> list[np.ndarray]:
-    """Logits and hidden state of a token behind the prompt, whose cache is bound."""
+    """Logits and hidden state of a token after the prompt, whose cache is bound."""
     small = {
         "input_ids": np.array([[token]]),
         "past_length": np.array([len(PROMPT)]),

@@ -173,7 +173,7 @@ def test_graph_computes_the_decoder(made: tuple[Path, RandomDecoder], channel_de
 @pytest.mark.parametrize("family", sorted(TRAITS | STATES))
 @pytest.mark.parametrize("bits", [8, MIXED, 4])
 def test_graph_of_another_family_computes_the_decoder(family: str, bits: int, tmp_path: Path) -> None:
-    """Unpruned, with the bounds above. Those of models with norms behind attention and MLP pass a flip on in full."""
+    """Unpruned, with the bounds above. Those of models with norms after attention and MLP pass a flip on in full."""
     test_graph_computes_the_decoder((tmp_path, RandomDecoder.write(describe(family), tmp_path)), 1.0, bits)
 
 

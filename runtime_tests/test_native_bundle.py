@@ -202,7 +202,7 @@ def test_damaged_bundles(program: Path, bundle: Path, what: str) -> None:
     damage(bundle, what)
     (pair,) = compare(program, "bundle", open_fully, [bundle])
     assert pair[0] == pair[1]
-    if what not in ("bit", "weight bit"):  # only a hash tells
+    if what not in ("bit", "weight bit"):  # only a hash shows it
         (pair,) = compare(program, "fast", open_without_hashes, [bundle])
         assert pair[0] == pair[1]
 
@@ -286,7 +286,7 @@ def test_config_of_a_newer_and_an_older_format(program: Path, bundle: Path) -> N
 
 
 def test_bundles_of_three_bits(program: Path, tmp_path: Path) -> None:
-    """Core and Python take them, and say the same of configs that tell of the level wrongly."""
+    """Core and Python take them, and say the same of configs that describe the level wrongly."""
     pristine = write_bundle(tmp_path / "three", bits=(8, 4, 3), three_bit_layers=THREE_BIT_LAYERS)
     ((core, python),) = compare(program, "bundle", open_fully, [pristine])
     assert (core, python) == ("ok", "ok")

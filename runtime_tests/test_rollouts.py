@@ -161,7 +161,7 @@ def test_costs_are_the_controller_s(tiny: Tiny) -> None:
 
 
 class _Told:
-    """A policy of the decode loop with random likings, which keeps what it was told."""
+    """A policy of the decode loop with random likings, which keeps the inputs that it got."""
 
     def __init__(self, tiny: Tiny) -> None:
         spec = tiny.engine.bundle.config.policy
@@ -303,7 +303,7 @@ def _episode(source: Rollouts, tiny: Tiny, script: Script) -> Episode:
 def _check_close(got: Tensor, expected: Tensor, tiny: Tiny, name: str) -> None:
     """As test_reference_model.py has it: most numbers agree to what float32 order explains; those after a flip of a
     code, a channel or a page are off by a flip's worth. One in the int8 codes of a dense cache shows in all steps
-    behind it.
+    after it.
     """
     difference = (got - expected).abs().flatten()
     share = 0.75 if tiny.reference.arithmetic.kv_dtype == torch.float16 else 0.5

@@ -67,7 +67,7 @@ def engine(bundle: Bundle) -> Engine:
 
 @pytest.fixture(scope="module")
 def fresh(bundle: Bundle) -> Callable[[list[int]], np.ndarray]:
-    """The logits behind tokens that are run dense from the start, float32 [vocab]."""
+    """The logits after tokens that are run dense from the start, float32 [vocab]."""
     other = Engine(bundle, provider="cpu")
 
     def logits(tokens: list[int]) -> np.ndarray:

@@ -438,7 +438,7 @@ def test_schedules_are_paired_with_hull_at_the_same_budget(model: SolModel, data
 
 
 def test_questions_of_a_span_are_drawn_together() -> None:
-    """Four questions of a span that are all answered alike tell as much as one; a span may lack some of its four."""
+    """Four questions of a span that are all answered alike say as much as one; a span may lack some of its four."""
 
     def row(right: list[bool], span: int) -> Figure:
         given = {index: Answer(each, "", 1.0, 1.0) for index, each in enumerate(right)}

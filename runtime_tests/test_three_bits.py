@@ -1,4 +1,4 @@
-"""The 3-bit level: its function bodies and graphs against the specification, and how configs tell of it.
+"""The 3-bit level: its function bodies and graphs against the specification, and its form in configs.
 
 A body's tolerance is that of levels 4 and 6 in test_bodies.py: ONNX Runtime rounds activations in its own way.
 """

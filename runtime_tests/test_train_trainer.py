@@ -328,8 +328,8 @@ def test_counterfactuals_along_a_run(place: Path, tmp_path: Path, capsys: pytest
     assert about["along"]["budgets"] == [0.6, 0.8]
     dense = about["actions"].index("k100-s100-q8")
     found = [load_file(path) for path in sorted(store.glob("*.safetensors"))]
-    assert max(float(window["kl"][0, dense]) for window in found) < 1e-3  # behind the prompt, which was dense
-    assert max(float(window["kl"][1:, dense].max()) for window in found) > 1e-3  # behind cheap steps
+    assert max(float(window["kl"][0, dense]) for window in found) < 1e-3  # after the prompt, which was dense
+    assert max(float(window["kl"][1:, dense].max()) for window in found) > 1e-3  # after cheap steps
     other.write_text(config.read_text() + "seed: 7\n")
     argv[-1] = str(other)
     _fails(capsys, [*argv, "-o", str(tmp_path / "two"), "--counterfactuals", str(store)], "another along")

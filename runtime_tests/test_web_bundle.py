@@ -96,7 +96,7 @@ def session(bundle: Bundle, file: str, target: Target) -> ort.InferenceSession:
 
 
 def logits(bundle: Bundle, action: Action, target: Target) -> np.ndarray:
-    """Logits of a step under an action behind PROMPT, which runs dense, by the graphs of a target."""
+    """Logits of a step under an action after PROMPT, which runs dense, by the graphs of a target."""
     config = bundle.config
     model, kv = config.model, config.kv
     cache = {

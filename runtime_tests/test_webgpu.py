@@ -34,7 +34,7 @@ ERRORS = {8: 0.005, 6: 0.08, MIXED: 0.02, 4: 0.08, THREE: 0.08}
 
 
 def _on_webgpu(bundle: Path, tokens: int) -> dict[str, dict[str, Any]]:
-    """Results by variant: the `logits` of every token of the prompt; of unpruned variants those of a `step` behind it
+    """Results by variant: the `logits` of every token of the prompt; of unpruned variants those of a `step` after it
     that reads half the old tokens, and greedy `tokens` with their `margins`."""
     pytest.importorskip("onnxruntime_ep_webgpu", reason="the WebGPU plugin comes with the extra dev")
     run = subprocess.run(
@@ -67,7 +67,7 @@ def test_every_variant_computes_what_the_cpu_does(tiny_bundle: Path) -> None:
     ],
 )
 def test_a_member_of_each_trait(preset: str, tmp_path: Path) -> None:
-    """Norms of q and k, norms behind blocks, windows, layers without rotary embedding, soft caps, relu2;
+    """Norms of q and k, norms after blocks, windows, layers without rotary embedding, soft caps, relu2;
     parallel blocks with q, k and v by head, multipliers, yarn, neighbouring channels, joint matrices.
     """
     pytest.importorskip("torch")

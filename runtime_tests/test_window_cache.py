@@ -61,7 +61,7 @@ def engine(bundle: Bundle) -> Engine:
 
 @pytest.fixture
 def fresh(bundle: Bundle) -> Callable[[list[int]], np.ndarray]:
-    """The logits behind tokens that run dense from the start in an engine that keeps all of them, float32 [vocab]."""
+    """The logits after tokens that run dense from the start in an engine that keeps all of them, float32 [vocab]."""
     other = keeping_all(bundle)
 
     def logits(tokens: list[int]) -> np.ndarray:

@@ -19,7 +19,7 @@ class TemplateLM:
         self.cache_hook = SimpleNamespace(add_partial=lambda method, request, result: None)
 
     def loglikelihood(self: Any, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """The scores of continuations, each tokenized behind its context."""
+        """The scores of continuations, each tokenized after its context."""
         tokenized = []
         for context, continuation in (request.args for request in requests):
             whole = self.tok_encode(context + continuation)

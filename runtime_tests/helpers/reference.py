@@ -87,7 +87,7 @@ class Coded:
 
     @classmethod
     def screening(cls, rng: np.random.Generator, weights: Nested, codebook: Array) -> Coded:
-        """A matrix that gives scores near the products of `weights`, with places for more outputs behind."""
+        """A matrix that gives scores near the products of `weights`, with places for more outputs after."""
         k, n = weights.q.shape
         columns = 256 * (-(-n // 256) | 1)
         made = cls.random(rng, k, columns, codebook)

@@ -12,7 +12,7 @@
 namespace emulation {
 namespace {
 
-// The kernel's line, where the tool is there to tell it.
+// The kernel's line, where the tool is there to report it.
 std::string LineOf(const void* code) {
   Dl_info info;
   if (dladdr(code, &info) == 0) return "?";
