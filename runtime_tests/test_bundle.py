@@ -54,7 +54,7 @@ def _one_line(error: BaseException, *parts: str) -> None:
         assert part in str(error)
 
 
-def test_opens(bundle: Path) -> None:
+def test_a_bundle_opens(bundle: Path) -> None:
     opened = Bundle.open(str(bundle))
     assert opened.file(GRAPH) == bundle / GRAPH
     assert len(opened.identity) == 64
@@ -234,7 +234,7 @@ class TestSplitThatEndsTheProcess:
         function = b"\xca\x01" + self._field(7, graph.replace(graph[:1], b"\x3a", 1))[1:]  # fields 25, and 7 for nodes
         self._refused(tmp_path / "a.onnx", self.EMPTY + function)
 
-    def test_in_what_only_protobuf_reads(self, tmp_path: Path) -> None:
+    def test_in_fields_that_only_protobuf_reads(self, tmp_path: Path) -> None:
         path = tmp_path / "a.onnx"
         second = self.EMPTY + self._field(7, self._graph())
         # tag of field 7 with a bit beyond the 32 that protobuf keeps

@@ -77,7 +77,7 @@ def test_windows_and_stretch_end_with_the_context(tokenizer: Tokenizer, tmp_path
 
 
 @pytest.mark.parametrize(("long", "count"), [(LONG, 32), (LONG, 12), (2000, 9), (900, 8), (0, 8), (0, 4)])
-def test_nothing_is_fitted_that_losses_are_measured_on(long: int, count: int, tokenizer: Tokenizer) -> None:
+def test_losses_are_measured_on_text_that_was_not_fitted(long: int, count: int, tokenizer: Tokenizer) -> None:
     """Numbered tokens: of the windows that are fitted, none has a token that is scored."""
     stretch = list(range(long))
     parts = [(at, tuple(stretch[at : at + WINDOW])) for at in range(0, max(long - WINDOW, 0) + 1, WINDOW) if long]
@@ -166,7 +166,7 @@ def test_characters_are_not_cut(tokenizer: Tokenizer, tmp_path: Path) -> None:
         (b"\x89PNG\r\n" + os.urandom(1000) * 4000, "got binary data"),
     ],
 )
-def test_what_is_no_text_is_named(content: bytes, message: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_files_without_text_are_named(content: bytes, message: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
     path.write_bytes(content)
     with pytest.raises(UsageError, match=f"calibration .*text.txt: {message}") as caught:

@@ -536,7 +536,7 @@ def test_words_are_split_as_the_model_was_trained(pre: str, text: str, pieces: l
 @pytest.mark.parametrize(
     ("architecture", "pieces"), [("qwen2", ["a", "1", "2", "3", "4", "5"]), ("phi2", ["a", "12345"]), ("llama", None)]
 )
-def test_a_file_that_does_not_tell_how_words_are_split(architecture: str, pieces: list[str] | None) -> None:
+def test_a_file_that_does_not_say_how_words_are_split(architecture: str, pieces: list[str] | None) -> None:
     """Older ones: known where all models of an architecture do it alike."""
     metadata = byte_vocabulary("12", "123", "1234", "12345", "45") | {"general.architecture": architecture}
     if pieces is None:

@@ -306,7 +306,7 @@ def test_a_variable_sets_the_option(
 
 
 @pytest.mark.parametrize(("command", "options", "variable", "expected"), cases(OF_LOADING))
-def test_what_a_model_is_loaded_with(
+def test_options_of_loading_reach_the_model(
     call_of: CallOf, monkeypatch: pytest.MonkeyPatch, command: str, options: str, variable: str, expected: Call
 ) -> None:
     check, verified = loading.open_checked, []

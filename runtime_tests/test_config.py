@@ -52,7 +52,7 @@ def test_round_trip_is_exact(bundle: Path, raw: dict[str, Any]) -> None:
     assert config.policy is not None
 
 
-def test_where_a_policy_wins_round_trips(raw: dict[str, Any]) -> None:
+def test_the_budgets_of_a_policys_gain_round_trip(raw: dict[str, Any]) -> None:
     raw["policy"] |= {"gain_over_hull": 0.002, "gain_budgets": [0.35, 0.5]}
     config = parse_config(raw, Path("x"))
     assert config.policy is not None

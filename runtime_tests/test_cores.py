@@ -131,5 +131,5 @@ def older(folder: str, limit: int, used: int, cached: int) -> dict[str, str]:
         ({"proc/self/cgroup": "0::/", **newer("", 1000, 600, 50), "sys/fs/cgroup/memory.stat": "inactive_file "}, 400),
     ],
 )
-def test_what_control_groups_leave_of_memory(tmp_path: Path, files: dict[str, str], expected: int | None) -> None:
+def test_memory_is_bounded_by_control_groups(tmp_path: Path, files: dict[str, str], expected: int | None) -> None:
     assert below_limits(write(tmp_path, files)) == expected

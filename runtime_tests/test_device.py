@@ -195,7 +195,7 @@ def test_a_cache_that_cannot_grow_is_one_line_and_the_engine_goes_on(answers: di
 
 
 @pytest.mark.slow
-def test_short_memory_is_told_and_auto_goes_on(folder: Path) -> None:
+def test_short_memory_is_reported_and_auto_goes_on(folder: Path) -> None:
     memory = _answer(_device(folder, "memory"))["memory"]
     assert "weights needs 0.1 MB of GPU memory, 0.0 MB is free" in memory["error"]
     assert memory["auto"] == "cpu"
@@ -235,7 +235,7 @@ def test_without_native_operators_the_policy_has_none_either(folder: Path) -> No
 
 
 @pytest.mark.slow
-def test_what_saves_nothing_is_said_where_it_was_chosen(folder: Path, tmp_path: Path) -> None:
+def test_actions_that_save_nothing_are_reported_where_chosen(folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime_ep_webgpu")
     if not hardware.vulkan_gpus():
         pytest.skip("no Vulkan adapter, not even a software one")
@@ -448,7 +448,7 @@ def test_a_gpu_that_was_not_calibrated_says_so(folder: Path, tmp_path: Path, mon
     assert load_cost_model(bundle, "cpu", 2).note == ""
 
 
-def test_a_management_library_that_knows_a_part_tells_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_management_library_that_knows_a_part_reports_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware.gpus, "_load", lambda *_: SimpleNamespace(nvmlInit_v2=lambda: 0))
     assert hardware.gpus._nvml_free_bytes(b"0000:01:00.0") is None
 

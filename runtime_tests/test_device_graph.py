@@ -521,7 +521,7 @@ def capturing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Engine:
     return Engine(bundle, provider="cuda")
 
 
-def test_what_is_captured_is_tried_again_though_another_graph_was_refused(
+def test_a_captured_graph_is_tried_again_though_another_one_was_refused(
     capturing: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trials, wrong = [], ["model.q4.onnx"]

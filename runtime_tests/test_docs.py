@@ -125,14 +125,14 @@ def test_every_threat_names_tests_that_exist() -> None:
     assert [row for row in rows if "::test_" not in row] == []
 
 
-def test_what_the_check_of_tests_finds(tmp_path: Path) -> None:
+def test_names_of_missing_tests_are_found(tmp_path: Path) -> None:
     (tmp_path / "test_a.py").write_text("class A:\n    def test_b(self): ...\ndef test_c(): ...\n")
     names = [f"test_{name}" for name in ("a.py::A::test_b", "a.py::test_c", "a.py::test_b", "d.py::test_c")]
     text = " ".join(f"`{name}`" for name in names)
     assert missing_tests(text, tmp_path) == names[2:]
 
 
-def test_what_the_checks_find(tmp_path: Path) -> None:
+def test_broken_links_and_long_lines_are_found(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     lines = ["# One", "## One", "[file](page.md#one-1) [site](https://a.b/c)", "[gone](gone.md)", "[x](#two)"]
     page.write_text("\n".join([*lines, "```", "[in code](gone.md)" + "x" * 200, "```", "y" * 161, "| " + "z" * 200]))

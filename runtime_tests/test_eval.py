@@ -330,7 +330,7 @@ def test_the_command_line(bundle: Path, text: str, tmp_path: Path, capsys: pytes
 
 
 @pytest.mark.slow
-def test_a_picture(bundle: Path, text: str, tmp_path: Path) -> None:
+def test_the_command_draws_a_picture(bundle: Path, text: str, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     file, sizes = tmp_path / "held-out.txt", []
     file.write_text(text, encoding="utf-8")

@@ -58,7 +58,7 @@ def lines() -> dict[str, int]:
     return found
 
 
-def test_what_counts_as_a_line_of_a_family() -> None:
+def test_lines_of_a_family_include_the_names_that_it_reads() -> None:
     source = '_KEYS = {\n "a": 1,\n}\n_OTHER = 2\nONE = Family(\n model_type="one",\n keys=_KEYS,\n)\n'
     source += 'TWO = replace(ONE, model_type="two")\n'
     assert lines_of(source) == {"one": 7, "two": 8}

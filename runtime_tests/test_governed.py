@@ -128,7 +128,9 @@ def test_without_psutil(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
     assert "--governor needs psutil; run pip install 'sol-rt[governor]'" in capsys.readouterr().err
 
 
-def test_a_machine_that_tells_nothing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_without_readings_is_refused(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     machine(monkeypatch)
     assert main(["generate", "-p", "a", "--governor"]) == 2
     assert "this machine tells neither battery nor temperature" in capsys.readouterr().err
@@ -138,7 +140,7 @@ def test_a_machine_that_tells_nothing(capsys: pytest.CaptureFixture[str], monkey
     "options",
     [("--bits", "6"), ("--kv-density", "0.5"), ("--schedule", "fixed:k100-s100-q4")],
 )
-def test_what_holds_no_budget_is_refused(
+def test_options_that_hold_no_budget_are_refused_under_the_governor(
     options: tuple[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine(monkeypatch, battery=50)
@@ -240,7 +242,7 @@ def test_json_has_the_budget_that_it_came_to(
 
 
 @pytest.mark.usefixtures("in_bytes")
-def test_a_chat_tells_what_holds_its_budget(
+def test_a_chat_reports_what_holds_its_budget(
     measured: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine(monkeypatch, battery=5, plugged=True)

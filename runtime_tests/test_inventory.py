@@ -117,7 +117,9 @@ class TestList:
 
 
 class TestRm:
-    def test_what_was_named_is_gone_and_nothing_else(self, capsys: pytest.CaptureFixture[str], filled: Path) -> None:
+    def test_rm_removes_the_named_entries_and_nothing_else(
+        self, capsys: pytest.CaptureFixture[str], filled: Path
+    ) -> None:
         assert main(["rm", "-y", "bundles/phi-2", "smollm2-135m.gguf", "someone--model"]) == 0
         removed = [filled / name for name in ("bundles/phi-2", "checkpoints/smollm2-135m.gguf")]
         assert capsys.readouterr().out.splitlines()[:2] == [str(path) for path in removed]

@@ -265,7 +265,7 @@ def test_weights_of_an_older_format_are_refused(tmp_path: Path) -> None:
         ("tokenizer.json", None, "tokenizer.json: got no such file"),
     ],
 )
-def test_what_cannot_be_migrated_is_one_line_and_stays(
+def test_a_bundle_that_cannot_be_migrated_is_one_line_and_stays(
     missing: str, content: str | None, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "bundle"

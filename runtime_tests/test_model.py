@@ -451,7 +451,7 @@ def test_a_closed_stream_leaves_everything_in_order(model: SolModel, tmp_path: P
     assert model.generate(PROMPT, budget=0.7, schedule="uniform", **LONG).tokens == expected.tokens
 
 
-def test_a_stream_closed_in_the_middle_of_a_token_ends_behind_it(
+def test_a_stream_closed_in_the_middle_of_a_token_ends_after_it(
     model: SolModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a signal's handler may close it."""

@@ -117,7 +117,7 @@ def test_same_numbers_on_a_real_model(tmp_path: Path, native: bool) -> None:
 
 
 @pytest.mark.parametrize("layer", [True, False], ids=["transformer", "linear"])
-def test_same_policy(layer: bool, tmp_path: Path) -> None:
+def test_core_runs_the_policy_as_python_does(layer: bool, tmp_path: Path) -> None:
     bundle = Bundle.open(write_bundle(tmp_path / "tiny", policy=True))
     folder = bundle.path
     if not layer:

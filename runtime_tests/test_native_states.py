@@ -92,7 +92,7 @@ def got_of(core: Core, chosen: list[Move]) -> Iterator[np.ndarray]:
 
 
 @pytest.mark.parametrize("native", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["native", "bodies"])
-def test_same_numbers_as_python_over_rewinds(folder: Path, tmp_path: Path, native: bool) -> None:
+def test_the_core_gives_the_numbers_of_python_over_rewinds(folder: Path, tmp_path: Path, native: bool) -> None:
     if native and library_path() is None:
         pytest.skip("the native operators are not built")
     engine = Engine(Bundle.open(folder), provider="cpu", threads=2, native_ops=native)

@@ -207,7 +207,7 @@ def test_bytes_that_are_no_text_are_an_error(pieces: tuple[NativeText, Tokenizer
     assert error.value.code == TEXT
 
 
-def test_what_the_core_does_not_know_is_refused_in_one_line(program: Path, tmp_path: Path) -> None:
+def test_tokenizers_unknown_to_the_core_are_refused_in_one_line(program: Path, tmp_path: Path) -> None:
     known = json.loads(byte_level().to_str())
     unknown: list[tuple[str, dict[str, Any]]] = [
         ("scores", {"model": {"type": "Unigram", "vocab": [["a", 0.0]], "unk_id": 0}}),

@@ -42,7 +42,7 @@ def _losses(spec: RolloutSpec, luck: float, budget: float, schedules: int) -> np
     return replay.losses(630, window)
 
 
-def test_where_every_token_is_alike_turns_lose_what_hull_loses_and_nothing_loses_less(spec: RolloutSpec) -> None:
+def test_with_equal_tokens_turns_lose_as_much_as_hull_and_no_schedule_loses_less(spec: RolloutSpec) -> None:
     hull, turns = _losses(spec, 0.0, 0.7, 50)
     assert hull.shape == turns.shape == (51,)
     assert hull[0] == turns[0]

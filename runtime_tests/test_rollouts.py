@@ -237,7 +237,7 @@ def test_runtime_losses_are_single_steps_on_a_dense_cache(tiny: Tiny) -> None:
         assert view.token.tolist() == tiny.tokens[START : START + 9]
 
 
-def test_losses_along_a_run_are_steps_behind_that_run(tiny: Tiny) -> None:
+def test_losses_along_a_run_are_steps_after_that_run(tiny: Tiny) -> None:
     """Every position by an engine that ran the same actions before, and one action more."""
     rollouts, engine = RuntimeRollouts(tiny.engine, tiny.spec), tiny.engine
     rollouts.open(tiny.tokens)

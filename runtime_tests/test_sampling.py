@@ -294,7 +294,7 @@ def test_unusable_settings_file_is_one_line(tmp_path: Path, content: str) -> Non
     assert "\n" not in str(error.value)
 
 
-def test_updates() -> None:
+def test_updates_check_names_and_keep_unset_values() -> None:
     config = GenerationConfig().updated(temperature=0.5, stop_strings="END", seed=None, eos_token_id=7, top_p=None)
     assert config == GenerationConfig(temperature=0.5, stop_strings=("END",), eos_token_id=(7,))
     with pytest.raises(UsageError, match="did you mean 'temperature'"):

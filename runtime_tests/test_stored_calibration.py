@@ -220,7 +220,7 @@ def test_an_alias_brings_its_own_and_measures_where_it_does_not_fit(
 
 
 @pytest.mark.parametrize("name", [name for name, recipe in aliases().items() if recipe.calibration])
-def test_what_the_aliases_bring_is_small_and_theirs(name: str) -> None:
+def test_calibrations_of_aliases_are_small_and_their_own(name: str) -> None:
     recipe = aliases()[name]
     path = recipe.calibration_path()
     assert path is not None

@@ -236,7 +236,7 @@ def test_pieces_are_the_next_tokens_and_others_of_the_same_text() -> None:
     assert items_of("book", tokens, starts, 1, 20, 0) == items[:20]
 
 
-def test_sentences_begin_behind_their_ends() -> None:
+def test_sentences_begin_after_the_end_of_the_last() -> None:
     class Words:
         def decode(self, tokens: list[int]) -> str:
             return "".join(words[token] for token in tokens)

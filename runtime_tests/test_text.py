@@ -235,7 +235,7 @@ def test_same_prompt_as_transformers(source: str) -> None:
     assert ChatTemplate(source, {"bos_token": "<s>"}).render(HELLO, tools=tools) == expected[0]
 
 
-def test_helpers() -> None:
+def test_helper_functions_of_templates_work() -> None:
     with pytest.raises(SolError, match="roles must alternate") as error:
         ChatTemplate("{{ raise_exception('roles must\nalternate') }}").render(HELLO)
     assert "\n" not in str(error.value)

@@ -290,7 +290,9 @@ def test_a_loss_that_is_no_number_stops_the_training(
     assert not (tmp_path / "out" / "policy.safetensors").exists()
 
 
-def test_what_is_refused(place: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_calls_of_train_are_refused(
+    place: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     _fails(capsys, arguments(place, trained), "has a training already", "--resume")
     _fails(capsys, arguments(place, tmp_path / "new", "--resume"), "no such file", "--resume")
     other = tmp_path / "other.yaml"

@@ -234,7 +234,7 @@ class TestMemory:
         forget()
         assert self.hashed(bundle) == 1
 
-    def test_it_stays_small(self, bundle: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_memory_of_hashes_stays_small(self, bundle: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(verified, "_MOST", 3)
         for _ in range(5):
             replaced(bundle / WEIGHTS, (bundle / WEIGHTS).read_bytes())

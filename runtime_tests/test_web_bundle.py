@@ -203,7 +203,7 @@ def test_damaged_weights_get_no_new_hash(tmp_path: Path) -> None:
     assert not (tmp_path / "web").exists()
 
 
-def test_what_cannot_become_a_bundle_for_browsers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bundles_that_browsers_cannot_run_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="leave out k100-s100-q8, the dense action"):
         write_web_bundle(GOLDEN, tmp_path / "web", bits=(4,))
     with pytest.raises(BundleError, match="no such folder"):

@@ -66,7 +66,7 @@ def test_every_variant_computes_what_the_cpu_does(tiny_bundle: Path) -> None:
         *("gpt-neox", "granite", "ministral3", "ernie", "phi3"),
     ],
 )
-def test_a_member_of_each_trait(preset: str, tmp_path: Path) -> None:
+def test_a_model_of_each_trait_matches_the_cpu(preset: str, tmp_path: Path) -> None:
     """Norms of q and k, norms after blocks, windows, layers without rotary embedding, soft caps, relu2;
     parallel blocks with q, k and v by head, multipliers, yarn, neighbouring channels, joint matrices.
     """
@@ -105,7 +105,7 @@ def _check_variants(folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
-def test_sizes_of_128(family: str, tmp_path: Path) -> None:
+def test_blocks_of_128_match_the_cpu(family: str, tmp_path: Path) -> None:
     """WebGPU multiplies 8-bit activations in blocks of 128, except at level 8."""
     decoder = RandomDecoder.write(
         replace(describe(family), hidden_size=128, intermediate_size=256, head_dim=32), tmp_path

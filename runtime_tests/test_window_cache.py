@@ -94,7 +94,7 @@ def same(got: np.ndarray, expected: np.ndarray, engine: Engine) -> bool:
     return bool(np.abs(got - expected).max() < most * expected.std())
 
 
-def test_nothing_that_was_given_back_is_read(bundle: Bundle, engine: Engine) -> None:
+def test_memory_that_was_given_back_is_not_read(bundle: Bundle, engine: Engine) -> None:
     """Bit by bit: prompts, and steps that read all or some of the window's tokens."""
     other, seen = keeping_all(bundle), []
     for part in [TOKENS[:700], *([token] for token in TOKENS[700:900]), TOKENS[900:1500], TOKENS[1500:1502]]:
