@@ -1,7 +1,8 @@
 """The governor: moves the budget between two bounds, as battery, heat and speed ask.
 
-It is a pure function of a state and a reading, in plain arithmetic, so that hosts in other languages have the same one:
-docs/decode-loop.md section 8 has the table. A host takes a reading every few tokens and sets the budget that comes out.
+The governor is a pure function of a state and a reading, in plain arithmetic, so hosts in other languages have the same
+one. docs/decode-loop.md section 8 has the table. A host takes a reading every few tokens and sets the budget that comes
+out.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ It loads the graphs of a bundle's variants, keeps the cache large enough, and ch
 not sample and knows no schedule. The runs themselves are in `cpu_runner.py` and `gpu/`; `step.py` is the contract
 between them.
 
-One token takes this way: `forward` checks it and makes room in the cache; `_step` writes it into the step buffers, lets
-the runner that `_prepare` finds for the action run the graph, checks the output and counts the token as cached.
+One token takes this way: `forward` checks it and makes room in the cache. `_step` writes it into the step buffers.
+`_prepare` finds the action's runner, which runs the graph. `_step` checks the output and counts the token as cached.
 """
 
 from __future__ import annotations
@@ -273,9 +273,10 @@ class Engine:
     def truncate(self, length: int) -> None:
         """Keeps the first `length` tokens of the cache. Raises UsageError if there are fewer.
 
-        If layers have states, the next call of `forward` restores the last copy of them that was made at or below
-        `length`, and runs the tokens from there on once more, dense. If layers have windows, and what they read there
-        is no longer in the cache, it runs all tokens once more; rewinds by up to SLACK tokens (`kv_cache.py`) find it.
+        If layers have states, the next call of `forward` restores the last copy made at or below `length`. It runs the
+        tokens from there on once more, dense. If layers have windows, and the tokens that they read there left the
+        cache, `forward` runs all tokens once more. Rewinds by up to SLACK tokens (`kv_cache.py`) still find these
+        tokens.
         """
         with self.exclusive():
             if not _is_whole(length) or not 0 <= length <= self.length:
@@ -287,7 +288,7 @@ class Engine:
                 self._states.forget(length)
 
     def follow_up(self) -> None:
-        """Does now what `forward` would do first after a rewind, which is to run some tokens once more (`truncate`).
+        """Runs the tokens that `forward` would run first after a rewind (`truncate`).
 
         A benchmark calls it before it times `forward`.
         """
@@ -436,7 +437,7 @@ class Engine:
     def _chunks(self, tokens: int, num_logits: int) -> list[tuple[int, int]]:
         """The chunks in which so many tokens are run, each from its first token to after its last.
 
-        With states the last token of a prompt is a chunk of its own: the copy before it serves the same prompt again,
+        With states the last token of a prompt is a chunk of its own. The copy before it serves the same prompt again,
         whose last token always runs anew.
         """
         ends = {*range(self._chunk, tokens, self._chunk), tokens}

@@ -60,7 +60,7 @@ class _Bound(NamedTuple):
 
 
 class KvCache:
-    """For each layer that attends, each token and KV head: a key, a value, and 4-bit codes of the key.
+    """Cache of a key, a value and 4-bit codes of the key, for each attending layer, token and KV head.
 
     Attention chooses tokens by the codes.
 

@@ -207,8 +207,8 @@ def strict_where_possible(
 ) -> ort.InferenceSession:
     """A session whose nodes all run on the GPU if that is possible.
 
-    If ONNX Runtime has no GPU kernel for some nodes, or itself leaves arithmetic on shapes to the CPU, the session runs
-    those on the CPU, and a line on stderr counts them. The same line is printed once.
+    Nodes without a GPU kernel, and arithmetic on shapes that ONNX Runtime leaves to the CPU, run on the CPU. A line on
+    stderr counts these nodes. The same line is printed once.
 
     Args:
         make: makes the session with `options`, on the GPU's provider alone.

@@ -153,8 +153,8 @@ class SolModel:
     """A model whose compute budget is a dial. It runs one generation at a time.
 
     Every method may be called from any thread. `generate` and `score` wait while another thread is in one of them. A
-    `Stream` is open from its first token until it ends, is closed or is dropped: meanwhile other threads get a
-    BusyError from all three, and text is never mixed. Within one thread the newest generation wins, and an older stream
+    `Stream` is open from its first token until it ends, is closed or is dropped. Meanwhile other threads get a
+    BusyError from all three, so text is never mixed. Within one thread the newest generation wins, and an older stream
     raises BusyError at its next token. So does a stream between whose tokens anyone runs or drops tokens on `engine`.
     `decoder` and `engine` are for one thread at a time; another one gets a BusyError. To generate in several threads at
     once, open the bundle once for each: they share the weights' memory.

@@ -100,10 +100,10 @@ class ChatTemplate:
             add_generation_prompt: whether the prompt ends where the assistant's answer begins.
             variables: further variables of the template, such as `tools` or `enable_thinking`.
 
-        Raises SolError, in one line, for any error in the template, including its own calls of `raise_exception`, and
-        for one that takes more than 1 s of processor time or 64 MB, or writes more than 4 times the conversation's
-        characters and 262,144 more; also if the machine is so busy that two tries took 30 s each. Raises UsageError for
-        values that JSON cannot hold.
+        Raises SolError, in one line, for any error in the template, including its own calls of `raise_exception`.
+        Limits: 1 s of processor time, 64 MB, and 4 times the conversation's characters plus 262,144. The same error
+        comes if the machine is so busy that two tries took 30 s each. Raises UsageError for values that JSON cannot
+        hold.
         """
         values = {"tools": None, "documents": None, **self._variables, **variables}
         values |= {"messages": [dict(message) for message in messages], "add_generation_prompt": add_generation_prompt}

@@ -1,8 +1,8 @@
 """Keeps the special tokens that a user types from becoming control tokens.
 
 The content of messages is text, whatever it says. Only the template's own text makes special tokens. So before a
-template is rendered, one character of every special token in the messages is replaced by a mark: a character of a
-private-use plane that the messages do not have. The marks show in the rendered prompt what came from the messages.
+template is rendered, one character of every special token in the messages is replaced by a mark. A mark is a character
+of a private-use plane that the messages do not have. The marks show in the rendered prompt what came from the messages.
 
 A template may join texts. So the end of a text gets a mark where it may begin a special token, and the beginning where
 it may end one.

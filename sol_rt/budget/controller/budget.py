@@ -1,7 +1,7 @@
 """The controller of a budget, a rate or a loss: turns it into limits and targets for single steps, in closed loop.
 
-Whatever a schedule prefers, the controller allows only actions after which the total spend is still close to what was
-asked for, so that |achieved - requested| <= 0.02 holds at every step from the 64th on. docs/decode-loop.md has the
+|achieved - requested| <= 0.02 holds at every step from the 64th on, whatever a schedule prefers. For that the
+controller allows only actions after which the total spend is still close to the request. docs/decode-loop.md has the
 same arithmetic as pseudo-code.
 """
 

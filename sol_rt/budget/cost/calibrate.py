@@ -176,8 +176,8 @@ def measure_quickly(engine: Engine, bundle: Bundle, *, seconds: float = 2.0) -> 
     takes long.
 
     The variants take turns. A variant's time is the dense step's lower quartile times the median of its ratios to the
-    dense steps of the same rounds, which a machine that slows down for a while does not change. The times are steady if
-    the quartiles of these ratios lie within _SCATTER of each other, on average over the variants.
+    dense steps of the same rounds. A machine that slows down for a while does not change that median. The times are
+    steady if the quartiles of these ratios lie within _SCATTER of each other, on average over the variants.
 
     A line's slopes are those of the bytes model, at the rate at which the dense step reads bytes here. The table shows
     which variants are fast on this machine; `measure` also reports the cost of long contexts. The cache is overwritten.

@@ -40,9 +40,9 @@ class Governor:
     Attributes:
         max_loss: as given.
 
-    Warns with QualityWarning of a loss whose budget is under the least sensible one.
-    Raises UsageError if the machine reports nothing to govern by, for a budget or a rate out of range, for a loss where
-    the export measured none, and for one that `highest` does not keep.
+    Warns with QualityWarning of a loss whose budget is under the least sensible one. Raises UsageError if the machine
+    reports nothing to govern by, or a budget or a rate is out of range. Also for a loss that the export did not measure
+    or that `highest` does not keep.
     """
 
     def __init__(
@@ -164,8 +164,8 @@ def _least_budget(model: SolModel, max_loss: float | None) -> float:
 
 
 def check_governable(settings: Mapping[str, Any], wanted_rate: float | None, max_loss: float | None) -> None:
-    """Raises UsageError for settings of `SolModel.stream` that hold something else than a budget, for a rate that no
-    machine can keep, and for a loss that is out of range or that the schedule does not keep.
+    """Raises UsageError for settings of `SolModel.stream` that hold something else than a budget, and for a rate that
+    no machine can keep. Also for a loss that is out of range or that the schedule does not keep.
     """
     from sol_rt.budget.controller.base import check_request
     from sol_rt.cli.loading import check_rate

@@ -57,8 +57,8 @@ def options(device: int, *, capture: bool) -> dict[str, str]:
 def gpu(number: int) -> hardware.Gpu:
     """GPU `number` in CUDA's order.
 
-    Raises ProviderError where the wheel is mixed with another or too old, or there is no driver, one that is too old or
-    no such GPU: everything for which ONNX Runtime would crash or go on on the CPU.
+    Raises ProviderError for a wheel that is mixed with another or too old, for a missing or old driver, and for a
+    missing GPU. In these cases ONNX Runtime would crash, or go on on the CPU.
     """
     check_wheels(wheel_versions(), ort.__version__)
     if hardware.is_older(ort.__version__, _OLDEST_RUNTIME):

@@ -257,7 +257,7 @@ class _Rewriter:
 
     def _multiply_by_nibbles(self) -> None:
         """MatMul by a dequantized channel-major base becomes MatMulNBits, as ONNX Runtime fuses it where the base is an
-        initializer: WebGPU has no kernel that dequantizes 4 bits along an axis.
+        initializer. WebGPU has no kernel that dequantizes 4 bits along an axis.
         """
         made = {node.output[0]: node for node in self.graph.node if node.op_type == "DequantizeLinear"}
         nodes = []
@@ -414,8 +414,8 @@ class _Rewriter:
         return name
 
     def _drop_last_view(self) -> None:
-        """Lets Gemm write a graph output that is its result in another shape, [rows, outputs] too: into a buffer of its
-        own a Reshape copies, and WebGPU leaves copies out of what it captures.
+        """Lets Gemm write a graph output that is its result in another shape, also as [rows, outputs]. A Reshape would
+        copy it into a buffer of its own, and WebGPU leaves copies out of its captures.
         """
         ranks = {item.name: len(item.type.tensor_type.shape.dim) for item in self.graph.output}
         made = {node.output[0] for node in self.graph.node if node.op_type == "Gemm"}

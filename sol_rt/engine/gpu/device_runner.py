@@ -31,8 +31,9 @@ if TYPE_CHECKING:
 class DeviceRunners:
     """The runners of a bundle on one GPU, with the weights, the KV cache and the step buffers there.
 
-    Function bodies need a runner for each combination of active channels and KV density: their graphs get the counts as
-    constants, as reading counts from the GPU would make the host wait. Native operators read the counts themselves.
+    Function bodies need a runner for each combination of active channels and KV density. Their graphs get the counts as
+    constants, because reading counts from the GPU would make the host wait. Native operators read the counts
+    themselves.
 
     Args:
         bundle: the bundle.

@@ -58,7 +58,7 @@ def append(graph: onnx.GraphProto, rows: int, width: int) -> None:
 
 
 class LogitSummary:
-    """Both outputs in main memory.
+    """Both outputs of a graph's summary in main memory.
 
     Args:
         rows, width: as of `append`.

@@ -34,7 +34,7 @@ def examine(
     memory: ort.OrtMemoryInfo | None = None,
     dtypes: Sequence[str] = FLOATS,
 ) -> tuple[str, int | None]:
-    """In which type attention is right on an adapter, and how many new tokens it may be given at once.
+    """Finds the type in which attention is right on an adapter, and the number of new tokens it may get at once.
 
     Args:
         name: of the provider, for the message.

@@ -98,7 +98,7 @@ def place(
 def place_crowded(
     points: Sequence[Point], sizes: Sequence[Point], lines: Sequence[Segment], taken: Sequence[Box], bounds: Box
 ) -> list[tuple[Box, Segment | None]]:
-    """As `place`, for charts with many points: a label may lie far from its point, with a line that joins the two.
+    """Places labels as `place` does, for charts with many points: a line joins a label to its point if it is far.
 
     Returns (box, joining line or None) in the order of the points. A joining line crosses no label where that is
     possible.

@@ -90,8 +90,9 @@ class CurvePoint:
 def at_cost(curve: Sequence[CurvePoint], index: int, cost: Floats) -> Floats:
     """Estimates a schedule's loss at another cost than it had, [1 + draws].
 
-    The estimate follows the line from point `index` of the curve to the nearest other point on the side of `cost`, or
-    on the other side if there is none. If no other point is far enough away, the result is the loss of point `index`.
+    The estimate follows the line from point `index` of the curve to the nearest other point on the side of `cost`. If
+    that side has none, it takes the other side. If no other point is far enough away, the result is the loss of point
+    `index`.
 
     Args:
         curve: the schedule's points, one per budget.
