@@ -4,9 +4,9 @@ Some windows are held out: weights and active channels are fitted to the others.
 too low.
 
 Losses of short contexts are measured on the held-out windows of the user's file. Without one, they are measured on
-sample_text/, one window of each of its kinds: a model is surer of its own text than of others', and a short own text is
-of one kind. docs/results/low-bits.md has the difference. A large model would write for minutes, so it is fitted to
-sample_text/fitted/, which none of the scored windows is from.
+sample_text/, one window of each of its kinds. Losses on text that the model wrote would be too low, and a short own
+text is of one kind. docs/results/low-bits.md has the difference. A large model would write for minutes, so it is fitted
+to sample_text/fitted/, which none of the scored windows is from.
 """
 
 from __future__ import annotations

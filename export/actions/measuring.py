@@ -6,9 +6,9 @@ No text is scored that weights were fitted to, and nothing depends on how fast t
 All variants are scored at KV density 1 at the end of windows of 512 tokens. Those near the hull are then scored along
 one long stretch of text, after 2048 and 4096 tokens.
 
-KV densities below 1 run step by step, so they are scored on fewer tokens: too few to tell variants apart, and a choice
-among many noisy losses takes the lucky ones. What a lower density adds hardly depends on the variant, so it is measured
-once, with the dense variant. With l the added loss of a variant, the reported loss at a lower KV density is
+KV densities below 1 run step by step, so they are scored on fewer tokens. These are too few to compare variants, and a
+choice among many noisy losses takes the lucky ones. What a lower density adds hardly depends on the variant, so it is
+measured once, with the dense variant. With l the added loss of a variant, the reported loss at a lower KV density is
 
     mean of l + max(0, d + e),
 

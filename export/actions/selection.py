@@ -10,9 +10,9 @@ action a does. The excess of a is
 
     max(0, 1 - x / bytes(a))
 
-the share of its bytes that a would have to save to be on the hull; 0 for actions on it. Actions whose excess is at
-most NEAR at any context are kept. So are those near the hull of the actions that read all tokens, at the shortest
-context: there, and on hosts without native operators, lower KV densities save little or nothing.
+the share of its bytes that a would have to save to be on the hull; 0 for actions on it. Actions whose excess is at most
+NEAR at any context are kept. Actions near the hull of the actions that read all tokens, at the shortest context, stay
+too. There, and on hosts without native operators, lower KV densities save little or nothing.
 
 If these are too many, those are removed in turn that raise the hulls least; of actions that raise none, the one of the
 largest excess goes first.

@@ -58,7 +58,7 @@ class Tails:
 
     @classmethod
     def of(cls, scores: FloatArray, exact: FloatArray, sizes: Collection[int]) -> dict[int, Tails]:
-        """By number of candidates.
+        """Makes the tails, by number of candidates.
 
         Args:
             scores: logits by which rows are chosen, float32 [positions, vocab].

@@ -260,7 +260,7 @@ class _Probe:
 def _merged(
     first: Mapping[str, Mapping[str, str]], then: Mapping[str, Mapping[str, str]] | None
 ) -> dict[str, dict[str, str]] | None:
-    """Both; None if there is no second, or they differ."""
+    """Merges the two tables; None if there is no second one, or they differ."""
     if then is None:
         return None
     merged = {before: dict(row) for before, row in first.items()}

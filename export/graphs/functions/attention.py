@@ -48,7 +48,7 @@ def sparse_attention(
 ) -> onnx.FunctionProto:
     """The body of `SparseAttention`. Its attributes are constants in it, except `gather_capacity` and `window`.
 
-    A host that binds past and present to one buffer gets an append in place: GroupQueryAttention, ScatterElements and
+    A host that binds past and present to one buffer gets an append in place. GroupQueryAttention, ScatterElements and
     ScatterND write outputs of the function itself, and no other node reads `past_*`.
 
     Args:

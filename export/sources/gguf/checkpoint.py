@@ -298,5 +298,5 @@ class GgufCheckpoint:
 
 
 def _interleaved(rows: int, heads: int) -> npt.NDArray[np.int64]:
-    """For each row of a q or k projection, its row in the file: llama.cpp interleaves the two halves of each head."""
+    """Row in the file of each row of a q or k projection: llama.cpp interleaves the two halves of each head."""
     return np.arange(rows).reshape(heads, rows // heads // 2, 2).swapaxes(1, 2).ravel()
