@@ -177,7 +177,9 @@ def _log_sum(logits: np.ndarray) -> np.ndarray:
 
 
 def _choices(logits: np.ndarray, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """By row: the likeliest token, the token that a draw takes among the 40 likeliest, and these in ascending order."""
+    """Returns three arrays by row: the likeliest token, the token that a draw takes among the 40 likeliest, and the 40
+    in order.
+    """
     top = np.sort(np.argpartition(logits, -_TOP_K, axis=-1)[:, -_TOP_K:], axis=-1)
     kept = np.take_along_axis(logits, top, -1)
     shares = np.exp(kept - _log_sum(kept)[:, None]).cumsum(-1)

@@ -4,11 +4,11 @@
     uniform   the `uniform` schedule
     static    the `hull` schedule: two actions in turn, whatever the text
 
-All three hold the budget through the runtime's own controller, from one end of a window's scored part to the other,
-and choose among the policy's actions. `HeldOutComparison` scores them in two ways: `replay` takes losses from
-counterfactuals, where what lies before a step does not depend on the schedule; `run` runs episodes, whose steps feel
-what their own episode left in the cache. The policy's own cost is left out. `sol-rt eval` counts it, and compares on
-whole texts.
+All three hold the budget through the runtime's own controller, from one end of a window's scored part to the other, and
+choose among the policy's actions. `HeldOutComparison` scores them in two ways. `replay` takes losses from
+counterfactuals: the cache before a step does not depend on the schedule. `run` runs episodes: steps read the keys and
+values that their own episode left in the cache. The policy's own cost is left out. `sol-rt eval` counts it, and
+compares on whole texts.
 """
 
 from __future__ import annotations

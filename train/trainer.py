@@ -59,8 +59,8 @@ class Trainer:
         report: progress callback.
         note: called with a line for the user now and then.
 
-    Raises UsageError where the folder has a training and `resume` is not set, or where the training to resume had other
-    settings; CheckpointError where there is nothing to resume.
+    Raises UsageError if the folder has a training and `resume` is not set, or the training to resume had other
+    settings. Raises CheckpointError if there is nothing to resume.
     """
 
     def __init__(

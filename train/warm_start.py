@@ -6,8 +6,8 @@ probability softmax(logits - m * cost / unit) is trained to minimise, over all p
     sum_a prob_a * (added loss_a + m * cost_a + unit * log prob_a)
 
 with m drawn anew for each episode. The optimum is  logits = -E[added loss | what the policy sees] / unit  up to a
-constant. At run time the `sol` schedule takes argmax(logits - multiplier * cost) with the multiplier that holds the
-budget in the place of m / unit, so its choice minimises the Lagrangian. No action is sampled, so the gradient has none
+constant. At run time the `sol` schedule takes argmax(logits - multiplier * cost), with the multiplier that holds the
+budget in the place of m / unit. So its choice minimises the Lagrangian. No action is sampled, so the gradient has none
 of the variance of a sampled reward.
 
 The added loss of an action is the divergence of its distribution from dense. Where dense is calibrated that is the

@@ -33,8 +33,8 @@ def read_documents(paths: Sequence[Path], tokenizer: Tokenizer, told: Callable[[
         tokenizer: the model's. No special tokens are added.
         told: called with the number of files done and of all.
 
-    Raises UsageError where a path does not exist, a folder has no text, or a file is empty, is not UTF-8 text, or is a
-    .jsonl file with other lines.
+    Raises UsageError for a missing path, a folder without text, an empty file, a file that is not UTF-8, and a .jsonl
+    file with other lines.
     """
     files = [file for path in paths for file in _files(path)]
     documents = []

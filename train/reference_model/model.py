@@ -1,8 +1,8 @@
 """The torch reference model: runs a decoder under any action with the runtime's own arithmetic (docs/bundle.md,
 sections 2 and 3).
 
-It dequantizes nested weights in float32, rounds activations in front of every nested product, takes exactly the largest
-channels, holds keys and values in float16 or int8, and chooses old tokens by 4-bit codes of their keys. So runtime and
+It dequantizes nested weights in float32, rounds activations before every nested product, and takes exactly the largest
+channels. Keys and values are float16 or int8, and old tokens are chosen by 4-bit codes of their keys. So runtime and
 reference model differ only in the order of float32 additions. The decoder is frozen: no gradient flows through it.
 
 Shapes: B rows, S tokens per row in a pass, T tokens of the longest row, H query heads, Hk KV heads, D head size.
@@ -325,10 +325,10 @@ class ReferenceModel(nn.Module):
         """Marks the tokens that each query head of a single new token reads, bool [B, H, T]. Later tokens have any
         value.
 
-        These are the newest page's, the sinks, and the `4 Hk pages` pairs of KV head and old token with the highest
-        scores, so that the KV heads of a layer share that quota. The highest scores get it; of equal ones the lower
-        head, then the earlier token. In a layer with a window, only the tokens in it count, and as large a share of
-        their pages is read as of all pages.
+        These are the newest page's, the sinks, and the `4 Hk pages` (KV head, old token) pairs with the highest scores.
+        The KV heads of a layer share that quota. The highest scores get it; of equal ones the lower head, then the
+        earlier token. In a layer with a window, only the tokens in it count, and as large a share of their pages is
+        read as of all pages.
 
         Args:
             q: query heads, float32 [B, H, 1, D].
