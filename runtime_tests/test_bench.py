@@ -219,7 +219,7 @@ def test_an_interrupted_run_leaves_the_depth(
 
 
 @pytest.mark.parametrize(("schedule", "budget"), [("sol", 0.6), ("uniform", 0.5), ("dense", 1.0)])
-def test_it_runs_the_steps_of_generation(model: SolModel, calls: list[Call], schedule: str, budget: float) -> None:
+def test_bench_runs_the_steps_of_generation(model: SolModel, calls: list[Call], schedule: str, budget: float) -> None:
     """The same tokens through the same actions as a greedy generation from the same prompt."""
     Bench(model).run(Case(0, 80, 24, schedule, budget), 1)
     prompt = list(calls[0].tokens)

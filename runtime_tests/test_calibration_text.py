@@ -137,7 +137,7 @@ def test_this_machines_speed_is_a_number() -> None:
     assert 0 < slowness() < float("inf")
 
 
-def test_the_contexts_of_a_stretch() -> None:
+def test_contexts_fit_the_stretch_of_text() -> None:
     assert contexts(4608, 8192) == (512, 2048, 4096)
     assert contexts(2560, 8192) == (512, 2048)  # what is left reaches little further
     assert contexts(100_000, 2048) == (512, 1788)

@@ -32,7 +32,7 @@ def program() -> Path:
     return core_program("cores")
 
 
-def test_this_machine_has_one_at_least(program: Path) -> None:
+def test_this_machine_has_a_usable_core(program: Path) -> None:
     assert 1 <= usable_cores() <= len(allowed_cores())
     assert run_lines([str(program)], []) == [str(usable_cores())]
 

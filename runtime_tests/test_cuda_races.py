@@ -102,7 +102,7 @@ def test_written_bytes_may_not_be_loaded_as_read_only(program: Path, name: str, 
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_the_kernels_have_none(tmp_path: Path) -> None:
+def test_the_kernels_have_no_races(tmp_path: Path) -> None:
     """Steps, batches and a prompt, of all bits, dense and sparse; many blocks whose last one adds up.
 
     Prompts of 70 tokens run for two of the kinds of layer only. All tests of the emulation look for races where

@@ -52,7 +52,7 @@ def test_statistics_match_float64(sums: Sums, size: int, scale: float, offset: f
 
 @pytest.mark.parametrize("sums", SUMS)
 @given(size=st.integers(1, 300), number=st.integers(0, 299), bad=st.sampled_from([np.nan, np.inf, -np.inf]))
-def test_one_number_that_is_not_finite(sums: Sums, size: int, number: int, bad: float) -> None:
+def test_one_number_that_is_not_finite_is_found(sums: Sums, size: int, number: int, bad: float) -> None:
     logits = np.linspace(-5, 5, size, dtype=np.float32)
     logits[number % size] = bad
     assert not Distribution(logits, sums).finite

@@ -207,7 +207,7 @@ def test_packed_projections_are_the_same_model(folder: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_pieces_do_not_show(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_size_of_pieces_changes_no_byte(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     export(folder, tmp_path / "whole")
     monkeypatch.setattr("sol_rt.export.blob.weights_file.PIECE_WEIGHTS", 64 * 6)
     export(folder, tmp_path / "pieces")

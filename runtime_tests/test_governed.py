@@ -187,7 +187,7 @@ def test_the_lowest_budget_is_that_of_the_loss(
 
 
 @pytest.mark.parametrize("command", ["generate", "chat"])
-def test_a_loss_that_cannot_be_kept(
+def test_a_loss_that_cannot_be_kept_is_refused(
     command: str, measured: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine(monkeypatch, battery=5)

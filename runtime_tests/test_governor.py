@@ -151,12 +151,12 @@ def test_a_device_that_heats_up_with_its_budget_settles() -> None:
     assert turns(found[500:]) / 1000 < 0.05
 
 
-def test_the_vectors_are_these() -> None:
+def test_the_golden_file_has_the_curves() -> None:
     assert FILE.read_text(encoding="utf-8") == content()
 
 
 @pytest.mark.parametrize("name", CURVES)
-def test_no_vector_hangs_on_the_last_bits(name: str) -> None:
+def test_no_curve_depends_on_the_last_bits(name: str) -> None:
     """Hosts whose compiler fuses a product and a sum still take the same turns."""
     curve = CURVES[name]
     expected = list(states(curve))

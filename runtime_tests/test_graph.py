@@ -283,7 +283,7 @@ def test_active_counts_read_the_share(percent: int, shapes: LayerShapes) -> None
 
 
 @pytest.mark.parametrize("shapes", SHAPES)
-def test_a_lower_density_has_no_channel_more(shapes: LayerShapes) -> None:
+def test_a_lower_density_never_has_more_channels(shapes: LayerShapes) -> None:
     levels = [active_counts(percent / 100, shapes) for percent in range(100, 0, -1)]
     for more, fewer in itertools.pairwise(levels):
         assert all(a >= b for a, b in zip(more, fewer, strict=True))

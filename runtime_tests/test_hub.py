@@ -133,7 +133,7 @@ class TestPullOfABundle:
         with pytest.raises(BundleError, match="sha256"):
             hashed(pull("else/other", quiet))
 
-    def test_run_takes_it_for_this_repository_alone(
+    def test_run_takes_the_bundle_of_this_repository_alone(
         self, hub: Hub, tiny: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         hub.repository(REPO, contents(tiny))

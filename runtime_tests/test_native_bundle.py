@@ -102,7 +102,7 @@ def test_configs_that_broke_a_reader_once(program: Path, name: str) -> None:
     compare(program, "config", read_config, [CORPUS / "config" / name])
 
 
-def test_both_take_the_seeds_of_the_fuzz_target(program: Path, tmp_path: Path) -> None:
+def test_core_and_python_take_the_seeds_of_the_fuzz_target(program: Path, tmp_path: Path) -> None:
     """Mutations of a config that is refused at once would reach none of the later checks."""
     seeds = runpy.run_path(str(Path(__file__).parents[1] / "bindings" / "c" / "tests" / "fuzz" / "seeds.py"))
     paths = []

@@ -301,7 +301,7 @@ def test_codes_of_16_bits_are_exact(tokens: int) -> None:
 
 
 @pytest.mark.parametrize("tokens", [1, 4])
-def test_small_beside_large_counts_at_8_bits(tokens: int) -> None:
+def test_small_channels_beside_large_ones_count_at_8_bits(tokens: int) -> None:
     """A channel below half a step of 8 bits has a code of its own in the second part only."""
     k = 64
     codes = np.where(np.eye(k, dtype=bool), 9, 8).astype(np.uint8)

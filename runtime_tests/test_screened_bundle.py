@@ -210,7 +210,7 @@ def test_the_offset_gives_the_tail_its_mean_probability() -> None:
     assert offset == pytest.approx(0.75, abs=0.05)
 
 
-def test_a_screens_divergence_is_that_of_whole_distributions() -> None:
+def test_a_screens_divergence_equals_that_of_whole_distributions() -> None:
     rng = np.random.default_rng(1)
     exact = 3 * rng.standard_normal((50, 400)).astype(np.float32)
     scores = (exact + 0.3 * rng.standard_normal(exact.shape)).astype(np.float32)

@@ -167,7 +167,7 @@ def test_where_lower_kv_densities_save_nothing_the_others_are_enough() -> None:
     assert reason == "on the hull at 512 without lower KV densities"
 
 
-def test_text_that_is_gone() -> None:
+def test_an_action_whose_output_collapses_is_dropped() -> None:
     verdicts = choose({512: front(k100_s100_q4=(5, 0.1), k100_s050_q4=(3, 2.5))}, DENSE, 12, collapse_loss=2.0)
     assert not verdicts[Action(1.0, 0.5, 4)].kept
     assert "the output collapses at 512: 2.5 nats" in verdicts[Action(1.0, 0.5, 4)].reason

@@ -64,7 +64,7 @@ def test_a_stored_calibration_gives_the_same_bundle_and_measures_nothing(
     assert "calibration: tiny.calibration.json, measured on text.txt" in report.lines()
 
 
-def test_it_is_read_as_it_was_written(measured: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_calibration_is_read_as_it_was_written(measured: tuple[Path, Path], tmp_path: Path) -> None:
     found = StoredCalibration.read(measured[1])
     found.write(tmp_path / "again.calibration.json")
     assert StoredCalibration.read(tmp_path / "again.calibration.json") == found

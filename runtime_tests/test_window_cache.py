@@ -131,7 +131,7 @@ def test_a_rewind_within_the_slack_runs_nothing_again(engine: Engine) -> None:
     assert np.array_equal(runs[0], runs[1])
 
 
-def test_a_rewind_beyond_it_runs_the_tokens_as_a_prompt(engine: Engine, bundle: Bundle) -> None:
+def test_a_rewind_beyond_the_slack_runs_the_tokens_as_a_prompt(engine: Engine, bundle: Bundle) -> None:
     """Bit by bit what the prompt gave, and greedy tokens after it; a rewind of many tokens, and one to the start."""
     first = [engine.forward(TOKENS[:300], DENSE).logits.copy()]
     first += [engine.forward([token], DENSE).logits.copy() for token in TOKENS[300:340]]
