@@ -214,7 +214,7 @@ def measured(args: argparse.Namespace) -> str:
 
 
 def shown(name: str, done: int, total: int) -> None:
-    """Reports on stderr how far a task is."""
+    """Reports the progress of a task on stderr."""
     print(f"{name}: {done} of {total} questions", file=sys.stderr, flush=True)
 
 

@@ -152,7 +152,7 @@ def about_seconds(weights: int, effort: Effort | None, *, coded: bool, measured:
 
 
 def slowness() -> float:
-    """Measures by how much this machine is slower than the one that `about_seconds` counts for: a matrix product."""
+    """Factor by which a matrix product takes longer here than on the machine that `about_seconds` counts for."""
 
     def seconds() -> float:
         began = time.thread_time()  # what else runs does not count

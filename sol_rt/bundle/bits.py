@@ -92,7 +92,7 @@ def is_of_screen(tensor: str) -> bool:
 
 
 def screen_columns(outputs: int) -> int:
-    """Places of a row of the 3-bit matrix that screens so many outputs: an odd multiple of 256."""
+    """Places in a row of the 3-bit matrix that screens `outputs` outputs: an odd multiple of 256."""
     return 256 * (-(-outputs // 256) | 1)
 
 

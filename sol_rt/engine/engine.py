@@ -435,7 +435,7 @@ class Engine:
         return StepOutput(logits, hidden, Distribution(logits[-1], self._sums))
 
     def _chunks(self, tokens: int, num_logits: int) -> list[tuple[int, int]]:
-        """The chunks in which so many tokens are run, each from its first token to after its last.
+        """Chunks in which `tokens` tokens run: (start, stop) of each.
 
         With states the last token of a prompt is a chunk of its own. The copy before it serves the same prompt again,
         whose last token always runs anew.

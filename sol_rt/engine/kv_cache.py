@@ -138,7 +138,7 @@ class KvCache:
         )
 
     def capacity_for(self, tokens: int) -> int:
-        """The capacity to grow to for so many tokens: the next multiple of the layout's capacity step."""
+        """Capacity in tokens after growing for `tokens` of them: the next multiple of the layout's capacity step."""
         return self._layout.capacity_for(tokens)
 
     def holds(self, length: int) -> bool:
@@ -155,7 +155,7 @@ class KvCache:
                 self._memory.discard(i, before[buffer.window], self._firsts[buffer.window])
 
     def forget(self) -> None:
-        """Begins a new text: nothing of it has been given back."""
+        """Begins a new text, of which no memory has been given back."""
         self._hold_from(dict.fromkeys(filter(None, self._windows), 0))
 
     def _hold_from(self, firsts: dict[int, int]) -> None:

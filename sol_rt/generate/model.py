@@ -111,8 +111,8 @@ def _fits_the_settings(engine: Engine, cost: CostModel) -> bool:
 
 
 def _tune_quickly(engine: Engine) -> None:
-    """Tries settings of the operators, once for a processor and a build of them, and copies once for each model. Keeps
-    what is best.
+    """Tries settings of the operators, once for a processor and a build, and copies once for each model. Keeps the best
+    settings.
 
     A home folder that cannot be written is no error: the settings serve this process.
     """

@@ -124,7 +124,7 @@ class ShortConv:
 
 @dataclass(frozen=True, kw_only=True)
 class AdjustedWidth:
-    """An MLP that is narrower than config.json says: two thirds of it, times a factor, rounded up.
+    """An MLP that is narrower than config.json says: 2/3 of that width, times a factor, rounded up.
 
     Attributes:
         flag_key: config.json key of the flag that says whether the width is adjusted at all.

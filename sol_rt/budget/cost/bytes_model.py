@@ -67,7 +67,7 @@ class Line:
     error: float = 0.0
 
     def at(self, tokens_read: float, pages_scored: float) -> float:
-        """The cost of a step that reads so many cached tokens and scores so many pages."""
+        """Cost of a step, from the cached tokens that it reads and the pages that it scores."""
         return self.fixed + self.per_token * tokens_read + self.per_page * pages_scored
 
 

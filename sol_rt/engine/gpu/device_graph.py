@@ -32,7 +32,7 @@ _CHANNEL_MAJOR = "channel_major_base"
 
 @dataclass(frozen=True)
 class Value:
-    """A graph input that holds weights, or what is made of them.
+    """A graph input that holds weights, or values computed from weights.
 
     Attributes:
         name: of the graph input; equal names are equal values.
@@ -207,8 +207,8 @@ class _Rewriter:
                     node.CopyFrom(helper.make_node("Cast", node.input[:1], node.output, to=to))
 
     def _share_constants(self) -> None:
-        """Makes initializers of the branches' constants, one for equal ones: what layers compute of them alike is then
-        computed once.
+        """Makes initializers of the branches' constants, one for equal constants. Equal computations of layers then run
+        once.
         """
         names: dict[str, str] = {}
         shared: dict[bytes, str] = {}
@@ -230,8 +230,8 @@ class _Rewriter:
             _rename(node, names)
 
     def _fold_shapes(self) -> None:
-        """Shapes of weights are numbers, not something made of weights; so are those of inputs where they are fixed.
-        Inputs with a dim of one name have it in common: it is asked of one of them.
+        """Replaces the shapes of weights, and fixed shapes of inputs, by numbers. A dim of one name is read from one
+        input that has it.
         """
         shapes: dict[str, list[int | str]] = {
             key: list(tensor.dims) for name, tensor in self.weights.items() for key in (name, _wide(name))
