@@ -36,7 +36,7 @@ def tokenizer(llama_checkpoint: Path) -> Tokenizer:
 
 
 def lines(count: int) -> str:
-    """Numbered lines: a window tells where it is from."""
+    """Numbered lines: the numbers show where a window is from."""
     return "".join(f"line {number} of the small model\n" for number in range(count))
 
 

@@ -23,7 +23,7 @@ from sol_rt.train.rollouts.rollout import RolloutSpec  # noqa: E402
 
 HIDDEN, POSITIONS, WINDOWS, UNIT = 32, 48, 12, 0.1
 KINDS = torch.tensor([[0.0, 0.3], [0.0, 0.05]])
-"""Expected added loss of the two actions after tokens of either kind: the token tells which."""
+"""Expected added loss of the two actions after tokens of either kind. The token decides the kind."""
 
 
 @pytest.fixture(autouse=True)

@@ -63,7 +63,7 @@ std::string Described(const fuzz::Case& call) {
   return text;
 }
 
-// Of what the operators say, what tells one refusal from another.
+// Part of an operator's error that separates one refusal from another.
 uint64_t HashOf(const std::string& message) {
   uint64_t hash = 1469598103934665603u;
   for (const char c : message) {

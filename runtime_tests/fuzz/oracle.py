@@ -41,7 +41,7 @@ class Verdict:
     Attributes:
         kind: TAKEN, REFUSED or WRONG.
         reason: what was wrong, in one line; of a refusal, the error's text.
-        where: what tells one finding from another: type and place of the exception.
+        where: key that separates findings: type and place of the exception.
     """
 
     kind: str

@@ -70,7 +70,7 @@ class GgufForm:
         config_keys: further entries of the HF config: config.json key -> GGUF keys without the architecture, of which
             the first that the file has is copied. The entry is left out where the file has none of them.
         config_values: entries of the HF config that hold for all files of the form, unless `config_keys` has others.
-        marker: GGUF key without the architecture, which tells this family from others of the same architecture.
+        marker: GGUF key without the architecture, which separates this family from others of the same architecture.
         softmax_by_width_layers: number of layers of the model whose `Family.softmax_size_key` is the hidden size
             divided by the heads. In others it is the head size. llama.cpp tells that model by its layers, too.
         pre_tokenizer: what `tokenizer.ggml.pre` would say in files that lack it, as older ones do. None: models of the
