@@ -186,8 +186,8 @@ SOL_RT_API void sol_session_release(sol_session* session);
 
 // Tokens in the KV cache.
 SOL_RT_API sol_error* sol_session_tokens(const sol_session* session, int32_t* tokens, size_t capacity, size_t* count);
-// Keeps the first `length` tokens of the cache. Ends a running generation. Layers with a window may no longer find what they read there, further back than
-// about 512 tokens; then the next generation runs these tokens once more. If layers have a state, a copy of it is put back, and the next
+// Keeps the first `length` tokens of the cache. Ends a running generation. After a rewind by more than about 512 tokens, layers with a window may not find
+// the tokens that they read; then the next generation runs the kept tokens once more. If layers have a state, a copy of it is put back, and the next
 // generation runs the tokens after the copy once more, dense.
 SOL_RT_API sol_error* sol_session_rewind(sol_session* session, size_t length);
 // `save` writes tokens, cache, and the layers' states with their copies to a file, as a whole or not at all. `restore` reads them back into a session of the
