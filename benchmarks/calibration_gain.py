@@ -65,7 +65,7 @@ class Source:
 def divergences(
     bundles: dict[str, Path], variants: Sequence[str], windows: Sequence[Sequence[int]], source: Source
 ) -> dict[tuple[str, str], Means]:
-    """By calibration and variant."""
+    """Mean divergences by (calibration, variant), nats per token."""
     engines = {name: Engine(Bundle.open(path), provider="cpu") for name, path in bundles.items()}
     found: dict[tuple[str, str], list[float]] = {(name, variant): [] for name in engines for variant in variants}
     for number, window in enumerate(windows):

@@ -1,4 +1,4 @@
-"""What the dial does to a bundle: speed and perplexity at several settings, all settings in turn.
+"""Speed and perplexity of a bundle at several settings of the dial, all settings in turn.
 
     python benchmarks/dial.py smollm2-135m -f valid.tokens.txt
 

@@ -114,7 +114,7 @@ def reference_tokens(bundle: Bundle, ids: list[int]) -> Iterator[tuple[int, floa
 
 
 def generation(bundle: Bundle, ids: list[int]) -> str:
-    """How many greedy tokens of a bundle are the reference model's, and the margin where they part."""
+    """Counts a bundle's greedy tokens that are the reference model's, and gives the margin at the first difference."""
     for index, (got, (wanted, margin)) in enumerate(
         zip(engine_tokens(bundle, ids), reference_tokens(bundle, ids), strict=False)
     ):

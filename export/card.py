@@ -111,7 +111,7 @@ def _example(config: SolConfig, selection: Selection | None) -> list[str]:
 
 
 def _windows(config: SolConfig) -> str:
-    """How many layers attend to a window; empty if all attend to all tokens."""
+    """Counts the layers that attend to a window, as text; empty if all attend to all tokens."""
     windows = {window for window, _ in config.kv.layer_kinds if window}
     if not windows:
         return ""

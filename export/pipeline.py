@@ -428,7 +428,7 @@ def _stored_calibration(
 
 
 def _hosts(config: SolConfig) -> str:
-    """What does not run the bundle, in one line; empty if every host does."""
+    """Names the hosts that do not run the bundle, in one line; empty if every host does."""
     if not config.kv.convolving:
         return ""
     return "layers with a state: the bundle runs on the CPU, not on GPUs or in browsers"

@@ -147,7 +147,7 @@ def _read_tensors(bundle: Bundle, kept: SolConfig) -> set[str]:
 
 
 def _laid_out(tensors: Mapping[str, TensorEntry]) -> dict[str, TensorEntry]:
-    """The tensors one behind the other, each at the alignment."""
+    """The tensors one after the other, each at the alignment."""
     placed, at = {}, 0
     for name, entry in tensors.items():
         placed[name] = replace(entry, offset=at)

@@ -223,7 +223,7 @@ class _Search:
         self.passes = 0  # passes over the text, each with a set of counts
 
     def slopes(self, share: float) -> _Array:
-        """By how much the divergence rises if a group's inactive share grows by _STEP, for the group of each matrix.
+        """Rise of the divergence if a group's inactive share grows by _STEP, for the group of each matrix.
 
         Measured where all layers have equal active shares that read `share` of the weights: [2 layers].
         """

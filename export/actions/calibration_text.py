@@ -4,9 +4,9 @@ Some windows are held out: weights and active channels are fitted to the others.
 too low.
 
 Losses of short contexts are measured on the held-out windows of the user's file. Without one, they are measured on
-sample_text/, one window of each of its kinds: a model is surer of its own text than of others', and a short own text is
-of one kind. docs/results/quality.md has the difference. A large model would write for minutes, so it is fitted to
-sample_text/fitted/, which none of the scored windows is from.
+sample_text/, one window of each of its kinds. Losses on text that the model wrote would be too low, and a short own
+text is of one kind. docs/results/quality.md has the difference. A large model would write for minutes, so it is fitted
+to sample_text/fitted/, which none of the scored windows is from.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class CalibrationText:
 def contexts(tokens: int, max_context: int) -> tuple[int, ...]:
     """The contexts at which losses are measured on a stretch of `tokens` tokens, ascending.
 
-    Those of CONTEXTS behind which enough tokens follow. The first that does not fit is replaced by the longest that
+    Those of CONTEXTS after which enough tokens follow. The first that does not fit is replaced by the longest that
     does, if that is a quarter longer than the others.
     """
     longest = (min(tokens, max_context) - _SCORED - 1) // PAGE_SIZE * PAGE_SIZE

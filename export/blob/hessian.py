@@ -4,8 +4,8 @@ For a matrix with K input channels, over all tokens t of the text with inputs x_
 
     H = E[x x^T] = 1 / T * sum over t of x_t x_t^T        float32 [K, K]
 
-A matrix of many channels may be split: its channels then form groups, each with a Hessian of its own, as if inputs of
-different groups had nothing to do with each other. Time and memory grow with the square of a group.
+A matrix of many channels may be split into groups of channels, each with a Hessian of its own. Inputs of different
+groups then count as uncorrelated. Time and memory grow with the square of a group.
 
 The source model runs in float32, one layer at a time, on all windows of the text. Its inputs are those of a dense step.
 A matrix is quantized once for all channel densities, so the sparser inputs of the other variants play no part.

@@ -127,8 +127,8 @@ def _largest_matrix(decoder: Decoder) -> int:
 
 
 def _hessians(decoder: Decoder) -> int:
-    """The Hessians of a layer, the matrices in which the largest is factorised, and the hidden states of the text: what
-    goes into a layer, comes out of it, and goes into its matrices.
+    """The Hessians of a layer, the matrices in which the largest is factorised, and the hidden states of the text. The
+    states are a layer's inputs and outputs, and the inputs of its matrices.
     """
     channels = max(decoder.hidden_size, decoder.intermediate_size, decoder.num_heads * decoder.head_dim)
     states = _TEXT_TOKENS * (5 * decoder.hidden_size + decoder.up_size + decoder.intermediate_size)

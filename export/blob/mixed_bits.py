@@ -92,7 +92,7 @@ def mixed_precision(checkpoint: Checkpoint, decoder: Decoder, names: TensorNames
 
 
 def is_mostly_coded(checkpoint: Checkpoint, decoder: Decoder, names: TensorNames) -> bool:
-    """Whether half of the layers' weights or more are in matrices of which all rows have 4-bit codes in the source."""
+    """True if at least half of the layers' weights are in matrices of which the source has 4-bit codes of all rows."""
     of_layers = {name: modules for name, modules in matrices(decoder, names).items() if name.startswith("layers.")}
     sizes = {name: math.prod(matrix_shape(decoder, name)) for name in of_layers}
     coded = sum(sizes[name] for name, modules in of_layers.items() if _matrix_bits(checkpoint, modules) == 4)

@@ -147,7 +147,7 @@ class PaddedTensors:
         }[owner]
 
     def _row_factors(self, target: str, name: str, start: int, stop: int) -> FloatArray | None:
-        """What rows start … stop - 1 of q, k and v, not padded, are multiplied by, float32 [rows]; None: by 1."""
+        """Factors of rows start … stop - 1 of q, k and v, not padded, float32 [rows]; None: 1."""
         decoder, own = self.decoder, self.decoder.unpadded
         owner = target.removesuffix(".bias").rsplit(".", 1)[-1]
         if own is None or owner != "qkv" or decoder.qk_norm == "none" or decoder.kind_of(target) != "attention":
@@ -172,8 +172,10 @@ class PaddedTensors:
 
 
 def _sources(rows: _Axis, start: int, stop: int) -> tuple[np.ndarray, int, int]:
-    """Where padded rows start … stop - 1 come from: for each its place in a range of the tensor's rows, or -1, and the
-    range."""
+    """Finds the sources of padded rows start … stop - 1.
+
+    Returns each row's place in a range of the tensor's rows, int64 [stop - start], -1 for a padded row, and the range.
+    """
     padded = np.arange(start, stop)
     run, within = np.divmod(padded, rows.padded)
     own = run * rows.size + np.minimum(within, rows.size - 1)

@@ -135,7 +135,7 @@ def without_screen(path: Path, tensors: Mapping[str, TensorEntry]) -> dict[str, 
 
 
 def is_channel_major(matrix: str) -> bool:
-    """Whether a matrix's base plane has one contiguous row for each input channel, so that a step can skip rows.
+    """True if a matrix's base plane has one contiguous row for each input channel, so that a step can skip rows.
 
     True for the matrices of layers, false for embedding and LM head.
     """

@@ -77,8 +77,8 @@ They are the best for SmolLM2-135M, whose attention holds _ATTENTION of a layer'
 channel costs less there, and fewer are left out: benchmarks/pruning.py."""
 _ATTENTION = 0.25
 _SPREAD = {True: (0.0, 0.05, 0.08, 0.06, 0.0), False: (0.0, 0.075, 0.12, 0.12, 0.0)}
-"""How much the active share of the MLP's first matrix exceeds that of the whole MLP, at the shares of _SHARES; by gated
-or not."""
+"""Excess of the active share of the MLP's first matrix over the whole MLP's, at the shares of _SHARES; by gated or not.
+"""
 _BACKWARD = np.iinfo(np.int64).min + 1  # `ends` of a Slice that runs backward through the whole axis
 
 

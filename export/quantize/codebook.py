@@ -54,7 +54,7 @@ class Grid:
     table: ByteArray
 
     def values(self, codebook: Codebook, rows: slice = slice(None)) -> FloatArray:
-        """What the codes 0 … 7 stand for in the outputs `rows`, float32 [KB, n, 8], ascending."""
+        """Values of the codes 0 … 7 in the outputs `rows`, float32 [KB, n, 8], ascending."""
         step = self.scale[:, rows].astype(np.float32) * self.output_scale[rows].astype(np.float32)
         return step[..., None] * codebook.astype(np.float32)[self.table[:, rows]]
 

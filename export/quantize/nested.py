@@ -255,7 +255,7 @@ def _spanned(low: FloatArray, high: FloatArray) -> tuple[FloatArray, FloatArray]
 
 
 def _covers(low: FloatArray, high: FloatArray, inverse: FloatArray, zero: FloatArray) -> npt.NDArray[np.bool_]:
-    """Whether the 8-bit grid reaches both ends of a block's range, to within 0.1 of its step: bool [B]."""
+    """True if the 8-bit grid reaches both ends of a block's range, to within 0.1 of its step: bool [B]."""
     covered: npt.NDArray[np.bool_] = (low * inverse + zero >= -8.6) & (high * inverse + zero <= 247.6)
     return covered
 

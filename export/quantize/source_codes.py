@@ -62,8 +62,8 @@ def source_codes(q: ByteArray, step: FloatArray, offset: FloatArray) -> SourceCo
     """Converts a source's codes, weights step * q + offset, and marks the blocks that the bundle's format can
     represent.
 
-    In a representable block all weights come back to within 0.6 sixteenths of a step. A block is not representable if
-    all its weights lie far from 0 on one side, if its step does not fit float16, or if a number is not finite.
+    In a representable block all weights come back to within 0.6 sixteenths of a step. A block is not representable in
+    three cases: all its weights lie far from 0 on one side, its step does not fit float16, or a number is not finite.
 
     Args:
         q: codes 0 … 15, uint8 [n, KB, 32].

@@ -38,7 +38,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> SolModel:
         ({"schedule": "fixed:k030-s050-q4"}, "fixed:k030-s050-q4"),
     ],
 )
-def test_what_was_asked_for(model: SolModel, dial: dict[str, Any], asked: str) -> None:
+def test_the_line_names_the_request_and_the_rate(model: SolModel, dial: dict[str, Any], asked: str) -> None:
     result = model.generate("w1 w2 w3", max_new_tokens=70, eos_token_id=[], **dial)
     line = bought(result, dial)
     assert line.startswith(f"dial: {asked}")

@@ -91,7 +91,7 @@ def test_measured_losses_say_which_is_better(config: SolConfig) -> None:
     assert "k100-s100-q8" not in found
 
 
-def test_what_is_used_instead_is_itself_used(config: SolConfig) -> None:
+def test_the_substitute_of_an_action_has_no_substitute(config: SolConfig) -> None:
     """6 bits cost less than 1% more than 4, 8 less than 1% more than 6, but 8 cost more than 1% more than 4."""
     cost = _cost(
         config, lambda channel_density, bits: Line(10 * channel_density * {4: 1.0, 6: 1.008, 8: 1.016}[bits], 0.0, 0.01)
@@ -142,7 +142,7 @@ def test_a_policy_chooses_at_the_costs_of_what_is_used(config: SolConfig, budget
     assert controller.achieved == pytest.approx(max(budget, 0.6), abs=0.02)
 
 
-def test_what_was_chosen_in_vain_is_said(config: SolConfig) -> None:
+def test_settings_that_save_nothing_are_reported(config: SolConfig) -> None:
     """Here keeping fewer tokens saves nothing, and neither do bits."""
     cost = _cost(config, lambda channel_density, bits: Line(10 * channel_density, 0.0, 0.01))
     nothing = dict.fromkeys(("kv_density", "channel_density", "bits"))

@@ -127,7 +127,9 @@ def test_without_psutil(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
     assert "--governor needs psutil; run pip install 'sol-rt[governor]'" in capsys.readouterr().err
 
 
-def test_a_machine_that_tells_nothing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_without_readings_is_refused(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     machine(monkeypatch)
     assert main(["generate", "-p", "a", "--governor"]) == 2
     assert "this machine tells neither battery nor temperature" in capsys.readouterr().err
@@ -137,7 +139,7 @@ def test_a_machine_that_tells_nothing(capsys: pytest.CaptureFixture[str], monkey
     "options",
     [("--bits", "6"), ("--kv-density", "0.5"), ("--schedule", "fixed:k100-s100-q4")],
 )
-def test_what_holds_no_budget_is_refused(
+def test_options_that_hold_no_budget_are_refused_under_the_governor(
     options: tuple[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine(monkeypatch, battery=50)
@@ -185,7 +187,7 @@ def test_the_lowest_budget_is_that_of_the_loss(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["generate", "chat"])
-def test_a_loss_that_cannot_be_kept(
+def test_a_loss_that_cannot_be_kept_is_refused(
     command: str, measured: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine(monkeypatch, battery=5)
@@ -240,7 +242,7 @@ def test_json_has_the_budget_that_it_came_to(
 
 
 @pytest.mark.usefixtures("in_bytes")
-def test_a_chat_tells_what_holds_its_budget(
+def test_a_chat_reports_what_holds_its_budget(
     measured: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine(monkeypatch, battery=5, plugged=True)

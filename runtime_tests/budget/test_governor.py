@@ -18,7 +18,7 @@ from sol_rt.errors import UsageError
 
 CURVES = {curve.name: curve for curve in curves()}
 NOISY = {"rate-noisy": 0, "battery-falls": 0, "heat-up-and-down": 1, "rate-too-low": 0, "rate-changes": 2}
-"""How often each curve asks the budget to turn, once it has begun to move."""
+"""Number of turns of the budget that each curve asks for, once the budget has begun to move."""
 
 numbers = st.one_of(st.none(), st.floats(allow_nan=True, allow_infinity=True), st.floats(0, 1.5))
 readings = st.builds(Reading, numbers, st.booleans(), numbers, st.one_of(numbers, st.floats(0, 200)))
@@ -36,7 +36,7 @@ def some_settings(draw: st.DrawFn) -> GovernorSettings:
 
 
 def turns(budgets: Sequence[float]) -> int:
-    """How often the budget changes its direction."""
+    """Counts the changes of the budget's direction."""
     moves = [b > a for a, b in itertools.pairwise(budgets) if a != b]
     return sum(one != other for one, other in itertools.pairwise(moves))
 
@@ -151,12 +151,12 @@ def test_a_device_that_heats_up_with_its_budget_settles() -> None:
     assert turns(found[500:]) / 1000 < 0.05
 
 
-def test_the_vectors_are_these() -> None:
+def test_the_golden_file_has_the_curves() -> None:
     assert FILE.read_text(encoding="utf-8") == content()
 
 
 @pytest.mark.parametrize("name", CURVES)
-def test_no_vector_hangs_on_the_last_bits(name: str) -> None:
+def test_no_curve_depends_on_the_last_bits(name: str) -> None:
     """Hosts whose compiler fuses a product and a sum still take the same turns."""
     curve = CURVES[name]
     expected = list(states(curve))

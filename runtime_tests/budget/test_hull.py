@@ -65,7 +65,7 @@ def least_loss(config: SolConfig, budget: float) -> float:
 
 
 def loss_at(hull: Hull, budget: float) -> float:
-    """What the best mix of this budget loses, nats per token."""
+    """Loss of the best mix of this budget, nats per token."""
     corners = hull.corners(CONTEXT)
     return float(np.interp(budget, [corner.cost for corner in corners], [corner.loss for corner in corners]))
 

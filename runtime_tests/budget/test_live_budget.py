@@ -86,7 +86,7 @@ def test_the_promise_holds_with_measured_costs(first: float, wanted: dict[int, f
     run(Controller(actions_of(config), cost, first, policy_cost=True), wanted, pick, 100, 260, seed)
 
 
-def test_what_was_allowed_stays_allowed() -> None:
+def test_past_allowances_stay_when_the_budget_changes() -> None:
     config = made_config()
     controller = Controller(actions_of(config), BytesCost(config), 0.5)
     for context in range(100, 200):

@@ -65,7 +65,7 @@ def test_edges_of_a_hull() -> None:
 
 
 @given(st.lists(LOGITS, min_size=1, max_size=20, unique=True), st.data())
-def test_between_has_as_many_below_as_asked(numbers: list[float], data: st.DataObject) -> None:
+def test_between_has_the_requested_count_below(numbers: list[float], data: st.DataObject) -> None:
     ascending = sorted(numbers)
     count = data.draw(st.integers(0, len(ascending)))
     assert sum(number < between(ascending, count) for number in ascending) == count

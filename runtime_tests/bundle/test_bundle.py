@@ -55,7 +55,7 @@ def _one_line(error: BaseException, *parts: str) -> None:
         assert part in str(error)
 
 
-def test_opens(bundle: Path) -> None:
+def test_a_bundle_opens(bundle: Path) -> None:
     opened = Bundle.open(str(bundle))
     assert opened.file(GRAPH) == bundle / GRAPH
     assert len(opened.identity) == 64
@@ -64,7 +64,7 @@ def test_opens(bundle: Path) -> None:
 
 
 def test_the_tokenizer_is_the_one_whose_hash_was_compared(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Someone replaces the file right behind the comparison."""
+    """Someone replaces the file right after the comparison."""
     opened = Bundle.open(bundle)
     expected = opened.tokenizer().encode("w1 w2")
     path = bundle / "tokenizer.json"
@@ -73,7 +73,7 @@ def test_the_tokenizer_is_the_one_whose_hash_was_compared(bundle: Path, monkeypa
     assert swapped != original
 
     class Replacing:
-        """A hash behind whose end the file is another one."""
+        """A hash after whose end the file is another one."""
 
         def __init__(self, content: bytes = b"") -> None:
             self._hash = sha256(content)
@@ -235,7 +235,7 @@ class TestSplitThatEndsTheProcess:
         function = b"\xca\x01" + self._field(7, graph.replace(graph[:1], b"\x3a", 1))[1:]  # fields 25, and 7 for nodes
         self._refused(tmp_path / "a.onnx", self.EMPTY + function)
 
-    def test_in_what_only_protobuf_reads(self, tmp_path: Path) -> None:
+    def test_in_fields_that_only_protobuf_reads(self, tmp_path: Path) -> None:
         path = tmp_path / "a.onnx"
         second = self.EMPTY + self._field(7, self._graph())
         # tag of field 7 with a bit beyond the 32 that protobuf keeps

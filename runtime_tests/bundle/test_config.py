@@ -53,7 +53,7 @@ def test_round_trip_is_exact(bundle: Path, raw: dict[str, Any]) -> None:
     assert config.policy is not None
 
 
-def test_where_a_policy_wins_round_trips(raw: dict[str, Any]) -> None:
+def test_the_budgets_of_a_policys_gain_round_trip(raw: dict[str, Any]) -> None:
     raw["policy"] |= {"gain_over_hull": 0.002, "gain_budgets": [0.35, 0.5]}
     config = parse_config(raw, Path("x"))
     assert config.policy is not None
@@ -242,7 +242,7 @@ _MUTATIONS = st.sampled_from([_delete, _replace, _replace, _rename, _nudge, _nud
 
 
 def _complaint(folder: Path) -> str:
-    """What opening and running complains about; empty where both work. Any error but SolError fails the test."""
+    """Error of opening and running; empty if both work. Any error but SolError fails the test."""
     try:
         model = SolModel.from_pretrained(folder, provider="cpu")
         model.generate("w1 w2 w3", budget=0.6, max_new_tokens=4)

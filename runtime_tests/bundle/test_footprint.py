@@ -1,4 +1,4 @@
-"""What running a bundle takes of main memory: estimates against a process's own figures, and what is said of them."""
+"""Main memory of a running bundle: estimates against a process's own figures, and the reports of them."""
 
 from __future__ import annotations
 
@@ -225,7 +225,7 @@ def test_export_says_before_the_work_that_memory_is_too_small_to_run(
 
 
 def planned(name: str, kv: str) -> SolConfig:
-    """What the default export of a released model plans, as far as memory depends on it: there are no weights here."""
+    """Config that the default export of a released model plans, as far as memory depends on it; without weights."""
     pytest.importorskip("torch", reason="exporting comes with the extra export")
     from sol_rt.export.actions.candidates import CHANNEL_DENSITIES, KV_DENSITIES, Levels
     from sol_rt.export.actions.lm_head_bits import may_screen

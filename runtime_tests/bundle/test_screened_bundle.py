@@ -54,7 +54,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def test_weight_bytes_count_a_cache_line_for_every_block_of_a_candidate(made: Path) -> None:
-    """What the first pass reads counts whole."""
+    """Bytes that the first pass reads count whole."""
     config = Bundle.open(made).config
     decoder, tensors = screenable("phi"), config.tensors
     variant = config.variants["s100-q4"]
@@ -192,7 +192,7 @@ def test_a_screened_head_is_taken_where_it_reads_less_and_loses_little() -> None
 
 
 def selected(scores: np.ndarray, candidates: int) -> np.ndarray:
-    """Where the highest scores are."""
+    """Marks the highest scores."""
     chosen = np.zeros(scores.shape, bool)
     np.put_along_axis(chosen, np.argsort(-scores, axis=-1)[:, :candidates], True, -1)
     return chosen
@@ -210,7 +210,7 @@ def test_the_offset_gives_the_tail_its_mean_probability() -> None:
     assert offset == pytest.approx(0.75, abs=0.05)
 
 
-def test_a_screens_divergence_is_that_of_whole_distributions() -> None:
+def test_a_screens_divergence_equals_that_of_whole_distributions() -> None:
     rng = np.random.default_rng(1)
     exact = 3 * rng.standard_normal((50, 400)).astype(np.float32)
     scores = (exact + 0.3 * rng.standard_normal(exact.shape)).astype(np.float32)

@@ -53,7 +53,7 @@ def mix_loss(points: list[Measured], size: float) -> float:
 
 @settings(max_examples=200, deadline=None)
 @given(measured=fronts(), max_actions=st.integers(1, 20), collapse_loss=st.floats(0.5, 3.0))
-def test_what_every_choice_has(
+def test_every_choice_keeps_dense_and_gives_a_verdict_on_each_action(
     measured: dict[int, dict[Action, Measured]], max_actions: int, collapse_loss: float
 ) -> None:
     verdicts = choose(measured, DENSE, max_actions, collapse_loss=collapse_loss)
@@ -130,7 +130,7 @@ def test_a_dearer_and_worse_action_goes() -> None:
     assert dropped.reason == "a mix of two others loses as little at 512 and reads 29% fewer bytes"
 
 
-def test_what_is_near_the_hull_stays() -> None:
+def test_actions_near_the_hull_stay() -> None:
     """A corner between 5 and 10 bytes, moved away from the hull's line step by step."""
     for size, kept in ((7.0, True), (7.5, True), (8.2, True), (8.4, False)):
         measured = front(k100_s100_q4=(5, 0.1), k100_s100_q6=(size, 0.05))
@@ -167,7 +167,7 @@ def test_where_lower_kv_densities_save_nothing_the_others_are_enough() -> None:
     assert reason == "on the hull at 512 without lower KV densities"
 
 
-def test_text_that_is_gone() -> None:
+def test_an_action_whose_output_collapses_is_dropped() -> None:
     verdicts = choose({512: front(k100_s100_q4=(5, 0.1), k100_s050_q4=(3, 2.5))}, DENSE, 12, collapse_loss=2.0)
     assert not verdicts[Action(1.0, 0.5, 4)].kept
     assert "the output collapses at 512: 2.5 nats" in verdicts[Action(1.0, 0.5, 4)].reason
@@ -181,8 +181,8 @@ def test_the_policys_actions_stay() -> None:
     assert verdicts[required[0]].reason == "the policy picks it"
 
 
-def test_beyond_the_limit_the_hull_decides() -> None:
-    """What lies above the hull goes first, the farthest of it before the nearest; then what bends the hull least."""
+def test_over_the_limit_actions_above_the_hull_go_first() -> None:
+    """Actions above the hull go first, the farthest before the nearest; then the action that bends the hull least."""
     measured = front(
         k100_s100_q6=(8, 0.02),  # bends little
         k100_s100_q4=(6, 0.05),  # the corner

@@ -234,7 +234,7 @@ class TestMemory:
         forget()
         assert self.hashed(bundle) == 1
 
-    def test_it_stays_small(self, bundle: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_memory_of_hashes_stays_small(self, bundle: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(verified, "_MOST", 3)
         for _ in range(5):
             replaced(bundle / WEIGHTS, (bundle / WEIGHTS).read_bytes())
@@ -463,13 +463,13 @@ class TestReplacedWhileInUse:
 class TestDamageAtRandom:
     """A few of the damages of `damaged_weights.py`, which takes a bundle of any size."""
 
-    def test_each_is_refused_in_one_line(self, bundle: Path) -> None:
+    def test_each_damage_is_refused_in_one_line(self, bundle: Path) -> None:
         refused, failures = damaged_weights.try_all(bundle, 10, seed=1)
         assert failures == []
         assert set(refused.values()) == {2}
         assert set(refused) == set(damaged_weights.KINDS)
 
-    def test_one_that_is_taken_is_seen(self, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_damage_that_is_accepted_is_reported(self, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(damaged_weights.KINDS, "a flipped bit", lambda file, size, draw: None)
         _, failures = damaged_weights.try_all(bundle, 1, seed=1)
         assert failures == ["trial 0, a flipped bit: taken"]

@@ -52,7 +52,7 @@ class Call:
 
 @pytest.fixture
 def calls(model: SolModel, monkeypatch: pytest.MonkeyPatch) -> list[Call]:
-    """What the engine was asked to run."""
+    """Calls of the engine's `forward`."""
     made: list[Call] = []
     forward = model.engine.forward
 
@@ -97,7 +97,7 @@ def test_constant_schedules_have_one_row(model: SolModel) -> None:
     ]
 
 
-def test_what_the_context_cannot_hold_is_left_out_and_named(model: SolModel) -> None:
+def test_tests_beyond_the_context_are_left_out_and_named(model: SolModel) -> None:
     limit = model.engine.max_context
     planned = plan(model, n_prompt=(16, 17), n_gen=(16, 17), n_depth=(limit - 16,), budgets=(1.0, 0.4))
     assert [test.name for test in planned.tests] == [f"pp16 @ d{limit - 16}", *[f"tg16 @ d{limit - 16}"] * 2]
@@ -179,7 +179,7 @@ def test_depth_zero_decodes_from_an_empty_cache(model: SolModel, calls: list[Cal
     assert [call.start for call in calls if call.action == Action.parse(FLOOR)] == [0, 1, 2, 3] * 2
 
 
-def test_what_cheap_steps_wrote_reaches_no_deeper_test(model: SolModel, calls: list[Call]) -> None:
+def test_deeper_tests_do_not_start_from_cheap_steps(model: SolModel, calls: list[Call]) -> None:
     bench = Bench(model)
     bench.run(Case(0, 24, 8, f"fixed:{FLOOR}"), 1)
     calls.clear()
@@ -219,7 +219,7 @@ def test_an_interrupted_run_leaves_the_depth(
 
 
 @pytest.mark.parametrize(("schedule", "budget"), [("sol", 0.6), ("uniform", 0.5), ("dense", 1.0)])
-def test_it_runs_the_steps_of_generation(model: SolModel, calls: list[Call], schedule: str, budget: float) -> None:
+def test_bench_runs_the_steps_of_generation(model: SolModel, calls: list[Call], schedule: str, budget: float) -> None:
     """The same tokens through the same actions as a greedy generation from the same prompt."""
     Bench(model).run(Case(0, 80, 24, schedule, budget), 1)
     prompt = list(calls[0].tokens)
@@ -235,7 +235,7 @@ def test_it_runs_the_steps_of_generation(model: SolModel, calls: list[Call], sch
     assert [(call.tokens, call.action) for call in calls if call.start >= 24] == measured
 
 
-def test_what_stands_before_a_test_is_dense_whatever_runs_prompts(
+def test_the_depth_is_filled_dense_whatever_runs_prompts(
     model: SolModel, calls: list[Call], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(model.engine, "prefill", Action(1.0, 1.0, 4))

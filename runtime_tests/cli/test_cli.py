@@ -201,7 +201,7 @@ def test_an_output_that_can_not_be_written_has_a_next_step(capsys: pytest.Captur
     fails(capsys, argv, 1, "make it writable, or choose another -o")
 
 
-def test_of_an_option_given_twice_the_last_value_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_last_value_of_a_repeated_option_counts(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", "-n", "4", "-n", "0"]) == 2
     assert capsys.readouterr().err.endswith(": 0 is not in the range x>=1.\n")
 

@@ -1,4 +1,4 @@
-"""What each option of the command line, and the variable that mirrors it, becomes in the call behind the command."""
+"""Arguments of the call behind a command, for each option of the command line and the variable that mirrors it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TARGETS = {
     "perplexity": "sol_rt.evaluation.quality.perplexity.perplexity",
     "export": "sol_rt.export.export_bundle",
 }
-"""What each command calls. Its last positional argument is `asked` below."""
+"""Function that each command calls. Its last positional argument is `asked` below."""
 REQUIRED = {
     "generate": "-p a",
     "chat": "-p a",
@@ -265,7 +265,7 @@ def opened(monkeypatch: pytest.MonkeyPatch, model: SolModel) -> None:
 
 
 def cases(tables: dict[str, list[Any]]) -> list[Any]:
-    """The rows of every command's table, each behind the command."""
+    """The rows of every command's table, each after the command."""
     return [
         pytest.param(command, *row, id=" ".join([command, *map(str, row[:-1])]))
         for command, table in tables.items()
@@ -306,7 +306,7 @@ def test_a_variable_sets_the_option(
 
 
 @pytest.mark.parametrize(("command", "options", "variable", "expected"), cases(OF_LOADING))
-def test_what_a_model_is_loaded_with(
+def test_options_of_loading_reach_the_model(
     call_of: CallOf, monkeypatch: pytest.MonkeyPatch, command: str, options: str, variable: str, expected: Call
 ) -> None:
     check, verified = loading.open_checked, []

@@ -90,7 +90,7 @@ def test_zsh(environment: dict[str, str]) -> None:
         os.close(master)
 
 
-def test_what_cannot_be_read_offers_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_folders_offer_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "bundles").write_text("a file where a folder belongs")
     monkeypatch.setenv("SOL_RT_HOME", str(tmp_path))
     assert completion.bundles("") == []

@@ -69,7 +69,7 @@ def test_a_pipe_gets_one_line_for_each_measurement(bundle: Path, capsys: pytest.
 
 
 def unmeasured(capsys: pytest.CaptureFixture[str], folder: Path, reason: str) -> str:
-    """What inspect prints of a bundle whose selection it can't show, after checks of the reason that it gives."""
+    """Output of inspect for a bundle whose selection it can't show. Checks the reason that inspect gives."""
     out = told(capsys, "inspect", "-m", str(folder))
     assert reason in out.splitlines()[-1]
     assert main(["inspect", "-m", str(folder), "--html", str(folder / "page.html")]) == 2
@@ -99,7 +99,7 @@ def test_a_bundle_without_losses_says_so(tmp_path: Path, capsys: pytest.CaptureF
     assert "Sensible budgets" not in out
 
 
-def test_what_a_bundle_says_is_plain_and_short(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_names_in_a_bundle_are_printed_plain_and_short(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_bundle(tmp_path / "tiny", bits=(8, 4))
     config = Bundle.open(folder).config
     said = {"name": "\x1b[2J\x1b]0;pwn\x07", "license": "MIT\nsol-rt: error: fake" + "x" * 5000}

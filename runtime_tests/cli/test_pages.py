@@ -164,7 +164,7 @@ def test_heights_are_spread_apart() -> None:
     assert spread([90, 95, 99], 15, 0, 100) == [70, 85, 100]
 
 
-def test_crowded_labels_part() -> None:
+def test_crowded_labels_do_not_overlap() -> None:
     """Three points in a row at the lower edge: the best place of each is another's."""
     row = [(497.7, 394.0), (375.5, 394.0), (344.9, 394.0)]
     cluster = [(300 + 150 * Random(seed).random(), 100 + 200 * Random(seed + 50).random()) for seed in range(12)]
@@ -253,7 +253,7 @@ Shown = dict[str, dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Shown, str]]:
-    """What the browser made of all pages at all widths, and its messages, in light and in dark mode."""
+    """Layouts that the browser made of all pages at all widths, and its messages, in light and in dark mode."""
     try:
         browser = screenshots.find_browser()
     except screenshots.BrowserError as error:

@@ -49,7 +49,7 @@ def program() -> Path:
 
 @dataclass
 class Step:
-    """What a planner is told before a step, what the policy answers, and what the host sets before it."""
+    """Inputs of a planner before a step, answers of the policy, and settings of the host."""
 
     context: int
     token: int
@@ -86,7 +86,7 @@ class ScriptedPolicy:
 
 
 def planned(config: SolConfig, cost: CostModel, run: Run) -> dict[str, Any]:
-    """What the Python runtime makes of a run."""
+    """Plans a run with the Python runtime."""
     actions = tuple(dict.fromkeys(schedule_actions(config, "hull")))
     hull = Hull(actions, cost, ActionLosses(config).table) if config.losses_measured else None
     policy = None if config.policy is None else ScriptedPolicy(config.policy)
@@ -153,7 +153,7 @@ def planned(config: SolConfig, cost: CostModel, run: Run) -> dict[str, Any]:
 def natively(
     program: Path, config: SolConfig, runs: Sequence[Run], table: Path | None = None, mode: Sequence[str] = ()
 ) -> Any:
-    """What the native core makes of the runs."""
+    """Plans the runs with the native core."""
     script = {
         "config": config.to_json_dict(),
         "variants": list(config.variants),
@@ -407,19 +407,19 @@ unshrunk = {
 
 @settings(max_examples=15, **unshrunk)
 @given(**plans)
-def test_same_plans(program: Path, tmp_path: Path, **plan: Any) -> None:
+def test_core_plans_runs_as_python_does(program: Path, tmp_path: Path, **plan: Any) -> None:
     compare(program, tmp_path, **plan)
 
 
 @pytest.mark.slow
 @settings(max_examples=100, **unshrunk)
 @given(**plans)
-def test_many_same_plans(program: Path, tmp_path: Path, **plan: Any) -> None:
+def test_core_plans_many_runs_as_python_does(program: Path, tmp_path: Path, **plan: Any) -> None:
     compare(program, tmp_path, **plan)
 
 
 def test_the_promise_holds_from_64_steps_on(program: Path) -> None:
-    """Where no step was below the floor, whatever the host sets between tokens."""
+    """No step was below the floor, and the host sets budgets between tokens."""
     config = made_config(policy_bytes=10**6)
     random = np.random.default_rng(0)
     runs = [
@@ -450,7 +450,7 @@ def test_the_promise_holds_from_64_steps_on(program: Path) -> None:
 )
 @pytest.mark.parametrize("losses", [{}, {"k010-s050-q4": {64: 0.5}, "k100-s100-q4": {64: 0.01}}])
 @pytest.mark.parametrize("calibrated", [False, True])
-def test_same_default_schedule(
+def test_core_and_python_have_one_default_schedule(
     program: Path,
     tmp_path: Path,
     losses: dict[str, dict[int, float]],
@@ -520,7 +520,7 @@ TINY = made_config(policy_bytes=10**6, losses={"k010-s050-q4": {64: 0.5}, "k100-
     ],
 )
 @pytest.mark.parametrize("bare", [False, True], ids=["measured", "bare"])
-def test_same_errors(program: Path, dial: dict[str, Any], bare: bool) -> None:
+def test_core_refuses_dials_with_the_errors_of_python(program: Path, dial: dict[str, Any], bare: bool) -> None:
     config = made_config() if bare else TINY
     run = Run(dial, steps_of(config, np.random.default_rng(0), 3, 10))
     python = planned(config, BytesCost(config), run)
@@ -536,7 +536,7 @@ def test_same_errors(program: Path, dial: dict[str, Any], bare: bool) -> None:
         {"schedule": "hull", "budget": 0.5},
     ],
 )
-def test_same_errors_without_losses(program: Path, dial: dict[str, Any]) -> None:
+def test_core_refuses_a_loss_without_losses_as_python_does(program: Path, dial: dict[str, Any]) -> None:
     config = made_config()
     run = Run(dial, steps_of(config, np.random.default_rng(0), 3, 10))
     python = planned(config, BytesCost(config), run)
@@ -552,7 +552,7 @@ def test_targets_that_no_mix_has(program: Path) -> None:
     check_equal(natively(program, config, [run])[0], python, run)
 
 
-def test_replay(program: Path) -> None:
+def test_replay_runs_and_charges_the_actions_of_the_trace(program: Path) -> None:
     """The trace's actions run, and its budget and policy are charged."""
     config, random = TINY, np.random.default_rng(0)
     actions = [Action.parse(random.choice(["k100-s100-q8", "k037-s050-q4", "k010-s100-q4"])) for _ in range(50)]

@@ -67,7 +67,7 @@ def python_says(read: Callable[[Path], object], path: Path) -> str:
 
 
 def compare(program: Path, kind: str, read: Callable[[Path], object], paths: list[Path]) -> list[tuple[str, str]]:
-    """What core and Python say of each path. Both take it, or both refuse it in one line."""
+    """Returns the messages of core and Python on each path. Both take a path, or both refuse it in one line."""
     said = run_lines([str(program), kind], [str(path) for path in paths])
     assert len(said) == len(paths)
     pairs = []
@@ -104,7 +104,7 @@ def test_configs_that_broke_a_reader_once(program: Path, name: str) -> None:
     compare(program, "config", read_config, [CORPUS / "config" / name])
 
 
-def test_both_take_the_seeds_of_the_fuzz_target(program: Path, tmp_path: Path) -> None:
+def test_core_and_python_take_the_seeds_of_the_fuzz_target(program: Path, tmp_path: Path) -> None:
     """Mutations of a config that is refused at once would reach none of the later checks."""
     seeds = runpy.run_path(str(ROOT / "bindings" / "c" / "tests" / "fuzz" / "seeds.py"))
     paths = []
@@ -204,7 +204,7 @@ def test_damaged_bundles(program: Path, bundle: Path, what: str) -> None:
     damage(bundle, what)
     (pair,) = compare(program, "bundle", open_fully, [bundle])
     assert pair[0] == pair[1]
-    if what not in ("bit", "weight bit"):  # only a hash tells
+    if what not in ("bit", "weight bit"):  # only a hash shows it
         (pair,) = compare(program, "fast", open_without_hashes, [bundle])
         assert pair[0] == pair[1]
 
@@ -288,7 +288,7 @@ def test_config_of_a_newer_and_an_older_format(program: Path, bundle: Path) -> N
 
 
 def test_bundles_of_three_bits(program: Path, tmp_path: Path) -> None:
-    """Core and Python take them, and say the same of configs that tell of the level wrongly."""
+    """Core and Python take them, and say the same of configs that describe the level wrongly."""
     pristine = write_bundle(tmp_path / "three", bits=(8, 4, 3), three_bit_layers=THREE_BIT_LAYERS)
     ((core, python),) = compare(program, "bundle", open_fully, [pristine])
     assert (core, python) == ("ok", "ok")
@@ -346,7 +346,7 @@ def test_action_tags(program: Path) -> None:
 
 
 def in_words(tag: str) -> str:
-    """What the program prints of a tag."""
+    """Line that the program prints of a tag."""
     try:
         action = Action.parse(tag)
     except SolError as error:

@@ -118,7 +118,7 @@ def test_same_numbers_on_a_real_model(tmp_path: Path, native: bool) -> None:
 
 
 @pytest.mark.parametrize("layer", [True, False], ids=["transformer", "linear"])
-def test_same_policy(layer: bool, tmp_path: Path) -> None:
+def test_core_runs_the_policy_as_python_does(layer: bool, tmp_path: Path) -> None:
     bundle = Bundle.open(write_bundle(tmp_path / "tiny", policy=True))
     folder = bundle.path
     if not layer:
@@ -290,7 +290,7 @@ def test_weights_that_are_written_to_while_in_use(folder: Path, tmp_path: Path) 
 
 
 def test_a_graph_that_is_replaced_before_its_first_use(folder: Path, tmp_path: Path) -> None:
-    """What was hashed when the bundle was opened is what runs."""
+    """The graph that was hashed when the bundle was opened is the graph that runs."""
     copy, dense = Path(shutil.copytree(folder, tmp_path / "tiny")), Action(1.0, 1.0, 8)
     with Core(tmp_path / "results") as core:
         core.do(f"load {folder}")
@@ -388,7 +388,7 @@ def test_a_refused_function_body_names_the_oldest_runtime(folder: Path, tmp_path
 
 
 def with_table(core: Core, bundle: Bundle, file: Path, tuning: Tuning | None, threads: int = 2) -> Tuning:
-    """How the operators run after the core has loaded a table of costs that names settings."""
+    """Settings of the operators after the core has loaded a table of costs that names settings."""
     lines = {key: {1.0: Line(1.0, 1e-3, 0.0, 0.01)} for key in bundle.config.variants}
     device = f"a processor, {threads} threads, cpu, kernels"
     made = CalibrationTable(bundle.identity, device, "now", 0.0, lines, tuning=tuning)
@@ -398,7 +398,7 @@ def with_table(core: Core, bundle: Bundle, file: Path, tuning: Tuning | None, th
 
 
 def test_a_table_brings_the_settings_of_the_operators(folder: Path, tmp_path: Path) -> None:
-    """Those that its times were taken under, where it was measured on as many threads: here two."""
+    """The table's times were taken under these settings, which count for as many threads as the table's: here two."""
     bundle, file, named = Bundle.open(folder), tmp_path / "table", Tuning(1, 49152, 1)
     with Core(tmp_path / "results") as core:
         core.do(f"load {folder}")

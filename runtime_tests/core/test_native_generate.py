@@ -214,7 +214,7 @@ def test_traces_that_do_not_fit_are_refused_by_both(
 def test_a_replay_that_is_longer_than_the_context_is_refused_by_both(
     python: SolModel, tmp_path: Path, missing: int
 ) -> None:
-    """Where 40 tokens are missing, the prompt alone has too many."""
+    """With 40 tokens missing, the prompt alone has too many."""
     path = tmp_path / "trace.jsonl"
     finished(python.stream(PROMPT, trace=path, max_new_tokens=40, eos_token_id=[]))
     needed = len(PROMPT) + 39
@@ -290,7 +290,7 @@ def test_penalties_of_a_vocabulary_that_no_graph_has_take_no_memory(tmp_path: Pa
     assert int(peak) < 500_000  # kB
 
 
-def test_an_older_stream_is_over(native: NativeModel) -> None:
+def test_a_newer_stream_ends_an_older_one(native: NativeModel) -> None:
     older = native.stream(PROMPT, max_new_tokens=5)
     next(older)
     newer = native.stream(PROMPT, max_new_tokens=5)
@@ -357,7 +357,7 @@ def test_arguments_of_another_kind_are_refused_by_both(
         assert str(found.value).isprintable()
 
 
-def test_what_only_the_core_cannot_take(native: NativeModel) -> None:
+def test_values_that_only_the_core_cannot_take_are_refused(native: NativeModel) -> None:
     for name in ("a\0b", "\ud800", 3):
         with pytest.raises(UsageError, match="that `--trace` wrote"):
             native.stream(replay=name)  # type: ignore[arg-type]
@@ -439,13 +439,13 @@ def test_switches_of_a_model_are_on_or_off(settings: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("path", [None, 3, b"tiny", 10**5000, [GOLDEN]], ids=lambda path: type(path).__name__)
-def test_what_is_no_bundle_is_refused_by_both(path: Any) -> None:
+def test_paths_that_are_no_bundle_are_refused_by_both(path: Any) -> None:
     for kind in (SolModel, NativeModel):
         with pytest.raises(UsageError, match=r"^model: got .*, expected a bundle folder"):
             kind.from_pretrained(path)  # type: ignore[attr-defined]
 
 
-def test_what_is_no_text_is_not_encoded(native: NativeModel) -> None:
+def test_values_that_are_no_text_are_not_encoded(native: NativeModel) -> None:
     for text in (None, 3, b"Anna", ["Anna"]):
         with pytest.raises(UsageError, match=r"^prompt: got .*, expected a text"):
             native.encode(text)  # type: ignore[arg-type]
@@ -486,7 +486,7 @@ class TestReplacedAfterTheCheck:
         with pytest.raises(BundleError, match=r"sol_config\.json: got another file"):
             NativeModel.from_pretrained(checked, measure_costs=False)
 
-    def test_they_are_taken_as_they_are_without_hashes(self, checked: Bundle) -> None:
+    def test_changed_files_are_taken_without_verification(self, checked: Bundle) -> None:
         path = checked.path / "generation_config.json"
         path.write_bytes(path.read_bytes().replace(b"\n", b" "))
         opened = Bundle.open(checked.path, verify=False)

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module", params=BUILDS, ids=["operators", "bodies", "address", "thread"])
 def built(request: pytest.FixtureRequest) -> tuple[Path, list[str]]:
-    """The folder of the programs, and their arguments behind the others."""
+    """The folder of the programs, and their arguments after the others."""
     sanitize, operators = request.param
     folder = core_build("golden", "session_calls", sanitize=sanitize, operators=not sanitize)
     return folder, [] if operators else ["--bodies"]

@@ -60,7 +60,7 @@ def steps(start: int, count: int) -> Iterator[Move]:
 
 
 def moves() -> list[Move]:
-    """A prompt of two chunks and steps behind it; rewinds within the last runs, to copies, behind copies and to 0."""
+    """A prompt of two chunks and steps after it; rewinds within the last runs, to copies, after copies and to 0."""
     made: list[Move] = [(DENSE, TOKENS[:700]), *steps(700, 150)]
     for length in (840, 835, 800, 790, 699, 640, 512, 511, 3, 0):
         made += [length, *steps(2000 + length, 20)]
@@ -73,7 +73,7 @@ def moves() -> list[Move]:
 
 
 def expected_of(engine: Engine, chosen: list[Move]) -> Iterator[np.ndarray]:
-    """Python's last logits and hidden state behind each move that runs something."""
+    """Python's last logits and hidden state after each move that runs something."""
     for move in chosen:
         if isinstance(move, int):
             engine.truncate(move)
@@ -92,7 +92,7 @@ def got_of(core: Core, chosen: list[Move]) -> Iterator[np.ndarray]:
 
 
 @pytest.mark.parametrize("native", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["native", "bodies"])
-def test_same_numbers_as_python_over_rewinds(folder: Path, tmp_path: Path, native: bool) -> None:
+def test_the_core_gives_the_numbers_of_python_over_rewinds(folder: Path, tmp_path: Path, native: bool) -> None:
     if native and library_path() is None:
         pytest.skip("the native operators are not built")
     engine = Engine(Bundle.open(folder), provider="cpu", native_ops=native)
@@ -110,7 +110,7 @@ def test_same_numbers_as_python_over_rewinds(folder: Path, tmp_path: Path, nativ
 def test_a_restored_session_goes_on_as_the_saved_one(folder: Path, tmp_path: Path) -> None:
     """To the bit, over steps and rewinds to every kind of copy, into an engine that held another text."""
     before: list[Move] = [(DENSE, TOKENS[:700]), *steps(700, 100)]
-    pending: list[Move] = [690, *steps(3000, 5), 650]  # saved before the tokens behind the last copy run again
+    pending: list[Move] = [690, *steps(3000, 5), 650]  # saved before the tokens after the last copy run again
     after: list[Move] = [*steps(800, 9), 790, *steps(1, 2), 699, *steps(5, 30), 512, *steps(9, 3), 40, *steps(50, 3)]
     engine = Engine(Bundle.open(folder), provider="cpu")
     with Core(tmp_path / "results") as core:
@@ -267,7 +267,7 @@ def test_a_cancelled_prompt_goes_on_where_it_was(folder: Path, tmp_path: Path) -
         assert core.do("use 0") == engine.length == 532
         assert all(map(np.array_equal, got_of(core, after), expected_of(engine, after)))
         core.do("truncate 500")
-        core.do("cancel 2")  # before the tokens behind the last copy run again
+        core.do("cancel 2")  # before the tokens after the last copy run again
         core.fails(f"forward {DENSE.tag} 5", CANCELLED, "cancelled")
         assert core.do("use 0") == 500
         engine.truncate(500)
@@ -375,7 +375,7 @@ def reopened(model: NativeModel, folder: Path, session: Path, native: bool = Tru
 @WITH_CORE
 @pytest.mark.parametrize("native", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["native", "bodies"])
 def test_a_generation_without_finite_numbers_leaves_a_session_that_goes_on(tmp_path: Path, native: bool) -> None:
-    """It fails in the middle of an answer, then in a prompt. What follows is what a fresh session gives."""
+    """Generations fail in the middle of an answer, then in a prompt. Later answers are a fresh session's."""
     config = {**hf_config("lfm2"), "num_hidden_layers": 5, "layer_types": LAYERS, "tie_word_embeddings": False}
     folder = write_bundle(tmp_path / "tiny", decoder=from_hf_config(config), losses=True)
     prompt = TOKENS[:60]
@@ -388,8 +388,8 @@ def test_a_generation_without_finite_numbers_leaves_a_session_that_goes_on(tmp_p
     after = {"logit_bias": {whole[place]: -100}, "reuse_cache": True, **LONG}
     wrong = [*said, whole[place], *TOKENS[:9]]
     turns = [
-        (prompt, whole[: place + 1], [*said, 5, 6, 7], "dense"),  # behind what the answer left in the cache
-        (wrong, [], [*said[:70], 6], "dense"),  # behind a rewind, too
+        (prompt, whole[: place + 1], [*said, 5, 6, 7], "dense"),  # after what the answer left in the cache
+        (wrong, [], [*said[:70], 6], "dense"),  # after a rewind, too
         (wrong, [], said[:65], f"fixed:{CHEAP.tag}"),  # function bodies read what they mask
     ]
     for first, told, text, schedule in turns:
@@ -515,7 +515,7 @@ def test_same_numbers_as_python_with_windows(windowed: Path, tmp_path: Path) -> 
 
 @WITH_CORE
 def test_turns_with_windows_are_those_of_python(windowed: Path, tmp_path: Path) -> None:
-    """A second turn; edits where the cache holds all, where it holds what is read there but not what is read behind the
+    """A second turn; edits where the cache holds all, where it holds what is read there but not what is read after the
     last copy, and where it holds neither. In the core, files in between.
     """
     python, native = (opened(kind, windowed, native=True) for kind in (SolModel, NativeModel))
@@ -539,5 +539,5 @@ def test_private_memory_counts_the_states(spoken: Path) -> None:
     model, kv = config.model, config.kv
     buffers = 8 * 5 * model.num_layers + 4 * (model.vocab_size + model.hidden_size)
     cache = KvCache(model, kv).bytes_at(kv.capacity_for(60))
-    copies = 2  # before the last token of the prompt, and behind it
+    copies = 2  # before the last token of the prompt, and after it
     assert native.private_bytes == cache + (2 + LAST + copies) * kv.state_bytes(model.hidden_size) + buffers

@@ -209,7 +209,7 @@ def test_bytes_that_are_no_text_are_an_error(pieces: tuple[NativeText, Tokenizer
     assert error.value.code == TEXT
 
 
-def test_what_the_core_does_not_know_is_refused_in_one_line(program: Path, tmp_path: Path) -> None:
+def test_tokenizers_unknown_to_the_core_are_refused_in_one_line(program: Path, tmp_path: Path) -> None:
     known = json.loads(byte_level().to_str())
     unknown: list[tuple[str, dict[str, Any]]] = [
         ("scores", {"model": {"type": "Unigram", "vocab": [["a", 0.0]], "unk_id": 0}}),
@@ -368,7 +368,7 @@ def test_tokens_that_a_decoder_lengthens_share_a_bound(program: Path, tmp_path: 
 
 
 def test_a_long_prefix_or_suffix_of_characters_is_refused(program: Path, tmp_path: Path) -> None:
-    """Where bytes stand in for a character, every character of a text would become as many tokens."""
+    """If bytes stand in for a character, every character of a text would become as many tokens."""
     known = json.loads(byte_level().to_str())
     for name in ("continuing_subword_prefix", "end_of_word_suffix"):
         change = {"model": known["model"] | {name: "a" * 65, "byte_fallback": True}}

@@ -73,6 +73,6 @@ def test_without_the_library_it_is_not_measured(monkeypatch: pytest.MonkeyPatch)
         reads._native.cache_clear()
 
 
-def test_what_the_process_says_comes_through() -> None:
+def test_errors_of_the_measuring_process_come_through() -> None:
     with pytest.raises(SolError, match=r"not measured: .*larger than 0"):
         bandwidth.measure_apart(0)

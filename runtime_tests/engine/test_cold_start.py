@@ -1,4 +1,4 @@
-"""What begins beside other work when a model is loaded, and what a program leaves out at its end."""
+"""Loading of a model beside other work, and the end of a program."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_the_program_ends_with_its_output_its_code_and_its_exit_functions(tmp_pa
 
 
 @pytest.mark.slow
-def test_what_python_prints_gets_out_while_native_code_is_silenced() -> None:
+def test_prints_of_python_get_out_while_native_code_is_silenced() -> None:
     script = """
 import os, sys, threading
 from sol_rt.text.tokenizer import _silenced

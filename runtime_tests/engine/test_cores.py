@@ -1,4 +1,4 @@
-"""How many threads a step gets: affinity, quotas of control groups, slow cores of hybrid processors.
+"""Number of threads of a step: affinity, quotas of control groups, slow cores of hybrid processors.
 
 And how much memory control groups leave.
 """
@@ -32,7 +32,7 @@ def program() -> Path:
     return core_program("cores")
 
 
-def test_this_machine_has_one_at_least(program: Path) -> None:
+def test_this_machine_has_a_usable_core(program: Path) -> None:
     assert 1 <= usable_cores() <= len(allowed_cores())
     assert run_lines([str(program)], []) == [str(usable_cores())]
 
@@ -131,5 +131,5 @@ def older(folder: str, limit: int, used: int, cached: int) -> dict[str, str]:
         ({"proc/self/cgroup": "0::/", **newer("", 1000, 600, 50), "sys/fs/cgroup/memory.stat": "inactive_file "}, 400),
     ],
 )
-def test_what_control_groups_leave_of_memory(tmp_path: Path, files: dict[str, str], expected: int | None) -> None:
+def test_memory_is_bounded_by_control_groups(tmp_path: Path, files: dict[str, str], expected: int | None) -> None:
     assert below_limits(write(tmp_path, files)) == expected

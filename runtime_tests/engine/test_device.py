@@ -68,7 +68,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=["float16", "float32"])
 def answers(folder: Path, request: pytest.FixtureRequest) -> dict[str, Any]:
-    """What an adapter with float16 gives, and one without."""
+    """Answers of an adapter with float16, and of one without."""
     floats = _NO_FLOAT16 if request.param == "float32" else {}
     answer = _answer(
         _device(folder, "cache", "greedy", "steps", "channels", "broken", "wiped", "load", **_CAPTURE, **floats)
@@ -92,7 +92,7 @@ def test_every_variant_of_an_exported_bundle_loads_strictly(llama_bundle: Path, 
 
 @pytest.mark.slow
 def test_a_host_opens_a_graph_strictly_by_its_dims(folder: Path) -> None:
-    """As docs/reference/bundle-details.md tells hosts that do not rewrite graphs."""
+    """As docs/reference/bundle-details.md instructs hosts that do not rewrite graphs."""
     assert _answer(_device(folder, "dims"))["dims"] == [True, True]
 
 
@@ -196,7 +196,7 @@ def test_a_cache_that_cannot_grow_is_one_line_and_the_engine_goes_on(answers: di
 
 
 @pytest.mark.slow
-def test_short_memory_is_told_and_auto_goes_on(folder: Path) -> None:
+def test_short_memory_is_reported_and_auto_goes_on(folder: Path) -> None:
     memory = _answer(_device(folder, "memory"))["memory"]
     assert "weights needs 0.1 MB of GPU memory, 0.0 MB is free" in memory["error"]
     assert memory["auto"] == "cpu"
@@ -220,7 +220,7 @@ def test_auto_says_why_it_passes_a_gpu_over(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_nodes_that_run_on_the_cpu_are_counted(folder: Path) -> None:
-    """What CUDA sessions do where they cannot be strict; WebGPU's are errors then."""
+    """CUDA sessions count such nodes where they cannot be strict. With WebGPU such nodes are errors then."""
     counted, again, strict = _answer(_device(folder, "on the cpu"))["on the cpu"]
     said = "a graph: 1 of 3 nodes run on the CPU, with copies between it and the GPU (BitShift)"
     assert counted == f"sol-rt: {said}\n"
@@ -236,7 +236,7 @@ def test_without_native_operators_the_policy_has_none_either(folder: Path) -> No
 
 
 @pytest.mark.slow
-def test_what_saves_nothing_is_said_where_it_was_chosen(folder: Path, tmp_path: Path) -> None:
+def test_actions_that_save_nothing_are_reported_where_chosen(folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime_ep_webgpu")
     if not hardware.vulkan_gpus():
         pytest.skip("no Vulkan adapter, not even a software one")
@@ -456,7 +456,7 @@ def test_a_gpu_that_was_not_calibrated_says_so(folder: Path, tmp_path: Path, mon
     assert load_cost_model(bundle, "cpu", 2).note == ""
 
 
-def test_a_management_library_that_knows_a_part_tells_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_management_library_that_knows_a_part_reports_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware.gpus, "_load", lambda *_: SimpleNamespace(nvmlInit_v2=lambda: 0))
     assert hardware.gpus._nvml_free_bytes(b"0000:01:00.0") is None
 

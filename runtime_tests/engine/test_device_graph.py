@@ -131,7 +131,7 @@ def test_a_step_gives_what_the_bundles_graph_gives(bundle: Bundle, kv_density: f
 
 
 def _run_step(session: ort.InferenceSession, binding: ort.IOBinding, token: int, pages: np.ndarray) -> list[np.ndarray]:
-    """Logits and hidden state of a token behind the prompt, whose cache is bound."""
+    """Logits and hidden state of a token after the prompt, whose cache is bound."""
     small = {
         "input_ids": np.array([[token]]),
         "past_length": np.array([len(PROMPT)]),
@@ -181,7 +181,7 @@ def test_a_layer_gathers_what_it_keeps_and_no_more(
 
 
 def _sorted_sizes(node: onnx.NodeProto) -> list[int]:
-    """How much every TopK in a node's branches gives."""
+    """Output sizes of every TopK in a node's branches."""
     graphs = [attribute.g for attribute in node.attribute if attribute.HasField("g")]
     inner = [item for graph in graphs for item in graph.node]
     made = {item.output[0]: item for item in inner}
@@ -330,7 +330,7 @@ def test_a_graph_for_kernels_reads_weights_as_they_are_stored(bundle: Bundle) ->
 
 def test_a_step_gives_a_summary_of_its_logits(bundle: Bundle) -> None:
     config = bundle.config
-    variant, rows = config.variants[config.dense.variant], logit_summary.cut(config.model.vocab_size)
+    variant, rows = config.variants[config.dense.variant], logit_summary.summary_shape(config.model.vocab_size)
     assert rows is not None
     constants = {
         "num_logits": np.ones(1, np.int64),
@@ -366,7 +366,7 @@ def test_a_step_gives_a_summary_of_its_logits(bundle: Bundle) -> None:
 
 
 def test_a_graph_for_kernels_gives_a_summary_too(bundle: Bundle) -> None:
-    content, rows = bundle.read("model.q8.onnx"), logit_summary.cut(bundle.config.model.vocab_size)
+    content, rows = bundle.read("model.q8.onnx"), logit_summary.summary_shape(bundle.config.model.vocab_size)
     made = [device_graph(content, inline=False, bits=8, kv=bundle.config.kv, summary=given) for given in (None, rows)]
     plain, summed = (onnx.load_from_string(graph.model).graph for graph in made)
     added = {item.name for item in summed.output} - {item.name for item in plain.output}
@@ -521,7 +521,7 @@ def capturing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Engine:
     return Engine(bundle, provider="cuda")
 
 
-def test_what_is_captured_is_tried_again_though_another_graph_was_refused(
+def test_a_captured_graph_is_tried_again_though_another_one_was_refused(
     capturing: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trials, wrong = [], ["model.q4.onnx"]

@@ -32,7 +32,7 @@ Sums = Callable[[np.ndarray], SoftmaxSums]
     offset=st.sampled_from([0.0, -300.0, 1e3]),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_against_float64(sums: Sums, size: int, scale: float, offset: float, seed: int) -> None:
+def test_statistics_match_float64(sums: Sums, size: int, scale: float, offset: float, seed: int) -> None:
     random = np.random.default_rng(seed)
     logits = (scale * random.uniform(-1, 1, size) + offset).astype(np.float32)
     distribution = Distribution(logits, sums)
@@ -52,7 +52,7 @@ def test_against_float64(sums: Sums, size: int, scale: float, offset: float, see
 
 @pytest.mark.parametrize("sums", SUMS)
 @given(size=st.integers(1, 300), number=st.integers(0, 299), bad=st.sampled_from([np.nan, np.inf, -np.inf]))
-def test_one_number_that_is_not_finite(sums: Sums, size: int, number: int, bad: float) -> None:
+def test_one_number_that_is_not_finite_is_found(sums: Sums, size: int, number: int, bad: float) -> None:
     logits = np.linspace(-5, 5, size, dtype=np.float32)
     logits[number % size] = bad
     assert not Distribution(logits, sums).finite
@@ -60,7 +60,7 @@ def test_one_number_that_is_not_finite(sums: Sums, size: int, number: int, bad: 
 
 @pytest.mark.parametrize("sums", SUMS)
 @given(size=st.integers(2, 300), first=st.integers(0, 299), second=st.integers(0, 299))
-def test_of_equal_ones_the_first_is_the_top(sums: Sums, size: int, first: int, second: int) -> None:
+def test_the_first_of_equal_logits_is_the_top(sums: Sums, size: int, first: int, second: int) -> None:
     logits = np.full(size, -1, np.float32)
     logits[[first % size, second % size]] = 2
     distribution = Distribution(logits, sums)

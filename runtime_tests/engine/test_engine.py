@@ -126,7 +126,7 @@ def _pointers(engine: Engine) -> list[int]:
     return [value.data_ptr() for _, _, value in engine._cache.bindings()]
 
 
-def test_growth_changes_nothing(engine: Engine) -> None:
+def test_growth_of_the_cache_changes_no_logits(engine: Engine) -> None:
     roomy = Engine(engine.bundle, provider="cpu", native_ops=engine.native)
     roomy.forward(TOKENS[:200], DENSE)
     roomy.reset()

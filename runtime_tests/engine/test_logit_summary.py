@@ -117,6 +117,6 @@ def test_greedy_choices_need_no_logits_and_others_do() -> None:
     ],
 )
 def test_vocabularies_are_cut_into_equal_rows(vocabulary: int, rows: tuple[int, int] | None) -> None:
-    assert logit_summary.cut(vocabulary) == rows
+    assert logit_summary.summary_shape(vocabulary) == rows
     if rows is not None:
         assert rows[0] * rows[1] == vocabulary

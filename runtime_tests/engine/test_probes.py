@@ -1,4 +1,4 @@
-"""What the probes find of providers that compute on the CPU and fail in known ways."""
+"""Verdicts of the probes on providers that compute on the CPU and fail in known ways."""
 
 from __future__ import annotations
 
@@ -112,11 +112,11 @@ def test_the_probe_of_bodies_gives_the_softmax_of_exact_products() -> None:
     np.testing.assert_allclose(got[0], np.concatenate(expected, axis=1), atol=1e-6)
 
 
-def test_what_is_right_in_float16_stays_there() -> None:
+def test_attention_that_is_right_in_float16_stays_in_float16() -> None:
     assert attention_probe.examine("cpu", CPU, CPU) == ("float16", None)
 
 
-def test_without_float16_it_is_float32() -> None:
+def test_attention_without_float16_runs_in_float32() -> None:
     assert attention_probe.examine("cpu", _WithoutFloat16("cpu", 2).probe_session, CPU) == ("float32", None)
 
 

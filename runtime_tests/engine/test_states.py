@@ -67,7 +67,7 @@ def engine(bundle: Bundle) -> Engine:
 
 @pytest.fixture(scope="module")
 def fresh(bundle: Bundle) -> Callable[[list[int]], np.ndarray]:
-    """The logits behind tokens that are run dense from the start, float32 [vocab]."""
+    """The logits after tokens that are run dense from the start, float32 [vocab]."""
     other = Engine(bundle, provider="cpu")
 
     def logits(tokens: list[int]) -> np.ndarray:
@@ -196,7 +196,7 @@ def test_a_refused_step_changes_nothing(tmp_path: Path) -> None:
     assert np.array_equal(got, expected)
 
 
-def test_the_first_layer_forgets_a_cheap_step(engine: Engine) -> None:
+def test_the_first_layers_state_forgets_a_cheap_step(engine: Engine) -> None:
     """Nothing but the last tokens is in its state: after two dense steps it is that of a run without cheap steps."""
 
     def first_state(actions: list[Action]) -> np.ndarray:
@@ -257,7 +257,7 @@ def test_costs_and_memory_count_the_layers_that_attend_and_the_states(bundle: Bu
     assert footprint(config, 512).cache - states == footprint(replace(config, kv=every), 512).cache / 2
 
 
-def test_no_gpu_and_no_browser_runs_them(folder: Path, bundle: Bundle, tmp_path: Path) -> None:
+def test_bundles_with_states_are_refused_on_gpus_and_in_browsers(folder: Path, bundle: Bundle, tmp_path: Path) -> None:
     for provider in ("cuda", "webgpu"):
         with pytest.raises(ProviderError, match=f"provider {provider}: has no operators for the short convolutions"):
             Engine(bundle, provider=provider)

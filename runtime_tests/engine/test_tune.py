@@ -84,7 +84,7 @@ def test_candidates_begin_with_the_default_and_differ(quick: bool) -> None:
         assert {each.members for each in found} == ({0, 4} if threads == 8 else {0})
 
 
-def test_what_was_measured_is_read_again_and_other_machines_stay(home: Path) -> None:
+def test_a_measurement_is_read_again_and_other_machines_stay(home: Path) -> None:
     assert tuning.stored("one") is None
     tuning.save("one", FOUND)
     other = replace(FOUND, gain=1.0, tuning=Tuning(copies=True))
@@ -167,7 +167,7 @@ def test_a_home_that_cannot_be_written_is_said(home: Path) -> None:
         tuning.save("one", FOUND)
 
 
-def test_what_an_older_version_stored_is_read(home: Path) -> None:
+def test_settings_stored_by_an_older_version_are_read(home: Path) -> None:
     path = tuning.save("one", FOUND)
     document = json.loads(path.read_text())
     for added in ("plain_gb_per_second", "steady"):

@@ -35,7 +35,7 @@ ERRORS = {8: 0.005, 6: 0.08, MIXED: 0.02, 4: 0.08, THREE: 0.08}
 
 
 def _on_webgpu(bundle: Path, tokens: int) -> dict[str, dict[str, Any]]:
-    """Results by variant: the `logits` of every token of the prompt; of unpruned variants those of a `step` behind it
+    """Results by variant: the `logits` of every token of the prompt; of unpruned variants those of a `step` after it
     that reads half the old tokens, and greedy `tokens` with their `margins`."""
     pytest.importorskip("onnxruntime_ep_webgpu", reason="the WebGPU plugin comes with the extra dev")
     run = subprocess.run(
@@ -67,8 +67,8 @@ def test_every_variant_computes_what_the_cpu_does(tiny_bundle: Path) -> None:
         *("gpt-neox", "granite", "ministral3", "ernie", "phi3"),
     ],
 )
-def test_a_member_of_each_trait(preset: str, tmp_path: Path) -> None:
-    """Norms of q and k, norms behind blocks, windows, layers without rotary embedding, soft caps, relu2;
+def test_a_model_of_each_trait_matches_the_cpu(preset: str, tmp_path: Path) -> None:
+    """Norms of q and k, norms after blocks, windows, layers without rotary embedding, soft caps, relu2;
     parallel blocks with q, k and v by head, multipliers, yarn, neighbouring channels, joint matrices.
     """
     pytest.importorskip("torch")
@@ -106,8 +106,8 @@ def _check_variants(folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
-def test_sizes_of_128(family: str, tmp_path: Path) -> None:
-    """Where WebGPU multiplies activations of 8 bits in blocks of 128, but for level 8."""
+def test_blocks_of_128_match_the_cpu(family: str, tmp_path: Path) -> None:
+    """WebGPU multiplies 8-bit activations in blocks of 128, except at level 8."""
     decoder = RandomDecoder.write(
         replace(describe(family), hidden_size=128, intermediate_size=256, head_dim=32), tmp_path
     )

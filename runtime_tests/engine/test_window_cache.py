@@ -61,7 +61,7 @@ def engine(bundle: Bundle) -> Engine:
 
 @pytest.fixture
 def fresh(bundle: Bundle) -> Callable[[list[int]], np.ndarray]:
-    """The logits behind tokens that run dense from the start in an engine that keeps all of them, float32 [vocab]."""
+    """The logits after tokens that run dense from the start in an engine that keeps all of them, float32 [vocab]."""
     other = keeping_all(bundle)
 
     def logits(tokens: list[int]) -> np.ndarray:
@@ -89,12 +89,12 @@ def poison(engine: Engine) -> int:
 
 
 def same(got: np.ndarray, expected: np.ndarray, engine: Engine) -> bool:
-    """Whether logits are equal but for what prompts and steps round differently, which is more in int8."""
+    """True if logits are equal up to the rounding that differs between prompts and steps, which is larger in int8."""
     most = NEAR if engine.bundle.config.kv.dtype == "int8" else EXACT
     return bool(np.abs(got - expected).max() < most * expected.std())
 
 
-def test_nothing_that_was_given_back_is_read(bundle: Bundle, engine: Engine) -> None:
+def test_memory_that_was_given_back_is_not_read(bundle: Bundle, engine: Engine) -> None:
     """Bit by bit: prompts, and steps that read all or some of the window's tokens."""
     other, seen = keeping_all(bundle), []
     for part in [TOKENS[:700], *([token] for token in TOKENS[700:900]), TOKENS[900:1500], TOKENS[1500:1502]]:
@@ -131,7 +131,7 @@ def test_a_rewind_within_the_slack_runs_nothing_again(engine: Engine) -> None:
     assert np.array_equal(runs[0], runs[1])
 
 
-def test_a_rewind_beyond_it_runs_the_tokens_as_a_prompt(engine: Engine, bundle: Bundle) -> None:
+def test_a_rewind_beyond_the_slack_runs_the_tokens_as_a_prompt(engine: Engine, bundle: Bundle) -> None:
     """Bit by bit what the prompt gave, and greedy tokens after it; a rewind of many tokens, and one to the start."""
     first = [engine.forward(TOKENS[:300], DENSE).logits.copy()]
     first += [engine.forward([token], DENSE).logits.copy() for token in TOKENS[300:340]]
@@ -168,7 +168,9 @@ def test_an_interrupted_rewind_leaves_a_prefix(engine: Engine, fresh: Callable[[
 
 
 def test_function_bodies_keep_every_token(bundle: Bundle) -> None:
-    """They read all tokens and mask those before the window, so memory that was given back would come again."""
+    """Function bodies read all tokens and mask the tokens before the window, so memory that was given back would come
+    again.
+    """
     if bundle.config.kv.dtype == "int8":
         pytest.skip("one type shows it")
     engine = Engine(bundle, provider="cpu", native_ops=False)

@@ -330,7 +330,7 @@ def test_the_command_line(bundle: Path, text: str, tmp_path: Path, capsys: pytes
 
 
 @pytest.mark.slow
-def test_a_picture(bundle: Path, text: str, tmp_path: Path) -> None:
+def test_the_command_draws_a_picture(bundle: Path, text: str, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     file, sizes = tmp_path / "held-out.txt", []
     file.write_text(text, encoding="utf-8")
@@ -414,7 +414,7 @@ def test_a_page_of_the_dense_model_alone(model: SolModel, text: str) -> None:
     assert render_evaluation_html(report).count("<svg") == 1
 
 
-def test_few_windows_are_said(model: SolModel, runs: SizeRuns) -> None:
+def test_a_report_warns_of_few_windows(model: SolModel, runs: SizeRuns) -> None:
     resampling = Resampling("windows", 100, 0)
     report = report_of(model, ["text"], QUICK, resampling, [size_report(runs, QUICK, resampling)])
     assert any("Intervals from only 3 units" in line for line in table_lines(report))

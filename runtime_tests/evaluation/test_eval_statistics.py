@@ -149,7 +149,7 @@ def test_fewer_windows_are_the_first_of_more() -> None:
     assert sorted(starts[:4]) == [0, 20, 40, 80]
 
 
-def test_what_is_scored_of_a_window() -> None:
+def test_the_second_half_of_a_window_is_scored_up_to_a_limit() -> None:
     (window,) = spread_windows({"a": range(16)}, 16, None, None, None)
     assert (window.context, window.steps) == (8, 7)  # as `sol-rt perplexity` has it
     (window,) = spread_windows({"a": range(2048)}, 2048, None, None, None)

@@ -463,7 +463,7 @@ for line in sys.stdin:
         ms = 18.0 - ms if len(request["tokens"]) > 100 else ms
     print(json.dumps({"ms": ms * request.get("count", 1)}), flush=True)
 """
-"""A worker in llama.cpp's place: flash attention loses behind a short prompt and wins behind a long one."""
+"""A worker in llama.cpp's place: flash attention loses after a short prompt and wins after a long one."""
 
 
 def test_a_rung_is_timed_as_llama_cpp_decodes_it_faster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

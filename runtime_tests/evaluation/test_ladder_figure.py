@@ -65,7 +65,7 @@ def test_axes_units_machine_date_and_text_are_named(results: dict[str, Any]) -> 
         assert expected in said
 
 
-def test_it_follows_dark_mode_and_loads_nothing(results: dict[str, Any]) -> None:
+def test_the_figure_follows_dark_mode_and_loads_nothing(results: dict[str, Any]) -> None:
     drawn = draw(results)
     light, dark = drawn.split("@media (prefers-color-scheme: dark)")
     used = set(re.findall(r"var\((--\w+)\)", drawn))
@@ -76,7 +76,7 @@ def test_it_follows_dark_mode_and_loads_nothing(results: dict[str, Any]) -> None
     assert "http" not in drawn.replace("http://www.w3.org/2000/svg", "")
 
 
-def test_a_point_lies_where_its_time_and_loss_put_it() -> None:
+def test_a_point_lies_at_its_time_and_loss() -> None:
     rows = [Measured("k100-s100-q8", True, 8.8, 100.0, 0.01, 0.0), Measured("Q4_K_M", False, 5.0, 250.0, 0.1, 0.0)]
     axes = Axes.around(rows)
     (slow, fast), plot = (axes.point(row) for row in rows), ladder_figure._PLOT
@@ -107,7 +107,7 @@ def boxes_of(results: dict[str, Any]) -> list[Box]:
 
 
 def row(name: str, bits: float, loss: float, rate: float) -> dict[str, Any]:
-    """What the figure reads of an action or a quant."""
+    """Values that the figure reads of an action or a quant."""
     return {
         "name": name,
         "bits_per_weight": bits,

@@ -54,7 +54,7 @@ def test_dense_continuations_are_those_of_one_batch(model: SolModel, tail: int) 
             assert result.spent == result.full
 
 
-def test_what_two_prompts_share_stays(model: SolModel) -> None:
+def test_the_common_prefix_of_two_prompts_stays_in_the_cache(model: SolModel) -> None:
     scorer, (_, decoder) = PromptScorer(model.engine), model.decoder(Dial(0.7, "uniform"))
     calls: list[int] = []
     forward = model.engine.forward

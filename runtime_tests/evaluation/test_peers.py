@@ -184,7 +184,7 @@ def test_a_worker_that_was_killed_is_said(recorder: WorkerProcess) -> None:
             recorder.ask(do="calls")
 
 
-def test_what_fails_on_the_way_to_a_peers_model_is_said() -> None:
+def test_a_tool_that_fails_for_a_peers_model_is_named() -> None:
     with pytest.raises(SolError, match=r"exit\(3\): ended with 3"):
         peer_models.run_tool([sys.executable, "-c", "exit(3)"])
 

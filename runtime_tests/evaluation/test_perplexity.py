@@ -124,6 +124,6 @@ def test_the_second_half_of_each_window_is_scored(tmp_path: Path) -> None:
     model = SolModel.from_pretrained(write_bundle(tmp_path / "tiny"), measure_costs=False)
     tokens = np.random.default_rng(2).integers(3, 86, 64).tolist()
     got = perplexity(model, " ".join(f"w{token}" for token in tokens), size=32, schedule="dense")
-    # 16 tokens are context, and the prefill predicts the first one behind them
+    # 16 tokens are context, and the prefill predicts the first one after them
     wanted = -np.concatenate([full_logprobs(model.engine, window)[16:] for window in (tokens[:32], tokens[32:])])
     assert (got.tokens, got.nll) == (30, pytest.approx(wanted.mean(), abs=2e-3))

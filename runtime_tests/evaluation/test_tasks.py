@@ -236,7 +236,7 @@ def test_pieces_are_the_next_tokens_and_others_of_the_same_text() -> None:
     assert items_of("book", tokens, starts, 1, 20, 0) == items[:20]
 
 
-def test_sentences_begin_behind_their_ends() -> None:
+def test_sentences_begin_after_the_end_of_the_last() -> None:
     class Words:
         def decode(self, tokens: list[int]) -> str:
             return "".join(words[token] for token in tokens)
@@ -329,7 +329,7 @@ def test_a_report_needs_no_run_and_pairs_what_is_there(model: SolModel, data: Pa
 
 
 def test_every_span_starts_from_an_empty_cache(model: SolModel, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """How much of a prompt is cached changes its rounding, so a run that goes on must not depend on what ran before."""
+    """The number of cached tokens of a prompt changes its rounding, so a run must not depend on earlier ones."""
     cached: list[int] = []
     for task in tasks.tasks_of(model, options(data, questions=6)):
         opening = task.open
@@ -438,7 +438,7 @@ def test_schedules_are_paired_with_hull_at_the_same_budget(model: SolModel, data
 
 
 def test_questions_of_a_span_are_drawn_together() -> None:
-    """Four questions of a span that are all answered alike tell as much as one; a span may lack some of its four."""
+    """Four questions of a span that are all answered alike say as much as one; a span may lack some of its four."""
 
     def row(right: list[bool], span: int) -> Figure:
         given = {index: Answer(each, "", 1.0, 1.0) for index, each in enumerate(right)}

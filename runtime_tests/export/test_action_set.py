@@ -59,7 +59,7 @@ def random_text(windows: int = 2, long: int = 900) -> CalibrationText:
 
 
 def choose(folder: Path, config: SolConfig, text: CalibrationText, max_actions: int = 12) -> ActionSet:
-    """What an export does: measures the candidates, then chooses."""
+    """Measures the candidates and chooses, as an export does."""
     kv_densities = sorted({entry.action.kv_density for entry in config.actions})
     measured = measuring.measure(Bundle.open(folder), text, kv_densities, SHORT, silent)
     return action_set.choose_actions(folder, config, measured, text.origin, max_actions)

@@ -43,7 +43,7 @@ def test_an_alias_brings_its_policy(policy: Path) -> None:
     ("axis", "levels", "tag"),
     [("bits", (8, 6), TAGS[1]), ("channel_density", (1.0, 0.75), TAGS[2]), ("kv_density", (1.0, 0.25), TAGS[1])],
 )
-def test_not_where_the_levels_lack_one_of_its_actions(
+def test_a_policy_is_left_out_if_the_levels_lack_one_of_its_actions(
     policy: Path, axis: str, levels: tuple[float, ...], tag: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command._policy_of_alias("known", {**LEVELS, axis: levels}, by_default=True) is None
@@ -51,7 +51,7 @@ def test_not_where_the_levels_lack_one_of_its_actions(
     assert f"no policy: known's policy picks {tag}, which --{axis.replace('_', '-')} leaves out" in said
 
 
-def test_not_where_the_calibration_is_another(policy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_policy_is_left_out_under_another_calibration(policy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command._policy_of_alias("known", LEVELS, by_default=False) is None
     assert "no policy: known's was measured on a default export" in " ".join(capsys.readouterr().err.split())
 

@@ -36,7 +36,7 @@ def tokenizer(llama_checkpoint: Path) -> Tokenizer:
 
 
 def lines(count: int) -> str:
-    """Numbered lines: a window tells where it is from."""
+    """Numbered lines: the numbers show where a window is from."""
     return "".join(f"line {number} of the small model\n" for number in range(count))
 
 
@@ -77,7 +77,7 @@ def test_windows_and_stretch_end_with_the_context(tokenizer: Tokenizer, tmp_path
 
 
 @pytest.mark.parametrize(("long", "count"), [(LONG, 32), (LONG, 12), (2000, 9), (900, 8), (0, 8), (0, 4)])
-def test_nothing_is_fitted_that_losses_are_measured_on(long: int, count: int, tokenizer: Tokenizer) -> None:
+def test_losses_are_measured_on_text_that_was_not_fitted(long: int, count: int, tokenizer: Tokenizer) -> None:
     """Numbered tokens: of the windows that are fitted, none has a token that is scored."""
     stretch = list(range(long))
     parts = [(at, tuple(stretch[at : at + WINDOW])) for at in range(0, max(long - WINDOW, 0) + 1, WINDOW) if long]
@@ -137,7 +137,7 @@ def test_this_machines_speed_is_a_number() -> None:
     assert 0 < slowness() < float("inf")
 
 
-def test_the_contexts_of_a_stretch() -> None:
+def test_contexts_fit_the_stretch_of_text() -> None:
     assert contexts(4608, 8192) == (512, 2048, 4096)
     assert contexts(2560, 8192) == (512, 2048)  # what is left reaches little further
     assert contexts(100_000, 2048) == (512, 1788)
@@ -166,7 +166,7 @@ def test_characters_are_not_cut(tokenizer: Tokenizer, tmp_path: Path) -> None:
         (b"\x89PNG\r\n" + os.urandom(1000) * 4000, "got binary data"),
     ],
 )
-def test_what_is_no_text_is_named(content: bytes, message: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_files_without_text_are_named(content: bytes, message: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
     path.write_bytes(content)
     with pytest.raises(UsageError, match=f"calibration .*text.txt: {message}") as caught:

@@ -449,7 +449,7 @@ def test_gguf_tokenizer_is_the_folders(folder: Path, tmp_path: Path) -> None:
 
 
 def test_an_added_token_that_the_model_has_no_row_for_is_left_out(folder: Path, tmp_path: Path) -> None:
-    """Gemma 3's text models: their tokenizer has a token for images, behind the last row of the embedding."""
+    """Gemma 3's text models: their tokenizer has a token for images, after the last row of the embedding."""
     tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     size = tokenizer.get_vocab_size()
     wanted = tokenizer.to_str()
@@ -536,7 +536,7 @@ def test_words_are_split_as_the_model_was_trained(pre: str, text: str, pieces: l
 @pytest.mark.parametrize(
     ("architecture", "pieces"), [("qwen2", ["a", "1", "2", "3", "4", "5"]), ("phi2", ["a", "12345"]), ("llama", None)]
 )
-def test_a_file_that_does_not_tell_how_words_are_split(architecture: str, pieces: list[str] | None) -> None:
+def test_a_file_that_does_not_say_how_words_are_split(architecture: str, pieces: list[str] | None) -> None:
     """Older ones: known where all models of an architecture do it alike."""
     metadata = byte_vocabulary("12", "123", "1234", "12345", "45") | {"general.architecture": architecture}
     if pieces is None:
@@ -558,7 +558,7 @@ PIECES = ["▁", "a", "b", "é", "▁a", "ab", "ba", "bb", "▁ab", "aba", "abab
 
 
 def sentence_piece(**changes: Any) -> dict[str, Any]:
-    """Metadata of a file with these pieces behind the special ones and the bytes, as llama.cpp's converter writes."""
+    """Metadata of a file with these pieces after the special ones and the bytes, as llama.cpp's converter writes."""
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *PIECES, "<end>"]
     return {
         "tokenizer.ggml.model": "llama",

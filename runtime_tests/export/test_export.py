@@ -207,7 +207,7 @@ def test_packed_projections_are_the_same_model(folder: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_pieces_do_not_show(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_size_of_pieces_changes_no_byte(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     export(folder, tmp_path / "whole")
     monkeypatch.setattr("sol_rt.export.blob.weights_file.PIECE_WEIGHTS", 64 * 6)
     export(folder, tmp_path / "pieces")
@@ -531,8 +531,9 @@ def test_widths_that_a_narrower_one_beats_are_dropped(
 def test_a_width_is_dropped_for_one_that_reads_less_whatever_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where a source's 4-bit codes are but a part of one matrix, 5 bits read more than 6: closer they stay, farther
-    they go."""
+    """If 4-bit codes are only a part of one matrix, 5 bits read more than 6. 5 bits stay if they are closer, and go if
+    they are farther.
+    """
     queries = tuple(f"blk.{layer}.attn_q" for layer in range(2))
     file = GgufFile(tmp_path / "model.gguf", write_random_checkpoint(tmp_path / "llama", PRESETS["tiny-llama"]))
     file.metadata(16).tensors("Q8_0", leave_out=queries)

@@ -282,7 +282,7 @@ def _generation(model: Model) -> None:
 
 @torch.inference_mode()
 def _source_run(checkpoint: Checkpoint) -> torch.Tensor:
-    """What transformers' model gives for a prompt, float32 [PROMPT, hidden], with a checkpoint's config and weights."""
+    """Runs transformers' model on a prompt, with a checkpoint's config and weights: float32 [PROMPT, hidden]."""
     decoder, tokens = from_hf_config(checkpoint.config), random_tokens(PROMPT, 300).tolist()
     model = SourceModel(checkpoint, decoder, FAMILIES[decoder.family], PROMPT)
     x = model.embed(tokens)[None]

@@ -1,4 +1,4 @@
-"""How many lines of data a model family takes: at most 50, and those that docs/reference/models.md says."""
+"""Lines of data of a model family: at most 50, and as many as docs/reference/models.md says."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def lines() -> dict[str, int]:
     return found
 
 
-def test_what_counts_as_a_line_of_a_family() -> None:
+def test_lines_of_a_family_include_the_names_that_it_reads() -> None:
     source = '_KEYS = {\n "a": 1,\n}\n_OTHER = 2\nONE = Family(\n model_type="one",\n keys=_KEYS,\n)\n'
     source += 'TWO = replace(ONE, model_type="two")\n'
     assert lines_of(source) == {"one": 7, "two": 8}

@@ -1,4 +1,4 @@
-"""What a GGUF file's metadata say beside sizes: windows, rotary settings, factors, and keys that mean nothing."""
+"""Metadata of a GGUF file beside sizes: windows, rotary settings, factors, and keys that mean nothing."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_a_file_without_a_window_has_none(made: Callable[..., GgufFile]) -> None
     assert transformers.AutoConfig.for_model(**config).sliding_window is None
 
 
-def test_a_window_of_nothing_is_none(made: Callable[..., GgufFile]) -> None:
+def test_a_window_of_0_tokens_is_no_window(made: Callable[..., GgufFile]) -> None:
     """Files of Phi-4."""
     file = made("tiny-phi3")
     file.writer.add_sliding_window(0)

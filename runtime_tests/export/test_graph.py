@@ -173,7 +173,7 @@ def test_graph_computes_the_decoder(made: tuple[Path, RandomDecoder], channel_de
 @pytest.mark.parametrize("family", sorted(TRAITS | STATES))
 @pytest.mark.parametrize("bits", [8, MIXED, 4])
 def test_graph_of_another_family_computes_the_decoder(family: str, bits: int, tmp_path: Path) -> None:
-    """Unpruned, with the bounds above. Those of models with norms behind attention and MLP pass a flip on in full."""
+    """Unpruned, with the bounds above. Those of models with norms after attention and MLP pass a flip on in full."""
     test_graph_computes_the_decoder((tmp_path, RandomDecoder.write(describe(family), tmp_path)), 1.0, bits)
 
 
@@ -210,7 +210,9 @@ _CHOOSERS = {"If", "TopK", "Softmax", "ScatterElements", "CumSum"}
 
 
 def _optimized(path: Path, choosing: int, pruning: int) -> onnx.GraphProto:
-    """What ONNX Runtime makes of a graph whose session chooses for so many layers."""
+    """Graph that ONNX Runtime makes when a session chooses tokens in `choosing` layers and channels in `pruning`
+    layers.
+    """
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.optimized_model_filepath = str(path.with_suffix(".optimized.onnx"))
@@ -281,7 +283,7 @@ def test_active_counts_read_the_share(percent: int, shapes: LayerShapes) -> None
 
 
 @pytest.mark.parametrize("shapes", SHAPES)
-def test_a_lower_density_has_no_channel_more(shapes: LayerShapes) -> None:
+def test_a_lower_density_never_has_more_channels(shapes: LayerShapes) -> None:
     levels = [active_counts(percent / 100, shapes) for percent in range(100, 0, -1)]
     for more, fewer in itertools.pairwise(levels):
         assert all(a >= b for a, b in zip(more, fewer, strict=True))

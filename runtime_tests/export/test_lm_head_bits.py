@@ -129,7 +129,7 @@ def test_output_matrices_are_tried_up_to_the_widest_whatever_the_graphs_are(
 
 
 def test_a_mixed_width_is_no_measure_for_narrower_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It gets a choice of its own."""
+    """The mixed width gets a choice of its own."""
     source = write_mixed_file(tmp_path / "model.gguf")
     options = {"channel_density": (1.0,), "calibration": "none", "parity": False}
     folder = export_bundle(str(source), tmp_path / "bundle", bits=(8, 6, MIXED, 4), **options).path

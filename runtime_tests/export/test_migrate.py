@@ -215,7 +215,7 @@ def test_its_calibration_is_removed_and_no_other(tmp_path: Path, capsys: pytest.
     assert (own.exists(), other.exists()) == (False, True)
 
 
-def test_it_is_still_of_its_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_migrated_bundle_remembers_its_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOL_RT_HOME", str(tmp_path / "home"))
     folder = tmp_path / "home" / "bundles" / "small"
     folder.parent.mkdir(parents=True)
@@ -265,7 +265,7 @@ def test_weights_of_an_older_format_are_refused(tmp_path: Path) -> None:
         ("tokenizer.json", None, "tokenizer.json: got no such file"),
     ],
 )
-def test_what_cannot_be_migrated_is_one_line_and_stays(
+def test_a_bundle_that_cannot_be_migrated_is_one_line_and_stays(
     missing: str, content: str | None, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "bundle"

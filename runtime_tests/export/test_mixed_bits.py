@@ -114,7 +114,7 @@ def test_a_mixed_graph_alone_of_a_source_without_codes_is_refused(tmp_path: Path
     assert not (tmp_path / "bundle").exists()
 
 
-def test_6_bits_that_lose_more_are_not_what_budgets_are_shares_of(tmp_path: Path) -> None:
+def test_6_bits_that_lose_more_are_not_the_dense_action(tmp_path: Path) -> None:
     report = export(write_mixed_file(tmp_path / "model.gguf"), (6, MIXED, 4))
     assert report.config.dense == Action(1.0, 1.0, MIXED)
     assert {variant.bits for variant in report.config.variants.values()} == {5, 4}

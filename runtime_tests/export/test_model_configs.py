@@ -1,4 +1,4 @@
-"""What the decoders of released models are said to be, by their config.json."""
+"""Decoders of released models, as their config.json describes them."""
 
 from __future__ import annotations
 
@@ -243,7 +243,7 @@ def test_a_window_that_no_context_passes_is_none() -> None:
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
-def test_what_a_config_leaves_out_is_as_in_transformers(kind: str) -> None:
+def test_missing_keys_have_the_defaults_of_transformers(kind: str) -> None:
     """A config.json may leave out what its class in transformers has by default. Sizes that it lacks are refused."""
     auto = pytest.importorskip("transformers").AutoConfig
     of_kind = {"granitemoehybrid": {"layer_types": ["attention"] * 8, "num_local_experts": 0}}.get(kind, {})

@@ -29,7 +29,7 @@ def _written(path: Path, **sizes: Any) -> TrainedPolicy:
 
 
 def _rewrite(path: Path, change: Callable[[dict[str, Any]], None], **told: str) -> None:
-    """Changes what the file says of its sizes, and other things that it tells."""
+    """Changes what the file says of its sizes, and other entries of the file."""
     with safe_open(str(path), framework="np") as file:
         metadata = file.metadata()
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -121,7 +121,7 @@ def test_an_episode_equals_the_network(weights: tuple[Path, RandomDecoder], nati
 def test_without_the_layer_a_policy_is_two_linear_ones(
     weights: tuple[Path, RandomDecoder], hidden: bool, embedding: bool
 ) -> None:
-    """It gives the state back, and what it doesn't read changes no logit."""
+    """The policy returns its state unchanged, and inputs that it doesn't read change no logit."""
     folder, decoder = weights
     shape = replace(SHAPE, width=0, use_hidden=hidden, use_embedding=embedding)
     parameters = random_policy_parameters(0, shape)

@@ -155,7 +155,7 @@ def test_settings_are_refused_in_one_line(folder: Path, refused: Any, changes: d
     assert message in refused(folder)
 
 
-def test_what_transformers_refuses_shows_before_weights_are_rounded(
+def test_refusals_by_transformers_come_before_weights_are_rounded(
     folder: Path, refused: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     edit_config(folder, torch_dtype="float8")

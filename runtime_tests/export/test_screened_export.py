@@ -72,7 +72,7 @@ def test_the_screen_is_near_the_lm_head(measured: tuple[Path, Path]) -> None:
     }
 
 
-def test_its_tokens_are_those_of_the_whole_head(measured: tuple[Path, Path]) -> None:
+def test_a_screened_head_picks_the_tokens_of_the_whole_head(measured: tuple[Path, Path]) -> None:
     bundle = Bundle.open(measured[0])
     weights, config = read_bundle(measured[0]), bundle.config
     assert config.variants["s100-q4"].lm_head_screen._replace(tail_offset=0.0) == (24, 0.0, 3)
@@ -97,19 +97,19 @@ def test_a_stored_calibration_writes_it_again(
 
 
 @pytest.mark.slow
-def test_it_is_cut_off_where_no_graph_reads_it(llama_checkpoint: Path, text_file: Path, tmp_path: Path) -> None:
+def test_a_screen_that_no_graph_reads_is_cut_off(llama_checkpoint: Path, text_file: Path, tmp_path: Path) -> None:
     out = exported(llama_checkpoint, tmp_path / "out", whole, calibration=text_file)
     config = Bundle.open(out).config
     assert screen_tensors(out) == []
     assert (out / config.weights_file).stat().st_size == blob_bytes(config.tensors.values())
 
 
-def test_without_a_calibration_there_is_none(llama_checkpoint: Path, tmp_path: Path) -> None:
+def test_an_export_without_calibration_has_no_screen(llama_checkpoint: Path, tmp_path: Path) -> None:
     out = exported(llama_checkpoint, tmp_path / "out", screened, calibration="none")
     assert screen_tensors(out) == []
 
 
-def test_a_copy_for_browsers_leaves_it_out(measured: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_copy_for_browsers_leaves_the_screen_out(measured: tuple[Path, Path], tmp_path: Path) -> None:
     kept = write_web_bundle(measured[0], tmp_path / "web")
     assert not any(".screen." in name for name in kept.tensors)
     assert kept.variants["s100-q4"].lm_head_screen is None

@@ -33,7 +33,7 @@ def meant(own: SourceCodes) -> np.ndarray:
 
 
 def weights_of(rows: np.ndarray, kind: str) -> np.ndarray:
-    """What the gguf library reads, float32 [n, KB, 32]."""
+    """Weights as the gguf library reads them, float32 [n, KB, 32]."""
     w = gguf.quants.dequantize(rows, gguf.GGMLQuantizationType[kind])
     return w.reshape(len(rows), -1, BLOCK)
 

@@ -65,7 +65,7 @@ def test_a_stored_calibration_gives_the_same_bundle_and_measures_nothing(
 
 
 @pytest.mark.slow
-def test_it_is_read_as_it_was_written(measured: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_calibration_is_read_as_it_was_written(measured: tuple[Path, Path], tmp_path: Path) -> None:
     found = StoredCalibration.read(measured[1])
     found.write(tmp_path / "again.calibration.json")
     assert StoredCalibration.read(tmp_path / "again.calibration.json") == found
@@ -221,7 +221,7 @@ def test_an_alias_brings_its_own_and_measures_where_it_does_not_fit(
 
 
 @pytest.mark.parametrize("name", [name for name, recipe in aliases().items() if recipe.calibration])
-def test_what_the_aliases_bring_is_small_and_theirs(name: str) -> None:
+def test_calibrations_of_aliases_are_small_and_their_own(name: str) -> None:
     recipe = aliases()[name]
     path = recipe.calibration_path()
     assert path is not None

@@ -61,7 +61,7 @@ def codes(bundle: Bundle, matrix: str) -> np.ndarray:
 
 
 def made(bundle: Bundle, location: str) -> np.ndarray:
-    """What a host makes of a matrix for a location in a graph."""
+    """Matrix that a host makes for a location in a graph."""
     matrix, level, _ = f"{location}.".rsplit(".", 2) if location.endswith(".packed") else location.rsplit(".", 2)
     if location.endswith(".packed"):
         q = codes(bundle, location.removesuffix(".packed"))
@@ -97,7 +97,7 @@ def session(bundle: Bundle, file: str, target: Target) -> ort.InferenceSession:
 
 
 def logits(bundle: Bundle, action: Action, target: Target) -> np.ndarray:
-    """Logits of a step under an action behind PROMPT, which runs dense, by the graphs of a target."""
+    """Logits of a step under an action after PROMPT, which runs dense, by the graphs of a target."""
     config = bundle.config
     model, kv = config.model, config.kv
     cache = {
@@ -204,7 +204,7 @@ def test_damaged_weights_get_no_new_hash(tmp_path: Path) -> None:
     assert not (tmp_path / "web").exists()
 
 
-def test_what_cannot_become_a_bundle_for_browsers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bundles_that_browsers_cannot_run_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="leave out k100-s100-q8, the dense action"):
         write_web_bundle(GOLDEN, tmp_path / "web", bits=(4,))
     with pytest.raises(BundleError, match="no such folder"):

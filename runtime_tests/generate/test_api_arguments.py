@@ -62,14 +62,14 @@ def named(value: Any) -> str:
 
 
 @pytest.mark.parametrize("prompt", NO_PROMPTS, ids=named)
-def test_what_is_no_prompt(model: SolModel, prompt: Any) -> None:
+def test_wrong_prompts_are_refused(model: SolModel, prompt: Any) -> None:
     with pytest.raises(UsageError, match=r"prompt|token|messages") as error:
         model.generate(prompt, **SHORT)
     assert is_one_short_line(error.value)
 
 
 @pytest.mark.parametrize("tokens", [*NO_TOKENS, "w1 w2 w3"], ids=named)
-def test_what_is_no_list_of_tokens(model: SolModel, tokens: Any) -> None:
+def test_wrong_lists_of_tokens_are_refused(model: SolModel, tokens: Any) -> None:
     with pytest.raises(UsageError, match="score: got") as error:
         model.score(tokens)
     assert is_one_short_line(error.value)
@@ -78,7 +78,7 @@ def test_what_is_no_list_of_tokens(model: SolModel, tokens: Any) -> None:
 @pytest.mark.parametrize(
     "tokens", [[1.7], ["1"], [10**60], [1.5, 2.0], ["1", "2"], [10**60, 1], [-1, 1], [[1]]], ids=named
 )
-def test_what_an_engine_does_not_take(model: SolModel, tokens: Any) -> None:
+def test_an_engine_refuses_wrong_tokens(model: SolModel, tokens: Any) -> None:
     model.engine.reset()
     with pytest.raises(UsageError, match="token"):
         model.engine.forward(tokens, model.bundle.config.dense)
@@ -91,7 +91,7 @@ def test_a_negative_seed(model: SolModel) -> None:
 
 
 @pytest.mark.parametrize("context", ["a", 0, -1, 1.5, None, True, 3])
-def test_what_is_no_context(model: SolModel, context: Any) -> None:
+def test_wrong_contexts_are_refused(model: SolModel, context: Any) -> None:
     with pytest.raises(UsageError, match="a context of"):
         model.score([1, 2, 3], context=context)
 
@@ -105,7 +105,7 @@ def test_tokens_may_be_numpy_integers(model: SolModel) -> None:
 
 @pytest.mark.parametrize("name", NUMBERS)
 @pytest.mark.parametrize("value", NO_NUMBERS, ids=named)
-def test_what_is_no_number(model: SolModel, name: str, value: Any) -> None:
+def test_wrong_numbers_are_refused(model: SolModel, name: str, value: Any) -> None:
     with pytest.raises(UsageError, match=name.replace("_", "[-_]")) as error:
         model.generate("w1 w2", **SHORT, **{name: value})
     assert is_one_short_line(error.value)
@@ -200,7 +200,9 @@ def test_numbers_of_numpy_are_whole_numbers_too(model: SolModel) -> None:
 
 
 @pytest.mark.parametrize("path", ["", "\0", "~nobody-of-that-name/x", "x" * 5000, "no/such/folder"])
-def test_what_is_no_bundle(path: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_paths_without_a_bundle_are_refused_in_one_line(
+    path: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("SOL_RT_HOME", str(tmp_path))
     with pytest.raises(SolError) as error:
         SolModel.from_pretrained(path)

@@ -20,7 +20,7 @@ def test_an_error_is_cut() -> None:
     assert len(str(SolError("A" * 5000))) == 1000
 
 
-def test_what_a_file_says_is_cut() -> None:
+def test_values_of_a_file_are_cut_in_errors() -> None:
     error = BundleError("bundle", "k" * 500, "g" * 500, 10**100, "next")
     assert all(letter * 199 in str(error) for letter in "kg")
     assert not any(letter * 200 in str(error) for letter in "kg")

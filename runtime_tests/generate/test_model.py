@@ -107,7 +107,7 @@ def test_full_budget_is_the_dense_graph_bit_by_bit(bundle: Path, model: SolModel
 
 
 def _current_logits(model: SolModel) -> np.ndarray:
-    """What the newest token was drawn from: float32 [vocab]."""
+    """Logits from which the newest token was drawn: float32 [vocab]."""
     decoder = model.engine.owner
     assert isinstance(decoder, Decoder)
     return decoder.output.distribution.logits
@@ -452,7 +452,7 @@ def test_a_closed_stream_leaves_everything_in_order(model: SolModel, tmp_path: P
     assert model.generate(PROMPT, budget=0.7, schedule="uniform", **LONG).tokens == expected.tokens
 
 
-def test_a_stream_closed_in_the_middle_of_a_token_ends_behind_it(
+def test_a_stream_closed_in_the_middle_of_a_token_ends_after_it(
     model: SolModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a signal's handler may close it."""

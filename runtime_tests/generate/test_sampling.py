@@ -128,7 +128,9 @@ def changed_in_float64(
     bias: dict[int, float] | None = None,
     repetition: float = 1.0,
 ) -> list[float]:
-    """What OpenAI's API documents, token by token; the repetition penalty, between the two, as in llama.cpp."""
+    """Logits after bias and penalties, by OpenAI's documentation. The repetition penalty comes between, as in
+    llama.cpp.
+    """
     scores = [float(logit) + (bias or {}).get(token, 0.0) for token, logit in enumerate(logits)]
     for token in {*prompt, *drawn}:
         scores[token] = scores[token] / repetition if scores[token] >= 0 else scores[token] * repetition
@@ -293,7 +295,7 @@ def test_unusable_settings_file_is_one_line(tmp_path: Path, content: str) -> Non
     assert "\n" not in str(error.value)
 
 
-def test_updates() -> None:
+def test_updates_check_names_and_keep_unset_values() -> None:
     config = GenerationConfig().updated(temperature=0.5, stop_strings="END", seed=None, eos_token_id=7, top_p=None)
     assert config == GenerationConfig(temperature=0.5, stop_strings=("END",), eos_token_id=(7,))
     with pytest.raises(UsageError, match="did you mean 'temperature'"):

@@ -63,7 +63,7 @@ def test_bundle_and_cases_are_small() -> None:
     assert sum(path.stat().st_size for path in files) <= MOST_BYTES
 
 
-def test_a_difference_is_told() -> None:
+def test_a_difference_is_reported() -> None:
     expected = Played((1, 2, 3), ("k100-s100-q8", "k100-s100-q4"), (1.0, 0.5), "ab")
     for other, told in (
         (Played((1, 2, 4), *expected_rest(expected)), "tokens[2]: got 4, expected 3"),
@@ -82,7 +82,7 @@ def expected_rest(played: Played) -> tuple[tuple[str, ...], tuple[float, ...], s
 
 
 @pytest.mark.slow
-def test_the_maker_makes_a_case_again(tmp_path: Path) -> None:
+def test_golden_cases_can_be_made_again(tmp_path: Path) -> None:
     options = ["-o", str(tmp_path), "--native", "--only", "dense,live-sol-short"]
     maker = [sys.executable, str(FOLDER / "make.py"), str(FOLDER / "tiny"), *options]
     subprocess.run(maker, check=True, capture_output=True)

@@ -19,7 +19,7 @@ from sol_rt.ops import library_path
 CORPUS = ROOT / "runtime_tests" / "corpus" / "operators"
 """Byte strings for the program `operators`: each broke an operator once, or leads to one of its checks."""
 BASELINE = "SSE4"
-"""What every processor runs that the operators take."""
+"""Target of the operators that every processor runs."""
 ADDRESS = "address,undefined"
 THREAD = "thread"
 _RUNTIMES = {ADDRESS: ("libasan.so", "libubsan.so"), THREAD: ("libtsan.so",)}

@@ -27,7 +27,7 @@ PROVIDER = "CUDAExecutionProvider"
 
 
 def why_not() -> str | None:
-    """What is missing to run on a GPU, None where nothing is."""
+    """Names the part that is missing to run on a GPU; None if nothing is."""
     if LIBRARY is None:
         return "the CUDA operators are not built"
     if PROVIDER not in ort.get_available_providers():

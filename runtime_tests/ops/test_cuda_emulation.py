@@ -62,7 +62,7 @@ test_matmul = matmul.test_matmul_matches_the_reference
 test_matmul_is_near_the_unquantized_product = matmul.test_matmul_is_near_the_unquantized_product
 test_matmul_keeps_leading_axes = matmul.test_matmul_keeps_leading_axes
 test_codes_of_16_bits_are_exact = matmul.test_codes_of_16_bits_are_exact
-test_small_beside_large_counts_at_8_bits = matmul.test_small_beside_large_counts_at_8_bits
+test_small_channels_beside_large_ones_count_at_8_bits = matmul.test_small_channels_beside_large_ones_count_at_8_bits
 test_blocks_of_zeros_and_extremes = matmul.test_blocks_of_zeros_and_extremes
 test_nan_is_not_hidden = matmul.test_nan_is_not_hidden
 test_gather = matmul.test_gather_returns_rows_of_the_matrix
@@ -179,7 +179,7 @@ def test_weights_may_be_inputs_of_the_graph(case: Any) -> None:
 )
 @pytest.mark.parametrize("case", [layer.FIXED[1], layer.FIXED[3]], ids=["step", "batch"])
 def test_counts_out_of_range_give_nan(case: Any, name: str, count: int) -> None:
-    """They are read on the device, where nothing can be refused; a length that is wrong leaves the cache as it is."""
+    """Counts are read on the device, where nothing can be refused; a wrong length leaves the cache as it is."""
     feed = dict(case.feed)
     counts = feed[name].copy()
     counts[case.layer if counts.size > 1 else 0] = count
@@ -264,7 +264,7 @@ def test_the_gpus_host_side_runs_the_kernels(tmp_path: Path, monkeypatch: pytest
 
 
 def test_the_probe_runs_the_operators(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a provider has to pass before it is chosen: its own operators against the CPU's."""
+    """A provider is chosen only after its own operators agree with the CPU's."""
     if library_path() is None:
         pytest.skip("the CPU's operators are not built")
     monkeypatch.setitem(providers._GPUS, "cpu", cuda)

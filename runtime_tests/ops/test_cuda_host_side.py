@@ -161,7 +161,7 @@ def test_short_memory_names_what_is_needed_and_free(libraries: Path, larger: Pat
 def test_a_lost_gpu_is_an_error_and_the_process_lives_on(libraries: Path, bundle: Path, place: str) -> None:
     found = result(libraries, "lost", bundle, place)
     at_once, again, new = found["errors"]
-    opens = place in ("variant", "capture")  # sessions that cannot be made are told as such, whatever the cause
+    opens = place in ("variant", "capture")  # sessions that cannot be made are reported as such, whatever the cause
     assert at_once[0] in (("DeviceError", "ProviderError") if opens else ("DeviceError",))
     assert (again[0], new[0]) == ("DeviceError", "DeviceError")
     for _, text in found["errors"]:

@@ -29,14 +29,14 @@ def read(*command: str) -> str:
     return subprocess.run([*command, str(LIBRARY)], capture_output=True, text=True, check=True).stdout
 
 
-def test_it_links_no_library_of_cuda() -> None:
+def test_the_library_links_no_library_of_cuda() -> None:
     needed = [line.split("[")[1].rstrip("]") for line in read("readelf", "-d").splitlines() if "(NEEDED)" in line]
     assert needed
     system = ("libc.", "libm.", "libdl.", "librt.", "libpthread.", "ld-linux")
     assert [name for name in needed if not name.startswith(system)] == []
 
 
-def test_it_shows_its_entry_point_alone() -> None:
+def test_the_library_exports_its_entry_point_alone() -> None:
     """Symbols of the C++ library that are one for the whole process aside."""
     shown = [line.split()[-2:] for line in read("nm", "-D", "--defined-only").splitlines()]
     assert [name for kind, name in shown if kind in "TDBR"] == ["RegisterCustomOps"]
@@ -69,7 +69,7 @@ def test_a_session_without_its_operators_works_beside_it(tmp_path: Path) -> None
 
 
 def test_a_session_on_the_cpu_refuses_its_operators() -> None:
-    """They have kernels for CUDA alone, and ONNX Runtime says so instead of running something else."""
+    """The operators have kernels for CUDA alone, and ONNX Runtime says so instead of running something else."""
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.register_custom_ops_library(str(LIBRARY))

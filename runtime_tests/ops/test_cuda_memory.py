@@ -112,7 +112,7 @@ def test_short_memory_names_what_is_needed_and_free(library: ctypes.CDLL) -> Non
     assert library.most_used_bytes() <= LIMIT
 
 
-def test_nothing_takes_memory_too(library: ctypes.CDLL) -> None:
+def test_an_empty_tensor_has_a_shape(library: ctypes.CDLL) -> None:
     value = CudaMemory(CudaDriver(library, 0), WHERE, _session).empty((0, 4), np.float32)
     assert value.shape() == [0, 4]
 
@@ -274,7 +274,9 @@ def test_a_long_text_of_the_provider_is_cut_to_its_cause() -> None:
         ("This session contains graph nodes that fall back", ["libonnxruntime_providers_shared", "pip install"]),
     ],
 )
-def test_why_the_probe_failed(text: str, parts: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_reasons_of_a_failed_probe_name_the_next_step(
+    text: str, parts: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(cuda.ort, "__file__", str(tmp_path / "__init__.py"))
     reason = cuda.reason(RuntimeError(text), Gpu("a GPU", free_bytes=3_000_000))
     for part in parts:

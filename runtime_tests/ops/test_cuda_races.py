@@ -79,7 +79,7 @@ def test_every_small_kernel_is_tried(program: Path) -> None:
 
 @pytest.mark.parametrize("order", ["ascending", "descending", "shuffled"])
 @pytest.mark.parametrize("name", RIGHT)
-def test_what_is_in_order_is_no_race(program: Path, name: str, order: str) -> None:
+def test_ordered_accesses_are_no_race(program: Path, name: str, order: str) -> None:
     done = run(program, name, order=order)
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -95,14 +95,14 @@ def test_a_race_is_found(program: Path, name: str, order: str) -> None:
 
 @pytest.mark.parametrize("order", ["ascending", "descending", "shuffled"])
 @pytest.mark.parametrize("name", READ_ONLY)
-def test_what_is_written_is_not_loaded_as_read_only(program: Path, name: str, order: str) -> None:
+def test_written_bytes_may_not_be_loaded_as_read_only(program: Path, name: str, order: str) -> None:
     done = run(program, name, order=order)
     assert done.returncode != 0
     assert "__ldg" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_the_kernels_have_none(tmp_path: Path) -> None:
+def test_the_kernels_have_no_races(tmp_path: Path) -> None:
     """Steps, batches and a prompt, of all bits, dense and sparse; many blocks whose last one adds up.
 
     Prompts of 70 tokens run for two of the kinds of layer only. All tests of the emulation look for races where

@@ -19,7 +19,7 @@ TARGET = OPS / "cpu" / "simd" / "target.cc"
 
 
 def _fuses() -> bool:
-    """Whether this processor has fused multiply-add, as Arm does."""
+    """True if this processor has fused multiply-add, as Arm does."""
     info = Path("/proc/cpuinfo")
     return (
         shutil.which("g++") is not None

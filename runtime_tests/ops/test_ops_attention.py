@@ -208,8 +208,10 @@ def attended(dims: Dims, query: np.ndarray, codes: np.ndarray, ranges: np.ndarra
 
 
 def float32_error(query: np.ndarray, codes: np.ndarray, ranges: np.ndarray) -> float:
-    """How far apart two scores may be and still come in the other order: by rounding of their sums, and by a code of
-    the query that rotation in float32 brings to the other side of a rounding boundary.
+    """Largest difference of two scores that may still come in the other order.
+
+    Causes are the rounding of the sums, and a code of the query that rotation in float32 moves across a rounding
+    boundary.
     """
     whole, step = query_codes(query)
     least, key_step = ranges.astype(np.float64).T

@@ -570,7 +570,7 @@ def test_damaged_layers_are_refused(attribute: str, value: float | str) -> None:
 def test_attributes_that_contradict_are_refused(
     traits: dict[str, Any], attribute: str, value: int, message: str
 ) -> None:
-    """The inputs fit, so that only the attributes tell."""
+    """The inputs fit, so that only the attributes differ."""
     layer = Layer(replace(describe("llama"), **traits), 4, 1, 100)
     run(layer.model, layer.feed)
     model = onnx.ModelProto()

@@ -52,7 +52,7 @@ class Nested:
         return Nested(codes, scale, rng.integers(0, 256, (k // BLOCK, n), dtype=np.uint8), bits)
 
     def integers(self) -> Array:
-        """What a level reads of the codes, int64 [K, N]."""
+        """Integers that a level reads of the codes, int64 [K, N]."""
         mask = {4: 0xF0, 6: 0xFC, 8: 0xFF}[self.bits]
         return (self.codes & mask).astype(np.int64)
 
@@ -226,7 +226,7 @@ class Mlp:
         )
 
     def hidden(self, x: Array) -> Array:
-        """What enters the second pruning, float64 [M, I]."""
+        """Input of the second pruning, float64 [M, I]."""
         u = quantized_product(keep_largest(x, self.active_up), self.up)
         if self.up_bias is not None:
             u += self.up_bias
@@ -301,7 +301,7 @@ def test_codes_of_16_bits_are_exact(tokens: int) -> None:
 
 
 @pytest.mark.parametrize("tokens", [1, 4])
-def test_small_beside_large_counts_at_8_bits(tokens: int) -> None:
+def test_small_channels_beside_large_ones_count_at_8_bits(tokens: int) -> None:
     """A channel below half a step of 8 bits has a code of its own in the second part only."""
     k = 64
     codes = np.where(np.eye(k, dtype=bool), 9, 8).astype(np.uint8)
@@ -675,7 +675,7 @@ def test_copies_take_memory_while_they_are_asked_for(count: int, k: int, n: int)
         return [bytes(output.tobytes()) for output in binding.copy_outputs_to_cpu()]
 
     def gives_large_pages() -> bool:
-        """Whether the system gives them to whoever asks, at this moment."""
+        """True if the system gives large pages to whoever asks, at this moment."""
         with mmap.mmap(-1, 32 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as control:
             with contextlib.suppress(OSError):  # a kernel without them
                 control.madvise(mmap.MADV_HUGEPAGE)

@@ -76,7 +76,7 @@ def selected(scores: Array, candidates: int) -> Array:
 def test_the_kernel_computes_the_reference(
     blocks: int, n: int, candidates: int, bits: int, rows: int, seed: int
 ) -> None:
-    """As many candidates as rows, or more, give the whole matrix."""
+    """Candidates as many as rows, or more, give the whole matrix."""
     rng = np.random.default_rng(seed)
     nested, x = Nested.random(rng, 32 * blocks, n), rng.standard_normal((rows, 32 * blocks)).astype(np.float32)
     y = screened(x, nested, bits, Screen(candidates, 0.25), native=True)
@@ -100,7 +100,7 @@ def test_the_kernel_computes_the_reference(
     st.sampled_from([1, 2, 17]),
     st.integers(0, 1 << 16),
 )
-def test_the_kernel_computes_the_reference_behind_three_bits(
+def test_the_kernel_computes_the_reference_after_three_bits(
     blocks: int, tiles: int, candidates: int, bits: int, rows: int, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
@@ -117,7 +117,7 @@ def test_the_kernel_computes_the_reference_behind_three_bits(
 
 @needs_kernels
 @pytest.mark.parametrize("rows", [1, 3])
-def test_of_equal_scores_the_lower_rows_are_candidates(rows: int) -> None:
+def test_the_lower_rows_of_equal_scores_are_candidates(rows: int) -> None:
     """Three kinds of rows that are equal at 4 bits and differ beyond; so many that the edge cuts one kind."""
     rng, n = np.random.default_rng(3), 300
     kinds = Nested.random(rng, 64, 3)
@@ -147,7 +147,7 @@ def test_candidates_have_the_whole_matrix_s_logits() -> None:
 
 @needs_kernels
 @pytest.mark.parametrize("rows", [1, 3])
-def test_behind_three_bits_candidates_have_the_whole_matrix_s_logits(rows: int) -> None:
+def test_after_a_3_bit_screen_candidates_have_the_whole_matrix_s_logits(rows: int) -> None:
     """Bit by bit. The others have the scores of the matrix of 3 bits, whose sums its own operator adds in two parts."""
     rng = np.random.default_rng(4)
     nested, coded = made(rng, 576, 5024)

@@ -41,7 +41,7 @@ FEATURES = {
     "AVX2": _AVX2,
     "SSE4": {"sse4_2"},
 }
-"""What Linux calls the features that a target takes, the best target first."""
+"""Names by Linux of the features that a target takes, the best target first."""
 
 
 def here() -> set[str]:

@@ -1,4 +1,4 @@
-"""The 3-bit level: its function bodies and graphs against the specification, and how configs tell of it.
+"""The 3-bit level: its function bodies and graphs against the specification, and its form in configs.
 
 A body's tolerance is that of levels 4 and 6 in test_bodies.py: ONNX Runtime rounds activations in its own way.
 """
@@ -98,7 +98,7 @@ def test_pruned_mlp(up_bits: int, down_bits: int) -> None:
 @pytest.mark.parametrize("layers", [None, THREE_BIT_LAYERS], ids=["all", "some"])
 @pytest.mark.parametrize("family", CONFIGS)
 def test_graphs_of_function_bodies(family: str, layers: tuple[LayerBits, ...] | None, tmp_path: Path) -> None:
-    """Where channels are pruned the bound is wide: one flipped choice of a channel changes a token's logits."""
+    """The bound is wide for pruned channels: one flipped choice of a channel changes a token's logits."""
     made = RandomDecoder.write(describe(family), tmp_path, three_bits=True, three_bit_layers=layers)
     bundle = Bundle.open(made.write_bundle(tmp_path, [(1.0, THREE), (0.5, THREE)]))
     engine = Engine(bundle, provider="cpu", native_ops=False)

@@ -117,7 +117,7 @@ def test_every_threat_names_tests_that_exist() -> None:
     assert [row for row in rows if "::test_" not in row] == []
 
 
-def test_what_the_check_of_tests_finds(tmp_path: Path) -> None:
+def test_names_of_missing_tests_are_found(tmp_path: Path) -> None:
     (tmp_path / "test_a.py").write_text("class A:\n    def test_b(self): ...\ndef test_c(): ...\n")
     names = [f"test_{name}" for name in ("a.py::A::test_b", "a.py::test_c", "a.py::test_b", "d.py::test_c")]
     text = " ".join(f"`{name}`" for name in names)

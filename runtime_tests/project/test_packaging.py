@@ -270,7 +270,7 @@ def test_headers_of_packages_are_copied_alone(tmp_path: Path, headers: Path) -> 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("missing", ["C++ compiler", "hwy/highway.h", "onnxruntime_c_api.h"])
-def test_what_is_missing_is_named_in_one_line(missing: str, headers: Path, tmp_path: Path) -> None:
+def test_a_missing_build_requirement_is_named_in_one_line(missing: str, headers: Path, tmp_path: Path) -> None:
     compiler = shutil.which("c++")
     if compiler is None:
         pytest.skip("no C++ compiler")

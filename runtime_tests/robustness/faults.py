@@ -122,7 +122,7 @@ class Command:
 
 @dataclass
 class Outcome:
-    """What a trial's process left: its exit code (None: killed), stdout and stderr."""
+    """Output of a trial's process: exit code (None: killed), stdout and stderr."""
 
     code: int | None
     out: str
@@ -197,7 +197,7 @@ def _needs(condition: object, problem: str) -> str:
     return "" if condition else problem
 
 
-# What each command promises
+# Promises of each command
 
 
 def _whole_table(place: Place, out: str, err: str, before: bool) -> str:
@@ -446,7 +446,7 @@ def _stable(names: set[str], command: Command) -> set[str]:
 
 
 def _goes_on(place: Place, command: Command, names: set[str]) -> str:
-    """What is wrong with the next run; empty if nothing."""
+    """Describes a fault of the next run; empty if there is none."""
     outcome = call(place, (command.again or command.argv)(place), command.typed, command.run)
     if outcome.code != 0:
         return f"the next run ends with {outcome.code}: {outcome.err.strip()[-300:]}"
@@ -524,7 +524,7 @@ def spread(count: int, most: int) -> list[int]:
 
 
 def _names_the_disk(line: str) -> bool:
-    """Whether an error says that the disk is full, and where."""
+    """True if an error says that the disk is full, and where."""
     return bool(re.search(r"(No space|no room) left", line) and re.search(r"[\w/]+\.\w+|/\w+/| in \.", line))
 
 

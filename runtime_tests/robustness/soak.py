@@ -55,12 +55,12 @@ BUDGET_SCHEDULES = ("sol", "hull", "uniform", "entropy", "random")
 
 
 class _Cancelled(Exception):
-    """What a caller's own code raises in the middle of a generation."""
+    """Exception that a caller's own code raises in the middle of a generation."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What the process holds while no model is open.
+    """Resources that the process holds while no model is open.
 
     Attributes:
         done: generations so far.
@@ -77,7 +77,7 @@ class Sample:
 
 @dataclass
 class Outcome:
-    """What a soak came to.
+    """Result of a soak.
 
     Attributes:
         kinds: generations of each kind.
@@ -324,7 +324,7 @@ class _Failing:
 
 
 def sample(done: int) -> Sample:
-    """What this process holds now. Linux only."""
+    """Measures the resources that this process holds now. Linux only."""
     rss = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") // 1024
     children = sum(len(task.joinpath("children").read_text().split()) for task in Path("/proc/self/task").iterdir())
     return Sample(done, rss, len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task")), children)

@@ -48,7 +48,7 @@ def test_a_disk_is_full_at_every_change_or_at_some_of_all() -> None:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forks of Linux")
-def test_what_needs_the_core_is_skipped_without_it(
+def test_commands_that_need_the_core_are_skipped_without_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     faults = pytest.importorskip("faults")

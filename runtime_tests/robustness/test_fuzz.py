@@ -56,7 +56,7 @@ TARGETS = {"planted": Target("planted", "planted:reader", "bytes")}
 
 
 def replayed(target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes) -> Run:
-    """What one input does to the planted reader."""
+    """Runs the planted reader on one input."""
     (tmp_path / "planted.py").write_text(PLANTED.replace('SEEDS = b"fine"', f"SEEDS = {data!r}"), encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     return run(target, "replay", SEED, module="planted")
@@ -102,7 +102,7 @@ def _needs(target: Target) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TARGETS)
 def test_the_corpus_and_a_short_fuzz_find_nothing(name: str) -> None:
-    """What once broke a reader, then inputs of a fixed seed and number. `make fuzz` tries others."""
+    """Tries inputs that once broke a reader, then inputs of a fixed seed and number. `make fuzz` tries others."""
     target = TARGETS[name]
     _needs(target)
     count = len(target.corpus()) + target.inputs

@@ -53,7 +53,7 @@ def test_a_leak_is_found(bundle: Path, tmp_path: Path) -> None:
     assert [fault.partition(":")[0] for fault in faults] == ["descriptors"]
 
 
-def test_what_counts_as_a_fault() -> None:
+def test_a_soak_with_growth_or_budget_errors_has_faults() -> None:
     flat = [Sample(done, 100_000, 9, 4, 0) for done in range(0, 10_000, 250)]
     growing = [Sample(s.done, s.rss_kb + 2 * s.done, 9, 4, s.done // 6000) for s in flat]
     assert Outcome(samples=flat, budget_errors=[0.01]).faults() == []

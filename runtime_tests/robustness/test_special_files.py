@@ -187,7 +187,7 @@ def test_a_writer_of_a_pipe_may_take_its_time(special: Path) -> None:
         assert read_bytes("pipe", pipes=True) == b"late"
 
 
-def test_what_is_read_is_bounded(special: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reads_are_bounded(special: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("file").write_bytes(b"x" * 2000)
     assert read_bytes("file", 2000) == b"x" * 2000
     with pytest.raises(TooLargeError):
@@ -201,7 +201,7 @@ def test_what_is_read_is_bounded(special: Path, monkeypatch: pytest.MonkeyPatch)
         read_bytes("file")
 
 
-def test_what_a_library_opens_is_regular(special: Path) -> None:
+def test_libraries_open_regular_files_alone(special: Path) -> None:
     Path("file").touch()
     require_regular("file")
     for kind, pattern in KINDS.items():

@@ -197,7 +197,7 @@ def test_a_temporary_folder_first_removes_what_a_killed_process_left(folder: boo
 
 
 @pytest.mark.parametrize("made", ["mkdir", "open"])
-def test_an_interrupt_right_behind_the_making_leaves_nothing(
+def test_an_interrupt_right_after_the_creation_leaves_nothing(
     made: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make = getattr(Path, made)

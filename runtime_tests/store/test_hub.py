@@ -122,7 +122,7 @@ class TestPullOfABundle:
         with pytest.raises(BundleError, match="sha256"):
             hashed(pull("else/other", quiet))
 
-    def test_run_takes_it_for_this_repository_alone(
+    def test_run_takes_the_bundle_of_this_repository_alone(
         self, hub: Hub, tiny: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         hub.repository(REPO, contents(tiny))
@@ -183,7 +183,7 @@ class TestPullOfABundle:
         assert contents(target) == other
         assert {name.partition("/")[0] for name in stored()} == {"tiny-bundle"}
 
-    def test_what_a_killed_replacement_left_is_removed(self, hub: Hub, tiny: Path, tmp_path: Path) -> None:
+    def test_remains_of_a_killed_replacement_are_removed(self, hub: Hub, tiny: Path, tmp_path: Path) -> None:
         hub.repository(REPO, contents(write_bundle(tmp_path / "other", seed=1)))
         target = home.bundles_dir() / "tiny-bundle"
         shutil.copytree(tiny, target)
@@ -415,7 +415,7 @@ class TestRefusals:
         fails(capsys, ["pull", REPO], 1, "not JSON")
         assert stored() == []
 
-    def test_neither_bundle_nor_checkpoint(self, hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_repositories_without_a_model_are_refused(self, hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
         hub.repository("someone/data", {"README.md": b"#", "train.csv": b"1,2"})
         fails(capsys, ["pull", "someone/data"], 1, "neither a bundle (sol_config.json) nor a checkpoint")
         assert stored() == stored("checkpoints") == []
@@ -451,11 +451,13 @@ class TestRefusals:
         ["{", "<html>", "[]", "null", '"x"', "{}", "3"]
         + [f'{{"id": "me/tiny", "sha": "{40 * "0"}", "siblings": {siblings}}}' for siblings in _NO_SIBLINGS],
     )
-    def test_what_does_not_answer_as_a_hub(self, hub: Hub, capsys: pytest.CaptureFixture[str], answer: str) -> None:
+    def test_a_server_that_is_no_hub_is_refused(
+        self, hub: Hub, capsys: pytest.CaptureFixture[str], answer: str
+    ) -> None:
         hub.info_instead = answer.encode()
         fails(capsys, ["pull", REPO], 1, f"{REPO}: {hub.url} does not answer as a model hub (")
 
-    def test_offline(self, hub: Hub, tiny: Path, tmp_path: Path) -> None:
+    def test_offline_mode_is_refused_in_one_line(self, hub: Hub, tiny: Path, tmp_path: Path) -> None:
         settings = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_TOKEN": WRITER}
         for argv in (["pull", REPO], ["push", str(tiny), REPO]):
             run = subprocess.run(
@@ -490,7 +492,9 @@ class TestRefusals:
         assert not hub.content_requests(WEIGHTS)
 
     @pytest.mark.parametrize("name", ["../x", "a/b/c", "x@y", "owner/", "owner/name@", "-a/b"])
-    def test_what_is_no_hub_id(self, hub: Hub, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    def test_names_that_are_no_hub_id_are_refused(
+        self, hub: Hub, capsys: pytest.CaptureFixture[str], name: str
+    ) -> None:
         fails(capsys, ["pull", "--", name], 2, "owner/name")
         assert hub.requests == []
 
@@ -534,7 +538,7 @@ class TestCheckpoints:
         with pytest.raises(HubError, match=r"tokenizer\.json: got hash"):
             pull("someone/model", quiet)
 
-    def test_what_is_here_serves_without_network(self, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_fetched_checkpoint_serves_without_network(self, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
         hub.repository("someone/model", self.FILES)
         folder = pull("someone/model", quiet)
         monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
@@ -618,14 +622,14 @@ class TestPush:
     def token(self, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("HF_TOKEN", WRITER)
 
-    def test_and_pull_give_the_same_bundle(self, hub: Hub, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_push_and_pull_give_the_same_bundle(self, hub: Hub, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["push", str(tiny), REPO]) == 0
         assert capsys.readouterr().out == f"{hub.url}/{REPO}\n"
         assert not hub.repositories[REPO].private
         assert set(hub.repositories[REPO].files()) == {".gitattributes", *contents(tiny)}
         assert contents(pull(REPO, quiet)) == contents(tiny)
 
-    def test_again_sends_nothing(self, hub: Hub, tiny: Path) -> None:
+    def test_a_second_push_sends_nothing(self, hub: Hub, tiny: Path) -> None:
         assert main(["push", str(tiny), REPO]) == 0
         commits = len(hub.repositories[REPO].commits)
         hub.requests.clear()
@@ -677,7 +681,7 @@ class TestPush:
         fails(capsys, ["push", str(tiny), REPO], 1, "403 (the storage says no)")
         assert set(hub.repositories[REPO].files()) == {".gitattributes"}
 
-    def test_tokens(
+    def test_tokens_without_rights_are_refused(
         self, hub: Hub, tiny: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         hub.repository("someone/public", {})
@@ -698,6 +702,8 @@ class TestPush:
         monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
         fails(capsys, ["push", str(tiny), REPO], 1, "can't be reached")
 
-    def test_what_is_no_hub_id(self, hub: Hub, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_names_that_are_no_hub_id_are_refused(
+        self, hub: Hub, tiny: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         fails(capsys, ["push", str(tiny), "name"], 2, "expected a hub id owner/name")
         fails(capsys, ["push", "no-such-bundle", REPO], 2, "no-such-bundle")

@@ -107,7 +107,9 @@ class TestList:
 
 
 class TestRm:
-    def test_what_was_named_is_gone_and_nothing_else(self, capsys: pytest.CaptureFixture[str], filled: Path) -> None:
+    def test_rm_removes_the_named_entries_and_nothing_else(
+        self, capsys: pytest.CaptureFixture[str], filled: Path
+    ) -> None:
         assert main(["rm", "-y", "bundles/phi-2", "smollm2-135m.gguf", "someone--model"]) == 0
         removed = [filled / name for name in ("bundles/phi-2", "checkpoints/smollm2-135m.gguf")]
         assert capsys.readouterr().out.splitlines()[:2] == [str(path) for path in removed]
@@ -145,7 +147,7 @@ class TestRm:
         assert main(["rm", "-y", "smollm2-135m"]) == 0
         assert not table.exists()
 
-    def test_a_name_of_two_things(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_a_name_of_two_entries_is_refused(self, capsys: pytest.CaptureFixture[str]) -> None:
         fails(capsys, ["rm", "-y", "phi-2"], 2, "write bundles/phi-2 or checkpoints/phi-2")
         assert len(listed(capsys)) == 5
 
@@ -185,7 +187,7 @@ class TestRm:
 
     @pytest.mark.skipif(sys.platform == "win32", reason="opens a pseudo-terminal")
     @pytest.mark.parametrize(("answer", "left", "code"), [(b"n\n", 5, 1), (b"y\n", 4, 0)])
-    def test_on_a_terminal_it_asks(
+    def test_rm_asks_on_a_terminal(
         self, capsys: pytest.CaptureFixture[str], answer: bytes, left: int, code: int
     ) -> None:
         ours, theirs = pty.openpty()

@@ -123,7 +123,7 @@ def test_segments_are_what_the_template_writes() -> None:
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_other_templates_have_none(tmp_path: Path, name: str) -> None:
+def test_other_templates_have_no_segments(tmp_path: Path, name: str) -> None:
     folder = _folder(tmp_path, ODD[name], byte_level())
     assert not write_chat_segments(folder)
     assert not (folder / FILE).exists()
@@ -149,7 +149,7 @@ def _folder(path: Path, source: str, tokenizer: Any) -> Path:
     return path
 
 
-def test_a_template_that_tells_the_date_has_none(tmp_path: Path) -> None:
+def test_a_template_that_writes_the_date_has_no_segments(tmp_path: Path) -> None:
     source = "{% set day = strftime_now('%d %b %Y') %}" + TEMPLATES["smollm"].replace(
         "Be brief.", "Today is {{ day }}."
     )

@@ -236,7 +236,7 @@ def test_same_prompt_as_transformers(source: str) -> None:
     assert ChatTemplate(source, {"bos_token": "<s>"}).render(HELLO, tools=tools) == expected[0]
 
 
-def test_helpers() -> None:
+def test_helper_functions_of_templates_work() -> None:
     with pytest.raises(SolError, match="roles must alternate") as error:
         ChatTemplate("{{ raise_exception('roles must\nalternate') }}").render(HELLO)
     assert "\n" not in str(error.value)
@@ -590,7 +590,7 @@ def test_messages_without_special_tokens_are_encoded_as_one_text() -> None:
 
 
 def controls(tokenizer: Tokenizer, content: object, source: str = "{{ messages[0].content }}<|im_end|>") -> int:
-    """How many special tokens are in the prompt that a template makes of one message."""
+    """Counts the special tokens in the prompt that a template makes of one message."""
     user = tokenizer.marked_messages([{"role": "user", "content": content}])
     ids = tokenizer.encode_rendered(ChatTemplate(source).render(user.marked), user)
     return sum(token in {tokenizer.token_id(text) for text in SPECIAL} for token in ids)

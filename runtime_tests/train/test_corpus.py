@@ -83,7 +83,9 @@ def test_pieces_end_with_lines(tmp_path: Path, tokenizer: Tokenizer, monkeypatch
         ("missing.txt", None, "No such file or directory; name a text file"),
     ],
 )
-def test_what_is_no_text(tmp_path: Path, tokenizer: Tokenizer, name: str, content: bytes | None, said: str) -> None:
+def test_files_without_text_are_refused(
+    tmp_path: Path, tokenizer: Tokenizer, name: str, content: bytes | None, said: str
+) -> None:
     path = tmp_path / name
     if content is not None:
         path.write_bytes(content)

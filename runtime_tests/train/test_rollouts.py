@@ -161,7 +161,7 @@ def test_costs_are_the_controller_s(tiny: Tiny) -> None:
 
 
 class _Told:
-    """A policy of the decode loop with random likings, which keeps what it was told."""
+    """A policy of the decode loop with random likings, which keeps the inputs that it got."""
 
     def __init__(self, tiny: Tiny) -> None:
         spec = tiny.engine.bundle.config.policy
@@ -181,7 +181,7 @@ class _Told:
 
 
 def test_scalars_are_those_of_the_decode_loop(tiny: Tiny) -> None:
-    """What `sol` chose in generation, replayed as an episode: the policy is shown what it was told then."""
+    """The choices of `sol` in a generation, replayed as an episode, show the policy the same inputs."""
     policy = _Told(tiny)
     horizon = policy.spec.horizon
     spec = tiny.spec
@@ -224,7 +224,7 @@ def test_runtime_losses_are_single_steps_on_a_dense_cache(tiny: Tiny) -> None:
     rollouts.open(tiny.tokens)
     for action in (tiny.dense, Action(0.3, 0.5, 4)):
         losses, engine = rollouts.losses(START, 9, (action, tiny.spec.actions[-1])), tiny.engine
-        view = rollouts.view(START, 9, BUDGET)
+        view = rollouts.policy_inputs(START, 9, BUDGET)
         for i in range(9):
             episode = rollouts.run(START + i, 1, BUDGET, Script(torch.zeros(1, 1, dtype=torch.int64)), 1)
             np.testing.assert_allclose(view.hidden[i], episode.hidden[0, 0], rtol=near, atol=near)
@@ -237,12 +237,12 @@ def test_runtime_losses_are_single_steps_on_a_dense_cache(tiny: Tiny) -> None:
         assert view.token.tolist() == tiny.tokens[START : START + 9]
 
 
-def test_losses_along_a_run_are_steps_behind_that_run(tiny: Tiny) -> None:
+def test_losses_along_a_run_are_steps_after_that_run(tiny: Tiny) -> None:
     """Every position by an engine that ran the same actions before, and one action more."""
     rollouts, engine = RuntimeRollouts(tiny.engine, tiny.spec), tiny.engine
     rollouts.open(tiny.tokens)
     taken = [5, 0, 7, 7, 2, 6]
-    view, losses = rollouts.along(START, taken, BUDGET)
+    view, losses = rollouts.losses_along_run(START, taken, BUDGET)
     assert losses.loss.shape == losses.kl.shape == (len(taken), len(tiny.spec.actions))
     for at in range(len(taken)):
         for place, action in enumerate(tiny.spec.actions):
@@ -303,7 +303,7 @@ def _episode(source: Rollouts, tiny: Tiny, script: Script) -> Episode:
 def _check_close(got: Tensor, expected: Tensor, tiny: Tiny, name: str) -> None:
     """As test_reference_model.py has it: most numbers agree to what float32 order explains; those after a flip of a
     code, a channel or a page are off by a flip's worth. One in the int8 codes of a dense cache shows in all steps
-    behind it.
+    after it.
     """
     difference = (got - expected).abs().flatten()
     share = 0.75 if tiny.reference.arithmetic.kv_dtype == torch.float16 else 0.5
@@ -342,10 +342,10 @@ def test_reference_model_and_runtime_give_the_same_losses_and_views(tiny: Tiny) 
         _check_close(got.loss[:, place], expected.loss[:, place], tiny, action.tag)
         _check_close(got.kl[:, place], expected.kl[:, place], tiny, action.tag)
     taken = [(at * at) % len(tiny.spec.actions) for at in range(40)]
-    (_, expected), (_, got) = (source.along(30, taken, BUDGET) for source in (runtime, reference))
+    (_, expected), (_, got) = (source.losses_along_run(30, taken, BUDGET) for source in (runtime, reference))
     _check_close(got.loss, expected.loss, tiny, "loss along a run")
     _check_close(got.kl, expected.kl, tiny, "kl along a run")
-    views = runtime.view(30, 70, BUDGET), reference.view(30, 70, BUDGET)
+    views = runtime.policy_inputs(30, 70, BUDGET), reference.policy_inputs(30, 70, BUDGET)
     assert torch.equal(views[0].token, views[1].token)
     _check_close(views[1].hidden, views[0].hidden, tiny, "hidden")
     _check_close(views[1].scalars, views[0].scalars, tiny, "scalars")

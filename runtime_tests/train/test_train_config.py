@@ -69,7 +69,7 @@ def test_shipped_configs_are_valid(path: Path) -> None:
         ("[1", "expected a YAML file"),
     ],
 )
-def test_what_is_refused(tmp_path: Path, text: str, said: str) -> None:
+def test_wrong_settings_are_refused(tmp_path: Path, text: str, said: str) -> None:
     path = tmp_path / "wrong.yaml"
     path.write_text(text)
     with pytest.raises(UsageError, match=re.escape(said)) as caught:

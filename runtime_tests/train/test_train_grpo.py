@@ -131,7 +131,7 @@ def test_sampling_follows_the_charged_distribution_whatever_runs_beside() -> Non
 
 @pytest.mark.slow
 def test_updates_find_the_rewarded_action() -> None:
-    """Where the token says which action is rewarded, a few updates learn it."""
+    """The token determines the rewarded action, and a few hundred updates learn it."""
     network, config, rows = _network(), GrpoConfig(gamma=0.0, entropy=0.0, penalty=0.0), 24
     optimizer = torch.optim.AdamW(network.parameters(), lr=5e-3)
     right = []

@@ -1,4 +1,4 @@
-"""Where a policy in training wins: the range of budgets at which its gain is beyond the error."""
+"""Range of budgets at which the gain of a policy in training is beyond the error."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_the_longest_range_of_budgets_counts() -> None:
     assert found == (0.4, 0.45, pytest.approx(0.01))
 
 
-def test_a_gain_within_two_errors_is_none() -> None:
+def test_a_gain_within_two_errors_is_no_win() -> None:
     sure = compared(0.5, 0.05, 0.01)
     assert wins([compared(0.4, 0.0201, 0.01), sure]) == (0.4, 0.5, pytest.approx(0.0001))
     assert wins([compared(0.4, 0.02, 0.01), sure]) is None

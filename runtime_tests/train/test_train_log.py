@@ -72,7 +72,7 @@ def largest_file(size: int) -> Iterator[None]:
 @pytest.mark.skipif(sys.platform == "win32", reason="limits of the size of files are POSIX's")
 @pytest.mark.parametrize("room", [0, 20, 70, 100])
 def test_a_disk_without_room_is_one_error_at_once(tmp_path: Path, room: int, capfd: pytest.CaptureFixture[str]) -> None:
-    """TensorBoard's own writer told of it at a later write, without a name, and printed a traceback."""
+    """TensorBoard's own writer reported it at a later write, without a name, and printed a traceback."""
     failed = None
     with largest_file(room):
         try:

@@ -257,7 +257,7 @@ def test_two_processes_train_as_one(place: Path, trained: Path, tmp_path: Path) 
 
 @pytest.mark.slow
 def test_a_training_goes_on_with_the_windows_that_it_began_with(place: Path, trained: Path, tmp_path: Path) -> None:
-    """Where time ended the measuring after 8 windows, more time later doesn't add to them."""
+    """Measuring ended by time after 8 windows; more time later adds no windows."""
     folder = shutil.copytree(trained, tmp_path / "out")
     save_checkpoint(folder, {**load_checkpoint(folder), "stage": "grpo", "measured": 8})
     left = [folder / "counterfactuals" / f"train-{number:06d}.safetensors" for number in (8, 9)]
@@ -293,7 +293,9 @@ def test_a_loss_that_is_no_number_stops_the_training(
     assert not (tmp_path / "out" / "policy.safetensors").exists()
 
 
-def test_what_is_refused(place: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_calls_of_train_are_refused(
+    place: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     _fails(capsys, arguments(place, trained), "has a training already", "--resume")
     _fails(capsys, arguments(place, tmp_path / "new", "--resume"), "no such file", "--resume")
     other = tmp_path / "other.yaml"
@@ -319,7 +321,7 @@ def test_what_is_refused(place: Path, trained: Path, tmp_path: Path, capsys: pyt
 
 
 def test_counterfactuals_along_a_run(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """They are those of that run alone, and need a bundle whose losses are known."""
+    """Counterfactuals are those of that run alone, and need a bundle whose losses are known."""
     config, other = tmp_path / "along.yaml", tmp_path / "other.yaml"
     config.write_text(CONFIG.replace("positions: 16, updates: 12", "positions: 16, along: [0.6, 0.8], updates: 2"))
     _fails(capsys, arguments(place, tmp_path / "no", config=config), "warm_start.along: tiny has no measured losses")
@@ -331,8 +333,8 @@ def test_counterfactuals_along_a_run(place: Path, tmp_path: Path, capsys: pytest
     assert about["along"]["budgets"] == [0.6, 0.8]
     dense = about["actions"].index("k100-s100-q8")
     found = [load_file(path) for path in sorted(store.glob("*.safetensors"))]
-    assert max(float(window["kl"][0, dense]) for window in found) < 1e-3  # behind the prompt, which was dense
-    assert max(float(window["kl"][1:, dense].max()) for window in found) > 1e-3  # behind cheap steps
+    assert max(float(window["kl"][0, dense]) for window in found) < 1e-3  # after the prompt, which was dense
+    assert max(float(window["kl"][1:, dense].max()) for window in found) > 1e-3  # after cheap steps
     other.write_text(config.read_text() + "seed: 7\n")
     argv[-1] = str(other)
     _fails(capsys, [*argv, "-o", str(tmp_path / "two"), "--counterfactuals", str(store)], "another along")

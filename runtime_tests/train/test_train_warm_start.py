@@ -23,7 +23,7 @@ from sol_rt.train.rollouts.rollout import RolloutSpec  # noqa: E402
 
 HIDDEN, POSITIONS, WINDOWS, UNIT = 32, 48, 12, 0.1
 KINDS = torch.tensor([[0.0, 0.3], [0.0, 0.05]])
-"""Expected added loss of the two actions behind tokens of either kind: the token tells which."""
+"""Expected added loss of the two actions after tokens of either kind. The token decides the kind."""
 
 
 @pytest.fixture(autouse=True)
@@ -102,7 +102,7 @@ def test_the_gain_is_that_of_knowing_the_token() -> None:
         network, _embed(batch.token), batch, [multiplier], UNIT, torch.zeros(len(window), dtype=torch.int64)
     )
     value = batch.added + multiplier * batch.cost
-    best = torch.where(batch.token == 0, value[..., 0], value[..., 1])  # dense only behind tokens that need it
+    best = torch.where(batch.token == 0, value[..., 0], value[..., 1])  # dense only after tokens that need it
     static = min(float(value[..., action].mean()) for action in range(2))
     assert gain == pytest.approx(static - float(best.mean()), abs=0.01)
     assert gain > 0.01

@@ -141,11 +141,11 @@ class DeferredPolicy:
         return self._make()
 
     def reset(self) -> None:
-        """As in `PolicySession`. Raises BundleError for a policy that does not fit."""
+        """Resets as `PolicySession` does. Raises BundleError for a policy that does not fit."""
         self._session.reset()
 
     def decide(
         self, hidden: np.ndarray, token: int, scalars: Mapping[str, float], previous_action: int, step: int
     ) -> np.ndarray:
-        """As in `PolicySession`."""
+        """Decides as `PolicySession` does."""
         return self._session.decide(hidden, token, scalars, previous_action, step)

@@ -37,7 +37,7 @@ CODEBOOK_SHAPE = (4, 8)
 KV_DTYPES = ("float16", "int8")
 """Types of cached keys and values. int8 has one float16 scale per token and KV head."""
 LAYER_KINDS = ("attention", "conv")
-"""What a layer has in front of its MLP: attention, or a gated short convolution, which keeps a state."""
+"""Kinds of a layer, by the part before its MLP: attention, or a gated short convolution, which keeps a state."""
 LONGEST_FILTER = 32
 """Tokens that a short convolution reads at most."""
 _CACHE_LINE = 64
@@ -107,7 +107,7 @@ class KvLayout:
 
     @cached_property
     def layer_kinds(self) -> Counter[tuple[int, bool]]:
-        """How many layers that attend have each window and attend densely or not; empty without windows."""
+        """Number of layers that attend, by (window, True if they attend densely); empty without windows."""
         return Counter(
             (window, layer in self.dense_layers)
             for layer, window in enumerate(self.windows)
@@ -252,7 +252,7 @@ class SolConfig:
 
     @property
     def losses_measured(self) -> bool:
-        """Whether the export measured what its actions lose."""
+        """True if the export measured the losses of its actions."""
         return any(entry.loss is not None for entry in self.actions)
 
     def prefill_action(self, key: str | None) -> Action:

@@ -29,7 +29,7 @@ class NextToken(Protocol):
 
 @dataclass(frozen=True)
 class StepObservation:
-    """What is known before a decode step.
+    """Facts that are known before a decode step.
 
     Attributes:
         context: tokens in the cache.

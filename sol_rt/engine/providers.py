@@ -70,12 +70,12 @@ class Provider:
 
     @property
     def native(self) -> bool:
-        """Whether native operators run. If not, the graphs' function bodies do."""
+        """True if native operators run, False if the graphs' function bodies do."""
         return self.library is not None
 
     @property
     def software(self) -> bool:
-        """Whether the GPU is an emulation that runs on the processor. `auto` never chooses one."""
+        """True if the GPU is emulated on the processor. `auto` never chooses such a GPU."""
         return self.gpu is not None and self.gpu.software
 
     @property
@@ -190,7 +190,7 @@ class Provider:
 
     @property
     def can_capture(self) -> bool:
-        """Whether runs are captured on this provider.
+        """True if runs are captured on this provider.
 
         WebGPU needs an ONNX Runtime that can free captured buffers. On a software adapter capturing takes memory and
         saves nothing, so there it has to be asked for with $SOL_RT_CAPTURE=1. With 0 nothing is captured anywhere.
@@ -206,8 +206,8 @@ def strict_where_possible(
 ) -> ort.InferenceSession:
     """A session whose nodes all run on the GPU if that is possible.
 
-    If ONNX Runtime has no GPU kernel for some nodes, or itself leaves arithmetic on shapes to the CPU, the session runs
-    those on the CPU, and a line on stderr counts them. The same line is printed once.
+    Nodes without a GPU kernel, and arithmetic on shapes that ONNX Runtime leaves to the CPU, run on the CPU. A line on
+    stderr counts these nodes. The same line is printed once.
 
     Args:
         make: makes the session with `options`, on the GPU's provider alone.
@@ -328,7 +328,7 @@ def choose(
 
 
 def _has_device(name: str, say: Callable[[str], None]) -> bool:
-    """Whether a GPU provider is installed and the machine has a device for it."""
+    """True if a GPU provider is installed and the machine has a device for it."""
     if not _GPUS[name].installed():
         return False
     try:

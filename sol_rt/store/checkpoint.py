@@ -20,7 +20,7 @@ _COPIES = "consolidated*.safetensors"
 
 
 def is_checkpoint(listing: Listing) -> bool:
-    """Whether the repository has what an export reads."""
+    """True if the repository has all files that an export reads."""
     return MODEL_CONFIG in listing.files and any(
         is_file_name(name) and fnmatch(name, "*.safetensors") and not fnmatch(name, _COPIES) for name in listing.files
     )

@@ -104,7 +104,7 @@ def download(listing: Listing, files: Sequence[RemoteFile], folder: Path, progre
 
 
 def checked_files(folder: Path, files: Sequence[RemoteFile], progress: Progress) -> dict[str, FileState] | None:
-    """By file name, the state in which the file in `folder` was hashed. `progress` gets the bytes read.
+    """Hashes the files in `folder` and returns their states, by file name. `progress` gets the bytes read.
 
     None if the folder lacks a file, or one has another size or hash.
     """

@@ -20,7 +20,7 @@ class Stages:
         with stages("quantizing weights") as progress:
             fill(progress)
 
-    A stage's own callback takes any description. One that differs from the stage's name is shown behind it. A stage may
+    A stage's own callback takes any description. One that differs from the stage's name is shown after it. A stage may
     have stages of its own: give its callback to another `Stages`.
 
     Args:

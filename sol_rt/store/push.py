@@ -101,7 +101,7 @@ def _prepare(hub_id: HubId, private: bool) -> None:
 
 
 def _listing(hub_id: HubId) -> Listing | None:
-    """What the repository holds; None if the hub knows none that the token may read."""
+    """Lists the files of the repository; None if the hub knows none that the token may read."""
     errors = library().errors
     with hub_errors(hub_id):
         try:

@@ -86,7 +86,7 @@ def remember_weights(state: FileState, digest: str) -> str:
 
 
 def _remembered() -> dict[str, _Record]:
-    """What the file holds; nothing if it is missing or damaged."""
+    """Reads the records of the file; empty if the file is missing or damaged."""
     try:
         raw = json.loads((home() / STATE).read_text(encoding="utf-8"))
         if raw["format"] != FORMAT or raw["format_version"] != FORMAT_VERSION:

@@ -231,7 +231,7 @@ class ModelWeights(nn.Module):
         return tuple((count,) * d.num_layers for count in self._rule[action.channel_density])
 
     def precision(self, action: Action) -> Precision:
-        """How many bits of the matrices the action reads."""
+        """Bits of the matrices that the action reads."""
         variant = self._variants.get(action.variant)
         return Precision(action.bits, action.bits) if variant is None else variant.precision
 

@@ -1,4 +1,4 @@
-"""How far a training is: its stages as one whole, weighted by about how many decode steps each of them runs."""
+"""Progress of a training: its stages as one whole, weighted by about how many decode steps each of them runs."""
 
 from __future__ import annotations
 

@@ -122,7 +122,10 @@ def first_seen(writer: NodeWriter, position: str) -> str:
 
 
 def window_share(writer: NodeWriter, pages: str, first: str, old: str) -> str:
-    """How many old pages a layer with a window reads, float [1], where `pages` of all are read, rounded up.
+    """Number of old pages that a layer with a window reads, float [1]: `pages` * old pages in the window / all old
+    pages.
+
+    Rounded up.
 
     Args:
         pages: float [1].

@@ -207,7 +207,7 @@ def _windows(data: list[Path], bundle: Bundle, settings: TrainConfig, report: Pr
 
 
 def _rollouts(engine: Engine, settings: TrainConfig, *, in_torch: bool, say: Callable[[str], None]) -> Rollouts:
-    """What runs the steps, with actions and costs of the bundle."""
+    """Makes the rollouts that run the steps, with actions and costs of the bundle."""
     import torch
 
     from sol_rt.budget.cost.calibration_table import load_cost_model

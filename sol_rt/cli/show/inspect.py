@@ -66,7 +66,7 @@ def inspect(
 
 
 def _lacking(bundle: Bundle) -> str:
-    """Why there is no selection to show, and the next step."""
+    """Explains why there is no selection to show, with the next step."""
     from sol_rt.bundle.selection import SELECTION
 
     if SELECTION in bundle.config.files:
@@ -185,7 +185,7 @@ def _candidates(selection: dict[str, Any]) -> Table:
 
 
 def _cache(description: dict[str, Any]) -> str:
-    """What layers hold of earlier tokens."""
+    """Describes the cache of the layers: KV cache, states, or both."""
     kinds, dtype = description["kv"]["layers"], description["kv"]["dtype"]
     if not kinds:
         return f"{dtype} KV cache"

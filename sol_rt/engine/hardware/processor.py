@@ -19,7 +19,7 @@ def release(version: str) -> tuple[int, ...]:
 
 
 def is_older(version: str, other: str) -> bool:
-    """Whether a version comes before another."""
+    """True if `version` comes before `other`."""
     return release(version) < release(other)
 
 

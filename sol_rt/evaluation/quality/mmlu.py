@@ -27,7 +27,7 @@ BUDGETS = (0.4, 0.6)
 
 @dataclass(frozen=True)
 class Answered:
-    """How a schedule answered a question.
+    """Answer of a schedule to a question.
 
     Attributes:
         scores: log-probability of each choice, nats.

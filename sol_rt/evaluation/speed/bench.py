@@ -219,8 +219,8 @@ def plan(
         schedules: `sol`, `hull`, `uniform`, `entropy`, `random`, `fixed:TAG` or `dense`; default: each
             budget's default.
 
-    Raises UsageError for counts below 0, a depth that fills the context, budgets that are out of range or that no
-    schedule takes, schedules that the bundle lacks, and a plan without any test.
+    Raises UsageError for counts below 0, a depth that fills the context, schedules that the bundle lacks, and a plan
+    without any test. Also for budgets that are out of range or that no schedule takes.
     """
     for name, counts in (("n-prompt", n_prompt), ("n-gen", n_gen), ("n-depth", n_depth)):
         if least := [count for count in counts if count < 0]:

@@ -28,7 +28,7 @@ class Attention {
   DecodePlan PlanMember(const AttentionCall& call, const DecodePlan& shared, Arena& arena) const;
   // Before the team starts.
   void StartStep(const AttentionCall& call, const DecodePlan& shared) const;
-  // How many members the step has work for.
+  // Number of members that the step has work for.
   size_t StepMembers(const AttentionCall& call, const DecodePlan& shared) const;
   // Asks for what the member reads first of the cache.
   void Prefetch(const Member& member, size_t members, const AttentionCall& call, const DecodePlan& plan) const;

@@ -1,4 +1,4 @@
-// What one call of SparseAttention works on: sizes, pointers and the plan of its tasks. Plain data, the same for every SIMD target.
+// Data of one call of SparseAttention: sizes, pointers and the plan of its tasks. Plain data, the same for every SIMD target.
 #pragma once
 
 #include <hwy/base.h>
@@ -108,7 +108,7 @@ struct DecodePlan {
   float* token_weights;           // [H, score_stride], 2^(score - the block's maximum), scores in units of log2
   float* block_max;               // [H, token_blocks], in units of log2
   float* block_sum;               // [H, token_blocks], of token_weights
-  int32_t* token_scores;          // [Hk, score_stride], the bits of floats >= 0; -1 behind the last old token
+  int32_t* token_scores;          // [Hk, score_stride], the bits of floats >= 0; -1 after the last old token
   int32_t* candidates;            // [Hk * score_stride + kMaxLanes], scores near the lowest one kept
   int32_t* tokens;                // [Hk, list_stride], positions to read, ascending
   int32_t* listed;                // [Hk], length of the list

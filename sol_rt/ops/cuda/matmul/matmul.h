@@ -34,7 +34,7 @@ struct Weights {
   bool channel_major = false;
 };
 
-// How many channels of a row are active: *count, 0 meaning all, where count is not null. It is read on the device.
+// Number of active channels of a row: *count, 0 meaning all, where count is not null. It is read on the device.
 struct ActiveChannels {
   const int64_t* count = nullptr;
 };

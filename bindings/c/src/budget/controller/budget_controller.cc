@@ -140,7 +140,7 @@ class BudgetController final : public Controller {
     }
   }
 
-  // What a step may cost on average, in the cost model's unit.
+  // Allowed mean cost of a step, in the cost model's unit.
   double AllowanceOf(const StepCosts& costs) {
     if (step_limit_) return std::min(costs.dense + policy_cost_, *step_limit_);
     const double budget = hull_ ? hull_->CostAt(nats_, costs.context) : budget_;

@@ -1,4 +1,4 @@
-// Where the libraries that `tokenizers` takes properties of characters from differ from utf8proc, because they know another version of Unicode.
+// Characters whose properties differ between utf8proc and the libraries of `tokenizers`, which know another version of Unicode.
 // runtime_tests/core/test_native_text.py compares all characters.
 #pragma once
 
