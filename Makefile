@@ -157,7 +157,7 @@ define run_tests
 endef
 
 test: $(VENV)/.dev
-	$(call run_tests,core,-m 'not slow')
+	$(call run_tests,core programs,-m 'not slow')
 
 test-all: $(VENV)/.dev
 	-$(BIN)/sol-rt pull smollm2-135m
