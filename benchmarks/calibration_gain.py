@@ -33,7 +33,7 @@ from sol_rt.export.parity import project
 from sol_rt.export.sources.decoder import family_of, from_hf_config
 from sol_rt.export.sources.open_checkpoint import open_checkpoint
 from sol_rt.export.sources.source_model import SourceModel
-from sol_rt.store.progress import silent
+from sol_rt.progress import silent
 from sol_rt.store.pull import resolve
 
 SIZE = 512

@@ -30,8 +30,8 @@ from sol_rt.budget.losses import share_of_nats
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.engine.engine import Engine
 from sol_rt.evaluation.quality.perplexity import perplexity
+from sol_rt.progress import silent
 from sol_rt.store.home import find_bundle
-from sol_rt.store.progress import silent
 
 import onnxruntime as ort
 

@@ -23,7 +23,7 @@ from sol_rt.export.sources.checkpoint import Checkpoint
 from sol_rt.export.sources.decoder import Decoder
 from sol_rt.export.sources.families import Family
 from sol_rt.export.sources.source_model import SourceModel
-from sol_rt.store.progress import Progress
+from sol_rt.progress import Progress
 
 TEXT = (
     "The lighthouse keeper climbed the stairs every evening at six. He lit the lamp, wound the clock and wrote one "

@@ -28,7 +28,7 @@ from sol_rt.export.graphs.functions.operators import DEQUANTIZED, PACKED
 from sol_rt.export.graphs.graph import Target, build_graph, weight_bytes
 from sol_rt.export.sources.decoder import Decoder, from_hf_config
 from sol_rt.export.sources.folder.hf_checkpoint import read_json
-from sol_rt.store.progress import Progress, silent
+from sol_rt.progress import Progress, silent
 from sol_rt.store.verified import check_weights
 
 LARGEST_FILE = 2 * 10**9

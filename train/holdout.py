@@ -24,8 +24,7 @@ import torch
 from torch import Tensor
 
 from sol_rt.budget.controller.budget import Controller
-from sol_rt.budget.frontier import falling_hull
-from sol_rt.budget.hull import Hull
+from sol_rt.budget.hull import Hull, falling_hull
 from sol_rt.budget.schedules import PolicyInput, Schedule
 from sol_rt.budget.schedules.hull import HullSchedule
 from sol_rt.budget.schedules.policy import SolSchedule

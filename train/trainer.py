@@ -24,7 +24,7 @@ from sol_rt.atomic_write import write_text
 from sol_rt.bundle.policy_inputs import KNOWN_SCALARS
 from sol_rt.errors import CheckpointError, NumericError, UsageError
 from sol_rt.export.policy_file import TrainedPolicy, write_policy
-from sol_rt.store.progress import Progress
+from sol_rt.progress import Progress
 from sol_rt.train.data.windows import Window
 from sol_rt.train.grpo import Grpo
 from sol_rt.train.holdout import Comparison, HeldOutComparison, wins

@@ -25,8 +25,8 @@ from sol_rt.engine.engine import Engine
 from sol_rt.errors import SolError, UsageError
 from sol_rt.generate.generation_config import GenerationConfig
 from sol_rt.generate.sampling import Sampler
+from sol_rt.progress import Progress, silent
 from sol_rt.read_file import require_regular
-from sol_rt.store.progress import Progress, silent
 from sol_rt.text.tokenizer import Tokenizer
 
 WINDOW = 512  # tokens of a window

@@ -30,7 +30,7 @@ from sol_rt.export.actions.tail_offset import Tails, last_logits
 from sol_rt.export.graphs.graph import weight_bytes, widest_bits, write_graphs
 from sol_rt.export.graphs.screen_graph import first_passes, screen_scores
 from sol_rt.export.sources.decoder import Decoder
-from sol_rt.store.progress import Progress
+from sol_rt.progress import Progress
 
 _WINDOWS = 4
 _OFFSET_WINDOWS = 2

@@ -34,7 +34,7 @@ from sol_rt.export.actions.calibration_text import CONTEXTS, CalibrationText, co
 from sol_rt.export.actions.effort import Effort
 from sol_rt.export.actions.losses import Candidate, Losses, losses_and_divergences, token_losses
 from sol_rt.export.actions.selection import NEAR, near_hull
-from sol_rt.store.progress import Progress
+from sol_rt.progress import Progress
 
 _MARGIN = 1.5 * NEAR  # of variants that go on to long contexts, where the hull may differ
 

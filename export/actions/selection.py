@@ -27,7 +27,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sol_rt.budget.frontier import falling_hull, lower_hull
+from sol_rt.budget.hull import falling_hull, lower_hull
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.selection import Measured
 

@@ -205,7 +205,7 @@ def test_export_says_before_the_work_that_memory_is_too_small_to_run(
     pytest.importorskip("torch", reason="exporting comes with the extra export")
     from helpers.random_checkpoint import RandomCheckpoint, write_random_checkpoint
     from sol_rt.export import export_bundle
-    from sol_rt.export.blob import memory
+    from sol_rt.export.weights import memory
 
     source = write_random_checkpoint(tmp_path / "source", RandomCheckpoint("llama", max_context=1 << 21))
     needed = memory.needed_memory(describe("llama"), False, 10**9, library_path() is not None)
@@ -229,10 +229,10 @@ def planned(name: str, kv: str) -> SolConfig:
     pytest.importorskip("torch", reason="exporting comes with the extra export")
     from sol_rt.export.actions.candidates import CHANNEL_DENSITIES, KV_DENSITIES, Levels
     from sol_rt.export.actions.lm_head_bits import may_screen
-    from sol_rt.export.blob.mixed_bits import graph_precisions
-    from sol_rt.export.blob.weights_file import layout
     from sol_rt.export.sources.decoder import from_hf_config
     from sol_rt.export.sources.families import FAMILIES
+    from sol_rt.export.weights.mixed_bits import graph_precisions
+    from sol_rt.export.weights.weights_file import layout
 
     decoder = from_hf_config(CONFIGS[name])
     levels = Levels.checked((8, 6, 4, 3), CHANNEL_DENSITIES, KV_DENSITIES)  # mixed bits are for sources with codes

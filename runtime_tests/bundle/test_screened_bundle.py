@@ -36,7 +36,7 @@ from sol_rt.export.web import write_web_bundle
 from sol_rt.generate.model import SolModel
 from sol_rt.generate.native.model import NativeModel
 from sol_rt.ops import core_path, library_path
-from sol_rt.store.progress import silent
+from sol_rt.progress import silent
 
 needs_kernels = pytest.mark.skipif(library_path() is None, reason="the native operators are not built")
 TOKENS = list(range(20, 52))

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from sol_rt.budget.frontier import lower_hull
+from sol_rt.budget.hull import lower_hull
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.selection import Measured
 from sol_rt.export.actions.selection import NEAR, choose, excess_bytes, near_hull

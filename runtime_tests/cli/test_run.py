@@ -16,9 +16,9 @@ from sol_rt.bundle.config import CONFIG_NAME
 from sol_rt.cli import main
 from sol_rt.cli.make.run import run
 from sol_rt.cli.run.chat import chat
+from sol_rt.progress import Progress
 from sol_rt.store import pull
 from sol_rt.store.home import remember_source
-from sol_rt.store.progress import Progress
 
 SHORT = ("-n", "5", "--temperature", "0")
 

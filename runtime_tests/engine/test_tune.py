@@ -28,7 +28,7 @@ from sol_rt.errors import WriteError
 from sol_rt.evaluation import doctor
 from sol_rt.generate.model import SolModel
 from sol_rt.ops import library_path
-from sol_rt.store.progress import silent
+from sol_rt.progress import silent
 
 FOUND = Tuned(Tuning(1, 49152, 2), 1.25, 27.5, 55.0, "a model", False, "2026-11-28T00:00:00+00:00")
 LIBRARY = library_path()

@@ -35,7 +35,7 @@ from sol_rt.export.actions.effort import Effort
 from sol_rt.export.actions.selection import Verdict
 from sol_rt.export.bundle_folder import seal
 from sol_rt.export.policy_file import write_policy
-from sol_rt.store.progress import silent
+from sol_rt.progress import silent
 
 TEXT = "The old man of the sea told a tale of ships, of storms and of the stars above the bay. "
 

@@ -18,14 +18,14 @@ from helpers.random_checkpoint import PRESETS, write_random_checkpoint  # noqa: 
 from sol_rt.bundle.bits import Precision  # noqa: E402
 from sol_rt.bundle.config import TensorEntry  # noqa: E402
 from sol_rt.errors import CheckpointError  # noqa: E402
-from sol_rt.export.blob.hessian import channel_groups, matrix_inputs  # noqa: E402
-from sol_rt.export.blob.weights_file import fill_blob, layout  # noqa: E402
 from sol_rt.export.quantize.gptq import one_thread_each  # noqa: E402
 from sol_rt.export.sources.checkpoint import Checkpoint, matrices  # noqa: E402
 from sol_rt.export.sources.decoder import Decoder, family_of, from_hf_config  # noqa: E402
 from sol_rt.export.sources.families import Family  # noqa: E402
 from sol_rt.export.sources.open_checkpoint import open_checkpoint  # noqa: E402
-from sol_rt.store.progress import silent  # noqa: E402
+from sol_rt.export.weights.hessian import channel_groups, matrix_inputs  # noqa: E402
+from sol_rt.export.weights.weights_file import fill_blob, layout  # noqa: E402
+from sol_rt.progress import silent  # noqa: E402
 from sol_rt.train.reference_model.weights import ModelWeights, read_blob  # noqa: E402
 
 FAMILY_PRESETS = ("tiny-llama", "tiny-qwen2", "tiny-phi3", "tiny-phi")
@@ -85,8 +85,8 @@ def test_hessians_are_of_what_transformers_modules_read(
             model.get_submodule(name).register_forward_pre_hook(keep)
     with torch.inference_mode():
         model(torch.tensor(WINDOWS))
-    monkeypatch.setattr("sol_rt.export.blob.hessian._TOKENS_AT_ONCE", 100)  # several batches, the last one smaller
-    monkeypatch.setattr("sol_rt.export.blob.hessian._COLUMNS_AT_ONCE", 48)
+    monkeypatch.setattr("sol_rt.export.weights.hessian._TOKENS_AT_ONCE", 100)  # several batches, the last one smaller
+    monkeypatch.setattr("sol_rt.export.weights.hessian._COLUMNS_AT_ONCE", 48)
     longer = [[*window, *[5] * extra] for extra, window in enumerate(WINDOWS)]  # cut to the shortest
     got = hessians_of(source, longer)
     assert got.keys() == modules.keys()

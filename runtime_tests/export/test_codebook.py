@@ -155,7 +155,7 @@ def test_matrices_have_only_the_levels_that_graphs_read(tmp_path: Path) -> None:
         for name in report.config.tensors
         if name.endswith((".base", ".low"))
     }
-    # The last layer keeps 4 bits: `export/blob/mixed_bits.py` says why.
+    # The last layer keeps 4 bits: `export/weights/mixed_bits.py` says why.
     last = str(report.config.model.num_layers - 1)
     up = {(str(layer), "up", "base" if str(layer) == last else "low") for layer in range(int(last) + 1)}
     others = {(str(layer), kind, "base") for layer in range(int(last) + 1) for kind in ("qkv", "o", "down")}

@@ -36,7 +36,6 @@ from sol_rt.export import (  # noqa: E402
     pipeline,
 )
 from sol_rt.export.actions.candidates import CHANNEL_DENSITIES  # noqa: E402
-from sol_rt.export.blob import memory  # noqa: E402
 from sol_rt.export.graphs.policy_graph import PolicyShape, random_policy_parameters  # noqa: E402
 from sol_rt.export.pipeline import ExportReport  # noqa: E402
 from sol_rt.export.policy_file import TrainedPolicy, read_policy, write_policy  # noqa: E402
@@ -44,7 +43,8 @@ from sol_rt.export.quantize.nested import quantize_matrix  # noqa: E402
 from sol_rt.export.sources.decoder import family_of, from_hf_config  # noqa: E402
 from sol_rt.export.sources.families import FAMILIES  # noqa: E402
 from sol_rt.export.sources.open_checkpoint import open_checkpoint  # noqa: E402
-from sol_rt.store.progress import silent  # noqa: E402
+from sol_rt.export.weights import memory  # noqa: E402
+from sol_rt.progress import silent  # noqa: E402
 
 FAMILY_PRESETS = ("tiny-llama", "tiny-qwen2", "tiny-phi3", "tiny-phi", "tiny-lfm2")
 GGUF_PARTS = [
@@ -209,7 +209,7 @@ def test_packed_projections_are_the_same_model(folder: Path, tmp_path: Path) -> 
 @pytest.mark.slow
 def test_the_size_of_pieces_changes_no_byte(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     export(folder, tmp_path / "whole")
-    monkeypatch.setattr("sol_rt.export.blob.weights_file.PIECE_WEIGHTS", 64 * 6)
+    monkeypatch.setattr("sol_rt.export.weights.weights_file.PIECE_WEIGHTS", 64 * 6)
     export(folder, tmp_path / "pieces")
     assert (tmp_path / "whole" / "weights.bin").read_bytes() == (tmp_path / "pieces" / "weights.bin").read_bytes()
 

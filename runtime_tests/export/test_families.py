@@ -42,13 +42,13 @@ from sol_rt.bundle.bits import MIXED  # noqa: E402
 from sol_rt.bundle.bundle import Bundle  # noqa: E402
 from sol_rt.engine.engine import Engine  # noqa: E402
 from sol_rt.export.actions.candidates import BITS, CHANNEL_DENSITIES, KV_DENSITIES  # noqa: E402
-from sol_rt.export.blob import memory  # noqa: E402
 from sol_rt.export.pipeline import export_bundle  # noqa: E402
 from sol_rt.export.sources.checkpoint import Checkpoint  # noqa: E402
 from sol_rt.export.sources.decoder import from_hf_config  # noqa: E402
 from sol_rt.export.sources.families import FAMILIES  # noqa: E402
 from sol_rt.export.sources.open_checkpoint import open_checkpoint  # noqa: E402
 from sol_rt.export.sources.source_model import SourceModel  # noqa: E402
+from sol_rt.export.weights import memory  # noqa: E402
 from sol_rt.ops import library_path  # noqa: E402
 from sol_rt.train.reference_model.model import UNROUNDED, ReferenceModel  # noqa: E402
 from sol_rt.train.reference_model.weights import FloatMatrix, read_checkpoint  # noqa: E402

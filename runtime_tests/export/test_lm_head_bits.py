@@ -23,7 +23,7 @@ from sol_rt.export.actions import lm_head_bits
 from sol_rt.export.actions.lm_head_bits import Head, HeadPoint, choose_lm_head_bits, worth_reading
 from sol_rt.export.sources.decoder import Decoder, from_hf_config
 from sol_rt.export.sources.open_checkpoint import open_checkpoint
-from sol_rt.store.progress import silent
+from sol_rt.progress import silent
 from sol_rt.train.reference_model.weights import read_bundle
 
 WINDOWS = [np.random.default_rng(seed).integers(0, 320, 64).tolist() for seed in range(2)]

@@ -19,9 +19,9 @@ from sol_rt.bundle.verify import verify_bundle  # noqa: E402
 from sol_rt.engine.engine import Engine  # noqa: E402
 from sol_rt.errors import CheckpointError  # noqa: E402
 from sol_rt.export import export_bundle  # noqa: E402
-from sol_rt.export.blob.padding import PaddedTensors, padded_inputs  # noqa: E402
 from sol_rt.export.sources.decoder import Sizes, from_hf_config  # noqa: E402
 from sol_rt.export.sources.open_checkpoint import open_checkpoint  # noqa: E402
+from sol_rt.export.weights.padding import PaddedTensors, padded_inputs  # noqa: E402
 from sol_rt.train.reference_model.model import UNROUNDED, ReferenceModel  # noqa: E402
 from sol_rt.train.reference_model.weights import FloatMatrix, read_bundle, read_checkpoint  # noqa: E402
 

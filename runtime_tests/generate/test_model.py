@@ -31,7 +31,7 @@ from sol_rt.engine.engine import Engine
 from sol_rt.errors import BundleError, ContextError, QualityWarning, UsageError
 from sol_rt.generate.loop import Decoder
 from sol_rt.generate.trace import read_trace
-from sol_rt.store.progress import silent
+from sol_rt.progress import silent
 
 import onnxruntime as ort
 

@@ -1,7 +1,7 @@
 """Compiles in the background what tests need:   python -m helpers.native_builds [core programs]
 
-`make test-all` starts it, and `make test` for `core` and `programs`. A test waits for the build that it needs, and builds what
-it does not find: what fails here fails there again, in a test.
+`make test-all` starts it, and `make test` for `core` and `programs`. A test waits for the build that it needs, and
+builds what it does not find: what fails here fails there again, in a test.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import pytest
 
 from sol_rt.cli.progress_bar import Shown, _Bar, _Lines, duration
 from sol_rt.cli.progress_bar import progress as show
-from sol_rt.store.progress import Stages
+from sol_rt.progress import Stages
 
 Call = tuple[str, float, float]
 

@@ -32,7 +32,7 @@ from sol_rt.bundle.bundle import Bundle  # noqa: E402
 from sol_rt.cli.app import run  # noqa: E402
 from sol_rt.errors import BundleError  # noqa: E402
 from sol_rt.export.policy_file import read_policy  # noqa: E402
-from sol_rt.store.progress import Progress  # noqa: E402
+from sol_rt.progress import Progress  # noqa: E402
 from sol_rt.train.config import read_config  # noqa: E402
 from sol_rt.train.run.checkpoints import load_checkpoint, save_checkpoint  # noqa: E402
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sol_rt.budget.frontier import lower_hull
+from sol_rt.budget.hull import lower_hull
 
 MEMORY = 64
 """Number of last steps from which the multiplier is computed."""

@@ -9,7 +9,6 @@ from typing import Any
 from sol_rt.budget.cost.bytes_model import BytesCost, CostModel
 from sol_rt.budget.cost.calibration_table import load_cost_model
 from sol_rt.budget.dial import DEFAULT_MAX_LOSS, budget_of_loss, sensible_budget
-from sol_rt.budget.frontier import RelativeCost, frontier
 from sol_rt.budget.hull import Hull
 from sol_rt.budget.losses import ActionLosses
 from sol_rt.budget.schedules import policy_budgets, schedule_actions
@@ -20,6 +19,7 @@ from sol_rt.bundle.config import SolConfig, Variant, screened_bytes
 from sol_rt.bundle.selection import Selection
 from sol_rt.engine.hardware import usable_cores
 from sol_rt.evaluation.footprint import footprint, usual_contexts, windowed_layers
+from sol_rt.evaluation.frontier import RelativeCost, frontier
 
 
 def describe(path: Path, context: int = 512) -> dict[str, Any]:

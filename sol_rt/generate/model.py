@@ -53,7 +53,7 @@ from sol_rt.generate.replay import replay_decoder
 from sol_rt.generate.results import Generation, Scores
 from sol_rt.generate.stream import Stream
 from sol_rt.generate.trace import Trace, TraceHeader, TraceWriter, check_trace_path, is_name
-from sol_rt.store.progress import silent
+from sol_rt.progress import silent
 from sol_rt.store.verified import check_weights
 from sol_rt.text.chat_template import ChatTemplate
 from sol_rt.text.tokenizer import Tokenizer

@@ -16,8 +16,8 @@ from typing import Any, BinaryIO
 from sol_rt.atomic_write import put_in_place
 from sol_rt.bundle.file_state import FileState
 from sol_rt.errors import HubError, HubUnreachableError
+from sol_rt.progress import Progress
 from sol_rt.store.hub import HubId, Listing, RemoteFile, hub_errors, open_file
-from sol_rt.store.progress import Progress
 
 UNFINISHED = ".unfinished"
 """Folder beside finished bundles or checkpoints. It has a subfolder for each download that has begun."""

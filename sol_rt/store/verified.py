@@ -16,8 +16,8 @@ from sol_rt.atomic_write import write_text
 from sol_rt.bundle.bundle import Bundle, check_hash, sha256_in_one_state
 from sol_rt.bundle.file_state import FileState
 from sol_rt.errors import BundleError, WriteError
+from sol_rt.progress import Progress, silent
 from sol_rt.store.home import home
-from sol_rt.store.progress import Progress, silent
 
 STATE = "verified.json"
 FORMAT = "sol_rt.verified"

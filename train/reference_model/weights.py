@@ -21,7 +21,6 @@ from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bits import THREE, Precision
 from sol_rt.bundle.config import BLOCK, CODEBOOK, CONFIG_NAME, TensorEntry, Variant
 from sol_rt.bundle.config_reader import read_config
-from sol_rt.export.blob.padding import PaddedTensors
 from sol_rt.export.quantize.codebook import unpack_codes
 from sol_rt.export.quantize.nested import LEVEL_OFFSETS, quantize_matrix
 from sol_rt.export.quantize.source_codes import SourceCodes
@@ -32,6 +31,7 @@ from sol_rt.export.sources.decoder import Decoder, from_hf_config
 from sol_rt.export.sources.families import FAMILIES
 from sol_rt.export.sources.open_checkpoint import open_checkpoint
 from sol_rt.export.sources.rope import table_names, tables
+from sol_rt.export.weights.padding import PaddedTensors
 
 _PARTS = ("base", "scale", "zero", "plane1", "plane2", "low", "high", "block_scale", "output_scale", CODEBOOK)
 # weight bits -> the bits of code8 that they read

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from sol_rt.store.progress import Progress, Stages
+from sol_rt.progress import Progress, Stages
 from sol_rt.train.run.setup import TrainSetup
 from sol_rt.train.run.state import WARM_START, TrainingState
 

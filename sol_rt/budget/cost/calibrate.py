@@ -28,7 +28,7 @@ from sol_rt.engine.engine import Engine
 from sol_rt.engine.hardware import tuning
 from sol_rt.engine.hardware.tuning import Tuning
 from sol_rt.errors import UsageError
-from sol_rt.store.progress import Progress, Stages
+from sol_rt.progress import Progress, Stages
 
 _WARM_UP = 2
 _LEAST = 5  # repeats, however long they take

@@ -20,7 +20,7 @@ from sol_rt.engine.engine import Engine
 from sol_rt.engine.hardware import tuning
 from sol_rt.engine.hardware.reads import PlainReads
 from sol_rt.engine.hardware.tuning import Tuned, Tuning
-from sol_rt.store.progress import Progress
+from sol_rt.progress import Progress
 
 _CONTEXT = 16  # tokens
 _LEAST_ROUNDS, _MOST_ROUNDS = 4, 200

@@ -23,7 +23,7 @@ from sol_rt.evaluation.quality.runs import DENSE, Setting, WindowRun, WindowScor
 from sol_rt.evaluation.quality.state import State
 from sol_rt.evaluation.quality.windows import Window, spread_windows
 from sol_rt.generate.model import SolModel
-from sol_rt.store.progress import Progress, Stages
+from sol_rt.progress import Progress, Stages
 
 BUDGETED = ("hull", "uniform", "random", "entropy", "sol")
 """Schedules that take a budget."""

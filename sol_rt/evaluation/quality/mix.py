@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Mapping
 
 from sol_rt.budget.controller.budget import Controller
-from sol_rt.budget.frontier import falling_hull
+from sol_rt.budget.hull import falling_hull
 from sol_rt.budget.schedules import PolicyInput
 from sol_rt.budget.schedules.hull import ErrorDiffusion
 from sol_rt.bundle.actions import Action

@@ -36,7 +36,7 @@ from sol_rt.generate.generation_config import GenerationConfig
 from sol_rt.generate.loop import Decoder, StepRecord
 from sol_rt.generate.model import SolModel
 from sol_rt.generate.sampling import Sampler
-from sol_rt.store.progress import Progress, silent
+from sol_rt.progress import Progress, silent
 
 import onnxruntime as ort
 

@@ -25,12 +25,12 @@ from torch import Tensor
 
 from sol_rt.bundle.config import BLOCK
 from sol_rt.errors import CheckpointError
-from sol_rt.export.blob.padding import padded_inputs
 from sol_rt.export.sources.checkpoint import Checkpoint, matrices
 from sol_rt.export.sources.decoder import Decoder
 from sol_rt.export.sources.families import Family
 from sol_rt.export.sources.source_model import SourceModel
-from sol_rt.store.progress import Progress
+from sol_rt.export.weights.padding import padded_inputs
+from sol_rt.progress import Progress
 
 _TOKENS_AT_ONCE = 512
 _COLUMNS_AT_ONCE = 512  # of a Hessian; below its diagonal nothing is computed

@@ -21,9 +21,6 @@ import numpy.typing as npt
 
 from sol_rt.bundle.bits import THREE, Precision, is_of_screen, screen_columns, screen_matrix
 from sol_rt.bundle.config import ALIGNMENT, BLOCK, CODEBOOK, CODEBOOK_SHAPE, TensorEntry, tensor_bytes
-from sol_rt.export.blob.hessian import Inputs, matrix_inputs
-from sol_rt.export.blob.memory import PIECE_WEIGHTS
-from sol_rt.export.blob.padding import PaddedTensors
 from sol_rt.export.quantize.codebook import (
     Codebook,
     choose_grid,
@@ -49,7 +46,10 @@ from sol_rt.export.sources.checkpoint import Checkpoint, matrices, matrix_shape,
 from sol_rt.export.sources.decoder import Decoder
 from sol_rt.export.sources.families import Family, TensorNames
 from sol_rt.export.sources.rope import table_names, tables
-from sol_rt.store.progress import Progress
+from sol_rt.export.weights.hessian import Inputs, matrix_inputs
+from sol_rt.export.weights.memory import PIECE_WEIGHTS
+from sol_rt.export.weights.padding import PaddedTensors
+from sol_rt.progress import Progress
 
 _SAMPLED_ROWS, _SAMPLED_BLOCKS = 2048, 8192  # of the weights from which the tables of level 3 are learned
 _MATRICES_AHEAD = 4  # whose pieces are in the pool at once, those of a layer

@@ -1,11 +1,12 @@
-"""Loss against cost of a bundle's actions: as points, as their lower convex hull, and as a plot in plain text."""
+"""Loss against cost of a bundle's actions: as points, and as a plot in plain text."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from sol_rt.budget.hull import lower_hull
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.selection import Selection
 
@@ -52,37 +53,6 @@ def frontier(selection: Selection, context: int, relative_cost: RelativeCost | N
             told = candidate.action.tag, candidate.kept, candidate.reason
             points.append(FrontierPoint(*told, point.bytes, cost, point.loss, point.stderr))
     return sorted(points, key=lambda point: (point.cost, point.loss))
-
-
-def lower_hull(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Corners of the lower convex hull of (cost, loss) points, in ascending order of cost.
-
-    A schedule that takes two actions in turn reaches every point between them, so the hull is the best that fixed mixes
-    can reach.
-    """
-    corners: list[tuple[float, float]] = []
-    for point in sorted(points):
-        if corners and point[0] == corners[-1][0]:
-            continue  # the lower of two at one cost came first
-        while len(corners) > 1 and _turn(corners[-2], corners[-1], point) <= 0:
-            corners.pop()
-        corners.append(point)
-    return corners
-
-
-def falling_hull(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Corners of the lower hull of (cost, loss) points from the cheapest to the one of least loss.
-
-    What costs more than that one is left out.
-    """
-    corners = lower_hull(points)
-    best = min(range(len(corners)), key=lambda index: corners[index][1])
-    return corners[: best + 1]
-
-
-def _turn(a: tuple[float, float], b: tuple[float, float], c: tuple[float, float]) -> float:
-    """Positive if the way from a over b to c turns left."""
-    return (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])
 
 
 def text_plot(points: Sequence[FrontierPoint], unit: str) -> str:
