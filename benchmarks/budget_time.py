@@ -1,6 +1,6 @@
 """Measures how much decode time a budget saves: the time per token at each budget, relative to budget 1.0.
 
-    sol-rt calibrate -m BUNDLE
+    sol-rt profile -m BUNDLE
     python benchmarks/budget_time.py BUNDLE -d 64 -n 64 -r 10
 
 Prints a Markdown table with a row per budget: achieved budget, milliseconds per token, and the ratio to budget 1.0.

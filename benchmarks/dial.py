@@ -3,7 +3,7 @@
     python benchmarks/dial.py smollm2-135m -f valid.tokens.txt
 
 Speed: steps of generation after 512 tokens, in rounds in which the settings take turns; costs are this machine's
-milliseconds, measured for about a minute and for this run alone: a stored calibration stays. Perplexity: `sol-rt
+milliseconds, measured for about a minute and for this run alone: a stored cost table stays. Perplexity: `sol-rt
 perplexity` on windows of the text, with the same costs.
 """
 
@@ -24,8 +24,8 @@ from peer_report import machine, quartiles
 from result_page import FOLDER, write_page
 
 from sol_rt import SolModel
-from sol_rt.budget.cost.calibrate import measure
-from sol_rt.budget.cost.calibration_table import CalibratedCost
+from sol_rt.budget.cost.cost_table import MeasuredCost
+from sol_rt.budget.cost.profile import measure
 from sol_rt.budget.losses import share_of_nats
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.engine.engine import Engine
@@ -60,7 +60,7 @@ def main() -> None:
     bundle = Bundle.open(find_bundle(arguments.model))
     engine = Engine(bundle, provider="cpu")
     measured = measure(engine, bundle, (64, CONTEXT, 1024), 15, silent, seconds=60)
-    model = SolModel(engine, CalibratedCost(bundle.config, measured.table))
+    model = SolModel(engine, MeasuredCost(bundle.config, measured.table))
 
     speeds = _speeds(model, arguments.count, arguments.rounds)
     text = arguments.file.read_text(encoding="utf-8")

@@ -31,8 +31,8 @@ from result_page import write_page
 
 from sol_rt import SolModel, __version__
 from sol_rt.budget.cost.bytes_model import BytesCost
-from sol_rt.budget.cost.calibrate import measure
-from sol_rt.budget.cost.calibration_table import CalibratedCost
+from sol_rt.budget.cost.cost_table import MeasuredCost
+from sol_rt.budget.cost.profile import measure
 from sol_rt.budget.dominated import describe
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
@@ -341,9 +341,9 @@ def _decode_table(
 def _dial(
     bundle: Bundle, engine: Engine, contexts: Sequence[int], args: argparse.Namespace, figures: list[Figure]
 ) -> Iterator[str]:
-    """Measures the time at budget 0.4 over the time at 1.0, with costs that are calibrated first."""
+    """Measures the time at budget 0.4 over the time at 1.0, with costs that are measured first."""
     result = measure(engine, bundle, contexts, args.repeats, lambda *_: None, seconds=args.seconds)
-    cost = CalibratedCost(bundle.config, result.table)
+    cost = MeasuredCost(bundle.config, result.table)
     model = SolModel(engine, cost)
     if model.dominated:
         yield describe(model.dominated, engine.provider_name)
@@ -359,12 +359,12 @@ def _dial(
     figures.append(Figure("time at budget 0.4 over 1.0", "0.36 to 0.46", f"{ratio:.3f} behind {depth}"))
     yield (
         f"Budget 0.4 (schedule {rows[0].test.schedule}) takes {ratio:.3f} of the time of budget 1.0; "
-        f"by the calibrated costs {achieved[0.4]:.3f}. {args.tokens} tokens behind {depth}, medians of 5 runs in turn."
+        f"by the measured costs {achieved[0.4]:.3f}. {args.tokens} tokens behind {depth}, medians of 5 runs in turn."
     )
     if cost.policy():
         dense = cost.dense(depth)
         host = times[0.4] / args.tokens / 1e6 - (achieved[0.4] * dense - cost.policy())
-        shares = f"{cost.policy() / dense:.1%}; the rest of a token, by the calibrated costs, {host / dense:.1%}"
+        shares = f"{cost.policy() / dense:.1%}; the rest of a token, by the measured costs, {host / dense:.1%}"
         yield f"A run of the policy: {cost.policy():.3f} ms on the CPU; of the dense step {shares}."
         figures.append(Figure("the policy's step, of the dense one", "hidden, or under 3%", shares))
     yield ""
@@ -413,7 +413,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--prefill", type=int, default=512, help="tokens per prefill")
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--tokens", type=int, default=128, help="tokens per run under a budget")
-    parser.add_argument("--seconds", type=float, default=120, help="time limit of a bundle's calibration")
+    parser.add_argument("--seconds", type=float, default=120, help="time limit of a bundle's profile")
     parser.add_argument("-o", "--output", type=Path)
     return parser.parse_args()
 

@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("-n", "--count", type=int, default=24, help="steps per round")
     parser.add_argument("-r", "--rounds", type=int, default=20)
     parser.add_argument("-t", "--threads", type=int, default=2)
-    parser.add_argument("--copies", action="store_true", help="steps read copies of matrices, calibrated or not")
+    parser.add_argument("--copies", action="store_true", help="steps read copies of matrices, measured or not")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker is not None:

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from sol_rt.budget.controller.budget import Controller
 from sol_rt.budget.cost.bytes_model import BytesCost
-from sol_rt.budget.cost.calibration_table import load_cost_model
+from sol_rt.budget.cost.cost_table import load_cost_model
 from sol_rt.budget.hull import Hull
 from sol_rt.budget.schedules.hull import HullSchedule
 from sol_rt.bundle.actions import Action
@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("counterfactuals", type=Path)
     parser.add_argument("--policy", type=Path, help="policy.safetensors; default: none, static and oracle alone")
     parser.add_argument("-b", "--budget", default="0.45,0.5,0.55,0.6")
-    parser.add_argument("-t", "--threads", type=int, help="with a calibration of so many costs are milliseconds")
+    parser.add_argument("-t", "--threads", type=int, help="with a cost table of so many, costs are milliseconds")
     parser.add_argument("--again", type=Path, help="counterfactuals of the held-out windows in other arithmetic")
     parser.add_argument("--by-length", action="store_true", help="a row for each length of window, too")
     given = parser.parse_args()

@@ -140,7 +140,7 @@ def _actions(config: SolConfig, selection: Selection | None) -> list[str]:
     scored = " and ".join(f"{setting.tokens} tokens at {context}" for context, setting in contexts.items())
     lines += [
         f"Loss is in nats a token over dense, over {scored}, ± standard error; text: {selection.text}.",
-        "Bytes are those of weights and KV cache that a decode step reads, as a share of dense; `sol-rt calibrate`",
+        "Bytes are those of weights and KV cache that a decode step reads, as a share of dense; `sol-rt profile`",
         "measures times.",
         "",
         "| action |" + "".join(f" loss at {context} | bytes at {context} |" for context in contexts),

@@ -41,7 +41,7 @@ from sol_rt.export.quantize.nested import ByteArray
 from sol_rt.export.sources.chat_segments import FILE as CHAT_SEGMENTS
 from sol_rt.export.sources.chat_segments import chat_segments_of
 from sol_rt.export.sources.decoder import from_hf_config
-from sol_rt.store.home import calibration_dir
+from sol_rt.store.home import costs_dir
 
 _CARD = "README.md"
 _CODES_AT_ONCE = 4 << 20  # bounds the memory
@@ -59,18 +59,18 @@ _RENAMED = {
 
 @dataclass(frozen=True)
 class Migrated:
-    """Result of a migration: the version before, the graph files written, and the device calibrations removed."""
+    """Result of a migration: the version before, the graph files written, and the cost tables removed."""
 
     version: int
     graphs: tuple[str, ...]
-    calibrations: tuple[Path, ...]
+    cost_tables: tuple[Path, ...]
 
 
 def migrate(folder: Path) -> Migrated:
     """Brings the bundle in `folder` to the current format; a bundle that has it gets its graphs anew.
 
     The new bundle is written aside and takes the folder's place at the end. Its weights are copied only where codes of
-    3 bits lie otherwise in them; the copy then needs room beside the folder. The bundle's device calibrations are
+    3 bits lie otherwise in them; the copy then needs room beside the folder. The bundle's cost tables are
     removed, as they belong to the old config.
 
     Raises BundleError for missing or damaged files, and for a format whose weights are not today's. Raises
@@ -121,7 +121,7 @@ def migrate(folder: Path) -> Migrated:
         text = json.dumps(replace(config, files=files, kv=kv).to_json_dict(), indent=2, ensure_ascii=False)
         (aside / CONFIG_NAME).write_bytes((text + "\n").encode())
         Bundle.open(aside)
-    return Migrated(version, graphs, _remove_calibrations(identity))
+    return Migrated(version, graphs, _remove_cost_tables(identity))
 
 
 def _planes(path: Path, config: SolConfig, matrix: str) -> tuple[TensorEntry, TensorEntry]:
@@ -232,10 +232,10 @@ def _link(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def _remove_calibrations(identity: str) -> tuple[Path, ...]:
-    """Removes the calibration tables made for a config of this hash; returns them."""
+def _remove_cost_tables(identity: str) -> tuple[Path, ...]:
+    """Removes the cost tables made for a config of this hash; returns them."""
     found = []
-    for path in calibration_dir().glob("*.json"):
+    for path in costs_dir().glob("*.json"):
         try:
             if json.loads(path.read_text(encoding="utf-8"))["bundle"] == identity:
                 path.unlink()

@@ -363,7 +363,7 @@ def _check_arguments(
         )
     if is_device_table(Path(str(calibration))):
         raise UsageError(
-            f"calibration {calibration}: a table of this device's speed, which sol-rt calibrate wrote, expected "
+            f"calibration {calibration}: a table of this device's speed, which sol-rt profile wrote, expected "
             f"{QUICK}, {FULL}, {NO_TEXT}, a text file or a stored calibration; --save-calibration writes one of those"
         )
     if save_calibration is not None and (calibration in (None, NO_TEXT) or is_stored(Path(str(calibration)))):

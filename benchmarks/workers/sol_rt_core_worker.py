@@ -14,7 +14,7 @@ from protocol import arguments, serve
 from sol_rt_worker import spoken
 
 from sol_rt import __version__
-from sol_rt.budget.cost.calibration_table import CalibratedCost
+from sol_rt.budget.cost.cost_table import MeasuredCost
 from sol_rt.generate.native.model import NativeModel
 from sol_rt.generate.results import GeneratedToken
 
@@ -30,7 +30,7 @@ class SolRtCore:
         self._dense = config.dense.tag
         self.version = f"sol_rt {__version__}, onnxruntime {ort.__version__}"
         cost = self._model.cost
-        tuning = cost.calibration.tuning if isinstance(cost, CalibratedCost) else None
+        tuning = cost.cost_table.tuning if isinstance(cost, MeasuredCost) else None
         self.settings = f"the native core, {config.kv.dtype} KV, {spoken(tuning)}"
         self._tokens: list[int] = []
         self._room = 0

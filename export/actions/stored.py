@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sol_rt.atomic_write import write_text
-from sol_rt.budget.cost.calibration_table import CALIBRATION_FORMAT
+from sol_rt.budget.cost.cost_table import COST_TABLE_FORMAT
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bits import THREE, bits_name, parse_bits_name
 from sol_rt.bundle.bundle import sha256
@@ -231,8 +231,8 @@ def is_stored(path: Path) -> bool:
 
 
 def is_device_table(path: Path) -> bool:
-    """True if a file is a table that `sol-rt calibrate` wrote: milliseconds, which no export uses."""
-    return _begins_with_format(path, CALIBRATION_FORMAT)
+    """True if a file is a table that `sol-rt profile` wrote: milliseconds, which no export uses."""
+    return _begins_with_format(path, COST_TABLE_FORMAT)
 
 
 def _begins_with_format(path: Path, format_name: str) -> bool:

@@ -13,7 +13,7 @@ from helpers.made_configs import made_config
 from sol_rt.budget.controller.base import AxisTargets, BaseController
 from sol_rt.budget.controller.budget import Controller
 from sol_rt.budget.cost.bytes_model import BytesCost, CostModel, Line
-from sol_rt.budget.cost.calibration_table import CalibratedCost, CalibrationTable
+from sol_rt.budget.cost.cost_table import CostTable, MeasuredCost
 from sol_rt.budget.dial import make_controller
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.config import SolConfig
@@ -53,7 +53,7 @@ def one_action(allowed: np.ndarray, costs: np.ndarray, random: np.random.Generat
 PICKS = (cheapest, dearest, anything, swinging, waves, one_action)
 
 
-def calibrated(config: SolConfig, random: np.random.Generator) -> CalibratedCost:
+def measured(config: SolConfig, random: np.random.Generator) -> MeasuredCost:
     """A device where savings are ragged: some actions cost more than dense, none is free."""
     lines: dict[str, dict[int, Line]] = {}
     for key, variant in config.variants.items():
@@ -64,8 +64,8 @@ def calibrated(config: SolConfig, random: np.random.Generator) -> CalibratedCost
             0.1: Line(fixed + float(random.uniform(0, 2)), 1e-3, 4e-3),
         }
     dense = lines[config.dense.variant][1.0].fixed
-    table = CalibrationTable("b" * 64, "device", "now", 0.02 * dense, lines)
-    return CalibratedCost(config, table)
+    table = CostTable("b" * 64, "device", "now", 0.02 * dense, lines)
+    return MeasuredCost(config, table)
 
 
 def run(controller: BaseController, pick: Pick, context: int, steps: int, seed: int) -> float:
@@ -131,7 +131,7 @@ def test_budget_holds_with_costs_in_bytes(
 )
 def test_budget_holds_with_measured_costs(budget: float, context: int, steps: int, pick: Pick, seed: int) -> None:
     config = made_config()
-    cost = calibrated(config, np.random.default_rng(seed))
+    cost = measured(config, np.random.default_rng(seed))
     controller = Controller(actions_of(config), cost, budget, policy_cost=True)
     worst = run(controller, pick, context, steps, seed)
     if not controller.floored:
@@ -190,7 +190,7 @@ def test_target_makes_up_for_what_was_spent() -> None:
 @given(rate=st.floats(60, 150), pick=st.sampled_from(PICKS), seed=st.integers(0, 1000), context=contexts)
 def test_rate_is_held_where_it_can_be(rate: float, pick: Pick, seed: int, context: int) -> None:
     config = made_config()
-    cost = calibrated(config, np.random.default_rng(seed))
+    cost = measured(config, np.random.default_rng(seed))
     controller = Controller(actions_of(config), cost, tokens_per_second=rate)
     random = np.random.default_rng(seed)
     spent = floor = 0.0
@@ -209,7 +209,7 @@ def test_rate_is_held_where_it_can_be(rate: float, pick: Pick, seed: int, contex
 
 def test_a_slow_rate_stays_dense() -> None:
     config = made_config()
-    cost = calibrated(config, np.random.default_rng(0))
+    cost = measured(config, np.random.default_rng(0))
     controller = Controller(actions_of(config), cost, tokens_per_second=0.1)
     run(controller, dearest, 100, 80, 0)
     assert controller.achieved == pytest.approx(1.0)
@@ -218,7 +218,7 @@ def test_a_slow_rate_stays_dense() -> None:
 
 def test_a_rate_out_of_reach_is_served_by_the_cheapest_and_said() -> None:
     config = made_config()
-    cost = calibrated(config, np.random.default_rng(0))
+    cost = measured(config, np.random.default_rng(0))
     controller = Controller(actions_of(config), cost, tokens_per_second=1e4)
     run(controller, dearest, 100, 80, 0)
     assert controller.achieved == pytest.approx(controller.floor(140), abs=0.01)
@@ -227,7 +227,7 @@ def test_a_rate_out_of_reach_is_served_by_the_cheapest_and_said() -> None:
 
 def test_rate_needs_measured_costs() -> None:
     config = made_config()
-    with pytest.raises(UsageError, match="sol-rt calibrate"):
+    with pytest.raises(UsageError, match="sol-rt profile"):
         Controller(actions_of(config), BytesCost(config), tokens_per_second=10)
 
 
@@ -299,7 +299,7 @@ def test_axis_targets_that_no_mix_has() -> None:
 
 def test_contradictory_requests() -> None:
     config = made_config()
-    cost: CostModel = calibrated(config, np.random.default_rng(0))
+    cost: CostModel = measured(config, np.random.default_rng(0))
     with pytest.raises(UsageError, match=r"^--budget and --kv-density contradict"):
         make_controller(actions_of(config), cost, 0.5, axis_targets=AxisTargets(kv_density=0.5))
     with pytest.raises(UsageError, match="contradict"):

@@ -1,4 +1,4 @@
-"""Costs: the bytes model (docs/reference/bundle-details.md) by hand, calibrated lines, tables that must not be used."""
+"""Costs: the bytes model (docs/reference/bundle-details.md) by hand, measured lines, tables that must not be used."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers.calibrations import table_for
+from helpers.cost_tables import table_for
 from helpers.made_configs import made_config
 from sol_rt.budget.cost.bytes_model import BytesCost, CostModel, reads
-from sol_rt.budget.cost.calibration_table import (
-    CalibratedCost,
-    CalibrationTable,
-    calibration_path,
+from sol_rt.budget.cost.cost_table import (
+    CostTable,
+    MeasuredCost,
+    cost_table_path,
     device_string,
     keep_quick,
     load_cost_model,
@@ -110,20 +110,20 @@ def test_a_window_saves_nothing_until_a_text_is_longer() -> None:
     st.sampled_from([(), (512,) * 25 + (0,) * 5]),
 )
 def test_the_table_is_the_steps(
-    contexts: list[int], calibrated: bool, dense_layers: tuple[int, ...], windows: tuple[int, ...]
+    contexts: list[int], measured: bool, dense_layers: tuple[int, ...], windows: tuple[int, ...]
 ) -> None:
     config = made_config(kv_densities=(1.0, 0.99, 0.5, 0.33, 0.1, 0.01))
     config = dataclasses.replace(config, kv=KvLayout(dense_layers=dense_layers, windows=windows))
-    cost: CostModel = CalibratedCost(config, table_for(config)) if calibrated else BytesCost(config)
+    cost: CostModel = MeasuredCost(config, table_for(config)) if measured else BytesCost(config)
     actions = [entry.action for entry in config.actions]
     for context, row in zip(contexts, cost.table(actions)(np.array(contexts)), strict=True):
         expected = [cost.step(action, context) for action in actions]
         assert row.tolist() == pytest.approx(expected, rel=1e-12)
 
 
-def test_calibrated_costs_follow_their_lines() -> None:
+def test_measured_costs_follow_their_lines() -> None:
     config = made_config()
-    cost = CalibratedCost(config, table_for(config))
+    cost = MeasuredCost(config, table_for(config))
     weights = config.variants["s050-q4"].weight_bytes / 1e7
     assert cost.step(Action(1.0, 0.5, 4), 999) == pytest.approx(weights + 1.0)
     assert cost.step(Action(0.5, 0.5, 4), 999) == pytest.approx(weights + 0.001 * (4 * 126 + 4) + 0.002 * 249)
@@ -135,7 +135,7 @@ def test_calibrated_costs_follow_their_lines() -> None:
 
 def test_table_survives_json() -> None:
     table = table_for(made_config())
-    assert CalibrationTable.from_json(table.to_json()) == table
+    assert CostTable.from_json(table.to_json()) == table
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_table_survives_json() -> None:
         lambda text: text[: len(text) // 2],
         lambda text: "",
         lambda text: "[]",
-        lambda text: text.replace("sol_rt.calibration", "other"),
+        lambda text: text.replace("sol_rt.cost_table", "other"),
         lambda text: text.replace('"policy_ms": 0.25', '"policy_ms": NaN'),
         lambda text: text.replace('"policy_ms": 0.25', '"policy_ms": -1'),
         lambda text: text.replace('"per_page"', '"per_line"'),
@@ -153,8 +153,8 @@ def test_table_survives_json() -> None:
 )
 def test_damaged_table_is_one_line(damage) -> None:  # type: ignore[no-untyped-def]
     text = damage(table_for(made_config()).to_json())
-    with pytest.raises(SolError, match="sol-rt calibrate") as error:
-        CalibrationTable.from_json(text)
+    with pytest.raises(SolError, match="sol-rt profile") as error:
+        CostTable.from_json(text)
     assert "\n" not in str(error.value)
 
 
@@ -163,7 +163,7 @@ def test_table_without_a_variant_is_refused() -> None:
     lines = dict(table_for(config).lines)
     del lines["s050-q4"]
     with pytest.raises(SolError, match="s050-q4"):
-        CalibratedCost(config, table_for(config, lines=lines))
+        MeasuredCost(config, table_for(config, lines=lines))
 
 
 def test_fit_finds_exact_lines_and_never_goes_negative() -> None:
@@ -190,7 +190,7 @@ def test_a_few_disturbed_timings_do_not_move_the_line() -> None:
 
 @pytest.mark.parametrize("samples", [[], [(1, 0, 0.0)], [(1, 0, float("nan"))]])
 def test_fit_refuses_unusable_timings(samples: list[tuple[float, float, float]]) -> None:
-    with pytest.raises(SolError, match="calibration"):
+    with pytest.raises(SolError, match="profile"):
         fit_line(samples)
 
 
@@ -208,7 +208,7 @@ def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
 
 
 def save(opened: Bundle, **changes) -> Path:  # type: ignore[no-untyped-def]
-    path = calibration_path(opened, "cpu", 2, True)
+    path = cost_table_path(opened, "cpu", 2, True)
     table_for(opened.config, **changes).save(path)
     return path
 
@@ -224,20 +224,20 @@ def test_fresh_table_is_used(bundle: Bundle) -> None:
     assert (cost.name, cost.note) == ("calibrated", "")
     other = load_cost_model(bundle, "cpu", 1)
     assert other.name == "bytes"
-    assert "calibrated for 2 threads, not for the 1" in other.note
+    assert "measured for 2 threads, not for the 1" in other.note
     assert load_cost_model(bundle, "webgpu", 2).name == "bytes"
     assert load_cost_model(bundle, "cpu", 2, native=False).name == "bytes"
 
 
 def test_a_quick_table_says_how_long_it_serves(bundle: Bundle) -> None:
-    table, path = table_for(bundle.config, quick=True), calibration_path(bundle, "cpu", 2, True)
+    table, path = table_for(bundle.config, quick=True), cost_table_path(bundle, "cpu", 2, True)
     assert keep_quick(table, path).startswith("measured what each action costs on this machine, once and quickly; ")
     varied = keep_quick(dataclasses.replace(table, steady=False), path)
-    assert "machine, quickly; the times varied, so they are measured again after an hour; sol-rt calibrate" in varied
+    assert "machine, quickly; the times varied, so they are measured again after an hour; sol-rt profile" in varied
 
 
-def test_a_quick_table_of_other_threads_is_no_calibration(bundle: Bundle) -> None:
-    table_for(bundle.config, quick=True).save(quick_path(calibration_path(bundle, "cpu", 2, True)))
+def test_a_quick_table_of_other_threads_does_not_count(bundle: Bundle) -> None:
+    table_for(bundle.config, quick=True).save(quick_path(cost_table_path(bundle, "cpu", 2, True)))
     assert load_cost_model(bundle, "cpu", 2).name == "calibrated"
     assert load_cost_model(bundle, "cpu", 1).note == ""
 
@@ -247,7 +247,7 @@ def test_stale_table_is_not_used(bundle: Bundle) -> None:
     cost = load_cost_model(bundle, "cpu", 2)
     assert cost.name == "bytes"
     assert "bundle changed" in cost.note
-    assert "sol-rt calibrate" in cost.note
+    assert "sol-rt profile" in cost.note
 
 
 def test_foreign_table_is_not_used(bundle: Bundle) -> None:

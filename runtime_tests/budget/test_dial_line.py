@@ -14,7 +14,7 @@ import pytest
 
 from helpers.tiny_bundle import write_bundle
 from sol_rt import SolModel
-from sol_rt.budget.cost.calibration_table import calibration_path
+from sol_rt.budget.cost.cost_table import cost_table_path
 from sol_rt.cli.run.generate import bought
 
 
@@ -51,7 +51,7 @@ def test_a_rate_that_was_missed_names_the_reason(model: SolModel) -> None:
         model.generate("w1 w2 w3", max_new_tokens=20, eos_token_id=[]), tokens_per_second=28.0, floored=False
     )
     wanted = {"tokens_per_second": 40.0}
-    assert "dial: 40 tokens/s, missed by 30%: slower than its calibration (sol-rt calibrate): 28.0 tokens/s" in bought(
+    assert "dial: 40 tokens/s, missed by 30%: slower than measured (sol-rt profile): 28.0 tokens/s" in bought(
         result, wanted
     )
     floored = replace(result, floored=True, requested_budget=0.2, achieved_budget=0.4)
@@ -103,10 +103,10 @@ def test_budgets_take_turns_at_being_the_first(
 
 
 @pytest.mark.filterwarnings("ignore::sol_rt.QualityWarning")
-def test_measuring_the_dial_leaves_a_stored_calibration(
+def test_measuring_the_dial_leaves_a_stored_cost_table(
     model: SolModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stored = calibration_path(model.bundle, *model.engine.machine)
+    stored = cost_table_path(model.bundle, *model.engine.machine)
     stored.parent.mkdir(parents=True, exist_ok=True)
     stored.write_text("the user's own")
     text, page = tmp_path / "text.txt", tmp_path / "page.md"

@@ -13,7 +13,7 @@ from helpers.made_configs import made_config
 from helpers.tiny_bundle import write_bundle
 from sol_rt.budget.controller.budget import Controller
 from sol_rt.budget.cost.bytes_model import FunctionBodyBytes, Line
-from sol_rt.budget.cost.calibration_table import CalibratedCost, CalibrationTable
+from sol_rt.budget.cost.cost_table import CostTable, MeasuredCost
 from sol_rt.budget.dominated import describe, ineffective, replacements, without_dominated
 from sol_rt.budget.schedules import PolicyInput, make_schedule
 from sol_rt.bundle.actions import Action
@@ -29,10 +29,10 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> SolConfig:
     return Bundle.open(write_bundle(tmp_path_factory.mktemp("dominated") / "tiny", policy=True)).config
 
 
-def _cost(config: SolConfig, line: Callable[[int, int], Line]) -> CalibratedCost:
+def _cost(config: SolConfig, line: Callable[[int, int], Line]) -> MeasuredCost:
     """Milliseconds by density level and bits."""
     lines = {key: dict.fromkeys((1.0, 0.3), line(v.channel_density, v.bits)) for key, v in config.variants.items()}
-    return CalibratedCost(config, CalibrationTable("b", "d", "now", 0.0, lines))
+    return MeasuredCost(config, CostTable("b", "d", "now", 0.0, lines))
 
 
 def _tags(found: dict[Action, Action]) -> dict[str, str]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from helpers.calibrations import store_calibration
+from helpers.cost_tables import store_costs
 from helpers.places import TINY
 from helpers.tiny_bundle import seal
 from sol_rt.budget.cost.bytes_model import BytesCost
@@ -217,10 +217,10 @@ def test_a_rate_out_of_reach_leads_to_the_lowest_budget(
 def test_a_rate_follows_what_steps_take(
     engine: str, dense_ms: float, rate: float, fast: bool, measured: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The calibration says that steps take next to nothing, or very long, and neither is so."""
+    """The cost table says that steps take next to nothing, or very long, and neither is so."""
     bundle = Bundle.open(measured)
     dense = bundle.config.variants[bundle.config.dense.variant].weight_bytes
-    store_calibration(bundle, lambda variant: dense_ms * variant.weight_bytes / dense)
+    store_costs(bundle, lambda variant: dense_ms * variant.weight_bytes / dense)
     argv = ("generate", "-m", str(measured), "-p", "One day, Anna found", "-n", "80", "--temperature", "0", "--json")
     assert main([*argv, "--engine", engine, "--tokens-per-second", str(rate)]) == 0
     result = json.loads(capsys.readouterr().out)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_controller import PICKS, TOLERANCE, Pick, actions_of, calibrated
+from test_controller import PICKS, TOLERANCE, Pick, actions_of, measured
 from test_schedules import DISTRIBUTION, HIDDEN, ScriptedPolicy
 
 from helpers.made_configs import made_config
@@ -19,7 +19,7 @@ from helpers.places import TINY
 from sol_rt.budget.controller.base import AxisTargets, BaseController
 from sol_rt.budget.controller.budget import Controller
 from sol_rt.budget.cost.bytes_model import BytesCost
-from sol_rt.budget.cost.calibration_table import CalibratedCost
+from sol_rt.budget.cost.cost_table import MeasuredCost
 from sol_rt.budget.dial import make_controller
 from sol_rt.budget.schedules import PolicyInput
 from sol_rt.budget.schedules.policy import SolSchedule
@@ -82,7 +82,7 @@ def test_the_promise_holds_whatever_the_changes(
 @given(first=st.floats(0, 1), wanted=changes, pick=st.sampled_from(PICKS), seed=st.integers(0, 1000))
 def test_the_promise_holds_with_measured_costs(first: float, wanted: dict[int, float], pick: Pick, seed: int) -> None:
     config = made_config()
-    cost = calibrated(config, np.random.default_rng(seed))
+    cost = measured(config, np.random.default_rng(seed))
     run(Controller(actions_of(config), cost, first, policy_cost=True), wanted, pick, 100, 260, seed)
 
 
@@ -124,8 +124,8 @@ def test_steps_at_a_budget_of_one_do_not_pay_for_the_policy() -> None:
     assert controller.record(dense, 102).cost == cost.dense(102) + cost.policy()
 
 
-def rated(config: SolConfig) -> CalibratedCost:
-    return calibrated(config, np.random.default_rng(0))
+def rated(config: SolConfig) -> MeasuredCost:
+    return measured(config, np.random.default_rng(0))
 
 
 def test_rate_and_budget_take_over_from_each_other() -> None:
@@ -183,7 +183,7 @@ def test_runs_that_hold_no_budget_refuse_one(model: SolModel, dial: dict[str, ob
 
 def test_a_rate_needs_measured_costs(model: SolModel) -> None:
     stream = model.stream(PROMPT, budget=0.7, max_new_tokens=3)
-    with pytest.raises(UsageError, match="run `sol-rt calibrate` first"):
+    with pytest.raises(UsageError, match="run `sol-rt profile` first"):
         stream.tokens_per_second = 10
     stream.close()
 

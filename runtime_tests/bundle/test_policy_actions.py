@@ -14,7 +14,7 @@ pytest.importorskip("torch")
 
 from helpers.made_configs import made_config
 from sol_rt.budget.cost.bytes_model import BytesCost, Line
-from sol_rt.budget.cost.calibration_table import CalibratedCost, CalibrationTable
+from sol_rt.budget.cost.cost_table import CostTable, MeasuredCost
 from sol_rt.budget.hull import Hull
 from sol_rt.budget.losses import ActionLosses
 from sol_rt.bundle.actions import Action
@@ -68,7 +68,7 @@ def test_a_bundle_without_losses_gives_all_its_actions() -> None:
 def test_costs_by_which_nothing_is_saved_leave_nothing_to_choose() -> None:
     config = made_config(losses={tag: {512: 0.1} for tag in TAGS[1:]})
     lines = {key: {1.0: Line(1.0, 0.0, 0.0, 0.01)} for key in config.variants}
-    cost = CalibratedCost(config, CalibrationTable("b", "d", "now", 0.0, lines))
+    cost = MeasuredCost(config, CostTable("b", "d", "now", 0.0, lines))
     with pytest.raises(UsageError, match="no action saves anything over dense"):
         policy_actions(config, cost, (), CONTEXTS)
 

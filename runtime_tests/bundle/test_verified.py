@@ -115,7 +115,7 @@ class TestDamage:
         assert "--no-verify" in message
 
     @pytest.mark.parametrize(
-        "argv", [["generate", "-p", "w1"], ["calibrate"], ["bench", "-n", "1"], ["chat", "-p", "w1"]], ids=" ".join
+        "argv", [["generate", "-p", "w1"], ["profile"], ["bench", "-n", "1"], ["chat", "-p", "w1"]], ids=" ".join
     )
     def test_commands_refuse_damaged_weights_in_one_line(
         self, argv: list[str], bundle: Path, capsys: pytest.CaptureFixture[str]

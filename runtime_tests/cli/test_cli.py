@@ -98,7 +98,7 @@ def test_without_a_command_help_goes_to_stderr(capsys: pytest.CaptureFixture[str
         ),
         (["chat"], "`sol-rt run smollm2-135m` fetches one"),
         (["verify"], "no model"),
-        (["calibrate", "--seconds", "nan"], "--seconds nan: expected a number from 1"),
+        (["profile", "--seconds", "nan"], "--seconds nan: expected a number from 1"),
         (["generate", "-f", "a\0b"], "embedded null"),
         (["run", "~nobody-of-this-name/a"], "got '~nobody-of-this-name', expected a user who has a folder"),
         (["inspect", "-m", "no-such-bundle"], "no-such-bundle"),
@@ -281,6 +281,16 @@ def test_help_lists_first_what_is_done_first(capsys: pytest.CaptureFixture[str])
         words[1] for line in capsys.readouterr().out.splitlines() if (words := line.split())[1:] and line[2:3] > " "
     ]
     assert [name for name in listed if name in COMMANDS][:4] == ["run", "chat", "generate", "export"]
+
+
+def test_the_old_name_of_profile_serves_and_gives_the_new_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["calibrate", "--seconds", "nan"]) == 2
+    told, error = capsys.readouterr().err.splitlines()
+    assert told == "`sol-rt calibrate` is called `sol-rt profile` now"
+    assert error.startswith("sol-rt: error: --seconds nan: expected a number from 1")
+    assert main(["--help"]) == 0
+    listed = capsys.readouterr().out
+    assert ("profile" in listed, "calibrate" in listed) == (True, False)
 
 
 def test_help_wraps_at_the_edge_alone() -> None:

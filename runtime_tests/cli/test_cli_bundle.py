@@ -239,7 +239,7 @@ def test_a_context_beyond_the_model_is_refused(capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.parametrize("kind", ["a file", "read-only"])
-def test_calibrate_says_at_once_that_home_cannot_be_written(
+def test_profile_says_at_once_that_home_cannot_be_written(
     capsys: pytest.CaptureFixture[str], home: Path, kind: str
 ) -> None:
     if kind == "a file":
@@ -248,7 +248,7 @@ def test_calibrate_says_at_once_that_home_cannot_be_written(
         pytest.skip("root may write everywhere")
     else:
         home.mkdir(mode=0o555)
-    out, err = run(capsys, "calibrate", code=1)
+    out, err = run(capsys, "profile", code=1)
     assert out == ""
     assert err.splitlines() == [line for line in err.splitlines() if line.startswith(f"sol-rt: error: {home}")]
     assert "make it writable, or set SOL_RT_HOME" in err
@@ -454,8 +454,8 @@ def test_perplexity_is_a_mean_over_decode_steps(capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.slow
-def test_calibration_is_used_from_then_on(capsys: pytest.CaptureFixture[str], home: Path) -> None:
-    result = as_json(capsys, "calibrate", "--contexts", "16,64", "-r", "3", "--provider", "cpu", "--json")
+def test_a_cost_table_is_used_from_then_on(capsys: pytest.CaptureFixture[str], home: Path) -> None:
+    result = as_json(capsys, "profile", "--contexts", "16,64", "-r", "3", "--provider", "cpu", "--json")
     assert Path(result["path"]).is_relative_to(home)
     assert {row["context"] for row in result["rows"]} == {16, 64}
     assert all(row["ms"] > 0 for row in result["rows"])
@@ -465,8 +465,8 @@ def test_calibration_is_used_from_then_on(capsys: pytest.CaptureFixture[str], ho
 
 
 @pytest.mark.slow
-def test_calibrate_reports_its_stages(capsys: pytest.CaptureFixture[str]) -> None:
-    _, err = run(capsys, "calibrate", "--contexts", "16,64", "-r", "3", "--provider", "cpu", "--json")
+def test_profile_reports_its_stages(capsys: pytest.CaptureFixture[str]) -> None:
+    _, err = run(capsys, "profile", "--contexts", "16,64", "-r", "3", "--provider", "cpu", "--json")
     lines = [line.partition(" ...") for line in err.splitlines() if " ..." in line]
     stages = [f"{what} {length}" for length in (16, 64) for what in ("filling the cache to", "timing at")]
     assert [name for name, _, _ in lines] == ["trying settings of the processor", *stages, "timing the policy"]
@@ -476,8 +476,8 @@ def test_calibrate_reports_its_stages(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 @pytest.mark.slow
-def test_calibrate_refuses_contexts_beyond_the_model(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "expected lengths from 1 to" in run(capsys, "calibrate", "--contexts", "1000000", code=2)[1]
+def test_profile_refuses_contexts_beyond_the_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "expected lengths from 1 to" in run(capsys, "profile", "--contexts", "1000000", code=2)[1]
 
 
 def test_chat_turns_the_dial_and_keeps_the_cache(

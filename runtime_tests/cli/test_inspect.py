@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("onnx", reason="making a bundle comes with the extra export")
 
-from helpers.calibrations import store_calibration
+from helpers.cost_tables import store_costs
 from helpers.made_pages import TAGS, selection, trace
 from helpers.tiny_bundle import seal, write_bundle
 from sol_rt.bundle.bundle import Bundle
@@ -122,9 +122,9 @@ def test_table_plot_and_page_have_one_unit_and_name_it(
     timed: bool, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SOL_RT_HOME", str(tmp_path / "home"))
-    unit, other = ("in calibrated ms", "in bytes") if timed else ("in bytes", "in calibrated ms")
+    unit, other = ("in measured ms", "in bytes") if timed else ("in bytes", "in measured ms")
     if timed:
-        store_calibration(Bundle.open(bundle), lambda variant: 2.0 if variant.bits == 8 else 1.8)
+        store_costs(Bundle.open(bundle), lambda variant: 2.0 if variant.bits == 8 else 1.8)
     page = tmp_path / "page.html"
     out = told(capsys, "inspect", str(bundle), "--html", str(page))
     costs = [action["cost"] for action in json.loads(told(capsys, "inspect", str(bundle), "--json"))["actions"]]

@@ -101,9 +101,9 @@ def test_actions_are_drawn_in_the_unit_that_budgets_have_here() -> None:
     for chart in re.findall("<svg.*?</svg>", page, re.DOTALL):
         assert chart.count('class="one" cx') == 8
         assert chart.count('class="dot" cx') == 4
-        assert ", in calibrated ms</text>" in chart
+        assert ", in measured ms</text>" in chart
     assert f"{len(TAGS) - 12} dropped are not drawn" in page
-    assert page.count("50% of dense, in calibrated ms") == len(chosen.contexts)
+    assert page.count("50% of dense, in measured ms") == len(chosen.contexts)
 
 
 def test_a_selection_of_one_action_is_drawn() -> None:

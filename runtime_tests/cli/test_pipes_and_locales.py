@@ -45,7 +45,7 @@ COMMANDS = {
     "chat": ["chat", "-p", "w1", "-n", "4", "--schedule", "dense"],
     "perplexity": ["perplexity", "-f", "TEXT", "-c", "8", "--chunks", "1", "--schedule", "dense"],
     "bench": ["bench", "-p", "4", "-n", "2", "-r", "1"],
-    "calibrate": ["calibrate", "--contexts", "16", "-r", "3", "--seconds", "1"],
+    "profile": ["profile", "--contexts", "16", "-r", "3", "--seconds", "1"],
     "inspect": ["inspect"],
     "verify": ["verify"],
     "pull": ["pull"],
@@ -181,21 +181,21 @@ def test_a_home_on_another_file_system(bundle: Path, tmp_path: Path) -> None:
         pytest.skip("no second file system")
     with tempfile.TemporaryDirectory(dir="/dev/shm") as home:
         environment = {**os.environ, "SOL_RT_HOME": home, "TMPDIR": str(tmp_path)}
-        argv = ["calibrate", "-m", str(bundle), "--contexts", "16", "-r", "3", "--seconds", "1"]
+        argv = ["profile", "-m", str(bundle), "--contexts", "16", "-r", "3", "--seconds", "1"]
         ended = sol_rt(argv, stdout=subprocess.PIPE, env=environment)
         assert ended.returncode == 0, ended.stderr
         tuned = {"tuning.json"} if library_path() else set()
-        assert {path.name for path in Path(home).iterdir()} == {"calibration", "verified.json"} | tuned
-        assert len(list((Path(home) / "calibration").iterdir())) == 1
+        assert {path.name for path in Path(home).iterdir()} == {"costs", "verified.json"} | tuned
+        assert len(list((Path(home) / "costs").iterdir())) == 1
 
 
 @pytest.mark.slow
-def test_two_calibrations_at_once_leave_one_whole_table(bundle: Path, tmp_path: Path) -> None:
+def test_two_profiles_at_once_leave_one_whole_table(bundle: Path, tmp_path: Path) -> None:
     argv = [
         sys.executable,
         "-m",
         "sol_rt",
-        "calibrate",
+        "profile",
         "-m",
         str(bundle),
         "--contexts",
@@ -208,6 +208,6 @@ def test_two_calibrations_at_once_leave_one_whole_table(bundle: Path, tmp_path: 
     environment = {**os.environ, "SOL_RT_HOME": str(tmp_path / "home")}
     both = [subprocess.Popen(argv, stdout=subprocess.DEVNULL, env=environment) for _ in range(2)]
     assert [process.wait(120) for process in both] == [0, 0]
-    assert len(list((tmp_path / "home" / "calibration").iterdir())) == 1
+    assert len(list((tmp_path / "home" / "costs").iterdir())) == 1
     ended = sol_rt(["inspect", "-m", str(bundle), "--json"], stdout=subprocess.PIPE, env=environment)
     assert b'"cost_model": "calibrated"' in ended.stdout

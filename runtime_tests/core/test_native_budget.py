@@ -22,7 +22,7 @@ from helpers.core_build import core_program
 from helpers.made_configs import made_config
 from sol_rt.budget.controller.budget import Controller
 from sol_rt.budget.cost.bytes_model import BytesCost, CostModel, Line
-from sol_rt.budget.cost.calibration_table import CalibratedCost, CalibrationTable
+from sol_rt.budget.cost.cost_table import CostTable, MeasuredCost
 from sol_rt.budget.dial import Dial
 from sol_rt.budget.hull import Hull
 from sol_rt.budget.losses import ActionLosses
@@ -281,7 +281,7 @@ def configs(draw: st.DrawFn) -> SolConfig:
     )
 
 
-def table_of(config: SolConfig, random: np.random.Generator) -> CalibrationTable:
+def table_of(config: SolConfig, random: np.random.Generator) -> CostTable:
     """A device where savings are ragged: some actions cost more than dense."""
     lines: dict[str, dict[float, Line]] = {}
     for key, variant in config.variants.items():
@@ -293,7 +293,7 @@ def table_of(config: SolConfig, random: np.random.Generator) -> CalibrationTable
         }
     dense = lines[config.dense.variant]
     tuning = Tuning(1, 49152, 3) if random.random() < 0.5 else None
-    return CalibrationTable(IDENTITY, "a device", "now", 0.02 * next(iter(dense.values())).fixed, lines, tuning=tuning)
+    return CostTable(IDENTITY, "a device", "now", 0.02 * next(iter(dense.values())).fixed, lines, tuning=tuning)
 
 
 def steps_of(
@@ -372,20 +372,20 @@ def compare(
     folder: Path,
     config: SolConfig,
     asked: Sequence[dict[str, Any]],
-    calibrated: bool,
+    measured: bool,
     context: int,
     seed: int,
 ) -> None:
-    """Plans a run of each dial in both runtimes. The device of `calibrated` costs, and the steps, come from `seed`."""
+    """Plans a run of each dial in both runtimes. The device of `measured` costs, and the steps, come from `seed`."""
     random = np.random.default_rng(seed)
     cost: CostModel = BytesCost(config)
     file = None
-    if calibrated:
+    if measured:
         file = folder / "table.json"
         table = table_of(config, random)
         file.write_text(table.to_json())
-        cost = CalibratedCost(config, table)
-    dense_ms = cost.dense(context) if calibrated else None
+        cost = MeasuredCost(config, table)
+    dense_ms = cost.dense(context) if measured else None
     runs = [Run(resolved(dial, config, cost), steps_of(config, random, 120, context, dense_ms)) for dial in asked]
     for run, native in zip(runs, natively(program, config, runs, file), strict=True):
         check_equal(native, planned(config, cost, run), run)
@@ -394,7 +394,7 @@ def compare(
 plans = {
     "config": configs(),
     "asked": st.lists(dials(), min_size=3, max_size=3),
-    "calibrated": st.booleans(),
+    "measured": st.booleans(),
     "context": st.one_of(st.integers(0, 200), st.integers(0, 8000)),
     "seed": st.integers(0, 2**32),
 }
@@ -449,7 +449,7 @@ def test_the_promise_holds_from_64_steps_on(program: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("losses", [{}, {"k010-s050-q4": {64: 0.5}, "k100-s100-q4": {64: 0.01}}])
-@pytest.mark.parametrize("calibrated", [False, True])
+@pytest.mark.parametrize("measured", [False, True])
 def test_core_and_python_have_one_default_schedule(
     program: Path,
     tmp_path: Path,
@@ -458,18 +458,18 @@ def test_core_and_python_have_one_default_schedule(
     budgets: tuple[float, float],
     read: bool,
     timed: bool,
-    calibrated: bool,
+    measured: bool,
 ) -> None:
     config = made_config(policy_bytes=1, losses=losses, gain_over_hull=gain, gain_budgets=budgets)
     random = np.random.default_rng(0)
     cost: CostModel = BytesCost(config)
     file = None
-    if calibrated:
+    if measured:
         file = tmp_path / "table.json"
         file.write_text(table_of(config, random).to_json())
-        cost = CalibratedCost(config, table_of(config, np.random.default_rng(0)))
+        cost = MeasuredCost(config, table_of(config, np.random.default_rng(0)))
     found = policy_budgets(config, cost)
-    assert (found is not None) == (not losses or (timed if calibrated else read))
+    assert (found is not None) == (not losses or (timed if measured else read))
     ends = found or (0.35, 0.5)
     asked = [min(max(end + aside, 0.0), 1.0) for end in ends for aside in (-1e-6, 0.0, 1e-6)]
     dials: list[dict[str, Any]] = [
@@ -581,7 +581,7 @@ def test_a_replay_names_an_action_that_the_bundle_lacks(program: Path) -> None:
     assert told == "replay: k100-s033-q8 is in the trace, its variant is not in the bundle"
 
 
-# Calibration tables
+# Cost tables
 
 
 def tables() -> dict[str, str]:
@@ -602,13 +602,13 @@ def tables() -> dict[str, str]:
     line = good["lines"][variant][density]
     return {
         "empty": "",
-        "text": "calibration",
+        "text": "cost_table",
         "list": "[]",
         "cut": json.dumps(good)[:-20],
         "deep": "[" * 10**5,
         "not UTF-8": "\udcff",
         "format": changed("format", to="sol_rt.bundle"),
-        "version": changed("format_version", to=1),
+        "version": changed("format_version", to=2),
         "deep format": changed("format", to="deep").replace('"deep"', "[" * 1000000 + "]" * 1000000),
         "no bundle": json.dumps({key: value for key, value in good.items() if key != "bundle"}),
         "another bundle": changed("bundle", to="c" * 64),
@@ -641,10 +641,10 @@ def tables() -> dict[str, str]:
 
 def refuse(file: Path) -> None:
     """Reads a table as the Python runtime does."""
-    table = CalibrationTable.from_json(file.read_text(encoding="utf-8"))
+    table = CostTable.from_json(file.read_text(encoding="utf-8"))
     if table.bundle != IDENTITY:
-        raise SolError("calibration table: made before the bundle changed")
-    CalibratedCost(TINY, table)
+        raise SolError("cost table: made before the bundle changed")
+    MeasuredCost(TINY, table)
 
 
 @pytest.mark.parametrize("damage", list(tables()))
@@ -655,8 +655,8 @@ def test_damaged_tables(program: Path, tmp_path: Path, damage: str) -> None:
         refuse(file)
     told = natively(program, TINY, [], file)
     assert told["code"] == 2
-    assert told["text"].startswith(f"{file}: calibration table: ")
-    assert told["text"].endswith("; run `sol-rt calibrate` again")
+    assert told["text"].startswith(f"{file}: cost table: ")
+    assert told["text"].endswith("; run `sol-rt profile` again")
 
 
 def test_a_table_that_is_not_there(program: Path, tmp_path: Path) -> None:
@@ -669,11 +669,11 @@ def test_the_lower_of_two_measured_densities_at_one_distance(program: Path, tmp_
     config = made_config(kv_densities=(1.0, 0.3), channel_densities=(1.0,), bits=(8,))
     line = Line(5.0, 1e-3, 0.0)
     rows = {1.0: line, 0.4: replace(line, fixed=4.0), 0.2: replace(line, fixed=3.0)}
-    table = CalibrationTable(IDENTITY, "a device", "now", 0.0, {"s100-q8": rows})
+    table = CostTable(IDENTITY, "a device", "now", 0.0, {"s100-q8": rows})
     file = tmp_path / "table.json"
     file.write_text(table.to_json())
     run = Run({"schedule": "fixed:k030-s100-q8"}, steps_of(config, np.random.default_rng(0), 3, 400))
-    check_equal(natively(program, config, [run], file)[0], planned(config, CalibratedCost(config, table), run), run)
+    check_equal(natively(program, config, [run], file)[0], planned(config, MeasuredCost(config, table), run), run)
 
 
 @pytest.mark.parametrize("tuning", [None, Tuning(1, 49152, 3), Tuning(copies=True)])
@@ -682,4 +682,4 @@ def test_a_table_is_written_as_python_writes_it(program: Path, tmp_path: Path, t
     table = replace(table_of(TINY, np.random.default_rng(1)), tuning=tuning)
     file.write_text(table.to_json())
     rewritten = subprocess.run([program, "table", file], capture_output=True, text=True, check=True).stdout
-    assert CalibrationTable.from_json(rewritten) == table
+    assert CostTable.from_json(rewritten) == table

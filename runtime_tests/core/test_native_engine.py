@@ -22,7 +22,7 @@ from helpers.places import TESTS
 from helpers.random_decoder import TRAITS, hf_config, screenable
 from helpers.tiny_bundle import seal, write_bundle
 from sol_rt.budget.cost.bytes_model import Line
-from sol_rt.budget.cost.calibration_table import CalibrationTable
+from sol_rt.budget.cost.cost_table import CostTable
 from sol_rt.budget.cost.tune import choose
 from sol_rt.budget.policy import PolicySession
 from sol_rt.bundle.actions import Action
@@ -391,7 +391,7 @@ def with_table(core: Core, bundle: Bundle, file: Path, tuning: Tuning | None, th
     """Settings of the operators after the core has loaded a table of costs that names settings."""
     lines = {key: {1.0: Line(1.0, 1e-3, 0.0, 0.01)} for key in bundle.config.variants}
     device = f"a processor, {threads} threads, cpu, kernels"
-    made = CalibrationTable(bundle.identity, device, "now", 0.0, lines, tuning=tuning)
+    made = CostTable(bundle.identity, device, "now", 0.0, lines, tuning=tuning)
     file.write_text(made.to_json(), encoding="utf-8")
     packed = core.do(f"costs {file}")
     return Tuning(packed >> 40 & 0xFF, packed & 0xFFFFFF, packed >> 24 & 0xFFFF, bool(packed >> 48))

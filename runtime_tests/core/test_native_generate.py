@@ -20,7 +20,7 @@ import sol_rt.ops
 from helpers.places import TINY
 from helpers.program import started
 from helpers.tiny_bundle import seal
-from sol_rt.budget.cost.calibration_table import CalibratedCost, CalibrationTable
+from sol_rt.budget.cost.cost_table import CostTable, MeasuredCost
 from sol_rt.budget.cost.tune import candidates
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import CONFIG_NAME
@@ -31,7 +31,7 @@ from sol_rt.generate.native import library
 from sol_rt.generate.native.model import NativeModel
 from sol_rt.generate.native.stream import NativeStream
 from sol_rt.generate.trace import read_trace
-from sol_rt.store.home import calibration_dir
+from sol_rt.store.home import costs_dir
 from sol_rt.store.verified import check_weights
 
 GOLDEN = TINY
@@ -593,8 +593,8 @@ def test_a_budget_is_set_while_a_token_is_computed(native: NativeModel) -> None:
 def test_measured_costs_name_the_settings_of_the_operators(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOL_RT_HOME", str(tmp_path))
     model = NativeModel.from_pretrained(GOLDEN)
-    (file,) = calibration_dir().iterdir()
-    tuning = CalibrationTable.from_json(file.read_text(encoding="utf-8")).tuning
+    (file,) = costs_dir().iterdir()
+    tuning = CostTable.from_json(file.read_text(encoding="utf-8")).tuning
     if not model.native:
         assert tuning is None
         return
@@ -602,16 +602,16 @@ def test_measured_costs_name_the_settings_of_the_operators(tmp_path: Path, monke
     tried = candidates(4, quick=True)
     assert replace(tuning, members=0) in tried
     again = NativeModel.from_pretrained(GOLDEN)
-    assert isinstance(again.cost, CalibratedCost)
+    assert isinstance(again.cost, MeasuredCost)
     assert again.cost.path == file
     python = SolModel.from_pretrained(
         GOLDEN, provider="cpu"
     )  # tries settings of its own, and keeps times that fit them
-    assert isinstance(python.cost, CalibratedCost)
+    assert isinstance(python.cost, MeasuredCost)
     library = python.engine.provider.library
     assert library is not None
     assert operators.stored(operators.machine_key(python.engine.threads, library)) is not None
-    assert python.cost.calibration.tuning == operators.current(library)
+    assert python.cost.cost_table.tuning == operators.current(library)
 
 
 def test_without_the_library_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

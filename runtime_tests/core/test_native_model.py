@@ -10,7 +10,7 @@ import pytest
 from helpers.core_build import core_build, ort_library
 from helpers.places import TINY
 from helpers.tiny_bundle import write_bundle
-from sol_rt.budget.cost.calibration_table import CalibrationTable
+from sol_rt.budget.cost.cost_table import CostTable
 from sol_rt.bundle.bundle import Bundle
 
 GOLDEN = TINY
@@ -30,7 +30,7 @@ def test_calls(folder: Path, tmp_path: Path) -> None:
     assert "failed" not in done.stdout, done.stdout
     assert int(done.stdout.split()[0]) > 60
 
-    read = CalibrationTable.from_json(table.read_text(encoding="utf-8"))  # Python reads what the core measured
+    read = CostTable.from_json(table.read_text(encoding="utf-8"))  # Python reads what the core measured
     assert read.bundle == Bundle.open(folder).identity
     assert read.quick
     assert all(line.fixed > 0 for lines in read.lines.values() for line in lines.values())

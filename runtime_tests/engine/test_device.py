@@ -19,7 +19,7 @@ from helpers.greedy import TIE
 from helpers.places import TESTS
 from helpers.tiny_bundle import write_bundle
 from sol_rt.budget.cost.bytes_model import Line
-from sol_rt.budget.cost.calibration_table import CalibrationTable, calibration_path, device_string, load_cost_model
+from sol_rt.budget.cost.cost_table import CostTable, cost_table_path, device_string, load_cost_model
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.engine import hardware, providers
 from sol_rt.engine.engine import Engine
@@ -244,10 +244,10 @@ def test_actions_that_save_nothing_are_reported_where_chosen(folder: Path, tmp_p
     variants = bundle.config.variants.items()
     lines = {key: dict.fromkeys((1.0, 0.3), Line(10 * variant.channel_density, 0.0, 0.01)) for key, variant in variants}
     device = device_string("webgpu", 2, False, gpu)
-    table = CalibrationTable(bundle.identity, device, "now", 0.0, lines)
+    table = CostTable(bundle.identity, device, "now", 0.0, lines)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SOL_RT_HOME", str(tmp_path))
-        table.save(calibration_path(bundle, "webgpu", 2, False, gpu))
+        table.save(cost_table_path(bundle, "webgpu", 2, False, gpu))
         options = ("--provider", "webgpu", "-t", "2", "--schedule", "fixed:k030-s100-q8", "--json")
         code, out, err = _generate(folder, *options, **_SOFTWARE)
     if "finds no device" in err:
@@ -442,17 +442,17 @@ def test_auto_takes_no_provider_that_has_not_run_on_a_gpu(monkeypatch: pytest.Mo
 
 def test_tables_of_two_gpus_are_two_files(folder: Path) -> None:
     bundle = Bundle.open(folder)
-    paths = {calibration_path(bundle, "webgpu", 2, False, gpu) for gpu in ("one", "other")}
+    paths = {cost_table_path(bundle, "webgpu", 2, False, gpu) for gpu in ("one", "other")}
     assert len(paths) == 2
     assert device_string("webgpu", 2, False, "one").startswith("one, ")
-    assert calibration_path(bundle, "cpu", 2, True) not in paths
+    assert cost_table_path(bundle, "cpu", 2, True) not in paths
 
 
-def test_a_gpu_that_was_not_calibrated_says_so(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_was_not_measured_says_so(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOL_RT_HOME", str(tmp_path))
     bundle = Bundle.open(folder)
     note = load_cost_model(bundle, "webgpu", 2, False, "A GPU").note
-    assert note == "not calibrated on A GPU; costs are bytes: run `sol-rt calibrate --provider webgpu`"
+    assert note == "not measured on A GPU; costs are bytes: run `sol-rt profile --provider webgpu`"
     assert load_cost_model(bundle, "cpu", 2).note == ""
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from helpers.random_decoder import screenable
 from helpers.tiny_bundle import write_bundle
-from sol_rt.budget.cost.calibration_table import CalibratedCost
+from sol_rt.budget.cost.cost_table import MeasuredCost
 from sol_rt.budget.cost.tune import candidates, choose, is_steady, tune, tune_copies
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bits import Screen
@@ -207,7 +207,7 @@ def test_no_setting_changes_a_result(tmp_path: Path) -> None:
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A bundle whose first load measures for a short time."""
     monkeypatch.setattr("sol_rt.generate.model._TUNE_SECONDS", 0.05)
-    monkeypatch.setattr("sol_rt.budget.cost.calibrate._LEAST_QUICK", 2)
+    monkeypatch.setattr("sol_rt.budget.cost.profile._LEAST_QUICK", 2)
     return write_bundle(tmp_path / "tiny", losses=True)
 
 
@@ -253,8 +253,8 @@ def test_costs_of_other_settings_are_measured_again(folder: Path) -> None:
     other = Tuning(row_bytes_ahead=found.tuning.row_bytes_ahead + 64)
     tuning.save(key, replace(found, tuning=other))
     cost = SolModel.from_pretrained(folder, provider="cpu").cost
-    assert isinstance(cost, CalibratedCost)
-    assert cost.calibration.tuning == other == tuning.current(LIBRARY)
+    assert isinstance(cost, MeasuredCost)
+    assert cost.cost_table.tuning == other == tuning.current(LIBRARY)
 
 
 @needs_operators
@@ -349,7 +349,7 @@ def test_plain_reads_are_measured_beside_the_step(tmp_path: Path, monkeypatch: p
 def test_doctor_shows_what_was_measured() -> None:
     assert LIBRARY is not None
     (nothing,) = doctor._tuning()
-    assert (nothing.state, "sol-rt calibrate" in nothing.detail) == ("missing", True)
+    assert (nothing.state, "sol-rt profile" in nothing.detail) == ("missing", True)
     key = tuning.machine_key(usable_cores(), LIBRARY)
     tuning.save(key, FOUND)
     (found,) = doctor._tuning()
@@ -359,7 +359,7 @@ def test_doctor_shows_what_was_measured() -> None:
     assert "scattered" not in found.detail
     tuning.save(key, replace(FOUND, steady=False))
     (busy,) = doctor._tuning()
-    assert busy.detail.endswith("run sol-rt calibrate while no other program runs")
+    assert busy.detail.endswith("run sol-rt profile while no other program runs")
 
 
 def _bundle(folder: Path) -> Bundle:

@@ -13,7 +13,7 @@ from helpers import tiny_bundle
 from helpers.greedy import greedy
 from helpers.random_decoder import THREE_BIT_LAYERS, hf_config, screenable
 from sol_rt.budget.cost.bytes_model import Line
-from sol_rt.budget.cost.calibration_table import CalibrationTable, calibration_path
+from sol_rt.budget.cost.cost_table import CostTable, cost_table_path
 from sol_rt.bundle import selection
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bits import MIXED, THREE, Screen
@@ -197,21 +197,21 @@ def test_a_selection_by_times_is_left_out(tmp_path: Path) -> None:
     assert selection.Selection.of(Bundle.open(folder)) is None
 
 
-def test_its_calibration_is_removed_and_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_its_cost_table_is_removed_and_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "bundle"
     old_bundle(folder, 4)
     lines = {"s100-q8": {1.0: Line(1.0, 0.0, 0.0)}}
     from sol_rt.bundle.bundle import sha256
 
-    own = calibration_path(Bundle(folder, Bundle.open(other_bundle(tmp_path)).config, ""), "cpu", 1, True)
-    CalibrationTable(sha256(folder / CONFIG_NAME), "device", "now", 0.0, lines).save(own)
+    own = cost_table_path(Bundle(folder, Bundle.open(other_bundle(tmp_path)).config, ""), "cpu", 1, True)
+    CostTable(sha256(folder / CONFIG_NAME), "device", "now", 0.0, lines).save(own)
     other = own.with_name("other-cpu-0-1.json")
-    CalibrationTable("of another bundle", "device", "now", 0.0, lines).save(other)
+    CostTable("of another bundle", "device", "now", 0.0, lines).save(other)
     assert main(["migrate", str(folder)]) == 0
     output = capsys.readouterr()
     assert output.out == f"{folder}\n"
     assert "format 4 became 5" in output.err
-    assert "run sol-rt calibrate again" in output.err
+    assert "run sol-rt profile again" in output.err
     assert (own.exists(), other.exists()) == (False, True)
 
 

@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("torch", reason="exporting comes with the extra export")
 from test_export import export, fails, policy_for
 
-from sol_rt.budget.cost.calibration_table import CalibrationTable
+from sol_rt.budget.cost.cost_table import CostTable
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.errors import SolError, UsageError
 from sol_rt.export import pipeline
@@ -179,9 +179,9 @@ def test_a_damaged_file_is_one_line(
 
 
 def test_a_device_table_is_no_calibration_of_an_export(llama_checkpoint: Path, tmp_path: Path) -> None:
-    table = CalibrationTable("b" * 64, "this one", "2026-01-01T00:00:00", 0.0, {})
+    table = CostTable("b" * 64, "this one", "2026-01-01T00:00:00", 0.0, {})
     (tmp_path / "table.json").write_text(table.to_json())
-    message = r"calibration .*table\.json: a table of this device's speed, which sol-rt calibrate wrote, expected quick"
+    message = r"calibration .*table\.json: a table of this device's speed, which sol-rt profile wrote, expected quick"
     fails(llama_checkpoint, tmp_path / "out", UsageError, message, calibration=tmp_path / "table.json")
 
 

@@ -19,7 +19,7 @@ import tokenizers
 from helpers.random_decoder import describe
 from helpers.tiny_bundle import END, seal, write_bundle
 from sol_rt import SolModel
-from sol_rt.budget.cost import calibrate
+from sol_rt.budget.cost import profile
 from sol_rt.budget.dial import sensible_budget
 from sol_rt.budget.policy import PolicySession
 from sol_rt.bundle.actions import Action
@@ -240,7 +240,7 @@ def test_empty_prompts(model: SolModel, prompt: str | list[int] | None) -> None:
         ({"temprature": 1.0}, "temperature"),
         ({"max_new_tokens": 0}, "max_new_tokens"),
         ({"budget": 0.5, "bits": 5.0}, "contradict"),
-        ({"tokens_per_second": 10.0}, "calibrate"),
+        ({"tokens_per_second": 10.0}, "profile"),
     ],
 )
 def test_unusable_arguments(model: SolModel, arguments: dict[str, object], part: str) -> None:
@@ -335,12 +335,12 @@ def test_a_loss_of_a_bundle_without_losses_is_refused(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_scattered_times_serve_for_an_hour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOL_RT_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr("sol_rt.budget.cost.calibrate._SCATTER", -1.0)
+    monkeypatch.setattr("sol_rt.budget.cost.profile._SCATTER", -1.0)
     folder = write_bundle(tmp_path / "tiny", losses=True)
     model = SolModel.from_pretrained(folder, provider="cpu")
     assert model.cost.unit == "milliseconds"
     assert "the times varied" in model.cost.note
-    (table,) = (tmp_path / "home" / "calibration").iterdir()
+    (table,) = (tmp_path / "home" / "costs").iterdir()
     assert SolModel.from_pretrained(folder, provider="cpu").cost.note == ""  # read, not measured
     for created in ("2020-01-01T00:00:00+00:00", "2999-01-01T00:00:00+00:00", "2020-01-01T00:00:00", "last week"):
         table.write_text(json.dumps({**json.loads(table.read_text()), "created": created}))
@@ -351,7 +351,7 @@ def test_scattered_times_serve_for_an_hour(tmp_path: Path, monkeypatch: pytest.M
 def test_a_home_that_cannot_be_written_is_said_and_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("SOL_RT_HOME", str(tmp_path / "file" / "home"))
-    monkeypatch.setattr("sol_rt.budget.cost.calibrate._SCATTER", math.inf)
+    monkeypatch.setattr("sol_rt.budget.cost.profile._SCATTER", math.inf)
     model = SolModel.from_pretrained(write_bundle(tmp_path / "tiny", losses=True), provider="cpu")
     assert model.cost.unit == "milliseconds"
     assert "cannot be written (Not a directory); set SOL_RT_HOME" in model.cost.note
@@ -359,14 +359,14 @@ def test_a_home_that_cannot_be_written_is_said_and_serves(tmp_path: Path, monkey
 
 
 @pytest.mark.slow
-def test_a_stale_calibration_stays_and_a_quick_one_serves_beside_it(
+def test_a_stale_cost_table_stays_and_a_quick_one_serves_beside_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SOL_RT_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr("sol_rt.budget.cost.calibrate._SCATTER", math.inf)
+    monkeypatch.setattr("sol_rt.budget.cost.profile._SCATTER", math.inf)
     folder = write_bundle(tmp_path / "tiny", losses=True)
     SolModel.from_pretrained(folder, provider="cpu")
-    (quick,) = (tmp_path / "home" / "calibration").iterdir()
+    (quick,) = (tmp_path / "home" / "costs").iterdir()
     kept = {**json.loads(quick.read_text()), "quick": False, "device": "another machine"}
     full = quick.with_name(quick.name.replace(".quick", ""))
     full.write_text(json.dumps(kept))
@@ -384,12 +384,12 @@ def test_a_stale_calibration_stays_and_a_quick_one_serves_beside_it(
 @pytest.mark.slow
 def test_costs_are_measured_once_at_the_first_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOL_RT_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr("sol_rt.budget.cost.calibrate._SCATTER", math.inf)
+    monkeypatch.setattr("sol_rt.budget.cost.profile._SCATTER", math.inf)
     folder = write_bundle(tmp_path / "tiny", losses=True)
     first = SolModel.from_pretrained(folder, provider="cpu")
     assert first.cost.unit == "milliseconds"
     assert "once" in first.cost.note
-    (table,) = (tmp_path / "home" / "calibration").iterdir()
+    (table,) = (tmp_path / "home" / "costs").iterdir()
     content = table.read_bytes()
     second = SolModel.from_pretrained(folder, provider="cpu")
     assert (second.cost.unit, second.cost.note) == ("milliseconds", "")
@@ -417,7 +417,7 @@ def test_the_policy_is_timed_behind_a_step(tmp_path: Path, monkeypatch: pytest.M
 
     logged(Engine, "forward", lambda tokens, action: action)
     logged(PolicySession, "decide", lambda *_: "policy")
-    tables = [calibrate.measure(engine, bundle, [8, 24], 1, silent).table, calibrate.measure_quickly(engine, bundle)]
+    tables = [profile.measure(engine, bundle, [8, 24], 1, silent).table, profile.measure_quickly(engine, bundle)]
     cheapest = min(bundle.config.variants.values(), key=lambda variant: (variant.bits, variant.channel_density))
     places = [place for place, one in enumerate(ran) if one == "policy"]
     assert len(places) > 20

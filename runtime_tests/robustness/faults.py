@@ -201,7 +201,7 @@ def _needs(condition: object, problem: str) -> str:
 
 
 def _whole_table(place: Place, out: str, err: str, before: bool) -> str:
-    tables = list((place.home / "calibration").glob("*.json"))
+    tables = list((place.home / "costs").glob("*.json"))
     if before and not tables:
         return "the older table is gone"
     for path in tables:
@@ -353,8 +353,8 @@ def commands(place: Place, hub: str) -> dict[str, Command]:
             lambda p: is_bundle(p, pulled(p), before=True),
             older=lambda p: _copy(other, pulled(p)),  # the same bundle would be kept
         ),
-        "calibrate": Command(
-            lambda p: ["calibrate", "-m", str(tiny), "-t", "1"],
+        "profile": Command(
+            lambda p: ["profile", "-m", str(tiny), "-t", "1"],
             _whole_table,
             lambda p: _whole_table(p, "", "", before=True),
         ),

@@ -27,7 +27,7 @@ def test_nothing_is_lost_and_nothing_is_left(kind: str, tmp_path: Path) -> None:
         preloaded("full_disk")  # skips without a compiler
     environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parent)}
     report = tmp_path / "faults.json"
-    names = ["export", "pull", "calibrate", "chat", "trace", *(["session"] if core_path() else [])]
+    names = ["export", "pull", "profile", "chat", "trace", *(["session"] if core_path() else [])]
     trials = "3" if kind == "--kill" else "2"
     argv = [sys.executable, str(SCRIPT), kind, trials, "-o", str(report), "--commands", ",".join(names)]
     ended = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)

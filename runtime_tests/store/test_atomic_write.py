@@ -274,9 +274,9 @@ for _ in range(30):
 # Every writer of the package, given the file to write
 
 WRITERS: dict[str, str] = {
-    "calibration table": """
-        from sol_rt.budget.cost.calibration_table import CalibrationTable
-        CalibrationTable("bundle", "device", "now", 0.0, {}).save(path)""",
+    "cost table": """
+        from sol_rt.budget.cost.cost_table import CostTable
+        CostTable("bundle", "device", "now", 0.0, {}).save(path)""",
     "saved chat": """
         from sol_rt.cli.run.saved_chat import SavedChat
         SavedChat("tiny", None, [], {}).write(str(path))""",
@@ -318,7 +318,7 @@ except SolError as error:
     sys.exit(f"sol-rt: error: {{error}}")
 """
 _NEEDED = {"checkpoint of a training": "torch", "policy": "safetensors"}
-_QUICK = {"calibration table", "picture"}
+_QUICK = {"cost table", "picture"}
 
 
 def _program(writer: str) -> str:
@@ -453,7 +453,7 @@ def test_a_limit_on_the_size_of_files_is_one_line_too(tmp_path: Path) -> None:
     program = f"""
 import resource
 resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))
-{_program("calibration table")}
+{_program("cost table")}
 """
     path = tmp_path / "table.json"
     ended = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=False)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from helpers.commands import fails
-from sol_rt.budget.cost.calibration_table import CalibrationTable, calibration_path, tables_of
+from sol_rt.budget.cost.cost_table import CostTable, cost_table_path, tables_of
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.cli import main
 from sol_rt.store import home
@@ -58,11 +58,11 @@ def listed(capsys: pytest.CaptureFixture[str]) -> list[dict]:
 
 
 def table_for(folder: Path, provider: str = "cpu", native: bool = True, gpu: str = "") -> Path:
-    """Writes a calibration table for the bundle in this folder, as `sol-rt calibrate` names it."""
+    """Writes a cost table for the bundle in this folder, as `sol-rt profile` names it."""
     bundle = Bundle.open(folder)
-    path = calibration_path(bundle, provider, 2, native, gpu)
+    path = cost_table_path(bundle, provider, 2, native, gpu)
     device = (f"{gpu}, " if gpu else "") + f"Some CPU, 2.4 GHz, 2 threads, {provider}, onnxruntime 1.23"
-    CalibrationTable(bundle.identity, device, "2026-11-27", 0.0, {}).save(path)
+    CostTable(bundle.identity, device, "2026-11-27", 0.0, {}).save(path)
     return path
 
 
@@ -125,7 +125,7 @@ class TestRm:
         assert not (filled / "last-export").exists()
         fails(capsys, ["inspect"], 2, "no model: name one with -m")
 
-    def test_with_calibration_tables(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_with_cost_tables(self, capsys: pytest.CaptureFixture[str]) -> None:
         removed, kept = home.bundles_dir() / "smollm2-135m", home.bundles_dir() / "phi-2"
         tables = [
             table_for(removed),
@@ -133,7 +133,7 @@ class TestRm:
             table_for(removed, "webgpu", gpu="GPU, of commas"),
         ]
         others = [table_for(kept), table_for(kept, "webgpu", gpu="GPU, of commas")]
-        (home.calibration_dir() / "damaged-cpu-01234567-2.json").write_text("{")
+        (home.costs_dir() / "damaged-cpu-01234567-2.json").write_text("{")
         assert tables_of(removed) == sorted(tables)
         assert main(["rm", "-y", "smollm2-135m"]) == 0
         assert not any(table.exists() for table in tables)

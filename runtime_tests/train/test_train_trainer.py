@@ -27,7 +27,7 @@ from safetensors.numpy import load_file  # noqa: E402
 
 from helpers.train_fixtures import CONFIG, make_bundle, make_text  # noqa: E402
 from sol_rt.budget.cost.bytes_model import Line  # noqa: E402
-from sol_rt.budget.cost.calibration_table import CalibrationTable, calibration_path  # noqa: E402
+from sol_rt.budget.cost.cost_table import CostTable, cost_table_path  # noqa: E402
 from sol_rt.bundle.bundle import Bundle  # noqa: E402
 from sol_rt.cli.app import run  # noqa: E402
 from sol_rt.errors import BundleError  # noqa: E402
@@ -169,7 +169,7 @@ def test_a_bundle_is_given_the_policy(trained: Path, tmp_path: Path, capsys: pyt
     assert json.loads(capsys.readouterr().out)["schedule"] == "sol"
 
 
-def test_a_calibration_that_no_longer_holds_is_said(
+def test_a_cost_table_that_no_longer_holds_is_said(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SOL_RT_HOME", str(tmp_path / "home"))
@@ -177,14 +177,14 @@ def test_a_calibration_that_no_longer_holds_is_said(
     give = ["export", "-m", str(folder), "--policy", str(trained / "policy.safetensors")]
     bundle = Bundle.open(folder)
     lines = {name: {kv_density: Line(1.0, 0.0, 0.0) for kv_density in (0.3, 1.0)} for name in bundle.config.variants}
-    table = CalibrationTable(bundle.identity, "a device", "2026-01-01", 0.0, lines)
-    path = calibration_path(bundle, "cpu", 1, True)
+    table = CostTable(bundle.identity, "a device", "2026-01-01", 0.0, lines)
+    path = cost_table_path(bundle, "cpu", 1, True)
     path.parent.mkdir(parents=True)
     path.write_text(table.to_json())
     said = []
     for _ in range(2):  # the second time there is none that held
         assert run(give) == 0
-        said.append("run sol-rt calibrate again" in capsys.readouterr().err)
+        said.append("run sol-rt profile again" in capsys.readouterr().err)
     assert said == [True, False]
 
 

@@ -52,7 +52,7 @@ def replacements(config: SolConfig, cost: CostModel) -> dict[Action, Action]:
 def cost_of_gpu(provider: Provider, cost: CostModel, config: SolConfig) -> CostModel | None:
     """The cost model by which dominated actions are found on a GPU; None on the CPU and where nothing is known.
 
-    Measured milliseconds where the GPU was calibrated, else, where function bodies run, the bytes that these read.
+    Measured milliseconds where the GPU was measured, else, where function bodies run, the bytes that these read.
     """
     if provider.gpu is None:
         return None

@@ -26,7 +26,7 @@ COMMANDS = {
     "export": "make.export:export",
     "train": "make.train:train",
     "inspect": "show.inspect:inspect",
-    "calibrate": "measure.calibrate:calibrate",
+    "profile": "measure.profile:profile",
     "bench": "measure.bench:bench",
     "perplexity": "measure.perplexity:perplexity",
     "eval": "measure.eval:evaluate",
@@ -38,11 +38,12 @@ COMMANDS = {
     "verify": "show.verify:verify",
     "doctor": "show.doctor:doctor",
     "ppl": "measure.perplexity:perplexity",
+    "calibrate": "measure.profile:calibrate",
     "migrate": "make.migrate:migrate",
 }
 """Subcommand to the module under sol_rt.cli and the function in it, in the order of the help."""
-HIDDEN = {"ppl", "migrate"}
-TAKES_MODEL = {"export", "chat", "bench", "perplexity", "ppl", "calibrate", "inspect", "verify", "eval"}
+HIDDEN = {"ppl", "calibrate", "migrate"}
+TAKES_MODEL = {"export", "chat", "bench", "perplexity", "ppl", "profile", "calibrate", "inspect", "verify", "eval"}
 """Commands whose argument is a model, which `-m` names otherwise."""
 _ARGUMENT_IS = {"generate": "-p gives the prompt, -m names the model", "train": "-m names the model, -d the text"}
 """Commands without an argument, to the options that say what one would."""

@@ -114,14 +114,14 @@ def _tuning() -> list[Finding]:
         threads = usable_cores()
         tuned = tuning.stored(tuning.machine_key(threads, library))
         if tuned is None:
-            hint = "nothing measured on this processor yet; sol-rt calibrate does, and so does the first generation"
+            hint = "nothing measured on this processor yet; sol-rt profile does, and so does the first generation"
             return [Finding("missing", "tuning", hint)]
         detail = f"{tuned.tuning}; a dense step of {tuned.model} read {tuned.rates}"
         gains = tuning.gains_of_copies(tuning.machine_key(threads, library)).items()
         if copied := [f"{model} ({gain:.2f} times as fast)" for model, gain in gains if gain > 1]:
             detail += f"; 4-bit steps read copies of the matrices of {', '.join(copied)}"
         if not tuned.steady:
-            detail += "; the times scattered: run sol-rt calibrate while no other program runs"
+            detail += "; the times scattered: run sol-rt profile while no other program runs"
         return [Finding("ok", "tuning", detail)]
     except (SolError, OSError, AttributeError) as error:
         return [Finding("broken", "tuning", " ".join(str(error).split()))]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sol_rt.budget.cost.bytes_model import BytesCost, CostModel
-from sol_rt.budget.cost.calibration_table import load_cost_model
+from sol_rt.budget.cost.cost_table import load_cost_model
 from sol_rt.budget.dial import DEFAULT_MAX_LOSS, budget_of_loss, sensible_budget
 from sol_rt.budget.hull import Hull
 from sol_rt.budget.losses import ActionLosses

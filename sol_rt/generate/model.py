@@ -18,11 +18,11 @@ from typing import Any
 from sol_rt.budget.controller.base import AxisTargets, BaseController
 from sol_rt.budget.controller.budget import Controller
 from sol_rt.budget.cost.bytes_model import CostModel
-from sol_rt.budget.cost.calibration_table import (
+from sol_rt.budget.cost.cost_table import (
     IN_BYTES,
-    CalibratedCost,
-    CalibrationTable,
-    calibration_path,
+    CostTable,
+    MeasuredCost,
+    cost_table_path,
     keep_quick,
     load_cost_model,
 )
@@ -70,11 +70,11 @@ def _measured_quickly(engine: Engine, otherwise: CostModel) -> CostModel:
     bundle = engine.bundle
     if not bundle.config.losses_measured:
         return otherwise
-    from sol_rt.budget.cost.calibrate import measure_quickly
+    from sol_rt.budget.cost.profile import measure_quickly
 
     table = measure_quickly(engine, bundle)
-    told = (otherwise.note.removesuffix(IN_BYTES), keep_quick(table, calibration_path(bundle, *engine.machine)))
-    return CalibratedCost(bundle.config, table, "; ".join(filter(None, told)))
+    told = (otherwise.note.removesuffix(IN_BYTES), keep_quick(table, cost_table_path(bundle, *engine.machine)))
+    return MeasuredCost(bundle.config, table, "; ".join(filter(None, told)))
 
 
 def _asked(controller: BaseController, context: int) -> float | None:
@@ -86,9 +86,9 @@ def _asked(controller: BaseController, context: int) -> float | None:
     return controller.requested
 
 
-def _quick_table(cost: CostModel) -> CalibrationTable | None:
+def _quick_table(cost: CostModel) -> CostTable | None:
     """The table that the costs are of, if it was measured quickly."""
-    table = cost.calibration if isinstance(cost, CalibratedCost) else None
+    table = cost.cost_table if isinstance(cost, MeasuredCost) else None
     return table if table is not None and table.quick else None
 
 
@@ -105,7 +105,7 @@ def _settings_are_due(engine: Engine, cost: CostModel) -> bool:
 
 
 def _fits_the_settings(engine: Engine, cost: CostModel) -> bool:
-    """True if costs were measured under the settings that the operators run with. A full calibration always counts."""
+    """True if costs were measured under the settings that the operators run with. A full profile always counts."""
     library, table = engine.provider.library, _quick_table(cost)
     return library is None or table is None or table.tuning in (None, tuning.current(library))
 
@@ -206,9 +206,9 @@ class SolModel:
             max_context: a cap in tokens below the model's own.
             prefill: key of the variant that runs prompts, as `s100-q4`: a faster first token at some loss, which
                 `Generation.expected_loss` does not count. None for the dense one.
-            cost: a cost model; by default the calibrated one if this device was calibrated, else as `measure_costs`
+            cost: a cost model; by default the measured one if this device was measured, else as `measure_costs`
                 says.
-            measure_costs: whether to time the actions, once for a bundle and device, if the device was not calibrated:
+            measure_costs: whether to time the actions, once for a bundle and device, if the device was not measured:
                 about two seconds. Before that, once for a processor, settings of its operators are tried, for another
                 one or two, and once for a bundle copies of its matrices. It needs the CPU and measured losses. If
                 not, costs are bytes.

@@ -1,4 +1,4 @@
-"""Places of bundles, checkpoints and calibration tables, and the bundle that `--model` means."""
+"""Places of bundles, checkpoints and cost tables, and the bundle that `--model` means."""
 
 from __future__ import annotations
 
@@ -57,9 +57,9 @@ def checkpoints_dir() -> Path:
     return home() / "checkpoints"
 
 
-def calibration_dir() -> Path:
-    """Folder of this device's calibration tables."""
-    return home() / "calibration"
+def costs_dir() -> Path:
+    """Folder of this device's cost tables."""
+    return home() / "costs"
 
 
 def check_writable(path: Path, instead: str = "set SOL_RT_HOME to another folder") -> None:

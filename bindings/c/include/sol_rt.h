@@ -108,7 +108,7 @@ typedef struct sol_model_options {
   uint32_t size;
   sol_verify verify;
   int32_t max_context;     // a cap in tokens; 0, or more than the model's own context, for none
-  const char* cost_table;  // a file that `sol-rt calibrate` or `sol_model_measure_costs` wrote on this device; NULL: costs are bytes
+  const char* cost_table;  // a file that `sol-rt profile` or `sol_model_measure_costs` wrote on this device; NULL: costs are bytes
   sol_progress progress;   // NULL for none
   void* user;              // given to `progress`
   const char* prefill;     // key of the variant that runs prompts, as "s100-q4": a faster first token at some loss; NULL for the dense one

@@ -32,7 +32,7 @@ public sealed class SolModelOptions
     /// <summary>A cap in tokens below the model's own context; 0 for none.</summary>
     public int MaxContext { get; set; }
 
-    /// <summary>A file that <c>sol-rt calibrate</c> or <see cref="SolModel.MeasureCosts"/> wrote on this device. Null: costs are bytes.</summary>
+    /// <summary>A file that <c>sol-rt profile</c> or <see cref="SolModel.MeasureCosts"/> wrote on this device. Null: costs are bytes.</summary>
     public string? CostTable { get; set; }
 
     /// <summary>Key of the variant that runs prompts, as <c>s100-q4</c>: a faster first token at some loss; null for the dense one.</summary>

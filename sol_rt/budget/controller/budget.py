@@ -166,5 +166,5 @@ def _milliseconds(tokens_per_second: float, cost: CostModel) -> float:
     if not (math.isfinite(tokens_per_second) and tokens_per_second > 0):
         raise UsageError(f"--tokens-per-second: got {tokens_per_second}, expected a number over 0")
     if cost.unit != "milliseconds":
-        raise UsageError("--tokens-per-second: no times measured on this device; run `sol-rt calibrate` first")
+        raise UsageError("--tokens-per-second: no times measured on this device; run `sol-rt profile` first")
     return 1000.0 / tokens_per_second

@@ -1,8 +1,8 @@
 """Cost of a decode step: bytes read from memory, or milliseconds measured on this device.
 
 Both models are lines over what a step reads (docs/reference/bundle-details.md section 4): fixed + per_token *
-tokens_read + per_page * pages_scored. The bytes model takes the three coefficients from the bundle, the calibrated one
-from a table that `sol-rt calibrate` measured.
+tokens_read + per_page * pages_scored. The bytes model takes the three coefficients from the bundle, the measured one
+from a table that `sol-rt profile` measured.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class CostModel(Protocol):
 
 
 def in_unit(cost_model: str) -> str:
-    """The unit of costs and budgets for people, by the cost model's name: `in calibrated ms` or `in bytes`."""
-    return "in calibrated ms" if cost_model == "calibrated" else f"in {cost_model}"
+    """The unit of costs and budgets for people, by the cost model's name: `in measured ms` or `in bytes`."""
+    return "in measured ms" if cost_model == "calibrated" else f"in {cost_model}"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Fits a line of the calibrated cost model to timings, so that a few disturbed timings do not move it."""
+"""Fits a line of the measured cost model to timings, so that a few disturbed timings do not move it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _fit(rows: Sequence[tuple[float, float, float, float]]) -> tuple[float, floa
     data = np.array(rows, np.float64).reshape(-1, 4)
     times = data[:, 3]
     if not len(data) or not (np.isfinite(data).all() and (times > 0).all()):
-        raise SolError("calibration: no usable timing; run `sol-rt calibrate` again on an idle machine")
+        raise SolError("profile: no usable timing; run `sol-rt profile` again on an idle machine")
     features = data[:, :3] / times[:, None]
     best, least = np.array([float(np.median(times)), 0.0, 0.0]), math.inf
     # three coefficients: trying every set of non-zero ones finds the non-negative optimum exactly

@@ -30,6 +30,6 @@ def migrate(
     with keeping_source(folder):
         done = work.migrate(folder)
     note(f"format {done.version} became {Bundle.open(folder).config.format_version}; written: {', '.join(done.graphs)}")
-    if done.calibrations:
-        note("the bundle's calibration was of the old format and was removed; run sol-rt calibrate again")
+    if done.cost_tables:
+        note("the bundle's cost table was of the old format and was removed; run sol-rt profile again")
     print(folder)

@@ -19,8 +19,8 @@ def rm(
     yes: Annotated[bool, options.option("-y", "--yes", env=False, help="Do not ask.")] = False,
     debug: options.Debug = False,
 ) -> None:
-    """Remove bundles, checkpoints or unfinished downloads from $SOL_RT_HOME, with their calibration tables."""
-    from sol_rt.budget.cost.calibration_table import tables_of
+    """Remove bundles, checkpoints or unfinished downloads from $SOL_RT_HOME, with their cost tables."""
+    from sol_rt.budget.cost.cost_table import tables_of
     from sol_rt.store.download import size_text
     from sol_rt.store.inventory import find_entry, inventory, remove_entry
 

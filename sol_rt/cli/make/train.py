@@ -210,14 +210,14 @@ def _rollouts(engine: Engine, settings: TrainConfig, *, in_torch: bool, say: Cal
     """Makes the rollouts that run the steps, with actions and costs of the bundle."""
     import torch
 
-    from sol_rt.budget.cost.calibration_table import load_cost_model
+    from sol_rt.budget.cost.cost_table import load_cost_model
     from sol_rt.train.rollouts.rollout import RolloutSpec
     from sol_rt.train.run.policy_actions import policy_actions
 
     bundle, policy = engine.bundle, settings.policy
     cost = load_cost_model(bundle, *engine.machine, quick=False)
-    unit = "bytes; to train on this device's milliseconds run sol-rt calibrate first"
-    say(cost.note or f"costs are {unit if cost.name == 'bytes' else 'milliseconds, of the calibration'}")
+    unit = "bytes; to train on this device's milliseconds run sol-rt profile first"
+    say(cost.note or f"costs are {unit if cost.name == 'bytes' else 'milliseconds, measured on this device'}")
     actions = policy_actions(bundle.config, cost, policy.actions, settings.data.windows)
     spec = RolloutSpec(actions, cost, policy.scalars, midway=True)
     if not in_torch:

@@ -315,7 +315,7 @@ def _missed(wanted: float, result: Generation) -> str:
     missed = 1 - result.tokens_per_second / wanted
     if missed <= _RATE_SLACK or not result.tokens_per_second:  # without a decode step there is no rate
         return ""
-    why = " with the cheapest action" if _overspent(result) else ": slower than its calibration (sol-rt calibrate)"
+    why = " with the cheapest action" if _overspent(result) else ": slower than measured (sol-rt profile)"
     return f", missed by {missed:.0%}{why}"
 
 

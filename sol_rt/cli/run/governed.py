@@ -111,7 +111,7 @@ class Governor:
 
 
 class Rate:
-    """Keeps runs at a rate: what their steps take corrects the times of the calibration.
+    """Keeps runs at a rate: what their steps take corrects the measured times.
 
     Args:
         wanted: tokens per second.

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from sol_rt.budget.controller.budget import Controller
 from sol_rt.budget.cost.bytes_model import BytesCost, CostModel
-from sol_rt.budget.cost.calibration_table import load_cost_model
+from sol_rt.budget.cost.cost_table import load_cost_model
 from sol_rt.budget.dial import Dial
 from sol_rt.budget.schedules import is_constant
 from sol_rt.bundle.actions import Action
@@ -84,7 +84,7 @@ class WindowRun:
 
 
 def other_cost(model: SolModel) -> CostModel | None:
-    """Bytes where budgets are counted in milliseconds; milliseconds, where this device was calibrated, if in bytes.
+    """Bytes where budgets are counted in milliseconds; milliseconds, where this device was measured, if in bytes.
 
     What a load measures quickly does not count: it changes from one run of an evaluation to the next.
     """

@@ -15,11 +15,11 @@ from typing import Any
 
 from sol_rt.budget.controller.base import check_request
 from sol_rt.budget.cost.bytes_model import CostModel
-from sol_rt.budget.cost.calibration_table import (
+from sol_rt.budget.cost.cost_table import (
     IN_BYTES,
-    CalibratedCost,
-    CalibrationTable,
-    calibration_path,
+    CostTable,
+    MeasuredCost,
+    cost_table_path,
     device_string,
     keep_quick,
     load_cost_model,
@@ -109,7 +109,7 @@ class NativeModel:
         options.max_context = context
         if prefill is not None:
             options.prefill = bundle.config.prefill_action(prefill).variant.encode()
-        if isinstance(cost, CalibratedCost) and cost.path is not None:
+        if isinstance(cost, MeasuredCost) and cost.path is not None:
             options.cost_table = _path(cost.path)
         library.sol_model_load(runtime(count, native_ops), _path(bundle.path), byref(options), byref(model))
         note = cost.note
@@ -261,7 +261,7 @@ class NativeModel:
         if dial.max_loss is not None:
             asked = budget_of_loss(dial.max_loss, self.hull, context)
         rate = dial.tokens_per_second
-        if rate is not None and rate > 0 and isinstance(self.cost, CalibratedCost):
+        if rate is not None and rate > 0 and isinstance(self.cost, MeasuredCost):
             asked = 1e3 / rate / self.cost.dense(context)
         if line := below_sensible(asked, self.hull, context):
             self._warned = True
@@ -390,9 +390,9 @@ def _set_generation(options: structs.GenerateOptions, given: dict[str, Any], voc
 
 def _measured_costs(bundle: Bundle, model: c_void_p, machine: tuple[str, int, bool, str]) -> tuple[CostModel, str]:
     """Times the actions and keeps the table for both engines. Returns the costs and a line for the user."""
-    path = calibration_path(bundle, *machine)
+    path = cost_table_path(bundle, *machine)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "table.json"
         core().sol_model_measure_costs(model, _path(file))
-        table = CalibrationTable.from_json(file.read_text(encoding="utf-8"))
-    return CalibratedCost(bundle.config, table), keep_quick(replace(table, device=device_string(*machine)), path)
+        table = CostTable.from_json(file.read_text(encoding="utf-8"))
+    return MeasuredCost(bundle.config, table), keep_quick(replace(table, device=device_string(*machine)), path)

@@ -64,7 +64,7 @@ class CostModel {
 };
 
 std::shared_ptr<const CostModel> MakeBytesCost(const Config& config);
-// Reads a table (`sol_rt.calibration`). `identity` is the bundle's. Throws SOL_ERROR_BUNDLE for a file that is missing, damaged or of another bundle.
+// Reads a table (`sol_rt.cost_table`). `identity` is the bundle's. Throws SOL_ERROR_BUNDLE for a file that is missing, damaged or of another bundle.
 std::shared_ptr<const CostModel> ReadCalibratedCost(const Config& config, const std::string& identity, const std::string& file);
 
 }  // namespace sol_rt

@@ -31,7 +31,7 @@ void LiveDial::SetTokensPerSecond(double rate) {
   if (!(std::isfinite(rate) && rate > 0)) UsageFault("--tokens-per-second: got " + NumberText(rate) + ", expected a number over 0");
   const std::lock_guard<std::mutex> lock(mutex_);
   RequireMovable("--tokens-per-second");
-  if (!milliseconds_) UsageFault("--tokens-per-second: no times measured on this device; run `sol-rt calibrate` first");
+  if (!milliseconds_) UsageFault("--tokens-per-second: no times measured on this device; run `sol-rt profile` first");
   rate_ = rate;
   budget_.reset();
 }

@@ -152,7 +152,7 @@ class BudgetController final : public Controller {
     if (!(std::isfinite(tokens_per_second) && tokens_per_second > 0)) {
       UsageFault("--tokens-per-second: got " + NumberText(tokens_per_second) + ", expected a number over 0");
     }
-    if (!cost_->InMilliseconds()) UsageFault("--tokens-per-second: no times measured on this device; run `sol-rt calibrate` first");
+    if (!cost_->InMilliseconds()) UsageFault("--tokens-per-second: no times measured on this device; run `sol-rt profile` first");
     return 1000.0 / tokens_per_second;
   }
 

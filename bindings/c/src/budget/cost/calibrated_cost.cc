@@ -1,4 +1,4 @@
-// Milliseconds from a calibration table. A KV density that was not measured takes the line of the nearest one that was.
+// Milliseconds from a cost table. A KV density that was not measured takes the line of the nearest one that was.
 #include <cstdlib>
 #include <map>
 #include <string>
@@ -13,10 +13,10 @@ namespace {
 
 constexpr double kShortest = 1e-6;            // milliseconds that a step has to take: rates are divided by it, and costs by the dense one
 constexpr int64_t kLargest = 1 << 24;  // bytes of a file; tables take a few thousand
-constexpr const char* kHint = "give a file that `sol-rt calibrate` wrote";
+constexpr const char* kHint = "give a file that `sol-rt profile` wrote";
 
 [[noreturn]] void Refuse(const std::string& problem) {
-  throw Error(SOL_ERROR_BUNDLE, "calibration table: " + problem + "; run `sol-rt calibrate` again");
+  throw Error(SOL_ERROR_BUNDLE, "cost table: " + problem + "; run `sol-rt profile` again");
 }
 
 class CalibratedCost final : public CostModel {
@@ -70,14 +70,14 @@ std::string ReadTable(const std::string& path) {
   try {
     OpenFile file(path);
     const int64_t size = file.State().size;
-    if (size > kLargest) BundleFault(path, "", std::to_string(size) + " bytes", "a calibration table, of a few thousand", kHint);
+    if (size > kLargest) BundleFault(path, "", std::to_string(size) + " bytes", "a cost table, of a few thousand", kHint);
     std::string text(static_cast<size_t>(size), '\0');
     size_t done = 0;
     while (const size_t read = file.Read(&text[done], text.size() - done)) done += read;
     text.resize(done);
     return text;
   } catch (const std::system_error& error) {
-    BundleFault(path, "", Reason(error), "a calibration table", kHint);
+    BundleFault(path, "", Reason(error), "a cost table", kHint);
   }
 }
 

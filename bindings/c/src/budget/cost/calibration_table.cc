@@ -1,4 +1,4 @@
-// Reads and writes calibration tables with the checks of sol_rt/budget/cost/calibration_table.py.
+// Reads and writes cost tables with the checks of sol_rt/budget/cost/cost_table.py.
 #include "budget/cost/calibration_table.h"
 
 #include <cmath>
@@ -15,13 +15,13 @@ namespace {
 
 using nlohmann::json;
 
-constexpr const char* kFormat = "sol_rt.calibration";
-constexpr int kVersion = 2;
+constexpr const char* kFormat = "sol_rt.cost_table";
+constexpr int kVersion = 1;
 constexpr double kLongest = 1e9;  // milliseconds that a step may take; larger numbers would overflow in sums
 constexpr uint32_t kMostAhead = 1 << 20, kMostMembers = 1024;
 
 [[noreturn]] void Unreadable(const std::string& problem) {
-  throw Error(SOL_ERROR_BUNDLE, "calibration table: not readable (" + problem.substr(0, 120) + "); run `sol-rt calibrate` again");
+  throw Error(SOL_ERROR_BUNDLE, "cost table: not readable (" + problem.substr(0, 120) + "); run `sol-rt profile` again");
 }
 
 const json& Member(const json& object, const char* key) {

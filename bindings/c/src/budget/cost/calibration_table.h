@@ -1,4 +1,4 @@
-// The table of milliseconds that `sol-rt calibrate` measured: its file, and the cost model that it gives.
+// The table of milliseconds that `sol-rt profile` measured: its file, and the cost model that it gives.
 #pragma once
 
 #include <map>

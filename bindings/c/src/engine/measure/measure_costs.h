@@ -1,4 +1,4 @@
-// Times every variant at one short context, for a cost model in milliseconds: sol_rt/budget/cost/calibrate.py's `measure_quickly`.
+// Times every variant at one short context, for a cost model in milliseconds: sol_rt/budget/cost/profile.py's `measure_quickly`.
 #pragma once
 
 #include <memory>

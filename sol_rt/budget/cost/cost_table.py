@@ -1,4 +1,4 @@
-"""Device calibration: the table of measured milliseconds, its file, and the cost model that reads it."""
+"""The table of milliseconds measured on this device, its file, and the cost model that reads it."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from sol_rt.engine.hardware.tuning import Tuning, is_recent
 from sol_rt.errors import SolError, UsageError, WriteError, brief
 from sol_rt.ops import library_name, library_path
 from sol_rt.read_file import read_bytes
-from sol_rt.store.home import calibration_dir, file_name
+from sol_rt.store.home import costs_dir, file_name
 
-CALIBRATION_FORMAT = "sol_rt.calibration"
-CALIBRATION_VERSION = 2
+COST_TABLE_FORMAT = "sol_rt.cost_table"
+COST_TABLE_VERSION = 1
 IN_BYTES = "; costs are bytes"
 """Ends the note of a model that counts bytes where there is a table, or should be."""
 _QUICK = ".quick.json"
@@ -34,7 +34,7 @@ _SHORTEST = 1e-6
 
 
 @dataclass(frozen=True)
-class CalibrationTable:
+class CostTable:
     """Milliseconds measured for one bundle on one device.
 
     Attributes:
@@ -43,7 +43,7 @@ class CalibrationTable:
         created: date and time, ISO 8601.
         policy_ms: milliseconds of one run of the policy, 0 without one.
         lines: variant key -> KV density -> line in milliseconds.
-        quick: whether `calibrate.measure_quickly` made the table, at one short context.
+        quick: whether `profile.measure_quickly` made the table, at one short context.
         steady: whether the times agreed from round to round. If not, the table serves for an hour.
         tuning: settings of the operators that the times were taken under, which the native core applies when it loads
             the table; None where the CPU's native operators did not run.
@@ -63,16 +63,16 @@ class CalibrationTable:
         lines = {
             key: {str(kv_density): asdict(line) for kv_density, line in row.items()} for key, row in self.lines.items()
         }
-        document = {"format": CALIBRATION_FORMAT, "format_version": CALIBRATION_VERSION, **asdict(self), "lines": lines}
+        document = {"format": COST_TABLE_FORMAT, "format_version": COST_TABLE_VERSION, **asdict(self), "lines": lines}
         document["tuning"] = None if self.tuning is None else self.tuning.as_json()
         return json.dumps(document, indent=1) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> CalibrationTable:
+    def from_json(cls, text: str) -> CostTable:
         """Reads what `to_json` wrote. Raises SolError in one line for anything else, a table of another version too."""
         try:
             raw = json.loads(text)
-            if raw["format"] != CALIBRATION_FORMAT or raw["format_version"] != CALIBRATION_VERSION:
+            if raw["format"] != COST_TABLE_FORMAT or raw["format_version"] != COST_TABLE_VERSION:
                 raise ValueError(f"format {raw['format']!r} version {raw['format_version']!r}")
             return cls(
                 bundle=str(raw["bundle"]),
@@ -92,7 +92,7 @@ class CalibrationTable:
             )
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, UsageError) as error:
             problem = " ".join(f"{type(error).__name__}: {error}".split())[:120]
-            raise SolError(f"calibration table: not readable ({problem}); run `sol-rt calibrate` again") from None
+            raise SolError(f"cost table: not readable ({problem}); run `sol-rt profile` again") from None
 
     @property
     def expired(self) -> bool:
@@ -120,38 +120,36 @@ def _numbers(kind: type[Any], raw: Mapping[str, Any]) -> Any:
     return kind(**{name: _milliseconds(raw[name]) for name in names})
 
 
-class CalibratedCost(LineCost):
-    """Milliseconds from a calibration table. A KV density that was not measured takes the line of the nearest one that
-    was.
-    """
+class MeasuredCost(LineCost):
+    """Milliseconds from a cost table. A KV density that was not measured takes the line of the nearest one that was."""
 
     unit = "milliseconds"
     name = "calibrated"
 
-    def __init__(self, config: SolConfig, table: CalibrationTable, note: str = "", path: Path | None = None) -> None:
+    def __init__(self, config: SolConfig, table: CostTable, note: str = "", path: Path | None = None) -> None:
         """`path`: the file that the table was read from, if there is one.
 
         Raises SolError if the table lacks a variant of the bundle, or says that a step takes no time."""
         for key in config.variants:
             if not table.lines.get(key):
-                raise SolError(f"calibration table: no variant {key}; run `sol-rt calibrate` again")
-        self.calibration = table
+                raise SolError(f"cost table: no variant {key}; run `sol-rt profile` again")
+        self.cost_table = table
         self.path = path
         super().__init__(config, self._measured_line, note)
         for key in config.variants:
             for line in table.lines[key].values():
                 if line.fixed + line.per_token < _SHORTEST:
-                    raise SolError(f"calibration table: a step of {key} takes no time; run `sol-rt calibrate` again")
+                    raise SolError(f"cost table: a step of {key} takes no time; run `sol-rt profile` again")
 
     def _measured_line(self, action: Action) -> Line:
-        row = self.calibration.lines[action.variant]
+        row = self.cost_table.lines[action.variant]
         # a step that chooses tokens does other work than one that reads all of them
         alike = [kv_density for kv_density in row if (kv_density == 1.0) == (action.kv_density == 1.0)] or list(row)
         asked = hundredths(action.kv_density)
         return row[min(alike, key=lambda kv_density: (abs(hundredths(kv_density) - asked), kv_density))]
 
     def policy(self) -> float:
-        return self.calibration.policy_ms
+        return self.cost_table.policy_ms
 
 
 def device_string(provider: str, threads: int, native: bool, gpu: str = "") -> str:
@@ -167,10 +165,10 @@ def device_string(provider: str, threads: int, native: bool, gpu: str = "") -> s
     return f"{machine}, {threads} threads, {provider}, onnxruntime {onnxruntime.__version__}, {kernels}"
 
 
-def calibration_path(bundle: Bundle, provider: str, threads: int, native: bool, gpu: str = "") -> Path:
+def cost_table_path(bundle: Bundle, provider: str, threads: int, native: bool, gpu: str = "") -> Path:
     """Path of the table for this bundle folder and these settings, whether or not the file exists."""
     digest = _settings_digest(bundle.path, provider, native, gpu)
-    return calibration_dir() / f"{file_name(bundle.config.model.name)}-{provider}-{digest}-{threads}.json"
+    return costs_dir() / f"{file_name(bundle.config.model.name)}-{provider}-{digest}-{threads}.json"
 
 
 def _settings_digest(folder: Path, provider: str, native: bool, gpu: str) -> str:
@@ -181,12 +179,12 @@ def _settings_digest(folder: Path, provider: str, native: bool, gpu: str) -> str
 def tables_of(folder: Path) -> list[Path]:
     """The tables that were made for the bundle in this folder, on any device, also for a bundle that it held before."""
     found = []
-    for path in sorted(calibration_dir().glob("*-*-*-*.json")):
+    for path in sorted(costs_dir().glob("*-*-*-*.json")):
         _, provider, digest, threads = path.stem.removesuffix(".quick").rsplit("-", 3)
         gpus = [""]
         try:
             # the device's description begins with the GPU, and names of GPUs may have commas
-            device = CalibrationTable.from_json(read_bytes(path).decode("utf-8")).device
+            device = CostTable.from_json(read_bytes(path).decode("utf-8")).device
             parts = device.partition(f", {threads} threads, ")[0].split(", ")
             gpus += [", ".join(parts[:count]) for count in range(1, len(parts))]
         except (OSError, UnicodeDecodeError, SolError):
@@ -198,9 +196,9 @@ def tables_of(folder: Path) -> list[Path]:
 
 def has_table(bundle: Bundle) -> bool:
     """True if there is a table of any device for this very bundle."""
-    for path in calibration_dir().glob("*.json"):
+    for path in costs_dir().glob("*.json"):
         try:
-            if CalibrationTable.from_json(read_bytes(path).decode("utf-8")).bundle == bundle.identity:
+            if CostTable.from_json(read_bytes(path).decode("utf-8")).bundle == bundle.identity:
                 return True
         except (OSError, UnicodeDecodeError, SolError):
             continue
@@ -208,7 +206,7 @@ def has_table(bundle: Bundle) -> bool:
 
 
 def quick_path(path: Path) -> Path:
-    """Path of the table that was measured quickly, beside the one of `calibration_path`."""
+    """Path of the table that was measured quickly, beside the one of `cost_table_path`."""
     return path.with_suffix(_QUICK)
 
 
@@ -216,12 +214,12 @@ def _is_quick(path: Path) -> bool:
     return path.name.endswith(_QUICK)
 
 
-def keep_quick(table: CalibrationTable, path: Path) -> str:
+def keep_quick(table: CostTable, path: Path) -> str:
     """Saves a quick table for the next load. Returns a line about that for the user.
 
     Args:
         table: the table.
-        path: `calibration_path` of its bundle and device. A table that lies there stays.
+        path: `cost_table_path` of its bundle and device. A table that lies there stays.
     """
     try:
         table.save(quick_path(path))
@@ -236,13 +234,13 @@ def keep_quick(table: CalibrationTable, path: Path) -> str:
             "measured what each action costs on this machine, quickly; the times varied, so they are measured again "
             "after an hour"
         )
-    return f"{kept}; sol-rt calibrate measures it better"
+    return f"{kept}; sol-rt profile measures it better"
 
 
 def load_cost_model(
     bundle: Bundle, provider: str, threads: int, native: bool = True, gpu: str = "", *, quick: bool = True
 ) -> CostModel:
-    """The calibrated model if this very bundle was calibrated on this device, else the bytes model.
+    """The measured model if this very bundle was measured on this device, else the bytes model.
 
     A table that is damaged, or was made for another bundle, device or number of threads, is not used. The `note` of the
     returned model then says so.
@@ -255,7 +253,7 @@ def load_cost_model(
         gpu: name of the GPU that computes; empty on the CPU.
         quick: whether a table that was measured quickly counts.
     """
-    path = calibration_path(bundle, provider, threads, native, gpu)
+    path = cost_table_path(bundle, provider, threads, native, gpu)
     device = device_string(provider, threads, native, gpu)
     problem = ""
     try:
@@ -272,27 +270,25 @@ def load_cost_model(
     others = path.parent.glob(f"{path.stem.rpartition('-')[0]}-*.json")
     counts = sorted({other.stem.rpartition("-")[2] for other in others if not _is_quick(other)} - {str(threads)})
     if counts:
-        wanted = f"calibrated for {' and '.join(counts)} threads, not for the {threads} of this run"
+        wanted = f"measured for {' and '.join(counts)} threads, not for the {threads} of this run"
         return BytesCost(bundle.config, f"{wanted}{IN_BYTES}")
     # on a processor time follows bytes; on a GPU it may not
-    hint = f"not calibrated on {gpu}{IN_BYTES}: run `sol-rt calibrate --provider {provider}`" if gpu else ""
+    hint = f"not measured on {gpu}{IN_BYTES}: run `sol-rt profile --provider {provider}`" if gpu else ""
     return BytesCost(bundle.config, hint)
 
 
-def _read(path: Path, bundle: Bundle, device: str, *, quick: bool, note: str = "") -> CalibratedCost:
+def _read(path: Path, bundle: Bundle, device: str, *, quick: bool, note: str = "") -> MeasuredCost:
     """The model of a table, which has to be quick or not.
 
     Raises OSError, UnicodeDecodeError, and SolError for a table that does not serve here.
     """
-    table = CalibrationTable.from_json(read_bytes(path).decode("utf-8"))
+    table = CostTable.from_json(read_bytes(path).decode("utf-8"))
     if table.bundle != bundle.identity:
-        raise SolError("calibration table: made before the bundle changed; run `sol-rt calibrate` again")
+        raise SolError("cost table: made before the bundle changed; run `sol-rt profile` again")
     if table.device != device:
-        raise SolError(
-            f"calibration table: made on {table.device[:200]!r}, this is {device!r}; run `sol-rt calibrate` again"
-        )
+        raise SolError(f"cost table: made on {table.device[:200]!r}, this is {device!r}; run `sol-rt profile` again")
     if table.quick is not quick:
-        raise SolError("calibration table: measured quickly by an older version; it is measured again")
+        raise SolError("cost table: measured quickly by an older version; it is measured again")
     if table.expired:
-        raise SolError("calibration table: its times scattered, and are over an hour old")
-    return CalibratedCost(bundle.config, table, note, path)
+        raise SolError("cost table: its times scattered, and are over an hour old")
+    return MeasuredCost(bundle.config, table, note, path)

@@ -1,4 +1,4 @@
-"""Measures what decode steps cost on this device and fits the lines of the calibrated cost model.
+"""Measures what decode steps cost on this device and fits the lines of the measured cost model.
 
 The actions take turns. So a machine that slows down does so for all of them, and a step pays for the switch from
 another variant, as it does in generation. The lower quartile of the repeats counts: other programs only ever add time.
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from sol_rt.budget.cost.bytes_model import BytesCost, Line, reads
-from sol_rt.budget.cost.calibration_table import CalibrationTable, calibration_path, device_string
+from sol_rt.budget.cost.cost_table import CostTable, cost_table_path, device_string
 from sol_rt.budget.cost.line_fit import fit_line
 from sol_rt.budget.policy import PolicySession
 from sol_rt.bundle.actions import Action
@@ -64,15 +64,15 @@ class Timing:
         return self.modelled / self.milliseconds - 1
 
     def as_json(self) -> dict[str, Any]:
-        """The row that `sol-rt calibrate --json` prints."""
+        """The row that `sol-rt profile --json` prints."""
         return {"tag": self.action.tag, "context": self.context, "ms": self.milliseconds, "model_ms": self.modelled}
 
 
 @dataclass(frozen=True)
-class Calibration:
-    """The fitted table and the timings behind it."""
+class Profile:
+    """The fitted table and its timings."""
 
-    table: CalibrationTable
+    table: CostTable
     rows: list[Timing]
 
 
@@ -84,7 +84,7 @@ def measure(
     progress: Progress,
     *,
     seconds: float = math.inf,
-) -> Calibration:
+) -> Profile:
     """Times every variant at every KV density of the bundle's actions.
 
     Args:
@@ -103,7 +103,7 @@ def measure(
     room = config.model.max_context - 1
     lengths = sorted({length for length in contexts if 1 <= length <= room})
     if not lengths:
-        raise UsageError(f"calibrate: got contexts {list(contexts)}, expected lengths from 1 to {room}")
+        raise UsageError(f"profile: got contexts {list(contexts)}, expected lengths from 1 to {room}")
     kv_densities = sorted({1.0} | {entry.action.kv_density for entry in config.actions}, reverse=True)
     actions = [
         Action(kv_density, variant.channel_density, variant.bits)
@@ -159,7 +159,7 @@ def measure(
         rows += [Timing(*row, line.at(*reads(row[0], row[1], config))) for row in mine]
 
     device = device_string(*engine.machine)
-    table = CalibrationTable(
+    table = CostTable(
         bundle=bundle.identity,
         device=device,
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -168,10 +168,10 @@ def measure(
         tuning=_settings(engine),
     )
     engine.reset()
-    return Calibration(table, rows)
+    return Profile(table, rows)
 
 
-def measure_quickly(engine: Engine, bundle: Bundle, *, seconds: float = 2.0) -> CalibrationTable:
+def measure_quickly(engine: Engine, bundle: Bundle, *, seconds: float = 2.0) -> CostTable:
     """Times every variant at one short context, in about `seconds`, or three times that if the times scatter or a step
     takes long.
 
@@ -217,7 +217,7 @@ def measure_quickly(engine: Engine, bundle: Bundle, *, seconds: float = 2.0) -> 
         slope = model.step(action, length + 1) - model.step(action, length)  # bytes of one more cached token
         fixed = max(ms - rate * slope * (length + 1), 0.0)
         lines[variant] = dict.fromkeys(kv_densities, Line(fixed, rate * slope, rate * model.page_bytes))
-    return CalibrationTable(
+    return CostTable(
         bundle=bundle.identity,
         device=device_string(*engine.machine),
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -237,9 +237,9 @@ def _settings(engine: Engine) -> Tuning | None:
     return tuning.current(library)
 
 
-def save(bundle: Bundle, engine: Engine, table: CalibrationTable) -> Path:
+def save(bundle: Bundle, engine: Engine, table: CostTable) -> Path:
     """Saves the table where `load_cost_model` looks for it. Returns its path."""
-    path = calibration_path(bundle, *engine.machine)
+    path = cost_table_path(bundle, *engine.machine)
     table.save(path)
     return path
 

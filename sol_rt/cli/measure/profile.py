@@ -1,9 +1,10 @@
-"""`sol-rt calibrate` measures what every action costs on this device."""
+"""`sol-rt profile` measures what every action costs on this device."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import asdict
+from functools import wraps
 from typing import TYPE_CHECKING, Annotated, Any
 
 from sol_rt.cli import options
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 _TUNE_SECONDS = 10.0
 
 
-def calibrate(
+def profile(
     model: options.Model = None,
     contexts: Annotated[
         str, options.option("--contexts", env=False, help="Context lengths to measure at, in tokens, comma-separated.")
@@ -43,8 +44,8 @@ def calibrate(
     """Measure what every action costs in milliseconds. Budgets are then shares of this device's decode time."""
     from rich.table import Table
 
-    from sol_rt.budget.cost.calibrate import measure, save
-    from sol_rt.budget.cost.calibration_table import CalibratedCost, calibration_path
+    from sol_rt.budget.cost.cost_table import MeasuredCost, cost_table_path
+    from sol_rt.budget.cost.profile import measure, save
     from sol_rt.budget.cost.tune import tune, tune_copies
     from sol_rt.budget.dominated import describe, replacements
     from sol_rt.cli.loading import bundle_path, name_device, open_checked, usable_threads
@@ -65,7 +66,7 @@ def calibrate(
     machine: dict[str, Any] = {"provider": provider, "native_ops": native_ops, "device": device}
     engine = Engine(bundle, threads=usable_threads(threads), **machine)
     name_device(engine.provider)
-    check_writable(calibration_path(bundle, *engine.machine))
+    check_writable(cost_table_path(bundle, *engine.machine))
     tuned = gain = None
     with progress(timed=True) as report:
         if (library := engine.provider.library) is not None and engine.provider.gpu is None:
@@ -77,7 +78,7 @@ def calibrate(
                 tuning.save_gain_of_copies(key, bundle.config.model.name, gain)
         result = measure(engine, bundle, lengths, repeats, report, seconds=seconds)
     path = save(bundle, engine, result.table)
-    cost = CalibratedCost(bundle.config, result.table)
+    cost = MeasuredCost(bundle.config, result.table)
     dominated: dict[Action, Action] = {}
     if engine.provider.gpu is not None:
         dominated = replacements(bundle.config, cost)
@@ -116,9 +117,15 @@ def calibrate(
         if gain is not None and gain > 1:
             note(f"copies: whole 4-bit steps are {gain:.2f} times as fast from copies of the matrices, and read these")
         if not tuned.steady:
-            note("processor: the times scattered; run sol-rt calibrate again while no other program runs")
+            note("processor: the times scattered; run sol-rt profile again while no other program runs")
     shown = "; sol-rt inspect shows the costs" if engine.provider.gpu is None else ""
     note(f"saved: {path}{shown}")
+
+
+@wraps(profile)
+def calibrate(**given: Any) -> None:
+    note("`sol-rt calibrate` is called `sol-rt profile` now")
+    profile(**given)
 
 
 def _on_hull(config: SolConfig, cost: CostModel, contexts: list[int]) -> dict[str, list[str]]:
