@@ -13,7 +13,7 @@
 # make ladder TEXT=file
 #              Measures perplexity and speed of our fixed actions beside llama.cpp's quantizations of the same weights.
 #              Writes build/results/ladder-MODEL.md and its figures as .json. Options: MODEL=alias or .gguf, LADDER_ARGS=options of benchmarks/ladder.py.
-# make parity  Prints how far every family's tiny model is from transformers: the figures of docs/models.md.
+# make parity  Prints how far every family's tiny model is from transformers: the figures of docs/reference/models.md.
 #              With MODEL=alias or .gguf: how far that model is, source, graph and generation.
 # make test-bindings
 #              Builds the native core and every binding of bindings/, and replays the golden traces in each. Installs packages of Debian, PyPI
@@ -29,7 +29,7 @@
 # make faults TRIALS=200
 #              Kills commands that write TRIALS times each at random moments, then lets every change of their disk be the first that
 #              fails, and checks what is left. Also changes weights under a process that generates. Linux only.
-#              Options: FAULTS_ARGS=options of runtime_tests/faults.py.
+#              Options: FAULTS_ARGS=options of runtime_tests/robustness/faults.py.
 # make wheel   Builds a wheel for machines like this one into dist/, with CUDA operators for all architectures if nvcc is here,
 #              and prints its hash and its bill of materials. Two builds of one commit give the same bytes.
 # make same-wheel
@@ -157,7 +157,7 @@ define run_tests
 endef
 
 test: $(VENV)/.dev
-	$(call run_tests,core,-m 'not slow')
+	$(call run_tests,core programs,-m 'not slow')
 
 test-all: $(VENV)/.dev
 	-$(BIN)/sol-rt pull smollm2-135m
@@ -168,7 +168,7 @@ ifneq ($(origin MODEL),file)
 	$(BIN)/python benchmarks/parity.py $(MODEL)
 else
 	@mkdir -p build; rm -f build/parity.txt
-	SOL_RT_PARITY_FIGURES=$(abspath build/parity.txt) $(BIN)/python -m pytest -q runtime_tests/test_families.py -k graph
+	SOL_RT_PARITY_FIGURES=$(abspath build/parity.txt) $(BIN)/python -m pytest -q runtime_tests/export/test_families.py -k graph
 	@printf '%-18s %-8s %s\n' family float '8 bits'; awk '{printf "%-18s %-8s %s\n", $$1, $$2, $$3}' build/parity.txt
 endif
 
@@ -182,14 +182,14 @@ else
 endif
 
 faults: $(VENV)/.dev
-	PYTHONPATH=runtime_tests $(BIN)/python runtime_tests/faults.py --kill $(TRIALS) --full-disk --changed-weights 40 $(FAULTS_ARGS)
+	PYTHONPATH=runtime_tests $(BIN)/python runtime_tests/robustness/faults.py --kill $(TRIALS) --full-disk --changed-weights 40 $(FAULTS_ARGS)
 
 fuzz: $(VENV)/.dev
 	PYTHONPATH=runtime_tests $(BIN)/python -m fuzz --seconds $(SECONDS) $(TARGETS:%=--target %) $(ENGINES:%=--engine %)
 	@[ -n "$(TARGETS)" ] || bash bindings/c/tests/fuzz/run.sh $(SECONDS)
 
 soak: $(VENV)/.dev
-	$(BIN)/python runtime_tests/soak.py --count $(COUNT) -o build/results/soak.md
+	$(BIN)/python runtime_tests/robustness/soak.py --count $(COUNT) -o build/results/soak.md
 
 lint: $(VENV)/.dev typecheck
 	$(BIN)/ruff check .
@@ -197,7 +197,7 @@ lint: $(VENV)/.dev typecheck
 
 # The type checker needs the layout of the installed package: sol_rt with export, train and models inside. Benchmarks also take helpers of the tests.
 typecheck: $(VENV)/.dev
-	@rm -rf build/typing && mkdir -p build/typing/sol_rt
+	@rm -rf build/typing/sol_rt && mkdir -p build/typing/sol_rt
 	@ln -s $(CURDIR)/sol_rt/* build/typing/sol_rt/
 	@for part in export train models; do ln -s $(CURDIR)/$$part build/typing/sol_rt/; done
 	cd build/typing && $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml -p sol_rt

@@ -33,7 +33,7 @@ from sol_rt.export.parity import project
 from sol_rt.export.sources.decoder import family_of, from_hf_config
 from sol_rt.export.sources.open_checkpoint import open_checkpoint
 from sol_rt.export.sources.source_model import SourceModel
-from sol_rt.store.progress import silent
+from sol_rt.progress import silent
 from sol_rt.store.pull import resolve
 
 SIZE = 512
@@ -65,7 +65,7 @@ class Source:
 def divergences(
     bundles: dict[str, Path], variants: Sequence[str], windows: Sequence[Sequence[int]], source: Source
 ) -> dict[tuple[str, str], Means]:
-    """By calibration and variant."""
+    """Mean divergences by (calibration, variant), nats per token."""
     engines = {name: Engine(Bundle.open(path), provider="cpu") for name, path in bundles.items()}
     found: dict[tuple[str, str], list[float]] = {(name, variant): [] for name in engines for variant in variants}
     for number, window in enumerate(windows):

@@ -1,4 +1,4 @@
-"""What the dial does to a bundle: speed and perplexity at several settings, all settings in turn.
+"""Speed and perplexity of a bundle at several settings of the dial, all settings in turn.
 
     python benchmarks/dial.py smollm2-135m -f valid.tokens.txt
 
@@ -30,8 +30,8 @@ from sol_rt.budget.losses import share_of_nats
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.engine.engine import Engine
 from sol_rt.evaluation.quality.perplexity import perplexity
+from sol_rt.progress import silent
 from sol_rt.store.home import find_bundle
-from sol_rt.store.progress import silent
 
 import onnxruntime as ort
 

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 
 from sol_rt.errors import SolError
-from sol_rt.export.blob.hessian import matrix_inputs
 from sol_rt.export.quantize.gptq import one_thread_each
 from sol_rt.export.sources.decoder import family_of, from_hf_config
 from sol_rt.export.sources.open_checkpoint import open_checkpoint
-from sol_rt.store.progress import silent
+from sol_rt.export.weights.hessian import matrix_inputs
+from sol_rt.progress import silent
 from sol_rt.text.tokenizer import FILE, Tokenizer
 
 WINDOW, WINDOWS = 512, 48

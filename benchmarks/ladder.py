@@ -63,7 +63,7 @@ Score = Callable[[Sequence[int]], Sequence[float]]
 
 
 def runs_alone(action: Action) -> bool:
-    """Whether an action is also scored over whole windows: those that read fewer bits but everything else."""
+    """True if an action is also scored over whole windows: it reads fewer bits but everything else."""
     return (action.kv_density, action.channel_density) == (1.0, 1.0)
 
 
@@ -182,14 +182,14 @@ class Run:
         return WorkerProcess.start(engine, self.python, self.ladder.rung(rung), self.args.threads, name)
 
     def _rates(self, entries: list[Entry], prompt: list[int], repetitions: int) -> dict[str, list[float]]:
-        """Tokens/s of decoding behind a prompt, by entry."""
+        """Tokens/s of decoding after a prompt, by entry."""
         for worker in dict.fromkeys(entry.worker for entry in entries):
             worker.ask(do="prompt", tokens=prompt, room=self.args.count)
         request: dict[str, object] = {"do": "decode", "count": self.args.count}
         return measure(entries, request, self.args.count, repetitions)
 
     def _faster_engine(self, prompt: list[int]) -> str:
-        """How llama.cpp decodes the first rung faster behind this prompt: with flash attention or without."""
+        """Returns llama.cpp's faster setting on the first rung after this prompt: with or without flash attention."""
         with contextlib.ExitStack() as stack:
             rung, engines = self.args.rungs[0], engines_of("llama.cpp")
             trial = [Entry(stack.enter_context(self._llama(engine, rung, engine))) for engine in engines]
@@ -317,7 +317,7 @@ tokens as independent. "Within the error" is said where the 95% interval by Stud
 
 
 def _importance(args: argparse.Namespace) -> str:
-    """What the page says of importance matrices."""
+    """Sentence of the page on importance matrices."""
     if not any(name.endswith(WITH_IMPORTANCE) for name in args.rungs):
         return "no importance matrix"
     return f"those with `{WITH_IMPORTANCE}` with an importance matrix of {args.importance.name}, the others without"

@@ -149,7 +149,7 @@ class Axes:
 
 
 def _step(rows: Sequence[Measured]) -> float:
-    """Milliseconds between two ticks: 1, 2 or 5 times a power of ten, some eight of them."""
+    """Milliseconds between two ticks: 1, 2 or 5 times a power of ten, so that there are about eight ticks."""
     raw = max(row.ms for row in rows) / 8
     power = 10 ** math.floor(math.log10(raw))
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw)

@@ -68,7 +68,7 @@ class Verdict:
 
     @property
     def held(self) -> bool:
-        """Whether an action has a lower perplexity at the rung's speed, or FASTER times its speed at its perplexity."""
+        """True if an action has a lower perplexity at the rung's speed, or FASTER times its speed at its perplexity."""
         return self.lower or (self.at_loss is not None and float(np.median(self.faster)) >= FASTER)
 
     @property

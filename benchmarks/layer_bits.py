@@ -3,7 +3,7 @@
     python benchmarks/layer_bits.py BUNDLE -f TEXT --windows 8
 
 The bundle has a graph of 3 bits and one of 4. Figures are divergences from the dense action in nats per token, at the
-ends of windows of up to 512 tokens behind a dense prompt: on the exporter's sample texts, and on TEXT if given. ± is
+ends of windows of up to 512 tokens after a dense prompt: on the exporter's sample texts, and on TEXT if given. ± is
 the standard error of the paired difference from the graph of 3 bits. A layer that the graph reads at 4 bits has no row.
 """
 

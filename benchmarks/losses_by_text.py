@@ -2,7 +2,7 @@
 
     python benchmarks/losses_by_text.py qwen2.5-coder-1.5b -f valid.tokens.txt -f melville-moby_dick.txt
 
-The ends of windows of up to 512 tokens are scored behind a dense prompt, as an export does it. Nats a token, ± standard
+The ends of windows of up to 512 tokens are scored after a dense prompt, as an export does it. Nats a token, ± standard
 error. Shows whether the losses by which a bundle's actions were chosen hold on a text of another kind.
 """
 

@@ -82,7 +82,7 @@ def prefill(model: SolModel, tokens: Sequence[int]) -> None:
 
 
 def answers(model: SolModel, needle: Needle, action: Action) -> bool:
-    """Whether greedy decoding after the question gives the code. Restores the cache afterwards."""
+    """True if greedy decoding after the question gives the code. Restores the cache afterwards."""
     engine, tokenizer = model.engine, model.tokenizer
     length = engine.length
     for token in tokenizer.encode(needle.question, add_special_tokens=False):

@@ -91,7 +91,7 @@ def pruned_matmul(rng: np.random.Generator, i: int, k: int, n: int, bits: int, a
 
 
 def weight_bits(bits: int, active: float) -> float:
-    """What a product reads of a weight, in bits."""
+    """Bits that a product reads of a weight."""
     return 3 * active + 8 / 32 if bits == 3 else 4 * active + (bits - 4) + 24 / 32
 
 

@@ -1,4 +1,4 @@
-"""Runs a released model down the parity ladder: the rungs of runtime_tests/test_families.py, on real weights.
+"""Runs a released model down the parity ladder: the rungs of runtime_tests/export/test_families.py, on real weights.
 
     python benchmarks/parity.py MODEL
     ... --work FOLDER     where the float32 folder and the bundle are written; by default a temporary folder
@@ -114,7 +114,7 @@ def reference_tokens(bundle: Bundle, ids: list[int]) -> Iterator[tuple[int, floa
 
 
 def generation(bundle: Bundle, ids: list[int]) -> str:
-    """How many greedy tokens of a bundle are the reference model's, and the margin where they part."""
+    """Counts a bundle's greedy tokens that are the reference model's, and gives the margin at the first difference."""
     for index, (got, (wanted, margin)) in enumerate(
         zip(engine_tokens(bundle, ids), reference_tokens(bundle, ids), strict=False)
     ):

@@ -23,7 +23,7 @@ class Test:
         name: name in llama-bench's notation: `pp512`, or `tg64 @ d512` for 64 steps after 512 tokens.
         own: tokens/s of sol_rt by action tag.
         peers: tokens/s by peer.
-        notes: what stands behind an action's tag in its row.
+        notes: text after an action's tag in its row.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Test:
 
 
 def machine() -> str:
-    """The processor by name, family and model: virtual machines often hide what the name would tell."""
+    """The processor by name, family and model: virtual machines often hide what the name would say."""
     facts = [line.partition(":") for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()]
     known = {name.strip(): value.strip() for name, _, value in facts}
     return f"{processor_name()} (family {known.get('cpu family', '?')}, model {known.get('model', '?')})"

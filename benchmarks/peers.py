@@ -42,7 +42,7 @@ PROMPT = 512
 DEEP = 4096  # from this depth on: half the repetitions and steps, and one more row with sparse attention
 SPARSE_TOKENS = 512
 CORE = " core"
-"""Behind an action's tag in rows of the native core."""
+"""Note after an action's tag in rows of the native core."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ windows, every action's loss at every position is known. At each budget it compa
               and other arithmetic, as `sol-rt train --rollouts reference` measures them. What the oracle has and this
               one has not is the luck of rounding, which flips channels and codes, and which nobody can foresee.
 
-Losses are divergences from dense in nats per step, each behind what the counterfactuals lie behind: dense steps, or a
+Losses are divergences from dense in nats per step, each after what the counterfactuals follow: dense steps, or a
 run of cheap ones, after which the dense action has a divergence, too. They are given at exactly the budget's cost: what
 a schedule spent above or below it counts at the static mix's exchange rate. The columns `true token` judge the same
 choices by the loss of the true next token, which also depends on luck that no policy can foresee. Intervals are

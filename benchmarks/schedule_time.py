@@ -1,10 +1,10 @@
-"""What a token takes by one schedule and by another at the same budget, in the native core and in the Python engine.
+"""Time of a token by two schedules at the same budget, in the native core and in the Python engine.
 
     python benchmarks/schedule_time.py smollm2-135m -b 0.54 --schedules hull,sol -d 256 -n 128 -r 12
 
 Costs are the device's milliseconds where `sol-rt calibrate` has measured them. Two schedules that hold one budget take
 the same time in the model's graphs; what differs is the time around them. A round is a generation by each schedule
-behind the same prompt, in turn. Figures are medians over the rounds, with quartiles; the ratio is that of a round.
+after the same prompt, in turn. Figures are medians over the rounds, with quartiles; the ratio is that of a round.
 """
 
 from __future__ import annotations

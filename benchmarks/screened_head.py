@@ -4,7 +4,7 @@
     python benchmarks/screened_head.py smollm2-135m -f valid.tokens.txt --windows 16
     python benchmarks/screened_head.py smollm2-135m -f valid.tokens.txt --windows 0 --time 12
 
-Hidden states are those of one action on the second halves of windows of 512 tokens, behind dense first halves. Every LM
+Hidden states are those of one action on the second halves of windows of 512 tokens, after dense first halves. Every LM
 head gets the same ones. Prints a Markdown table with a row for each way: bytes of a step, loss over the widest whole LM
 head, the divergence from it, and the share of positions at which greedy decoding and top-k sampling (40, temperature 1,
 the same random numbers) take the same token. Offsets are fitted on two windows that are not scored. With `--time`,
@@ -177,7 +177,9 @@ def _log_sum(logits: np.ndarray) -> np.ndarray:
 
 
 def _choices(logits: np.ndarray, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """By row: the likeliest token, the token that a draw takes among the 40 likeliest, and these in ascending order."""
+    """Returns three arrays by row: the likeliest token, the token that a draw takes among the 40 likeliest, and the 40
+    in order.
+    """
     top = np.sort(np.argpartition(logits, -_TOP_K, axis=-1)[:, -_TOP_K:], axis=-1)
     kept = np.take_along_axis(logits, top, -1)
     shares = np.exp(kept - _log_sum(kept)[:, None]).cumsum(-1)
@@ -204,7 +206,7 @@ def _time(
     text: Sequence[int],
     rounds: int,
 ) -> None:
-    """Prints the milliseconds of a step behind `text` with each LM head: quartiles over rounds of a round's least."""
+    """Prints the milliseconds of a step after `text` with each LM head: quartiles over rounds of a round's least."""
     with tempfile.TemporaryDirectory() as made:
         engines = []
         for index, head in enumerate(heads):

@@ -3,13 +3,13 @@
     python benchmarks/state_error.py BUNDLE [-f TEXT]
     python benchmarks/state_error.py --random      random weights, rounded without a calibration
     ... --context 256     tokens that run dense first
-    ... --steps 1024      tokens behind them
+    ... --steps 1024      tokens after them
 
 Prints two Markdown tables with a row per action:
 
 1. The relative error of the states against a run of dense steps, |s - s_dense| / |s_dense| by layer: the median over
    steps, of the layer where that is smallest and of the one where it is largest. `always`: every step is of the action.
-   `one in four`: every fourth is, and the error is taken right behind it and behind the three dense steps after it.
+   `one in four`: every fourth is, and the error is taken right after it and after the three dense steps after it.
 2. The divergence of the next token from that of a run of dense steps, KL in nats, 1, 16 and 256 dense steps after 16
    steps of the action.
 
@@ -65,7 +65,7 @@ def random_bundle(folder: Path) -> Path:
 
 
 def steps(engine: Engine, context: int, tokens: Sequence[int], choose: Callable[[int], Action]) -> Iterator[int]:
-    """Runs the tokens behind the first `context` of them, each under the action that `choose` gives for its index.
+    """Runs the tokens after the first `context` of them, each under the action that `choose` gives for its index.
 
     Yields the index after each step.
     """

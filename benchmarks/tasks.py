@@ -124,7 +124,7 @@ def key_of(model: SolModel, question: str, setting: Setting) -> str:
 def report(
     model: SolModel, tasks: Sequence[Task], schedules: Sequence[str], budgets: Sequence[float], state: State
 ) -> str:
-    """What the state holds as a table, which budgets keep each task within one point of dense, and who beats `hull`."""
+    """Report of the state: a table, the budgets that keep each task within one point of dense, and who beats `hull`."""
     rows: list[Row] = []
     duels: list[list[Row]] = []
     for task in tasks:
@@ -214,7 +214,7 @@ def measured(args: argparse.Namespace) -> str:
 
 
 def shown(name: str, done: int, total: int) -> None:
-    """Tells on stderr how far a task is."""
+    """Reports the progress of a task on stderr."""
     print(f"{name}: {done} of {total} questions", file=sys.stderr, flush=True)
 
 

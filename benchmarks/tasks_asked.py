@@ -1,4 +1,4 @@
-"""What a held-out task is to the benchmark `tasks.py`: numbered questions that a decoder answers right or wrong."""
+"""Held-out tasks of the benchmark `tasks.py`: numbered questions that a decoder answers right or wrong."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sol_rt.generate.model import SolModel
 
 @dataclass(frozen=True)
 class Answer:
-    """How a schedule answered a question.
+    """Answer of a schedule to a question.
 
     Attributes:
         right: whether the answer was right.

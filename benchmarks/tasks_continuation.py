@@ -19,7 +19,7 @@ from sol_rt.text.tokenizer import Tokenizer
 
 CONTEXT, PIECE, CHOICES = 96, 24, 4
 _END = re.compile(r"""[.!?]["'”’)]*\s*$""")
-_NO_START = re.compile(r"""[.!?"'”’)]*|\s*""")  # a mark behind the end, or a blank
+_NO_START = re.compile(r"""[.!?"'”’)]*|\s*""")  # a mark after the end, or a blank
 _SHORTENED = re.compile(r"\b(?:Mr|Mrs|Ms|Dr|St|No|[A-Z])\.\s*$")
 
 
@@ -33,7 +33,7 @@ class Item:
 
 
 def sentence_starts(tokens: Sequence[int], tokenizer: Tokenizer) -> list[int]:
-    """Places in a text at which a sentence begins: those behind a token that ends one."""
+    """Places in a text at which a sentence begins: after a token that ends one."""
     words = [tokenizer.decode([token]) for token in tokens]
     starts = []
     for place in range(1, len(tokens)):

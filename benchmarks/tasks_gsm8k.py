@@ -21,7 +21,7 @@ from sol_rt.generate.results import Progress
 NEW_TOKENS = 320
 PROMPT = "{question}\nReason step by step, and write the final answer as a number after ####."
 _CALCULATION = re.compile(r"<<[^>]*>>")  # notes for a calculator, such as <<6*30=180>>
-# a minus directly behind a word or a digit is a dash or a subtraction
+# a minus directly after a word or a digit is a dash or a subtraction
 _NUMBER = re.compile(r"(?:(?<![\w)])-)?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)")
 
 

@@ -91,7 +91,7 @@ def table(rows: Sequence[Row], budgets: Sequence[float]) -> str:
 
 
 def verdicts(rows: Sequence[Row]) -> str:
-    """Which budgets keep each task within one point of dense: a line for each schedule."""
+    """Budgets that keep each task within one point of dense: a line for each schedule."""
     lines = [f"Shown to be within one point of dense (the interval's lower end, {LEAST} questions or more):", ""]
     for schedule in dict.fromkeys(row.schedule for row in rows):
         parts = []

@@ -4,8 +4,8 @@
 
 The second text is held out: both schedules are scored on it, and neither has seen it. The bundle is changed: it has the
 policy afterwards, and the schedule `sol` asks it. `sol-rt export -m smollm2-135m --policy none --force` makes a bundle
-without one. A minute shows the way; a policy worth keeping takes hours (docs/training.md). The commands `sol-rt train`
-and `sol-rt export --policy` do the same, and `sol-rt eval` compares at equal cost.
+without one. A minute shows the way; a policy worth keeping takes hours (docs/design/policy-training.md). The commands
+`sol-rt train` and `sol-rt export --policy` do the same, and `sol-rt eval` compares at equal cost.
 """
 
 from __future__ import annotations

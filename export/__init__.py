@@ -1,6 +1,6 @@
 """Exports a checkpoint to a bundle: sources, quantization, graphs, choice of actions. Needs the extra `export`.
 
-pipeline.py runs the stages; docs/export.md describes them. May import: sol_rt.generate and the folders below it.
+pipeline.py runs the stages; docs/design/export.md describes them. May import: sol_rt.generate and the folders below it.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from sol_rt.bundle.selection import Selection
 from sol_rt.errors import CheckpointError, UsageError, WriteError
 from sol_rt.export.card import model_card
 from sol_rt.export.parity import Parity
-from sol_rt.store.progress import Progress
+from sol_rt.progress import Progress
 
 
 def check_output(output: Path) -> None:

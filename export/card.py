@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
+from sol_rt.budget.cost.bytes_model import BytesCost
+from sol_rt.budget.dial import SENSIBLE_LOSS, sensible_budget
+from sol_rt.budget.hull import Hull
+from sol_rt.budget.losses import ActionLosses
 from sol_rt.bundle.bits import MIXED, bits_tag
 from sol_rt.bundle.config import SolConfig
 from sol_rt.bundle.selection import Selection
@@ -50,8 +56,7 @@ def model_card(config: SolConfig, parity: Parity | None, selection: Selection | 
         f"A bundle for sol_rt, made by {config.generator} from `{model.source}`.",
         f"Licence of the weights: {model.license or 'the source does not say; look there'}.",
         "",
-        "    sol-rt generate -m . --budget 0.4",
-        "",
+        *_example(config, selection),
         "| | |",
         "|---|---|",
         f"| architecture | {model.architecture} |",
@@ -90,8 +95,23 @@ def model_card(config: SolConfig, parity: Parity | None, selection: Selection | 
     return "\n".join([*lines, ""])
 
 
+def _example(config: SolConfig, selection: Selection | None) -> list[str]:
+    """A command to start with, and the budgets that the bundle bears, by bytes, where its losses were measured."""
+    if selection is None:
+        return ["    sol-rt generate -m .", ""]
+    hull = Hull([entry.action for entry in config.actions], BytesCost(config), ActionLosses(config).table)
+    lines = ["    sol-rt generate -m . --max-loss 1%", ""]
+    for context in selection.contexts:
+        least = math.ceil(100 * sensible_budget(hull, context)) / 100
+        lines.append(
+            f"After {context} tokens, budgets of {least:.2f} to 1 of the dense bytes raise perplexity by at most "
+            f"{SENSIBLE_LOSS:.0%}."
+        )
+    return [*lines, ""]
+
+
 def _windows(config: SolConfig) -> str:
-    """How many layers attend to a window; empty if all attend to all tokens."""
+    """Counts the layers that attend to a window, as text; empty if all attend to all tokens."""
     windows = {window for window, _ in config.kv.layer_kinds if window}
     if not windows:
         return ""

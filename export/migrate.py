@@ -1,9 +1,9 @@
 """Bundles of an older format with the same weights: config, selection, graphs and chat segments as this version has
 them.
 
-Nothing is quantized, measured or trained again: losses stay as they are, and so do the tokens. Codes of 3 bits, whose
-bits version 6 had in other places, are written anew code by code. selection.json of before version 5 is left out: it
-chose by times, which this version does not read.
+Nothing is quantized, measured or trained again: losses stay as they are, and so do the tokens. Codes of 3 bits are
+written anew code by code, because version 6 had their bits in other places. selection.json of before version 5 is left
+out: it chose by times, which this version does not read.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ _RENAMED = {
 
 @dataclass(frozen=True)
 class Migrated:
-    """What was done: the version before, the graph files written, and the device calibrations removed."""
+    """Result of a migration: the version before, the graph files written, and the device calibrations removed."""
 
     version: int
     graphs: tuple[str, ...]
@@ -73,8 +73,8 @@ def migrate(folder: Path) -> Migrated:
     3 bits lie otherwise in them; the copy then needs room beside the folder. The bundle's device calibrations are
     removed, as they belong to the old config.
 
-    Raises BundleError where files are missing or damaged, or of a format whose weights are not today's, CheckpointError
-    for an architecture that no graph here has, WriteError where it can't write; the bundle stays as it was then.
+    Raises BundleError for missing or damaged files, and for a format whose weights are not today's. Raises
+    CheckpointError for an architecture that no graph here has, and WriteError. The bundle then stays as it was.
     """
     folder = folder.resolve()
     path = folder / CONFIG_NAME

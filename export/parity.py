@@ -23,7 +23,7 @@ from sol_rt.export.sources.checkpoint import Checkpoint
 from sol_rt.export.sources.decoder import Decoder
 from sol_rt.export.sources.families import Family
 from sol_rt.export.sources.source_model import SourceModel
-from sol_rt.store.progress import Progress
+from sol_rt.progress import Progress
 
 TEXT = (
     "The lighthouse keeper climbed the stairs every evening at six. He lit the lamp, wound the clock and wrote one "
@@ -56,7 +56,7 @@ class ParityRow:
         return max(sum(self.divergences) / len(self.divergences), 0.0)  # in this order NaN stays
 
     def is_beyond_doubt_closer_than(self, other: ParityRow) -> bool:
-        """Whether the mean advantage over `other`, position by position, is more than twice its standard error.
+        """True if the mean advantage over `other`, position by position, is more than twice its standard error.
 
         On a few dozen tokens, the means of two equally good graphs differ by chance.
         """
@@ -137,7 +137,7 @@ def reference_logits(
 
 
 def project(checkpoint: Checkpoint, decoder: Decoder, family: Family, hidden: torch.Tensor) -> npt.NDArray[np.float32]:
-    """The source's logits, float32 [T, vocab], of hidden states float32 [T, hidden] behind the final norm."""
+    """The source's logits, float32 [T, vocab], of hidden states float32 [T, hidden] after the final norm."""
     name = f"{family.names.embed if decoder.tied else family.names.head}.weight"
     logits = torch.empty(len(hidden), decoder.vocab_size)
     for start in range(0, decoder.vocab_size, _HEAD_ROWS):

@@ -1,6 +1,6 @@
 """The whole export, stage by stage: a checkpoint becomes a bundle, or nothing is left behind.
 
-`export_bundle` reads from top to bottom; docs/export.md describes the stages and names their files.
+`export_bundle` reads from top to bottom; docs/design/export.md describes the stages and names their files.
 """
 
 from __future__ import annotations
@@ -27,9 +27,6 @@ from sol_rt.export.actions.effort import Effort, about_seconds, slowness
 from sol_rt.export.actions.lm_head_bits import choose_lm_head_bits, may_screen
 from sol_rt.export.actions.measuring import measure
 from sol_rt.export.actions.stored import Settings, StoredCalibration, is_device_table, is_stored
-from sol_rt.export.blob import memory
-from sol_rt.export.blob.mixed_bits import graph_precisions, is_mostly_coded, left_out
-from sol_rt.export.blob.weights_file import blob_bytes, fill_blob, layout, without_screen
 from sol_rt.export.bundle_folder import check_output, hashed, seal, written_aside
 from sol_rt.export.graphs.graph import write_graphs
 from sol_rt.export.policy_file import write_policy_graph
@@ -41,8 +38,11 @@ from sol_rt.export.sources.families import Family
 from sol_rt.export.sources.model_section import model_section
 from sol_rt.export.sources.open_checkpoint import open_checkpoint
 from sol_rt.export.sources.source_model import source_config
+from sol_rt.export.weights import memory
+from sol_rt.export.weights.mixed_bits import graph_precisions, is_mostly_coded, left_out
+from sol_rt.export.weights.weights_file import blob_bytes, fill_blob, layout, without_screen
+from sol_rt.progress import Progress, Stages, silent
 from sol_rt.store.home import check_writable
-from sol_rt.store.progress import Progress, Stages, silent
 from sol_rt.store.pull import resolve
 from sol_rt.store.recipes.recipe import aliases
 from sol_rt.store.verified import remember_weights
@@ -428,7 +428,7 @@ def _stored_calibration(
 
 
 def _hosts(config: SolConfig) -> str:
-    """What does not run the bundle, in one line; empty if every host does."""
+    """Names the hosts that do not run the bundle, in one line; empty if every host does."""
     if not config.kv.convolving:
         return ""
     return "layers with a state: the bundle runs on the CPU, not on GPUs or in browsers"

@@ -1,8 +1,9 @@
 """A bundle for browsers: few graphs, and each of them also in the forms that ONNX Runtime for the web runs fast.
 
 A browser holds weights once for every graph that it has loaded, and gains no time by leaving out channels or tokens
-(docs/results/bodies.md). So by default only actions that read all of both stay: they differ in bits, one graph each.
-Beside `model.q8.onnx` lie `model.q8.wasm.onnx` and `model.q8.webgpu.onnx` (docs/function-bodies.md, "In a browser").
+(docs/results/speed.md). So by default only actions that read all of both stay: they differ in bits, one graph each.
+Beside `model.q8.onnx` lie `model.q8.wasm.onnx` and `model.q8.webgpu.onnx` (docs/design/function-bodies.md,
+"In a browser").
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from sol_rt.export.graphs.functions.operators import DEQUANTIZED, PACKED
 from sol_rt.export.graphs.graph import Target, build_graph, weight_bytes
 from sol_rt.export.sources.decoder import Decoder, from_hf_config
 from sol_rt.export.sources.folder.hf_checkpoint import read_json
-from sol_rt.store.progress import Progress, silent
+from sol_rt.progress import Progress, silent
 from sol_rt.store.verified import check_weights
 
 LARGEST_FILE = 2 * 10**9
@@ -146,7 +147,7 @@ def _read_tensors(bundle: Bundle, kept: SolConfig) -> set[str]:
 
 
 def _laid_out(tensors: Mapping[str, TensorEntry]) -> dict[str, TensorEntry]:
-    """The tensors one behind the other, each at the alignment."""
+    """The tensors one after the other, each at the alignment."""
     placed, at = {}, 0
     for name, entry in tensors.items():
         placed[name] = replace(entry, offset=at)

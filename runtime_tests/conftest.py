@@ -49,6 +49,19 @@ _BUILDS = ("test_native_", "test_chat_segments", "test_cores")
 
 def pytest_configure(config: pytest.Config) -> None:
     core_build.slow = "not slow" not in config.option.markexpr
+    _keep_to_a_share_of_the_cores()
+
+
+def _keep_to_a_share_of_the_cores() -> None:
+    """Binds this process of pytest-xdist, and what it starts, to its share of the cores: threads that spin for work
+    else take the cores of the other processes, a third of the whole time.
+    """
+    count, worker = os.environ.get("PYTEST_XDIST_WORKER_COUNT"), os.environ.get("PYTEST_XDIST_WORKER", "")
+    if count is None or not hasattr(os, "sched_setaffinity"):
+        return
+    cores = sorted(os.sched_getaffinity(0))
+    if share := cores[int(worker.removeprefix("gw")) :: int(count)]:
+        os.sched_setaffinity(0, share)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -56,7 +56,7 @@ def build(source: Path, umask: int, settings: dict[str, str]) -> Path:
 
 
 def differences(one: Path, other: Path) -> list[str]:
-    """What differs between two wheels: names of files, or their places, times and rights in the archive."""
+    """Differences between two wheels: names of files, or their places, times and rights in the archive."""
     with zipfile.ZipFile(one) as first, zipfile.ZipFile(other) as second:
         found = [f"{name}: in one of them" for name in sorted({*first.namelist()} ^ {*second.namelist()})]
         for name in sorted({*first.namelist()} & {*second.namelist()}):

@@ -25,7 +25,7 @@ if sys.platform != "win32":
     import fcntl
 
 TEMPORARY = ".sol-tmp"
-"""How the names of temporary files and folders end. They begin with a dot."""
+"""Ending of the names of temporary files and folders. The names begin with a dot."""
 _NAME_LENGTH = 40  # characters of the target's name that a temporary name repeats; names have at most 255 bytes
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # fcntl.h and linux/fs.h
 _RENAME_SWAP = 2  # stdio.h of macOS
@@ -59,7 +59,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         target = Path(os.path.realpath(path))
         remove_abandoned(target.parent)
         temporary = temporary_name(target)
-        try:  # from before the file is made: an interrupt may fall right behind it
+        try:  # from before the file is made: an interrupt may fall right after it
             while (file := _new_file(temporary)) is None:
                 temporary = temporary_name(target)
             with file:
@@ -99,7 +99,7 @@ def temporary_folder(target: Path) -> Iterator[Path]:
     """Yields a new folder beside `target`, and removes it at the end. Raises OSError."""
     remove_abandoned(target.parent)
     path = temporary_name(target)
-    try:  # from before the folder is made: an interrupt may fall right behind it
+    try:  # from before the folder is made: an interrupt may fall right after it
         with ExitStack() as stack:
             while not path.exists():
                 path.mkdir()
@@ -249,12 +249,12 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 def is_temporary(name: str) -> bool:
-    """Whether a file or folder of this name is a temporary one, and so neither a bundle nor a checkpoint."""
+    """True if a file or folder of this name is temporary, and so neither a bundle nor a checkpoint."""
     return name.startswith(".") and name.endswith(TEMPORARY)
 
 
 def _is_ours(entry: os.DirEntry[str]) -> bool:
-    """Whether it is a temporary file or folder. A pipe or a link of such a name is not: no writer makes one."""
+    """True for a temporary file or folder. A pipe or a link of such a name is not one: no writer makes it."""
     return is_temporary(entry.name) and (entry.is_file(follow_symlinks=False) or entry.is_dir(follow_symlinks=False))
 
 
@@ -319,7 +319,10 @@ def _mode(path: Path) -> int | None:
 
 
 def _is_near(named: Path, path: Path) -> bool:
-    """Whether an error that names the file `named` is about writing `path`: it, a temporary file of it, its folder."""
+    """True if an error that names the file `named` is about writing `path`.
+
+    The error then names `path`, a temporary file or a parent folder.
+    """
     target = Path(os.path.realpath(path))
     return named in {path, target, *path.parents, *target.parents} or any(is_temporary(part) for part in named.parts)
 

@@ -115,7 +115,7 @@ _BRIEF = 60
 _CAUSES = ("CUDA failure", "CUDA error", "Failed to allocate", "Available memory")
 """Words that start the cause in a provider's message. A C++ signature of more than a line stands before them."""
 _STYLE = re.compile(r"\x1b\[[0-9;]*m")
-"""What colours a terminal's text; torch writes it into messages."""
+"""Escape sequences that colour a terminal's text; torch writes them into messages."""
 _BEHIND = " ; GPU="
 """Start of what the CUDA provider appends to the cause: the host's name and lines of its own source code."""
 
@@ -129,13 +129,13 @@ def plain(text: str) -> str:
 
 
 def cut(part: object) -> str:
-    """A part of a message, of which a file or a user may have written any length: at most 200 characters of it."""
+    """Shortens a part of a message to 200 characters. A file or a user may have written it at any length."""
     text = str(part)
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
 
 
 def brief(value: object) -> str:
-    """A value of a file or of a call, for an error: its repr on one line, at most 60 characters of it."""
+    """Describes a value of a file or of a call in an error: its repr on one line, cut to 60 characters."""
     if isinstance(value, int) and abs(value) >= 10**_BRIEF:
         return "a number of more than 60 digits"  # Python itself refuses to write one of more than 4300
     cut = value[:_BRIEF] if isinstance(value, (str, bytes, list, tuple)) else value

@@ -42,11 +42,11 @@ class PolicyConfig:
     action_size: int = 16
     """Size of the previous action's embedding."""
     use_hidden: bool = True
-    """Whether the policy reads the model's last hidden state."""
+    """True if the policy reads the model's last hidden state."""
     use_embedding: bool = True
-    """Whether the policy reads the embedding of the token about to be processed."""
+    """True if the policy reads the embedding of the token about to be processed."""
     scalars: tuple[str, ...] = KNOWN_SCALARS
-    """Names of the scalars that the policy reads, out of those of docs/bundle.md, section 5."""
+    """Names of the scalars that the policy reads, out of those of docs/reference/bundle-details.md, section 5."""
     actions: tuple[str, ...] = ()
     """Tags of the actions that the policy picks among, dense among them. Without any: those on the lower hull of the
     bundle's losses at a length of `data.windows`. Every action more makes measuring longer."""
@@ -54,7 +54,7 @@ class PolicyConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """How text becomes windows (data/windows.py)."""
+    """Settings of the windows that are cut from text (data/windows.py)."""
 
     windows: tuple[int, ...] = (512, 2048, 4096)
     """Lengths in tokens, at most the model's context. They take turns, so a length named twice comes twice as often."""
@@ -72,7 +72,7 @@ class WarmStartConfig:
     """Positions that are measured, at the end of each window."""
     along: tuple[float, ...] = ()
     """Lowest and highest budget, drawn for each window, of a run by the schedule `hull` whose steps the measured
-    positions lie behind, as they do in use. Without them they lie behind dense steps. A window's dense distributions
+    positions follow, as they do in use. Without them they follow dense steps. A window's dense distributions
     are held meanwhile: 4 bytes times positions times vocabulary."""
     share: float = 0.6
     """Share of `--minutes` after which measuring stops."""
@@ -115,7 +115,7 @@ class GrpoConfig:
     tolerance: float = 0.1
     """Distance of an episode's mean cost from its budget that costs no penalty, as a share of the dense cost."""
     multiplier_rate: float = 0.2
-    """How fast the multipliers follow what episodes spend (`Multipliers.follow`)."""
+    """Rate at which the multipliers follow the spending of episodes (`Multipliers.follow`)."""
     clip: float = 0.2
     """PPO's clip: ratios count within 1 - clip to 1 + clip."""
     epochs: int = 1

@@ -17,11 +17,11 @@ Units: divergences and rewards in nats, costs in dense steps at the same context
 multiples of `warm_start.unit` nats. Shapes: K schedules of an episode, T steps, A actions, N = episodes * K rows of a
 batch, H hidden size. Floats are float32 unless a docstring says otherwise.
 
-As in the paper and its authors' code (arXiv 2605.10875): teacher-forced text; one budget drawn per episode; sampling
-at a temperature; discounted returns with the budget penalty at every step; advantages centred over the K schedules at
-each step and whitened over the batch; PPO's clipped ratio; an entropy bonus.
+As in the paper and its authors' code (arXiv 2605.10875): teacher-forced text, one budget per episode, sampling at a
+temperature. Returns are discounted, with the budget penalty at every step. Advantages are centred over the K schedules
+at each step and whitened over the batch. The loss has PPO's clipped ratio and an entropy bonus.
 
-Departures, whose reasons docs/method.md gives:
+Departures, whose reasons docs/design/method.md gives:
 
     start        The network comes from stage 1 (warm_start.py), not from random parameters.
     reward       Minus the divergence from dense, where the paper rewards the log-likelihood of the true next token.

@@ -1,14 +1,14 @@
-"""How good a policy in training is, beside two rivals at the same budget on held-out windows.
+"""Comparison of a policy in training with two rivals at the same budget on held-out windows.
 
     sol       the `sol` schedule with the network in training in the policy's place
     uniform   the `uniform` schedule
     static    the `hull` schedule: two actions in turn, whatever the text
 
-All three hold the budget through the runtime's own controller, from one end of a window's scored part to the other,
-and choose among the policy's actions. `HeldOutComparison` scores them in two ways: `replay` takes losses from
-counterfactuals, where what lies before a step does not depend on the schedule; `run` runs episodes, whose steps feel
-what their own episode left in the cache. The policy's own cost is left out. `sol-rt eval` counts it, and compares on
-whole texts.
+All three hold the budget through the runtime's own controller, from one end of a window's scored part to the other, and
+choose among the policy's actions. `HeldOutComparison` scores them in two ways. `replay` takes losses from
+counterfactuals: the cache before a step does not depend on the schedule. `run` runs episodes: steps read the keys and
+values that their own episode left in the cache. The policy's own cost is left out. `sol-rt eval` counts it, and
+compares on whole texts.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ import torch
 from torch import Tensor
 
 from sol_rt.budget.controller.budget import Controller
-from sol_rt.budget.frontier import falling_hull
-from sol_rt.budget.hull import Hull
+from sol_rt.budget.hull import Hull, falling_hull
 from sol_rt.budget.schedules import PolicyInput, Schedule
 from sol_rt.budget.schedules.hull import HullSchedule
 from sol_rt.budget.schedules.policy import SolSchedule
@@ -181,7 +180,7 @@ class Comparison:
 
 
 def exchange_rate(points: Sequence[tuple[float, float]], budget: float) -> float:
-    """How many nats less the static mix loses per dense step that it may spend more, at a budget.
+    """(loss at budget - 0.02 less loss at budget + 0.02) / 0.04: nats that the static mix gains per dense step spent.
 
     The mix moves along the lower hull of `points`, the actions' cost and mean added loss.
     """
@@ -228,7 +227,8 @@ def _sure(gains: npt.NDArray[np.float64]) -> float:
 
 
 def wins(comparisons: Sequence[Comparison]) -> tuple[float, float, float] | None:
-    """Where `sol` loses less than the static mix by more than two standard errors, at every length of window.
+    """Range of budgets at which `sol` loses less than the static mix by over two standard errors, at every window
+    length.
 
     Returns the ends of the longest unbroken range of compared budgets at which it does, the lowest of several, and the
     least gain less two standard errors in that range, nats per step. None where no two neighbouring budgets make one.

@@ -24,7 +24,7 @@ from sol_rt.atomic_write import write_text
 from sol_rt.bundle.policy_inputs import KNOWN_SCALARS
 from sol_rt.errors import CheckpointError, NumericError, UsageError
 from sol_rt.export.policy_file import TrainedPolicy, write_policy
-from sol_rt.store.progress import Progress
+from sol_rt.progress import Progress
 from sol_rt.train.data.windows import Window
 from sol_rt.train.grpo import Grpo
 from sol_rt.train.holdout import Comparison, HeldOutComparison, wins
@@ -45,7 +45,7 @@ from sol_rt.train.run.state import DONE, GRPO, WARM_START, TrainingState
 from sol_rt.train.warm_start import Examples, WarmStart
 
 POLICY = "policy.safetensors"
-_BUDGET_SEED = 6  # second number of the seeds of the runs that positions lie behind; the first is the training's
+_BUDGET_SEED = 6  # second number of the seeds of the runs that positions follow; the first is the training's
 _MEASUREMENTS = 40  # how often stage 1 looks at the held-out windows
 
 
@@ -59,8 +59,8 @@ class Trainer:
         report: progress callback.
         note: called with a line for the user now and then.
 
-    Raises UsageError where the folder has a training and `resume` is not set, or where the training to resume had other
-    settings; CheckpointError where there is nothing to resume.
+    Raises UsageError if the folder has a training and `resume` is not set, or the training to resume had other
+    settings. Raises CheckpointError if there is nothing to resume.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class Trainer:
         wanted = held + windows.training[: state.measured if begun else warm.windows]
         names = [f"held-{i:06d}" for i in range(len(held))]
         names += [f"train-{i:06d}" for i in range(len(wanted) - len(held))]
-        about = self.setup.measured_with()
+        about = self.setup.counterfactuals_key()
         store = CounterfactualStore(self.setup.counterfactuals, about, KNOWN_SCALARS, create=self.first)
         group.wait()
         missing = [number for number in range(len(wanted)) if not store.has(names[number])]
@@ -283,21 +283,21 @@ class Trainer:
                 self.note(f"{stage}, update {self.state.update}, {found.line()}")
 
     def _out_of_time(self, share: float) -> bool:
-        """Whether this share of `--minutes` has passed; the first process decides for all."""
+        """True if this share of `--minutes` has passed. The first process decides for all."""
         minutes = self.setup.minutes
         return minutes is not None and self.group.from_first(self.state.seconds) > share * minutes * 60
 
     def _checkpoint(self, now: bool = False) -> None:
         """Saves the state: now, or where another `checkpoint_every` updates have passed."""
         if self.log is not None and (now or self.state.step % self.config.checkpoint_every == 0):
-            about = {"config": self.config.to_yaml(), "about": self.setup.made_for(), "log_bytes": self.log.size}
+            about = {"config": self.config.to_yaml(), "about": self.setup.resume_key(), "log_bytes": self.log.size}
             save_checkpoint(self.setup.folder, {**about, **self.state.to_dict()})
 
     def _restore(self) -> int:
         """Goes back to the folder's checkpoint. Returns how many bytes of the log belong to it."""
         folder = self.setup.folder
         saved = load_checkpoint(folder)
-        check_resumable(folder, saved, self.setup.made_for(), self.config.to_yaml())
+        check_resumable(folder, saved, self.setup.resume_key(), self.config.to_yaml())
         try:
             self.state.restore(saved)
         except (RuntimeError, ValueError, TypeError) as error:  # the last from an older version's checkpoint

@@ -6,14 +6,14 @@ probability softmax(logits - m * cost / unit) is trained to minimise, over all p
     sum_a prob_a * (added loss_a + m * cost_a + unit * log prob_a)
 
 with m drawn anew for each episode. The optimum is  logits = -E[added loss | what the policy sees] / unit  up to a
-constant. At run time the `sol` schedule takes argmax(logits - multiplier * cost) with the multiplier that holds the
-budget in the place of m / unit, so its choice minimises the Lagrangian. No action is sampled, so the gradient has none
+constant. At run time the `sol` schedule takes argmax(logits - multiplier * cost), with the multiplier that holds the
+budget in the place of m / unit. So its choice minimises the Lagrangian. No action is sampled, so the gradient has none
 of the variance of a sampled reward.
 
 The added loss of an action is the divergence of its distribution from dense. Where dense is calibrated that is the
 expectation of what the action loses on the true token, without the luck of the one token that came.
 
-Counterfactuals have the hidden state, and scalars of the distribution, behind dense steps or along a run. The rest of
+Counterfactuals have the hidden state, and scalars of the distribution, after dense steps or along a run. The rest of
 what an episode sees is made up as a run at its multiplier would have it (`episodes_at`). GRPO (grpo.py) then sees what
 its own steps leave behind.
 
@@ -189,7 +189,7 @@ class WarmStart:
         return {"loss": float(group.sum(loss.detach()) / group.size), "learning_rate": rate}
 
     def held_out_gain(self) -> float:
-        """What the network gains over static actions on the held-out windows, nats per step: `lagrangian_gain`."""
+        """Gain of the network over static actions on the held-out windows, nats per step: `lagrangian_gain`."""
         unit, check = self.config.warm_start.unit, self._check
         return lagrangian_gain(self.network, self.embed(check.token), check, self._grid, unit, self._check_kinds)
 
@@ -354,7 +354,7 @@ def lagrangian_gain(
     unit: float,
     groups: Tensor,
 ) -> float:
-    """What the network's choices gain over static actions, nats per step, the mean over `multipliers`.
+    """Gain of the network's choices over static actions, nats per step, the mean over `multipliers`.
 
     The gain is the Lagrangian, added loss + multiplier * cost, of the best static action, less that of the network's
     choices. Each group of episodes has a static action of its own.

@@ -15,7 +15,7 @@ Kernel ggml_gemv_q4_0_4x4_q8_0, ggml_gemv_q4_0_4x8_q8_0, ggml_gemv_q8_0_4x4_q8_0
 Kernel ggml_gemm_q4_0_4x4_q8_0, ggml_gemm_q4_0_4x8_q8_0, ggml_gemm_q8_0_4x4_q8_0, ggml_gemm_q8_0_4x8_q8_0;
 }
 
-// What the file refers to for processors without the instructions. Reaching one would spoil a count, so it ends the program.
+// Functions that the file refers to for processors without the instructions. Reaching one would spoil a count, so it ends the program.
 #define SOL_UNREACHED(name) \
   extern "C" void name() { std::abort(); }
 SOL_UNREACHED(ggml_gemm_q1_0_4x4_q8_0_generic)

@@ -23,7 +23,7 @@ from typing import Any, Protocol
 
 
 class Worker(Protocol):
-    """What an engine must provide. The batch size is 1 and decoding is greedy."""
+    """Interface of an engine. The batch size is 1 and decoding is greedy."""
 
     version: str
     settings: str

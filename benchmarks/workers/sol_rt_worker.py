@@ -63,7 +63,7 @@ class SolRt:
         self._run([self._next], self._action(self._dense))
 
     def nll(self, request: dict[str, Any]) -> dict[str, Any]:
-        """What scoring.py's `scorer` answers; the first half of a window runs dense, then each token is a step."""
+        """Answers as scoring.py's `scorer` does; the first half of a window runs dense, then each token is a step."""
         model = SolModel(self._engine, BytesCost(self._engine.bundle.config))
         schedule = f"fixed:{self._action(self._dense).tag}"
         scored = [model.score(window, context=len(window) // 2, schedule=schedule) for window in request["windows"]]

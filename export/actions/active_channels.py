@@ -29,7 +29,7 @@ from sol_rt.errors import UsageError
 from sol_rt.export.actions.losses import Candidate, token_divergences
 from sol_rt.export.graphs.graph import mlp_counts, weight_bytes
 from sol_rt.export.sources.decoder import Decoder
-from sol_rt.store.progress import Progress, silent
+from sol_rt.progress import Progress, silent
 
 _LEAST_SHARE = 1 / 32  # of a matrix's channels
 _GROUPS = 5  # groups of neighbouring layers, each for first and for second matrices
@@ -223,7 +223,7 @@ class _Search:
         self.passes = 0  # passes over the text, each with a set of counts
 
     def slopes(self, share: float) -> _Array:
-        """By how much the divergence rises if a group's inactive share grows by _STEP, for the group of each matrix.
+        """Rise of the divergence if a group's inactive share grows by _STEP, for the group of each matrix.
 
         Measured where all layers have equal active shares that read `share` of the weights: [2 layers].
         """

@@ -4,9 +4,9 @@ Some windows are held out: weights and active channels are fitted to the others.
 too low.
 
 Losses of short contexts are measured on the held-out windows of the user's file. Without one, they are measured on
-sample_text/, one window of each of its kinds: a model is surer of its own text than of others', and a short own text is
-of one kind. docs/results/low-bits.md has the difference. A large model would write for minutes, so it is fitted to
-sample_text/fitted/, which none of the scored windows is from.
+sample_text/, one window of each of its kinds. Losses on text that the model wrote would be too low, and a short own
+text is of one kind. docs/results/quality.md has the difference. A large model would write for minutes, so it is fitted
+to sample_text/fitted/, which none of the scored windows is from.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from sol_rt.engine.engine import Engine
 from sol_rt.errors import SolError, UsageError
 from sol_rt.generate.generation_config import GenerationConfig
 from sol_rt.generate.sampling import Sampler
+from sol_rt.progress import Progress, silent
 from sol_rt.read_file import require_regular
-from sol_rt.store.progress import Progress, silent
 from sol_rt.text.tokenizer import Tokenizer
 
 WINDOW = 512  # tokens of a window
@@ -111,7 +111,7 @@ class CalibrationText:
 def contexts(tokens: int, max_context: int) -> tuple[int, ...]:
     """The contexts at which losses are measured on a stretch of `tokens` tokens, ascending.
 
-    Those of CONTEXTS behind which enough tokens follow. The first that does not fit is replaced by the longest that
+    Those of CONTEXTS after which enough tokens follow. The first that does not fit is replaced by the longest that
     does, if that is a quarter longer than the others.
     """
     longest = (min(tokens, max_context) - _SCORED - 1) // PAGE_SIZE * PAGE_SIZE

@@ -71,7 +71,7 @@ class Effort:
 
     @classmethod
     def full(cls) -> Effort:
-        """What a calibration can use."""
+        """Effort of a full calibration."""
         return cls(
             writes=True,
             windows=24,
@@ -91,9 +91,9 @@ class Effort:
 
     @classmethod
     def quick(cls, weights: int, coded: bool) -> Effort:
-        """What keeps most of that in a fraction of the time.
+        """Effort of a quick calibration, which keeps most of the quality in a fraction of the time.
 
-        docs/results/calibration.md has the seconds that it takes.
+        docs/results/quality.md has the seconds that it takes.
 
         Args:
             weights: of the model.
@@ -152,7 +152,7 @@ def about_seconds(weights: int, effort: Effort | None, *, coded: bool, measured:
 
 
 def slowness() -> float:
-    """Measures by how much this machine is slower than the one that `about_seconds` counts for: a matrix product."""
+    """Factor by which a matrix product takes longer here than on the machine that `about_seconds` counts for."""
 
     def seconds() -> float:
         began = time.thread_time()  # what else runs does not count

@@ -30,7 +30,7 @@ from sol_rt.export.actions.tail_offset import Tails, last_logits
 from sol_rt.export.graphs.graph import weight_bytes, widest_bits, write_graphs
 from sol_rt.export.graphs.screen_graph import first_passes, screen_scores
 from sol_rt.export.sources.decoder import Decoder
-from sol_rt.store.progress import Progress
+from sol_rt.progress import Progress
 
 _WINDOWS = 4
 _OFFSET_WINDOWS = 2
@@ -42,7 +42,7 @@ _TIMES = 2.0  # how much loss per byte the LM head has to save, relative to a gr
 
 
 class Head(NamedTuple):
-    """How a graph reads the LM head: every row at `bits`, or with `candidates` above 0 screened, by `first_bits`."""
+    """Bits of the LM head in a graph: every row at `bits`, or with `candidates` above 0 screened at `first_bits`."""
 
     bits: int
     candidates: int = 0
@@ -88,7 +88,7 @@ def worth_reading(points: Mapping[_Head, HeadPoint], wider: Collection[HeadPoint
 
 
 def may_screen(decoder: Decoder, precisions: Sequence[Precision]) -> bool:
-    """Whether a matrix of 3 bits may screen the LM head of some graph."""
+    """True if a matrix of 3 bits may screen the LM head of some graph."""
     screened = len(precisions) > 1 and max(each.stored for each in precisions) > min(MATRIX_BITS)
     changed = decoder.head_bias or decoder.logits_cap  # see _add_screened
     enough = decoder.vocab_size >= _LEAST_ROWS * min(_CANDIDATES[THREE])

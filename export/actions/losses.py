@@ -17,7 +17,7 @@ import numpy.typing as npt
 from sol_rt.bundle.actions import Action
 from sol_rt.engine.distribution import Distribution, SoftmaxSums, native_sums, numpy_sums
 from sol_rt.engine.engine import Engine
-from sol_rt.store.progress import Progress, silent
+from sol_rt.progress import Progress, silent
 
 Losses = npt.NDArray[np.float64]
 

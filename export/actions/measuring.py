@@ -6,9 +6,9 @@ No text is scored that weights were fitted to, and nothing depends on how fast t
 All variants are scored at KV density 1 at the end of windows of 512 tokens. Those near the hull are then scored along
 one long stretch of text, after 2048 and 4096 tokens.
 
-KV densities below 1 run step by step, so they are scored on fewer tokens: too few to tell variants apart, and a choice
-among many noisy losses takes the lucky ones. What a lower density adds hardly depends on the variant, so it is measured
-once, with the dense variant. With l the added loss of a variant, the reported loss at a lower KV density is
+KV densities below 1 run step by step, so they are scored on fewer tokens. These are too few to compare variants, and a
+choice among many noisy losses takes the lucky ones. What a lower density adds hardly depends on the variant, so it is
+measured once, with the dense variant. With l the added loss of a variant, the reported loss at a lower KV density is
 
     mean of l + max(0, d + e),
 
@@ -34,7 +34,7 @@ from sol_rt.export.actions.calibration_text import CONTEXTS, CalibrationText, co
 from sol_rt.export.actions.effort import Effort
 from sol_rt.export.actions.losses import Candidate, Losses, losses_and_divergences, token_losses
 from sol_rt.export.actions.selection import NEAR, near_hull
-from sol_rt.store.progress import Progress
+from sol_rt.progress import Progress
 
 _MARGIN = 1.5 * NEAR  # of variants that go on to long contexts, where the hull may differ
 
@@ -123,14 +123,14 @@ def measure(
 
 @dataclass(frozen=True)
 class SharedLoss:
-    """What a KV density adds to the loss of every variant, nats a token, and the standard error of the mean."""
+    """Loss that a KV density adds to every variant, nats a token, and the standard error of the mean."""
 
     loss: float
     stderr: float
 
 
 def shared_loss(added: Losses) -> SharedLoss:
-    """What is taken for the addition of a KV density: the mean plus its standard error, at least 0.
+    """Conservative added loss of a KV density: max(mean + standard error, 0).
 
     Args:
         added: what the density adds to the dense action at each token, [n].
@@ -157,7 +157,7 @@ class _Scorer:
         Args:
             plain: actions of KV density 1.
             sparse: actions of lower KV density, which are scored on the first few of each window's tokens.
-            stage: what `progress` is told.
+            stage: name that `progress` gets.
         """
         windows = self._text.scored[: self._effort.scored_windows]
         steps = math.ceil(self._effort.kv_steps / len(windows))
@@ -205,7 +205,7 @@ class _Scorer:
         steps: int,
         report: Progress,
     ) -> tuple[dict[Action, Losses], Losses]:
-        """The added losses behind `context` tokens of a window, those of `sparse` on `steps` tokens; dense losses."""
+        """The added losses after `context` tokens of a window, those of `sparse` on `steps` tokens; dense losses."""
         count = len(plain) + len(sparse)
 
         def first(step: str, done: float, total: float) -> None:
@@ -224,7 +224,7 @@ class _Scorer:
     def _added(
         self, window: Sequence[int], context: int, actions: Sequence[Action], report: Progress
     ) -> tuple[Losses, Losses]:
-        """The added losses of actions [actions, n] behind `context` tokens of a window, and dense losses [n]."""
+        """The added losses of actions [actions, n] after `context` tokens of a window, and dense losses [n]."""
         others = [action for action in actions if action != self._dense]
         candidates = [Candidate(action) for action in others]
         if self._text.by_divergence:
@@ -243,7 +243,7 @@ class _Scorer:
         return Measured(self.bytes(action, context), float(added.mean()), _stderr(added))
 
     def bytes(self, action: Action, context: int) -> float:
-        """What a step of the action reads."""
+        """Bytes that a step of the action reads."""
         return self._bytes.step(action, context)
 
 

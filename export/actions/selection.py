@@ -10,9 +10,9 @@ action a does. The excess of a is
 
     max(0, 1 - x / bytes(a))
 
-the share of its bytes that a would have to save to be on the hull; 0 for actions on it. Actions whose excess is at
-most NEAR at any context are kept. So are those near the hull of the actions that read all tokens, at the shortest
-context: there, and on hosts without native operators, lower KV densities save little or nothing.
+the share of its bytes that a would have to save to be on the hull; 0 for actions on it. Actions whose excess is at most
+NEAR at any context are kept. Actions near the hull of the actions that read all tokens, at the shortest context, stay
+too. There, and on hosts without native operators, lower KV densities save little or nothing.
 
 If these are too many, those are removed in turn that raise the hulls least; of actions that raise none, the one of the
 largest excess goes first.
@@ -27,7 +27,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sol_rt.budget.frontier import falling_hull, lower_hull
+from sol_rt.budget.hull import falling_hull, lower_hull
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.selection import Measured
 
@@ -47,7 +47,7 @@ Front = Mapping[Action, Measured]
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether an action is kept, and the reason in a few words."""
+    """Decision to keep an action or not, with the reason in a few words."""
 
     kept: bool
     reason: str
@@ -198,7 +198,7 @@ def _within_limit(
 
 
 def _rise(views: Mapping[str, Front], kept: set[Action], without: Action, dense: Action) -> float:
-    """What removing the action `without` costs: the mean rise of the hull in nats, summed over the views.
+    """Rise of the hull by the removal of the action `without`: mean in nats, summed over the views.
 
     The mean is over the range of relative costs.
     """

@@ -39,12 +39,12 @@ pruned by its share of a layer's weights, and no graph reads the last layer at 3
 _ONNX = ("*.onnx", "*.onnx_data", "*.onnx.data")
 _WEIGHTS = ("*.safetensors", "*.bin", *_ONNX, *(f"onnx/{pattern}" for pattern in _ONNX), "config.json")
 _DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, UsageError)
-"""What a file of other content than this module writes can raise while it is read."""
+"""Exceptions that the read of a file can raise if another program wrote the file."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the measurements depend on.
+    """Settings that the measurements depend on.
 
     Attributes:
         checkpoint: `checkpoint_hash` of the source.
@@ -113,7 +113,7 @@ class StoredCalibration:
 
     @property
     def screens_by_three_bits(self) -> bool:
-        """Whether a matrix of 3 bits screens the LM head of any graph."""
+        """True if a matrix of 3 bits screens the LM head of any graph."""
         return any(head.candidates and head.first_bits == THREE for head in self.lm_heads.values())
 
     @classmethod
@@ -125,7 +125,7 @@ class StoredCalibration:
         config: SolConfig,
         measured: Measurements,
     ) -> StoredCalibration:
-        """What an export with the candidates of `config` measured."""
+        """Makes a stored calibration of the measurements of an export with the candidates of `config`."""
         return cls(
             settings=settings,
             origin=text.origin,
@@ -141,7 +141,7 @@ class StoredCalibration:
         )
 
     def difference(self, settings: Settings, required: Iterable[Action]) -> str:
-        """Why an export with these settings cannot use it, in a few words; empty if it can.
+        """Explains why an export with these settings cannot use this calibration, in a few words; empty if it can.
 
         `required` are the actions that the policy picks.
         """
@@ -226,12 +226,12 @@ class StoredCalibration:
 
 
 def is_stored(path: Path) -> bool:
-    """Whether a file is a stored calibration, readable or not, and no text to calibrate on."""
+    """True if a file is a stored calibration, readable or not, and no text to calibrate on."""
     return _begins_with_format(path, FORMAT)
 
 
 def is_device_table(path: Path) -> bool:
-    """Whether a file is a table that `sol-rt calibrate` wrote: milliseconds, which no export uses."""
+    """True if a file is a table that `sol-rt calibrate` wrote: milliseconds, which no export uses."""
     return _begins_with_format(path, CALIBRATION_FORMAT)
 
 

@@ -25,7 +25,7 @@ _DIGITS = 5
 
 
 def last_logits(engine: Engine, windows: Sequence[Sequence[int]], action: Action) -> tuple[FloatArray, FloatArray]:
-    """Logits of some positions of every window, behind a dense start, and the hidden states that they are made of:
+    """Logits of some positions of every window, after a dense start, and the hidden states that they are made of:
     float32 [positions, vocab] and [positions, hidden].
     """
     rows, states = [], []
@@ -43,7 +43,7 @@ def last_logits(engine: Engine, windows: Sequence[Sequence[int]], action: Action
 
 @dataclass(frozen=True)
 class Tails:
-    """What rows of a position are not candidates, and what they are worth; one number for each position, float64.
+    """Weights of the rows of a position that are not candidates. One number for each position, float64.
 
     Attributes:
         candidates: log of the sum of the candidates' exponentials, exact.
@@ -58,7 +58,7 @@ class Tails:
 
     @classmethod
     def of(cls, scores: FloatArray, exact: FloatArray, sizes: Collection[int]) -> dict[int, Tails]:
-        """By number of candidates.
+        """Makes the tails, by number of candidates.
 
         Args:
             scores: logits by which rows are chosen, float32 [positions, vocab].

@@ -1,4 +1,6 @@
-"""Builds the graph of a precision (docs/bundle.md section 1), and says which channels and bytes its variants read.
+"""Builds the graph of a precision, and says which channels and bytes its variants read.
+
+docs/reference/bundle-details.md section 1 has the contract.
 
 One builder serves every family. The graph holds topology only; its weights are references into weights.bin.
 """
@@ -75,8 +77,8 @@ They are the best for SmolLM2-135M, whose attention holds _ATTENTION of a layer'
 channel costs less there, and fewer are left out: benchmarks/pruning.py."""
 _ATTENTION = 0.25
 _SPREAD = {True: (0.0, 0.05, 0.08, 0.06, 0.0), False: (0.0, 0.075, 0.12, 0.12, 0.0)}
-"""How much the active share of the MLP's first matrix exceeds that of the whole MLP, at the shares of _SHARES; by gated
-or not."""
+"""Excess of the active share of the MLP's first matrix over the whole MLP's, at the shares of _SHARES; by gated or not.
+"""
 _BACKWARD = np.iinfo(np.int64).min + 1  # `ends` of a Slice that runs backward through the whole axis
 
 
@@ -144,7 +146,7 @@ def mlp_counts(share: float, up: tuple[int, int], down: tuple[int, int]) -> tupl
 
 
 def weight_bytes(decoder: Decoder, tensors: Mapping[str, TensorEntry], variant: Variant) -> int:
-    """Bytes of weights.bin that a decode step of the variant reads, by the rule of docs/bundle.md section 4."""
+    """Bytes of weights.bin that a decode step reads, by docs/reference/bundle-details.md section 4."""
     total = 0
     counts = {"up": variant.active_up, "down": variant.active_down, "qkv": variant.active_qkv, "o": variant.active_o}
     head = head_tensors(decoder, variant.precision)
@@ -206,7 +208,7 @@ def build_graph(
     kv: KvLayout | None = None,
     target: Target | None = None,
 ) -> onnx.ModelProto:
-    """The graph of docs/bundle.md section 1 that runs all variants of the same bits.
+    """The graph of docs/reference/bundle-details.md section 1 that runs all variants of the same bits.
 
     Args:
         decoder: the model.

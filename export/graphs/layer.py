@@ -106,7 +106,7 @@ def decoder_layer(decoder: Decoder, layer_bits: LayerBits, kv: KvLayout, *, mixe
 
 
 def overload_tag(*bits: int, mixed: bool) -> str:
-    """What tells a function of these bits from those of others in a mixed graph."""
+    """Suffix of a function's name that separates functions of other bits in a mixed graph; empty in other graphs."""
     return "".join(map(str, bits)) if mixed else ""
 
 
@@ -268,7 +268,7 @@ def norm(writer: NodeWriter, decoder: Decoder, x: str, weights: list[str], out: 
 
 
 def bits_attributes(**bits: int) -> dict[str, Any]:
-    """The attributes that say the bits of matrices, given by name: the widest, and of each other one its own."""
+    """ONNX attributes of the bits: `bits` is the maximum; `<matrix>_bits` where a matrix has fewer."""
     most = max(bits.values())
     return {"bits": most, **{f"{matrix}_bits": own for matrix, own in bits.items() if own < most}}
 

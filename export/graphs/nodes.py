@@ -59,7 +59,7 @@ class NodeWriter:
         return f"{self.prefix}{stem}_{len(self.nodes)}"
 
     def nonempty(self, counts: str) -> str:
-        """Whether the one-dimensional tensor `counts` has any element, bool [1]."""
+        """True if the one-dimensional tensor `counts` has any element, bool [1]."""
         return self.op("Cast", self.op("Shape", counts), to=onnx.TensorProto.BOOL)
 
     def branch(

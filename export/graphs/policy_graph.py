@@ -1,4 +1,4 @@
-"""Writes the policy's graph (docs/bundle.md section 5), which gives every action a logit before a step.
+"""Writes the policy's graph, which gives every action a logit (docs/reference/bundle-details.md section 5).
 
 The policy is a causal transformer of one layer over the steps of an episode. One run of the graph is one step; keys and
 values of earlier steps are in the state.

@@ -1,4 +1,4 @@
-"""The 3-bit level: every weight is an entry of one of four tables, times a scale. Section 2 of docs/bundle.md has it.
+"""The 3-bit level (docs/reference/bundle-details.md section 2): an entry of one of four tables, times a scale.
 
     W[n, k] = s[n] * m[k / 32, n] * codebook[t[k / 32, n]][code[n, k]]
 
@@ -54,7 +54,7 @@ class Grid:
     table: ByteArray
 
     def values(self, codebook: Codebook, rows: slice = slice(None)) -> FloatArray:
-        """What the codes 0 … 7 stand for in the outputs `rows`, float32 [KB, n, 8], ascending."""
+        """Values of the codes 0 … 7 in the outputs `rows`, float32 [KB, n, 8], ascending."""
         step = self.scale[:, rows].astype(np.float32) * self.output_scale[rows].astype(np.float32)
         return step[..., None] * codebook.astype(np.float32)[self.table[:, rows]]
 

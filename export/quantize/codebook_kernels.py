@@ -33,7 +33,7 @@ def _entry(x: Any, table: Any) -> Any:
 
 @compiled
 def best_steps(w: Any, h: Any, tables: Any, steps: Any, gains: Any) -> None:
-    """For each block, table and output the step of the least error, and by how much it is less than that of zeros.
+    """Finds the step of the least error for each block, table and output, and its gain over the error of zeros.
 
     Args:
         w, tables: described above.
@@ -89,7 +89,7 @@ def _try_steps(s: Any, w: Any, h: Any, table: Any, block: Any, first: Any) -> No
 
 @compiled
 def best_multiples(w: Any, h: Any, tables: Any, steps: Any, unit: Any, multiples: Any, chosen: Any) -> None:
-    """For each block and output the table, and the whole multiple of the output's scale, of the least error.
+    """Finds the table of the least error for each block and output, and the whole multiple of the output's scale.
 
     Args:
         w, tables: described above.
@@ -206,7 +206,7 @@ def nearest_codes(w: Any, values: Any, codes: Any) -> None:
 
 @inlined
 def _nearest(s: Any, values: Any, block: Any, first: Any) -> None:
-    """For the targets in row 0 of the scratch memory, puts the nearest values into row 1 and their codes into row 2."""
+    """Puts the values nearest to row 0 of the scratch memory into row 1, and their codes into row 2."""
     for lane in range(LANES):
         s[LANES + lane] = values[_index(block), _index(0), _index(first) + _index(lane)]
         s[2 * LANES + lane] = _ZERO

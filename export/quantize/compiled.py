@@ -1,4 +1,4 @@
-"""How loops are compiled by numba. They run without Python's global lock, so threads can share the work."""
+"""Compilation of loops by numba. The loops run without Python's global lock, so threads can share the work."""
 
 from __future__ import annotations
 

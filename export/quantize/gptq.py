@@ -12,7 +12,7 @@ So the best code for channel j, given the codes of the channels before it, is th
 W[:, j]. This is GPTQ (Frantar et al. 2022, arXiv 2210.17323), written as Babai's nearest plane algorithm
 (arXiv 2507.18553).
 
-One nested code serves the levels of 4, 6 and 8 bits, and their best codes differ: a code that is best at 4 bits may
+One nested code serves the levels of 4, 6 and 8 bits, and their best codes differ. A code that is best at 4 bits may
 leave the 8-bit level a residual that its planes cannot hold. So each level has a target t of its own, and the code
 chosen is the one with the least weighted sum of the levels' squared errors.
 """
@@ -90,8 +90,8 @@ class HessianFactor:
 
     @property
     def conditional(self) -> FloatArray:
-        """The weight of a channel's squared error once the channels after it made up for it, in the matrix's own order:
-        the squared diagonal of the factor, float32 [K].
+        """Weight of a channel's squared error after the later channels made up for it: the squared diagonal of the
+        factor. float32 [K], in the matrix's own order.
         """
         found = torch.empty(len(self.order))
         found[self.order] = self.factor.diagonal().square()
@@ -161,7 +161,7 @@ def one_thread_each() -> Iterator[ThreadPoolExecutor]:
 
 @dataclass(frozen=True)
 class _Outputs:
-    """Some outputs of a matrix; all arrays but `rows`, their places, are of the whole matrix."""
+    """Outputs `rows` of a matrix. All arrays but `rows` are of the whole matrix."""
 
     w: FloatArray
     nested: Nested
@@ -195,7 +195,7 @@ def gptq_passes(w: FloatArray, hessian: HessianFactor, kernel: Any, levels: int,
     Args:
         w: weights, float32 [n, K].
         hessian: of these input channels.
-        kernel: called as described in gptq_kernels.py, with `settings` behind the arguments that all kernels take.
+        kernel: called as described in gptq_kernels.py, with `settings` after the arguments that all kernels take.
         levels: whose errors the kernel keeps.
     """
     order, factor = hessian.order.numpy(), hessian.factor

@@ -1,7 +1,7 @@
 """The inner loops of GPTQ, compiled by numba: they choose the codes of a few channels in turn, for many outputs.
 
-Outputs are independent. The innermost loops run over LANES of them, which the compiler turns into SIMD, and every
-output is computed by the same operations, whatever its neighbours are and however many threads share the work.
+Outputs are independent. The innermost loops run over LANES of them, which the compiler turns into SIMD. Every output is
+computed by the same operations, whatever its neighbours and however many threads share the work.
 
 Both kernels take channels start, start + 1, …, start + n - 1 of K, in the Hessian's order, for R outputs:
 

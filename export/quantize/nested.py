@@ -1,6 +1,7 @@
 """Nested quantization: one 8-bit code for each weight, whose leading bits are good 4-bit and 6-bit codes.
 
-The format, from section 2 of docs/bundle.md. W has N outputs and K input channels, in KB = K / 32 blocks:
+The format is section 2 of docs/reference/bundle-details.md. W has N outputs and K input channels, in KB = K / 32
+blocks:
 
     code8 = 16 q + 4 b + c          q in 0..15 (base plane), b and c in 0..3 (residual planes 1 and 2)     uint8 [N, K]
     level 4:  W = s / 16 * (16 q               - z)
@@ -254,7 +255,7 @@ def _spanned(low: FloatArray, high: FloatArray) -> tuple[FloatArray, FloatArray]
 
 
 def _covers(low: FloatArray, high: FloatArray, inverse: FloatArray, zero: FloatArray) -> npt.NDArray[np.bool_]:
-    """Whether the 8-bit grid reaches both ends of a block's range, to within 0.1 of its step: bool [B]."""
+    """True if the 8-bit grid reaches both ends of a block's range, to within 0.1 of its step: bool [B]."""
     covered: npt.NDArray[np.bool_] = (low * inverse + zero >= -8.6) & (high * inverse + zero <= 247.6)
     return covered
 

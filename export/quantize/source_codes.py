@@ -1,8 +1,8 @@
 """Keeps source codes, the 4-bit codes of a source that is itself quantized, where the bundle can represent them.
 
 The source stores W = step * q + offset for each block of 32 input channels. The bundle's level 4 is W = s / 16 * (16 q
-- z) (section 2 of docs/bundle.md). So q stays, s is the step in float16, and z = -16 offset / step is rounded to an
-integer from 0 to 255. Rounding z shifts a block by up to s / 32; the residual planes make up for that.
+- z) (section 2 of docs/reference/bundle-details.md). So q stays, s is the step in float16, and z = -16 offset / step is
+rounded to an integer from 0 to 255. Rounding z shifts a block by up to s / 32; the residual planes make up for that.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def source_codes(q: ByteArray, step: FloatArray, offset: FloatArray) -> SourceCo
     """Converts a source's codes, weights step * q + offset, and marks the blocks that the bundle's format can
     represent.
 
-    In a representable block all weights come back to within 0.6 sixteenths of a step. A block is not representable if
-    all its weights lie far from 0 on one side, if its step does not fit float16, or if a number is not finite.
+    In a representable block all weights come back to within 0.6 sixteenths of a step. A block is not representable in
+    three cases: all its weights lie far from 0 on one side, its step does not fit float16, or a number is not finite.
 
     Args:
         q: codes 0 … 15, uint8 [n, KB, 32].

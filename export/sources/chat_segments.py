@@ -23,7 +23,7 @@ from sol_rt.text.chat_template import ChatTemplate
 FILE = "chat_segments.json"
 FORMAT_VERSION = 1
 START, ANSWER = "start", "answer"
-"""What precedes the first message, and what follows the last one."""
+"""Names that stand for a role before the first message and after the last one."""
 _SYSTEM, _USER, _ASSISTANT = ROLES = ("system", "user", "assistant")
 
 Message = dict[str, str]
@@ -93,7 +93,7 @@ _CONTENTS = (
 
 @dataclass(frozen=True)
 class ChatSegments:
-    """What a host needs to render conversations.
+    """Segments from which a host renders conversations.
 
     Attributes:
         between: by the role before, or START, and the role after, or ANSWER: the text between two messages. What is
@@ -238,7 +238,7 @@ class _Probe:
         return segments if self.agrees(segments, _CONVERSATIONS) else None
 
     def agrees(self, segments: ChatSegments, conversations: int) -> bool:
-        """Whether template and segments render random conversations alike."""
+        """True if template and segments render random conversations alike."""
         draw = random.Random(0)
         drawn = (self._conversation(segments, draw) for _ in range(conversations))
         return all(self.render(messages) == segments.render(messages) for messages in drawn)
@@ -260,7 +260,7 @@ class _Probe:
 def _merged(
     first: Mapping[str, Mapping[str, str]], then: Mapping[str, Mapping[str, str]] | None
 ) -> dict[str, dict[str, str]] | None:
-    """Both; None if there is no second, or they differ."""
+    """Merges the two tables; None if there is no second one, or they differ."""
     if then is None:
         return None
     merged = {before: dict(row) for before, row in first.items()}
@@ -280,8 +280,9 @@ def _special_texts(path: Path) -> list[str]:
 
 
 def _keeps_specials_apart(path: Path) -> bool:
-    """Whether special tokens are found in the text as it is. Where they are looked for in normalized text a host can't
-    tell any more which of them the template wrote.
+    """True if special tokens are found in the text as it is.
+
+    In normalized text a host can't tell which of the special tokens the template wrote.
     """
     return not any(token.get("special") and token.get("normalized") for token in _added_tokens(path)) or (
         json.loads(path.read_text(encoding="utf-8")).get("normalizer")

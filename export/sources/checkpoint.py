@@ -162,7 +162,7 @@ def check_tensors(checkpoint: Checkpoint, decoder: Decoder, family: Family) -> N
 
 
 def _quantized(config: Mapping[str, Any]) -> str:
-    """What to do about a checkpoint whose config says that it is quantized; empty for others."""
+    """Advises about a checkpoint whose config says that it is quantized; empty for others."""
     said = config.get("quantization_config")
     if not isinstance(said, Mapping):
         return ""

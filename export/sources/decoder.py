@@ -54,7 +54,7 @@ class Decoder:
 
     Sequential blocks: x += attention(norm(x)); x += mlp(norm(x)).
     Parallel blocks: x += attention(norm(x)) + mlp(norm(x)).
-    Norms may also stand behind attention and MLP, instead or as well: x += norm(attention(x)).
+    Norms may also come after attention and MLP, instead or as well: x += norm(attention(x)).
     In layers of the kind `conv`, which are sequential with the norms before, a gated short convolution stands in the
     place of attention. What that needs of earlier tokens is a state of a fixed size.
 
@@ -138,11 +138,11 @@ class Decoder:
     unpadded: Sizes | None = None
 
     def window(self, layer: int) -> int:
-        """How many tokens a layer attends to, the new one included; 0: all."""
+        """Number of tokens that a layer attends to, the new one included; 0: all."""
         return self.windows[layer] if self.windows else 0
 
     def kind(self, layer: int) -> LayerKind:
-        """What a layer has in front of its MLP."""
+        """Kind of a layer, by the part before its MLP."""
         return self.layer_kinds[layer] if self.layer_kinds else "attention"
 
     def kind_of(self, tensor: str) -> LayerKind:
@@ -181,7 +181,7 @@ class Decoder:
         return (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
 
     def biased(self, kind: LayerKind) -> dict[str, bool]:
-        """Which matrices of a layer of a kind have a bias, by their names in the bundle."""
+        """True for each matrix with a bias in a layer of a kind, by the matrix's name in the bundle."""
         conv = kind == "conv"
         qkv, o = (self.conv_bias if conv else own for own in (self.qkv_bias, self.output_bias))
         return {"qkv": qkv, "o": o, "up": self.mlp_bias, "down": self.mlp_bias}
@@ -441,7 +441,7 @@ def _mlp_width(config: Mapping[str, Any], family: Family) -> int:
 
 
 def _layer_kinds(config: Mapping[str, Any], family: Family, layers: int) -> tuple[LayerKind, ...]:
-    """What every layer has in front of its MLP; empty if that is attention in all layers."""
+    """Kinds of the layers, by the part before the MLP; empty if that is attention in all layers."""
     if family.conv is None:
         return ()
     key, kinds = _layer_types(config, layers)
@@ -484,7 +484,7 @@ def _size(config: Mapping[str, Any], key: str, default: int | None = None, most:
 
 
 def _holds(config: Mapping[str, Any], rule: bool | str) -> bool:
-    """What a field such as `Family.qkv_bias` or `Family.parallel_residual` means for one checkpoint."""
+    """Value of a field such as `Family.qkv_bias` or `Family.parallel_residual` for one checkpoint."""
     return _flag(config, rule) if isinstance(rule, str) else rule
 
 
@@ -621,7 +621,7 @@ def _ropes(
 
 
 def _rotating_layers(config: Mapping[str, Any], family: Family, windows: tuple[int, ...]) -> list[bool]:
-    """Which layers have a rotary embedding."""
+    """Marks the layers that have a rotary embedding."""
     layers = len(windows)
     if family.rope_if is not None and config.get(family.rope_if[0]) != family.rope_if[1]:
         return [False] * layers

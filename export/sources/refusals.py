@@ -54,7 +54,7 @@ class SourceSettings(dict[str, Any]):
 
 
 def where_of(config: Mapping[str, Any]) -> str:
-    """Where settings were read."""
+    """Name of the place where settings were read."""
     return config.where if isinstance(config, SourceSettings) else "config.json"
 
 
@@ -117,7 +117,7 @@ def gguf_unknown(metadata: Mapping[str, Any], families: Collection[str]) -> str:
 
 
 def trait(config: Mapping[str, Any]) -> str:
-    """What keeps a model from being exported, as far as its config shows it; empty if it does not.
+    """Names a trait that keeps a model from being exported, as far as its config shows it; empty if there is none.
 
     The text part of a model that also sees or hears comes first: it may be what is in the way.
     """
@@ -132,7 +132,7 @@ def layer_trait(kinds: Any) -> str:
 
 
 def has_experts(value: Any) -> bool:
-    """Whether a config's number of experts, or the list of the layers' numbers, is of more than one."""
+    """True if a config's number of experts, or any entry of the layers' list, is more than one."""
     return any(isinstance(number, int) and number > 1 for number in (value if isinstance(value, list) else [value]))
 
 

@@ -115,7 +115,7 @@ class _Recorder(nn.Module):
 
 @torch.inference_mode()
 def _layer_arguments(base: Any, decoder: Decoder, tokens: int) -> list[dict[str, Any]]:
-    """What each layer gets besides its input when the model runs on T tokens: masks and rotary tables of its kind."""
+    """Collects each layer's arguments besides its input when the model runs on T tokens: masks and rotary tables."""
     layers = base.layers
     recorders = [_Recorder(layer) for layer in layers]
     names = [name for name, module in base.named_children() if name.endswith("norm")]

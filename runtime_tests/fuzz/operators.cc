@@ -36,7 +36,7 @@ using String = std::vector<uint8_t>;
 constexpr size_t kMostBytes = 192;
 constexpr unsigned kMostSeconds = 60;  // of one call
 
-// Which edges of the operators' code have run; the compiler calls __sanitizer_cov_trace_pc at each.
+// Edges of the operators' code that have run; the compiler calls __sanitizer_cov_trace_pc at each.
 constexpr size_t kEdges = size_t{1} << 16;
 bool g_edges[kEdges];
 
@@ -63,7 +63,7 @@ std::string Described(const fuzz::Case& call) {
   return text;
 }
 
-// Of what the operators say, what tells one refusal from another.
+// Part of an operator's error that separates one refusal from another.
 uint64_t HashOf(const std::string& message) {
   uint64_t hash = 1469598103934665603u;
   for (const char c : message) {

@@ -104,7 +104,7 @@ class Case {
     if (damage) Damage();
   }
 
-  // How many bytes of the string it is made of.
+  // Number of bytes of the string that the case is made of.
   size_t Used() const { return bytes_.Used(); }
 
  private:

@@ -1,4 +1,6 @@
-"""What a reader may do with an input: take it, or raise a SolError of one short line. Anything else is a finding.
+"""Verdict on a reader: it takes an input, or raises a SolError of one short line. Anything else is a finding.
+
+A reader may print nothing: neither Python nor the libraries below it.
 
 It may print nothing: neither Python nor the libraries below it.
 """
@@ -34,12 +36,12 @@ TAKEN, REFUSED, WRONG = "taken", "refused", "wrong"
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a reader did.
+    """Verdict on a reader and an input.
 
     Attributes:
         kind: TAKEN, REFUSED or WRONG.
         reason: what was wrong, in one line; of a refusal, the error's text.
-        where: what tells one finding from another: type and place of the exception.
+        where: key that separates findings: type and place of the exception.
     """
 
     kind: str
@@ -83,7 +85,7 @@ def judge(read: Callable[[bytes], None], data: bytes) -> Verdict:
 
 
 class _Printed:
-    """What arrives at a descriptor that leads to a file, whoever writes it; nothing where it leads elsewhere."""
+    """Text that arrives at a descriptor that leads to a file, whoever writes it; empty if it leads elsewhere."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor, self._is_file = descriptor, stat.S_ISREG(os.fstat(descriptor).st_mode)
@@ -113,7 +115,7 @@ def _refusal(error: SolError, data: bytes) -> Verdict:
 
 
 def _echoes(said: str, data: bytes) -> bool:
-    """Whether more than MOST_ECHOED characters in a row come from the input."""
+    """True if more than MOST_ECHOED characters in a row come from the input."""
     if len(said) <= MOST_ECHOED:
         return False
     text = " ".join(data.decode("utf-8", "replace").split())

@@ -25,9 +25,6 @@ from sol_rt.export.actions.action_set import choose_actions
 from sol_rt.export.actions.lm_head_bits import Head
 from sol_rt.export.actions.measuring import Measurements
 from sol_rt.export.actions.stored import Settings, StoredCalibration
-from sol_rt.export.blob import memory
-from sol_rt.export.blob.mixed_bits import graph_precisions
-from sol_rt.export.blob.weights_file import blob_bytes, layout
 from sol_rt.export.bundle_folder import seal
 from sol_rt.export.graphs.policy_graph import PolicyShape, random_policy_parameters
 from sol_rt.export.pipeline import _write_small_files, export_bundle
@@ -36,6 +33,9 @@ from sol_rt.export.sources.checkpoint import check_tensors
 from sol_rt.export.sources.decoder import family_of, from_hf_config
 from sol_rt.export.sources.model_section import model_section
 from sol_rt.export.sources.open_checkpoint import open_checkpoint
+from sol_rt.export.weights import memory
+from sol_rt.export.weights.mixed_bits import graph_precisions
+from sol_rt.export.weights.weights_file import blob_bytes, layout
 
 _SMALL = RandomCheckpoint("llama", hidden_size=32, num_layers=1, num_heads=2, num_kv_heads=1, intermediate_size=32,
                           vocab_size=300, max_context=64)  # fmt: skip

@@ -43,7 +43,7 @@ class Finding:
 
 @dataclass
 class Run:
-    """What the inputs of one target came to.
+    """Result of the inputs of one target.
 
     Attributes:
         target, engine: what was run.

@@ -57,13 +57,13 @@ class Case:
 
     @property
     def native_only(self) -> bool:
-        """Whether function bodies may choose other tokens."""
+        """True if function bodies may choose other tokens."""
         return self.options.get("native") == "1"
 
 
 @dataclass(frozen=True)
 class Played:
-    """What a generation came to: token ids, the decode steps' tags and relative costs, and the text."""
+    """Result of a generation: token ids, the decode steps' tags and relative costs, and the text."""
 
     tokens: tuple[int, ...]
     actions: tuple[str, ...]
@@ -118,7 +118,7 @@ def read_cases(path: Path) -> list[tuple[Case, Played]]:
 
 
 def difference(expected: Played, got: Played) -> str:
-    """What is different, in one line; empty if the two agree."""
+    """Describes the difference in one line; empty if the two agree."""
     for name in ("tokens", "actions"):
         one, other = getattr(expected, name), getattr(got, name)
         for index, (wanted, found) in enumerate(zip(one, other, strict=False)):

@@ -83,7 +83,7 @@ def states(curve: Curve) -> Iterator[GovernorState]:
 
 
 def content() -> str:
-    """What governor.tsv holds."""
+    """Content of governor.tsv."""
     lines = ["# curve lowest highest wanted_rate battery charging headroom rate | budget calm"]
     for curve in curves():
         settings = curve.settings

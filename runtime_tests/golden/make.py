@@ -232,7 +232,7 @@ def _shake(model: Any, way: Way) -> None:
 
 
 def lacks(options: Mapping[str, str], config: SolConfig) -> bool:
-    """Whether the bundle lacks what a case asks for."""
+    """True if the bundle lacks something that a case asks for."""
     schedule = options.get("schedule", "")
     if schedule.startswith("fixed:"):
         return Action.parse(schedule.removeprefix("fixed:")).variant not in config.variants

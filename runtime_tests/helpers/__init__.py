@@ -1,1 +1,1 @@
-"""What several test files share: random weights, bundles and checkpoints, a NumPy reference, programs to start."""
+"""Helpers of several test files: random weights, bundles and checkpoints, a NumPy reference, programs to start."""

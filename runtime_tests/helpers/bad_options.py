@@ -1,4 +1,4 @@
-"""What every benchmark owes its user: a bad option is refused in a line, before anything runs."""
+"""Check of every benchmark: a bad option is refused in one line, before anything runs."""
 
 from __future__ import annotations
 

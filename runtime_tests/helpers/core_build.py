@@ -16,9 +16,9 @@ import sol_rt  # noqa: F401  turns ONNX Runtime's telemetry off, so it is import
 import onnxruntime
 
 from .packages import missing_packages
+from .places import ROOT
 from .tools import find_tool
 
-ROOT = Path(__file__).resolve().parents[2]
 CORE = ROOT / "bindings" / "c"
 ADDRESS = "address,undefined"
 THREAD = "thread"

@@ -67,7 +67,7 @@ class Core:
             assert part in message
 
     def floats(self) -> np.ndarray:
-        """What the last commands appended to the results."""
+        """Numbers that the last commands appended to the results, float32 [n]."""
         values = np.fromfile(self.results, np.float32, offset=self._read)
         self._read += values.nbytes
         return values

@@ -1,4 +1,4 @@
-"""What test_cuda_host_side.py runs in processes of their own: `cuda_host_run.py SCENARIO OPERATORS BUNDLE ...`.
+"""Scenarios that test_cuda_host_side.py runs in their own processes: `cuda_host_run.py SCENARIO OPERATORS BUNDLE ...`.
 
 ONNX Runtime is the wheel under test there, and CUDA's libraries are native/cuda_stand_in.cc. A line of JSON says what
 happened.
@@ -123,7 +123,7 @@ PLACES: dict[str, tuple[type, str, int]] = {
     "results": (DeviceInputs, "receive", 0),
     "growth": (KvCache, "resize", 8),
 }
-"""Where the GPU is lost: so many of its calls after the next call of a method."""
+"""Places where the GPU is lost: after so many of its calls, counted from the next call of a method."""
 
 
 def lose_at(place: str) -> None:
@@ -175,7 +175,7 @@ def command(bundle: Bundle, place: str) -> None:
 
 
 def opened(bundle: Bundle) -> dict[str, Any]:
-    """Whether the provider is found to work."""
+    """Opens the provider. The error is empty if the provider works."""
     return {"error": error_of(Engine, bundle, provider="cuda")}
 
 

@@ -74,7 +74,10 @@ def _greedy(engine: Engine) -> dict[str, Any]:
 
 
 def _opened_by_dims(engine: Engine) -> list[bool]:
-    """Whether strict sessions that a host makes of a file alone give numbers: one that chooses tokens and one not."""
+    """True for each strict session, made by a host of a file alone, that gives finite numbers.
+
+    The first session chooses tokens, the second one does not.
+    """
     bundle, finite, sizes = engine.bundle, [], {"S": 1, "C": 64}
     for dims in ({"sparse_kv_layers": 0}, {"sparse_kv_layers": bundle.config.model.num_layers, "S": 1}):
         options = engine.provider.options()
@@ -91,7 +94,7 @@ def _opened_by_dims(engine: Engine) -> list[bool]:
 
 
 def _captured(engine: Engine) -> dict[str, int]:
-    """How many graphs of steps there are, and how many of them run captured."""
+    """Counts the graphs of steps, and the graphs among them that run captured."""
     actions = unpruned(engine.bundle)
     engine.reset()
     engine.forward(PROMPT, engine.bundle.config.dense)
@@ -111,11 +114,11 @@ def _fetched(folder: str) -> dict[str, Any]:
         "entropy": {"schedule": "entropy", "budget": 0.9, "do_sample": False},
         "sampled": {**fixed, "do_sample": True, "temperature": 0.8, "seed": 7},
     }
-    cut, fetch, counted = logit_summary.cut, DeviceMemory.fetch, []
+    shape, fetch, counted = logit_summary.summary_shape, DeviceMemory.fetch, []
     DeviceMemory.fetch = lambda *rest: (counted.append(1), fetch(*rest))[1]  # type: ignore[method-assign]
     for summaries in (True, False):
         if not summaries:
-            logit_summary.cut = lambda size: None
+            logit_summary.summary_shape = lambda size: None
         model = SolModel.from_pretrained(folder, provider="webgpu")
         for name, setting in settings.items():
             counted.clear()
@@ -123,12 +126,12 @@ def _fetched(folder: str) -> dict[str, Any]:
             took = {"tokens": result.tokens, "actions": result.actions, "fetched": len(counted)}
             runs[f"{name} {summaries}"] = took
         runs[f"scores {summaries}"] = model.score(PROMPT, context=10, schedule="entropy", budget=0.9).logprobs.tolist()
-    logit_summary.cut, DeviceMemory.fetch = cut, fetch  # type: ignore[method-assign]
+    logit_summary.summary_shape, DeviceMemory.fetch = shape, fetch  # type: ignore[method-assign]
     return runs
 
 
 def _broken(engine: Engine) -> dict[str, Any]:
-    """What a run that ONNX Runtime refuses becomes, and whether the engine works afterwards."""
+    """Error of a run that ONNX Runtime refuses, and True if the engine works afterwards."""
     dense = engine.bundle.config.dense
     engine.reset()
     before = engine.forward([1, 2, 3], dense).logits.copy()
@@ -172,7 +175,7 @@ def _wiped(engine: Engine) -> dict[str, Any]:
 
 
 def _short_of_cache(engine: Engine) -> dict[str, Any]:
-    """What happens where the cache cannot grow, and whether the engine works afterwards."""
+    """Error where the cache cannot grow, and the engine's state afterwards."""
     dense = engine.bundle.config.dense
     engine.reset()
     before = engine.forward(PROMPT, dense).logits.copy()
@@ -215,7 +218,7 @@ def _registered(folder: str) -> dict[str, int]:
 
 
 def _on_the_cpu(engine: Engine) -> list[str]:
-    """What is said of a graph with an operator that WebGPU lacks, of the same once more, and of one without."""
+    """Messages about a graph with an operator that WebGPU lacks, about the same once more, and about one without."""
     info, node = helper.make_tensor_value_info, helper.make_node
     told = []
     lacking = node("BitShift", ["a", "a"], ["b"], direction="LEFT")
@@ -240,7 +243,7 @@ def _on_the_gpu() -> list[str]:
 
 
 def _short_of_memory(folder: str) -> dict[str, Any]:
-    """What happens where the driver reports 1000 free bytes: asked for, and under auto."""
+    """Errors where the driver reports 1000 free bytes: with the provider asked for, and under auto."""
     adapter, held = hardware.vulkan_gpus()[0], _on_the_gpu()
     short = hardware.Gpu(adapter.name, adapter.vendor_id, adapter.device_id, False, adapter.total_bytes, 1000)
     report = hardware.vulkan_gpus

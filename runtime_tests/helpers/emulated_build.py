@@ -10,7 +10,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
-ROOT = Path(__file__).resolve().parents[2]
+from helpers.places import ROOT
+
 OPS = ROOT / "sol_rt" / "ops"
 NATIVE = ROOT / "runtime_tests" / "native"
 SOURCES = [*(OPS / "cuda").rglob("*.cu"), *(OPS / "cuda").rglob("*.cc"), OPS / "common" / "onnx" / "register.cc"]

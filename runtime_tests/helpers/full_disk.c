@@ -27,7 +27,7 @@ static int within(const char *path) {
     return length && strncmp(path, folder, length) == 0 && (path[length] == '/' || path[length] == 0);
 }
 
-// Whether this change of a file at `path` fails.
+// True if this change of a file at `path` fails.
 static int refused(const char *path) {
     char full[PATH_MAX], folder[PATH_MAX];
     const char *after = getenv("FULL_DISK_AFTER");

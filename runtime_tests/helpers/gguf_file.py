@@ -17,7 +17,7 @@ from sol_rt.export.sources.open_checkpoint import open_checkpoint
 
 
 def interleave(rows: np.ndarray, heads: int) -> np.ndarray:
-    """What llama.cpp's converter does to q and k of Llama models."""
+    """Reorders the rows of q and k as llama.cpp's converter does for Llama models."""
     return rows.reshape(heads, 2, rows.shape[0] // heads // 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
 
 

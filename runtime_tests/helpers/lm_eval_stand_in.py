@@ -1,4 +1,4 @@
-"""What `sol_rt.evaluation.lm_eval_model` imports of lm-evaluation-harness, for machines without that package."""
+"""Stand-in for the parts of lm-evaluation-harness that `sol_rt.evaluation.lm_eval_model` imports."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class TemplateLM:
         self.cache_hook = SimpleNamespace(add_partial=lambda method, request, result: None)
 
     def loglikelihood(self: Any, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """The scores of continuations, each tokenized behind its context."""
+        """The scores of continuations, each tokenized after its context."""
         tokenized = []
         for context, continuation in (request.args for request in requests):
             whole = self.tok_encode(context + continuation)

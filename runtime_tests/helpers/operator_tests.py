@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from pathlib import Path
 from types import ModuleType
 
-TESTS = Path(__file__).resolve().parents[1]
+from helpers.places import TESTS
 
 
 def copy_of(name: str, prefix: str) -> ModuleType:
     """A fresh module of the test file `name`, called `prefix`_`name`, whose globals may be replaced."""
-    spec = importlib.util.spec_from_file_location(f"{prefix}_{name}", TESTS / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(f"{prefix}_{name}", TESTS / "ops" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -1,4 +1,4 @@
-"""docs/bundle.md in NumPy, float64: the operators of domain `sol`, and random weights in their storage."""
+"""The operators of docs/reference/bundle-details.md in NumPy, float64, and random weights in their storage."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class Coded:
 
     @classmethod
     def screening(cls, rng: np.random.Generator, weights: Nested, codebook: Array) -> Coded:
-        """A matrix that gives scores near the products of `weights`, with places for more outputs behind."""
+        """A matrix that gives scores near the products of `weights`, with places for more outputs after."""
         k, n = weights.q.shape
         columns = 256 * (-(-n // 256) | 1)
         made = cls.random(rng, k, columns, codebook)
@@ -219,7 +219,7 @@ def quantized_rows(x: Array) -> tuple[Array, Array]:
 
 
 def scaled_rows(codes: Array, scale: Array) -> Array:
-    """What codes [..., D] of scales [...] stand for, float64."""
+    """Values of codes [..., D] with scales [...], float64 [..., D]."""
     return codes.astype(np.float64) * scale.astype(np.float64)[..., None]
 
 

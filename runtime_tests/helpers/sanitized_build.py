@@ -11,15 +11,15 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from helpers.places import ROOT
 from helpers.simd_targets import X86_TARGETS
 from helpers.tools import find_tool
 from sol_rt.ops import library_path
 
-ROOT = Path(__file__).resolve().parents[2]
 CORPUS = ROOT / "runtime_tests" / "corpus" / "operators"
 """Byte strings for the program `operators`: each broke an operator once, or leads to one of its checks."""
 BASELINE = "SSE4"
-"""What every processor runs that the operators take."""
+"""Target of the operators that every processor runs."""
 ADDRESS = "address,undefined"
 THREAD = "thread"
 _RUNTIMES = {ADDRESS: ("libasan.so", "libubsan.so"), THREAD: ("libtsan.so",)}

@@ -22,5 +22,5 @@ def with_targets(command: Sequence[str], mask: int) -> subprocess.CompletedProce
 
 
 def run_tests(file: str, select: str, mask: int) -> subprocess.CompletedProcess[str]:
-    """Those of a file's tests that pytest's `-k` selects, in a process of their own."""
+    """Runs the tests of a file that pytest's `-k` selects, in a process of their own."""
     return with_targets([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", file, "-k", select], mask)

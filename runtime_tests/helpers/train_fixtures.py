@@ -1,4 +1,4 @@
-"""What tests of training share: a tiny bundle, a text in its words, a config that trains in a second."""
+"""Fixtures of training: a tiny bundle, a text in its words, a config that trains in a second."""
 
 from __future__ import annotations
 

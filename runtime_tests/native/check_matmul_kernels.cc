@@ -158,7 +158,7 @@ std::vector<float> Inputs(size_t count) {
   return x;
 }
 
-// The copy of the blocks `first` … `end` - 1 of a channel-major matrix, in the order that packed_matrix.h says, behind what earlier blocks would take.
+// The copy of the blocks `first` … `end` - 1 of a channel-major matrix, in the order that packed_matrix.h says, after what earlier blocks would take.
 std::vector<uint8_t> CopyOf(const sol::Nested& w, size_t first, size_t end) {
   std::vector<uint8_t> copy(first * w.N * 19);
   const auto append = [&](const void* from, size_t bytes) {
@@ -360,7 +360,7 @@ void CheckKeepLargest(const std::vector<float>& before, size_t count) {
   const size_t n = before.size();
   std::vector<float> x = before;
   const size_t passes = sol::BestMatMulKernels().keep_largest(x.data(), n, count);
-  // That fewer than `count` differ from 0 must be found early, not behind all octaves.
+  // That fewer than `count` differ from 0 must be found early, not after all octaves.
   const size_t zeros = static_cast<size_t>(std::count(before.begin(), before.end(), 0.0f));
   Expect(n - zeros >= count || passes <= 5, "passes of keep_largest", n, count, 0);
   std::vector<size_t> order(n);

@@ -121,7 +121,7 @@ void LastBlockOfOwnFences(Memory* memory) {
   if (shared.last && threadIdx.x == 40) AddUp(memory);
 }
 
-// What the counting thread writes too late for others to see.
+// Writes the number of the counting thread too late for others to see.
 template <bool kBeforeCount>
 void ReleaseTooLate(Memory* memory) {
   SOL_SHARED(Numbers, shared);

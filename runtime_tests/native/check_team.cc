@@ -84,7 +84,7 @@ void Expect(bool holds, const char* what) {
   std::exit(1);
 }
 
-// Waits are told to it at times of the check's own.
+// Waits are reported to it at times of the check's own.
 void CheckTeamSize() {
   using std::chrono::milliseconds;
   sol::TeamSize size;

@@ -62,8 +62,8 @@ T Read(const Slot* slots, unsigned lane) {
   return value;
 }
 
-// What the lanes of a warp bring to a matrix instruction of eight words of depth, as PTX lays it out: 16 rows of four registers on the left,
-// eight columns of two on the right. A lane's results are those of two columns in its row and in the eighth after it.
+// Words of the lanes of a warp for a matrix instruction of eight words of depth, as PTX lays it out: 16 rows of four registers on the left, eight
+// columns of two on the right. A lane's results are those of two columns in its row and in the eighth after it.
 class Fragments {
  public:
   Fragments(const uint32_t (&a)[4], const uint32_t (&b)[2]) : lane_(Machine::Get().Lane()) {

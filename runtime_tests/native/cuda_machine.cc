@@ -19,7 +19,7 @@ constexpr size_t kStackBytes = 256 * 1024;
 constexpr size_t kSlotBytes = 2 * kMostThreads * sizeof(Slot);
 constexpr size_t kOwnBytes = kSlotBytes + kMostThreads * kStackBytes;
 
-// Whether the process' thread is within a launch: others may build kernels' arguments meanwhile.
+// True while the process' thread is within a launch: others may build kernels' arguments meanwhile.
 thread_local bool in_kernel = false;
 
 char* Map(size_t bytes) {

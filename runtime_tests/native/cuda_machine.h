@@ -35,7 +35,7 @@ struct alignas(16) Slot {
   unsigned char bytes[64];
 };
 
-// Where a block's shared memory of one declaration lies.
+// Place of a block's shared memory of one declaration.
 struct SharedPlace {
   uint64_t block = 0;
   void* memory = nullptr;
@@ -59,7 +59,7 @@ class Machine {
   void ReadOnly(const void* at, size_t bytes) { races_.ReadOnly(current_, at, bytes, __builtin_return_address(0)); }
   const Slot* Exchange(const void* mine, size_t bytes);
 
-  // What a kernel's compiler says of its loads and stores.
+  // Books a load or store, as a kernel's compiler reports it.
   void Access(const void* at, size_t bytes, bool write, const void* code);
 
  private:
@@ -74,7 +74,7 @@ class Machine {
     char* stack = nullptr;
   };
 
-  // What the lanes of a warp hand each other: two generations, as a slow lane may still read the last one.
+  // Values that the lanes of a warp exchange: two generations, as a slow lane may still read the last one.
   struct Warp {
     int generation = 0;
     unsigned arrived = 0;

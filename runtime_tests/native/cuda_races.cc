@@ -12,7 +12,7 @@
 namespace emulation {
 namespace {
 
-// The kernel's line, where the tool is there to tell it.
+// The kernel's line, where the tool is there to report it.
 std::string LineOf(const void* code) {
   Dl_info info;
   if (dladdr(code, &info) == 0) return "?";
@@ -197,7 +197,7 @@ void Races::Touch(const Event& now, const void* at, size_t bytes, bool write) {
 
 }  // namespace emulation
 
-// What GCC and Clang call with -fsanitize=thread, in the place of their own library's functions.
+// Functions that GCC and Clang call with -fsanitize=thread, in the place of their own library's.
 extern "C" {
 #define SOL_ACCESS(bytes)                                                                                                   \
   void __tsan_read##bytes(void* at) { emulation::Machine::Get().Access(at, bytes, false, __builtin_return_address(0)); }    \

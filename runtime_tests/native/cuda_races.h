@@ -3,7 +3,7 @@
 // end of a launch, and between blocks an atomic operation on one place that the one reaches after a fence and the other before a fence.
 // Warp shuffles, votes and matrix instructions order no memory. A byte that is read by __ldg may not be written by the same launch at all.
 //
-// It does not take the order that the threads happened to run in for one, and finds what is unordered among the events that it remembers: of a
+// The checker does not take the order that the threads happened to run in for one, and finds what is unordered among the events that it remembers: of a
 // byte the last write, four reads and four atomic operations, two of a block. A fence counts as acquire and release alone, though
 // __threadfence orders more; of what a thread releases to other blocks only what came before its block's last barrier counts. Copies that the
 // compiler leaves to memcpy are not seen.

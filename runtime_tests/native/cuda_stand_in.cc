@@ -35,14 +35,14 @@ void Count(const char* what) {
   ++counts[what];
 }
 
-// Whether the GPU is lost at this call or was before.
+// True if the GPU is lost at this call or was before.
 bool Gone() {
   const std::lock_guard<std::recursive_mutex> lock(mutex);
   if (calls_left > 0) --calls_left;
   return calls_left == 0;
 }
 
-// What a call returns that waits, allocates or frees. A capture of the mode that ONNX Runtime asks for refuses it, from whatever thread.
+// Result of a call that waits, allocates or frees. A capture of the mode that ONNX Runtime asks for refuses it, from whatever thread.
 cudaError_t Outside(const char* name) {
   const std::lock_guard<std::recursive_mutex> lock(mutex);
   if (Gone()) return kGone;
@@ -100,7 +100,7 @@ cudaError_t Launch(cudaStream_t stream) {
 }  // namespace
 
 extern "C" {
-// What tests ask for.
+// Interface of the tests.
 size_t used_bytes() { return used; }
 size_t most_used_bytes() { return most; }
 void set_limit(size_t bytes) { limit = bytes; }
@@ -401,7 +401,7 @@ int nvmlDeviceGetMemoryInfo(void*, unsigned long long* total_free_used) {
   return 0;
 }
 
-// What succeeds and does nothing, under names that headers declare otherwise.
+// Functions that succeed and do nothing, under names that headers declare otherwise.
 #define NOTHING(name)                  \
   int nothing_##name() __asm__(#name); \
   int nothing_##name() { return 0; }

@@ -1,4 +1,4 @@
-// What builds with a sanitizer refer to and no library has.
+// Functions that builds with a sanitizer refer to and no library has.
 
 #include <hwy/base.h>
 
@@ -8,7 +8,7 @@
 
 namespace hwy {
 
-// Where one of Highway's own checks fails, which only these builds have.
+// Fails one of Highway's own checks, which only these builds have.
 void Abort(const char* file, int line, const char* format, ...) {
   std::fprintf(stderr, "Highway: %s:%d: ", file, line);
   va_list arguments;

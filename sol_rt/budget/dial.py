@@ -32,12 +32,12 @@ NO_LOSSES = (
 """The error of a request for a loss where the export measured none."""
 
 MakeSchedule = Callable[[BaseController], Schedule]
-"""Makes a schedule for one run. The controller has the actions and tells which of them keep the budget."""
+"""Makes a schedule for one run. The controller has the actions and reports which of them keep the budget."""
 
 
 @dataclass(frozen=True)
 class Dial:
-    """How decode steps are to be run: at most one of a budget, axis targets, a rate, and a loss.
+    """Request for decode steps: at most one of a budget, axis targets, a rate, and a loss.
 
     Attributes:
         budget: share of the dense cost, 0 to 1; 1 is exactly dense. None if something else is asked for, or nothing:
@@ -80,17 +80,17 @@ class Dial:
 
     @property
     def is_set(self) -> bool:
-        """Whether the dial asks for anything but a schedule and dense steps."""
+        """True if the dial asks for anything but a schedule and dense steps."""
         return self.budget not in (None, 1.0) or self.asks_for_no_budget
 
     @property
     def is_empty(self) -> bool:
-        """Whether the dial asks for nothing but a schedule."""
+        """True if the dial asks for nothing but a schedule."""
         return self.budget is None and not self.asks_for_no_budget
 
     @property
     def asks_for_no_budget(self) -> bool:
-        """Whether the dial asks for something in place of a budget."""
+        """True if the dial asks for something in place of a budget."""
         return self.axis_targets.any() or self.tokens_per_second is not None or self.max_loss is not None
 
 
@@ -164,5 +164,5 @@ def untried_states(config: SolConfig, dial: Dial | None = None) -> str:
         instead = "with --budget 1"
     return (
         "what cheap steps do to the states of short convolutions was measured on random weights only "
-        f"(docs/hybrid.md); compare {instead}"
+        f"(docs/reference/models.md); compare {instead}"
     )

@@ -79,7 +79,7 @@ def _last(found: Mapping[Action, Action], action: Action) -> Action:
 
 
 def _better(one: Action, other: Action, losses: Mapping[Action, float], config: SolConfig) -> bool:
-    """Whether `one` has better quality than `other`.
+    """True if `one` has better quality than `other`.
 
     Decided by the losses that the export measured; without them, by which of the two reads more on every axis.
     """

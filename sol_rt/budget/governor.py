@@ -1,7 +1,8 @@
 """The governor: moves the budget between two bounds, as battery, heat and speed ask.
 
-It is a pure function of a state and a reading, in plain arithmetic, so that hosts in other languages have the same one:
-docs/decode-loop.md section 8 has the table. A host takes a reading every few tokens and sets the budget that comes out.
+The governor is a pure function of a state and a reading, in plain arithmetic, so hosts in other languages have the same
+one. docs/reference/decode-loop.md section 8 has the table. A host takes a reading every few tokens and sets the budget
+that comes out.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from sol_rt.errors import UsageError
 
 @dataclass(frozen=True)
 class GovernorSettings:
-    """What the governor holds to. Budgets are shares of the dense cost, 0 to 1.
+    """Settings of the governor. Budgets are shares of the dense cost, 0 to 1.
 
     Attributes:
         lowest, highest: the bounds of the budget.
@@ -65,7 +66,7 @@ class GovernorSettings:
 
 @dataclass(frozen=True)
 class Reading:
-    """What the device says. None and NaN stand for what it does not say.
+    """Readings of a device. None and NaN stand for what the device does not report.
 
     Attributes:
         battery: its level, 0 to 1.
@@ -82,7 +83,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class GovernorState:
-    """What the governor remembers between readings.
+    """State of the governor between readings.
 
     Attributes:
         budget: the budget to hold; at first the highest, or whatever is held already.
@@ -116,7 +117,7 @@ def next_budget(state: GovernorState, reading: Reading, settings: GovernorSettin
     # the budget at which the wanted rate is reached: a step takes time in proportion to its budget
     dense_rate = state.dense_rate
     measured = rate * budget if rate is not None and 0 < rate < math.inf else 0.0  # tokens over no time have no rate
-    if measured > 0:  # a rate at no cost tells nothing of dense steps
+    if measured > 0:  # a rate at no cost says nothing about dense steps
         dense_rate = measured if dense_rate == 0 else dense_rate + settings.smoothing * (measured - dense_rate)
     enough = math.inf
     if settings.wanted_rate is not None and dense_rate > 0:

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from sol_rt.budget.cost.bytes_model import CostModel
-from sol_rt.budget.frontier import falling_hull
 from sol_rt.bundle.actions import Action
 
 _BLOCK = 64  # contexts that share the members of the hull and their losses
@@ -120,3 +119,34 @@ class Hull:
         if points[-1] != end:
             members.append((dense, end[1]))
         return _Block(first, members, relative)
+
+
+def lower_hull(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Corners of the lower convex hull of (cost, loss) points, in ascending order of cost.
+
+    A schedule that takes two actions in turn reaches every point between them, so the hull is the best that fixed mixes
+    can reach.
+    """
+    corners: list[tuple[float, float]] = []
+    for point in sorted(points):
+        if corners and point[0] == corners[-1][0]:
+            continue  # the lower of two at one cost came first
+        while len(corners) > 1 and _turn(corners[-2], corners[-1], point) <= 0:
+            corners.pop()
+        corners.append(point)
+    return corners
+
+
+def falling_hull(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Corners of the lower hull of (cost, loss) points from the cheapest to the one of least loss.
+
+    What costs more than that one is left out.
+    """
+    corners = lower_hull(points)
+    best = min(range(len(corners)), key=lambda index: corners[index][1])
+    return corners[: best + 1]
+
+
+def _turn(a: tuple[float, float], b: tuple[float, float], c: tuple[float, float]) -> float:
+    """Positive if the way from a over b to c turns left."""
+    return (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])

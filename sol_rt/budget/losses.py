@@ -1,8 +1,9 @@
-"""What each action of a bundle is expected to lose, at any context.
+"""Expected loss of each action of a bundle, at any context.
 
-The export measures losses at a few contexts (docs/bundle.md section 4). Between two of them the loss is interpolated
-linearly in the logarithm of the context; beyond the first and the last it stays the same. A loss in nats per token
-raises perplexity by the factor exp(loss), so a share of perplexity, as `--max-loss` takes, is exp(loss) - 1.
+The export measures losses at a few contexts (docs/reference/bundle-details.md section 4). Between two of them the loss
+is interpolated linearly in the logarithm of the context; beyond the first and the last it stays the same. A loss in
+nats per token raises perplexity by the factor exp(loss), so a share of perplexity, as `--max-loss` takes, is
+exp(loss) - 1.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The Lagrange multiplier: what the policy's logits are charged for a dense step's cost, so that the budget is held.
 
-docs/decode-loop.md has the same computation as pseudo-code.
+docs/reference/decode-loop.md has the same computation as pseudo-code.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sol_rt.budget.frontier import lower_hull
+from sol_rt.budget.hull import lower_hull
 
 MEMORY = 64
-"""How many of the last steps the multiplier is computed from."""
+"""Number of last steps from which the multiplier is computed."""
 _EPSILON = 1e-9
 
 Edge = tuple[float, float]
@@ -26,10 +26,10 @@ class Multiplier:
     """Computes the multiplier for each step, in logits for each dense step of cost.
 
     Draw a step's actions as points (cost, logit). Under a multiplier, the best action is the corner of their upper hull
-    at which the edges begin to rise less steeply than the multiplier. So the multiplier at which the last MEMORY steps
-    cost the target on average is found like this: take all their edges, the steepest first, until the cost that the
-    target leaves over the cheapest actions is spent. The result needs no time to settle, does not depend on the scale
-    of the logits, and spends cost on the steps that gain most by it.
+    at which the edges begin to rise less steeply than the multiplier. At the multiplier sought, the last MEMORY steps
+    cost the target on average. To find it, take all their edges, the steepest first, until the cost that the target
+    leaves over the cheapest actions is spent. The result needs no time to settle, does not depend on the scale of the
+    logits, and spends cost on the steps that gain most by it.
     """
 
     def __init__(self) -> None:

@@ -1,6 +1,6 @@
 """The policy's session: it runs once before each decode step and keeps its recurrent state between runs.
 
-docs/bundle.md section 5 has the contract of the graph.
+docs/reference/bundle-details.md section 5 has the contract of the graph.
 """
 
 from __future__ import annotations
@@ -141,11 +141,11 @@ class DeferredPolicy:
         return self._make()
 
     def reset(self) -> None:
-        """As in `PolicySession`. Raises BundleError for a policy that does not fit."""
+        """Resets as `PolicySession` does. Raises BundleError for a policy that does not fit."""
         self._session.reset()
 
     def decide(
         self, hidden: np.ndarray, token: int, scalars: Mapping[str, float], previous_action: int, step: int
     ) -> np.ndarray:
-        """As in `PolicySession`."""
+        """Decides as `PolicySession` does."""
         return self._session.decide(hidden, token, scalars, previous_action, step)

@@ -58,7 +58,7 @@ SCREENED = "screened"
 
 
 class Screen(NamedTuple):
-    """How an LM head is screened: every row is read at few bits, and the rows with the highest scores at all bits.
+    """Screen of an LM head: every row is read at few bits, and the rows with the highest scores at all bits.
 
     Attributes:
         candidates: number of rows that are read at all bits.
@@ -72,7 +72,7 @@ class Screen(NamedTuple):
 
     @property
     def attributes(self) -> dict[str, float]:
-        """Those that a screened node of `NestedMatMul` has beside a whole one's."""
+        """ONNX attributes that a screened node of `NestedMatMul` has beside a whole one's."""
         own = {"screen_bits": self.bits} if self.bits == THREE else {}
         return {"candidates": self.candidates, "tail_offset": self.tail_offset, **own}
 
@@ -87,18 +87,18 @@ def screen_matrix(matrix: str) -> str:
 
 
 def is_of_screen(tensor: str) -> bool:
-    """Whether a tensor of the weights file belongs to the 3-bit matrix that screens the LM head."""
+    """True if a tensor of the weights file belongs to the 3-bit matrix that screens the LM head."""
     return tensor.startswith(("embed.screen.", "head.screen."))
 
 
 def screen_columns(outputs: int) -> int:
-    """Places of a row of the 3-bit matrix that screens so many outputs: an odd multiple of 256."""
+    """Places in a row of the 3-bit matrix that screens `outputs` outputs: an odd multiple of 256."""
     return 256 * (-(-outputs // 256) | 1)
 
 
 @dataclass(frozen=True)
 class Precision:
-    """How many bits of each matrix a graph reads.
+    """Bits at which a graph reads each matrix.
 
     Attributes:
         bits: bits of the matrices of all layers, or MIXED. Of a 3-bit graph some may be read at 4.
@@ -128,12 +128,12 @@ class Precision:
 
     @property
     def reads_three_bits(self) -> bool:
-        """Whether any layer's matrix is read at 3 bits."""
+        """True if any layer's matrix is read at 3 bits."""
         return self.bits == THREE
 
     @property
     def screened_by_three_bits(self) -> bool:
-        """Whether a matrix of 3 bits screens the LM head."""
+        """True if a matrix of 3 bits screens the LM head."""
         return self.lm_head_screen is not None and self.lm_head_screen.bits == THREE
 
     @property

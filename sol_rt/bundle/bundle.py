@@ -1,6 +1,6 @@
-"""Opens a bundle and checks everything that can be checked without running it (docs/bundle.md section 4).
+"""Opens a bundle and checks all that can be checked without a run (docs/reference/bundle-details.md section 4).
 
-Small files are hashed here, and again whenever one is about to be read: graphs, tokenizer and policy are read when
+Small files are hashed here, and again whenever one is about to be read. Graphs, tokenizer and policy are read when
 first needed, and the bundle may have been replaced meanwhile. Of the weights file only the size is checked here;
 sol_rt/store/verified.py hashes it at its first load, and `sol-rt verify` always.
 """

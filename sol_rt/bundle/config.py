@@ -1,6 +1,6 @@
 """The schema of `sol_config.json`: frozen dataclasses that mirror the file, and how they are written as JSON.
 
-docs/bundle.md section 4 specifies the format. config_reader.py reads and checks the file.
+docs/reference/bundle-details.md section 4 specifies the format. config_reader.py reads and checks the file.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ CODEBOOK_SHAPE = (4, 8)
 KV_DTYPES = ("float16", "int8")
 """Types of cached keys and values. int8 has one float16 scale per token and KV head."""
 LAYER_KINDS = ("attention", "conv")
-"""What a layer has in front of its MLP: attention, or a gated short convolution, which keeps a state."""
+"""Kinds of a layer, by the part before its MLP: attention, or a gated short convolution, which keeps a state."""
 LONGEST_FILTER = 32
 """Tokens that a short convolution reads at most."""
 _CACHE_LINE = 64
@@ -107,7 +107,7 @@ class KvLayout:
 
     @cached_property
     def layer_kinds(self) -> Counter[tuple[int, bool]]:
-        """How many layers that attend have each window and attend densely or not; empty without windows."""
+        """Number of layers that attend, by (window, True if they attend densely); empty without windows."""
         return Counter(
             (window, layer in self.dense_layers)
             for layer, window in enumerate(self.windows)
@@ -190,7 +190,7 @@ class ActionEntry:
 
 @dataclass(frozen=True)
 class PolicySpec:
-    """Inputs and outputs of policy.onnx (docs/bundle.md section 5), and what the policy is worth.
+    """Inputs and outputs of policy.onnx (docs/reference/bundle-details.md section 5), and what the policy is worth.
 
     `state_shape` is [layers, 2, heads, horizon, size]. `gain_over_hull` is by how many nats per token `sol` lost less
     than `hull` on held-out text at the same budgets; 0 if it did not, or was not compared. `gain_budgets` is the range
@@ -252,7 +252,7 @@ class SolConfig:
 
     @property
     def losses_measured(self) -> bool:
-        """Whether the export measured what its actions lose."""
+        """True if the export measured the losses of its actions."""
         return any(entry.loss is not None for entry in self.actions)
 
     def prefill_action(self, key: str | None) -> Action:

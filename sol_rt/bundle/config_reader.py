@@ -174,7 +174,7 @@ def _is_int(value: object, low: int, high: int) -> TypeGuard[int]:
 
 
 def is_file_name(name: str) -> bool:
-    """Whether `name` is a plain file name: no folder, no leading dot, no character that a shell or browser changes."""
+    """True if `name` is a plain file name: no folder, no leading dot, no character that a shell or browser changes."""
     return bool(_FILE_NAME.fullmatch(name)) and name != CONFIG_NAME and len(name) < 200
 
 
@@ -479,7 +479,7 @@ def _read_policy(table: _Table, variants: Mapping[str, Variant]) -> PolicySpec:
 
 
 def is_range(value: object) -> bool:
-    """Whether a value read from JSON is two shares from 0 to 1, the lower first."""
+    """True if a value read from JSON is two shares from 0 to 1, the lower first."""
     if not isinstance(value, list) or len(value) != 2 or not all(type(each) in (int, float) for each in value):
         return False
     return bool(0 <= value[0] <= value[1] <= 1)

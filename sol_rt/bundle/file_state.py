@@ -1,4 +1,4 @@
-"""What the file system says of a file. As long as that stays, so does the file's content."""
+"""State of a file in the file system. While the state stays the same, so does the file's content."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CLOCK_NS = 50_000_000
 
 
 class FileState(NamedTuple):
-    """Which file it is, and when it was changed last.
+    """Identity of a file, and the time of its last change.
 
     Attributes:
         device, inode: the file, whatever its name.
@@ -34,7 +34,7 @@ class FileState(NamedTuple):
         return cls(stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
 
     def same_content(self, other: FileState) -> bool:
-        """Whether the file was not written to in between. It may have been renamed or removed."""
+        """True if the file was not written to between the two states. A rename or a removal is no write."""
         return self[:4] == other[:4]
 
     def let_the_clock_tick(self) -> None:

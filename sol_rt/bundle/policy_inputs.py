@@ -29,7 +29,7 @@ class NextToken(Protocol):
 
 @dataclass(frozen=True)
 class StepObservation:
-    """What is known before a decode step.
+    """Facts that are known before a decode step.
 
     Attributes:
         context: tokens in the cache.
@@ -110,4 +110,4 @@ _SCALARS: dict[str, Callable[[PolicyInputs, StepObservation], float]] = {
 }
 
 KNOWN_SCALARS = tuple(_SCALARS)
-"""Scalars that a policy may ask for (docs/bundle.md section 5)."""
+"""Scalars that a policy may ask for (docs/reference/bundle-details.md section 5)."""

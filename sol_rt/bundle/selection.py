@@ -1,6 +1,6 @@
 """`selection.json`: the exporter's measurements of every candidate action, which actions it kept, and why.
 
-The format is section 6 of docs/bundle.md.
+The format is section 6 of docs/reference/bundle-details.md.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ _CHUNK = 8 << 20
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What was checked.
+    """Numbers, sizes and hashes of a check of a bundle's files.
 
     Attributes:
         files, tensors: their numbers.
@@ -38,8 +38,8 @@ class VerifyReport:
 def verify_bundle(path: Path | str, progress: Callable[[int, int], None] | None = None) -> VerifyReport:
     """Checks a bundle completely.
 
-    The checks are those of Bundle.open, the hash of the weights file, whether graphs and tokenizer belong to the model,
-    and whether all values of float tensors are finite.
+    The checks are those of Bundle.open and the hash of the weights file. Graphs and tokenizer must belong to the model,
+    and all values of float tensors must be finite.
 
     Args:
         path: the bundle folder.

@@ -18,7 +18,7 @@ from typing import NoReturn
 INTERRUPTED = 128 + signal.SIGINT
 """Exit code after Ctrl-C."""
 _RESTARTED = "_SOL_RT_RESTARTED"
-"""Variable that tells the new program that `_use_utf8` has started it."""
+"""Variable by which the new program knows that `_use_utf8` has started it."""
 _WITHOUT_BLAS = (["generate"], ["chat"])
 """Commands that give numpy's linear algebra a few numbers at most."""
 READER_GONE = 128 + 13

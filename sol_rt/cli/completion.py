@@ -1,4 +1,4 @@
-"""What the shell offers after Tab: names of models and schedules. `sol-rt --install-completion` sets it up.
+"""Shell completion: names of models and schedules after Tab. `sol-rt --install-completion` sets it up.
 
 These functions run at every Tab, so they import little, and an error in them offers nothing.
 """

@@ -1,4 +1,4 @@
-"""How commands print: results on stdout, notes and progress on stderr."""
+"""Output of commands: results on stdout, notes and progress on stderr."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def is_utf8(stream: TextIO) -> bool:
 
 
 def progress(timed: bool = False, after: float = 0.0) -> AbstractContextManager[Shown]:
-    """Shows how far a command is: see `progress_bar.progress`."""
+    """Shows the progress of a command: see `progress_bar.progress`."""
     from sol_rt.cli.progress_bar import progress as shown
 
     return shown(timed, after)

@@ -90,7 +90,7 @@ class TableFormat(str, Enum):
 
 
 class EngineName(str, Enum):
-    """What runs the decode loop."""
+    """Engine that runs the decode loop."""
 
     python = "python"
     native = "native"

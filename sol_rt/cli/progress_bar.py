@@ -18,7 +18,7 @@ LINE_SECONDS = 60.0
 
 @contextmanager
 def progress(timed: bool = False, after: float = 0.0) -> Iterator[Shown]:
-    """Shows how far a command is: what it does, the share done and the time left. Gives a progress callback.
+    """Shows the progress of a command: its task, the share done and the time left. Gives a progress callback.
 
     On a terminal that is one bar, whatever the descriptions. Elsewhere one line is printed when the description is
     new, and one a minute.

@@ -27,7 +27,7 @@ import onnxruntime as ort
 
 
 class Choices(NamedTuple):
-    """Which counts a graph is given: of the old tokens that attention reads, and of active channels.
+    """Counts that a graph takes as inputs: old tokens that attention reads, and active channels.
 
     Without a count it reads all of them.
     """
@@ -85,7 +85,7 @@ class CpuRunners:
             runner.release()
 
     def is_loaded(self, variant: Variant) -> bool:
-        """Whether the variant's graph has a session. All variants of one precision share a graph."""
+        """True if the variant's graph has a session. All variants of one precision share a graph."""
         return variant.file in self._sessions
 
     def prepare(self, variant: Variant) -> None:

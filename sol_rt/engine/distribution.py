@@ -97,7 +97,7 @@ class Distribution:
 
     @property
     def finite(self) -> bool:
-        """Whether all logits are finite. Everything else is valid only then."""
+        """True if all logits are finite. Every other property is valid only then."""
         return self._sums.top is not None
 
     @property

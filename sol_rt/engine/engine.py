@@ -4,8 +4,8 @@ It loads the graphs of a bundle's variants, keeps the cache large enough, and ch
 not sample and knows no schedule. The runs themselves are in `cpu_runner.py` and `gpu/`; `step.py` is the contract
 between them.
 
-One token takes this way: `forward` checks it and makes room in the cache; `_step` writes it into the step buffers, lets
-the runner that `_prepare` finds for the action run the graph, checks the output and counts the token as cached.
+One token takes this way: `forward` checks it and makes room in the cache. `_step` writes it into the step buffers.
+`_prepare` finds the action's runner, which runs the graph. `_step` checks the output and counts the token as cached.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ class Engine:
 
     @property
     def native(self) -> bool:
-        """Whether native operators run. If not, the function bodies in the graphs do."""
+        """True if native operators run, False if the function bodies in the graphs do."""
         return self.provider.native
 
     @property
@@ -159,7 +159,7 @@ class Engine:
 
     @property
     def machine(self) -> tuple[str, int, bool, str]:
-        """What costs depend on: provider, threads, whether native operators run, and the GPU.
+        """Facts that costs depend on: provider, threads, True if native operators run, and the GPU's name.
 
         The GPU is named, with `float32` added where it computes in that type instead of float16; on the CPU the name
         is empty.
@@ -273,9 +273,10 @@ class Engine:
     def truncate(self, length: int) -> None:
         """Keeps the first `length` tokens of the cache. Raises UsageError if there are fewer.
 
-        If layers have states, the next call of `forward` restores the last copy of them that was made at or below
-        `length`, and runs the tokens from there on once more, dense. If layers have windows, and what they read there
-        is no longer in the cache, it runs all tokens once more; rewinds by up to SLACK tokens (`kv_cache.py`) find it.
+        If layers have states, the next call of `forward` restores the last copy made at or below `length`. It runs the
+        tokens from there on once more, dense. If layers have windows, and the tokens that they read there left the
+        cache, `forward` runs all tokens once more. Rewinds by up to SLACK tokens (`kv_cache.py`) still find these
+        tokens.
         """
         with self.exclusive():
             if not _is_whole(length) or not 0 <= length <= self.length:
@@ -287,7 +288,7 @@ class Engine:
                 self._states.forget(length)
 
     def follow_up(self) -> None:
-        """Does now what `forward` would do first after a rewind, which is to run some tokens once more (`truncate`).
+        """Runs the tokens that `forward` would run first after a rewind (`truncate`).
 
         A benchmark calls it before it times `forward`.
         """
@@ -305,9 +306,10 @@ class Engine:
             self._follow_up()
             return self._states.content()
 
-    def held(self, length: int) -> int:
-        """How many of the first `length` tokens need not run again behind `truncate(length)`: all, or none where layers
-        with a window no longer hold what the next token reads.
+    def reusable_prefix(self, length: int) -> int:
+        """Number of the first `length` tokens that need no re-run after `truncate(length)`: `length` or 0.
+
+        0 if layers with a window no longer hold all that the next token reads.
         """
         return length if self._cache.holds(length) else 0
 
@@ -433,9 +435,9 @@ class Engine:
         return StepOutput(logits, hidden, Distribution(logits[-1], self._sums))
 
     def _chunks(self, tokens: int, num_logits: int) -> list[tuple[int, int]]:
-        """The chunks in which so many tokens are run, each from its first token to behind its last.
+        """Chunks in which `tokens` tokens run: (start, stop) of each.
 
-        With states the last token of a prompt is a chunk of its own: the copy before it serves the same prompt again,
+        With states the last token of a prompt is a chunk of its own. The copy before it serves the same prompt again,
         whose last token always runs anew.
         """
         ends = {*range(self._chunk, tokens, self._chunk), tokens}
@@ -447,7 +449,7 @@ class Engine:
     def _follow_up(self) -> None:
         """Brings cache and states to the end of `_tokens`, where a rewind or a failed call left them elsewhere.
 
-        Restores the last copy of the states and runs the tokens behind it dense, which also writes their keys and
+        Restores the last copy of the states and runs the tokens after it dense, which also writes their keys and
         values anew. If the cache no longer holds what the first of them reads, all tokens run, as a prompt does.
         """
         self._ensure_capacity(self.length)  # where a growth was interrupted
@@ -522,7 +524,7 @@ class Engine:
 
 
 class _Plan(NamedTuple):
-    """How the engine runs an action.
+    """Runners and active channels of an action.
 
     Attributes:
         step_runner: runs one token.
@@ -556,5 +558,5 @@ def _is_whole(value: object) -> bool:
 
 
 def _finite(values: np.ndarray) -> bool:
-    """Whether all values are finite. Only the extremes are checked: NaN makes both of them NaN."""
+    """True if all values are finite. Checks only the extremes: NaN makes both of them NaN."""
     return math.isfinite(np.maximum.reduce(values, None)) and math.isfinite(np.minimum.reduce(values, None))

@@ -1,6 +1,6 @@
 """The KV cache that all variants of a bundle share: keys, values and key codes. Graphs append to it in place.
 
-Layers with a window read no token before it. In main memory the cache gives back what lies further behind: buffers
+Layers with a window read no token before it. In main memory the cache gives back what lies further back: buffers
 keep their shape, and their memory there goes back to the system.
 """
 
@@ -53,14 +53,14 @@ class Buffer(NamedTuple):
 
 
 class _Bound(NamedTuple):
-    """What is bound to the graphs for one tensor: the value, and in main memory the array that it is."""
+    """Value that is bound to the graphs for one tensor, and in main memory the array that shares its bytes."""
 
     value: ort.OrtValue
     array: np.ndarray | None = None
 
 
 class KvCache:
-    """For each layer that attends, each token and KV head: a key, a value, and 4-bit codes of the key.
+    """Cache of a key, a value and 4-bit codes of the key, for each attending layer, token and KV head.
 
     Attention chooses tokens by the codes.
 
@@ -138,11 +138,11 @@ class KvCache:
         )
 
     def capacity_for(self, tokens: int) -> int:
-        """The capacity to grow to for so many tokens: the next multiple of the layout's capacity step."""
+        """Capacity in tokens after growing for `tokens` of them: the next multiple of the layout's capacity step."""
         return self._layout.capacity_for(tokens)
 
     def holds(self, length: int) -> bool:
-        """Whether a token behind the first `length` tokens finds all that its attention reads."""
+        """True if a token after the first `length` tokens finds all that its attention reads."""
         return length >= self._shortest
 
     def discard(self, length: int) -> None:
@@ -155,7 +155,7 @@ class KvCache:
                 self._memory.discard(i, before[buffer.window], self._firsts[buffer.window])
 
     def forget(self) -> None:
-        """Begins a new text: nothing of it has been given back."""
+        """Begins a new text, of which no memory has been given back."""
         self._hold_from(dict.fromkeys(filter(None, self._windows), 0))
 
     def _hold_from(self, firsts: dict[int, int]) -> None:
@@ -231,7 +231,7 @@ def _whole_steps(tokens: int) -> int:
 
 
 class _Memory:
-    """Zeroed arrays, one behind the other in one mapping.
+    """Zeroed arrays, one after the other in one mapping.
 
     Args:
         arrays: shape and dtype of each array, [1, heads, tokens, …].

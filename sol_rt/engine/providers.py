@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 NAMES = ("auto", "cpu", "cuda", "webgpu")
 _CPU = "CPUExecutionProvider"
 _GPUS = {"cuda": cuda, "webgpu": webgpu}
-"""In the order in which `auto` tries them."""
 _PROBE = Path(__file__).with_name("probes") / "probe.onnx"
 _PROBE_BODIES = _PROBE.with_name("probe_bodies.onnx")
 _PROBE_NATIVE = _PROBE.with_name("probe_native.onnx")
@@ -71,12 +70,12 @@ class Provider:
 
     @property
     def native(self) -> bool:
-        """Whether native operators run. If not, the graphs' function bodies do."""
+        """True if native operators run, False if the graphs' function bodies do."""
         return self.library is not None
 
     @property
     def software(self) -> bool:
-        """Whether the GPU is an emulation that runs on the processor. `auto` never chooses one."""
+        """True if the GPU is emulated on the processor. `auto` never chooses such a GPU."""
         return self.gpu is not None and self.gpu.software
 
     @property
@@ -191,7 +190,7 @@ class Provider:
 
     @property
     def can_capture(self) -> bool:
-        """Whether runs are captured on this provider.
+        """True if runs are captured on this provider.
 
         WebGPU needs an ONNX Runtime that can free captured buffers. On a software adapter capturing takes memory and
         saves nothing, so there it has to be asked for with $SOL_RT_CAPTURE=1. With 0 nothing is captured anywhere.
@@ -207,8 +206,8 @@ def strict_where_possible(
 ) -> ort.InferenceSession:
     """A session whose nodes all run on the GPU if that is possible.
 
-    If ONNX Runtime has no GPU kernel for some nodes, or itself leaves arithmetic on shapes to the CPU, the session runs
-    those on the CPU, and a line on stderr counts them. The same line is printed once.
+    Nodes without a GPU kernel, and arithmetic on shapes that ONNX Runtime leaves to the CPU, run on the CPU. A line on
+    stderr counts these nodes. The same line is printed once.
 
     Args:
         make: makes the session with `options`, on the GPU's provider alone.
@@ -275,8 +274,9 @@ def choose(
 ) -> Provider:
     """Chooses the provider to run on.
 
-    `auto` takes the first of cuda, webgpu and cpu that is installed and passes the probe. If it passes over a provider
-    that has a device, it says why. It says nothing of providers without a device: `sol-rt doctor` does.
+    `auto` takes webgpu if it is installed and passes the probe, else cpu. If it passes over a provider that has a
+    device, it says why: cuda, which has not run on a GPU yet, must be asked for. It says nothing of providers without
+    a device: `sol-rt doctor` does.
 
     Args:
         name: `auto`, `cpu`, `cuda` or `webgpu`.
@@ -307,6 +307,9 @@ def choose(
     for candidate in _GPUS:
         if not _has_device(candidate, say):
             continue
+        if candidate == "cuda":
+            say("provider cuda: experimental, for it has not run on a GPU yet; --provider cuda takes it")
+            continue
         try:
             if candidate in unfit:
                 raise ProviderError(f"provider {candidate}: {unfit[candidate]}")
@@ -325,7 +328,7 @@ def choose(
 
 
 def _has_device(name: str, say: Callable[[str], None]) -> bool:
-    """Whether a GPU provider is installed and the machine has a device for it."""
+    """True if a GPU provider is installed and the machine has a device for it."""
     if not _GPUS[name].installed():
         return False
     try:

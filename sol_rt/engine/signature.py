@@ -25,7 +25,7 @@ _TYPES = {"float32": "float"}
 
 
 def step_signature(config: SolConfig, cache: KvCache) -> Signature:
-    """The inputs and outputs of docs/bundle.md section 1, with this model's sizes and this cache's buffers."""
+    """Inputs and outputs of docs/reference/bundle-details.md section 1, with this model's sizes and cache buffers."""
     model = config.model
     inputs: dict[str, tuple[str, list[int | None]]] = {
         "input_ids": ("tensor(int64)", [1, None]),

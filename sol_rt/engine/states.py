@@ -1,8 +1,8 @@
-"""What layers with a short convolution keep of earlier tokens: a state of a fixed size, and copies of it to go back to.
+"""States of fixed size that short convolutions keep of earlier tokens, and copies of the states to go back to.
 
 A state can't be cut off as the KV cache can: what it was at token 90 is not in that of token 100. So copies are kept:
 of the last steps, and at some lengths before. Going back restores the last copy at or below the length wanted; the
-engine runs the tokens behind it again.
+engine runs the tokens after it again.
 """
 
 from __future__ import annotations

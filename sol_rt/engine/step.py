@@ -1,4 +1,4 @@
-"""What the engine and its runners agree on: the buffers of a decode step, its output, and the `Runner` protocol.
+"""Interface between the engine and its runners: buffers of a decode step, its output, and the `Runner` protocol.
 
 The engine writes a step's inputs into `StepBuffers` and calls a runner. There is one implementation for the CPU
 (`cpu_runner.py`) and one for GPUs (`gpu/device_runner.py`).
@@ -154,4 +154,4 @@ class Runners(Protocol):
         """Forgets the buffers of the KV cache in every runner, as they are about to be replaced."""
 
     def is_loaded(self, variant: Variant) -> bool:
-        """Whether the variant's graph has a session."""
+        """True if the variant's graph has a session."""

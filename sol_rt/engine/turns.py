@@ -1,4 +1,4 @@
-"""Whose turn it is: an engine has one KV cache, so it runs one generation at a time, whatever thread asks for one."""
+"""Locks of an engine: it has one KV cache, so it runs one generation at a time, whatever thread asks for one."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ class Turns:
         self._thread = threading.current_thread()
 
     @contextmanager
-    def whole(self) -> Iterator[None]:
-        """A turn for a whole run. Raises BusyError if a stream is open in another thread.
+    def generation(self) -> Iterator[None]:
+        """Lock for a whole run. Raises BusyError if a stream is open in another thread.
 
-        An open stream of the same thread stays open until the run takes over the cache: `begun` ends it.
+        An open stream of the same thread stays open until the run takes over the cache: `end_stream` ends it.
         """
         with self._lock:
             self._require_free()
             yield
 
-    def begun(self) -> None:
-        """Says within a whole run that its first step comes now, so that an older stream is over."""
+    def end_stream(self) -> None:
+        """Ends an older stream, because the first step of a whole run comes now. Call it under `generation`."""
         self._open = None
 
     @contextmanager
-    def token(self, stream: object, *, first: bool) -> Iterator[None]:
-        """A turn for one token of `stream`.
+    def step(self, stream: object, *, first: bool) -> Iterator[None]:
+        """Lock for one token of `stream`.
 
         Args:
             stream: the stream.
-            first: whether this is the stream's first token. It opens the stream.
+            first: True if this is the stream's first token. It opens the stream.
 
         Raises BusyError if another stream is open in another thread.
         """
@@ -57,8 +57,8 @@ class Turns:
             yield
 
     @contextmanager
-    def last(self, stream: object) -> Iterator[None]:
-        """A turn in which `stream` ends; after it the stream is not open."""
+    def closing(self, stream: object) -> Iterator[None]:
+        """Lock in which `stream` ends. After it the stream is not open."""
         with self._lock:
             try:
                 yield
@@ -67,8 +67,8 @@ class Turns:
                     self._open = None
 
     @contextmanager
-    def between(self) -> Iterator[None]:
-        """A time between two tokens: waits for the one in progress."""
+    def paused(self) -> Iterator[None]:
+        """Lock between two tokens: waits for the token in progress."""
         with self._lock:
             yield
 

@@ -58,7 +58,7 @@ def examine() -> list[Finding]:
 
 
 def not_installed(modules: Iterable[str]) -> list[str]:
-    """Those of the modules that are not installed."""
+    """Names the modules that are not installed."""
     return [name for name in modules if importlib.util.find_spec(name) is None]
 
 
@@ -140,7 +140,7 @@ def _memory() -> Finding:
 
 
 def _model_memory(path: Path) -> Finding:
-    """What the default model takes at its longest context, and what fits if that does not."""
+    """Checks the memory that the default model takes at its longest context; if it is short, names what fits."""
     from sol_rt.bundle.bundle import Bundle
     from sol_rt.engine.hardware import available_memory
 
@@ -234,7 +234,7 @@ def _home() -> list[Finding]:
 
 
 def _default_model() -> list[Finding]:
-    """Which bundle commands use by default, and what memory it takes."""
+    """Checks which bundle commands use by default, and the memory that it takes."""
     from sol_rt.errors import SolError
     from sol_rt.store.home import find_bundle
 

@@ -1,6 +1,6 @@
 """Estimates the main memory that a process takes to run a bundle on the CPU with native operators.
 
-docs/memory.md compares the estimates with measurements.
+docs/design/memory.md compares the estimates with measurements.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Footprint:
 
 
 def footprint(config: SolConfig, context: int) -> Footprint:
-    """What a process takes that has loaded all graphs of a bundle, and holds a text of `context` tokens."""
+    """Memory of a process that has loaded all graphs of a bundle and holds a text of `context` tokens, bytes."""
     model = config.model
     cache = KvCache(model, config.kv)
     graphs = len({variant.file for variant in config.variants.values()})
@@ -86,7 +86,7 @@ class WindowedLayers:
 
 
 def windowed_layers(config: SolConfig) -> list[WindowedLayers]:
-    """What the layers with a window keep of a long text, from the narrowest window; empty if no layer has one."""
+    """Memory that the layers with a window keep of a long text, the narrowest window first; empty without windows."""
     kv, cache = config.kv, KvCache(config.model, config.kv)
     longest = cache.capacity_for(config.model.max_context)
     attending = kv.attending(config.model.num_layers)

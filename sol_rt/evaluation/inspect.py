@@ -9,7 +9,6 @@ from typing import Any
 from sol_rt.budget.cost.bytes_model import BytesCost, CostModel
 from sol_rt.budget.cost.calibration_table import load_cost_model
 from sol_rt.budget.dial import DEFAULT_MAX_LOSS, budget_of_loss, sensible_budget
-from sol_rt.budget.frontier import RelativeCost, frontier
 from sol_rt.budget.hull import Hull
 from sol_rt.budget.losses import ActionLosses
 from sol_rt.budget.schedules import policy_budgets, schedule_actions
@@ -20,6 +19,7 @@ from sol_rt.bundle.config import SolConfig, Variant, screened_bytes
 from sol_rt.bundle.selection import Selection
 from sol_rt.engine.hardware import usable_cores
 from sol_rt.evaluation.footprint import footprint, usual_contexts, windowed_layers
+from sol_rt.evaluation.frontier import RelativeCost, frontier
 
 
 def describe(path: Path, context: int = 512) -> dict[str, Any]:
@@ -109,8 +109,11 @@ def relative_cost(bundle: Bundle) -> tuple[str, RelativeCost | None]:
 
 
 def _screen(config: SolConfig, variant: Variant) -> dict[str, float] | None:
-    """How the LM head is screened: candidates, tail offset, bits of the first pass, and by how many bytes a step reads
-    less than with the whole matrix at `lm_head_bits`."""
+    """Describes the screen of the LM head: candidates, tail offset, bits of the first pass, and the bytes that it
+    saves.
+
+    The saving is over a step that reads the whole matrix at `lm_head_bits`. None without a screen.
+    """
     screen = variant.lm_head_screen
     if screen is None:
         return None
@@ -139,7 +142,7 @@ def _budgets(config: SolConfig, cost: CostModel) -> dict[str, dict[str, float]]:
 
 
 def _measurements(selection: Selection) -> dict[str, dict[str, Any]]:
-    """What was measured of each candidate, by tag and context."""
+    """Collects the measurements of each candidate, by tag and context."""
     found: dict[str, dict[str, Any]] = {candidate.action.tag: {} for candidate in selection.candidates}
     for context in selection.contexts:
         for point in frontier(selection, context):

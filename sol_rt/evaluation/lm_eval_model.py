@@ -105,7 +105,7 @@ class SolLM(TemplateLM):
         return list(self.model.tokenizer.encode(string, add_special_tokens=special))
 
     def _begins(self, string: str) -> bool:
-        """Whether a text begins with the token that begins texts, as some chat templates write it."""
+        """True if a text begins with the token that begins texts, as some chat templates write it."""
         bos = self.model.bundle.config.model.bos_token_id
         return bos is not None and string.startswith(self.model.tokenizer.decode([bos], skip_special_tokens=False))
 
@@ -114,7 +114,9 @@ class SolLM(TemplateLM):
         return template.render(chat_history, add_generation_prompt=add_generation_prompt)
 
     def get_model_info(self) -> dict[str, Any]:
-        """What the harness writes beside its results: schedule, budgets, decode steps and cost model of the scores."""
+        """Facts that the harness writes beside its results: schedule, budgets, decode steps and cost model of the
+        scores.
+        """
         controller = self._decoder.controller
         return {
             "schedule": self._name,

@@ -126,7 +126,7 @@ class GenerationConfig:
 
     @property
     def greedy(self) -> bool:
-        """Whether the likeliest token is always taken."""
+        """True if the likeliest token is always taken."""
         return not self.do_sample or self.temperature == 0
 
 
@@ -186,7 +186,7 @@ def _checked_bias(value: Any) -> dict[int, float]:
 
 
 def _is_number(value: Any, limit: float) -> bool:
-    """Whether it is a number from -limit to limit."""
+    """True if `value` is a number from -limit to limit."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and -limit <= value <= limit
 
 

@@ -27,7 +27,7 @@ from sol_rt.text.tokenizer import Tokenizer
 
 
 class StepRecord(NamedTuple):
-    """What a decode step did.
+    """Record of a decode step.
 
     Attributes:
         action: the action that ran.
@@ -77,7 +77,7 @@ class Decoder:
         """
         with self.engine.exclusive():
             cached = _common_prefix(self.engine.tokens, tokens) if reuse else 0
-            cached = self.engine.held(min(cached, len(tokens) - 1))
+            cached = self.engine.reusable_prefix(min(cached, len(tokens) - 1))
             self.engine.owner = self
             self.engine.truncate(cached)
             self.output = self.engine.forward(tokens[cached:], self.prompt_action)
@@ -86,7 +86,7 @@ class Decoder:
         return len(tokens) - cached
 
     def rewind(self, length: int, output: StepOutput) -> None:
-        """Continues behind the first `length` tokens in the cache, whoever ran them.
+        """Continues after the first `length` tokens in the cache, whoever ran them.
 
         The account continues, too: what was spent before counts towards the budget. The schedule's step count begins
         anew.
@@ -211,7 +211,7 @@ def score_steps(decoder: Decoder, tokens: Sequence[int], context: int) -> np.nda
 
 
 def _common_prefix(cached: Sequence[int], tokens: Sequence[int]) -> int:
-    """How many tokens the two sequences begin with in common."""
+    """Number of tokens that the two sequences begin with in common."""
     for index, (old, new) in enumerate(zip(cached, tokens, strict=False)):
         if old != new:
             return index

@@ -53,7 +53,7 @@ from sol_rt.generate.replay import replay_decoder
 from sol_rt.generate.results import Generation, Scores
 from sol_rt.generate.stream import Stream
 from sol_rt.generate.trace import Trace, TraceHeader, TraceWriter, check_trace_path, is_name
-from sol_rt.store.progress import silent
+from sol_rt.progress import silent
 from sol_rt.store.verified import check_weights
 from sol_rt.text.chat_template import ChatTemplate
 from sol_rt.text.tokenizer import Tokenizer
@@ -93,7 +93,7 @@ def _quick_table(cost: CostModel) -> CalibrationTable | None:
 
 
 def _settings_are_due(engine: Engine, cost: CostModel) -> bool:
-    """Whether settings of the operators should be tried before quickly measured costs are used.
+    """True if settings of the operators should be tried before quickly measured costs are used.
 
     The native core, which keeps no settings, may have measured the costs; or the settings were tried over an hour ago
     and the times scattered.
@@ -105,14 +105,14 @@ def _settings_are_due(engine: Engine, cost: CostModel) -> bool:
 
 
 def _fits_the_settings(engine: Engine, cost: CostModel) -> bool:
-    """Whether costs were measured under the settings that the operators run with. A full calibration always counts."""
+    """True if costs were measured under the settings that the operators run with. A full calibration always counts."""
     library, table = engine.provider.library, _quick_table(cost)
     return library is None or table is None or table.tuning in (None, tuning.current(library))
 
 
 def _tune_quickly(engine: Engine) -> None:
-    """Tries settings of the operators, once for a processor and a build of them, and copies once for each model. Keeps
-    what is best.
+    """Tries settings of the operators, once for a processor and a build, and copies once for each model. Keeps the best
+    settings.
 
     A home folder that cannot be written is no error: the settings serve this process.
     """
@@ -136,7 +136,7 @@ def _tune_quickly(engine: Engine) -> None:
 
 
 def _own_schedule(make: MakeSchedule, controller: BaseController) -> Schedule:
-    """What a caller's function makes. Raises UsageError where that is no schedule."""
+    """Calls a caller's function to make a schedule. Raises UsageError if the result is no schedule."""
     expected = "expected a function that takes the controller and returns an object with `name` and `choose`"
     if isinstance(make, type) and not hasattr(make, "choose"):
         raise UsageError(f"--schedule: got {brief(make)}, {expected}")
@@ -153,8 +153,8 @@ class SolModel:
     """A model whose compute budget is a dial. It runs one generation at a time.
 
     Every method may be called from any thread. `generate` and `score` wait while another thread is in one of them. A
-    `Stream` is open from its first token until it ends, is closed or is dropped: meanwhile other threads get a
-    BusyError from all three, and text is never mixed. Within one thread the newest generation wins, and an older stream
+    `Stream` is open from its first token until it ends, is closed or is dropped. Meanwhile other threads get a
+    BusyError from all three, so text is never mixed. Within one thread the newest generation wins, and an older stream
     raises BusyError at its next token. So does a stream between whose tokens anyone runs or drops tokens on `engine`.
     `decoder` and `engine` are for one thread at a time; another one gets a BusyError. To generate in several threads at
     once, open the bundle once for each: they share the weights' memory.
@@ -261,7 +261,7 @@ class SolModel:
 
     @cached_property
     def losses(self) -> ActionLosses:
-        """What each action is expected to lose, as the export measured it."""
+        """Expected loss of each action, as the export measured it."""
         return ActionLosses(self.bundle.config)
 
     @cached_property
@@ -324,7 +324,7 @@ class SolModel:
             budget, schedule, kv_density, channel_density, bits, tokens_per_second, max_loss: as in `Dial`.
             trace: file to write every step to.
             replay: a trace whose actions run again, with its settings of `generation` unless others are given.
-                `Generation.first_difference` then tells where the tokens differ.
+                `Generation.first_difference` then reports where the tokens differ.
             reuse_cache: whether to keep the tokens of the prompt that the cache begins with, under whatever budget they
                 were written. By default only for chat messages, so that text and tokens give the same result in every
                 call.
@@ -375,7 +375,7 @@ class SolModel:
 
     def generate(self, prompt: Prompt | None = None, **arguments: Any) -> Generation:
         """Runs a generation to its end; arguments and errors as in `stream`."""
-        with self._turns.whole():
+        with self._turns.generation():
             stream = self.stream(prompt, **arguments)
             for _ in stream:
                 pass
@@ -414,9 +414,9 @@ class SolModel:
                 f"score: got {len(ids)} tokens and a context of {brief(context)}, expected 1 to fewer than all"
             )
         dial = Dial(budget, schedule, kv_density, channel_density, bits, tokens_per_second, seed, max_loss)
-        with self._turns.whole():
+        with self._turns.generation():
             _, decoder = self.decoder(replace(dial, budget=1.0) if dial.is_empty else dial)
-            self._turns.begun()
+            self._turns.end_stream()
             logprobs = score_steps(decoder, ids, context)
         return Scores(logprobs, decoder.controller.achieved, dict(decoder.actions))
 

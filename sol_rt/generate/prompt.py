@@ -21,7 +21,7 @@ _CHARACTERS_A_TOKEN = 8  # twice what text usually has, so that few prompts that
 
 
 def is_chat(prompt: Prompt) -> bool:
-    """Whether the prompt consists of chat messages."""
+    """True if the prompt consists of chat messages."""
     return isinstance(prompt, Sequence) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
 
 
@@ -39,8 +39,8 @@ def prompt_tokens(
     Text gets what the model wants around a text; special tokens written in it become those tokens only if
     `parse_special` says so. Chat messages go through `template`; special tokens in their content stay text.
 
-    Raises UsageError for an empty prompt, for anything that is no prompt, and for messages that the template refuses;
-    ContextError for a text that is much too long for `max_context` tokens, before all of it is encoded.
+    Raises UsageError for an empty prompt, for anything that is no prompt, and for messages that the template refuses.
+    Raises ContextError for a text much too long for `max_context` tokens, before all of it is encoded.
     """
     if isinstance(prompt, str):
         check_length(prompt, lambda part: tokenizer.encode(part, False, parse_special), max_context)

@@ -28,8 +28,8 @@ class ReplaySchedule:
 def replay_decoder(engine: Engine, cost: CostModel, trace: Trace) -> Decoder:
     """A run of the trace's actions, with the trace's budget for the account.
 
-    Raises UsageError if the trace was made with another bundle, has no tokens, or has a token, an action or a variant
-    that the bundle lacks; ContextError if it does not fit the context.
+    Raises UsageError if the trace was made with another bundle, has no tokens, or names a token, action or variant that
+    the bundle lacks. Raises ContextError if it does not fit the context.
     """
     config, header = engine.bundle.config, trace.header
     if header.config_sha256 != engine.bundle.identity:

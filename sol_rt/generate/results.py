@@ -1,4 +1,6 @@
-"""What a generation and a scoring return: one `GeneratedToken` for each token, a `Generation` at the end, `Scores`.
+"""Results of a generation and of a scoring: a `GeneratedToken` for each token, a `Generation` at the end, `Scores`.
+
+`Progress` counts while the loop runs.
 
 `Progress` is what the loop counts while it runs.
 """
@@ -115,7 +117,7 @@ class Scores:
 
 
 class Progress:
-    """What a generation has come to so far.
+    """Counts of a generation so far.
 
     Attributes:
         tokens: the generated tokens.

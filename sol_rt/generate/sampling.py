@@ -99,7 +99,7 @@ class Sampler:
         return tokens, weights
 
     def _changes(self, history: Sequence[int] | np.ndarray) -> bool:
-        """Whether bias or penalties change the logits."""
+        """True if bias or penalties change the logits."""
         repeats = self._config.repetition_penalty != 1.0 and len(history) > 0
         return repeats or self._bias is not None or bool(self._counts)
 

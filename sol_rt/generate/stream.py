@@ -64,7 +64,7 @@ class Stream(Iterator[GeneratedToken]):
         self._begun = self._ended = self._running = self._closing = False
 
     def __next__(self) -> GeneratedToken:
-        with self._turns.token(self, first=not self._begun):
+        with self._turns.step(self, first=not self._begun):
             self._begun = self._running = True
             try:
                 generated, record = next(self._steps)
@@ -82,7 +82,7 @@ class Stream(Iterator[GeneratedToken]):
     def close(self) -> None:
         """Ends the generation. The trace is then complete, and the model ready for the next generation.
 
-        In a signal's handler it returns at once, and the generation ends behind the token in progress.
+        In a signal's handler it returns at once, and the generation ends after the token in progress.
         """
         self._end()
 
@@ -97,7 +97,7 @@ class Stream(Iterator[GeneratedToken]):
 
     @budget.setter
     def budget(self, budget: float) -> None:
-        with self._turns.between():
+        with self._turns.paused():
             self._require_free("budget")
             self._decoder.controller.set_budget(budget)
 
@@ -112,7 +112,7 @@ class Stream(Iterator[GeneratedToken]):
 
     @tokens_per_second.setter
     def tokens_per_second(self, rate: float) -> None:
-        with self._turns.between():
+        with self._turns.paused():
             self._require_free("tokens_per_second")
             self._decoder.controller.set_rate(rate)
 
@@ -131,10 +131,10 @@ class Stream(Iterator[GeneratedToken]):
         return self._result
 
     def _end(self) -> None:
-        with self._turns.last(self):
+        with self._turns.closing(self):
             if self._ended:
                 return
-            if self._running:  # a signal's handler closes in the middle of a token: the stream ends behind it
+            if self._running:  # a signal's handler closes in the middle of a token: the stream ends after it
                 self._closing = True
                 return
             self._ended = True

@@ -30,7 +30,7 @@ _LONGEST_NAME = 200
 
 @dataclass(frozen=True)
 class TraceHeader:
-    """How the generation was run.
+    """Settings of the generation that a trace records.
 
     Attributes:
         bundle: name of the model.
@@ -39,7 +39,7 @@ class TraceHeader:
         prompt: the prompt as text; decoded, with the markers of the chat template, if it was given as tokens or
             messages. Older traces have an empty text there.
         schedule: name of the schedule.
-        budget: requested budget; under a rate or a loss, what it comes to behind the prompt. None under axis targets.
+        budget: requested budget; under a rate or a loss, what it comes to after the prompt. None under axis targets.
         cost_model: "bytes" or "calibrated".
         generation: settings of `GenerationConfig` on which the tokens depend. The seed is among them, so that a replay
             draws the same tokens.
@@ -263,7 +263,7 @@ def _record(path: Path, number: int, line: str, cut: bool, step: int) -> TraceRe
 
 
 def _problem(raw: dict[str, Any], kinds: dict[str, Any]) -> str:
-    """What is wrong with the keys and types of a line; empty if they are right."""
+    """Describes a wrong key or type of a line; empty if all are right."""
     for name, kind in kinds.items():
         if name not in raw:
             return f"no key {name!r}"
@@ -278,7 +278,7 @@ def _problem(raw: dict[str, Any], kinds: dict[str, Any]) -> str:
 
 
 def is_name(text: str) -> bool:
-    """Whether a text can be the name of a schedule or of costs in a trace's header."""
+    """True if a text can be the name of a schedule or of costs in a trace's header."""
     return 0 < len(text) <= _LONGEST_NAME and text.isprintable()
 
 

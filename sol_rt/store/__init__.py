@@ -1,4 +1,4 @@
-"""Where bundles and checkpoints are stored on this machine, how checkpoints are fetched, and recipes of known models.
+"""Storage of bundles and checkpoints on this machine, downloads of checkpoints, and recipes of known models.
 
 May import: sol_rt.bundle and the folders below it.
 """

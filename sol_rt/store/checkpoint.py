@@ -9,9 +9,9 @@ from pathlib import Path
 from sol_rt.bundle.bundle import sha256
 from sol_rt.bundle.config_reader import is_file_name
 from sol_rt.errors import HubError
+from sol_rt.progress import Progress
 from sol_rt.store.download import check_room, checked_files, download, remove_unfinished, staged
 from sol_rt.store.hub import Listing, RemoteFile
-from sol_rt.store.progress import Progress
 
 MODEL_CONFIG = "config.json"
 _PATTERNS = ("*.safetensors", "*.json", "*.jinja", "merges.txt", "tokenizer.model", "LICENSE*", "README.md")
@@ -20,7 +20,7 @@ _COPIES = "consolidated*.safetensors"
 
 
 def is_checkpoint(listing: Listing) -> bool:
-    """Whether the repository has what an export reads."""
+    """True if the repository has all files that an export reads."""
     return MODEL_CONFIG in listing.files and any(
         is_file_name(name) and fnmatch(name, "*.safetensors") and not fnmatch(name, _COPIES) for name in listing.files
     )

@@ -16,8 +16,8 @@ from typing import Any, BinaryIO
 from sol_rt.atomic_write import put_in_place
 from sol_rt.bundle.file_state import FileState
 from sol_rt.errors import HubError, HubUnreachableError
+from sol_rt.progress import Progress
 from sol_rt.store.hub import HubId, Listing, RemoteFile, hub_errors, open_file
-from sol_rt.store.progress import Progress
 
 UNFINISHED = ".unfinished"
 """Folder beside finished bundles or checkpoints. It has a subfolder for each download that has begun."""
@@ -104,7 +104,7 @@ def download(listing: Listing, files: Sequence[RemoteFile], folder: Path, progre
 
 
 def checked_files(folder: Path, files: Sequence[RemoteFile], progress: Progress) -> dict[str, FileState] | None:
-    """By file name, the state in which the file in `folder` was hashed. `progress` gets the bytes read.
+    """Hashes the files in `folder` and returns their states, by file name. `progress` gets the bytes read.
 
     None if the folder lacks a file, or one has another size or hash.
     """

@@ -1,4 +1,4 @@
-"""Where bundles, checkpoints and calibration tables live, and which bundle `--model` means."""
+"""Places of bundles, checkpoints and calibration tables, and the bundle that `--model` means."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def remember_last_export(path: Path) -> None:
 
 
 def forget_last_export(path: Path) -> bool:
-    """If `path` is the bundle that commands use by default, makes them have none. Returns whether it was."""
+    """Clears the default bundle if it is `path`. Returns True if it was."""
     record = home() / _LAST_EXPORT
     try:
         was_default = _recorded_path(record) == path.resolve()
@@ -121,7 +121,7 @@ def _recorded_path(record: Path) -> Path:
 
 
 def remembered_source(bundle: Path) -> str | None:
-    """What `remember_source` recorded of a bundle; None if that is another bundle by now."""
+    """Returns the source that `remember_source` recorded of a bundle; None if that is another bundle by now."""
     try:
         record = _source_record(bundle).read_text(encoding="utf-8", errors="surrogateescape")
         identity, _, source = record.partition("\n")

@@ -67,7 +67,7 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Listing:
-    """What a repository holds at one commit: its files by path, and whether only its owner's friends may read it."""
+    """Contents of a repository at one commit. `private` is True if only friends of the owner may read it."""
 
     hub_id: HubId
     commit: str
@@ -148,7 +148,7 @@ def open_file(listing: Listing, name: str, start: int) -> Iterator[tuple[bool, I
 
 
 def is_connection_error(error: BaseException) -> bool:
-    """Whether the HTTP client raised `error` because the connection failed. huggingface_hub 1 and 2 use two clients."""
+    """True if the HTTP client raised `error` because the connection failed. huggingface_hub 1 and 2 use two clients."""
     clients = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
     return bool(clients & {"httpx", "httpx2"}) and not isinstance(error, OSError)
 

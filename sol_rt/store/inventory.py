@@ -1,4 +1,4 @@
-"""What is stored under `$SOL_RT_HOME`: bundles, checkpoints and unfinished downloads, with their sizes."""
+"""Contents of `$SOL_RT_HOME`: bundles, checkpoints and unfinished downloads, with their sizes."""
 
 from __future__ import annotations
 

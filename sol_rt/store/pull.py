@@ -8,10 +8,10 @@ from pathlib import Path
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import CONFIG_NAME
 from sol_rt.errors import HubError, HubUnreachableError, UsageError, did_you_mean
+from sol_rt.progress import Progress
 from sol_rt.store.checkpoint import MODEL_CONFIG, check_pinned, fetch_checkpoint, is_checkpoint
 from sol_rt.store.home import bundle_names, bundles_dir, checkpoints_dir, remembered_source, user_path
 from sol_rt.store.hub import HubId, list_files
-from sol_rt.store.progress import Progress
 from sol_rt.store.ready_bundle import fetch_bundle
 from sol_rt.store.recipes.license import require_accepted
 from sol_rt.store.recipes.package import fetch_from_package
@@ -141,7 +141,9 @@ def _fetch(source: str, progress: Progress, say: Callable[[str], None], *, bundl
         listing = list_files(hub_id)
     except HubUnreachableError as error:
         if not (checkpoint / MODEL_CONFIG).is_file():
-            raise
+            raise HubUnreachableError(
+                f"{error}; offline, -m takes a checkpoint folder or a .gguf file, and finds {source} in {checkpoint}"
+            ) from None
         if pinned is not None:
             check_pinned(checkpoint, pinned)
         say(f"{error}; using {checkpoint}")

@@ -12,8 +12,8 @@ from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import CONFIG_NAME
 from sol_rt.bundle.verify import verify_bundle
 from sol_rt.errors import HubError, HubUnreachableError, UsageError, one_line
+from sol_rt.progress import Progress
 from sol_rt.store.hub import HubId, Listing, address, api, hub_errors, library, list_files
-from sol_rt.store.progress import Progress
 
 _MADE_BY_THE_HUB = {".gitattributes", "README.md"}
 """Files that a repository may have before its first bundle."""
@@ -101,7 +101,7 @@ def _prepare(hub_id: HubId, private: bool) -> None:
 
 
 def _listing(hub_id: HubId) -> Listing | None:
-    """What the repository holds; None if the hub knows none that the token may read."""
+    """Lists the files of the repository; None if the hub knows none that the token may read."""
     errors = library().errors
     with hub_errors(hub_id):
         try:

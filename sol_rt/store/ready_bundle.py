@@ -9,10 +9,10 @@ from pathlib import Path
 from sol_rt.bundle.config import CONFIG_NAME, SolConfig
 from sol_rt.bundle.config_reader import parse_config
 from sol_rt.errors import BundleError, HubError, UsageError
+from sol_rt.progress import Progress
 from sol_rt.store.download import check_room, checked_files, download, remove_unfinished, staged
 from sol_rt.store.home import bundles_dir, remember_last_export, remember_source
 from sol_rt.store.hub import Listing, RemoteFile, hub_errors, open_file
-from sol_rt.store.progress import Progress
 from sol_rt.store.verified import remember_weights
 
 _LARGEST_CONFIG = 64 << 20

@@ -16,8 +16,8 @@ from sol_rt.atomic_write import write_text
 from sol_rt.bundle.bundle import Bundle, check_hash, sha256_in_one_state
 from sol_rt.bundle.file_state import FileState
 from sol_rt.errors import BundleError, WriteError
+from sol_rt.progress import Progress, silent
 from sol_rt.store.home import home
-from sol_rt.store.progress import Progress, silent
 
 STATE = "verified.json"
 FORMAT = "sol_rt.verified"
@@ -86,7 +86,7 @@ def remember_weights(state: FileState, digest: str) -> str:
 
 
 def _remembered() -> dict[str, _Record]:
-    """What the file holds; nothing if it is missing or damaged."""
+    """Reads the records of the file; empty if the file is missing or damaged."""
     try:
         raw = json.loads((home() / STATE).read_text(encoding="utf-8"))
         if raw["format"] != FORMAT or raw["format_version"] != FORMAT_VERSION:

@@ -100,10 +100,10 @@ class ChatTemplate:
             add_generation_prompt: whether the prompt ends where the assistant's answer begins.
             variables: further variables of the template, such as `tools` or `enable_thinking`.
 
-        Raises SolError, in one line, for any error in the template, including its own calls of `raise_exception`, and
-        for one that takes more than 1 s of processor time or 64 MB, or writes more than 4 times the conversation's
-        characters and 262,144 more; also if the machine is so busy that two tries took 30 s each. Raises UsageError for
-        values that JSON cannot hold.
+        Raises SolError, in one line, for any error in the template, including its own calls of `raise_exception`.
+        Limits: 1 s of processor time, 64 MB, and 4 times the conversation's characters plus 262,144. The same error
+        comes if the machine is so busy that two tries took 30 s each. Raises UsageError for values that JSON cannot
+        hold.
         """
         values = {"tools": None, "documents": None, **self._variables, **variables}
         values |= {"messages": [dict(message) for message in messages], "add_generation_prompt": add_generation_prompt}
@@ -125,7 +125,10 @@ class _StalledError(Exception):
 
 
 def _tried_twice(do: Callable[[], _Made]) -> _Made:
-    """What `do` makes. It is tried once more if the process gets too little of a busy machine. Raises SolError."""
+    """Calls `do` and returns its result. Calls it once more if a busy machine gives the process too little time.
+
+    Raises SolError.
+    """
     for _ in range(2):
         try:
             return do()
@@ -180,7 +183,7 @@ class _Process:
         return str(answer["text"])
 
     def _ended(self) -> Exception:
-        """Why a process is dead that gave no answer."""
+        """Explains the end of a process that gave no answer."""
         code = self._process.returncode
         if self._timed_out and _HAS_TIMER:
             return _StalledError()
@@ -222,7 +225,7 @@ class _Process:
 
     @property
     def alive(self) -> bool:
-        """Whether it can be asked."""
+        """True while the rendering process is running."""
         return self._process.poll() is None
 
     def stop(self) -> None:

@@ -183,7 +183,7 @@ class Tokenizer:
             return set()
 
     def _spells(self, text: str, token: int) -> bool:
-        """Whether a text is a special token as the vocabulary writes it, with or without spaces around it."""
+        """True if a text is a special token as the vocabulary writes it, with or without spaces around it."""
         return token in self._special and text.strip() == self._special[token].strip()
 
     def _plain(self, text: str, first: bool) -> list[int]:

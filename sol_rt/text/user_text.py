@@ -1,8 +1,8 @@
 """Keeps the special tokens that a user types from becoming control tokens.
 
 The content of messages is text, whatever it says. Only the template's own text makes special tokens. So before a
-template is rendered, one character of every special token in the messages is replaced by a mark: a character of a
-private-use plane that the messages do not have. The marks show in the rendered prompt what came from the messages.
+template is rendered, one character of every special token in the messages is replaced by a mark. A mark is a character
+of a private-use plane that the messages do not have. The marks show in the rendered prompt what came from the messages.
 
 A template may join texts. So the end of a text gets a mark where it may begin a special token, and the beginning where
 it may end one.
@@ -59,7 +59,7 @@ class UserText:
         self._originals = str.maketrans({mark: character for character, mark in self._marks.items()})
 
     def marks(self, text: str) -> bool:
-        """Whether a text has a mark."""
+        """True if a text has a mark."""
         return any(mark in text for mark in self._marks.values())
 
     def restored(self, text: str) -> str:
@@ -126,7 +126,7 @@ def _blank(value: Any) -> Any:
 
 
 def _ends_within(text: str, tokens: Sequence[str]) -> bool:
-    """Whether the end of a text is the beginning of one of the sorted tokens, but not all of it."""
+    """True if the end of a text is the beginning of one of the sorted tokens, but not all of it."""
     for size in range(1, len(text) + 1):
         end = text[-size:].lower()
         at = bisect_left(tokens, end)

@@ -18,7 +18,7 @@ Tokens = npt.NDArray[np.int64]
 _MOST_BYTES = 16 << 30  # of a file
 _SUFFIXES = (".txt", ".md", ".jsonl")
 _FIELDS = (("text",), ("question", "answer"))
-"""What a line of a .jsonl file may hold. The first set of fields that a line has is taken."""
+"""Sets of fields that a line of a .jsonl file may hold. The first set that a line has is taken."""
 _PIECE = 1 << 18  # characters tokenized at once
 
 
@@ -33,8 +33,8 @@ def read_documents(paths: Sequence[Path], tokenizer: Tokenizer, told: Callable[[
         tokenizer: the model's. No special tokens are added.
         told: called with the number of files done and of all.
 
-    Raises UsageError where a path does not exist, a folder has no text, or a file is empty, is not UTF-8 text, or is a
-    .jsonl file with other lines.
+    Raises UsageError for a missing path, a folder without text, an empty file, a file that is not UTF-8, and a .jsonl
+    file with other lines.
     """
     files = [file for path in paths for file in _files(path)]
     documents = []

@@ -92,7 +92,7 @@ class BranchCache:
         self._own.close(slots)
 
     def follow(self, row: int) -> None:
-        """Gives every row the own tokens of one of them. Rows have to start alike."""
+        """Gives every row the own tokens of row `row`. All rows have to start alike."""
         assert not self._ragged
         self._own = self._own.select(torch.full((len(self._starts),), row, device=self._starts.device))
 

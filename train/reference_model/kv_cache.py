@@ -14,7 +14,7 @@ from sol_rt.export.sources.decoder import Decoder
 
 @dataclass(frozen=True)
 class Slots:
-    """Where S new tokens of every row go. All layers share it, so a pass works it out once.
+    """Places of S new tokens of every row. All layers share them, so a pass computes them once.
 
     Attributes:
         count: S.
@@ -31,7 +31,7 @@ class Slots:
 
 @dataclass(frozen=True)
 class Reading:
-    """How a layer attends.
+    """Settings of a layer's attention.
 
     Attributes:
         scale: factor on the products of q and k.
@@ -47,7 +47,7 @@ class Reading:
 
 
 class Cache(Protocol):
-    """What the reference model needs of a cache of B rows. H: query heads, Hk: KV heads, G: H / Hk, D: head size."""
+    """Interface of a cache of B rows. H: query heads, Hk: KV heads, G: H / Hk, D: head size."""
 
     @property
     def lengths(self) -> Tensor:

@@ -1,8 +1,9 @@
-"""The torch reference model: runs a decoder under any action with the runtime's own arithmetic (docs/bundle.md,
-sections 2 and 3).
+"""The torch reference model: runs a decoder under any action with the runtime's own arithmetic.
 
-It dequantizes nested weights in float32, rounds activations in front of every nested product, takes exactly the largest
-channels, holds keys and values in float16 or int8, and chooses old tokens by 4-bit codes of their keys. So runtime and
+docs/reference/bundle-details.md, sections 2 and 3, has the arithmetic.
+
+It dequantizes nested weights in float32, rounds activations before every nested product, and takes exactly the largest
+channels. Keys and values are float16 or int8, and old tokens are chosen by 4-bit codes of their keys. So runtime and
 reference model differ only in the order of float32 additions. The decoder is frozen: no gradient flows through it.
 
 Shapes: B rows, S tokens per row in a pass, T tokens of the longest row, H query heads, Hk KV heads, D head size.
@@ -45,7 +46,7 @@ _LOWEST_SCORE = 2.0**-100
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """What the reference model rounds. The defaults are what the runtime does.
+    """Roundings of the reference model. The defaults are the runtime's.
 
     Attributes:
         rounded_activations: whether the input of every nested product is rounded, in blocks of 32 channels.
@@ -89,7 +90,7 @@ class _ActiveChannels:
 
 @dataclass(frozen=True)
 class Batch:
-    """How the rows of a pass are run.
+    """Grouping of the rows of a pass.
 
     Attributes:
         precisions: the rows by precision, so that a matrix is read once per precision, whatever the channel densities.
@@ -194,7 +195,7 @@ class ReferenceModel(nn.Module):
         )
 
     def _pages(self, actions: Sequence[Action], past: Cache) -> Tensor | None:
-        """How many old KV pages each row reads, int64 [B]; None where every row reads all."""
+        """Number of old KV pages that each row reads, int64 [B]; None if every row reads all."""
         if all(action.kv_density == 1.0 for action in actions):
             return None
         lengths = past.lengths.tolist()
@@ -322,12 +323,13 @@ class ReferenceModel(nn.Module):
         return normed[0], normed[1]
 
     def _read(self, q: Tensor, past: Cache, layer: int, pages: Tensor, slots: Slots) -> Tensor:
-        """Which tokens each query head of a single new token reads, bool [B, H, T]; tokens to come have any value.
+        """Marks the tokens that each query head of a single new token reads, bool [B, H, T]. Later tokens have any
+        value.
 
-        These are the newest page's, the sinks, and the `4 Hk pages` pairs of KV head and old token with the highest
-        scores, so that the KV heads of a layer share that quota. The highest scores get it; of equal ones the lower
-        head, then the earlier token. In a layer with a window, only the tokens in it count, and as large a share of
-        their pages is read as of all pages.
+        These are the newest page's, the sinks, and the `4 Hk pages` (KV head, old token) pairs with the highest scores.
+        The KV heads of a layer share that quota. The highest scores get it; of equal ones the lower head, then the
+        earlier token. In a layer with a window, only the tokens in it count, and as large a share of their pages is
+        read as of all pages.
 
         Args:
             q: query heads, float32 [B, H, 1, D].

@@ -1,7 +1,7 @@
 """Weights of the torch reference model, from a bundle or from a checkpoint.
 
-A nested matrix is held as one byte per weight (`code8` of docs/bundle.md, section 2), and so is level 3, where the
-bundle has it. Float32 values at 3, 4, 6 or 8 bits are computed on first use.
+A nested matrix is held as one byte per weight (`code8` of docs/reference/bundle-details.md, section 2), and so is level
+3, where the bundle has it. Float32 values at 3, 4, 6 or 8 bits are computed on first use.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bits import THREE, Precision
 from sol_rt.bundle.config import BLOCK, CODEBOOK, CONFIG_NAME, TensorEntry, Variant
 from sol_rt.bundle.config_reader import read_config
-from sol_rt.export.blob.padding import PaddedTensors
 from sol_rt.export.quantize.codebook import unpack_codes
 from sol_rt.export.quantize.nested import LEVEL_OFFSETS, quantize_matrix
 from sol_rt.export.quantize.source_codes import SourceCodes
@@ -32,6 +31,7 @@ from sol_rt.export.sources.decoder import Decoder, from_hf_config
 from sol_rt.export.sources.families import FAMILIES
 from sol_rt.export.sources.open_checkpoint import open_checkpoint
 from sol_rt.export.sources.rope import table_names, tables
+from sol_rt.export.weights.padding import PaddedTensors
 
 _PARTS = ("base", "scale", "zero", "plane1", "plane2", "low", "high", "block_scale", "output_scale", CODEBOOK)
 # weight bits -> the bits of code8 that they read
@@ -72,7 +72,7 @@ class FloatMatrix(Matrix):
 class NestedMatrix(Matrix):
     """Nested codes. They are dequantized to float32 on first use of some bits, and kept so until `release`.
 
-    value = (code8 & mask(bits) - zero - offset(bits)) * scale / 16, as docs/bundle.md, section 2, has it.
+    value = (code8 & mask(bits) - zero - offset(bits)) * scale / 16, by docs/reference/bundle-details.md section 2.
 
     Args:
         codes: uint8 [N, K], code8. Bits of planes that the bundle lacks are 0.
@@ -117,7 +117,7 @@ class NestedMatrix(Matrix):
 class CodedMatrix(Matrix):
     """Level 3: codes into tables, dequantized to float32 on first use, and kept so until `release`.
 
-    value = output_scale * scale * codebook[table, code], as docs/bundle.md, section 2, has it.
+    value = output_scale * scale * codebook[table, code], as docs/reference/bundle-details.md, section 2, has it.
 
     Args:
         codes: uint8 [N, K], 0 … 7.
@@ -231,7 +231,7 @@ class ModelWeights(nn.Module):
         return tuple((count,) * d.num_layers for count in self._rule[action.channel_density])
 
     def precision(self, action: Action) -> Precision:
-        """How many bits of the matrices the action reads."""
+        """Bits of the matrices that the action reads."""
         variant = self._variants.get(action.variant)
         return Precision(action.bits, action.bits) if variant is None else variant.precision
 

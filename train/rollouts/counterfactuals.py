@@ -29,7 +29,7 @@ _BUDGET = 1.0  # what the stored scalars say; stage 1 gives every episode a budg
 
 @dataclass(frozen=True)
 class Counterfactuals:
-    """What every action loses at n consecutive positions of a text, behind a dense cache or along a run.
+    """Losses of every action at n consecutive positions of a text, after a dense cache or along a run.
 
     Attributes:
         token: int64 [n], the tokens about to be processed.
@@ -82,18 +82,18 @@ def measure(
 ) -> Counterfactuals:
     """Measures a window: its last `positions` positions that a token to score follows, or as many as it has.
 
-    They lie behind dense steps, or where there is a budget along the run of the schedule `hull` at that budget.
+    The positions follow dense steps, or where there is a budget along the run of the schedule `hull` at that budget.
     """
     length = min(positions, len(tokens) - 2)
     start = len(tokens) - 1 - length
     rollouts.open(tokens)
     if budget is None:
-        view = rollouts.view(start, length, _BUDGET)
+        view = rollouts.policy_inputs(start, length, _BUDGET)
         losses = rollouts.losses(start, length, rollouts.spec.actions)
     else:
         assert hull is not None
         taken = hull_actions(rollouts.spec, hull, budget, range(start, start + length))
-        view, losses = rollouts.along(start, taken, _BUDGET)
+        view, losses = rollouts.losses_along_run(start, taken, _BUDGET)
     parts = (view.token, view.hidden.float(), view.scalars.float(), losses.loss, losses.kl)
     token, hidden, scalars, loss, kl = (part.cpu() for part in parts)
     return Counterfactuals(token, hidden, scalars, loss, kl, start)
@@ -147,7 +147,7 @@ class CounterfactualStore:
         return self.folder / f"{window}.safetensors"
 
     def has(self, window: str) -> bool:
-        """Whether the window has been measured."""
+        """True if the window has been measured."""
         return self.path(window).exists()
 
     def write(self, window: str, measured: Counterfactuals) -> None:

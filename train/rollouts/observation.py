@@ -1,4 +1,4 @@
-"""Turns steps into episodes: `follow` shows a policy what it sees at each step, runs its choice and records the result.
+"""Turns steps into episodes: `run_episode` gives a policy its inputs, runs its choice and records the result.
 
 The scalars come from the code that the decode loop uses, `sol_rt.bundle.policy_inputs`.
 """
@@ -20,7 +20,9 @@ from sol_rt.train.rollouts.rollout import Choose, Episode, Observation, RolloutS
 
 
 class RowDistribution(NamedTuple):
-    """What is kept of a row of logits. A `NextToken` of sol_rt.bundle.policy_inputs that knows the true next token.
+    """Summary of one row of logits, with the true next token's log-likelihood.
+
+    A `NextToken` of sol_rt.bundle.policy_inputs.
 
     Attributes:
         entropy: of the distribution, nats.
@@ -92,7 +94,7 @@ def check_range(start: int, length: int, tokens: Sequence[int]) -> None:
 
 
 def dense_scalars(start: int, tokens: Sequence[int], before: Sequence[RowDistribution], budget: float) -> Tensor:
-    """All KNOWN_SCALARS at n positions of a text, each as at step 0 of an episode behind dense steps.
+    """All KNOWN_SCALARS at n positions of a text, each as at step 0 of an episode after dense steps.
 
     Args:
         start: the first position.
@@ -111,7 +113,7 @@ def dense_scalars(start: int, tokens: Sequence[int], before: Sequence[RowDistrib
     return torch.tensor([list(inputs.at(0, observation).values()) for observation in observations], dtype=torch.float32)
 
 
-def follow(
+def run_episode(
     spec: RolloutSpec,
     start: int,
     tokens: Sequence[int],

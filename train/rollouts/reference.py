@@ -16,8 +16,8 @@ from sol_rt.train.rollouts.observation import (
     check_range,
     checked_text,
     dense_scalars,
-    follow,
     row_distributions,
+    run_episode,
     spread_budget,
 )
 from sol_rt.train.rollouts.rollout import Choose, Episode, PolicyView, RolloutSpec, StepLosses
@@ -75,7 +75,7 @@ class ReferenceRollouts:
             return StepResult(hidden, row_distributions(logits, target), _divergence(reference[t], logits))
 
         budgets = spread_budget(budget, schedules)
-        return follow(self.spec, start, tokens, budgets, slice(0, schedules), before, choose, step)
+        return run_episode(self.spec, start, tokens, budgets, slice(0, schedules), before, choose, step)
 
     def losses(self, start: int, length: int, actions: Sequence[Action]) -> StepLosses:
         check_range(start, length, self._tokens)
@@ -85,7 +85,7 @@ class ReferenceRollouts:
         loss, kl = (torch.cat(of_blocks) for of_blocks in zip(*parts, strict=True))
         return StepLosses(loss, kl)
 
-    def view(self, start: int, length: int, budget: float) -> PolicyView:
+    def policy_inputs(self, start: int, length: int, budget: float) -> PolicyView:
         check_range(start, length, self._tokens)
         tokens = self._tokens[start : start + length]
         scalars = dense_scalars(start, tokens, self._before[start - 1 : start - 1 + length], budget)
@@ -95,7 +95,7 @@ class ReferenceRollouts:
             scalars.to(self._device),
         )
 
-    def along(self, start: int, taken: Sequence[int], budget: float) -> tuple[PolicyView, StepLosses]:
+    def losses_along_run(self, start: int, taken: Sequence[int], budget: float) -> tuple[PolicyView, StepLosses]:
         check_range(start, len(taken), self._tokens)
         actions = self.spec.actions
         cache = self._branches(torch.full((len(actions),), start, device=self._device), len(taken))

@@ -18,7 +18,7 @@ from sol_rt.bundle.actions import Action
 
 @dataclass(frozen=True)
 class RolloutSpec:
-    """What a policy chooses from and sees.
+    """Inputs and actions of a policy.
 
     Attributes:
         actions: in the order of the policy's outputs.
@@ -36,7 +36,7 @@ class RolloutSpec:
 
 @dataclass(frozen=True)
 class Observation:
-    """What a policy sees when it chooses the actions of one step, for B of the K schedules.
+    """Inputs of a policy when it chooses the actions of one step, for B of the K schedules.
 
     Attributes:
         step: number of the step in the episode, 0 … T - 1.
@@ -96,7 +96,7 @@ class Episode:
 
 @dataclass(frozen=True)
 class PolicyView:
-    """What a policy sees at n positions, each as step 0 of an episode.
+    """Inputs of a policy at n positions, each as step 0 of an episode.
 
     Attributes:
         token: int64 [n], the tokens about to be processed.
@@ -112,7 +112,7 @@ class PolicyView:
 
 @dataclass(frozen=True)
 class StepLosses:
-    """What A actions lose at n positions.
+    """Losses of A actions at n positions.
 
     Attributes:
         loss: float32 [n, A], loss of the true next token, nats.
@@ -149,18 +149,19 @@ class Rollouts(Protocol):
         """
 
     def losses(self, start: int, length: int, actions: Sequence[Action]) -> StepLosses:
-        """What actions lose at positions `start` … `start` + `length` - 1, each behind a dense cache of its own.
+        """Losses of actions at positions `start` … `start` + `length` - 1, each position after a dense cache of its
+        own.
 
         Bounds and errors are those of `run`.
         """
 
-    def view(self, start: int, length: int, budget: float) -> PolicyView:
-        """What a policy sees at the positions that `losses` measures. Bounds and errors are those of `run`."""
+    def policy_inputs(self, start: int, length: int, budget: float) -> PolicyView:
+        """Inputs of a policy at the positions that `losses` measures. Bounds and errors are those of `run`."""
 
-    def along(self, start: int, taken: Sequence[int], budget: float) -> tuple[PolicyView, StepLosses]:
-        """What a policy sees, and what all actions of `spec` lose, along a run that takes given actions.
+    def losses_along_run(self, start: int, taken: Sequence[int], budget: float) -> tuple[PolicyView, StepLosses]:
+        """Inputs of a policy, and losses of all actions of `spec`, along a run that takes given actions.
 
-        The run begins behind dense steps. Each position lies behind what the run's own steps left in the cache.
+        The run begins after dense steps. Each position follows what the run's own steps left in the cache.
 
         Args:
             start: the first position. Bounds and errors are those of `run`.

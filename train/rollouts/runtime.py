@@ -23,8 +23,8 @@ from sol_rt.train.rollouts.observation import (
     check_range,
     checked_text,
     dense_scalars,
-    follow,
     joined,
+    run_episode,
     spread_budget,
 )
 from sol_rt.train.rollouts.rollout import Choose, Episode, PolicyView, RolloutSpec, StepLosses
@@ -68,7 +68,7 @@ class RuntimeRollouts:
         for row in range(schedules):
             self._rewind(start)
             one = slice(row, row + 1)
-            episodes.append(follow(self.spec, start, tokens, budgets[one], one, before, choose, step))
+            episodes.append(run_episode(self.spec, start, tokens, budgets[one], one, before, choose, step))
         return joined(episodes)
 
     def losses(self, start: int, length: int, actions: Sequence[Action]) -> StepLosses:
@@ -77,7 +77,7 @@ class RuntimeRollouts:
         pairs = np.concatenate([self._block_losses(first, stop, actions) for first, stop in blocks])
         return StepLosses(*torch.tensor(pairs, dtype=torch.float32).unbind(-1))
 
-    def view(self, start: int, length: int, budget: float) -> PolicyView:
+    def policy_inputs(self, start: int, length: int, budget: float) -> PolicyView:
         check_range(start, length, self._tokens)
         hidden: list[np.ndarray] = []
         before: list[RowDistribution] = []
@@ -91,7 +91,7 @@ class RuntimeRollouts:
         scalars = dense_scalars(start, tokens, before, budget)
         return PolicyView(torch.tensor(tokens), torch.from_numpy(np.concatenate(hidden)), scalars)
 
-    def along(self, start: int, taken: Sequence[int], budget: float) -> tuple[PolicyView, StepLosses]:
+    def losses_along_run(self, start: int, taken: Sequence[int], budget: float) -> tuple[PolicyView, StepLosses]:
         check_range(start, len(taken), self._tokens)
         stop = start + len(taken)
         references = [
@@ -136,7 +136,7 @@ class RuntimeRollouts:
         return pairs
 
     def _run_dense(self, first: int, stop: int) -> StepOutput:
-        """Runs positions `first` … `stop` - 1 dense, behind dense ones. The output has a row for each."""
+        """Runs positions `first` … `stop` - 1 dense, after dense ones. The output has a row for each."""
         self._rewind(first)
         output = self._engine.forward(self._tokens[first:stop], self.spec.cost.dense_action, num_logits=stop - first)
         self._dense = stop
@@ -167,7 +167,7 @@ def _references(output: StepOutput, dtype: type[np.floating[Any]]) -> list[Refer
 
 
 def _row(distribution: Distribution, target: int) -> RowDistribution:
-    """What is kept of a distribution whose true next token is `target`."""
+    """Summary of a distribution whose true next token is `target`."""
     return RowDistribution(
         distribution.entropy,
         distribution.top_probability,

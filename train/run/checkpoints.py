@@ -43,16 +43,16 @@ def load_checkpoint(folder: Path) -> dict[str, Any]:
     return state
 
 
-def check_resumable(folder: Path, state: Mapping[str, Any], made_for: Mapping[str, str], config: str) -> None:
+def check_resumable(folder: Path, state: Mapping[str, Any], resume_key: Mapping[str, str], config: str) -> None:
     """Raises UsageError where a checkpoint is of another training than the one that is to go on.
 
     Args:
         folder: of the training, for messages.
         state: the checkpoint; "about" and "config" are what it was saved with.
-        made_for: by name, what has to be the same: weights, text, actions, costs.
+        resume_key: by name, what has to be the same: weights, text, actions, costs.
         config: the training's config as YAML.
     """
-    for name, value in made_for.items():
+    for name, value in resume_key.items():
         if state["about"][name] != value:
             raise UsageError(f"--resume: {folder} was trained with other {name}; choose another -o")
     before, after = state["config"].splitlines(), config.splitlines()

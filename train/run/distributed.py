@@ -28,7 +28,7 @@ class Group:
     size: int = 1
 
     def mine(self, count: int) -> range:
-        """Which of the numbers 0 … count - 1 are this process's: every size-th from its rank on."""
+        """Numbers out of 0 … count - 1 that belong to this process: every size-th from its rank on."""
         return range(self.rank, count, self.size)
 
     def sum(self, values: Tensor) -> Tensor:

@@ -80,7 +80,7 @@ class TrainLog:
 class _EventFile:
     """A new event file of TensorBoard, which drops the records of other files of `folder` from `step` on.
 
-    torch's SummaryWriter writes in a thread: of a full disk it tells later, without the file's name, and with a
+    torch's SummaryWriter writes in a thread: it reports a full disk later, without the file's name, and with a
     traceback on stderr. Every call here may raise WriteError; the constructor also ImportError, without the package.
     """
 

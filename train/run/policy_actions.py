@@ -1,4 +1,4 @@
-"""Which of a bundle's actions a policy picks among."""
+"""Selection of the actions that a policy picks among."""
 
 from __future__ import annotations
 

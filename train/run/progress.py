@@ -1,4 +1,4 @@
-"""How far a training is: its stages as one whole, weighted by about how many decode steps each of them runs."""
+"""Progress of a training: its stages as one whole, weighted by about how many decode steps each of them runs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from sol_rt.store.progress import Progress, Stages
+from sol_rt.progress import Progress, Stages
 from sol_rt.train.run.setup import TrainSetup
 from sol_rt.train.run.state import WARM_START, TrainingState
 

@@ -1,4 +1,4 @@
-"""What a training works on, and what its files are checked against when they are used again."""
+"""Parts of a training, and the keys that its files are checked against when they are used again."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sol_rt.train.rollouts.rollout import Rollouts
 
 @dataclass(frozen=True)
 class TrainSetup:
-    """What a training works on.
+    """Parts of a training.
 
     Attributes:
         rollouts: runs episodes; its spec has actions, costs and scalars.
@@ -49,8 +49,8 @@ class TrainSetup:
             got = f"warm_start.along: {self.model} has no measured losses, which the schedule hull needs"
             raise UsageError(f"{got}; export the bundle anew, or leave the key out")
 
-    def made_for(self) -> dict[str, str]:
-        """By name, what has to be the same when a training goes on."""
+    def resume_key(self) -> dict[str, str]:
+        """Values, by name, that have to be the same when a training goes on."""
         spec = self.rollouts.spec
         costs = relative_costs(spec, spec.actions, [64, 512, 4096]).tobytes()
         return {
@@ -60,8 +60,8 @@ class TrainSetup:
             "measured costs": hashlib.sha256(costs).hexdigest(),
         }
 
-    def measured_with(self) -> dict[str, object]:
-        """By name, what has to be the same where trainings share counterfactuals."""
+    def counterfactuals_key(self) -> dict[str, object]:
+        """Values, by name, that have to be the same where trainings share counterfactuals."""
         return {
             "identity": self.identity,
             "actions": [action.tag for action in self.rollouts.spec.actions],
@@ -73,7 +73,7 @@ class TrainSetup:
         }
 
     def _run_along(self) -> dict[str, object] | None:
-        """What the run depends on that counterfactuals lie behind; None where they lie behind dense steps."""
+        """Settings of the run that counterfactuals follow; None if they follow dense steps."""
         if self.hull is None or not self.config.warm_start.along:
             return None
         corners = [self.hull.corners(context) for context in self.windows.lengths]

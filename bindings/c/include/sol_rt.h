@@ -80,7 +80,7 @@ typedef struct sol_runtime_options {
   uint32_t size;
   const void* ort_api_base;      // `const OrtApiBase*` of the ONNX Runtime that the host has loaded; NULL to open `ort_library`
   const char* ort_library;       // path or name of ONNX Runtime's shared library, for dlopen; NULL for the system's usual name
-  int32_t threads;               // threads of the process-wide pool of ONNX Runtime; 0 for as many as help (docs/embedding.md, Threads)
+  int32_t threads;               // threads of the process-wide pool of ONNX Runtime; 0 for as many as help (docs/guide/embedding.md, Threads)
   int32_t native_operators;      // 1: register the operators of this library; 0: run the function bodies in the graphs
   int32_t spin;                  // 1: waiting threads of the pool spin, as is ONNX Runtime's default; 0: they sleep, which saves battery
 } sol_runtime_options;
@@ -186,13 +186,13 @@ SOL_RT_API void sol_session_release(sol_session* session);
 
 // Tokens in the KV cache.
 SOL_RT_API sol_error* sol_session_tokens(const sol_session* session, int32_t* tokens, size_t capacity, size_t* count);
-// Keeps the first `length` tokens of the cache. Ends a running generation. If layers have a window, and the cache no longer holds what they read there
-// (further back than about 512 tokens), the next generation runs these tokens once more. If layers have a state, a copy of it is put back, and the next
-// generation runs the tokens behind the copy once more, dense.
+// Keeps the first `length` tokens of the cache. Ends a running generation. After a rewind by more than about 512 tokens, layers with a window may not find
+// the tokens that they read; then the next generation runs the kept tokens once more. If layers have a state, a copy of it is put back, and the next
+// generation runs the tokens after the copy once more, dense.
 SOL_RT_API sol_error* sol_session_rewind(sol_session* session, size_t length);
-// Writes tokens, cache, and the layers' states with their copies to a file, as a whole or not at all; reads them back into a session of the same bundle
-// (any machine, native operators or not as before). Both end a running generation. A file that is missing, damaged or another bundle's is SOL_ERROR_BUNDLE;
-// to save over a file of the bundle is SOL_ERROR_USAGE.
+// `save` writes tokens, cache, and the layers' states with their copies to a file, as a whole or not at all. `restore` reads them back into a session of the
+// same bundle (any machine, native operators or not as before). Both end a running generation. A file that is missing, damaged or another bundle's is
+// SOL_ERROR_BUNDLE; to save over a file of the bundle is SOL_ERROR_USAGE.
 SOL_RT_API sol_error* sol_session_save(sol_session* session, const char* file);
 SOL_RT_API sol_error* sol_session_restore(sol_session* session, const char* file);
 // Bytes of memory that only this session uses: KV cache, states and buffers. 0 while another thread uses the session.
@@ -293,7 +293,7 @@ SOL_RT_API sol_error* sol_session_start(sol_session* session, const int32_t* pro
 SOL_RT_API sol_error* sol_session_next(sol_session* session, sol_token* token);
 // Ends a running generation. The cache keeps what was run.
 SOL_RT_API sol_error* sol_session_stop(sol_session* session);
-// What the running or last generation has come to.
+// Result of the running or last generation so far.
 SOL_RT_API sol_error* sol_session_result(const sol_session* session, sol_result* result);
 
 // Called with every token. Returning anything but 0 stops the generation, which is no error.
@@ -302,8 +302,8 @@ typedef int32_t (*sol_on_token)(void* user, const sol_token* token);
 SOL_RT_API sol_error* sol_session_generate(sol_session* session, const int32_t* prompt, size_t num_tokens, const sol_generate_options* options,
                                            sol_on_token on_token, void* user, sol_result* result);
 
-// From any thread, at any time: the generation's call that is running, or the next one if none is, ends with SOL_ERROR_CANCELLED within one decode step
-// or one chunk of the prompt. The cache keeps what was run. A request that has not yet ended a call is forgotten at the end of a text, and by
+// From any thread, at any time: ends the running call of the generation, or else the next one, with SOL_ERROR_CANCELLED. The call ends within one decode
+// step or one chunk of the prompt. The cache keeps what was run. A request that has not yet ended a call is forgotten at the end of a text, and by
 // `sol_session_stop`, `_rewind`, `_save` and `_restore`.
 SOL_RT_API void sol_session_cancel(sol_session* session);
 // From any thread, at any time: holds from the next decode step on. 0 to 1; replaces whatever the generation held before, and keeps its schedule.
@@ -314,7 +314,7 @@ SOL_RT_API sol_error* sol_session_set_tokens_per_second(sol_session* session, do
 SOL_RT_API int32_t sol_session_busy(const sol_session* session);
 
 // ---- Governor: from the device's state to a budget ------------------------------------------------------------------------------------------------
-// A pure function with a state of its own; docs/decode-loop.md section 8 has the table. Call it every second or every few tokens and hand its budget on.
+// A pure function with a state of its own (docs/reference/decode-loop.md section 8). Call it every second or every few tokens and hand its budget on.
 
 typedef struct sol_governor_settings {
   uint32_t size;

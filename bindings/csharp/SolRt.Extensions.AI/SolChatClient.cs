@@ -18,8 +18,8 @@ namespace SolRt.Extensions.AI;
 /// <para>
 /// Of <see cref="ChatOptions"/> it takes <c>Instructions</c>, <c>Temperature</c> (0 takes the likeliest token), <c>TopK</c>, <c>TopP</c>,
 /// <c>FrequencyPenalty</c>, <c>PresencePenalty</c>, <c>Seed</c>, <c>MaxOutputTokens</c> and <c>StopSequences</c>; of <c>AdditionalProperties</c> the
-/// numbers <c>budget</c>, <c>tokens_per_second</c>, <c>max_loss</c>, <c>min_p</c> and <c>repetition_penalty</c>, and the text <c>schedule</c>. Tools and
-/// response formats are not supported and are ignored.
+/// numbers <c>budget</c>, <c>tokens_per_second</c>, <c>max_loss</c>, <c>min_p</c> and <c>repetition_penalty</c>, and the text <c>schedule</c>. Requests with
+/// tools or a response format other than text throw <see cref="NotSupportedException"/>.
 /// </para>
 /// <para>
 /// The last update carries the usage, the reason of the end, and <c>requested_budget</c>, <c>achieved_budget</c>, <c>tokens_per_second</c> and
@@ -171,6 +171,15 @@ public sealed class SolChatClient : IChatClient
 
     private static SolGenerateOptions Translate(ChatOptions? options)
     {
+        if (options?.Tools is { Count: > 0 } tools)
+        {
+            throw new NotSupportedException($"Tools: got {tools.Count}, expected none; this client calls no tools");
+        }
+        if (options?.ResponseFormat is not (null or ChatResponseFormatText))
+        {
+            throw new NotSupportedException(
+                $"ResponseFormat: got {options.ResponseFormat.GetType().Name}, expected text; this client holds answers to no format");
+        }
         var extra = options?.AdditionalProperties;
         return new SolGenerateOptions
         {

@@ -2,7 +2,7 @@ using System;
 
 namespace SolRt;
 
-/// <summary>What went wrong, as the core names it.</summary>
+/// <summary>Kind of an error, as the core names it.</summary>
 public enum SolCode
 {
     /// <summary>The call is wrong: a value out of range, or options that contradict each other.</summary>

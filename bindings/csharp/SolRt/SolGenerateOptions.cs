@@ -3,7 +3,9 @@ using System.Collections.Generic;
 namespace SolRt;
 
 /// <summary>
-/// How a text is generated. Null stands for the model's own default. At most one dial may be set: <see cref="Budget"/>, <see cref="TokensPerSecond"/>,
+/// Options of a generation. Null stands for the model's own default. At most one dial may be set: <see cref="Budget"/>, <see cref="TokensPerSecond"/>,
+/// <see cref="MaxLoss"/>, or targets on the axes. With none the session's <see cref="SolSession.Budget"/> holds, and without that the fastest mix that
+/// loses at most 0.5%.
 /// <see cref="MaxLoss"/>, or targets on the axes. With none the session's <see cref="SolSession.Budget"/> holds, and without that the fastest mix that
 /// loses at most 0.5%.
 /// </summary>
@@ -39,7 +41,7 @@ public sealed class SolGenerateOptions
     /// <summary>Seed of sampling and of the schedule <c>random</c>. The same seed gives the same tokens on every host; null draws a fresh one.</summary>
     public long? Seed { get; set; }
 
-    /// <summary>How many likeliest tokens each <see cref="SolToken"/> lists.</summary>
+    /// <summary>Number of likeliest tokens that each <see cref="SolToken"/> lists.</summary>
     public int TopLogprobs { get; set; }
 
     /// <summary>Added to the logits of tokens, -100 to 100.</summary>
@@ -72,7 +74,7 @@ public sealed class SolGenerateOptions
     /// <summary><c>sol</c>, <c>hull</c>, <c>uniform</c>, <c>entropy</c>, <c>random</c>, <c>fixed:TAG</c> or <c>dense</c>.</summary>
     public string? Schedule { get; set; }
 
-    /// <summary>Whether to keep the tokens of the prompt that the cache begins with, in place of running the whole prompt.</summary>
+    /// <summary>True keeps the tokens of the prompt that the cache begins with, in place of running the whole prompt.</summary>
     public bool? ReuseCache { get; set; }
 
     /// <summary>File to write every step to, as <c>sol-rt trace</c> reads it.</summary>
@@ -81,11 +83,11 @@ public sealed class SolGenerateOptions
     /// <summary>A trace whose actions run again, in place of a dial.</summary>
     public string? Replay { get; set; }
 
-    // Whether the options say themselves what a step may cost, so that the session's budget does not apply.
+    // True if the options say themselves what a step may cost, so that the session's budget does not apply.
     internal bool HasDial =>
         (Budget ?? TokensPerSecond ?? MaxLoss) is not null || IsFixed;
 
-    // Whether the core refuses to move the budget of such a generation.
+    // True if the core refuses to move the budget of such a generation.
     internal bool IsFixed =>
         (KvDensity ?? ChannelDensity ?? Bits) is not null || Replay is not null || Schedule == "dense"
         || Schedule?.StartsWith("fixed:", System.StringComparison.Ordinal) == true;

@@ -8,7 +8,7 @@ public sealed class SolGovernorReading
     /// <summary>Level of the battery, 0 to 1.</summary>
     public double? Battery { get; set; }
 
-    /// <summary>Whether the battery is being charged.</summary>
+    /// <summary>True if the battery is being charged.</summary>
     public bool? Charging { get; set; }
 
     /// <summary>0 is cool; at 1 the system begins to throttle, as in Android's thermal headroom.</summary>

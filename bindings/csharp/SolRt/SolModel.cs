@@ -9,24 +9,24 @@ using System.Threading.Tasks;
 
 namespace SolRt;
 
-/// <summary>Which hashes are compared when a bundle is loaded.</summary>
+/// <summary>Hashes that are compared when a bundle is loaded.</summary>
 public enum SolVerify
 {
     /// <summary>None.</summary>
     None = 0,
-    /// <summary>Those of every file but the weights.</summary>
+    /// <summary>The hashes of every file but the weights.</summary>
     Small = 1,
     /// <summary>All: about a second for each gigabyte of weights.</summary>
     All = 2,
 }
 
-/// <summary>How a bundle is loaded.</summary>
+/// <summary>Options of loading a bundle.</summary>
 public sealed class SolModelOptions
 {
     /// <summary>The runtime to load into. Null: one of the model's own, with default options.</summary>
     public SolRuntime? Runtime { get; set; }
 
-    /// <summary>Which hashes are compared.</summary>
+    /// <summary>Hashes that are compared.</summary>
     public SolVerify Verify { get; set; } = SolVerify.Small;
 
     /// <summary>A cap in tokens below the model's own context; 0 for none.</summary>
@@ -45,7 +45,7 @@ public sealed class SolModelOptions
     public Action<string, ulong, ulong>? OnProgress { get; set; }
 }
 
-/// <summary>What a bundle is and has.</summary>
+/// <summary>Contents of a bundle.</summary>
 /// <param name="Name">The model's name.</param>
 /// <param name="Generator">The exporter, as <c>sol_rt 0.1.0</c>.</param>
 /// <param name="Identity">SHA-256 of sol_config.json in hexadecimal digits, which identifies the whole bundle.</param>
@@ -139,7 +139,7 @@ public sealed class SolModel : IDisposable
     public static Task<SolModel> LoadAsync(string folder, SolModelOptions? options = null, CancellationToken cancellationToken = default) =>
         Task.Run(() => Load(folder, options, cancellationToken), cancellationToken);
 
-    /// <summary>What the bundle is and has.</summary>
+    /// <summary>Contents of the bundle.</summary>
     public unsafe SolModelInfo Info
     {
         get

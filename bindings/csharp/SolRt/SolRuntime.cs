@@ -3,7 +3,7 @@ using System.Runtime.InteropServices;
 
 namespace SolRt;
 
-/// <summary>Where ONNX Runtime is and how it runs.</summary>
+/// <summary>Options of ONNX Runtime: where it is and how it runs.</summary>
 public sealed class SolRuntimeOptions
 {
     /// <summary>
@@ -18,10 +18,10 @@ public sealed class SolRuntimeOptions
     /// <summary>Threads of ONNX Runtime's process-wide pool; 0 for as many as help.</summary>
     public int Threads { get; set; }
 
-    /// <summary>Whether the core's own operators run. Without them ONNX Runtime runs the function bodies in the graphs, which is slower.</summary>
+    /// <summary>True: the core's own operators run. Without them ONNX Runtime runs the function bodies in the graphs, which is slower.</summary>
     public bool NativeOperators { get; set; } = true;
 
-    /// <summary>Whether waiting threads spin, as is ONNX Runtime's default. Sleeping threads save battery and cost speed.</summary>
+    /// <summary>True: waiting threads spin, as is ONNX Runtime's default. Sleeping threads save battery and cost speed.</summary>
     public bool Spin { get; set; } = true;
 }
 

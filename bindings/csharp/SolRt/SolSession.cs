@@ -22,7 +22,7 @@ public sealed class SolSession : IDisposable
     private bool _fixed;       // the running generation's budget can't be moved
     private bool _calling;     // a call for the next token is under way
     private bool _cancelled;   // the generation is to end
-    private bool _cancelSent;  // the core was told so, and no call has ended for it yet
+    private bool _cancelSent;  // the core got the request, and no call has ended for it yet
     private bool _disposed;
 
     internal SolSession(SolModel model, NativeHandle handle)
@@ -141,7 +141,7 @@ public sealed class SolSession : IDisposable
         }
     }
 
-    /// <summary>What the running or last generation has come to.</summary>
+    /// <summary>Result of the running or last generation so far.</summary>
     public unsafe SolResult Result
     {
         get
@@ -218,7 +218,7 @@ public sealed class SolSession : IDisposable
 
     private NativeHandle.Use Borrow() => _handle.Borrow(nameof(SolSession));
 
-    // Under the gate. Tells the core only while a call runs: a request without one would end the call after it, whichever that is.
+    // Under the gate. Sends the request only while a call runs: a request without one would end the call after it, whichever that is.
     private void SendCancel()
     {
         if (_calling && !_cancelSent)

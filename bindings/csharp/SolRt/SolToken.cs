@@ -2,14 +2,14 @@ using System.Collections.Generic;
 
 namespace SolRt;
 
-/// <summary>Why a generation ended.</summary>
+/// <summary>Reason of a generation's end.</summary>
 public enum SolFinish
 {
-    /// <summary>It goes on.</summary>
+    /// <summary>The generation goes on.</summary>
     None = 0,
     /// <summary>An end token or a stop string.</summary>
     Stop = 1,
-    /// <summary>As many tokens as were asked for, or the context is full.</summary>
+    /// <summary>The number of tokens that was asked for, or the context is full.</summary>
     Length = 2,
 }
 
@@ -42,13 +42,13 @@ public sealed record SolToken
     /// <summary>Cost of the steps so far over their dense cost.</summary>
     public double AchievedBudget { get; init; }
 
-    /// <summary>What was asked for the steps so far, as a share of their dense cost.</summary>
+    /// <summary>Budget asked for, for the steps so far, as a share of their dense cost.</summary>
     public double RequestedBudget { get; init; }
 
     /// <summary>Time since the token before; for the first token, since the start.</summary>
     public double Milliseconds { get; init; }
 
-    /// <summary>Whether the generation ends here, and why.</summary>
+    /// <summary>State of the generation: it goes on, or the reason of its end.</summary>
     public SolFinish Finish { get; init; }
 
     /// <summary>The likeliest tokens, as many as <see cref="SolGenerateOptions.TopLogprobs"/> asked for.</summary>
@@ -78,7 +78,7 @@ public sealed record SolToken
     }
 }
 
-/// <summary>What a generation has come to.</summary>
+/// <summary>Result of a generation so far.</summary>
 /// <param name="NumTokens">Tokens generated so far, the end token included.</param>
 /// <param name="PromptTokens">Tokens of the prompt.</param>
 /// <param name="CachedTokens">Tokens of the prompt that were in the cache.</param>

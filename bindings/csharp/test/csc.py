@@ -30,7 +30,7 @@ def load_roslyn(tools: Path) -> tuple[Any, Any, Path]:
 
 
 def compile_one(roslyn: Any, csharp: Any, framework: Path, arguments: list[str]) -> bool:
-    """Whether the compilation succeeded; its diagnostics go to stdout."""
+    """True if the compilation succeeded; its diagnostics go to stdout."""
     from System import Array, String  # type: ignore[import-not-found]
     from System.IO import File  # type: ignore[import-not-found]
     from System.Text import Encoding  # type: ignore[import-not-found]

@@ -1,4 +1,4 @@
-// What <ImplicitUsings> adds to the console sample.
+// Imports that <ImplicitUsings> adds to the console sample.
 global using System;
 global using System.Collections.Generic;
 global using System.Linq;

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use crate::ffi;
 
-/// What kind of error it is.
+/// Kind of an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Code {
@@ -55,7 +55,7 @@ impl Error {
         Error { code: Code::Usage, message: message.into() }
     }
 
-    /// What kind of error it is.
+    /// Kind of the error.
     pub fn code(&self) -> Code {
         self.code
     }
@@ -129,7 +129,7 @@ pub(crate) fn pointer(text: &Option<CString>) -> *const c_char {
     text.as_ref().map_or(std::ptr::null(), |text| text.as_ptr())
 }
 
-/// What `fill(room, capacity, count)` writes, called again with more room where it does not fit.
+/// Calls `fill(room, capacity, count)`, once more with more room where the result does not fit, and returns the result.
 pub(crate) fn filled<T: Copy + Default>(mut fill: impl FnMut(*mut T, usize, *mut usize) -> *mut ffi::sol_error) -> Result<Vec<T>, Error> {
     let mut room = vec![T::default(); 512];
     let mut count = 0;

@@ -8,7 +8,7 @@ use crate::ffi;
 pub struct Reading {
     /// Level, 0 to 1.
     pub battery: Option<f64>,
-    /// Whether the device is charging.
+    /// True if the device is charging.
     pub charging: Option<bool>,
     /// 0 is cool; at 1 the system begins to throttle.
     pub thermal: Option<f64>,

@@ -18,7 +18,7 @@ unsafe impl<T> Send for Handle<T> {}
 unsafe impl<T> Sync for Handle<T> {}
 
 impl<T> Handle<T> {
-    /// What `create` makes, which `release` is to free.
+    /// Takes over the object that `create` makes, which `release` is to free.
     pub(crate) fn new(release: unsafe extern "C" fn(*mut T), create: impl FnOnce(*mut *mut T) -> *mut ffi::sol_error) -> Result<Self, Error> {
         let mut made = null_mut();
         check(create(&mut made))?;

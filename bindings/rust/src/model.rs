@@ -10,7 +10,7 @@ use crate::ffi;
 use crate::handle::Handle;
 use crate::session::Session;
 
-/// How to open ONNX Runtime.
+/// Options of opening ONNX Runtime.
 #[derive(Clone, Debug)]
 pub struct RuntimeOptions {
     /// Path or name of ONNX Runtime's shared library; `None` for the system's usual name.
@@ -19,7 +19,7 @@ pub struct RuntimeOptions {
     pub threads: u16,
     /// False: runs the function bodies in the graphs, not the native operators.
     pub native_operators: bool,
-    /// Whether waiting threads spin, as is ONNX Runtime's default. False lets them sleep, which saves battery.
+    /// True: waiting threads spin, as is ONNX Runtime's default. False lets them sleep, which saves battery.
     pub spin: bool,
 }
 
@@ -58,7 +58,7 @@ impl Runtime {
     }
 }
 
-/// Which files are compared with their hashes.
+/// Files that are compared with their hashes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Verify {
     /// None.
@@ -70,13 +70,13 @@ pub enum Verify {
     All,
 }
 
-/// Told what is being done, how much of it is done, and of how much. False ends the call with [`Code::Host`](crate::Code::Host).
+/// Called with what is being done, how much of it is done, and of how much. False ends the call with [`Code::Host`](crate::Code::Host).
 pub type Progress<'a> = dyn FnMut(&str, u64, u64) -> bool + 'a;
 
-/// How to load a bundle.
+/// Options of loading a bundle.
 #[derive(Default)]
 pub struct ModelOptions<'a> {
-    /// Which files are compared with their hashes.
+    /// Files that are compared with their hashes.
     pub verify: Verify,
     /// A cap in tokens below the model's own; 0 for none.
     pub max_context: u32,
@@ -88,7 +88,7 @@ pub struct ModelOptions<'a> {
     pub progress: Option<&'a mut Progress<'a>>,
 }
 
-/// What a bundle holds.
+/// Contents of a bundle.
 #[derive(Clone, Debug)]
 #[allow(missing_docs)]
 pub struct ModelInfo {
@@ -156,7 +156,7 @@ impl Model {
         loaded.map(Model)
     }
 
-    /// What the bundle holds.
+    /// Contents of the bundle.
     pub fn info(&self) -> Result<ModelInfo, Error> {
         // SAFETY: all zero is a valid value of the struct; the strings that the core sets live as long as the model.
         unsafe {

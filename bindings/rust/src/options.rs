@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use crate::error::{c_path, c_string, defaults, pointer, Error};
 use crate::ffi;
 
-/// What is `None` is the model's own default. At most one of `budget`, `tokens_per_second`, `max_loss` and the targets on the axes may be set; with none, the
-/// fastest mix of actions runs that loses at most 0.5%.
+/// Options of a generation. `None` is the model's own default. At most one of `budget`, `tokens_per_second`, `max_loss` and the targets on the axes may be set;
+/// with none, the fastest mix of actions runs that loses at most 0.5%.
 #[derive(Clone, Debug, Default)]
 #[allow(missing_docs)]
 pub struct GenerateOptions {

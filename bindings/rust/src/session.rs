@@ -9,14 +9,14 @@ use crate::ffi;
 use crate::handle::Handle;
 use crate::options::GenerateOptions;
 
-/// Whether a generation is over.
+/// State of a generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Finish {
     /// More tokens follow.
     None,
     /// End token or stop string.
     Stop,
-    /// As many tokens as asked for, or a full context.
+    /// The number of tokens that was asked for, or a full context.
     Length,
 }
 
@@ -45,17 +45,17 @@ pub struct Token {
     pub relative_cost: f64,
     /// Cost of the steps so far over their dense cost.
     pub achieved_budget: f64,
-    /// What was asked for, for the steps so far.
+    /// Budget asked for, for the steps so far.
     pub requested_budget: f64,
     /// Since the token before; for the first token, since the start.
     pub milliseconds: f64,
-    /// Whether the generation is over.
+    /// State of the generation.
     pub finish: Finish,
     /// The likeliest tokens and their log-probabilities.
     pub top_logprobs: Vec<(i32, f64)>,
 }
 
-/// What a generation has come to.
+/// Result of a generation so far.
 #[derive(Clone, Debug)]
 #[allow(missing_docs)]
 pub struct GenerationResult {
@@ -73,7 +73,7 @@ pub struct GenerationResult {
     pub time_to_first_token_ms: f64,
     /// Of the cheapest action at the last context; NaN if costs are bytes.
     pub fastest_tokens_per_second: f64,
-    /// Whether the budget lay below the cheapest action.
+    /// True if the budget lay below the cheapest action.
     pub floored: bool,
     /// In a replay, index of the first token that differs from the trace's.
     pub first_difference: Option<usize>,
@@ -104,12 +104,12 @@ impl Session {
         Ok(Tokens { session: self, over: false })
     }
 
-    /// What other threads may do with this session at any time.
+    /// Control of this session for other threads, at any time.
     pub fn control(&self) -> Control {
         Control(Arc::downgrade(&self.handle))
     }
 
-    /// What the running or last generation has come to.
+    /// Result of the running or last generation so far.
     pub fn result(&self) -> Result<GenerationResult, Error> {
         // SAFETY: all zero is a valid value of the struct; its strings live until the session's next call.
         unsafe {
@@ -175,7 +175,7 @@ pub struct Tokens<'a> {
 }
 
 impl Tokens<'_> {
-    /// What other threads may do with the session at any time, and this one between tokens.
+    /// Control of the session for other threads at any time, and for this one between tokens.
     pub fn control(&self) -> Control {
         self.session.control()
     }
@@ -225,7 +225,7 @@ impl Drop for Tokens<'_> {
     }
 }
 
-/// What any thread may do with a session at any time. It does not keep the session alive.
+/// Control of a session for any thread at any time. It does not keep the session alive.
 #[derive(Clone, Debug)]
 pub struct Control(Weak<Handle<ffi::sol_session>>);
 
@@ -252,7 +252,7 @@ impl Control {
         check(unsafe { ffi::sol_session_set_tokens_per_second(session.raw(), rate) })
     }
 
-    /// Whether a call runs or a generation is under way.
+    /// True if a call runs or a generation is under way.
     pub fn is_busy(&self) -> bool {
         // SAFETY: as in `cancel`.
         self.0.upgrade().is_some_and(|session| unsafe { ffi::sol_session_busy(session.raw()) } != 0)

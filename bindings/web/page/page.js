@@ -4,7 +4,7 @@ import { SolError, SolModel } from "sol-rt";
 const find = (id) => document.getElementById(id);
 const percent = (share) => `${Math.round(100 * share)}%`;
 
-/** What is going on: the load, the model, the messages so far, and the running stream with its AbortController. */
+/** State of the page: the load, the model, the messages so far, and the running stream with its AbortController. */
 const state = { loading: null, model: null, messages: [], chats: false, floor: 0, stream: null, abort: null };
 
 if ("serviceWorker" in navigator) {

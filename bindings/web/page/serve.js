@@ -21,7 +21,7 @@ const TYPES = {
 /**
  * A server of the page, and of bundles below `/bundles/NAME/`.
  * @param {Record<string, string>} bundles folders by name
- * @param {(path: string) => void} [onRequest] told of every path that is asked for
+ * @param {(path: string) => void} [onRequest] called with every requested path
  */
 export function pageServer(bundles, onRequest) {
   return createServer(async (request, response) => {

@@ -6,7 +6,7 @@ import { pageServer } from "../page/serve.js";
 const PLACES = ["/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome"];
 const FLAGS = ["--no-sandbox", "--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"];
 
-/** Why there is no browser; empty if there is one. */
+/** Explains why there is no browser; empty if there is one. */
 export async function missingBrowser() {
   if (executable() === undefined) return "no chromium (apt-get install chromium)";
   return await import("playwright-core").then(() => "", () => "no playwright-core (npm install)");

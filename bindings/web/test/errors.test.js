@@ -1,4 +1,4 @@
-/** What goes wrong, each with a typed error of one line: damaged bundles, wrong calls, closed models. */
+/** Errors, each typed and of one line: damaged bundles, wrong calls, closed models. */
 import assert from "node:assert/strict";
 import { existsSync } from "node:fs";
 import { cp, mkdtemp, readFile, readdir, rm, truncate, writeFile } from "node:fs/promises";

@@ -1,4 +1,6 @@
-"""The function body of `SparseAttention` (docs/bundle.md section 3); operators.py says what all bodies have to heed.
+"""The function body of `SparseAttention` (docs/reference/bundle-details.md section 3).
+
+operators.py says what all bodies have to heed.
 
 For query head h and its KV head g = h / (H / Hk), over the tokens t that are read:
 
@@ -48,7 +50,7 @@ def sparse_attention(
 ) -> onnx.FunctionProto:
     """The body of `SparseAttention`. Its attributes are constants in it, except `gather_capacity` and `window`.
 
-    A host that binds past and present to one buffer gets an append in place: GroupQueryAttention, ScatterElements and
+    A host that binds past and present to one buffer gets an append in place. GroupQueryAttention, ScatterElements and
     ScatterND write outputs of the function itself, and no other node reads `past_*`.
 
     Args:
@@ -214,7 +216,7 @@ def _int8_attention(writer: NodeWriter, shape: AttentionShape) -> None:
 
 
 def _kept(writer: NodeWriter, shape: AttentionShape, logits: str, newest: str) -> str:
-    """Which tokens a single new token reads, bool [1, Hk, 1, C]. The result has a meaning only if S = 1.
+    """Marks the tokens that a single new token reads, bool [1, Hk, 1, C]. Valid only if S = 1.
 
     Args:
         logits: scores of all query heads, with the softmax scale, float [1, Hk, group * S, C].

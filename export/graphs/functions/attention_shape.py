@@ -82,7 +82,7 @@ class AttentionShape:
     @property
     def row_tokens(self) -> int:
         """The number of tokens whose pairs of KV head and token form a row, which bodies sort at once
-        (docs/function-bodies.md)."""
+        (docs/design/function-bodies.md)."""
         fitting = [n for n in range(1, self.capacity_step + 1) if n * self.kv_heads <= _SORTED_AT_ONCE]
         return max(n for n in fitting if self.capacity_step % n == 0)
 
@@ -122,7 +122,10 @@ def first_seen(writer: NodeWriter, position: str) -> str:
 
 
 def window_share(writer: NodeWriter, pages: str, first: str, old: str) -> str:
-    """How many old pages a layer with a window reads, float [1], where `pages` of all are read, rounded up.
+    """Number of old pages that a layer with a window reads, float [1]: `pages` * old pages in the window / all old
+    pages.
+
+    Rounded up.
 
     Args:
         pages: float [1].

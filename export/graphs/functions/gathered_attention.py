@@ -7,8 +7,8 @@ Sorting all pairs would take WebGPU a hundred dispatches. Instead the pairs are 
 in one dispatch, and the best of each row are kept. At the margin these differ from the best of all.
 
 The attribute `gather_capacity` says how many pairs of a row are gathered: WebGPU has to know sizes on the host, and the
-count `kv_pages` lies on the GPU. Whatever depends on the position alone is the same in all layers; it is computed from
-constants and the length of the cache, so that ONNX Runtime can share it.
+count `kv_pages` lies on the GPU. Values that depend on the position alone are the same in all layers. They are computed
+from constants and the length of the cache, so that ONNX Runtime can share them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""The function bodies of the operators of domain `sol`, in standard operators. docs/bundle.md section 3 defines them.
+"""The function bodies of the operators of domain `sol`, in standard operators.
+
+docs/reference/bundle-details.md section 3 defines them.
 
 ONNX Runtime inlines a body if no native kernel is registered. Rules for all bodies:
 - Every operator used has a CPU and a WebGPU kernel.
@@ -43,7 +45,7 @@ DEQUANTIZED, PACKED = "Dequantized", "Packed"
 
 
 class Products(Enum):
-    """How a body multiplies by a nested matrix.
+    """Product of a body by a nested matrix.
 
     FUSED: by the stored planes; ONNX Runtime makes MatMulNBits of a channel-major base. PACKED: the same, but the host
     gives that base as MatMulNBits reads it, uint8 [N, KB, 16]. FLOATS: by one float32 matrix [K, N], which the host
@@ -71,7 +73,7 @@ def planes(bits: int) -> int:
 
 
 def weight_parts(bits: int) -> tuple[str, ...]:
-    """What a matrix read at `bits` consists of, in the order of the operators' inputs."""
+    """Names of the parts of a matrix that is read at `bits`, in the order of the operators' inputs."""
     if bits == THREE:
         return _CODED
     return (*_NESTED, *(f"plane{index + 1}" for index in range(planes(bits))))
@@ -311,7 +313,7 @@ def _coded_product(
     op, const, ints = writer.op, writer.const, writer.ints
 
     def codes(plane: str, of_byte: Sequence[np.ndarray]) -> str:
-        """What a plane's bytes add to the codes, int32 [K, N]. Of a tile of 32 outputs it has 32 / F bytes.
+        """Contribution of a plane's bytes to the codes, int32 [K, N]. A tile of 32 outputs has 32 / F bytes.
 
         `of_byte` has F arrays [256]: what byte j adds to outputs j, j + 32 / F, j + 2 * 32 / F, ….
         """

@@ -7,11 +7,12 @@ To add a family whose decoder is like those here (envelope: see `Decoder` in dec
 3. If its GGUF files name a pre-tokenizer that is new, add it to `_PRE_TOKENIZERS` in gguf/tokenizer.py.
 4. Optional: add a recipe, models/NAME.json, which makes NAME an alias for `sol-rt pull` and `sol-rt export`.
 5. Run `sol-rt export`. It compares the graph with transformers and fails from a nat of difference on.
-docs/models.md shows that on an example.
+docs/reference/models.md shows that on an example.
 
 A family outside the envelope needs more: fields of `Family` and `Decoder`, names in `TensorNames`, its tensors and
 `vector_shape` in checkpoint.py, the function body in graphs/layer.py, the CPU and CUDA kernels under sol_rt/ops, the
-reference model in train/reference_model, runtime_tests/helpers/random_decoder.py, and section 3 of docs/bundle.md.
+reference model in train/reference_model, runtime_tests/helpers/random_decoder.py, and section 3 of
+docs/reference/bundle-details.md.
 
 May import: nothing of sol_rt, but `stored`, which reads checkpoints.
 """

@@ -46,7 +46,7 @@ class TensorNames:
 
     @property
     def norm_place(self) -> NormPlace:
-        """Whether the inputs of attention and MLP are normalized, their outputs, or both."""
+        """Place of the norms: at the inputs of attention and MLP, at their outputs, or both."""
         if self.attn_post_norm is None:
             return "before"
         return "after" if self.attn_norm is None else "around"
@@ -59,7 +59,7 @@ class TensorNames:
 
 @dataclass(frozen=True, kw_only=True)
 class GgufForm:
-    """How llama.cpp writes checkpoints of a family.
+    """Form of a family's checkpoints by llama.cpp.
 
     Attributes:
         architecture: the file's `general.architecture`, which also starts the names of its metadata keys.
@@ -70,7 +70,7 @@ class GgufForm:
         config_keys: further entries of the HF config: config.json key -> GGUF keys without the architecture, of which
             the first that the file has is copied. The entry is left out where the file has none of them.
         config_values: entries of the HF config that hold for all files of the form, unless `config_keys` has others.
-        marker: GGUF key without the architecture, which tells this family from others of the same architecture.
+        marker: GGUF key without the architecture, which separates this family from others of the same architecture.
         softmax_by_width_layers: number of layers of the model whose `Family.softmax_size_key` is the hidden size
             divided by the heads. In others it is the head size. llama.cpp tells that model by its layers, too.
         pre_tokenizer: what `tokenizer.ggml.pre` would say in files that lack it, as older ones do. None: models of the
@@ -92,7 +92,7 @@ class GgufForm:
 
 @dataclass(frozen=True, kw_only=True)
 class Windows:
-    """Which layers have the config's `sliding_window`, where the config has no `layer_types`.
+    """Layers that have the config's `sliding_window`, where the config has no `layer_types`.
 
     Attributes:
         full_every: every layer of this number attends to all tokens: the config.json key that says it, and what holds
@@ -124,7 +124,7 @@ class ShortConv:
 
 @dataclass(frozen=True, kw_only=True)
 class AdjustedWidth:
-    """An MLP that is narrower than config.json says: two thirds of it, times a factor, rounded up.
+    """An MLP that is narrower than config.json says: 2/3 of that width, times a factor, rounded up.
 
     Attributes:
         flag_key: config.json key of the flag that says whether the width is adjusted at all.
@@ -139,7 +139,7 @@ class AdjustedWidth:
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """What all checkpoints of one architecture have in common. What differs between them is in their config.json.
+    """Properties of all checkpoints of one architecture. Differences between checkpoints are in their config.json.
 
     Attributes:
         architecture: class name in transformers, which `architectures` of config.json gives.

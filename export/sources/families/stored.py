@@ -27,12 +27,12 @@ _INNER = ("o", "down")
 
 
 def head_by_head(rows: int, heads: int) -> npt.NDArray[np.int64]:
-    """For rows that are all of q, then of k, then of v: where each lies among those that are q, k and v by head."""
+    """Places of rows that are q, then k, then v among rows that are q, k and v by head: int64 [rows]."""
     return np.arange(rows).reshape(heads, 3, rows // heads // 3).swapaxes(0, 1).ravel()
 
 
 def deinterleaved(rows: int, heads: int, rotary_dim: int) -> npt.NDArray[np.int64]:
-    """For each row of q or k in half-split form, the row of the interleaved form: even channels first, then odd."""
+    """Rows of the interleaved form for the rows of q or k in half-split form: even channels first, then odd."""
     size = rows // heads
     within = np.concatenate([np.arange(0, rotary_dim, 2), np.arange(1, rotary_dim, 2), np.arange(rotary_dim, size)])
     return (size * np.arange(heads)[:, None] + within).ravel()
@@ -84,7 +84,7 @@ class StoredTensors:
         return codes if codes is None or factor == 1.0 else codes.times(np.float32(factor))
 
     def _order(self, target: str, name: str) -> npt.NDArray[np.int64] | None:
-        """For each row of the stored tensor its row in the checkpoint; None if these are the same."""
+        """Row in the checkpoint of each row of the stored tensor, int64 [rows]; None if the rows are the same."""
         decoder = self.decoder
         attention = _matrix(target) == "qkv" and decoder.kind_of(target) == "attention"
         if not attention or not (decoder.qkv_by_head or decoder.interleaved_rope):

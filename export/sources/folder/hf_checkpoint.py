@@ -89,7 +89,7 @@ class HfCheckpoint:
         )
 
     def _keep_text_part(self) -> None:
-        """Of a vision model, leaves the text part. Nothing else is changed."""
+        """Leaves the text part of a vision model. Nothing else is changed."""
         names = {text_name(name): where for name, where in self._where.items()}
         config = text_config(self.config, "lm_head.weight" in names)
         if config is None:

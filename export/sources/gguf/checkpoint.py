@@ -69,7 +69,9 @@ class _Reader(gguf.GGUFReader):  # type: ignore[misc]
 
 @dataclass(frozen=True)
 class _Source:
-    """Where a tensor's rows are: shape[0] rows of a GGUF tensor from `first` on, permuted by `order` if it is given.
+    """Source of a tensor's rows: shape[0] rows of a GGUF tensor from `first` on, permuted by `order` if it is given.
+
+    llama.cpp added `offset` to the rows. A vector is `one_row` of a GGUF matrix, the row `first`.
 
     llama.cpp added `offset` to them. A vector is `one_row` of a GGUF matrix, the row `first`.
     """
@@ -197,7 +199,7 @@ class GgufCheckpoint:
         return [*found, *(name for name in ("attn_q_norm", "attn_k_norm") if f"blk.0.{name}.weight" in self._tensors)]
 
     def _is_tied(self, names: TensorNames) -> bool:
-        """Whether the LM head is the embedding: it is absent, or the same matrix in another quantization.
+        """True if the LM head is the embedding: it is absent, or the same matrix in another quantization.
 
         Some converters write such a second copy.
         """
@@ -296,5 +298,5 @@ class GgufCheckpoint:
 
 
 def _interleaved(rows: int, heads: int) -> npt.NDArray[np.int64]:
-    """For each row of a q or k projection, its row in the file: llama.cpp interleaves the two halves of each head."""
+    """Row in the file of each row of a q or k projection: llama.cpp interleaves the two halves of each head."""
     return np.arange(rows).reshape(heads, rows // heads // 2, 2).swapaxes(1, 2).ravel()

@@ -75,7 +75,7 @@ def hf_config(
         by_width = config["num_hidden_layers"] == form.softmax_by_width_layers
         config[family.softmax_size_key] = hidden // heads if by_width else head_dim
     _check_read(keys, form, head_dim)
-    # no metadata key tells of biases, the tensors do
+    # no metadata key reports biases, the tensors do
     for rule, projections in ((family.qkv_bias, "attn_"), (family.output_bias, "attn_"), (family.mlp_bias, "ffn_")):
         if isinstance(rule, str):
             config[rule] = any(name.startswith(projections) and not name.endswith("_norm") for name in biases)

@@ -52,7 +52,7 @@ def _words(*patterns: str) -> pre_tokenizers.PreTokenizer:
 
 @dataclass(frozen=True)
 class _WordSplit:
-    """What one value of `tokenizer.ggml.pre` stands for.
+    """Rules for one value of `tokenizer.ggml.pre`.
 
     Attributes:
         make: builds the pre-tokenizer.

@@ -25,7 +25,7 @@ class AxisController(BaseController):
 
     Args:
         actions: what schedules choose from; the dense action is among them.
-        cost: the cost model. It decides nothing here; it tells what the steps came to.
+        cost: the cost model. It decides nothing here; it reports the cost of the steps.
         axis_targets: the means to hold, with at least one target.
         policy_cost: whether each step pays for a run of the policy.
 
@@ -48,7 +48,7 @@ class AxisController(BaseController):
         return costs.high / costs.dense
 
     def allowed(self, context: int) -> np.ndarray:
-        """Which actions keep all three means, bool [A]. If none does: those that miss them least."""
+        """Marks the actions that keep all three means, bool [A]. If none does: the actions that miss them least."""
         after = np.array([window.deviation for window in self._windows]) + self._settings - self._targets
         half_widths = np.array([window.half_width(1.0) for window in self._windows])
         return least(np.maximum(np.abs(after) - half_widths, 0.0).max(axis=1))

@@ -1,4 +1,4 @@
-"""What both controllers share: the questions that a schedule asks, and the account of what the steps cost."""
+"""Base of both controllers: answers the questions of a schedule, and counts the cost of the steps."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class AxisTargets:
     bits: float | None = None
 
     def any(self) -> bool:
-        """Whether any axis has a target."""
+        """True if any axis has a target."""
         return bool(self.flags)
 
     @property
@@ -46,8 +46,9 @@ class AxisTargets:
 
 
 class Charge(NamedTuple):
-    """What the controller booked for one step: `cost` in the cost model's unit, the policy's run included; `relative`
-    is the same in dense steps.
+    """Cost that the controller booked for one step.
+
+    `cost` is in the cost model's unit and includes the policy's run; `relative` is the same in dense steps.
     """
 
     cost: float
@@ -55,7 +56,7 @@ class Charge(NamedTuple):
 
 
 class BaseController(ABC):
-    """Tells a schedule which actions are allowed, and books what each step cost. A is the number of actions.
+    """Reports to a schedule which actions are allowed, and books what each step cost. A is the number of actions.
 
     Actions are allowed that keep the promise: what the steps achieved is within 0.02 of what was requested at every
     step from the 64th on. `spend_window.py` says how far off a spend may be before that.
@@ -96,7 +97,7 @@ class BaseController(ABC):
         self._settings = _axis_settings(self.actions, self.dense)
         self._spend = SpendWindow()
 
-    # What a schedule asks before a step
+    # Questions that a schedule asks before a step
 
     def relative_costs(self, context: int) -> np.ndarray:
         """Cost of each action in dense steps, the policy's run included: float64 [A]. The caller must not change it."""
@@ -117,7 +118,9 @@ class BaseController(ABC):
 
     @abstractmethod
     def allowed(self, context: int) -> np.ndarray:
-        """Which actions keep the promise, bool [A]. If none does: those that miss it least, so at least one is."""
+        """Marks the actions that keep the promise, bool [A]. If none does: the actions that miss it least, at least
+        one.
+        """
 
     def allows(self, index: int, context: int) -> bool:
         """`allowed(context)[index]`, but faster: no other action is looked at where this one is inside its window."""
@@ -132,9 +135,9 @@ class BaseController(ABC):
 
     @abstractmethod
     def _is_inside(self, index: int, context: int) -> bool:
-        """Whether the spend is inside its window after this action."""
+        """True if the spend is inside its window after this action."""
 
-    # What the loop reports after a step
+    # Reports of the loop after a step
 
     def record(self, action: Action, context: int) -> Charge:
         """Books one decode step; `context` is the number of tokens in the cache before it."""
@@ -153,7 +156,7 @@ class BaseController(ABC):
     def _book(self, cost: float, settings: Sequence[float], costs: StepCosts) -> None:
         """Adds a step to the windows. Args: its cost, its settings on the three axes, the costs at its context."""
 
-    # What a caller changes between steps
+    # Changes that a caller makes between steps
 
     @abstractmethod
     def set_budget(self, budget: float) -> None:
@@ -179,7 +182,7 @@ class BaseController(ABC):
     def tokens_per_second(self) -> float | None:
         """The rate that the next step holds; None if none is held."""
 
-    # What the steps so far came to
+    # Totals of the steps so far
 
     @property
     def achieved(self) -> float:
@@ -239,7 +242,7 @@ def check_request(
 
 
 def least(excess: np.ndarray) -> np.ndarray:
-    """Where `excess`, float64 [A], is smallest, bool [A]. If it is 0 anywhere, that is where it is 0."""
+    """Marks where `excess`, float64 [A], is smallest: bool [A]. If any is 0, marks the zeros."""
     return np.asarray(excess <= excess.min() + EPSILON * max(1.0, float(excess.min())))
 
 

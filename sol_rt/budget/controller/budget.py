@@ -1,8 +1,8 @@
 """The controller of a budget, a rate or a loss: turns it into limits and targets for single steps, in closed loop.
 
-Whatever a schedule prefers, the controller allows only actions after which the total spend is still close to what was
-asked for, so that |achieved - requested| <= 0.02 holds at every step from the 64th on. docs/decode-loop.md has the
-same arithmetic as pseudo-code.
+|achieved - requested| <= 0.02 holds at every step from the 64th on, whatever a schedule prefers. For that the
+controller allows only actions after which the total spend is still close to the request.
+docs/reference/decode-loop.md has the same arithmetic as pseudo-code.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Controller(BaseController):
         return min(max(wanted, costs.low), costs.high) / costs.dense
 
     def allowed(self, context: int) -> np.ndarray:
-        """Which actions keep the promise, bool [A]. If none does: those that miss it least."""
+        """Marks the actions that keep the promise, bool [A]. If none does: the actions that miss it least."""
         if self.dense_only:
             return np.array([action == self.dense for action in self.actions], bool)
         costs = self._costs.at(context)
@@ -149,7 +149,7 @@ class Controller(BaseController):
         return self._budget
 
     def _allowance(self, costs: StepCosts) -> float:
-        """What a step may cost on average, in the cost model's unit."""
+        """Allowed mean cost of a step, in the cost model's unit."""
         if self._step_limit is not None:
             return min(costs.dense + self._policy_cost, self._step_limit)
         budget = self._budget if self._budget_at is None else self._budget_at(costs.context)
@@ -157,7 +157,7 @@ class Controller(BaseController):
 
 
 def _is_below_floor(allowance: float, costs: StepCosts) -> bool:
-    """Whether even the cheapest action costs more than the allowance."""
+    """True if even the cheapest action costs more than the allowance."""
     return allowance < costs.low * (1 - EPSILON)
 
 

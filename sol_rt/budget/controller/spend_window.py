@@ -1,7 +1,7 @@
 """The window arithmetic of both controllers: what was spent, what was allowed, and how far the two may be apart.
 
-docs/decode-loop.md section 2 proves that a spend inside the window keeps the promise |achieved - requested| <= 0.02 at
-every step from the 64th on.
+docs/reference/decode-loop.md section 2 proves that a spend inside the window keeps the promise |achieved - requested|
+<= 0.02 at every step from the 64th on.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class SpendWindow:
 
     @property
     def deviation(self) -> float:
-        """What was spent over the allowance; negative where less was spent."""
+        """spent - allowed; negative where less was spent than allowed."""
         return self.spent - self.allowed
 
     def half_width(self, full: float) -> float:
-        """How far the deviation may be from zero after one more step, which would spend `full` if it were dense."""
+        """Largest allowed |deviation| after one more step, which would spend `full` if it were dense."""
         count, total = self.steps + 1, self.full + full
         return total / count * (WINDOW_STEPS + WINDOW_GROWTH * max(0, count - WINDOW_FROM))
 

@@ -1,4 +1,4 @@
-"""What a decode step costs: bytes by the bytes model, or milliseconds that were measured on this device.
+"""Cost of a decode step: bytes by the bytes model, or milliseconds that were measured on this device.
 
 May import: sol_rt.engine and the folders below it; calibrate.py also sol_rt.budget.policy.
 """

@@ -1,8 +1,8 @@
-"""What a decode step costs: bytes read from memory, or milliseconds measured on this device.
+"""Cost of a decode step: bytes read from memory, or milliseconds measured on this device.
 
-Both models are lines over what a step reads (docs/bundle.md section 4): fixed + per_token * tokens_read + per_page *
-pages_scored. The bytes model takes the three coefficients from the bundle, the calibrated one from a table that
-`sol-rt calibrate` measured.
+Both models are lines over what a step reads (docs/reference/bundle-details.md section 4): fixed + per_token *
+tokens_read + per_page * pages_scored. The bytes model takes the three coefficients from the bundle, the calibrated one
+from a table that `sol-rt calibrate` measured.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sol_rt.bundle.config import SolConfig
 
 
 class CostModel(Protocol):
-    """What decode steps and policy runs cost. `context` is the number of tokens in the cache before the step.
+    """Cost of decode steps and of policy runs. `context` is the number of tokens in the cache before the step.
 
     Attributes:
         unit: "bytes" or "milliseconds".
@@ -67,12 +67,12 @@ class Line:
     error: float = 0.0
 
     def at(self, tokens_read: float, pages_scored: float) -> float:
-        """The cost of a step that reads so many cached tokens and scores so many pages."""
+        """Cost of a step, from the cached tokens that it reads and the pages that it scores."""
         return self.fixed + self.per_token * tokens_read + self.per_page * pages_scored
 
 
 def reads(action: Action, context: int, config: SolConfig) -> tuple[float, float]:
-    """How many cached tokens a decode step reads, and how many KV pages' key codes it scores.
+    """Counts the cached tokens that a decode step reads, and the KV pages whose key codes it scores.
 
     Both are means over the layers that attend.
     """
@@ -94,7 +94,7 @@ def _reads_by_window(held: Any, old_pages: Any, pages: Any, config: SolConfig) -
 
     Args:
         held: tokens in the cache with the new one, an integer or an array int64, as the others.
-        old_pages, pages: KV pages behind the newest, and those to be read of them where a layer attends to all tokens.
+        old_pages, pages: KV pages before the newest, and those to be read of them where a layer attends to all tokens.
     """
     kv = config.kv
     tokens: Any = 0

@@ -28,7 +28,7 @@ from sol_rt.engine.engine import Engine
 from sol_rt.engine.hardware import tuning
 from sol_rt.engine.hardware.tuning import Tuning
 from sol_rt.errors import UsageError
-from sol_rt.store.progress import Progress, Stages
+from sol_rt.progress import Progress, Stages
 
 _WARM_UP = 2
 _LEAST = 5  # repeats, however long they take
@@ -60,7 +60,7 @@ class Timing:
 
     @property
     def error(self) -> float:
-        """How far the fitted line is from the measurement, relative to the measurement."""
+        """modelled / measured - 1: relative error of the fitted line."""
         return self.modelled / self.milliseconds - 1
 
     def as_json(self) -> dict[str, Any]:
@@ -176,11 +176,11 @@ def measure_quickly(engine: Engine, bundle: Bundle, *, seconds: float = 2.0) -> 
     takes long.
 
     The variants take turns. A variant's time is the dense step's lower quartile times the median of its ratios to the
-    dense steps of the same rounds, which a machine that slows down for a while does not change. The times are steady if
-    the quartiles of these ratios lie within _SCATTER of each other, on average over the variants.
+    dense steps of the same rounds. A machine that slows down for a while does not change that median. The times are
+    steady if the quartiles of these ratios lie within _SCATTER of each other, on average over the variants.
 
-    A line's slopes are those of the bytes model, at the rate at which the dense step reads bytes here. The table tells
-    which variants are fast on this machine; `measure` also tells what long contexts cost. The cache is overwritten.
+    A line's slopes are those of the bytes model, at the rate at which the dense step reads bytes here. The table shows
+    which variants are fast on this machine; `measure` also reports the cost of long contexts. The cache is overwritten.
     """
     config = bundle.config
     actions = [Action(1.0, variant.channel_density, variant.bits) for variant in config.variants.values()]
@@ -245,7 +245,7 @@ def save(bundle: Bundle, engine: Engine, table: CalibrationTable) -> Path:
 
 
 def _timed(engine: Engine, length: int, tokens: Sequence[int], action: Action) -> float:
-    """Milliseconds of one forward call behind `length` tokens in the cache."""
+    """Milliseconds of one forward call after `length` tokens in the cache."""
     engine.truncate(length)
     start = time.perf_counter()
     engine.forward(tokens, action)
@@ -258,10 +258,10 @@ def _typical(times: Sequence[float]) -> float:
 
 
 def _policy(engine: Engine, bundle: Bundle, length: int) -> float:
-    """Milliseconds of one run of the policy behind a step of the cheapest variant; 0 if the bundle has none.
+    """Milliseconds of one run of the policy after a step of the cheapest variant; 0 if the bundle has none.
 
     On a CPU the step has filled the processor's caches with the model's weights. So the run takes several times as long
-    as one behind another run of the policy.
+    as one after another run of the policy.
     """
     spec, config = bundle.config.policy, bundle.config
     if spec is None:

@@ -96,7 +96,7 @@ class CalibrationTable:
 
     @property
     def expired(self) -> bool:
-        """Whether the times scattered, and were taken more than an hour ago, or at no known time."""
+        """True if the times scattered, and were taken more than an hour ago or at no known time."""
         return not self.steady and not is_recent(self.created)
 
     def save(self, path: Path) -> None:
@@ -197,7 +197,7 @@ def tables_of(folder: Path) -> list[Path]:
 
 
 def has_table(bundle: Bundle) -> bool:
-    """Whether there is a table for this very bundle, of any device."""
+    """True if there is a table of any device for this very bundle."""
     for path in calibration_dir().glob("*.json"):
         try:
             if CalibrationTable.from_json(read_bytes(path).decode("utf-8")).bundle == bundle.identity:
@@ -208,7 +208,7 @@ def has_table(bundle: Bundle) -> bool:
 
 
 def quick_path(path: Path) -> Path:
-    """Where a table that was measured quickly lies, beside the one of `calibration_path`."""
+    """Path of the table that was measured quickly, beside the one of `calibration_path`."""
     return path.with_suffix(_QUICK)
 
 

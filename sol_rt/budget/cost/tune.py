@@ -20,7 +20,7 @@ from sol_rt.engine.engine import Engine
 from sol_rt.engine.hardware import tuning
 from sol_rt.engine.hardware.reads import PlainReads
 from sol_rt.engine.hardware.tuning import Tuned, Tuning
-from sol_rt.store.progress import Progress
+from sol_rt.progress import Progress
 
 _CONTEXT = 16  # tokens
 _LEAST_ROUNDS, _MOST_ROUNDS = 4, 200
@@ -98,7 +98,7 @@ def tune(engine: Engine, library: Path, progress: Progress, *, seconds: float, q
 
 
 def tune_copies(engine: Engine, library: Path, *, seconds: float) -> float | None:
-    """How much faster whole 4-bit steps are with copies of the model's matrices; 1 if that is not clear, or too little.
+    """Measures the speedup of whole 4-bit steps by copies of the model's matrices; 1 if it is not clear, or too small.
 
     Applies copies if it is over 1. None if the bundle has no such steps, they are too slow for _LEAST_ROUNDS rounds, or
     memory has no room for copies.
@@ -138,7 +138,7 @@ def tune_copies(engine: Engine, library: Path, *, seconds: float) -> float | Non
 
 
 def _filled(engine: Engine) -> int:
-    """Runs some tokens, behind which steps are timed, and returns their number."""
+    """Runs some tokens, after which steps are timed, and returns their number."""
     config, length = engine.bundle.config, max(1, min(_CONTEXT, engine.max_context - 1))
     engine.forward([token % config.model.vocab_size for token in range(length)], config.dense)
     return length
@@ -162,7 +162,9 @@ def choose(times: np.ndarray, least_gain: float = _LEAST_GAIN) -> tuple[int, flo
 
 
 def is_steady(times: np.ndarray) -> bool:
-    """Whether the gains over the first candidate agree from round to round, on average over the candidates.
+    """True if the gains over the first candidate agree from round to round, on average over the candidates.
+
+    If they do not, other programs ran meanwhile, and the first candidate may have stayed because of that.
 
     Where they do not, other programs ran meanwhile, and the first candidate may have stayed because of that.
 
@@ -174,7 +176,7 @@ def is_steady(times: np.ndarray) -> bool:
 
 
 def _gains(times: np.ndarray) -> np.ndarray:
-    """How much faster than the first candidate each is: logarithms, averaged over actions, [rounds, candidates]."""
+    """log(time of the first candidate / time of each), averaged over actions: float64 [rounds, candidates]."""
     return np.log(times[:, :1] / times).mean(axis=2)
 
 

@@ -1,4 +1,4 @@
-"""Which schedule runs where none is named."""
+"""Default schedule of a run that names none."""
 
 from __future__ import annotations
 

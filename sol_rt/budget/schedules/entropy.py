@@ -42,7 +42,7 @@ class EntropySchedule(UniformSchedule):
 
 
 class RunningZScore:
-    """How unusual each value of a sequence is: its distance from the running mean, in standard deviations."""
+    """Running z-score of a sequence: the distance of a value from the running mean, in standard deviations."""
 
     def __init__(self) -> None:
         self._mean = self._variance = self._weight = 0.0

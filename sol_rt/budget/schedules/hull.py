@@ -10,14 +10,19 @@ from sol_rt.budget.schedules.schedule import PolicyInput
 from sol_rt.bundle.actions import Action
 
 
-class InTurn:
-    """Deals out two actions by error diffusion, so that their mean cost over the steps is the wanted one."""
+class ErrorDiffusion:
+    """Error diffusion between two actions: their mean cost over the steps is the wanted one."""
 
     def __init__(self) -> None:
         self._carry = 0.5  # what is owed to the dearer action, in steps
 
-    def is_dearer(self, wanted: float, low: float, high: float) -> bool:
-        """Whether this step takes the dearer action, by the costs of the two and the wanted mean, in one unit."""
+    def take_dearer(self, wanted: float, low: float, high: float) -> bool:
+        """Decides on the next step, and books it. True if the step takes the dearer action.
+
+        Args:
+            wanted: mean cost of a step, in the unit of `low` and `high`.
+            low, high: costs of the cheaper and of the dearer action at this step.
+        """
         share = (wanted - low) / (high - low) if high > low else 1.0
         self._carry += min(max(share, 0.0), 1.0)
         if self._carry < 1.0 - 1e-9:
@@ -42,7 +47,7 @@ class HullSchedule:
 
     def __init__(self, controller: Controller, hull: Hull) -> None:
         self._controller, self._hull = controller, hull
-        self._turns = InTurn()
+        self._turns = ErrorDiffusion()
 
     def choose(self, step: PolicyInput) -> Action:
         """One of the two actions around the allowance, or if that is not allowed the nearest in cost that is."""
@@ -55,7 +60,7 @@ class HullSchedule:
             return controller.dense
         costs, allowance = controller.relative_costs(context), controller.allowance(context)
         low, high = self._around(allowance, context)
-        dearer = self._turns.is_dearer(allowance, costs.item(low), costs.item(high))
+        dearer = self._turns.take_dearer(allowance, costs.item(low), costs.item(high))
         return controller.actions[controller.nearest_allowed(high if dearer else low, context)]
 
     def _around(self, cost: float, context: int) -> tuple[int, int]:

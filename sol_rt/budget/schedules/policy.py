@@ -17,7 +17,7 @@ from sol_rt.errors import UsageError
 
 
 class Policy(Protocol):
-    """What `sol` needs of a policy. `sol_rt.budget.policy.PolicySession` is the bundle's.
+    """Interface of a policy that `sol` asks. `sol_rt.budget.policy.PolicySession` is the bundle's.
 
     Attributes:
         spec: its actions, scalars and horizon.
@@ -38,7 +38,7 @@ class SolSchedule:
     """Takes the allowed action with the largest value of logits - multiplier * relative cost.
 
     The Lagrange multiplier makes these choices come to the target on average (`sol_rt.budget.multiplier`). Under axis
-    targets it is 0. If the policy does not know the dense action, that action is added behind the policy's own, and
+    targets it is 0. If the policy does not know the dense action, that action is added after the policy's own, and
     taken only where no other one is allowed.
     """
 
@@ -94,7 +94,7 @@ class SolSchedule:
 
 
 def _budget(controller: BaseController) -> float:
-    """The budget that the policy is told: that of this step. Under a rate or a loss: what it came to so far."""
+    """The budget that the policy gets: this step's. Under a rate or a loss: the budget of the steps so far."""
     if controller.budget is not None:
         return controller.budget
     return 1.0 if controller.requested is None else controller.requested

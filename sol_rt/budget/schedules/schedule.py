@@ -1,4 +1,4 @@
-"""What a schedule is: the `Schedule` protocol, what it is told, and the names by which commands know schedules.
+"""The `Schedule` protocol, its inputs, and the names by which commands know schedules.
 
 `sol` asks the bundle's policy. `hull` mixes the two actions that the export's measurements favour. `uniform`, `random`
 and the hand-made rule `entropy` are what the two are compared with.
@@ -21,7 +21,7 @@ NAMES = ("sol", "hull", "uniform", "entropy", "random", "fixed:TAG", "dense")
 
 
 class PolicyInput(NamedTuple):
-    """What a schedule is told before a decode step.
+    """Facts that a schedule gets before a decode step.
 
     Attributes:
         context: tokens in the cache before the step.
@@ -53,7 +53,7 @@ class Schedule(Protocol):
 
 
 def is_constant(name: str) -> bool:
-    """Whether the schedule `name` always takes the same action, whatever the budget."""
+    """True if the schedule `name` always takes the same action, whatever the budget."""
     return name == "dense" or name.startswith("fixed:")
 
 

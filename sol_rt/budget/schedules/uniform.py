@@ -13,10 +13,10 @@ from sol_rt.bundle.actions import Action
 class UniformSchedule:
     """Alternates between the two nearest settings on each axis.
 
-    A single position u in [0, 1] turns the axes down one after the other, each to its lowest setting: bits, then KV
-    density, then channel density, which loses most. u is where the mix's expected cost is the controller's target.
-    Under axis targets each axis is at its own target instead. Error diffusion on each axis decides which of the two
-    settings around its position a step takes.
+    A single position u in [0, 1] turns the axes down one after the other, each to its lowest setting. The order is
+    bits, KV density, and channel density, which loses most. u is where the mix's expected cost is the controller's
+    target. Under axis targets each axis is at its own target instead. Error diffusion on each axis decides which of the
+    two settings around its position a step takes.
     """
 
     name = "uniform"

@@ -219,7 +219,7 @@ def _bundle_of(model: str) -> Path | None:
 
 
 def _web_folder(bundle: Path, output: Path | None) -> Path:
-    """Where the copy of a bundle for browsers goes: to `-o`, or beside the bundle."""
+    """Folder for the copy of a bundle for browsers: `-o`, or beside the bundle."""
     return output or bundle.resolve().with_name(f"{bundle.resolve().name}-web")
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sol_rt.budget.hull import Hull
     from sol_rt.bundle.bundle import Bundle
     from sol_rt.engine.engine import Engine
-    from sol_rt.store.progress import Progress, Stages
+    from sol_rt.progress import Progress, Stages
     from sol_rt.train.config import TrainConfig
     from sol_rt.train.data.windows import Windows
     from sol_rt.train.rollouts.rollout import Rollouts
@@ -90,8 +90,8 @@ def train(
     from sol_rt.bundle.bundle import Bundle
     from sol_rt.cli.loading import usable_threads
     from sol_rt.engine.engine import Engine
+    from sol_rt.progress import Stages
     from sol_rt.store.home import file_name, home
-    from sol_rt.store.progress import Stages
     from sol_rt.store.verified import check_weights
     from sol_rt.train.run.distributed import joined
     from sol_rt.train.run.setup import TrainSetup
@@ -207,7 +207,7 @@ def _windows(data: list[Path], bundle: Bundle, settings: TrainConfig, report: Pr
 
 
 def _rollouts(engine: Engine, settings: TrainConfig, *, in_torch: bool, say: Callable[[str], None]) -> Rollouts:
-    """What runs the steps, with actions and costs of the bundle."""
+    """Makes the rollouts that run the steps, with actions and costs of the bundle."""
     import torch
 
     from sol_rt.budget.cost.calibration_table import load_cost_model

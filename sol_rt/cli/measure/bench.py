@@ -93,7 +93,7 @@ def bench(
 
     from sol_rt.cli.loading import load
     from sol_rt.evaluation.speed.bench import Bench, plan
-    from sol_rt.store.progress import Stages
+    from sol_rt.progress import Stages
 
     loaded = load(
         model,

@@ -116,7 +116,10 @@ class Conversation:
         return ContextError(f"the conversation is full: {got}; /save FILE keeps it, /reset begins a new one{more}")
 
     def _governed(self) -> tuple[Governor | None, dict[str, Any]]:
-        """What moves the budget of the next answer, and its settings. Nothing moves where they hold something else."""
+        """Returns the governor of the next answer's budget, and the answer's settings.
+
+        No governor where the settings hold something other than a budget.
+        """
         if self.governor is None or not is_governable(self.settings):
             return None, self.settings
         self.governor.limit(self.settings.get("budget"))
@@ -197,7 +200,7 @@ class Conversation:
         note(f"schedule {argument}")
 
     def _held(self) -> str:
-        """What holds the cost of the next answer, in words: the governor, or the dial."""
+        """Names in words what holds the cost of the next answer: the governor, or the dial."""
         governor, settings = self._governed()
         if governor is None:
             return self._dial()

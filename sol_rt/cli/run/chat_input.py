@@ -18,7 +18,7 @@ QUOTES = '"""'
 
 
 class Entry(NamedTuple):
-    """What was typed: a message, or a command if it begins with a slash and was not in quotation marks."""
+    """Input of a user: a message, or a command if it begins with a slash and was not in quotation marks."""
 
     text: str
     command: bool

@@ -285,7 +285,7 @@ def bought(result: Generation, how: Mapping[str, Any]) -> str:
 
 
 def _asked(result: Generation, how: Mapping[str, Any]) -> str:
-    """What the user asked of the dial, and what was served in its place if it could not be reached."""
+    """Describes the user's request to the dial, and the substitute if the request could not be reached."""
     from sol_rt.budget.dial import DEFAULT_MAX_LOSS
 
     if how.get("replay") is not None:

@@ -34,15 +34,15 @@ class Governor:
         sensors: battery and temperatures.
         highest: the highest budget, 1 by default.
         wanted_rate: tokens per second to keep, or None.
-        max_loss: share by which perplexity may rise at the lowest budget, behind 512 tokens; None for the least
+        max_loss: share by which perplexity may rise at the lowest budget, after 512 tokens; None for the least
             sensible budget, or for `GovernorSettings.lowest` if the export measured no losses.
 
     Attributes:
         max_loss: as given.
 
-    Warns with QualityWarning of a loss whose budget is under the least sensible one.
-    Raises UsageError if the machine tells nothing to govern by, for a budget or a rate out of range, for a loss where
-    the export measured none, and for one that `highest` does not keep.
+    Warns with QualityWarning of a loss whose budget is under the least sensible one. Raises UsageError if the machine
+    reports nothing to govern by, or a budget or a rate is out of range. Also for a loss that the export did not measure
+    or that `highest` does not keep.
     """
 
     def __init__(
@@ -164,8 +164,8 @@ def _least_budget(model: SolModel, max_loss: float | None) -> float:
 
 
 def check_governable(settings: Mapping[str, Any], wanted_rate: float | None, max_loss: float | None) -> None:
-    """Raises UsageError for settings of `SolModel.stream` that hold something else than a budget, for a rate that no
-    machine can keep, and for a loss that is out of range or that the schedule does not keep.
+    """Raises UsageError for settings of `SolModel.stream` that hold something else than a budget, and for a rate that
+    no machine can keep. Also for a loss that is out of range or that the schedule does not keep.
     """
     from sol_rt.budget.controller.base import check_request
     from sol_rt.cli.loading import check_rate
@@ -189,7 +189,7 @@ def check_keeps_loss(schedule: str | None, max_loss: float | None) -> None:
 
 
 def is_governable(settings: Mapping[str, Any]) -> bool:
-    """Whether a run with these settings of `SolModel.stream` holds a budget."""
+    """True if a run with these settings of `SolModel.stream` holds a budget."""
     return not _ungovernable(settings)
 
 

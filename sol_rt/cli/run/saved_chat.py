@@ -94,7 +94,7 @@ def read(file: str) -> SavedChat:
 
 
 def _problem(messages: Any) -> str:
-    """What is wrong with the messages; empty if they are questions and answers in turn."""
+    """Describes a fault of the messages; empty if they are questions and answers in turn."""
     if not isinstance(messages, list) or len(messages) % 2:
         return "messages has to be a list of questions and answers in turn"
     for number, message in enumerate(messages):
@@ -107,7 +107,7 @@ def _problem(messages: Any) -> str:
 
 
 def is_text(value: Any) -> bool:
-    """Whether it is a string without lone surrogates, which JSON can write but no tokenizer reads."""
+    """True for a string without lone surrogates, which JSON can write but no tokenizer reads."""
     return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
 
 

@@ -1,4 +1,4 @@
-"""What this machine says of its battery and its heat, by the package psutil."""
+"""Readings of this machine's battery and heat, by the package psutil."""
 
 from __future__ import annotations
 

@@ -12,9 +12,9 @@ from sol_rt.errors import cut, plain
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from sol_rt.budget.frontier import RelativeCost
     from sol_rt.bundle.bundle import Bundle
     from sol_rt.bundle.selection import Selection
+    from sol_rt.evaluation.frontier import RelativeCost
 
 _LOSS_COLUMNS = 15
 _REASON_COLUMNS = 24
@@ -66,7 +66,7 @@ def inspect(
 
 
 def _lacking(bundle: Bundle) -> str:
-    """Why there is no selection to show, and the next step."""
+    """Explains why there is no selection to show, with the next step."""
     from sol_rt.bundle.selection import SELECTION
 
     if SELECTION in bundle.config.files:
@@ -185,7 +185,7 @@ def _candidates(selection: dict[str, Any]) -> Table:
 
 
 def _cache(description: dict[str, Any]) -> str:
-    """What layers hold of earlier tokens."""
+    """Describes the cache of the layers: KV cache, states, or both."""
     kinds, dtype = description["kv"]["layers"], description["kv"]["dtype"]
     if not kinds:
         return f"{dtype} KV cache"
@@ -233,7 +233,7 @@ def _only_loss(loss: float | None) -> str:
 
 def _print_frontier(selection: Selection, cost_model: str, relative_cost: RelativeCost | None) -> None:
     from sol_rt.budget.cost.bytes_model import in_unit
-    from sol_rt.budget.frontier import frontier, text_plot
+    from sol_rt.evaluation.frontier import frontier, text_plot
 
     unit = in_unit(cost_model)
     for context in selection.contexts:

@@ -34,7 +34,7 @@ def installed() -> bool:
 
 
 def present() -> bool:
-    """Whether an NVIDIA driver is here with a GPU."""
+    """True if an NVIDIA driver is installed and finds a GPU."""
     return bool(hardware.cuda_gpus())
 
 
@@ -57,8 +57,8 @@ def options(device: int, *, capture: bool) -> dict[str, str]:
 def gpu(number: int) -> hardware.Gpu:
     """GPU `number` in CUDA's order.
 
-    Raises ProviderError where the wheel is mixed with another or too old, or there is no driver, one that is too old or
-    no such GPU: everything for which ONNX Runtime would crash or go on on the CPU.
+    Raises ProviderError for a wheel that is mixed with another or too old, for a missing or old driver, and for a
+    missing GPU. In these cases ONNX Runtime would crash, or go on on the CPU.
     """
     check_wheels(wheel_versions(), ort.__version__)
     if hardware.is_older(ort.__version__, _OLDEST_RUNTIME):
@@ -82,7 +82,7 @@ def gpu(number: int) -> hardware.Gpu:
 
 
 def driver(number: int) -> CudaDriver:
-    """What allocates on GPU `number`. Raises ProviderError where there is no memory for it, DeviceError."""
+    """Returns the allocator of GPU `number`. Raises ProviderError if memory is short, and DeviceError."""
     try:
         return CudaDriver(hardware.cuda_library(), number)
     except MemoryError as error:
@@ -90,7 +90,7 @@ def driver(number: int) -> CudaDriver:
 
 
 def short_memory(error: Exception, gpu: hardware.Gpu | None) -> str | None:
-    """What to say of a probe that found no memory, and the next step; None where it failed for another reason."""
+    """Explains a probe that found too little memory, with the next step; None for another failure."""
     if not any(marker in str(error) for marker in _MEMORY_IS_SHORT):
         return None
     free = "an unknown amount" if gpu is None or gpu.free_bytes is None else f"{gpu.free_bytes / 1e6:.0f} MB"
@@ -99,7 +99,7 @@ def short_memory(error: Exception, gpu: hardware.Gpu | None) -> str | None:
 
 
 def reason(error: Exception, gpu: hardware.Gpu | None) -> str:
-    """Why the probe failed, and the next step: memory, a library that is missing, or a GPU that fails."""
+    """Explains the failure of a probe, with the next step: memory, a missing library, or a GPU that fails."""
     if short := short_memory(error, gpu):
         return short
     if any(marker in str(error) for marker in _FAILED):
@@ -108,8 +108,9 @@ def reason(error: Exception, gpu: hardware.Gpu | None) -> str:
 
 
 def missing_library(folder: Path) -> str | None:
-    """What the system's loader says of the provider's library in a folder, None where it loads: ONNX Runtime only says
-    that the provider is not there.
+    """Returns the system loader's error for the provider's library in `folder`; None if the library loads.
+
+    ONNX Runtime only says that the provider is not there.
     """
     names = ("onnxruntime_providers_shared", "onnxruntime_providers_cuda")
     for name in names:

@@ -62,7 +62,7 @@ ctypes.pythonapi.Py_IncRef(ctypes.py_object(_release))
 
 
 class _View:
-    """What DLPack needs to live as long as a tensor, and the memory that the tensor shows."""
+    """DLPack's record of a tensor, with the memory that the tensor shows. Lives as long as the tensor."""
 
     def __init__(self, block: Block, shape: Sequence[int], dtype: np.dtype[Any], offset: int) -> None:
         self._block = block
@@ -143,8 +143,9 @@ class CudaDriver:
             return
 
     def free_bytes(self) -> int | None:
-        """Memory that programs can still get, None where the driver does not tell. A GPU that shares the processor's
-        gets what files fill there as well, which CUDA does not count.
+        """Memory that programs can still get, bytes; None where the driver does not report it.
+
+        A GPU that shares the processor's memory also gets what files fill there, which CUDA does not count.
         """
         if self._integrated and (free := free_memory_bytes()) is not None:
             return free
@@ -154,7 +155,7 @@ class CudaDriver:
             return None
 
     def answers(self) -> bool:
-        """Whether the GPU is still there: one that is lost gives its error to every call."""
+        """True if the GPU still answers. A lost GPU gives its error to every call."""
         try:
             self._told_free_bytes()
         except MemoryError:

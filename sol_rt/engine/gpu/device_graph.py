@@ -32,7 +32,7 @@ _CHANNEL_MAJOR = "channel_major_base"
 
 @dataclass(frozen=True)
 class Value:
-    """A graph input that holds weights, or what is made of them.
+    """A graph input that holds weights, or values computed from weights.
 
     Attributes:
         name: of the graph input; equal names are equal values.
@@ -109,10 +109,11 @@ def device_graph(
 
 
 def gather_capacity(row_pairs: int, kv_heads: int, kv_density: float, kv: KvLayout) -> int:
-    """How many pairs of a row of so many bodies gather at most, where a step reads a share of the old tokens.
+    """Upper bound on the (KV head, token) pairs that a function body gathers at this KV density.
 
-    That share of a row's tokens, with its part of what rounding up to a page adds in a cache of the least capacity, of
-    each KV head: where a few tokens are all kept, a row may hold them for every head.
+    kv_heads * min(T, ceil(T * (kv_density + page_size / capacity_step))), with T = row_pairs / kv_heads tokens in a
+    row. The second summand is the rounding up to a page in a cache of the least capacity. Where T is the smaller
+    number, a row holds all its tokens for every head.
     """
     row_tokens = row_pairs // kv_heads
     return kv_heads * min(row_tokens, math.ceil(row_tokens * (kv_density + kv.page_size / kv.capacity_step)))
@@ -206,8 +207,8 @@ class _Rewriter:
                     node.CopyFrom(helper.make_node("Cast", node.input[:1], node.output, to=to))
 
     def _share_constants(self) -> None:
-        """Makes initializers of the branches' constants, one for equal ones: what layers compute of them alike is then
-        computed once.
+        """Makes initializers of the branches' constants, one for equal constants. Equal computations of layers then run
+        once.
         """
         names: dict[str, str] = {}
         shared: dict[bytes, str] = {}
@@ -229,8 +230,8 @@ class _Rewriter:
             _rename(node, names)
 
     def _fold_shapes(self) -> None:
-        """Shapes of weights are numbers, not something made of weights; so are those of inputs where they are fixed.
-        Inputs with a dim of one name have it in common: it is asked of one of them.
+        """Replaces the shapes of weights, and fixed shapes of inputs, by numbers. A dim of one name is read from one
+        input that has it.
         """
         shapes: dict[str, list[int | str]] = {
             key: list(tensor.dims) for name, tensor in self.weights.items() for key in (name, _wide(name))
@@ -256,7 +257,7 @@ class _Rewriter:
 
     def _multiply_by_nibbles(self) -> None:
         """MatMul by a dequantized channel-major base becomes MatMulNBits, as ONNX Runtime fuses it where the base is an
-        initializer: WebGPU has no kernel that dequantizes 4 bits along an axis.
+        initializer. WebGPU has no kernel that dequantizes 4 bits along an axis.
         """
         made = {node.output[0]: node for node in self.graph.node if node.op_type == "DequantizeLinear"}
         nodes = []
@@ -413,8 +414,8 @@ class _Rewriter:
         return name
 
     def _drop_last_view(self) -> None:
-        """Lets Gemm write a graph output that is its result in another shape, [rows, outputs] too: into a buffer of its
-        own a Reshape copies, and WebGPU leaves copies out of what it captures.
+        """Lets Gemm write a graph output that is its result in another shape, also as [rows, outputs]. A Reshape would
+        copy it into a buffer of its own, and WebGPU leaves copies out of its captures.
         """
         ranks = {item.name: len(item.type.tensor_type.shape.dim) for item in self.graph.output}
         made = {node.output[0] for node in self.graph.node if node.op_type == "Gemm"}
@@ -462,7 +463,7 @@ class _Recipe:
 
 
 class _Recipes:
-    """How values that depend on weights alone are made, each as a model of its own.
+    """Models that compute values which depend on weights alone, one model for each value.
 
     Args:
         to_model: serializes a graph.
@@ -543,7 +544,7 @@ def repacked(base: np.ndarray, rows: int, columns: int) -> np.ndarray:
 
 
 def _wide(name: str) -> str:
-    """What a weight of float16 is called as float32."""
+    """Name of the float32 copy of a float16 weight."""
     return f"{name}.float32"
 
 

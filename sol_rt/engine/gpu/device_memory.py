@@ -61,7 +61,7 @@ class DeviceMemory(ABC):
         return Mirror(self, arrays)
 
     def lost(self) -> bool:
-        """Whether the GPU is known to have stopped answering."""
+        """True if the GPU is known to have stopped answering."""
         return False
 
     def fetch(self, mirror: Mirror, names: Collection[str]) -> None:

@@ -31,8 +31,9 @@ if TYPE_CHECKING:
 class DeviceRunners:
     """The runners of a bundle on one GPU, with the weights, the KV cache and the step buffers there.
 
-    Function bodies need a runner for each combination of active channels and KV density: their graphs get the counts as
-    constants, as reading counts from the GPU would make the host wait. Native operators read the counts themselves.
+    Function bodies need a runner for each combination of active channels and KV density. Their graphs get the counts as
+    constants, because reading counts from the GPU would make the host wait. Native operators read the counts
+    themselves.
 
     Args:
         bundle: the bundle.
@@ -60,7 +61,7 @@ class DeviceRunners:
         config, memory = bundle.config, provider.memory()
         self.cache = KvCache(config.model, config.kv, memory, codes=provider.native)
         self.states: States | None = None  # the engine chooses no GPU for a bundle with states
-        shape = logit_summary.cut(config.model.vocab_size)
+        shape = logit_summary.summary_shape(config.model.vocab_size)
         summary = None if shape is None else LogitSummary(*shape)
         self.inputs = DeviceInputs(memory, buffers, summary, sums)
         self.graphs = DeviceGraphs(bundle, provider, memory, weights, step_signature(config, self.cache), shape)
@@ -97,7 +98,7 @@ class DeviceRunners:
             runner.release()
 
     def is_loaded(self, variant: Variant) -> bool:
-        """Whether the variant has a runner, and so a session from its first run on."""
+        """True if the variant has a runner, and so a session from its first run on."""
         return variant.key in self._loaded
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from sol_rt.engine.providers import Provider
 
 _CAPTURE_ERROR = 1e-5
-"""How much a captured run may differ from a plain one, relative to the largest number."""
+"""Largest difference of a captured run from a plain one, relative to the largest number."""
 
 
 def _graph_options(number: int) -> ort.RunOptions:
@@ -40,7 +40,7 @@ def _graph_options(number: int) -> ort.RunOptions:
 
 
 class Kind(NamedTuple):
-    """Which runs a session is for.
+    """Properties of the runs that a session serves.
 
     Attributes:
         file: the graph file.
@@ -214,7 +214,7 @@ class OpenGraph:
 
     @property
     def may_capture(self) -> bool:
-        """Whether the session was made so that its runs can be captured."""
+        """True if the session was made so that its runs can be captured."""
         return self._uncaptured is not None
 
     def run(self, binding: ort.IOBinding) -> None:

@@ -23,8 +23,8 @@ _NARROWEST, _WIDTH, _WIDEST = 64, 512, 2048
 _COLUMNS = 5
 
 
-def cut(vocab_size: int) -> tuple[int, int] | None:
-    """Number and width of the rows for a vocabulary of so many tokens; None if it cannot be cut into such rows."""
+def summary_shape(vocab_size: int) -> tuple[int, int] | None:
+    """(rows, width) into which the vocabulary is reshaped; None if no width from 64 to 2048 divides it."""
     widths = [width for width in range(_NARROWEST, _WIDEST + 1) if vocab_size % width == 0]
     if not widths:
         return None
@@ -58,7 +58,7 @@ def append(graph: onnx.GraphProto, rows: int, width: int) -> None:
 
 
 class LogitSummary:
-    """Both outputs in main memory.
+    """Both outputs of a graph's summary in main memory.
 
     Args:
         rows, width: as of `append`.

@@ -40,7 +40,7 @@ def devices() -> list[Any]:
     return found
 
 
-@functools.cache  # apart from what may fail behind it: a library can be registered once only
+@functools.cache  # apart from what may fail after it: a library can be registered once only
 def _registered_library() -> Path:
     """The plug-in's library, which is now registered. Raises ProviderError where it cannot be loaded."""
     check_runtime(ort.__version__)
@@ -64,12 +64,12 @@ def device(number: int) -> Any:
 
 
 def is_software(entry: Any) -> bool:
-    """Whether a processor plays the GPU."""
+    """True if the adapter is emulated on the CPU (llvmpipe)."""
     return bool(entry.device.type == ort.OrtHardwareDeviceType.CPU)
 
 
 def gpu(entry: Any) -> hardware.Gpu:
-    """The adapter behind a device, as the driver names it; where no driver tells, as the system does."""
+    """The adapter behind a device, as the driver names it; where no driver does, as the system does."""
     wanted = (entry.device.vendor_id, entry.device.device_id)
     found = hardware.vulkan_gpus()
     for candidate in found:
@@ -82,7 +82,7 @@ def gpu(entry: Any) -> hardware.Gpu:
 
 
 def reason(error: Exception, _: hardware.Gpu | None) -> str:
-    """Why the probe failed, and the next step."""
+    """Explains the failure of a probe, with the next step."""
     return f"{one_line(error)}; {INSTALL}"
 
 

@@ -1,4 +1,4 @@
-"""What this machine is made of: processor and cores, memory, GPUs; and how operators run best on it.
+"""Hardware of this machine: processor and cores, memory, GPUs; and the best settings of operators on it.
 
 May import: sol_rt.store, sol_rt.ops, sol_rt.atomic_write.
 """

@@ -1,4 +1,4 @@
-"""How many threads a decode step should have: the processors that this process may use, as far as they help.
+"""Number of threads for a decode step: the processors that this process may use and that speed up the step.
 
 A step waits for its slowest thread. So processors that are much slower than the others are left out, and so is what a
 container's quota would take away again.

@@ -1,6 +1,6 @@
 """The GPUs of this machine, by name and memory.
 
-ONNX Runtime does not tell them on every system. The drivers' own libraries do: Vulkan for any GPU, CUDA and NVML for
+ONNX Runtime does not report them on every system. The drivers' own libraries do: Vulkan for any GPU, CUDA and NVML for
 NVIDIA's.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 _VK_SOFTWARE = 4  # VK_PHYSICAL_DEVICE_TYPE_CPU
 _VK_API_1_1 = (1 << 22) | (1 << 12)
 _VK_MEMORY_PROPERTIES_2, _VK_MEMORY_BUDGET = 1000059006, 1000237000
-_VK_HEAPS_AT = 264  # of VkPhysicalDeviceMemoryProperties, behind 32 memory types
+_VK_HEAPS_AT = 264  # of VkPhysicalDeviceMemoryProperties, after 32 memory types
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,10 @@ class Gpu:
 
     Attributes:
         name: the driver's name of the GPU.
-        vendor_id, device_id: PCI numbers; 0 if the driver does not tell.
+        vendor_id, device_id: PCI numbers; 0 if the driver does not report it.
         software: whether it is an emulation that runs on the processor.
-        total_bytes: size of its memory, its own or shared with the processor; 0 if the driver does not tell.
-        free_bytes: how much of that is free now; None if the driver does not tell.
+        total_bytes: size of its memory, its own or shared with the processor; 0 if the driver does not report it.
+        free_bytes: how much of that is free now; None if the driver does not report it.
     """
 
     name: str

@@ -15,7 +15,7 @@ _FILES = (
 
 
 def peak_rss_mb() -> float:
-    """Largest resident size of this process so far, in 10^6 bytes; 0 where the system does not tell."""
+    """Largest resident size of this process so far, in 10^6 bytes; 0 where the system does not report it."""
     try:
         # of this program alone: getrusage also counts the program that started it
         for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
@@ -31,7 +31,7 @@ def peak_rss_mb() -> float:
 
 
 def free_memory_bytes() -> int | None:
-    """Main memory that programs can still get; None where the system does not tell."""
+    """Main memory that programs can still get; None where the system does not report it."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii", errors="replace").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
@@ -42,7 +42,7 @@ def free_memory_bytes() -> int | None:
 def available_memory() -> int | None:
     """Main memory that programs can still get, of the machine or the container, whichever is less.
 
-    None where the system tells neither.
+    None where the system reports neither.
     """
     known = [value for value in (_of_machine(), below_limits()) if value is not None]
     return min(known, default=None)

@@ -19,7 +19,7 @@ def release(version: str) -> tuple[int, ...]:
 
 
 def is_older(version: str, other: str) -> bool:
-    """Whether a version comes before another."""
+    """True if `version` comes before `other`."""
     return release(version) < release(other)
 
 
@@ -42,5 +42,5 @@ def check_simd_targets() -> None:
     if not _MASK.fullmatch(mask) or len(mask) > 30 or int(re.sub("^0(?=[0-7])", "0o", mask), 0) >= 1 << 63:
         raise UsageError(
             f"SOL_RT_SIMD_TARGETS: got {brief(mask)}, expected a number from 0 to 2^63 - 1, such as 2560 or 0xA00; "
-            "unset it, or see docs/cli.md"
+            "unset it, or see docs/reference/cli.md"
         )

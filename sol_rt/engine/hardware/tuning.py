@@ -35,7 +35,7 @@ _MOST_MEMBERS = 1024
 
 @dataclass(frozen=True)
 class Tuning:
-    """How the operators run on a processor.
+    """Settings of the operators on a processor.
 
     Attributes:
         cache_level: the cache that memory is asked for into before it is read, 1 or 2.
@@ -76,7 +76,7 @@ class Tuning:
 
 @dataclass(frozen=True)
 class Tuned:
-    """What was measured on a machine.
+    """Settings and rates that were measured on a machine.
 
     Attributes:
         tuning: the settings that were best.
@@ -109,7 +109,7 @@ class Tuned:
 
     @property
     def expired(self) -> bool:
-        """Whether settings should be tried again: other programs ran when they were, and that was over an hour ago."""
+        """True for settings measured over an hour ago while other programs ran. Such settings are to be tried again."""
         return self.quick and not self.steady and not is_recent(self.created)
 
 
@@ -119,7 +119,7 @@ def machine_key(threads: int, library: Path) -> str:
 
 
 def stored(key: str) -> Tuned | None:
-    """What was measured on this machine; None if nothing was, it serves no longer, or the file is damaged."""
+    """Returns the measurement stored for a machine; None if there is none, or it is expired or damaged."""
     try:
         found = _read(_entries("machines")[key])
         return None if found.expired else found
@@ -134,7 +134,7 @@ def save(key: str, tuned: Tuned) -> Path:
 
 
 def gains_of_copies(key: str) -> dict[str, float]:
-    """How much faster 4-bit steps are with copies of a model's matrices, by the model's name; 1 where none are used."""
+    """Speedup of 4-bit steps by copies of a model's matrices, by the model's name; 1 where copies are not used."""
     found = _entries("copies").get(key)
     if not isinstance(found, dict):
         return {}
@@ -171,7 +171,7 @@ def apply(library: Path, tuning: Tuning, *, keep_copies: bool = False) -> None:
 
 
 def current(library: Path) -> Tuning:
-    """How the operators of this process run."""
+    """Reads the settings of the operators of this process from `library`."""
     values = (ctypes.c_uint32 * 4)()
     ctypes.CDLL(str(library)).SolOpsTuning(values)
     level, ahead, members, copies = values
@@ -186,7 +186,7 @@ def copied_bytes(tensors: Mapping[str, TensorEntry]) -> int:
 
 
 def room_for_copies(tensors: Mapping[str, TensorEntry]) -> bool:
-    """Whether the copies would take a quarter of the free memory at most."""
+    """True if the copies would take a quarter of the free memory at most."""
     free = available_memory()
     return free is not None and 4 * copied_bytes(tensors) <= free
 
@@ -197,7 +197,7 @@ def now() -> str:
 
 
 def is_recent(created: str) -> bool:
-    """Whether less than an hour has passed since `created`, ISO 8601. What scattered serves for so long."""
+    """True if `created`, ISO 8601, is less than an hour ago. Noisy timings are kept that long, then measured again."""
     try:
         age = datetime.now(timezone.utc) - datetime.fromisoformat(created)
     except (ValueError, TypeError):

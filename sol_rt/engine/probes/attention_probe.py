@@ -1,4 +1,4 @@
-"""Whether ONNX Runtime's attention is right on a WebGPU adapter: in which type, and for how many new tokens at once.
+"""Probe of ONNX Runtime's attention on a WebGPU adapter: the types and numbers of new tokens that give right results.
 
 Adapters without float16 exist, and nothing lists which have it: a shader that needs it fails. And attention of 32 and
 more new tokens runs by shaders of its own, which were found wrong on adapters with subgroups of 8.
@@ -34,7 +34,7 @@ def examine(
     memory: ort.OrtMemoryInfo | None = None,
     dtypes: Sequence[str] = FLOATS,
 ) -> tuple[str, int | None]:
-    """In which type attention is right on an adapter, and how many new tokens it may be given at once.
+    """Finds the type in which attention is right on an adapter, and the number of new tokens it may get at once.
 
     Args:
         name: of the provider, for the message.
@@ -65,7 +65,7 @@ def examine(
 
 
 def attend(make: MakeSession, dtype: str, tokens: int, memory: ort.OrtMemoryInfo | None = None) -> np.ndarray:
-    """What the probe's attention gives for some new tokens, float32 [1, tokens, heads * size]."""
+    """Runs the probe's attention on some new tokens: float32 [1, tokens, heads * size]."""
     session = make(MODELS[dtype].read_bytes())
     random = np.random.default_rng(0)
     binding = session.io_binding()

@@ -105,7 +105,7 @@ def grid(x: Axis, y: Axis, *, perplexity: bool = False) -> Iterator[str]:
 
 
 def _percent(nats: float) -> str:
-    """What a loss in nats adds to perplexity, in percent."""
+    """100 * (exp(nats) - 1): the rise of perplexity by a loss in nats, as text in percent."""
     share = 100 * math.expm1(nats)
     return f"{share:.2g}%" if share < 100 else f"{share:.0f}%"
 
@@ -206,7 +206,7 @@ def figure(title: str, key: str, drawing: Iterable[str], height: float, summary:
 
 
 def in_words(tag: str) -> str:
-    """What an action reads, in words: `4 bits, channel density 0.5`. Empty for a name that is no action's tag."""
+    """Describes an action in words: `4 bits, channel density 0.5`. Empty for a name that is no action's tag."""
     try:
         action = Action.parse(tag)
     except UsageError:

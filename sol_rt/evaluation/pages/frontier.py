@@ -8,8 +8,9 @@ import math
 from collections.abc import Iterator, Sequence
 
 from sol_rt.budget.cost.bytes_model import in_unit
-from sol_rt.budget.frontier import FrontierPoint, RelativeCost, falling_hull, frontier
+from sol_rt.budget.hull import falling_hull
 from sol_rt.bundle.selection import Candidate, Selection
+from sol_rt.evaluation.frontier import FrontierPoint, RelativeCost, frontier
 from sol_rt.evaluation.pages.chart import (
     ADDED_LOSS,
     WIDTH,

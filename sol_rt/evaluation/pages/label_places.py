@@ -56,7 +56,7 @@ class Box:
         )
 
     def is_crossed_by(self, segment: Segment) -> bool:
-        """Whether a part of the segment lies inside (Liang and Barsky's clipping)."""
+        """True if a part of the segment lies inside the box (Liang and Barsky's clipping)."""
         (x0, y0), (x1, y1) = segment
         start, end = 0.0, 1.0
         for delta, low, high in (
@@ -98,7 +98,7 @@ def place(
 def place_crowded(
     points: Sequence[Point], sizes: Sequence[Point], lines: Sequence[Segment], taken: Sequence[Box], bounds: Box
 ) -> list[tuple[Box, Segment | None]]:
-    """As `place`, for charts with many points: a label may lie far from its point, with a line that joins the two.
+    """Places labels as `place` does, for charts with many points: a line joins a label to its point if it is far.
 
     Returns (box, joining line or None) in the order of the points. A joining line crosses no label where that is
     possible.

@@ -1,4 +1,4 @@
-"""What all HTML pages share: their frame, colours, text, headings, tiles, charts and tables."""
+"""Parts that all HTML pages share: frame, colours, text, headings, tiles, charts and tables."""
 
 from __future__ import annotations
 

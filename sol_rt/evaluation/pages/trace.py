@@ -124,7 +124,7 @@ def _count(number: int, what: str) -> str:
 
 
 def _settings(generation: Mapping[str, object]) -> str:
-    """How tokens were picked, in one line; nothing for a trace that does not say."""
+    """Shows the settings of sampling in one line; empty for a trace without settings."""
     if not generation:
         return ""
     sampled = bool(generation.get("do_sample")) and generation.get("temperature") != 0

@@ -21,7 +21,7 @@ _APART = 0.01  # two points of a curve give a slope only if their relative costs
 
 @dataclass(frozen=True)
 class Resampling:
-    """How the bootstrap draws: its unit (`windows` or `blocks`), its number of draws, and its seed."""
+    """Settings of the bootstrap: its unit (`windows` or `blocks`), its number of draws, and its seed."""
 
     unit: str = "windows"
     draws: int = 2000
@@ -90,8 +90,9 @@ class CurvePoint:
 def at_cost(curve: Sequence[CurvePoint], index: int, cost: Floats) -> Floats:
     """Estimates a schedule's loss at another cost than it had, [1 + draws].
 
-    The estimate follows the line from point `index` of the curve to the nearest other point on the side of `cost`, or
-    on the other side if there is none. If no other point is far enough away, the result is the loss of point `index`.
+    The estimate follows the line from point `index` of the curve to the nearest other point on the side of `cost`. If
+    that side has none, it takes the other side. If no other point is far enough away, the result is the loss of point
+    `index`.
 
     Args:
         curve: the schedule's points, one per budget.

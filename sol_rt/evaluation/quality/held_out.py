@@ -23,12 +23,12 @@ from sol_rt.evaluation.quality.runs import DENSE, Setting, WindowRun, WindowScor
 from sol_rt.evaluation.quality.state import State
 from sol_rt.evaluation.quality.windows import Window, spread_windows
 from sol_rt.generate.model import SolModel
-from sol_rt.store.progress import Progress, Stages
+from sol_rt.progress import Progress, Stages
 
 BUDGETED = ("hull", "uniform", "random", "entropy", "sol")
 """Schedules that take a budget."""
 SCHEDULES = ("dense", "static", *BUDGETED)
-"""Those that run by default."""
+"""Schedules that run by default."""
 ORACLE = "oracle"
 BUDGETS = (0.4, 0.5, 0.6, 0.7)
 SIZES = (512, 2048, 4096, 8000)
@@ -37,7 +37,7 @@ _PROMPT_TOKEN = 0.1  # decode steps that a token of a prompt takes, for the prog
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure.
+    """Plan of a measurement on held-out text.
 
     Attributes:
         sizes: window sizes in tokens.
@@ -236,7 +236,7 @@ class _Measuring:
                 progress("", done, total)
 
     def _passes(self, settings: Sequence[Setting]) -> int:
-        """How often the settings run a window's steps. The oracle runs every action and dense once for all budgets."""
+        """Counts the passes over a window's steps. The oracle runs every action and dense once for all budgets."""
         others = sum(setting.schedule != ORACLE for setting in settings)
         return others + (len(self._actions) + 1) * (others < len(settings))
 

@@ -9,9 +9,9 @@ import itertools
 from collections.abc import Mapping
 
 from sol_rt.budget.controller.budget import Controller
-from sol_rt.budget.frontier import falling_hull
+from sol_rt.budget.hull import falling_hull
 from sol_rt.budget.schedules import PolicyInput
-from sol_rt.budget.schedules.hull import InTurn
+from sol_rt.budget.schedules.hull import ErrorDiffusion
 from sol_rt.bundle.actions import Action
 
 
@@ -22,13 +22,13 @@ class MixSchedule:
 
     def __init__(self, controller: Controller) -> None:
         self._controller = controller
-        self._turns = InTurn()
+        self._turns = ErrorDiffusion()
 
     def choose(self, step: PolicyInput) -> Action:
         controller = self._controller
         costs = controller.relative_costs(step.context)[:2].tolist()
         low, high = sorted(range(2), key=costs.__getitem__)
-        dearer = self._turns.is_dearer(controller.target(step.context), costs[low], costs[high])
+        dearer = self._turns.take_dearer(controller.target(step.context), costs[low], costs[high])
         return controller.actions[high if dearer else low]
 
 

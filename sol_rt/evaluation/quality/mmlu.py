@@ -20,14 +20,14 @@ from sol_rt.evaluation.quality.runs import DENSE, Setting
 from sol_rt.evaluation.quality.state import State
 from sol_rt.generate.loop import Decoder
 from sol_rt.generate.model import SolModel
-from sol_rt.store.progress import Progress
+from sol_rt.progress import Progress
 
 BUDGETS = (0.4, 0.6)
 
 
 @dataclass(frozen=True)
 class Answered:
-    """How a schedule answered a question.
+    """Answer of a schedule to a question.
 
     Attributes:
         scores: log-probability of each choice, nats.

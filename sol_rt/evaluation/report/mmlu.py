@@ -75,7 +75,7 @@ class Duel:
 
 @dataclass(frozen=True)
 class ExamReport:
-    """The whole MMLU result and how it was measured; docs/evaluation.md describes it as JSON.
+    """The whole MMLU result and how it was measured; docs/design/evaluation.md describes it as JSON.
 
     `cut` counts the questions whose prompt was too long for the context and lost its beginning.
     """

@@ -141,7 +141,7 @@ class Evaluation:
     sizes: list[SizeReport]
 
     def as_json(self) -> dict[str, Any]:
-        """The JSON object that docs/evaluation.md describes."""
+        """The JSON object that docs/design/evaluation.md describes."""
         return {"format": FORMAT, "format_version": VERSION, **asdict(self)}
 
 

@@ -36,7 +36,7 @@ from sol_rt.generate.generation_config import GenerationConfig
 from sol_rt.generate.loop import Decoder, StepRecord
 from sol_rt.generate.model import SolModel
 from sol_rt.generate.sampling import Sampler
-from sol_rt.store.progress import Progress, silent
+from sol_rt.progress import Progress, silent
 
 import onnxruntime as ort
 
@@ -137,7 +137,7 @@ class Row:
         test_time: start of the test, ISO 8601.
         samples_ns: nanoseconds of each repetition.
         bytes_read: bytes of weights, cache entries and key codes that the decode steps of all repetitions read,
-            including the policy, by the bundle's bytes model (docs/bundle.md section 4); None for a prompt.
+            including the policy, by the bytes model (docs/reference/bundle-details.md section 4); None for a prompt.
         peak_rss_mb: peak resident memory of the process so far, in 10^6 bytes.
     """
 
@@ -219,8 +219,8 @@ def plan(
         schedules: `sol`, `hull`, `uniform`, `entropy`, `random`, `fixed:TAG` or `dense`; default: each
             budget's default.
 
-    Raises UsageError for counts below 0, a depth that fills the context, budgets that are out of range or that no
-    schedule takes, schedules that the bundle lacks, and a plan without any test.
+    Raises UsageError for counts below 0, a depth that fills the context, schedules that the bundle lacks, and a plan
+    without any test. Also for budgets that are out of range or that no schedule takes.
     """
     for name, counts in (("n-prompt", n_prompt), ("n-gen", n_gen), ("n-depth", n_depth)):
         if least := [count for count in counts if count < 0]:

@@ -145,7 +145,7 @@ class NativeModel:
 
     @property
     def native(self) -> bool:
-        """Whether native operators run. If not, the function bodies in the graphs do."""
+        """True if native operators run, False if the function bodies in the graphs do."""
         return bool(self._info.native)
 
     @property
@@ -337,7 +337,7 @@ def _given_path(what: str, path: Path | str, hint: str) -> bytes:
 
 
 def _is_plain(message: Any) -> bool:
-    """Whether the core takes this message: a role that it knows and a text, and nothing else."""
+    """True if the core takes this message: a role that it knows and a text, and nothing else."""
     return (
         isinstance(message, dict)
         and set(message) == {"role", "content"}
@@ -347,7 +347,7 @@ def _is_plain(message: Any) -> bool:
 
 
 def _is_plain_text(text: str) -> bool:
-    """Whether C's strings can hold a text: neither a NUL nor half of a surrogate pair is in it."""
+    """True if C's strings can hold a text: neither a NUL nor half of a surrogate pair is in it."""
     return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
 
 

@@ -1,4 +1,4 @@
-// The format of a nested matrix, the same on every provider. docs/bundle.md section 2 is its specification.
+// The format of a nested matrix, the same on every provider. docs/reference/bundle-details.md section 2 is its specification.
 //
 // A matrix W has K input channels and N outputs. K is a multiple of 32, and blocks of 32 channels run along K.
 // A weight is one code of 8 bits, stored as three planes. A product at 4 bits reads the base alone, at 6 bits plane 1 too, at 8 bits all:

@@ -17,7 +17,7 @@ from sol_rt.store.recipes.recipe import Recipe
 
 
 def is_accepted(recipe: Recipe) -> bool:
-    """Whether the recipe's licence needs no acceptance, or was accepted on this machine."""
+    """True if the recipe's licence needs no acceptance, or was accepted on this machine."""
     return recipe.terms is None or recipe.terms in _record()
 
 
@@ -46,7 +46,7 @@ def _path() -> Path:
 
 
 def _record() -> dict[str, Any]:
-    """What was accepted so far; nothing if the record cannot be read, so that the question is asked again."""
+    """Licences that were accepted so far. Empty if the record cannot be read; then the question is asked again."""
     try:
         record = json.loads(_path().read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

@@ -12,8 +12,8 @@ from typing import BinaryIO
 
 from sol_rt.atomic_write import replacing, temporary_folder
 from sol_rt.errors import CheckpointError
+from sol_rt.progress import Progress
 from sol_rt.store.home import check_writable, checkpoints_dir
-from sol_rt.store.progress import Progress
 from sol_rt.store.recipes.recipe import Recipe
 
 _CHUNK = 1 << 20

@@ -16,7 +16,7 @@ _CALIBRATION = ".calibration.json"  # how the names of stored calibrations end
 
 @dataclass(frozen=True)
 class Recipe:
-    """Where a model's checkpoint comes from: either `hub` is given, or `package`, `member` and `sha256`.
+    """Source of a model's checkpoint: either `hub` is given, or `package`, `member` and `sha256`.
 
     Attributes:
         name: the alias.

@@ -1,4 +1,4 @@
-// What every function of sol_rt.h does at the border: exceptions become errors, structs of other versions are read and filled as far as both sides know.
+// Border of every function of sol_rt.h: exceptions become errors, structs of other versions are read and filled as far as both sides know.
 #pragma once
 
 #include <cstddef>

@@ -1,4 +1,4 @@
-// What the handles of the C interface hold.
+// Contents of the handles of the C interface.
 #pragma once
 
 #include <memory>

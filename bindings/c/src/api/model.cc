@@ -12,7 +12,7 @@ using sol_rt::Guard;
 
 namespace {
 
-constexpr int64_t kContext = 512;  // tokens, at which the relative costs of actions are told
+constexpr int64_t kContext = 512;  // tokens, at which the relative costs of actions are reported
 
 sol_model_options Defaults() {
   sol_model_options options{};

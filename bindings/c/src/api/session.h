@@ -1,4 +1,4 @@
-// What a `sol_session` holds, and who may use it when.
+// Contents of a `sol_session`, and the threads that may use it when.
 #pragma once
 
 #include <atomic>

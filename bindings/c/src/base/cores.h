@@ -1,4 +1,4 @@
-// How many threads a decode step should have. Python's twin is sol_rt/engine/hardware/cores.py, and both are tested on the same folders.
+// Number of threads for a decode step. Python's twin is sol_rt/engine/hardware/cores.py, and both are tested on the same folders.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,7 @@ namespace sol_rt {
 // The processors that this process may run on, by number.
 std::set<int> AllowedCores();
 
-// How many of `allowed` a step's threads should have, at least 1: a step waits for its slowest thread. On Linux and Android the slow cores of a hybrid
+// Number of `allowed` cores that a step's threads should have, at least 1: a step waits for its slowest thread. On Linux and Android the slow cores of a hybrid
 // processor do not count, and there are no more than the quota of the process's control group allows. `proc` and `sys` lie in `root`.
 int32_t UsableCores(const std::string& root, const std::set<int>& allowed);
 

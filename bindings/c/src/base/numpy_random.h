@@ -1,4 +1,4 @@
-// The random numbers of NumPy's `default_rng(seed)`, so that the same seed gives the same tokens in every host (docs/decode-loop.md section 5).
+// The random numbers of NumPy's `default_rng(seed)`, so that the same seed gives the same tokens in every host (docs/reference/decode-loop.md section 5).
 #pragma once
 
 #include <array>

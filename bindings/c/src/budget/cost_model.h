@@ -1,4 +1,4 @@
-// What a decode step costs: bytes, or milliseconds measured on this device (docs/bundle.md section 4, docs/decode-loop.md section 7).
+// Cost of a decode step: bytes, or milliseconds measured on this device (docs/reference/bundle-details.md section 4, docs/reference/decode-loop.md section 7).
 #pragma once
 
 #include <cstdint>
@@ -18,7 +18,7 @@ struct CostLine {
   double fixed, per_token, per_page;
 };
 
-// What a decode step reads, sums over the layers that attend.
+// Reads of a decode step, sums over the layers that attend.
 struct CacheReads {
   int64_t tokens, pages;  // tokens of the cache, and pages whose key codes are scored
 };
@@ -30,8 +30,8 @@ struct LayerKind {
   int64_t layers;
 };
 
-// What layers of which some have a window read. `held` counts the tokens in the cache with the new one, `old_pages` the pages behind the
-// newest, and `pages` those to be read of them where a layer attends to all tokens.
+// Reads of layers of which some have a window. `held` counts the tokens in the cache with the new one, `old_pages` the pages before the newest, and `pages` the
+// old pages that a layer reads if it attends to all tokens.
 CacheReads ReadsByWindow(const std::vector<LayerKind>& kinds, int64_t page_size, int64_t sinks, int64_t held, int64_t old_pages, int64_t pages);
 
 // Costs do not change after the model is made, so threads may share it.

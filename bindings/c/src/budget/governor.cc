@@ -47,7 +47,7 @@ GovernorState NextBudget(const GovernorState& state, const GovernorReading& read
   // the budget at which the wanted rate is reached: a step takes time in proportion to its budget
   double dense_rate = state.dense_rate;
   const double measured = rate && *rate > 0 && std::isfinite(*rate) ? *rate * budget : 0.0;  // tokens over no time have no rate
-  if (measured > 0) {  // a rate at no cost tells nothing of dense steps
+  if (measured > 0) {  // a rate at no cost says nothing about dense steps
     dense_rate = dense_rate == 0 ? measured : dense_rate + kSmoothing * (measured - dense_rate);
   }
   double enough = std::numeric_limits<double>::infinity();

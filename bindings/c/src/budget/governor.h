@@ -1,4 +1,4 @@
-// The governor: moves the budget between two bounds, as battery, heat and speed ask (docs/decode-loop.md section 8).
+// The governor: moves the budget between two bounds, as battery, heat and speed ask (docs/reference/decode-loop.md section 8).
 #pragma once
 
 #include <cstdint>
@@ -6,7 +6,7 @@
 
 namespace sol_rt {
 
-// What the governor holds to. Budgets are shares of the dense cost, 0 to 1.
+// Settings of the governor. Budgets are shares of the dense cost, 0 to 1.
 struct GovernorSettings {
   double lowest = 0.4, highest = 1.0;  // bounds of the budget
   std::optional<double> wanted_rate;   // tokens per second to keep
@@ -15,7 +15,7 @@ struct GovernorSettings {
   void Check() const;
 };
 
-// What the device says. Nothing and NaN stand for what it does not say.
+// Readings of a device. Nothing and NaN stand for what the device does not report.
 struct GovernorReading {
   std::optional<double> battery;            // level, 0 to 1
   bool charging = false;                    // whether the device is plugged in
@@ -23,7 +23,7 @@ struct GovernorReading {
   std::optional<double> tokens_per_second;  // since the last reading
 };
 
-// What the governor remembers between readings.
+// State of the governor between readings.
 struct GovernorState {
   double budget;            // to hold; at first the highest
   double dense_rate = 0.0;  // running mean of rate times budget, the rate that dense steps would have; 0 before the first rate

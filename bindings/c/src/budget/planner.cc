@@ -92,7 +92,7 @@ class ReplaySchedule final : public Schedule {
 
 bool KeepsLoss(const std::string& schedule) { return schedule == "hull" || schedule == "sol"; }
 
-// What the dial asks for, with the default where it asks for nothing.
+// Request of the dial, with the default if the dial asks for nothing.
 Request RequestOf(const Config& config, const Dial& dial, const std::string& name) {
   Request request{dial.budget.value_or(1.0), {dial.kv_density, dial.channel_density, dial.bits}, dial.tokens_per_second, dial.max_loss};
   const bool other = request.axis_targets.Any() || request.tokens_per_second || request.max_loss;

@@ -21,7 +21,7 @@ struct Dial {
   std::optional<uint64_t> seed;  // of the schedule `random`
 };
 
-// What a schedule is told before a step.
+// Facts that a schedule gets before a step.
 struct StepSeen {
   int64_t context;             // tokens in the cache before the step
   int32_t token;               // the token that the step is to process

@@ -18,7 +18,7 @@ int Density(std::string_view tag, size_t at, char letter) {
   return 100 * (tag[at + 1] - '0') + 10 * (tag[at + 2] - '0') + (tag[at + 3] - '0');
 }
 
-// Reads bits behind `q`, such as `4` or `mix`; -1 for anything else, such as `04`.
+// Reads bits after `q`, such as `4` or `mix`; -1 for anything else, such as `04`.
 int Bits(std::string_view text) {
   if (text == kMix) return kMixedBits;
   if (text.empty() || text.size() > 2 || !IsDigit(text[0]) || (text.size() == 2 && (text[0] == '0' || !IsDigit(text[1])))) return -1;

@@ -1,4 +1,4 @@
-// A bundle folder that was checked as far as that goes without running it (docs/bundle.md, section 4).
+// A bundle folder that was checked as far as that goes without running it (docs/reference/bundle-details.md, section 4).
 //
 // Each small file is read once, when the bundle is opened, and what was hashed is kept for whoever needs it: graphs, tokenizer and policy are needed later,
 // and the bundle may have been replaced meanwhile.

@@ -30,7 +30,7 @@ std::string Megabytes(uint64_t bytes) {
 }  // namespace
 
 struct Engine::State {
-  // How an action runs.
+  // Runners and active channels of an action.
   struct Plan {
     GraphRunner* step;              // runs one token
     GraphRunner* batch;             // runs several, with attention to all
@@ -182,7 +182,7 @@ struct Engine::State {
     return Seen();
   }
 
-  // Makes cache and states those of the tokens, if a rewind or a failed call left others: restores the last copy of the states and runs the tokens behind it
+  // Makes cache and states those of the tokens, if a rewind or a failed call left others: restores the last copy of the states and runs the tokens after it
   // dense. If the cache no longer holds what the first of them reads, all tokens run, as a prompt does.
   void FollowUp(const std::function<bool()>& check) {
     const auto length = static_cast<int64_t>(tokens.size());

@@ -31,9 +31,9 @@ class Engine {
   int64_t length() const;                      // tokens in the cache
   const std::vector<int32_t>& tokens() const;  // those tokens
   int64_t max_context() const;
-  int64_t Held(int64_t length) const;          // how many of so many tokens need not run again behind a rewind to them: all, or none
+  int64_t Held(int64_t length) const;          // how many of so many tokens need not run again after a rewind to them: all, or none
   // Throws SOL_ERROR_USAGE beyond the tokens in the cache. If it goes further back than layers with a window hold (cache/kv_cache.h), the next `Forward` runs
-  // all tokens once more, as a prompt. If layers have states (cache/states.h), it restores the last copy of them and runs the tokens behind that, dense.
+  // all tokens once more, as a prompt. If layers have states (cache/states.h), it restores the last copy of them and runs the tokens after that, dense.
   void Truncate(int64_t length);
 
   // Appends tokens and returns the output of the last one. One token is a decode step under `action`; several run in chunks with attention to all

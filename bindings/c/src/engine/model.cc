@@ -13,12 +13,12 @@
 namespace sol_rt {
 namespace {
 
-// Whether a tensor belongs to the 3-bit matrix that screens the LM head.
+// True if a tensor belongs to the 3-bit matrix that screens the LM head.
 bool IsOfScreen(const std::string& name) { return name.rfind("embed.screen.", 0) == 0 || name.rfind("head.screen.", 0) == 0; }
 
-// Whether copies of the 4-bit matrices and of the LM head's screen would take a quarter of the free memory at most, as in
-// sol_rt/engine/hardware/tuning.py. Where the system does not tell what is free, half of the machine's memory counts as free. Of a container never more than
-// half counts. On Windows nothing does.
+// True if copies of the 4-bit matrices and of the LM head's screen would take a quarter of the free memory at most, as in sol_rt/engine/hardware/tuning.py.
+// Where the system does not report free memory, half of the machine's memory counts as free. Of a container never more than half counts. On Windows nothing
+// does.
 bool RoomForCopies(const Config& config) {
   int64_t bytes = 0, screen = 0, free = 0, most = 0;
   for (const auto& [name, entry] : config.tensors) {

@@ -1,4 +1,4 @@
-// What a model has besides graphs and weights: tokenizer, chat segments, generation settings, costs.
+// Parts of a model besides graphs and weights: tokenizer, chat segments, generation settings, costs.
 #include "base/error.h"
 #include "engine/model.h"
 

@@ -29,7 +29,7 @@ void RequireTokens(const std::string& what, const std::vector<int32_t>& tokens, 
 
 [[noreturn]] void Cancelled() { throw Error(SOL_ERROR_CANCELLED, "the generation was cancelled; the session is ready for another one"); }
 
-// Why the dial cannot be moved while the generation runs; empty if it can.
+// Explains why the dial cannot be moved while the generation runs; empty if it can.
 std::string FixedBecause(const Dial& dial, bool replay) {
   if (replay) return "a replay repeats the trace's actions";
   if (HasAxisTargets(dial)) return "this generation holds targets on the axes";

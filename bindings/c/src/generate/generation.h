@@ -24,7 +24,7 @@
 
 namespace sol_rt {
 
-// What a generation needs of its session and model; all of it outlives the generation.
+// Parts of its session and model that a generation needs; all of them outlive the generation.
 struct GenerationParts {
   Engine& engine;
   const Config& config;

@@ -1,4 +1,4 @@
-// Picks the next token from logits (docs/decode-loop.md, section 5). The order is that of transformers: logit bias, repetition penalty, presence and
+// Picks the next token from logits (docs/reference/decode-loop.md, section 5). The order is that of transformers: logit bias, repetition penalty, presence and
 // frequency penalty, temperature, top_k, top_p, min_p. With the same seed it picks the tokens that sol_rt/generate/sampling.py picks.
 #pragma once
 

@@ -1,4 +1,4 @@
-// Renders a conversation from the segments that the exporter took from the chat template (`chat_segments.json`, docs/bundle.md section 7).
+// Renders a conversation from the segments that the exporter took from the chat template (`chat_segments.json`, docs/reference/bundle-details.md section 7).
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// What a tokenizer asks for and the core does not have. `Tokenizer::FromJson` adds the file's path and throws it as an Error.
+// Error for a part of a tokenizer that the core does not have. `Tokenizer::FromJson` adds the file's path and throws it as an Error.
 #pragma once
 
 #include <exception>

@@ -1,4 +1,4 @@
-// How many threads the core takes, for runtime_tests/test_cores.py: `cores ROOT COUNT`, with the cores 0 … COUNT - 1 allowed; without arguments on this
+// Number of threads that the core takes, for runtime_tests/engine/test_cores.py: `cores ROOT COUNT`, with the cores 0 … COUNT - 1 allowed; without arguments on this
 // machine.
 #include "base/cores.h"
 

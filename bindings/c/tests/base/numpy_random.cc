@@ -1,4 +1,4 @@
-// Prints random numbers for runtime_tests/test_native_random.py. Arguments: seed, how many numbers. The first line is the first word of the
+// Prints random numbers for runtime_tests/core/test_native_random.py. Arguments: seed, how many numbers. The first line is the first word of the
 // SeedSequence.
 #include "base/numpy_random.h"
 

@@ -1,4 +1,4 @@
-// Runs curves through the C interface's governor, for runtime_tests/test_native_governor.py. Reads lines as runtime_tests/golden/governor.tsv has
+// Runs curves through the C interface's governor, for runtime_tests/core/test_native_governor.py. Reads lines as runtime_tests/golden/governor.tsv has
 // them, without budget and calm count, and writes the two for each; or the error's text.
 #include <cmath>
 #include <cstdio>

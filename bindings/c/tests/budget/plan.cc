@@ -1,7 +1,7 @@
-// Plans scripted runs, so that runtime_tests/test_native_budget.py can compare the actions and costs with the Python runtime's.
+// Plans scripted runs, so that runtime_tests/core/test_native_budget.py can compare the actions and costs with the Python runtime's.
 //
 // Reads a JSON document from the standard input: `config` (a sol_config.json), `table` (a calibration table's file) with `identity` or null, and
-// `runs`. A run has a `dial` or a `replay`, and `steps`: what the planner is told, what the policy answers, and what the host sets before the step.
+// `runs`. A run has a `dial` or a `replay`, and `steps`: inputs of the planner, answers of the policy, and settings of the host before the step.
 // Writes what came of each run as JSON, or how many nanoseconds a step takes if the argument is `time`. With the arguments `table FILE` it writes a
 // calibration table as it has read it.
 #include <chrono>

@@ -1,4 +1,4 @@
-// Draws tokens for runtime_tests/test_native_sampling.py. Standard input has cases: a line of JSON with `settings` (of generation_config.json), `vocab`,
+// Draws tokens for runtime_tests/core/test_native_sampling.py. Standard input has cases: a line of JSON with `settings` (of generation_config.json), `vocab`,
 // `history` and `steps`, then the logits, float32 [steps, vocab]. A line for each case is printed: its tokens, or an error.
 #include "generate/sampling.h"
 

@@ -36,7 +36,7 @@ static void malformed(const char* what) {
   exit(2);
 }
 
-// The next field of a line that `separator` ends; NULL behind the last. Cuts the line.
+// The next field of a line that `separator` ends; NULL after the last. Cuts the line.
 static char* next_field(char** line, char separator) {
   char* field = *line;
   if (field == NULL) return NULL;

@@ -198,7 +198,7 @@ internal static unsafe class Native
 
     internal delegate IntPtr Fill<T>(T* to, UIntPtr capacity, UIntPtr* count) where T : unmanaged;
 
-    /// <summary>What the core writes, asked once more with enough room where it is longer than <paramref name="guess"/>.</summary>
+    /// <summary>The core's result, asked for once more with enough room where it is longer than <paramref name="guess"/>.</summary>
     internal static T[] Filled<T>(int guess, Fill<T> fill) where T : unmanaged
     {
         var array = new T[guess];

@@ -1,4 +1,4 @@
-// What differs between the targets: where .NET finds the libraries on iOS, and names that netstandard2.1 lacks.
+// Differences between the targets: where .NET finds the libraries on iOS, and names that netstandard2.1 lacks.
 #if NET8_0_OR_GREATER
 using System;
 using System.Reflection;
@@ -32,7 +32,7 @@ internal static class Platform
 #else
 namespace System.Runtime.CompilerServices
 {
-    /// <summary>What the compiler asks for in setters of records.</summary>
+    /// <summary>Type that the compiler asks for in setters of records.</summary>
     internal static class IsExternalInit
     {
     }

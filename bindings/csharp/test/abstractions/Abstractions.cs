@@ -50,7 +50,27 @@ public class ChatOptions
     public float? PresencePenalty { get; set; }
     public long? Seed { get; set; }
     public IList<string>? StopSequences { get; set; }
+    public IList<AITool>? Tools { get; set; }
+    public ChatResponseFormat? ResponseFormat { get; set; }
     public AdditionalPropertiesDictionary? AdditionalProperties { get; set; }
+}
+
+public abstract class AITool
+{
+}
+
+public class ChatResponseFormat
+{
+    public static ChatResponseFormatText Text { get; } = new();
+    public static ChatResponseFormatJson Json { get; } = new();
+}
+
+public sealed class ChatResponseFormatText : ChatResponseFormat
+{
+}
+
+public sealed class ChatResponseFormatJson : ChatResponseFormat
+{
 }
 
 public readonly struct ChatRole

@@ -53,6 +53,30 @@ internal static class ChatClientTests
         Given.True(whole.AdditionalProperties!["achieved_budget"] is double, "the achieved budget");
     }
 
+    public static async Task ToolsAndFormatsAreRefused()
+    {
+        using var client = Client();
+        foreach (var options in new ChatOptions[] { new() { Tools = [new Tool()] }, new() { ResponseFormat = ChatResponseFormat.Json } })
+        {
+            var refused = false;
+            try
+            {
+                await client.GetResponseAsync(Ask("Once"), options);
+            }
+            catch (NotSupportedException)
+            {
+                refused = true;
+            }
+            Given.True(refused, "what the client cannot do is refused");
+        }
+        var plain = new ChatOptions { Tools = [], ResponseFormat = ChatResponseFormat.Text, MaxOutputTokens = 2 };
+        Given.True((await client.GetResponseAsync(Ask("Once"), plain)).Usage is not null, "no tools and text are no demand");
+    }
+
+    private sealed class Tool : AITool
+    {
+    }
+
     public static async Task BudgetIsAnOption()
     {
         using var client = Client();

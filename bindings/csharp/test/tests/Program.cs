@@ -9,7 +9,7 @@ namespace SolRt.Tests;
 
 internal static class Program
 {
-    // Those of `Prepared` need a process with a full disk, or without a library; test.sh starts it.
+    // Tests of `Prepared` need a process with a full disk, or without a library; test.sh starts it.
     private static readonly Type[] s_groups =
         [typeof(LayoutTests), typeof(GoldenTests), typeof(TextTests), typeof(GenerationTests), typeof(LifetimeTests), typeof(ErrorTests), typeof(ChatClientTests)];
 
@@ -46,7 +46,7 @@ internal static class Program
     }
 }
 
-/// <summary>What the tests are given by test.sh, and what they claim.</summary>
+/// <summary>Inputs that test.sh gives to the tests, and claims of the tests.</summary>
 internal static class Given
 {
     internal static string Bundle => Variable("SOL_TEST_BUNDLE");

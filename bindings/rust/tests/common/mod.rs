@@ -28,7 +28,7 @@ pub fn model() -> &'static Model {
 /// One line of cases.tsv, whose first lines describe its fields.
 pub struct Case {
     pub name: String,
-    /// Whether only hosts with native operators play it.
+    /// True if only hosts with native operators play it.
     pub native_only: bool,
     pub prompt: Vec<i32>,
     pub options: GenerateOptions,

@@ -3,7 +3,7 @@
 import Foundation
 import SolRt
 
-/// What the system says about heat, on the governor's scale: at 1 it begins to throttle.
+/// Heat as the system reports it, on the governor's scale: at 1 the system begins to throttle.
 func thermal() -> Double? {
   #if canImport(Darwin)
     switch ProcessInfo.processInfo.thermalState {

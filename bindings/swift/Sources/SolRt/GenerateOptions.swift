@@ -1,7 +1,7 @@
 import CSolRt
 
-/// How to generate. What is nil is the model's own default. At most one of `budget`, `tokensPerSecond`, `maxLoss` and the targets on the axes may be set; with
-/// none, the fastest mix of actions runs that loses at most 0.5%.
+/// Options of a generation. An option that is nil is the model's own default. At most one of `budget`, `tokensPerSecond`, `maxLoss` and the targets on the axes
+/// may be set; with none, the fastest mix of actions runs that loses at most 0.5%.
 public struct GenerateOptions: Sendable {
   public var maxNewTokens: Int32?
   /// True draws from the distribution; false takes the likeliest token.

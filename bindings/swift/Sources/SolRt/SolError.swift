@@ -2,7 +2,7 @@ import CSolRt
 
 /// An error of the core: one line that says what, where, got, expected, and the next step.
 public struct SolError: Error, CustomStringConvertible, Sendable {
-  /// What kind of error it is. The numbers are those of sol_rt.h.
+  /// Kind of the error. The numbers are those of sol_rt.h.
   public enum Code: UInt32, Sendable {
     /// The call is wrong: a value out of range, options that contradict each other, or an object that is closed.
     case usage = 1
@@ -71,7 +71,7 @@ func withCString<T>(_ text: String?, _ body: (UnsafePointer<CChar>?) throws -> T
   return try checked(text).withCString(body)
 }
 
-/// What `fill(room, capacity, count)` writes, called again with more room where it does not fit.
+/// Calls `fill(room, capacity, count)`, once more with more room where the result does not fit, and returns the result.
 func filled<T>(_ zero: T, _ fill: (UnsafeMutablePointer<T>, Int, UnsafeMutablePointer<Int>) -> OpaquePointer?) throws -> [T] {
   var capacity = 512
   while true {

@@ -38,10 +38,10 @@ public final class SolRuntime: @unchecked Sendable {
 
 /// A loaded bundle. Any number of threads may use it; its sessions share the weights' memory and may outlive it.
 public final class SolModel: @unchecked Sendable {
-  /// Which files are compared with their hashes: none, all but the weights, or all, which takes about a second a gigabyte.
+  /// Files that are compared with their hashes: none, all but the weights, or all, which takes about a second a gigabyte.
   public enum Verify: UInt32, Sendable { case none, small, all }
 
-  /// What a bundle holds.
+  /// Contents of a bundle.
   public struct Info: Sendable {
     public let name, generator, identity, defaultSchedule, costModel, dense: String
     public let vocabSize, hiddenSize, layers, maxContext, actions: Int
@@ -66,7 +66,7 @@ public final class SolModel: @unchecked Sendable {
   ///   - maxContext: a cap in tokens below the model's own; 0 for none.
   ///   - costTable: a cost table that was measured on this device; nil: costs are bytes.
   ///   - prefill: key of the variant that runs prompts, as "s100-q4": a faster first token at some loss; nil for the dense one.
-  ///   - progress: told what is being done, how much of it is done, and of how much.
+  ///   - progress: called with what is being done, how much of it is done, and of how much.
   public init(
     _ runtime: SolRuntime, folder: String, verify: Verify = .small, maxContext: Int32 = 0, costTable: String? = nil,
     prefill: String? = nil, progress: ((String, UInt64, UInt64) throws -> Void)? = nil

@@ -3,7 +3,7 @@ import Foundation
 
 /// One generated token.
 public struct SolToken: Sendable {
-  /// Whether a generation is over. `none`: more tokens follow. `stop`: end token or stop string. `length`: as many tokens as asked for, or a full context.
+  /// State of a generation. `none`: more tokens follow. `stop`: end token or stop string. `length`: as many tokens as asked for, or a full context.
   public enum Finish: UInt32, Sendable { case none, stop, length }
 
   public let token: Int32
@@ -38,7 +38,7 @@ public struct SolToken: Sendable {
   }
 }
 
-/// What a generation has come to.
+/// Result of a generation so far.
 public struct SolResult: Sendable {
   public let tokens, promptTokens, cachedTokens: Int
   public let schedule, costModel: String
@@ -48,7 +48,7 @@ public struct SolResult: Sendable {
   public let promptTokensPerSecond, tokensPerSecond, timeToFirstTokenMilliseconds: Double
   /// Of the cheapest action at the last context; NaN if costs are bytes.
   public let fastestTokensPerSecond: Double
-  /// Whether the budget lay below the cheapest action.
+  /// True if the budget lay below the cheapest action.
   public let floored: Bool
   /// In a replay, index of the first token that differs from the trace's.
   public let firstDifference: Int?
@@ -92,7 +92,7 @@ public final class SolSession: @unchecked Sendable {
     }
   }
 
-  /// What the running or last generation has come to.
+  /// Result of the running or last generation so far.
   public func result() throws -> SolResult {
     try call { session in
       var raw = sol_result()
@@ -139,7 +139,7 @@ public final class SolSession: @unchecked Sendable {
   /// As `setBudget`, with a rate that needs measured costs.
   public func setTokensPerSecond(_ rate: Double) throws { try call { try check(sol_session_set_tokens_per_second($0, rate)) } }
 
-  /// Whether a call runs or a generation is under way.
+  /// True if a call runs or a generation is under way.
   public var isBusy: Bool { (try? call { sol_session_busy($0) != 0 }) ?? false }
 
   /// Ends a running call with `cancelled`, and frees the memory as soon as no call uses it. Other calls throw `usage` from then on.

@@ -8,7 +8,7 @@ struct GoldenCase {
   var options = GenerateOptions()
   /// Decode step to the budget that the host sets before it.
   var budgetAt: [Int: Double] = [:]
-  /// Whether only hosts with native operators play it.
+  /// True if only hosts with native operators play it.
   var nativeOnly = false
   let tokens: [Int32]
   let actions: [String]

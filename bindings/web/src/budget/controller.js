@@ -1,6 +1,6 @@
 /**
- * The controllers: one holds a budget or what a loss allows, the other a mean on each axis. Before a step they tell a
- * schedule which actions are allowed, after it they book what it cost (docs/decode-loop.md sections 2 and 3).
+ * The controllers: one holds a budget or what a loss allows, the other a mean on each axis. Before a step they
+ * report the allowed actions to a schedule, after it they book its cost (docs/reference/decode-loop.md sections 2 and 3).
  */
 import { UsageError } from "../errors.js";
 import { Action } from "./actions.js";
@@ -18,11 +18,11 @@ const NEAR_HULL = 0.01;
  * @typedef {{kv_density: number | null, channel_density: number | null, bits: number | null}} AxisTargets
  */
 
-/** What both controllers share. Arrays have one entry for each action. */
+/** Base of both controllers. Arrays have one entry for each action. */
 class BaseController {
   /** @type {AxisTargets | null} */
   axisTargets = null;
-  /** Whether, at some step so far, even the cheapest action cost more than was asked for. */
+  /** True if, at some step so far, even the cheapest action cost more than was asked for. */
   floored = false;
 
   /**
@@ -44,7 +44,7 @@ class BaseController {
     this.spend = new SpendWindow();
   }
 
-  /** Whether only the dense action is allowed. */
+  /** True if only the dense action is allowed. */
   get denseOnly() {
     return false;
   }
@@ -58,7 +58,7 @@ class BaseController {
   }
 
   /**
-   * Which actions keep the promise. If none does: those that miss it least.
+   * Marks the actions that keep the promise. If none does: the actions that miss it least.
    * @param {number} _context
    * @returns {boolean[]}
    */
@@ -153,7 +153,7 @@ export class Controller extends BaseController {
   #policyRun;
   /** Sum of the allowances so far, or of the cheapest action's cost where that was more. */
   #served = 0;
-  /** Whether something else was asked for at first. */
+  /** True if something else was asked for at first. */
   #changed = false;
 
   /**
@@ -307,7 +307,7 @@ export function leastAllowed(values, allowed) {
 }
 
 /**
- * Where `excess` is smallest. If it is 0 anywhere, that is where it is 0.
+ * Marks where `excess` is smallest. If any is 0, marks the zeros.
  * @param {number[]} excess
  */
 function least(excess) {

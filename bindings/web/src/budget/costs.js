@@ -1,4 +1,4 @@
-/** What a decode step costs: bytes read from weights and KV cache (docs/bundle.md section 4, "Bytes model"). */
+/** Cost of a decode step: bytes read from weights and KV cache (docs/reference/bundle-details.md section 4, "Bytes model"). */
 
 /** @import {KvLayout, SolConfig} from "../bundle/config.js" */
 /** @import {Action} from "./actions.js" */
@@ -7,7 +7,7 @@
  * Tokens read and pages scored, sums over layers of which some have a window.
  * @param {KvLayout} kv
  * @param {number} held tokens in the cache with the new one
- * @param {number} oldPages KV pages behind the newest
+ * @param {number} oldPages KV pages before the newest
  * @param {number} pages those to be read of them where a layer attends to all tokens
  */
 function readsByWindow(kv, held, oldPages, pages) {

@@ -1,4 +1,4 @@
-/** What each action is expected to lose, at any context, as the export measured it. */
+/** Expected loss of each action, at any context, as the export measured it. */
 
 /** @import {SolConfig} from "../bundle/config.js" */
 /** @import {Action} from "./actions.js" */
@@ -16,7 +16,7 @@ export class ActionLosses {
     if (this.curves.size > 0) this.#set(config.dense.tag, [[1, 0]]);
   }
 
-  /** Whether the export measured any. */
+  /** True if the export measured losses. */
   get measured() {
     return this.curves.size > 0;
   }

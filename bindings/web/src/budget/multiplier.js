@@ -1,4 +1,4 @@
-/** The Lagrange multiplier: what the policy's logits are charged for a dense step's cost (docs/decode-loop.md, `sol`). */
+/** The Lagrange multiplier: what the policy's logits are charged for a dense step's cost (docs/reference/decode-loop.md, `sol`). */
 import { lowerHull } from "./hull.js";
 
 const MEMORY = 64;

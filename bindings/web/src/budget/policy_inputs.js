@@ -1,4 +1,4 @@
-/** The scalar inputs of a policy (docs/bundle.md section 5). */
+/** The scalar inputs of a policy (docs/reference/bundle-details.md section 5). */
 
 /** @import {Distribution} from "../engine/distribution.js" */
 

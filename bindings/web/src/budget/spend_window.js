@@ -11,13 +11,13 @@ export class SpendWindow {
   allowed = 0;
   full = 0;
 
-  /** What was spent over the allowance; negative where less was spent. */
+  /** spent - allowed; negative where less was spent than allowed. */
   get deviation() {
     return this.spent - this.allowed;
   }
 
   /**
-   * How far the deviation may be from zero after one more step, which would spend `full` if it were dense.
+   * Largest allowed |deviation| after one more step, which would spend `full` if it were dense.
    * @param {number} full
    */
   halfWidth(full) {

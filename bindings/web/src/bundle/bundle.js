@@ -45,7 +45,7 @@ export class Bundle {
   }
 
   /**
-   * Whether the bundle has a file.
+   * True if the bundle has a file.
    * @param {string} file
    */
   has(file) {

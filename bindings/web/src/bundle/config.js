@@ -1,5 +1,5 @@
 /**
- * Reads `sol_config.json` strictly: unknown, missing and impossible values are errors (docs/bundle.md section 4).
+ * Reads `sol_config.json` strictly: unknown, missing and impossible values are errors (docs/reference/bundle-details.md section 4).
  * Every fault is a BundleError with the file, the key, what was found and what was expected.
  */
 import { Action, MIXED } from "../budget/actions.js";

@@ -78,7 +78,7 @@ function checkNodes(nodes, depth) {
 
 /**
  * Throws RangeError if the `num_outputs` of a Split is not that of its outputs: while it infers their shapes, ONNX Runtime
- * then ends the process, or on wasm reads what lies behind them.
+ * then ends the process, or on wasm reads what lies after them.
  * @param {[number, number | Uint8Array][]} node its fields
  */
 function checkSplit(node) {

@@ -1,6 +1,7 @@
 /**
- * What a host makes of nested weights when it loads a graph for browsers (docs/function-bodies.md, "In a browser"):
- * float32 matrices, or bases packed for MatMulNBits. docs/bundle.md section 2 has the format of nested weights.
+ * Weights that a host makes of nested ones when it loads a graph for browsers (docs/design/function-bodies.md, "In a
+ * browser"): float32 matrices, or bases packed for MatMulNBits. docs/reference/bundle-details.md section 2 has the format of nested
+ * weights.
  */
 
 /** @import {TensorEntry} from "./config.js" */
@@ -10,7 +11,7 @@
 const BLOCK = 32;
 
 /**
- * What the location of a weight stands for, as a function that makes it; null for a file's name.
+ * Function that makes the weight of a location; null for a file's name.
  * @param {string} location such as `layers.0.up.8.float32` or `layers.0.up.packed`
  * @returns {((tensor: Tensors) => Float32Array | Uint8Array) | null}
  */

@@ -1,6 +1,6 @@
 /**
- * Where a bundle's files come from: a URL, files that the user picked, a folder of the File System Access API, or in
- * Node a folder on disk.
+ * Sources of a bundle's files: a URL, files that the user picked, a folder of the File System Access API, or in Node a
+ * folder on disk.
  */
 import { BundleError, UsageError, brief, oneLine } from "../errors.js";
 

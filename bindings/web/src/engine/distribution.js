@@ -12,7 +12,7 @@ export class Distribution {
       if (!(Math.abs(value) < Infinity)) finite = false;
       if (value > logits[top]) top = i;
     }
-    /** Whether all logits are finite. Everything else is valid only then. */
+    /** True if all logits are finite. Every other property is valid only then. */
     this.finite = finite;
     /** The likeliest token; the first one if several are. */
     this.top = top;

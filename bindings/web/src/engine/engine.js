@@ -25,7 +25,7 @@ const CHANNEL_INPUTS = /** @type {const} */ (["active_up", "active_down", "activ
 export class Engine {
   /** The tokens in the cache. @type {number[]} */
   tokens = [];
-  /** Who filled the cache for itself: a newer run takes it over. @type {object | null} */
+  /** The run that filled the cache for itself: a newer run takes it over. @type {object | null} */
   owner = null;
   closed = false;
   /** The run in progress, or the last one. @type {Promise<unknown>} */

@@ -1,6 +1,6 @@
 /**
  * The sessions of a bundle's graphs, made when they are first needed. A bundle of `sol-rt export --target web` has each
- * graph in forms for wasm and WebGPU, too; in any other one the function bodies run (docs/function-bodies.md).
+ * graph in forms for wasm and WebGPU, too; in any other one the function bodies run (docs/design/function-bodies.md).
  */
 import { FOREIGN, externalTensors, requireStored } from "../bundle/graph_file.js";
 import { madeWeight } from "../bundle/made_weights.js";

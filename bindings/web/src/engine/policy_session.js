@@ -1,4 +1,4 @@
-/** The policy's session: it runs once before each decode step and keeps its state between runs (docs/bundle.md section 5). */
+/** The policy's session: it runs once before each decode step and keeps its state between runs (docs/reference/bundle-details.md section 5). */
 import { externalTensors, requireStored } from "../bundle/graph_file.js";
 import { NumericError, UsageError } from "../errors.js";
 

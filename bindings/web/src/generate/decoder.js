@@ -101,7 +101,7 @@ class Decoder {
 }
 
 /**
- * What a generation came to.
+ * Result of a generation.
  * @typedef {object} Generation
  * @property {string} text the generated text, without end token and stop string
  * @property {number[]} tokens generated tokens, the end token included
@@ -170,7 +170,7 @@ export class Stream {
     await this.#steps.return(undefined);
   }
 
-  /** What the tokens so far came to. @returns {Generation} */
+  /** Result of the tokens so far. @returns {Generation} */
   get result() {
     const { controller, schedule } = this.#decoder;
     const steps = this.#given.slice(1);

@@ -2,7 +2,7 @@
 import { BundleError, UsageError, brief } from "../errors.js";
 
 /**
- * Settings of one generation. A sampling setting that is 1, 0 or null changes nothing. docs/decode-loop.md section 5.
+ * Settings of one generation. A sampling setting that is 1, 0 or null changes nothing. docs/reference/decode-loop.md section 5.
  * @typedef {object} GenerationConfig
  * @property {number} max_new_tokens tokens to generate at most
  * @property {boolean} do_sample draw from the distribution; false takes the likeliest token

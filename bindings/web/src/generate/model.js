@@ -32,7 +32,7 @@ const KEEP_LOSS = ["hull", "sol"];
  */
 
 /**
- * How decode steps are to be run: at most one of a budget, axis targets and a loss (docs/glossary.md, "The dial").
+ * Request for decode steps: at most one of a budget, axis targets and a loss (docs/reference/glossary.md, "The dial").
  * @typedef {object} Dial
  * @property {number} [budget] share of the dense cost, 0 to 1; 1 is exactly dense. If nothing is asked for, `max_loss` is
  *   0.005 where the bundle's losses were measured, else the steps are dense

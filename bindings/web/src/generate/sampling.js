@@ -1,4 +1,4 @@
-/** Picks the next token from logits, in the order of docs/decode-loop.md section 5. */
+/** Picks the next token from logits, in the order of docs/reference/decode-loop.md section 5. */
 import { Random } from "./random.js";
 
 /** @import {Distribution} from "../engine/distribution.js" */

@@ -37,7 +37,7 @@ export class BoundedInterpreter extends /** @type {any} */ (Interpreter) {
   #looped = new WeakSet();
   /** Nodes whose text may be asked for its method `replace`. @type {WeakSet<Node>} */
   #replaced = new WeakSet();
-  /** Those methods, which check what they make. @type {WeakSet<Node>} */
+  /** Methods `replace` of these nodes, which check their results. @type {WeakSet<Node>} */
   #checked = new WeakSet();
 
   /** @param {Record<string, unknown>} values variables of the template */

@@ -8,7 +8,7 @@ export const FILE = "tokenizer.json";
 const REPLACEMENT = "\ufffd";
 const UTF8_LENGTH = 4;
 const CONTEXT = 6;
-/** How `ByteLevel` splits a text. */
+/** Pattern by which `ByteLevel` splits a text. */
 const WORDS = String.raw`'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+`;
 const SPACE = /\p{White_Space}/u;
 

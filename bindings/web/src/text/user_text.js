@@ -125,7 +125,7 @@ function blank(value) {
 }
 
 /**
- * Whether the end of a text is the beginning of a token, but not all of it.
+ * True if the end of a text is the beginning of a token, but not all of it.
  * @param {string} text
  * @param {string} token
  */
@@ -135,7 +135,7 @@ function endsWithin(text, token) {
 }
 
 /**
- * Whether the beginning of a text is the end of a token, but not all of it.
+ * True if the beginning of a text is the end of a token, but not all of it.
  * @param {string} text
  * @param {string} token
  */

@@ -11,10 +11,10 @@
 
 namespace sol {
 
-// Where kAttentionInputs begin in every operator that attends; outputs of the cache are 1 … 4, and those of an int8 cache's scales follow.
+// First ports of kAttentionInputs in every operator that attends. Outputs of the cache are 1 … 4, and an int8 cache's scales follow.
 inline constexpr size_t kKeyPort = 1, kScaleOutput = 5;
 
-// What an operator that attends is given of its cache, and how far to read it.
+// Inputs of an operator that attends: its cache, and how far to read it.
 template <Type Element>
 inline constexpr std::array<Port, 6> kAttentionInputs{{{"past_key", Element},
                                                        {"past_value", Element},

@@ -35,7 +35,7 @@ inline constexpr auto kDecoderLayerInputs = [] {
 
 inline int64_t LayerIndex(const Attributes& attributes) { return attributes.Int("layer", 0, int64_t{1} << 20); }
 
-// Whether the norms are layer norms, which have a bias, rather than RMS norms.
+// True if the norms are layer norms, which have a bias, rather than RMS norms.
 inline bool HasLayerNorm(const Attributes& attributes, const char* op) {
   const std::string norm = attributes.String("norm");
   if (norm != "rms" && norm != "layer") {
@@ -44,7 +44,7 @@ inline bool HasLayerNorm(const Attributes& attributes, const char* op) {
   return norm == "layer";
 }
 
-// Whether attention and MLP get normalized input, and whether what they give is normalized.
+// Place of the norms: at the inputs of attention and MLP, at their outputs, or both.
 struct NormPlace {
   bool before, after;
 };
@@ -59,7 +59,7 @@ inline NormPlace ReadNormPlace(const Attributes& attributes, const char* op) {
   return {place == "around", true};
 }
 
-// Whether the MLP of a parallel layer gets what attention gets.
+// True if the MLP of a parallel layer gets the normed input of attention.
 inline bool HasSharedNorm(const Attributes& attributes, const char* op) {
   const bool shared = attributes.Int("shared_norm", 0, 1) != 0;
   if (shared && attributes.Int("parallel_residual", 0, 1) == 0) {
@@ -68,7 +68,7 @@ inline bool HasSharedNorm(const Attributes& attributes, const char* op) {
   return shared;
 }
 
-// How q and k are normalized.
+// Kind of the norm of q and k.
 enum class QkNormKind { kNone, kHead, kRow };
 inline QkNormKind ReadQkNorm(const Attributes& attributes, const char* op) {
   const std::string kind = attributes.StringOr("qk_norm", "none");
@@ -78,7 +78,7 @@ inline QkNormKind ReadQkNorm(const Attributes& attributes, const char* op) {
   throw Error(std::string(op) + ": attribute qk_norm: got " + Shown(kind) + ", expected none, head or row; export the bundle again");
 }
 
-// What a norm adds to the mean square or the variance.
+// Number that a norm adds to the mean square or the variance.
 inline float ReadEpsilon(const Attributes& attributes, const char* op) {
   const float epsilon = attributes.Float("epsilon");
   if (!(epsilon >= 0.0f) || !std::isfinite(epsilon)) {
@@ -87,7 +87,7 @@ inline float ReadEpsilon(const Attributes& attributes, const char* op) {
   return epsilon;
 }
 
-// Whether what the heads give, `width` numbers, is whole blocks of the next matrix.
+// Throws if the output of the heads, `width` numbers, is not whole blocks of the next matrix.
 inline void ExpectWholeBlocks(const char* op, int64_t width) {
   if (width % static_cast<int64_t>(kBlock) != 0) {
     throw Error(std::string(op) + ": attributes num_heads * head_dim: got " + std::to_string(width) +

@@ -19,7 +19,7 @@ inline constexpr std::array<Port, 5> kMatrixInputs{{{"base", Base},
                                                     {"plane1", kUInt8, kOptional},
                                                     {"plane2", kUInt8, kOptional}}};
 
-// Behind a matrix that is screened, the matrix of 3 bits that does so; one place further down where there is no plane 2.
+// After a matrix that is screened, the matrix of 3 bits that does so; one place further down where there is no plane 2.
 inline constexpr std::array<Port, 5> kScreenInputs = [] {
   std::array<Port, 5> ports{};
   for (Port& port : ports) port = {"screen", kAny, kOptional};
@@ -39,7 +39,7 @@ inline constexpr auto kMlpInputs = [] {
   return Join(std::array<Port, 3>{{{"x", kFloat}, {"active_up", kInt64}, {"active_down", kInt64}}}, weights);
 }();
 
-// Where a matrix's planes are among the inputs; of no meaning for a plane that its bits do not have. At 3 bits its inputs begin at `base`.
+// Ports of a matrix's planes among the inputs; of no meaning for a plane that its bits do not have. At 3 bits its inputs begin at `base`.
 struct NestedPorts {
   int base, scale, zero, plane1, plane2;
 };
@@ -54,7 +54,7 @@ inline int64_t Channels(const Attributes& attributes, const char* op, const char
   return value;
 }
 
-// Whether the input x has `channels` in its last axis.
+// Throws if the last axis of the input x has not `channels` entries.
 inline void ExpectChannels(const char* op, const Tensor& x, size_t channels) {
   if (x.rank == 0 || x.rank > Tensor::kMaxRank || x.dims[x.rank - 1] != static_cast<int64_t>(channels)) {
     throw Error(std::string(op) + ": input x: got shape " + x.Shape() + ", expected [..., " + std::to_string(channels) + "]");
@@ -109,7 +109,7 @@ inline MatrixSize OnlyMatrixSize(const Attributes& attributes, const char* op, i
   return size;
 }
 
-// Of a product that is screened: the bits of the first pass. At 3 a matrix of its own comes behind the other one.
+// Of a product that is screened: the bits of the first pass. At 3 a matrix of its own comes after the other one.
 inline int ScreenBits(const Attributes& attributes, const char* op) {
   const int64_t bits = attributes.IntOr("screen_bits", 4);
   if (bits != 3 && bits != 4) {
@@ -128,7 +128,7 @@ inline size_t Candidates(const Attributes& attributes, const char* op, int bits)
   return static_cast<size_t>(candidates);
 }
 
-// What is added to the outputs that are not read at all bits.
+// Number added to the outputs that are not read at all bits.
 inline float TailOffset(const Attributes& attributes, const char* op) {
   const float offset = attributes.Float("tail_offset");
   if (!std::isfinite(offset)) throw Error(std::string(op) + ": attribute tail_offset: got no finite number; export the bundle again");

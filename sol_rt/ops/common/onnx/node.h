@@ -56,14 +56,14 @@ class Attributes {
     Check(Api().KernelInfo_GetInputCount(info_, &count));
     return count;
   }
-  // Whether the node has this optional input or output: one may end before it, or leave its name empty.
+  // True if the node has this optional input or output. A node may end before it, or leave its name empty.
   bool HasInput(size_t index) const { return index < InputCount() && HasName(Api().KernelInfo_GetInputName, index); }
   bool HasOutput(size_t index) const {
     size_t count = 0;
     Check(Api().KernelInfo_GetOutputCount(info_, &count));
     return index < count && HasName(Api().KernelInfo_GetOutputName, index);
   }
-  // Elements of an input of rank 1; 0 where its type does not tell.
+  // Elements of an input of rank 1; 0 where its type does not say.
   [[gnu::noinline]] int64_t InputLength(size_t index) const {
     OrtTypeInfo* type = nullptr;
     const OrtTensorTypeAndShapeInfo* info = nullptr;
@@ -77,7 +77,7 @@ class Attributes {
     Check(status);
     return std::max<int64_t>(length, 0);
   }
-  // Type and shape of an input as far as the graph tells them, without data: -1 for an unknown length, type kAny where nothing is known.
+  // Type and shape of an input as far as the graph gives them, without data: -1 for an unknown length, type kAny where nothing is known.
   [[gnu::noinline]] Tensor InputType(size_t index) const {
     OrtTypeInfo* type = nullptr;
     const OrtTensorTypeAndShapeInfo* info = nullptr;
@@ -94,7 +94,7 @@ class Attributes {
     Check(status);
     return tensor;
   }
-  // Whether an input is an initializer. Then its type says its shape; what a node computes may have another one than the graph declares.
+  // True if an input is an initializer. Its type then gives its shape; computed inputs may have another shape than the graph declares.
   bool IsConstant(size_t index) const {
     int is_constant = 0;
     const OrtValue* value = nullptr;
@@ -117,8 +117,8 @@ class Attributes {
   }
 
  private:
-  // Whether the node has the attribute as a number or a text. ONNX Runtime's error is the same where it is missing and where it has another type than is
-  // asked for, so all three types are asked for: a window that is stored as a float must not pass for none.
+  // True if the node has the attribute as a number or a text. ONNX Runtime's error is the same where it is missing and where it has another type than
+  // is asked for, so all three types are asked for: a window that is stored as a float must not pass for none.
   [[gnu::noinline]] bool Has(const char* name) const {
     int64_t number = 0;
     float real = 0;
@@ -141,7 +141,7 @@ class Attributes {
   }
   template <class Function>
   bool HasName(Function name_of, size_t index) const {
-    size_t size = 0;  // with the zero behind it
+    size_t size = 0;  // with the zero after it
     Check(name_of(info_, index, nullptr, &size));
     return size > 1;
   }
@@ -150,8 +150,8 @@ class Attributes {
   const OrtKernelInfo* info_;
 };
 
-// How many threads run operators. ONNX Runtime does not tell, so threads are counted as they come by. Split work by it only
-// where the split changes no result.
+// Number of threads that run operators. ONNX Runtime does not report it, so threads are counted as they come by. Split work by it only where the
+// split changes no result.
 class ThreadCount {
  public:
   // Counts this thread until it ends. Called by every thread that runs a task but the caller of the tasks, who may be another one each run.
@@ -191,7 +191,7 @@ class Context {
     Check(Api().KernelContext_GetInput(context_, index, &value));
     return Describe(value);
   }
-  // Where an input lies, without its shape, whose description takes some 70 ns more. For inputs whose shape is known to be right.
+  // Address of an input, without its shape, whose description takes some 70 ns more. For inputs whose shape is known to be right.
   const void* InputData(size_t index) const {
     const OrtValue* value = nullptr;
     void* data = nullptr;
@@ -259,8 +259,8 @@ class CountInput {
 
   const char* Name() const { return name_; }
   int64_t Read(const Context& context) const { return *Where(context); }
-  // Where the count lies, in the provider's memory. Every run looks how many there are: ONNX Runtime holds inputs of a graph to the lengths
-  // that it declares, but not what nodes compute.
+  // Address of the count, in the provider's memory. Every run looks how many there are: ONNX Runtime holds inputs of a graph to the lengths that it
+  // declares, but not what nodes compute.
   const int64_t* Where(const Context& context) const {
     const Tensor tensor = context.Input(port_);
     if (layer_ == kNoLayer) {

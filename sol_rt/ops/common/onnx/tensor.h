@@ -43,7 +43,7 @@ constexpr Type kUInt8 = ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8;
 constexpr Type kUInt4 = ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT4;
 constexpr Type kInt64 = ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
 
-// What a file says, as an error shows it: on one line, and no more than its beginning.
+// Text of a file as an error shows it: on one line, and no more than its beginning.
 inline std::string Shown(const std::string& text) {
   constexpr size_t kMost = 60;
   std::string shown = text.substr(0, kMost);

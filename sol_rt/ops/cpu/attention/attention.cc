@@ -81,11 +81,11 @@ void BeginWindow(AttentionCall& call) {
   call.key_range += base * 2;
 }
 
-// Whether this was the last one.
+// Ends one of the pending tasks. True if it was the last one.
 bool EndOne(std::atomic<int32_t>& pending) { return pending.fetch_sub(1, std::memory_order_acq_rel) == 1; }
 
-// Which of `count` places in memory a task works on. Tasks are claimed from both ends, but memory delivers fastest in ascending order: the
-// upper half is turned round, so that a member from the back works upwards from the middle.
+// Place in memory, out of `count`, that a task works on. Tasks are claimed from both ends, but memory delivers fastest in ascending order: the upper
+// half is turned round, so that a member from the back works upwards from the middle.
 int64_t PlaceOfTask(int64_t task, int64_t count) {
   const int64_t half = count / 2;
   return task < half ? task : half + count - 1 - task;

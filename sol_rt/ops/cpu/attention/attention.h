@@ -1,4 +1,4 @@
-// Attention over the cache: one token by a team, or many tokens. docs/bundle.md section 3, SparseAttention, is its specification.
+// Attention over the cache: one token by a team, or many tokens. docs/reference/bundle-details.md section 3, SparseAttention, is its specification.
 #pragma once
 
 #include <cstddef>
@@ -28,7 +28,7 @@ class Attention {
   DecodePlan PlanMember(const AttentionCall& call, const DecodePlan& shared, Arena& arena) const;
   // Before the team starts.
   void StartStep(const AttentionCall& call, const DecodePlan& shared) const;
-  // How many members the step has work for.
+  // Number of members that the step has work for.
   size_t StepMembers(const AttentionCall& call, const DecodePlan& shared) const;
   // Asks for what the member reads first of the cache.
   void Prefetch(const Member& member, size_t members, const AttentionCall& call, const DecodePlan& plan) const;

@@ -1,4 +1,4 @@
-// Appends new tokens to the cache, one page of four tokens of one KV head at a time. docs/bundle.md section 3, SparseAttention, has the
+// Appends new tokens to the cache, one page of four tokens of one KV head at a time. docs/reference/bundle-details.md section 3, SparseAttention, has the
 // arithmetic.
 //
 //   key, value [Hk, C, D]      the rotated k and v. float16: rounded. int8: codes round(x / s) with s = max |x| / 127, float16, of the row

@@ -1,4 +1,4 @@
-// What one call of SparseAttention works on: sizes, pointers and the plan of its tasks. Plain data, the same for every SIMD target.
+// Data of one call of SparseAttention: sizes, pointers and the plan of its tasks. Plain data, the same for every SIMD target.
 #pragma once
 
 #include <hwy/base.h>
@@ -55,7 +55,7 @@ struct AttentionCall {
   void* value;                  // [Hk, C, D]
   hwy::float16_t* key_scale;    // [Hk, C], what a token's codes are multiplied by; null for float16
   hwy::float16_t* value_scale;  // as key_scale
-  uint8_t* key_codes;           // [Hk, C, D / 2], 4 bits a number, interleaved within a page: docs/bundle.md section 3
+  uint8_t* key_codes;           // [Hk, C, D / 2], 4 bits a number, interleaved within a page: docs/reference/bundle-details.md section 3
   hwy::float16_t* key_range;    // [Hk, C, 2], of a page its tokens' minima, then their steps
   float* y;                     // [S, H D]
 
@@ -108,7 +108,7 @@ struct DecodePlan {
   float* token_weights;           // [H, score_stride], 2^(score - the block's maximum), scores in units of log2
   float* block_max;               // [H, token_blocks], in units of log2
   float* block_sum;               // [H, token_blocks], of token_weights
-  int32_t* token_scores;          // [Hk, score_stride], the bits of floats >= 0; -1 behind the last old token
+  int32_t* token_scores;          // [Hk, score_stride], the bits of floats >= 0; -1 after the last old token
   int32_t* candidates;            // [Hk * score_stride + kMaxLanes], scores near the lowest one kept
   int32_t* tokens;                // [Hk, list_stride], positions to read, ascending
   int32_t* listed;                // [Hk], length of the list

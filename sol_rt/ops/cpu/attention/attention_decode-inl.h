@@ -48,8 +48,8 @@ inline constexpr int kValueVectors = 2;
 #endif
 // Heads whose codes of a query stay in registers, two vectors for each nibble.
 inline constexpr int kMaxHeldHeads = 4;
-// How far ahead of the arithmetic old pages' codes and attended tokens are fetched: what memory delivers to one core within its latency,
-// and not so much that the buffers for outstanding lines fill and stop the arithmetic.
+// Distance at which old pages' codes and attended tokens are fetched before the arithmetic: what memory delivers to one core within its latency, and
+// not so much that the buffers for outstanding lines fill and stop the arithmetic.
 inline constexpr int64_t kPagesAhead = 32;
 inline constexpr int64_t kBytesAhead = 8192;
 // Smaller scores are alike: they are too small to be told from what rounding leaves of them.
@@ -97,7 +97,7 @@ HWY_INLINE void CodeQuery(const AttentionCall& call, const DecodePlan& plan, int
   }
   int8_t* low = plan.query_low + head * plan.code_stride;
   int8_t* high = plan.query_high + head * plan.code_stride;
-  int64_t at = 0;  // of four channels' codes, the same for all tokens of a page; behind the last ones the padding's zeros follow
+  int64_t at = 0;  // of four channels' codes, the same for all tokens of a page; after the last ones the padding's zeros follow
   for (; at < call.CodeBytes(); at += 4) {
     for (const auto& [from, to] : {std::pair{even, low}, std::pair{odd, high}}) {
       uint32_t four;
@@ -250,7 +250,7 @@ class CodedQueries {
   VX low_held_[HWY_MAX(Vectors, 1)][Heads], high_held_[HWY_MAX(Vectors, 1)][Heads];
 };
 
-// `count` scores, and behind them the lowest one.
+// `count` scores, and after them the lowest one.
 HWY_INLINE VF LoadScores(const float* scores, int64_t count) {
   const VF lowest = hn::Set(F32(), -std::numeric_limits<float>::infinity());
   return hn::LoadNOr(lowest, F32(), scores, static_cast<size_t>(HWY_MIN(kLanes, count)));
@@ -301,7 +301,7 @@ HWY_INLINE void BlockScores(const AttentionCall& call, const DecodePlan& plan, i
     for (int64_t p = 0; p < kPages; ++p) pages[p] = codes + p * page_bytes;
     score(token, pages, call.PageRange(kv_head, page));
   }
-  if (token < end) {  // behind the last page it stands once more
+  if (token < end) {  // after the last page it stands once more
     HWY_ALIGN hwy::float16_t ranges[2 * kLanes];
     for (int64_t p = 0; p < kPages; ++p) {
       const int64_t page = HWY_MIN(token / kPageSize + p, last_page);
@@ -351,7 +351,7 @@ void WeighTokens(const AttentionCall& call, const DecodePlan& plan, int64_t kv_h
   }
 }
 
-// What a block's weights of one head are multiplied by to add up to 1 over all old tokens.
+// Factor on a block's weights of one head that makes them add up to 1 over all old tokens.
 HWY_NOINLINE inline float BlockShare(const DecodePlan& plan, int64_t head, int64_t block) {
   const F32 d;
   const float* max = plan.block_max + head * plan.token_blocks;
@@ -397,7 +397,7 @@ HWY_INLINE int64_t CountAtLeast(const int32_t* scores, int64_t count, int32_t th
   return hn::ReduceSum(d, found);
 }
 
-// Writes the lanes of the mask one behind the other, and something behind them; returns how many they are. CompressStore takes over a
+// Writes the lanes of the mask one after the other, and something after them; returns how many they are. CompressStore takes over a
 // hundred cycles on some processors.
 template <class M>
 HWY_INLINE int64_t StoreKept(hn::Vec<I32> v, M kept, int32_t* to) {
@@ -536,7 +536,7 @@ HWY_INLINE void ChunkScores(const AttentionCall& call, const DecodePlan& plan, i
   }
   for (int64_t t = 0; t < tokens.length; t += 4) {
     for (int64_t i = t + tokens.ahead; i < t + tokens.ahead + 4; ++i) {
-      // Behind the chunk's keys its values are read.
+      // After the chunk's keys its values are read.
       if (i < tokens.length) {
         PrefetchBytes(call.KeyRow<Element>(kv_head, tokens.At(i)), call.RowBytes());
         PrefetchScales<Element>(call, kv_head, tokens.At(i));
@@ -595,7 +595,7 @@ HWY_INLINE void ChunkValues(const AttentionCall& call, const DecodePlan& plan, i
   for (int64_t t = 0; t < tokens.length; ++t) {
     const Element* row = call.ValueRow<Element>(kv_head, tokens.At(t)) + channel;
     if (channel == 0) {
-      // Behind the chunk's values, the next chunk's keys are read, as a rule by the same thread.
+      // After the chunk's values, the next chunk's keys are read, as a rule by the same thread.
       const int64_t next = t + tokens.ahead;
       const Element* ahead = next < tokens.length ? call.ValueRow<Element>(kv_head, tokens.At(next))
                                                   : call.KeyRow<Element>(kv_head, tokens.At(HWY_MIN(next, tokens.left - 1)));

@@ -62,7 +62,7 @@ int64_t Columns(const AttentionCall& call) { return RoundUp(call.head_dim, kTile
 // Floats of the output, maximum and sum of a task's tiles.
 int64_t PrefillStateFloats(const AttentionCall& call) { return PrefillTiles(call) * (Columns(call) + 2) * kTileWidth; }
 
-// What a task needs besides its state, in floats aligned for vectors.
+// Memory that a task needs besides its state, in floats aligned for vectors.
 struct PrefillScratch {
   float* keys;     // [kKeyBlock, D]
   float* values;   // [kKeyBlock, columns]
@@ -122,7 +122,7 @@ HWY_INLINE void StartTile(const AttentionCall& call, int64_t kv_head, int64_t in
   }
 }
 
-// Keys and values of a block as floats; rows behind the last token are zero.
+// Keys and values of a block as floats; rows after the last token are zero.
 template <class Element>
 HWY_INLINE void LoadBlock(const AttentionCall& call, const PrefillScratch& scratch, int64_t kv_head, int64_t begin, int64_t end) {
   const F32 d;
@@ -178,7 +178,7 @@ HWY_INLINE void TileScores(const float* query, const float* keys, int64_t dim, f
   }
 }
 
-// Scores of keys behind a query's position become -infinity. `key` is the position of scores[0], of kTileColumns keys.
+// Scores of keys after a query's position become -infinity. `key` is the position of scores[0], of kTileColumns keys.
 HWY_INLINE void MaskScores(const PrefillTile& tile, int64_t key, float* scores) {
   const F32 d;
   const I32 di;
@@ -313,7 +313,7 @@ void PrefillBlock(const AttentionCall& call, int64_t kv_head, int64_t block, int
   for (int64_t i = 0; i < tiles; ++i) FinishTile(call, kv_head, i, row_vectors, tile[i]);
 }
 
-// Adds up the states of a block's shares, which lie one behind the other, and writes y.
+// Adds up the states of a block's shares, which lie one after the other, and writes y.
 void CombineSplits(const AttentionCall& call, int64_t kv_head, int64_t block, int64_t splits, float* states) {
   const F32 d;
   const int64_t first_token = block * PrefillPositions(call);

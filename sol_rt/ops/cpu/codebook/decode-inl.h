@@ -26,7 +26,7 @@ namespace sol {
 namespace SOL_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// Whether one instruction looks up in 32 bytes. Else there are two look-ups in 16, and bit 7 of an index says which counts.
+// 1 if one instruction looks up in 32 bytes. Else there are two look-ups in 16, and bit 7 of an index selects between them.
 #undef SOL_LOOKS_UP_32
 #define SOL_LOOKS_UP_32 (HWY_TARGET <= HWY_AVX3_DL || HWY_TARGET_IS_NEON)
 

@@ -34,7 +34,7 @@ namespace sol {
 namespace SOL_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// Where four bytes are multiplied at once, one factor is unsigned: there numbers are multiplied plus 128.
+// Offset of numbers: where four bytes are multiplied at once, one factor is unsigned, so numbers are multiplied plus 128.
 constexpr uint8_t kNumberFlip = SOL_BYTE_DOT ? 0x80 : 0;
 
 // sum[i] += numbers[4i … 4i+3] . x[4i … 4i+3], both from -127 to 127.
@@ -59,7 +59,7 @@ HWY_INLINE VI DotNumbers(DI di, VU numbers, VX x, VI sum) {
 #endif
 }
 
-// What a block's sums begin with.
+// Start of a block's sums.
 HWY_INLINE int32_t FirstSum(const BlockQuads& quads) {
   if (kNumberFlip == 0) return 0;
   int32_t sum = 0;
@@ -127,7 +127,7 @@ class Asks {
   size_t next_ = 0;
 };
 
-// Bytes of a quarter of 16, with zeros behind each, or four times each.
+// Bytes of a quarter of 16, with zeros after each, or four times each.
 struct Expand {
   alignas(64) uint8_t at[4][16];
   constexpr explicit Expand(bool repeat) : at() {
@@ -209,7 +209,7 @@ class StoredTables {
 };
 #endif
 
-// Where in four rows of `high`, 32 bytes each, the bytes of every second tile are, the rows' next to each other.
+// Places of the bytes of every second tile in four rows of `high`, 32 bytes each, the rows' next to each other.
 struct HighBytes {
   alignas(64) uint8_t at[64];
   constexpr explicit HighBytes(size_t half) : at() {

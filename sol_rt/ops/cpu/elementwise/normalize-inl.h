@@ -22,7 +22,7 @@ namespace sol {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// Sum of f(x) over n floats; f of the lanes behind the end counts as 0.
+// Sum of f(x) over n floats; f of the lanes after the end counts as 0.
 template <class F>
 HWY_INLINE float SumOf(const float* x, size_t n, const F& f) {
   const hn::ScalableTag<float> d;

@@ -1,4 +1,4 @@
-// What the host reads of a step's logits: the likeliest token, the sums of the softmax and the second largest logit.
+// Statistics that the host reads of a step's logits: the likeliest token, the sums of the softmax and the second largest logit.
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/host/softmax_sums.cc"

@@ -19,7 +19,7 @@ extern "C" SOL_EXPORT void SolOpsTune(uint32_t level, uint32_t row_bytes, uint32
 // 2 keeps those that there are and reads none, 0 frees them, each matrix' at the next step that would have read it.
 extern "C" SOL_EXPORT void SolOpsCopies(uint32_t use) { sol::copies_use.store(static_cast<sol::CopiesUse>(use), std::memory_order_relaxed); }
 
-// What both set last, or the defaults: level, row_bytes, members, and 1 where copies are read.
+// Values that both set last, or the defaults: level, row_bytes, members, and 1 where copies are read.
 extern "C" SOL_EXPORT void SolOpsTuning(uint32_t* values) {
   values[0] = sol::prefetching.first_level.load(std::memory_order_relaxed) ? 1 : 2;
   values[1] = sol::prefetching.row_bytes.load(std::memory_order_relaxed);

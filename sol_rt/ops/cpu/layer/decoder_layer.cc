@@ -13,7 +13,7 @@
 //   activate   h = act(u), gated or not                      cpu/layer/mlp.h
 //   down       y = middle + h W_down                         cpu/matmul/channel_matmul.h
 //
-// A layer may have no norm before attention and MLP, and a norm behind each of them, before x and middle are added.
+// A layer may have no norm before attention and MLP, and a norm after each of them, before x and middle are added.
 //
 // From here to the dot product of a matrix product:
 //
@@ -73,7 +73,7 @@ class DecoderLayer {
   // Few splits: what is added up of them is small.
   static constexpr SplitK kQkvSplit{2, 32768}, kOutputSplit{2, 2048};
 
-  // How many input channels of the matrices are read.
+  // Number of input channels of the matrices that are read.
   struct ActiveChannels {
     size_t qkv, output;
     Mlp::ActiveChannels mlp;
@@ -151,7 +151,7 @@ class DecoderLayer {
     ExpectWholeBlocks(kName, attention_.OutputSize());
   }
 
-  // What the members of a step's team share.
+  // Data that the members of a step's team share.
   struct Shared {
     size_t members;
     const float* x;      // [hidden]
@@ -168,7 +168,7 @@ class DecoderLayer {
     float* y;            // [hidden]
   };
 
-  // What a member has for itself.
+  // Memory of one member.
   struct Scratch {
     float* normed;  // [hidden]
     float* qkv;     // [QkvSize]

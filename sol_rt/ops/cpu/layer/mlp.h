@@ -16,7 +16,7 @@ namespace sol {
 
 class Mlp {
  public:
-  // How many input channels of either matrix are read.
+  // Number of input channels of either matrix that are read.
   struct ActiveChannels {
     size_t up, down;
   };

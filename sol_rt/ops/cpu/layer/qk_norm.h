@@ -3,7 +3,7 @@
 //   head    every head of q and k by itself, [D]
 //   row     all heads of q together [H D], and all of k [Hk D]
 //
-// It is an RMS norm or a layer norm without a bias, like those of the layer, with a weight [(H + Hk) D] for every channel. A layer that norms
+// The norm is an RMS norm or a layer norm without a bias, like those of the layer, with a weight [(H + Hk) D] for every channel. A layer that norms
 // after the rotary embedding has q and k rotated here too; attention then rotates nothing.
 #pragma once
 

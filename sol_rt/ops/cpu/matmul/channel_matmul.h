@@ -44,7 +44,7 @@ class ChannelMatMul {
   size_t Inputs() const { return w_.K; }
   size_t Outputs() const { return w_.N; }
 
-  // How many channels this call reads.
+  // Number of channels that this call reads.
   size_t ReadActive(const Context& context) const;
 
   // Memory of one token: every member has an input of its own, and the team shares the sums.

@@ -90,7 +90,7 @@ HWY_INLINE VI DotNibbles([[maybe_unused]] DI di, VU codes, VX x, VI sum) {
 #endif
 }
 
-// Whether BlockSum adds whole bytes, which saves taking them apart.
+// 1 if BlockSum adds whole bytes, which saves taking them apart.
 #define SOL_ADDS_BYTES (SOL_ARM_I8MM || SOL_BYTE_DOT)
 
 // Sums over the at most eight quads of a block of codes up to 15 times activations of kHalves halves, x[h] being four channels' half h in

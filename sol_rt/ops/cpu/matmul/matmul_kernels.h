@@ -41,7 +41,7 @@ constexpr size_t kPanel = 128;                   // outputs of a copy that lie t
 constexpr size_t kPackedBytes = kBlock / 2 + 3;  // of an output in a block of a copy
 constexpr size_t kCodebookPanel = 256;           // of a copy at 3 bits: as many as the widest step computes at once
 
-// Where the weights of outputs n, n + 1, … of a block lie.
+// Addresses of the weights of outputs n, n + 1, … of a block.
 struct BlockPlace {
   const uint8_t* base;
   const uint16_t* scale;

@@ -74,7 +74,7 @@ void PackPanel(const Nested& w, Range blocks, size_t panel, uint8_t* data) {
   }
 }
 
-// Where in a copy at 3 bits the parts of the panel of output n begin.
+// Places in a copy at 3 bits at which the parts of the panel of output n begin.
 struct CodebookPanelAt {
   CodebookPanelAt(const Nested& w, size_t n) : low(n * w.K / 4), high((w.N * 2 + n) * w.K / 8), block_scale(w.N * w.K * 3 / 8 + n * w.K / kBlock) {}
 

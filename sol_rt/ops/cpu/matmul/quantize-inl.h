@@ -43,7 +43,7 @@ HWY_INLINE int32_t MagnitudeBits(float x) {
   return bits & 0x7FFFFFFF;
 }
 
-// How many of x have a magnitude of at least `threshold` (as bits).
+// Counts the x with a magnitude of at least `threshold` (as bits).
 HWY_NOINLINE inline size_t CountAtLeast(const float* x, size_t n, int32_t threshold) {
   const hn::ScalableTag<int32_t> di;
   constexpr size_t kLanes = hn::MaxLanes(di);

@@ -58,8 +58,8 @@ HWY_INLINE BlockView ViewAt(const Nested& w, const uint8_t* base, size_t b, size
   return {base, w.scale + at, w.zero + at, kBits > 4 ? w.plane1 + at * 8 : nullptr, kBits > 6 ? w.plane2 + at * 8 : nullptr};
 }
 
-// Where a product with a channel-major matrix finds base, scales and zero points: in the matrix, or at 4 bits in a copy of it. It goes through ranges of
-// outputs, and in each through the blocks. The matrix is one range, for rows are read whole; a copy has a range for each of its panels.
+// Base, scales and zero points for a product with a channel-major matrix: in the matrix, or at 4 bits in a copy of it. The product goes through
+// ranges of outputs, and in each through the blocks. The matrix is one range, for rows are read whole; a copy has a range for each of its panels.
 template <int kBits>
 class ChannelRows {
  public:

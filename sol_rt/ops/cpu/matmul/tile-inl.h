@@ -33,7 +33,7 @@ namespace sol {
 namespace SOL_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// What a code's byte has flipped: Arm without i8mm multiplies signed bytes only, so there it holds the code less 128. Sums then start with
+// Bits that are flipped in a code's byte: Arm without i8mm multiplies signed bytes only, so there it holds the code less 128. Sums then start with
 // 128 times the sum of the activations' codes.
 constexpr uint32_t kFlip = HWY_TARGET_IS_NEON && !SOL_ARM_I8MM ? 0x80808080u : 0;
 

@@ -45,7 +45,7 @@ class PrunedMLP {
     return Mlp(attributes, kName, 1, up, up_bias, down, down_bias);
   }
 
-  // What a member has for itself.
+  // Memory of one member.
   struct Scratch {
     TokenInput up_input, down_input;
   };

@@ -1,4 +1,4 @@
-// What Highway's targets for Arm have here. Highway has no target with the dot product alone, and none with products of matrices of bytes:
+// Features of Highway's targets for Arm. Highway has no target with the dot product alone, and none with products of matrices of bytes:
 //
 //   NEON_WITHOUT_AES   what every arm64 has
 //   NEON               SOL_ARM_DOT: the dot product of four bytes too (Cortex-A55, A76 and X1, Neoverse N1, Apple M1)

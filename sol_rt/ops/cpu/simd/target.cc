@@ -18,7 +18,7 @@ namespace sol {
 namespace {
 
 #if HWY_ARCH_X86
-// What the instruction cpuid answers. __builtin_cpu_supports needs a library that some compilers come without.
+// Registers that the instruction cpuid returns. __builtin_cpu_supports needs a library that some compilers come without.
 class Cpuid {
  public:
   explicit Cpuid(unsigned leaf, unsigned subleaf = 0) {
@@ -44,7 +44,7 @@ uint64_t SavedRegisters() {
 }
 
 #elif HWY_ARCH_ARM_A64
-// What arm_features-inl.h builds on.
+// Features that arm_features-inl.h builds on.
 struct ArmFeatures {
   bool aes = false, half = false, dot = false, bfloat16 = false, i8mm = false;
 };
@@ -124,7 +124,7 @@ const char* BestTargetName() {
   if (PrefersAvxVnni()) return "AVX2_VNNI";
   const int64_t best = BestTarget();
 #if HWY_ARCH_ARM_A64
-  if (best == HWY_NEON) return "NEON_DOT";  // arm_features-inl.h: more than Highway's name tells
+  if (best == HWY_NEON) return "NEON_DOT";  // arm_features-inl.h: more than Highway's name says
   if (best == HWY_NEON_BF16) return "NEON_I8MM";
 #endif
   return hwy::TargetName(best);

@@ -19,10 +19,10 @@ int64_t SupportedTargets();
 // AVX-VNNI beside AVX2, in the same masks: a bit that Highway reserves. It is no target but an addition to HWY_AVX2.
 constexpr int64_t kAvxVnni = 1LL << 10;
 
-// Whether AVX2 is the best target that is compiled in and supported, with AVX-VNNI beside it.
+// True if AVX2 is the best target that is compiled in and supported, with AVX-VNNI beside it.
 bool PrefersAvxVnni();
 
-// Whether this processor has what every kernel is compiled for: SSE4.2 on x86.
+// True if this processor has all that every kernel is compiled for: SSE4.2 on x86.
 bool RunsBaseline();
 
 // The name of the best target that is compiled in and supported: Highway's, or AVX2_VNNI, NEON_DOT or NEON_I8MM.

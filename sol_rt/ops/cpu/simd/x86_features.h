@@ -1,4 +1,4 @@
-// Which products of bytes x86 has, by target:
+// Products of bytes that x86 has, by target:
 //
 //   AVX3_DL          SOL_BYTE_DOT: sums of four unsigned by signed bytes, vpdpbusd
 //   AVX2_VNNI        SOL_BYTE_DOT: the same on 256 bits, on Intel's processors with AVX-VNNI but without AVX-512 (Alder Lake and later).

@@ -11,7 +11,7 @@
 
 namespace sol {
 
-// Of tests with the address sanitizer: bytes that nothing may touch, as those behind an array, and bytes that may be used.
+// Of tests with the address sanitizer: bytes that nothing may touch, as those after an array, and bytes that may be used.
 #ifdef __SANITIZE_ADDRESS__
 inline constexpr size_t kFence = 64;
 inline void Forbid(const void* from, size_t bytes) { ASAN_POISON_MEMORY_REGION(from, bytes); }
@@ -56,7 +56,7 @@ class Buffer {
   size_t capacity_ = 0;
 };
 
-// Hands out slices of a block, each aligned for vectors and with room behind it for a whole one.
+// Hands out slices of a block, each aligned for vectors and with room after it for a whole one.
 class Arena {
  public:
   explicit Arena(char* base) : base_(base) {}

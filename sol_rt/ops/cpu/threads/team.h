@@ -39,13 +39,13 @@ inline Range ShareOf(size_t count, size_t step, size_t task, size_t tasks) {
   return {bound(task), bound(task + 1)};
 }
 
-// How many tasks to cut `count` things into: one a member, or as many more as leave a task at most `most` things.
+// Number of tasks to cut `count` things into: one a member, or as many more as leave a task at most `most` things.
 inline size_t TasksOf(size_t count, size_t step, size_t most, size_t members) {
   const size_t rounds = (count + members * most - 1) / (members * most);
   return std::min(members * rounds, (count + step - 1) / step);
 }
 
-// What a team shares of one phase.
+// State of one phase that a team shares.
 class PhaseState {
  public:
   // Claims one of the tasks 0 … tasks - 1 that nobody has, from either end. Members that come from different ends keep to their own halves,
@@ -93,7 +93,7 @@ class Phase {
     if (has_task_) ++claimed_;
   }
 
-  // Tells the team that this member's tasks have been done. True for one member alone: the one with which all tasks of the phase are done.
+  // Reports to the team that this member's tasks have been done. True for one member alone: the one with which all tasks of the phase are done.
   bool End() {
     if (claimed_ == 0 || !state_.End(claimed_, tasks_)) return false;
     state_.Release();
@@ -139,10 +139,10 @@ class Member {
  public:
   Member(Team& team, size_t index) : team_(team), index_(index) {}
 
-  // Tells members' scratch memory apart.
+  // Separates members' scratch memory.
   size_t Index() const { return index_; }
 
-  // Whether nothing is left for a member that enters now.
+  // True if nothing is left for a member that enters now.
   bool Over() const { return team_.over_.load(std::memory_order_relaxed); }
 
   // The task that this member claims first of `tasks`, as a rule.

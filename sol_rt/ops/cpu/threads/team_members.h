@@ -1,4 +1,4 @@
-// How many members the next team of this process gets.
+// Number of members of the next team of this process.
 #pragma once
 
 #include <cstddef>

@@ -1,4 +1,4 @@
-// How many members a team gets: as many as there are threads, and fewer while other programs take processors away.
+// Number of members of a team: as many as there are threads, and fewer while other programs take processors away.
 //
 // Programs that share a processor run in turns of milliseconds. A member whose thread has to wait for its turn keeps the whole team waiting,
 // far longer than a phase takes. A few such waits mean nothing. Where they take more of the time than a member saves, which is about one part
@@ -45,11 +45,11 @@ class TeamSize {
     return most == SIZE_MAX ? 0 : most;
   }
 
-  // Tells of a wait for the other `members` - 1 that is over: how long this member had worked before, and how long it waited.
+  // Reports a wait for the other `members` - 1 that is over: how long this member had worked before, and how long it waited.
   void Waited(size_t members, Clock::duration worked, Clock::duration waited) {
     if (waited > kLeastWait && waited > worked) Waited(members, worked, waited, Clock::now());
   }
-  // The same of a wait that was over at `now`. Members may tell of their waits in another order than these ended.
+  // The same of a wait that was over at `now`. Members may report their waits in another order than these ended.
   void Waited(size_t members, Clock::duration worked, Clock::duration waited, Clock::time_point now) {
     if (waited <= kLeastWait || waited <= worked || members < 2) return;
     const std::lock_guard<std::mutex> lock(mutex_);

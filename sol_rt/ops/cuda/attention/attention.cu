@@ -1,4 +1,4 @@
-// Attention as a sequence of launches, and the memory between them. docs/bundle.md section 3, SparseAttention, has the arithmetic.
+// Attention as a sequence of launches, and the memory between them. docs/reference/bundle-details.md section 3, SparseAttention, has the arithmetic.
 //
 //   one new token     attention_select.cu: append, weights and scores of old tokens, the lowest score read; then attention_chunks.cu
 //   2 to 16 tokens    append; then attention_chunks.cu

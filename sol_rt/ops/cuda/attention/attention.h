@@ -1,4 +1,4 @@
-// Attention over the cache on the device. docs/bundle.md section 3, SparseAttention, is its specification. No CUDA header is needed to
+// Attention over the cache on the device. docs/reference/bundle-details.md section 3, SparseAttention, is its specification. No CUDA header is needed to
 // call this.
 #pragma once
 
@@ -46,8 +46,8 @@ struct AttentionCall {
   float* y = nullptr;             // [S, H D]
 };
 
-// Where a step's selection ends: an old token is kept whose score is above `threshold`, or equals it and stands no later than `last`,
-// counted over KV heads and their old tokens.
+// End of a step's selection: an old token is kept if its score is above `threshold`, or equals it and it stands no later than `last`, counted over KV
+// heads and their old tokens.
 struct Selection {
   uint32_t threshold;
   int64_t last;

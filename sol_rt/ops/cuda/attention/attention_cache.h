@@ -6,7 +6,7 @@
 
 namespace sol::cuda {
 
-// What a call reads of its counts.
+// Sizes that a call reads of its counts.
 struct Step {
   int past, total, pages, old;  // tokens before, tokens in all, pages, tokens before the newest page
   int first;                    // where the first new token's window begins; 0 without one
@@ -53,7 +53,7 @@ __device__ __forceinline__ float Rotated(const AttentionCall& call, const float*
 __device__ __forceinline__ float NumberOf(uint16_t half) { return HalfToFloat(half); }
 __device__ __forceinline__ float NumberOf(int8_t code) { return static_cast<float>(code); }
 
-// Where byte j of a token's codes lies within its page.
+// Place of byte j of a token's codes within its page.
 __device__ __forceinline__ int CodePlace(int head_dim, int token, int j) {
   const int whole = head_dim / 8 * 4, rest = head_dim / 2 - whole;
   return j < whole ? j / 4 * 16 + token * 4 + j % 4 : whole * kPageSize + rest * token + j - whole;

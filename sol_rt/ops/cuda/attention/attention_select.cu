@@ -1,4 +1,4 @@
-// Which old tokens a decode step reads. H query heads read Hk KV heads.
+// Selection of the old tokens that a decode step reads. H query heads read Hk KV heads.
 //
 //   weigh     appends the new token. z = softmax_scale log2(e) a (step sum(code c) + m sum(c)) of an old token and query head, from key codes of
 //             4 bits and the query's codes c = round(q / a), a = max |q| / 127. weights [H, C] = 2^(z - the highest z of the block of 256 tokens)
@@ -46,7 +46,7 @@ __device__ void CodeQuery(const AttentionCall& call, const Step& step, int head,
   for (int i = 0; i < kMaxHeadDim / kWarp; ++i) {
     const int d = lane + i * kWarp;
     const int code = a == 0.0f ? 0 : __float2int_rn(values[i] / a);
-    (d % 2 == 0 ? low : high)[d / 2] = static_cast<int8_t>(code);  // behind the last channel zeros
+    (d % 2 == 0 ? low : high)[d / 2] = static_cast<int8_t>(code);  // after the last channel zeros
     sum += code;
   }
   sum = WarpSum(sum);

@@ -1,5 +1,5 @@
-// What the threads of a block work out together: sums, prefix sums, the k-th largest of many keys, and which block ends last.
-// Every function is called by all threads of a block of kThreads.
+// Computations of the threads of a block together: sums, prefix sums, the k-th largest of many keys, and the block that ends last. Every function is
+// called by all threads of a block of kThreads.
 #pragma once
 
 #include "cuda/device/device.h"
@@ -106,7 +106,7 @@ struct Selected {
   uint32_t equal;  // how many equal it, at least one
 };
 
-// The k-th largest of the keys, k >= 1 and at most their number: key(i, value) tells for 0 <= i < n whether i has one, below 2^31.
+// The k-th largest of the keys, k >= 1 and at most their number: key(i, value) reports for 0 <= i < n whether i has one, below 2^31.
 template <int kThreads, class Key>
 __device__ Selected SelectLargest(int64_t n, uint32_t k, const Key& key, SelectMemory& memory) {
   uint32_t prefix = 0, known = 0, above = 0;
@@ -131,8 +131,8 @@ __device__ Selected SelectLargest(int64_t n, uint32_t k, const Key& key, SelectM
   return selected;
 }
 
-// Whether this block is the last of `blocks` to come here; what the others wrote before is then there to be read, past the first-level cache.
-// One thread's fences between barriers are the block's, also where fences are of acquire and release alone.
+// True if this block is the last of `blocks` to come here; what the others wrote before is then there to be read, past the first-level cache. One
+// thread's fences between barriers are the block's, also where fences are of acquire and release alone.
 __device__ __forceinline__ bool LastBlock(uint32_t* counter, uint32_t blocks, bool& shared) {
   __syncthreads();
   if (threadIdx.x == 0) {

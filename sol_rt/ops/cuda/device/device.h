@@ -1,5 +1,5 @@
-// What kernels need of the device besides the language: instructions that have no name in C++, and launches.
-// With SOL_CUDA_EMULATION the host's compiler builds the same kernels for tests: runtime_tests/native/cuda_emulation.h.
+// Device functions besides the language: instructions that have no name in C++, and launches. With SOL_CUDA_EMULATION the host's compiler builds the
+// same kernels for tests: runtime_tests/native/cuda_emulation.h.
 #pragma once
 
 #ifdef SOL_CUDA_EMULATION

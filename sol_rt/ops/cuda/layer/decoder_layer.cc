@@ -6,7 +6,7 @@
 //   middle = x + attended W_o      as qkv
 //   y = middle + MLP(norm(middle)) cuda/layer/mlp.h
 //
-// A layer may have no norm before attention and MLP, and a norm behind each of them, before x and middle are added.
+// A layer may have no norm before attention and MLP, and a norm after each of them, before x and middle are added.
 
 #include <algorithm>
 #include <string>
@@ -181,7 +181,7 @@ class DecoderLayer {
     }
 
    private:
-    // A port beyond what the node has is told by name, before anything asks for its type.
+    // A port beyond what the node has is reported by name, before anything asks for its type.
     void ExpectPort(const char* name) const {
       if (static_cast<size_t>(port_) >= attributes_.InputCount()) {
         throw Error(std::string(kName) + ": input " + name + ": got nothing, expected a tensor; export the bundle again");

@@ -17,7 +17,7 @@ constexpr int kNumbersAThread = 8;  // outputs
 constexpr uint32_t kCodes = 0x07070707u;
 constexpr uint32_t kTopBits = 0x04040404u;
 
-// Which output of a tile is output i of its thread `member`.
+// Output of a tile that is output i of its thread `member`.
 __device__ __forceinline__ int OutputOf(int member, int i) { return i / 2 * 8 + 2 * member + i % 2; }
 
 // Codes of four channels of a thread's outputs, a channel a row of two bytes: one of even outputs, one of odd ones.
@@ -30,7 +30,7 @@ struct QuadCodes {
     high[i] = __ldg(reinterpret_cast<const uint16_t*>(w.high + tile / 2) + member % 2);
   }
 
-  // What permutes a table's bytes to the numbers of output i: four codes, a nibble each.
+  // Selectors that permute a table's bytes to the numbers of output i: four codes, a nibble each.
   __device__ __forceinline__ void Selectors(int member, uint32_t (&selectors)[kNumbersAThread]) const {
     uint32_t lows[4], highs[4];  // a byte of every row: word 0 of even outputs, word 1 of odd ones, the others empty
     TransposeBytes(low, lows);

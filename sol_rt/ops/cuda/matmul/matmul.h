@@ -1,4 +1,4 @@
-// Products with nested matrices on the device: what is launched, and the memory between launches. docs/bundle.md section 2 has the
+// Products with nested matrices on the device: what is launched, and the memory between launches. docs/reference/bundle-details.md section 2 has the
 // formats. No CUDA header is needed to call this.
 #pragma once
 
@@ -34,7 +34,7 @@ struct Weights {
   bool channel_major = false;
 };
 
-// How many channels of a row are active: *count, 0 meaning all, where count is not null. It is read on the device.
+// Number of active channels of a row: *count, 0 meaning all, where count is not null. It is read on the device.
 struct ActiveChannels {
   const int64_t* count = nullptr;
 };

@@ -5,7 +5,7 @@
 
 namespace sol::cuda {
 
-// How a product is split along K, and how many counters find the last block of its splits.
+// Split of a product along K, and the number of counters that find the last block of its splits.
 struct SplitK {
   int splits, counters;
 };

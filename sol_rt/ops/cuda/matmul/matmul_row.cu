@@ -54,8 +54,8 @@ __device__ __forceinline__ uint32_t LoadOctet(const uint8_t* at, int count) {
   }
 }
 
-// What a block of channels adds to the eight outputs from n on by its base plane, and by scales and zeros, which are read whole. With
-// kWords, n is one that has eight outputs.
+// Adds a block of channels to the eight outputs from n on by its base plane, and by scales and zeros, which are read whole. With kWords, n is one
+// that has eight outputs.
 template <int kBits, bool kWords>
 __device__ __forceinline__ void AddBase(const Weights& w, const ChannelShared& x, int slot, int64_t block, int n, float (&sums)[kOctet]) {
   constexpr int kHalves = kHalvesOf<kBits>;
@@ -121,7 +121,7 @@ __device__ __forceinline__ void AddBase(const Weights& w, const ChannelShared& x
   }
 }
 
-// What a block of channels adds to the eight outputs of lane `member` of the tile from n on, at 3 bits and without the outputs' scale.
+// Adds a block of channels to the eight outputs of lane `member` of the tile from n on, at 3 bits and without the outputs' scale.
 __device__ __forceinline__ void AddCodes(const Weights& w, const ChannelShared& x, int slot, int64_t block, int n, int member,
                                          float (&sums)[kNumbersAThread]) {
   OutputScales scales;
@@ -150,7 +150,7 @@ __device__ __forceinline__ void AddCodes(const Weights& w, const ChannelShared& 
   for (int o = 0; o < kNumbersAThread; ++o) sums[o] += a * static_cast<float>(scales.m[o]) * static_cast<float>(dots[o]);
 }
 
-// What the residual planes add to output n. All lanes of a warp read what lies side by side.
+// Contribution of the residual planes to output n. All lanes of a warp read what lies side by side.
 template <int kBits>
 __device__ __forceinline__ float ResidualPart(const Weights& w, const ChannelShared& x, int slot, int64_t block, int n) {
   constexpr int kHalves = kHalvesOf<kBits>;

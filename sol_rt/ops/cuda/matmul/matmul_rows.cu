@@ -33,7 +33,7 @@ struct TileShared {
   bool last;
 };
 
-// What a thread brings of a block of channels, in registers while the block before is multiplied.
+// Part of a block of channels that a thread loads, in registers while the block before is multiplied.
 struct Loaded {
   uint32_t base[4];
   uint2 plane1, plane2;
@@ -236,7 +236,7 @@ __global__ void __launch_bounds__(kThreads) TileKernel(Weights w, Codes x, int64
     }
   }
 
-  // Where a lane's results go: f(result, place in [rows, N], output).
+  // Visits the results of a lane: f(result, place in [rows, N], output).
   const auto each = [&](const auto& f) {
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {

@@ -1,4 +1,4 @@
-// Weights as a node's inputs: initializers, or inputs of the graph that the host has bound to device memory. The shapes that the graph tells
+// Weights as a node's inputs: initializers, or inputs of the graph that the host has bound to device memory. The shapes that the graph gives
 // are checked once. Where weights lie, and the shapes of those that are no initializers, is asked at every run.
 #pragma once
 

@@ -45,7 +45,7 @@ std::string Name(const std::string& path) {
   return at == std::string::npos ? path : path.substr(at + 1);
 }
 
-// It is random: in a container every process may have the number 1.
+// The name is random: in a container every process may have the number 1.
 std::string TemporaryName(const std::string& target) {
   std::random_device random;
   std::string unique;

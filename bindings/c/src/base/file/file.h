@@ -21,7 +21,7 @@ enum class FileKind { kNone, kFile, kFolder, kOther };
 FileKind KindOf(const std::string& path);  // of what a link leads to
 bool IsLink(const std::string& path);
 
-// Which file it is, and when it was changed last. As long as that stays, so does the content.
+// Identity of a file, and the time of its last change. While both stay the same, so does the content.
 struct FileState {
   uint64_t device = 0, inode = 0;
   int64_t size = 0, modified = 0, changed = 0;  // bytes, nanoseconds
@@ -63,7 +63,7 @@ std::string ReadFile(const std::string& path, uint64_t most, const std::string& 
 // Of a whole file, lower-case hex. `progress` gets the bytes read so far. Throws SOL_ERROR_BUNDLE if the file cannot be read.
 std::string Sha256OfFile(const std::string& path, const std::function<void(uint64_t)>& progress = nullptr);
 
-// What the system said, as in `No such file or directory`.
+// Text of the system's error, as in `No such file or directory`.
 std::string Reason(const std::exception& error);
 
 }  // namespace sol_rt

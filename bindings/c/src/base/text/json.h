@@ -15,7 +15,7 @@ constexpr size_t kJsonKeys = 1 << 15;  // of one object: looking for a key takes
 // Throws SOL_ERROR_BUNDLE, which names `path`, for text that is not UTF-8 JSON or goes beyond the bounds.
 Json ParseJson(std::string_view text, const std::string& path, size_t most_keys = kJsonKeys);
 
-// What nlohmann::json::parse makes of a text; discarded for one that nests deeper than kJsonDepth, whose copies and texts would exhaust the stack. One that
+// Parses a text as nlohmann::json::parse does; discarded for one that nests deeper than kJsonDepth, whose copies and texts would exhaust the stack. One that
 // is no JSON is discarded, too, or nlohmann::json::parse_error if `throws`.
 nlohmann::json ParseShallow(std::string_view text, bool throws);
 

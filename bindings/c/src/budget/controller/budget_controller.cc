@@ -1,7 +1,7 @@
 // Holds a budget, a rate or a loss: turns it into limits and targets for single steps, in closed loop.
 //
 // Whatever a schedule prefers, only actions are allowed after which the total spend is still close to what was asked for, so that
-// |achieved - requested| <= 0.02 holds at every step from the 64th on. docs/decode-loop.md has the same arithmetic as pseudo-code.
+// |achieved - requested| <= 0.02 holds at every step from the 64th on. docs/reference/decode-loop.md has the same arithmetic as pseudo-code.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -140,7 +140,7 @@ class BudgetController final : public Controller {
     }
   }
 
-  // What a step may cost on average, in the cost model's unit.
+  // Allowed mean cost of a step, in the cost model's unit.
   double AllowanceOf(const StepCosts& costs) {
     if (step_limit_) return std::min(costs.dense + policy_cost_, *step_limit_);
     const double budget = hull_ ? hull_->CostAt(nats_, costs.context) : budget_;

@@ -1,4 +1,4 @@
-// What both controllers share: the questions that a schedule asks, and the account of what the steps cost.
+// Base of both controllers: answers the questions of a schedule, and counts the cost of the steps.
 #include "budget/controller/controller.h"
 
 #include <algorithm>

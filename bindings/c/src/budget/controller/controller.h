@@ -1,4 +1,4 @@
-// Tells a schedule which actions are allowed, and books what each step cost. A is the number of actions.
+// Reports to a schedule which actions are allowed, and books what each step cost. A is the number of actions.
 #pragma once
 
 #include <array>
@@ -40,12 +40,12 @@ class Controller {
   const std::vector<Action>& actions() const { return actions_; }
   const CostModel& cost() const { return *cost_; }
   const Action& dense() const { return cost_->dense(); }
-  // What an axis controller holds; nullptr for a budget, a rate or a loss.
+  // Targets that an axis controller holds; nullptr for a budget, a rate or a loss.
   virtual const AxisTargets* axis_targets() const { return nullptr; }
-  // Whether only the dense action is allowed, at every step until the budget changes. The policy is then not run, and steps do not pay for it.
+  // True if only the dense action is allowed, at every step until the budget changes. The policy is then not run, and steps do not pay for it.
   virtual bool dense_only() const { return false; }
 
-  // What a schedule asks before a step. Arrays are valid until the next call with another context, `Allowed` until its next call.
+  // Questions that a schedule asks before a step. Arrays are valid until the next call with another context, `Allowed` until its next call.
 
   // Cost of each action in dense steps, the policy's run included: [A].
   const double* RelativeCosts(int64_t context) { return costs_.At(context).relative; }
@@ -55,7 +55,7 @@ class Controller {
   virtual double Target(int64_t context) = 0;
   // Cost in dense steps that this step may have on average, whatever was spent before.
   virtual double Allowance(int64_t context) = 0;
-  // Which actions keep the promise, [A]. If none does: those that miss it least, so at least one is.
+  // Marks the actions that keep the promise, [A]. If none does: the actions that miss it least, at least one.
   virtual const std::vector<char>& Allowed(int64_t context) = 0;
   // `Allowed(context)[index]`, but faster: as a rule that action is inside its window, and no other is looked at.
   bool Allows(size_t index, int64_t context) { return IsInside(index, context) || Allowed(context)[index]; }
@@ -65,7 +65,7 @@ class Controller {
   // Books a decode step; `context` is the number of tokens in the cache before it.
   Charge Record(const Action& action, int64_t context);
 
-  // What a host changes between steps.
+  // Changes that a host makes between steps.
 
   // Holds another budget or rate from the next step on, in place of what was held. What the steps so far were allowed stays as it is, but where the
   // cheapest action cost more, that counts. Throws SOL_ERROR_USAGE for values out of range, for a rate without measured costs, and under axis
@@ -75,14 +75,14 @@ class Controller {
   // The budget that the next step holds; nothing under a rate, a loss or axis targets.
   virtual std::optional<double> Budget() const = 0;
 
-  // What the steps so far came to.
+  // Totals of the steps so far.
 
   int64_t steps() const { return spend_.steps; }
   double Achieved() const { return spend_.full != 0 ? spend_.spent / spend_.full : 1.0; }
   // The budget that was asked for. Where it changed, and under a rate or a loss: what the steps so far were allowed, as a share of their dense costs.
   // Nothing under axis targets.
   virtual std::optional<double> Requested() const = 0;
-  // Whether, at some step so far, even the cheapest action cost more than was asked for.
+  // True if, at some step so far, even the cheapest action cost more than was asked for.
   bool floored() const { return floored_; }
 
  protected:
@@ -104,7 +104,7 @@ class Controller {
 
 class Hull;
 
-// What a controller is to hold: at most one of the four. A budget of 1 asks for nothing.
+// Request to a controller: at most one of the four. A budget of 1 asks for nothing.
 struct Request {
   double budget = 1.0;
   AxisTargets axis_targets;

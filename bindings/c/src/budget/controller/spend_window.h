@@ -1,4 +1,4 @@
-// The window arithmetic of both controllers: what was spent, what was allowed, and how far the two may be apart (docs/decode-loop.md section 2).
+// The window arithmetic of both controllers: what was spent, what was allowed, and how far the two may be apart (docs/reference/decode-loop.md section 2).
 #pragma once
 
 #include <algorithm>
@@ -12,10 +12,10 @@ struct SpendWindow {
   double spent = 0.0, allowed = 0.0;
   double full = 0.0;  // what dense steps would have spent
 
-  // What was spent over the allowance; negative where less was spent.
+  // spent - allowed; negative where less was spent than allowed.
   double Deviation() const { return spent - allowed; }
 
-  // How far the deviation may be from zero after one more step, which would spend `next` if it were dense.
+  // Largest allowed |deviation| after one more step, which would spend `next` if it were dense.
   double HalfWidth(double next) const {
     constexpr double kSteps = 1.25;     // half width at first, in dense steps: 1.25 / 64 < 0.02
     constexpr int64_t kFrom = 64;       // steps after which the window grows

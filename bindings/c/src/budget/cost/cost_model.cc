@@ -1,4 +1,4 @@
-// What both cost models share: the cost of a step from its line, and how much the step reads.
+// Base of both cost models: the cost of a step from its line, and the reads of the step.
 #include "budget/cost_model.h"
 
 #include <algorithm>

@@ -1,4 +1,4 @@
-// What each action of a bundle is expected to lose, at any context, as the export measured it (docs/bundle.md section 4).
+// Expected loss of each action of a bundle, at any context, as the export measured it (docs/reference/bundle-details.md section 4).
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// The Lagrange multiplier: what the policy's logits are charged for a dense step's cost, so that the budget is held (docs/decode-loop.md).
+// The Lagrange multiplier: what the policy's logits are charged for a dense step's cost, so that the budget is held (docs/reference/decode-loop.md).
 #pragma once
 
 #include <cstddef>

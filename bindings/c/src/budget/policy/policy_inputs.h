@@ -1,4 +1,4 @@
-// The scalar inputs of a policy over one run of decode steps (docs/bundle.md section 5), as sol_rt/bundle/policy_inputs.py defines them.
+// The scalar inputs of a policy over one run of decode steps (docs/reference/bundle-details.md section 5), as sol_rt/bundle/policy_inputs.py defines them.
 #pragma once
 
 #include <array>

@@ -10,7 +10,7 @@ namespace sol_rt {
 namespace {
 
 // Takes the allowed action with the largest value of logits - multiplier * relative cost. Under axis targets the multiplier is 0. If the policy does
-// not know the dense action, that action stands behind the policy's own, and is taken only where no other one is allowed.
+// not know the dense action, that action comes after the policy's own, and is taken only where no other one is allowed.
 class PolicySchedule final : public Schedule {
  public:
   PolicySchedule(Controller& controller, const PolicySpec& spec, PolicyRunner& policy)
@@ -48,7 +48,7 @@ class PolicySchedule final : public Schedule {
   }
 
  private:
-  // What the policy is told: the budget of this step. Under a rate or a loss: what it came to so far.
+  // Budget that the policy gets: this step's. Under a rate or a loss: the budget of the steps so far.
   double Budget() const {
     const std::optional<double> budget = controller_.Budget();
     return budget ? *budget : controller_.Requested().value_or(1.0);

@@ -24,9 +24,9 @@ class ConstantSchedule final : public Schedule {
   Action action_;
 };
 
-// Whether the policy was measured to beat `hull` at the budget. Its range is of bytes; where costs are milliseconds, each end but 0 and 1 moves to the
-// budget at which `hull` is expected to lose as much. No budget is left if both come to one. Nor if, at a lower end over 0, less than the cheapest action's
-// cost is left beside the policy's run, or `hull` would lose `gain_over_hull` or more by going without the time of that run.
+// True if the policy was measured to beat `hull` at the budget. Its range is of bytes; where costs are milliseconds, each end but 0 and 1 moves to the budget
+// at which `hull` is expected to lose as much. No budget is left if both come to one. Nor if, at a lower end over 0, less than the cheapest action's cost is
+// left beside the policy's run, or `hull` would lose `gain_over_hull` or more by going without the time of that run.
 bool GainsAt(const Config& config, const CostModel& cost, double budget) {
   std::array<double, 2> range = config.policy->gain_budgets;
   if (cost.InMilliseconds()) {

@@ -39,7 +39,7 @@ std::unique_ptr<Schedule> MakePolicySchedule(Controller& controller, const Polic
 std::unique_ptr<Schedule> MakeSchedule(const Config& config, const std::string& name, Controller& controller, std::optional<uint64_t> seed,
                                        std::shared_ptr<Hull> hull, PolicyRunner* policy);
 
-// Whether the schedule always takes the same action, whatever the budget.
+// True if the schedule always takes the same action, whatever the budget.
 bool IsConstant(const std::string& name);
 // `sol` at budgets at which the bundle's policy was measured to beat `hull`, else `hull`; without measured losses `sol` or `uniform`. `uniform` stands
 // in for `hull` under axis targets. Where something else than a budget is asked for, `budget` is 1.

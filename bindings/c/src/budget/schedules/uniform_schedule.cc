@@ -83,7 +83,7 @@ class UniformSchedule : public Schedule {
   Settings carry_{0.0, 1.0 / 3, 2.0 / 3};
 };
 
-// How unusual each value of a sequence is: its distance from the running mean, in standard deviations.
+// Running z-score of a sequence: the distance of a value from the running mean, in standard deviations.
 class RunningZScore {
  public:
   // The z-score of `value` among the values before it, from -2 to 2; 0 while they do not vary. Then adds it to the running mean and variance. The

@@ -1,4 +1,4 @@
-// What `sol_config.json` says (docs/bundle.md, section 4).
+// Contents of `sol_config.json` (docs/reference/bundle-details.md, section 4).
 #pragma once
 
 #include <algorithm>
@@ -38,7 +38,7 @@ struct KvLayout {
   int64_t TokenBytes(int64_t head_dim) const { return dtype == "int8" ? 2 * (head_dim + 2) : 4 * head_dim; }
 };
 
-// How an LM head is screened: rows that are read at all bits, what is added to the logits of the others, and the bits of the first pass.
+// Screen of an LM head: rows that are read at all bits, the number added to the logits of the others, and the bits of the first pass.
 struct LmHeadScreen {
   int32_t candidates;
   double tail_offset;

@@ -376,7 +376,7 @@ std::string Parent(const std::string& path) {
 
 std::string Migrated(const std::string& path) { return "run `sol-rt migrate '" + Parent(path) + "'` (extra export), which keeps its weights"; }
 
-// Whether a tensor is a plane of 3-bit codes, of a layer's matrix or of one that screens the LM head.
+// True if a tensor is a plane of 3-bit codes, of a layer's matrix or of one that screens the LM head.
 bool IsCodes(std::string_view name) {
   constexpr std::string_view kEnd = ".low";
   return name.size() >= kEnd.size() && name.substr(name.size() - kEnd.size()) == kEnd;

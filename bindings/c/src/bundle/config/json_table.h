@@ -46,7 +46,7 @@ class JsonTable {
 
 bool IsIntegerWithin(const Json& value, int64_t low, int64_t high);
 
-// Whether `name` is a plain file name: no folder, no leading dot, no character that a shell or browser changes.
+// True if `name` is a plain file name: no folder, no leading dot, no character that a shell or browser changes.
 bool IsFileName(std::string_view name);
 
 // The candidate that is most like `name`; empty if none is much like it.

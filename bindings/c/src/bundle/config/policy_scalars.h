@@ -1,4 +1,4 @@
-// Names of the scalars that a policy may ask for (docs/bundle.md, section 5).
+// Names of the scalars that a policy may ask for (docs/reference/bundle-details.md, section 5).
 #pragma once
 
 namespace sol_rt {

@@ -44,7 +44,7 @@ class SystemMemory {
   size_t size_ = 0;
 };
 
-// Layers with a window read no token before it. Of them the cache gives back what lies further behind than `kSlack` tokens: buffers keep their shape, and
+// Layers with a window read no token before it. Of them the cache gives back what lies further back than `kSlack` tokens: buffers keep their shape, and
 // their memory there goes back to the system.
 class KvCache {
  public:
@@ -62,7 +62,7 @@ class KvCache {
   uint64_t BytesAt(int64_t capacity) const { return Bytes(capacity, false); }  // taken at most; what is beyond any memory is not counted exactly
   int64_t CapacityFor(int64_t tokens) const;  // the next multiple of the layout's capacity step
 
-  // Whether a token behind the first `length` tokens finds all that its attention reads.
+  // True if a token after the first `length` tokens finds all that its attention reads.
   bool Holds(int64_t length) const { return length >= shortest_; }
   // Gives back what layers with a window no longer need of `length` tokens.
   void Discard(int64_t length);
@@ -95,7 +95,7 @@ class KvCache {
   bool whole_;
   std::vector<int32_t> windows_;  // by layer, 0: all
   std::vector<int64_t> firsts_;   // by layer
-  int64_t shortest_ = 0;          // text behind which a token finds what it reads
+  int64_t shortest_ = 0;          // text after which a token finds what it reads
   int64_t due_ = 0;               // tokens from which on something is given back
   std::vector<CacheBuffer> buffers_;
   std::vector<size_t> offsets_;

@@ -1,4 +1,4 @@
-// What layers with a short convolution keep of earlier tokens: a state of a fixed size, and copies of it to go back to (sol_rt/engine/states.py).
+// States of fixed size that short convolutions keep of earlier tokens, and copies of the states to go back to (sol_rt/engine/states.py).
 #pragma once
 
 #include <array>
@@ -11,7 +11,7 @@
 namespace sol_rt {
 
 // The states of all layers that have one, float32 [layers, 1, hidden, conv_size - 1]. A state can't be cut off as the KV cache can, so going back restores
-// the last copy at or below the length wanted, and the engine runs the tokens behind it again. Graphs read one buffer and write another: a run that fails
+// the last copy at or below the length wanted, and the engine runs the tokens after it again. Graphs read one buffer and write another: a run that fails
 // changes nothing. `Commit` takes over what a run wrote.
 class States {
  public:
@@ -29,7 +29,7 @@ class States {
   const std::vector<int32_t>& layers() const { return layers_; }  // that have a state
   std::vector<int64_t> Shape() const { return {1, hidden_, size_}; }  // of one layer's
   size_t LayerBytes() const { return static_cast<size_t>(hidden_ * size_) * sizeof(float); }
-  // What graphs read and write for the layer of this index in `layers`. Valid from `Reserve` on.
+  // Memory that graphs read and write for the layer of this index in `layers`. Valid from `Reserve` on.
   float* Read(size_t layer) const { return const_cast<float*>(states_.data()) + layer * LayerBytes() / sizeof(float); }
   float* Written(size_t layer) const { return const_cast<float*>(written_.data()) + layer * LayerBytes() / sizeof(float); }
   uint64_t Bytes() const;  // taken now
@@ -50,7 +50,7 @@ class States {
   const std::vector<Copy>& kept() const { return kept_; }
   const std::array<Copy, kLast>& last() const { return last_; }
   size_t Numbers() const;  // of one copy
-  // Whether copies could be those of a text of `length` tokens.
+  // True if copies could be those of a text of `length` tokens.
   static bool Possible(const std::vector<Copy>& kept, const std::vector<Copy>& last, int64_t length);
   void TakeOver(std::vector<Copy> kept, std::vector<Copy> last);  // the states are then to be restored
 

@@ -29,7 +29,7 @@ constexpr double kSlowMs = 15.0;       // a dense step that takes longer is time
 constexpr double kScatter = 0.1;       // largest distance of the quartiles of steady ratios, as a share of their median
 constexpr int kWarmUp = 2;
 
-// A run of the policy behind a step of `before` at `length` tokens, which has filled the processor's caches with the model's weights. 0 without a policy.
+// A run of the policy after a step of `before` at `length` tokens, which has filled the processor's caches with the model's weights. 0 without a policy.
 double PolicyMs(Model& model, Engine& engine, int64_t length, const Action& before) {
   const std::unique_ptr<PolicyRunner> policy = model.MakePolicyRunner();
   if (!policy) return 0.0;

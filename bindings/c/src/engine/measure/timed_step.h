@@ -1,4 +1,4 @@
-// How steps are timed.
+// Timing of steps.
 #pragma once
 
 #include <algorithm>
@@ -14,7 +14,7 @@ using Clock = std::chrono::steady_clock;
 
 inline double SecondsSince(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
-// Milliseconds of a step behind the first `length` tokens of the cache.
+// Milliseconds of a step after the first `length` tokens of the cache.
 inline double TimedStep(Engine& engine, int64_t length, const Action& action) {
   const int32_t token = 0;
   engine.Truncate(length);

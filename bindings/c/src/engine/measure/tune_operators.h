@@ -12,7 +12,7 @@ namespace sol_rt {
 
 class Engine;
 
-// Sets how the operators of this process run from now on, and tells how they run. Without operators the first does nothing.
+// Sets how the operators of this process run from now on, and reports how they run. Without operators the first does nothing.
 void ApplyTuning(const Tuning& tuning);
 Tuning CurrentTuning();
 
@@ -21,7 +21,7 @@ Tuning CurrentTuning();
 // Else 0, the defaults.
 size_t ChooseSetting(const std::vector<std::vector<double>>& gains);
 
-// Times steps of `dense` and `cheapest` behind `length` tokens under each setting, in turn, for 1.5 to 3 seconds. Applies and
+// Times steps of `dense` and `cheapest` after `length` tokens under each setting, in turn, for 1.5 to 3 seconds. Applies and
 // returns the one that ChooseSetting takes; the defaults where there was no time for four rounds. Both actions have run before.
 // If a step throws, the operators run as before the call.
 Tuning TuneOperators(Engine& engine, int64_t length, const Action& dense, const Action& cheapest, int32_t threads);

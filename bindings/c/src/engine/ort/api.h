@@ -23,7 +23,7 @@ const OrtApiBase* FindOrt(const void* base, const std::string& name);
 // Its functions. Throws SOL_ERROR_RUNTIME if it is too old, or if it no longer has this version of them.
 const OrtApi* OrtFunctions(const OrtApiBase* base);
 
-// Whether a version of ONNX Runtime, as "1.26.0", is older than 1.`minor`. An unknown one is not.
+// True if a version of ONNX Runtime, as "1.26.0", is older than 1.`minor`. An unknown version is not.
 bool OlderThan(const std::string& version, int minor);
 
 // A message of ONNX Runtime on one line of at most 200 characters.

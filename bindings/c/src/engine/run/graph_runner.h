@@ -44,7 +44,7 @@ class StepBuffers {
   std::vector<bool> dense_layer_;
 };
 
-// What a graph is to choose by.
+// Counts that a graph takes as inputs: tokens that attention reads, and active channels.
 struct Choices {
   bool tokens, channels;
   bool operator<(const Choices& other) const { return tokens != other.tokens ? tokens < other.tokens : channels < other.channels; }

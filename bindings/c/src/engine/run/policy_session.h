@@ -1,4 +1,4 @@
-// Runs policy.onnx once before each decode step, always on the CPU, and keeps its recurrent state between runs (docs/bundle.md, section 5).
+// Runs policy.onnx once before each decode step, always on the CPU, and keeps its recurrent state between runs (docs/reference/bundle-details.md, section 5).
 #pragma once
 
 #include <cstdint>

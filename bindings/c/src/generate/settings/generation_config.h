@@ -30,7 +30,7 @@ struct GenerationConfig {
   std::optional<uint64_t> seed;
   std::vector<int64_t> eos_token_id;
 
-  // Whether the likeliest token is always taken.
+  // True if the likeliest token is always taken.
   bool greedy() const { return !do_sample || temperature == 0; }
 
   // Changes a setting; null leaves it as it is. Throws SOL_ERROR_USAGE for an unknown name and for a value out of range.

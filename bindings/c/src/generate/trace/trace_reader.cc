@@ -57,7 +57,7 @@ bool Fits(const json& value, Kind kind) {
   return false;
 }
 
-// What is wrong with the keys and types of a line; empty if they are right.
+// Describes a wrong key or type of a line; empty if all are right.
 std::string Problem(const json& raw, const Key* begin, const Key* end) {
   for (const Key* at = begin; at != end; ++at) {
     const Key& key = *at;
@@ -81,7 +81,7 @@ json Parsed(const std::string& line) {
   return value;
 }
 
-// Whether a text can be the name of a schedule or of costs: it may be shown.
+// True if a text can be the name of a schedule or of costs: it may be shown.
 bool IsName(const std::string& text) { return !text.empty() && Cut(text, kLongestName) == text && Printable(text) == text; }
 
 [[noreturn]] void Fault(const std::string& path, const std::string& what) { UsageFault("trace " + path + ": " + what); }

@@ -16,7 +16,7 @@ constexpr size_t kLongest = 1024;  // bytes of one token's text: a search looks 
 bool WordBefore(std::string_view text, size_t at) { return at > 0 && IsWord(PreviousCharacter(text, at)); }
 bool WordAfter(std::string_view text, size_t at) { return at < text.size() && IsWord(NextCharacter(text, at)); }
 
-// Where the spaces before `at` begin, at `least` or later.
+// Place where the spaces before `at` begin, at `least` or later.
 size_t BeforeSpaces(std::string_view text, size_t at, size_t least) {
   while (at > least) {
     size_t before = at;
@@ -115,7 +115,7 @@ std::vector<AddedTokens::Part> AddedTokens::Cut(std::string_view text, bool norm
   const TextMatcher& matcher = normalized ? normalized_ : plain_;
   std::vector<TextMatcher::Found> found;
   size_t covered = 0;     // how far the parts reach
-  size_t spaces_end = 0;  // of the spaces behind a token
+  size_t spaces_end = 0;  // of the spaces after a token
   for (size_t at = 0; at < text.size() && !matcher.empty();) {
     if (!matcher.MayBeginWith(text[at])) {
       ++at;

@@ -105,10 +105,10 @@ class Reader : public nlohmann::json_sax<nlohmann::json> {
     return false;
   }
 
-  // Whether the value that comes is model.NAME.
+  // True if the next value is model.NAME.
   bool InModel(const char* name) const { return model_ == stack_.back() && key_ == name; }
 
-  // Where the value that comes belongs; null if it may not be there.
+  // Stores the next value in its place and returns the place; null if the value may not be there.
   nlohmann::json* Put(nlohmann::json value) {
     if (place_ != Place::kRest) {
       Fail(place_ == Place::kVocabulary ? "model.vocab with something other than token ids" : "model.merges with something other than texts");
@@ -159,7 +159,7 @@ class Reader : public nlohmann::json_sax<nlohmann::json> {
 
   TokenizerFile& file_;
   Place place_ = Place::kRest;
-  std::vector<nlohmann::json*> stack_;  // open lists and objects; one that grows has no open one behind the last
+  std::vector<nlohmann::json*> stack_;  // open lists and objects; one that grows has no open one after the last
   nlohmann::json* model_ = nullptr;
   std::string key_, token_, problem_;
   size_t values_ = 0;

@@ -11,7 +11,7 @@
 
 namespace sol_rt {
 
-// Texts behind one another.
+// Texts, one after another.
 class TextList {
  public:
   void Add(std::string_view text) {

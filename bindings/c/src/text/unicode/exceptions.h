@@ -1,5 +1,5 @@
-// Where the libraries that `tokenizers` takes properties of characters from differ from utf8proc, because they know another version of Unicode.
-// runtime_tests/test_native_text.py compares all characters.
+// Characters whose properties differ between utf8proc and the libraries of `tokenizers`, which know another version of Unicode.
+// runtime_tests/core/test_native_text.py compares all characters.
 #pragma once
 
 #include <cstdint>

@@ -159,7 +159,7 @@ class Translator {
       ++at_;
       text += '?';
     }
-    Quantifier(text);  // a + behind it repeats the whole, which PCRE2 would take for possessive
+    Quantifier(text);  // a + after it repeats the whole, which PCRE2 would take for possessive
     return true;
   }
 

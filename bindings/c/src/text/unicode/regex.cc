@@ -41,7 +41,7 @@ Owned<T> Checked(T* made) {
 struct Regex::Compiled {
   Owned<pcre2_code> code;
 
-  // What searches write to; a thread has its own.
+  // Memory that searches write to; each thread has its own.
   struct Place {
     Owned<pcre2_match_data> data;
     Owned<pcre2_match_context> context;
@@ -138,7 +138,7 @@ void Regex::Stretches(std::string_view text, Effort& effort, std::vector<Stretch
       found = Found{at, at + literal_.size()};
     }
     if (!found) break;
-    if (found->begin == found->end && found->end == last_match) {  // an empty match right behind another match does not count
+    if (found->begin == found->end && found->end == last_match) {  // an empty match right after another match does not count
       if (start == text.size()) break;
       NextCharacter(text, start);
       continue;

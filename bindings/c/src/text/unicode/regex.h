@@ -26,7 +26,7 @@ class Regex {
   struct Found {
     size_t begin, end;
   };
-  // What all searches in one text may cost together.
+  // Steps that all searches in one text may still take together.
   class Effort {
    public:
     explicit Effort(size_t text_bytes);

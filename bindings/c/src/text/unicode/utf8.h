@@ -10,7 +10,7 @@ namespace sol_rt {
 
 bool IsValidUtf8(std::string_view bytes);
 
-// The character at `at` of valid UTF-8, which moves behind it.
+// The character at `at` of valid UTF-8, which moves past it.
 uint32_t NextCharacter(std::string_view text, size_t& at);
 // The character that ends at `at` of valid UTF-8, which moves before it.
 uint32_t PreviousCharacter(std::string_view text, size_t& at);

@@ -1,4 +1,4 @@
-/** What a schedule is, the names by which callers know them, and how one is made. */
+/** Interface of a schedule, the names by which callers know schedules, and their construction. */
 import { UsageError, brief } from "../../errors.js";
 import { Action } from "../actions.js";
 import { Controller } from "../controller.js";
@@ -16,8 +16,9 @@ import { EntropySchedule, UniformSchedule } from "./uniform.js";
 export const NAMES = ["sol", "hull", "uniform", "entropy", "random", "fixed:TAG", "dense"];
 
 /**
- * What a schedule is told before a decode step: tokens in the cache, the token that the step is to process, the hidden
- * state [hidden] and the distribution from which that token was picked, and decode steps of the run before this one.
+ * Facts that a schedule gets before a decode step: tokens in the cache, the token that the step is to process, the
+ * hidden state [hidden] and the distribution from which that token was picked, and decode steps of the run before this
+ * one.
  * @typedef {{context: number, token: number, hidden: Float32Array, distribution: Distribution, step: number}} StepInput
  */
 
@@ -32,7 +33,7 @@ export const NAMES = ["sol", "hull", "uniform", "entropy", "random", "fixed:TAG"
  */
 
 /**
- * Whether the schedule always takes the same action, whatever the budget.
+ * True if the schedule always takes the same action, whatever the budget.
  * @param {string} name
  */
 export function isConstant(name) {

@@ -181,7 +181,7 @@ export class EntropySchedule extends UniformSchedule {
   }
 }
 
-/** How unusual each value of a sequence is: its distance from the running mean, in standard deviations. */
+/** Running z-score of a sequence: the distance of a value from the running mean, in standard deviations. */
 class RunningZScore {
   #mean = 0;
   #variance = 0;

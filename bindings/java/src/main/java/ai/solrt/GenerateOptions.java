@@ -4,8 +4,8 @@ import java.util.Arrays;
 import java.util.Objects;
 
 /**
- * How to generate. What is not set is the model's own default. At most one of budget, tokensPerSecond, maxLoss and the targets on the axes may be set; with
- * none, the fastest mix of actions runs that loses at most 0.5%.
+ * Options of a generation. An option that is not set is the model's own default. At most one of budget, tokensPerSecond, maxLoss and the targets on the axes
+ * may be set; with none, the fastest mix of actions runs that loses at most 0.5%.
  */
 public final class GenerateOptions {
   private final Builder b;

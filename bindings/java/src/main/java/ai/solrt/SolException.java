@@ -2,7 +2,7 @@ package ai.solrt;
 
 import java.nio.charset.StandardCharsets;
 
-/** What every call of this package throws. The message is one line: what, where, got, expected, next step. */
+/** Exception that every call of this package throws. The message is one line: what, where, got, expected, next step. */
 public class SolException extends RuntimeException {
   /** The number of the error in sol_rt.h, {@code SOL_ERROR_...}. */
   public final int code;

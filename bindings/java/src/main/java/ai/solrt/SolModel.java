@@ -23,7 +23,7 @@ public final class SolModel extends SolHandle {
     public Progress progress;
   }
 
-  /** What a bundle holds. */
+  /** Contents of a bundle. */
   public static final class Info {
     public final String name, generator, identity, defaultSchedule, costModel, dense;
     public final int vocabSize, hiddenSize, layers, maxContext, actions;

@@ -1,6 +1,6 @@
 package ai.solrt;
 
-/** What a generation has come to. */
+/** Result of a generation so far. */
 public final class SolResult {
   /** Tokens that were generated, the end token included. */
   public final int tokens;
@@ -13,7 +13,7 @@ public final class SolResult {
   public final double promptTokensPerSecond, tokensPerSecond, timeToFirstTokenMilliseconds;
   /** Of the cheapest action at the last context; NaN if costs are bytes. */
   public final double fastestTokensPerSecond;
-  /** Whether the budget lay below the cheapest action. */
+  /** True if the budget lay below the cheapest action. */
   public final boolean floored;
   /** In a replay, index of the first token that differs from the trace's; -1 where all agree. */
   public final int firstDifference;

@@ -10,7 +10,7 @@ public final class SolRuntime extends SolHandle {
     public int threads;
     /** False: runs the function bodies in the graphs, not the native operators. */
     public boolean nativeOperators = true;
-    /** Whether waiting threads spin, as is ONNX Runtime's default. False lets them sleep, which saves battery. */
+    /** True: waiting threads spin, as is ONNX Runtime's default. False lets them sleep, which saves battery. */
     public boolean spin = true;
   }
 

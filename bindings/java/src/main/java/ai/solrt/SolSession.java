@@ -88,7 +88,7 @@ public final class SolSession extends SolHandle {
     });
   }
 
-  /** What the running or last generation has come to. */
+  /** Result of the running or last generation so far. */
   public SolResult result() {
     byte[][] strings = new byte[2][];
     return own(s -> new SolResult(SolNative.sessionResult(s, strings), strings));
@@ -136,7 +136,7 @@ public final class SolSession extends SolHandle {
     call(s -> { SolNative.sessionSetTokensPerSecond(s, rate); return null; });
   }
 
-  /** Whether a call runs in another thread or a generation is under way. */
+  /** True if a call runs in another thread or a generation is under way. */
   public boolean isBusy() {
     return call(SolNative::sessionBusy);
   }

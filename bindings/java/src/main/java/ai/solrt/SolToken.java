@@ -20,7 +20,7 @@ public final class SolToken {
   public final int[] topTokens;
   public final double[] topLogprobs;
 
-  /** Whether the generation is over. NONE: more tokens follow. STOP: end token or stop string. LENGTH: as many tokens as asked for, or a full context. */
+  /** State of the generation. NONE: more tokens follow. STOP: end token or stop string. LENGTH: as many tokens as asked for, or a full context. */
   public enum Finish { NONE, STOP, LENGTH }
 
   SolToken(double[] n, byte[][] s) {
@@ -37,7 +37,7 @@ public final class SolToken {
     }
   }
 
-  /** Whether this is the last token of the generation. */
+  /** True if this is the last token of the generation. */
   public boolean isLast() {
     return finish != Finish.NONE;
   }

@@ -18,7 +18,7 @@ final class GoldenCase {
   final GenerateOptions options;
   /** Decode step to the budget that the host sets before it. */
   final TreeMap<Integer, Double> budgetAt = new TreeMap<>();
-  /** Whether only hosts with native operators play it. */
+  /** True if only hosts with native operators play it. */
   private boolean nativeOnly;
 
   private GoldenCase(String line) {

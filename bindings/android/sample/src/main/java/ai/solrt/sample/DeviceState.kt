@@ -7,7 +7,7 @@ import android.os.BatteryManager
 import android.os.Build
 import android.os.PowerManager
 
-/** What the governor asks of the device. */
+/** Readings of the device for the governor. */
 class DeviceState(private val context: Context) {
     private val power = context.getSystemService(Context.POWER_SERVICE) as PowerManager
     private val battery: Intent?
