@@ -17,6 +17,7 @@ _WRITTEN = 1.5e12  # weights times tokens that a quick calibration writes, withi
 _SMALL = 1.5e8  # weights of a model that is searched and scored on more tokens
 _LEAST_WINDOWS = 4
 _LARGE = 1e9  # weights of a model that does not write the text: a token of its own costs as much as a gigabyte read
+_SCORED_WINDOWS = 8  # a window of each kind of the package's sample texts
 _LONG_WINDOWS = 5  # at most in the long stretch, which then reaches beyond the context of 2048 tokens
 
 _SPEED = 172e9  # float32 operations a second of two idle cores of a Zen 3 server, whose seconds the following are
@@ -49,6 +50,7 @@ class Effort:
         searched_windows: fitted windows on which active channels are searched.
         trial_tokens: of each of these windows, half of them scored.
         scored_windows: most windows on which variants are scored.
+        windows_of_all: of these, the first ones, after which variants that others beat are scored no more.
         scored_tokens: tokens at the end of each of these windows.
         long_tokens: most tokens scored after each context of the long stretch.
         kv_steps: tokens at each context for actions of KV density below 1, which run step by step.
@@ -65,6 +67,7 @@ class Effort:
     searched_windows: int
     trial_tokens: int
     scored_windows: int
+    windows_of_all: int
     scored_tokens: int
     long_tokens: int
     kv_steps: int
@@ -83,7 +86,8 @@ class Effort:
             head_windows=4,
             searched_windows=3,
             trial_tokens=WINDOW,
-            scored_windows=8,
+            scored_windows=_SCORED_WINDOWS,
+            windows_of_all=_SCORED_WINDOWS,
             scored_tokens=WINDOW // 4,
             long_tokens=WINDOW - 1,
             kv_steps=256,
@@ -112,7 +116,8 @@ class Effort:
             head_windows=1,
             searched_windows=2,
             trial_tokens=WINDOW * 3 // 4 if small else WINDOW // 2,
-            scored_windows=8,
+            scored_windows=_SCORED_WINDOWS,
+            windows_of_all=_SCORED_WINDOWS if writes else 2,
             scored_tokens=64 if small else 32,
             long_tokens=WINDOW - 1 if small else 127,
             kv_steps=256 if small else 64,
