@@ -29,9 +29,10 @@ _SCORING = 1.45e-11  # seconds a weight and token: the graphs, on batches; less 
 _TRYING = 3.8e-12  # seconds a weight and token of a trial
 _STEPPING = {False: 6e-11, True: 2.4e-11}  # seconds a weight and decode step; cheaply, at 4 bits
 _SEARCHED = 6e8  # weights of a model whose active channels are searched, about
-_PRODUCTS = 3
+_PRODUCTS = 12  # the first ones of a process take twice as long
 _STEP = 4e-3  # seconds a decode step, whatever the weights
 _TRIALS, _VARIANTS, _LEVELS = 40, 25, 3  # LM heads or active channels tried; candidates; KV densities below 1
+_UNBEATEN = 14  # of the candidates
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,9 @@ def about_seconds(weights: int, effort: Effort | None, *, coded: bool, measured:
         step = weights * _STEPPING[effort.writes_cheaply] + _STEP
         seconds += weights * (_ROUNDING if effort.plain_grid else _SEARCHING) + effort.windows * WINDOW * step
     contexts = effort.long // CONTEXTS[1]
-    tokens = effort.scored_windows * (WINDOW + _VARIANTS * effort.scored_tokens)
+    of_all = min(effort.windows_of_all, effort.scored_windows)
+    rows = _VARIANTS * of_all + _UNBEATEN * (effort.scored_windows - of_all)
+    tokens = effort.scored_windows * WINDOW + rows * effort.scored_tokens
     tokens += effort.long + contexts * _VARIANTS // 2 * effort.long_tokens
     searched = effort.searched_windows if weights <= _SEARCHED else 0
     seconds += weights * _TRYING * _TRIALS * effort.trial_tokens * (effort.head_windows + searched)
