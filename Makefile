@@ -229,11 +229,11 @@ $(VENV)/pyvenv.cfg: | packages
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 $(VENV)/.export: $(VENV)/pyvenv.cfg $(SOURCES) | packages
-	$(BIN)/python -m pip install -e '.[export]'
+	$(BIN)/python -m pip install -e '.[export,plot]'
 	@touch $@
 
 $(VENV)/.train: $(VENV)/pyvenv.cfg $(SOURCES) | packages
-	$(BIN)/python -m pip install -e '.[export,train]'
+	$(BIN)/python -m pip install -e '.[export,train,plot]'
 	@touch $@ $(VENV)/.export
 
 $(VENV)/.dev: $(VENV)/pyvenv.cfg $(SOURCES) | packages
