@@ -36,8 +36,8 @@
 #              Builds the wheel of the last commit twice, in two folders, without CUDA operators, and compares the bytes.
 # make wheels  Builds wheels for Linux on x86-64 and arm64 into dist/, for any system of the last ten years.
 #              Option: ARCHITECTURES=x86_64.
-# make figure  Draws loss against time, docs/images/loss-against-time.svg, from docs/results/data/ladder-MODEL.json. That is the .json of
-#              make ladder, copied there by hand. Needs only Python.
+# make figure  Draws loss against speed, docs/images/loss-against-time.svg and its narrow twin, from docs/results/data/ladder-*.json:
+#              what make ladder wrote as .json, copied there by hand.
 # make screenshots MODEL=smollm2-135m TEXT=file
 #              Makes the bundle's HTML pages and their pictures in docs/images, light and dark. Needs Chromium in PATH, and held-out
 #              text for the page of schedules.
@@ -132,8 +132,9 @@ ladder: $(VENV)/.export $(PEER)/llama.cpp/.installed
 	@test -n "$(TEXT)" || { echo "error: make ladder needs a text to score: TEXT=valid.tokens.txt" >&2; exit 2; }
 	$(BIN)/python benchmarks/ladder.py $(MODEL) -f "$(TEXT)" --environments $(PEER) --cache $(PEER)/ladder -o build/results/ladder-$(MODEL_NAME).md $(LADDER_ARGS)
 
-figure:
-	PYTHONPATH=. $(PYTHON) benchmarks/ladder_figure.py docs/results/data/ladder-$(MODEL_NAME).json -o docs/images/loss-against-time.svg
+LADDERS := docs/results/data/ladder-smollm2-135m.json docs/results/data/ladder-qwen2.5-coder-1.5b.json
+figure: $(VENV)/.export
+	$(BIN)/python benchmarks/ladder_figure.py $(LADDERS) -o docs/images/loss-against-time.svg
 
 screenshots: $(VENV)/.export
 	$(BIN)/python scripts/screenshots.py $(MODEL) $(TEXT:%=-f %) -o docs/images
@@ -229,11 +230,11 @@ $(VENV)/pyvenv.cfg: | packages
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 $(VENV)/.export: $(VENV)/pyvenv.cfg $(SOURCES) | packages
-	$(BIN)/python -m pip install -e '.[export]'
+	$(BIN)/python -m pip install -e '.[export,plot]'
 	@touch $@
 
 $(VENV)/.train: $(VENV)/pyvenv.cfg $(SOURCES) | packages
-	$(BIN)/python -m pip install -e '.[export,train]'
+	$(BIN)/python -m pip install -e '.[export,train,plot]'
 	@touch $@ $(VENV)/.export
 
 $(VENV)/.dev: $(VENV)/pyvenv.cfg $(SOURCES) | packages

@@ -17,6 +17,7 @@ _WRITTEN = 1.5e12  # weights times tokens that a quick calibration writes, withi
 _SMALL = 1.5e8  # weights of a model that is searched and scored on more tokens
 _LEAST_WINDOWS = 4
 _LARGE = 1e9  # weights of a model that does not write the text: a token of its own costs as much as a gigabyte read
+_SCORED_WINDOWS = 8  # a window of each kind of the package's sample texts
 _LONG_WINDOWS = 5  # at most in the long stretch, which then reaches beyond the context of 2048 tokens
 
 _SPEED = 172e9  # float32 operations a second of two idle cores of a Zen 3 server, whose seconds the following are
@@ -28,9 +29,10 @@ _SCORING = 1.45e-11  # seconds a weight and token: the graphs, on batches; less 
 _TRYING = 3.8e-12  # seconds a weight and token of a trial
 _STEPPING = {False: 6e-11, True: 2.4e-11}  # seconds a weight and decode step; cheaply, at 4 bits
 _SEARCHED = 6e8  # weights of a model whose active channels are searched, about
-_PRODUCTS = 3
+_PRODUCTS = 12  # the first ones of a process take twice as long
 _STEP = 4e-3  # seconds a decode step, whatever the weights
 _TRIALS, _VARIANTS, _LEVELS = 40, 25, 3  # LM heads or active channels tried; candidates; KV densities below 1
+_UNBEATEN = 14  # of the candidates
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Effort:
         searched_windows: fitted windows on which active channels are searched.
         trial_tokens: of each of these windows, half of them scored.
         scored_windows: most windows on which variants are scored.
+        windows_of_all: of these, the first ones, after which variants that others beat are scored no more.
         scored_tokens: tokens at the end of each of these windows.
         long_tokens: most tokens scored after each context of the long stretch.
         kv_steps: tokens at each context for actions of KV density below 1, which run step by step.
@@ -65,6 +68,7 @@ class Effort:
     searched_windows: int
     trial_tokens: int
     scored_windows: int
+    windows_of_all: int
     scored_tokens: int
     long_tokens: int
     kv_steps: int
@@ -83,7 +87,8 @@ class Effort:
             head_windows=4,
             searched_windows=3,
             trial_tokens=WINDOW,
-            scored_windows=8,
+            scored_windows=_SCORED_WINDOWS,
+            windows_of_all=_SCORED_WINDOWS,
             scored_tokens=WINDOW // 4,
             long_tokens=WINDOW - 1,
             kv_steps=256,
@@ -112,7 +117,8 @@ class Effort:
             head_windows=1,
             searched_windows=2,
             trial_tokens=WINDOW * 3 // 4 if small else WINDOW // 2,
-            scored_windows=8,
+            scored_windows=_SCORED_WINDOWS,
+            windows_of_all=_SCORED_WINDOWS if writes else 2,
             scored_tokens=64 if small else 32,
             long_tokens=WINDOW - 1 if small else 127,
             kv_steps=256 if small else 64,
@@ -143,7 +149,9 @@ def about_seconds(weights: int, effort: Effort | None, *, coded: bool, measured:
         step = weights * _STEPPING[effort.writes_cheaply] + _STEP
         seconds += weights * (_ROUNDING if effort.plain_grid else _SEARCHING) + effort.windows * WINDOW * step
     contexts = effort.long // CONTEXTS[1]
-    tokens = effort.scored_windows * (WINDOW + _VARIANTS * effort.scored_tokens)
+    of_all = min(effort.windows_of_all, effort.scored_windows)
+    rows = _VARIANTS * of_all + _UNBEATEN * (effort.scored_windows - of_all)
+    tokens = effort.scored_windows * WINDOW + rows * effort.scored_tokens
     tokens += effort.long + contexts * _VARIANTS // 2 * effort.long_tokens
     searched = effort.searched_windows if weights <= _SEARCHED else 0
     seconds += weights * _TRYING * _TRIALS * effort.trial_tokens * (effort.head_windows + searched)

@@ -123,8 +123,12 @@ def choose_lm_head_bits(
     for done, trial in enumerate(trials):
         progress("LM head", done, len(trials))
         heads = {**plain, **trial}
-        for bits, point in _measure(folder, with_heads(folder, config, decoder, heads), windows[:_WINDOWS]).items():
-            points[bits].setdefault(heads[bits], point)
+        new = [bits for bits in graph_bits if heads[bits] not in points[bits]]
+        if not new:
+            continue
+        with_trial = with_heads(folder, config, decoder, heads)
+        for bits, point in _measure(folder, with_trial, new, windows[:_WINDOWS]).items():
+            points[bits][heads[bits]] = point
     if trials:
         _add_screened(points, folder, config, decoder, windows[:_OFFSET_WINDOWS])
     progress("LM head", 1, 1)
@@ -175,9 +179,11 @@ def _engine(folder: Path, config: SolConfig) -> Engine:
     return Engine(Bundle(folder, config, identity="", verify=False), provider="cpu")
 
 
-def _measure(folder: Path, config: SolConfig, windows: Sequence[Sequence[int]]) -> dict[int, HeadPoint]:
-    """Every graph at channel density 1, by its bits."""
-    unpruned = [variant for variant in config.variants.values() if variant.channel_density == 1.0]
+def _measure(
+    folder: Path, config: SolConfig, graphs: Collection[int], windows: Sequence[Sequence[int]]
+) -> dict[int, HeadPoint]:
+    """The graphs of some bits at channel density 1, by their bits."""
+    unpruned = [each for each in config.variants.values() if each.channel_density == 1.0 and each.bits in graphs]
     engine = _engine(folder, config)
     candidates = [Candidate(Action(1.0, 1.0, variant.bits)) for variant in unpruned]
     losses = token_divergences(engine, windows, config.dense, candidates).mean(axis=1)

@@ -4,7 +4,8 @@ Losses are those of losses.py: of decode steps after a dense prompt, whose keys 
 No text is scored that weights were fitted to, and nothing depends on how fast this machine is.
 
 All variants are scored at KV density 1 at the end of windows of 512 tokens. Those near the hull are then scored along
-one long stretch of text, after 2048 and 4096 tokens.
+one long stretch of text, after 2048 and 4096 tokens. A large model's variants that another one beats beyond doubt on
+the first windows are not scored on the others: most of those that read few channels at many bits.
 
 KV densities below 1 run step by step, so they are scored on fewer tokens. These are too few to compare variants, and a
 choice among many noisy losses takes the lucky ones. What a lower density adds hardly depends on the variant, so it is
@@ -20,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -37,6 +38,7 @@ from sol_rt.export.actions.selection import NEAR, near_hull
 from sol_rt.progress import Progress
 
 _MARGIN = 1.5 * NEAR  # of variants that go on to long contexts, where the hull may differ
+_DOUBT = 4.0  # standard errors by which a variant must lose more than another to be dropped after a few windows
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,8 @@ class Measurements:
     """The measurements of the candidates.
 
     Attributes:
-        fronts: by context in tokens, the actions measured there: all variants at the short context, those near the hull
-            also at the long ones and at lower KV densities.
+        fronts: by context in tokens, the actions measured there: at the short context all variants but those dropped
+            after a few windows, those near the hull also at the long ones and at lower KV densities.
         tokens: by context, the number of tokens scored at KV density 1.
         dense_loss: by context, the dense action's loss in nats per token.
         collapse_loss: added loss in nats per token above which an action's output counts as incoherent: half of the
@@ -67,7 +69,7 @@ def measure(
     *,
     required: Iterable[Action] = (),
 ) -> Measurements:
-    """Measures all variants of a bundle at the short context, and the useful ones at every KV density and context.
+    """Measures the variants of a bundle at the short context, and the useful ones at every KV density and context.
 
     Args:
         bundle: the unfinished bundle; its actions play no part.
@@ -86,14 +88,14 @@ def measure(
     densities = sorted(wanted, reverse=True) if reached else []
     below = [replace(dense, kv_density=density) for density in densities]
 
-    added, loss = scorer.windows(variants, below, f"losses at {short}")
+    kept = {dense} | {replace(action, kv_density=1.0) for action in required}
+    added, loss = scorer.windows(variants, below, short, kept)
     collapse_loss = max(_frequency_entropy(text) - loss, 0.0) / 2 or math.inf
     tokens, dense_loss = {short: len(added[dense])}, {short: loss}
-    fronts = {short: {action: scorer.measured(action, short, added[action]) for action in variants}}
+    fronts = {short: {action: scorer.measured(action, short, added[action]) for action in variants if action in added}}
     shared = {short: {action.kv_density: shared_loss(added[action]) for action in below}}
 
-    useful = near_hull(fronts[short], dense, collapse_loss, _MARGIN)
-    useful |= {replace(action, kv_density=1.0) for action in required}
+    useful = near_hull(fronts[short], dense, collapse_loss, _MARGIN) | kept
     for context in reached:
         if context == short or (not below and len(useful) == 1):
             continue
@@ -119,6 +121,24 @@ def measure(
                 stderr=math.hypot(base.stderr, more.stderr),
             )
     return Measurements(fronts, tokens, dense_loss, collapse_loss)
+
+
+def beaten(rows: Mapping[Action, Losses], sizes: Mapping[Action, float]) -> set[Action]:
+    """The actions that another one beats beyond doubt: it reads fewer bytes by more than _MARGIN, and loses less by
+    more than _DOUBT standard errors of the paired difference.
+
+    `near_hull` with the same losses and margin leaves all of them out.
+
+    Args:
+        rows: added losses of the same tokens by action, each float64 [n].
+        sizes: bytes that a step of each action reads.
+    """
+
+    def beats(other: Action, action: Action) -> bool:
+        more = rows[action] - rows[other]
+        return bool(more.mean() > _DOUBT * _stderr(more) and sizes[other] < (1 - _MARGIN) * sizes[action])
+
+    return {action for action in rows if any(beats(other, action) for other in rows)}
 
 
 @dataclass(frozen=True)
@@ -148,17 +168,19 @@ class _Scorer:
         self._dense, self._bytes = bundle.config.dense, BytesCost(bundle.config)
 
     def windows(
-        self, plain: Sequence[Action], sparse: Sequence[Action], stage: str
+        self, plain: Sequence[Action], sparse: Sequence[Action], short: int, kept: Collection[Action]
     ) -> tuple[dict[Action, Losses], float]:
         """The added losses of actions at the ends of the scored windows, each float64 [n].
 
-        Also returns the dense action's mean loss.
+        Actions that are dropped after a few windows are left out. Also returns the dense action's mean loss.
 
         Args:
             plain: actions of KV density 1.
             sparse: actions of lower KV density, which are scored on the first few of each window's tokens.
-            stage: name that `progress` gets.
+            short: the context in tokens for which bytes count.
+            kept: actions that are not dropped.
         """
+        stage, sizes = f"losses at {short}", {action: self.bytes(action, short) for action in plain}
         windows = self._text.scored[: self._effort.scored_windows]
         steps = math.ceil(self._effort.kv_steps / len(windows))
         found: list[dict[Action, Losses]] = []
@@ -172,9 +194,11 @@ class _Scorer:
             rows, dense_loss = self._both(window, context, plain, sparse, steps, report)
             found.append(rows)
             dense_losses.append(dense_loss)
+            if self._effort.windows_of_all <= number + 1 < len(windows):
+                dropped = beaten(_joined(found, plain), sizes)
+                plain = [action for action in plain if action in kept or action not in dropped]
         self._progress(stage, 1, 1)
-        added = {action: np.concatenate([rows[action] for rows in found]) for action in [*plain, *sparse]}
-        return added, float(np.concatenate(dense_losses).mean())
+        return _joined(found, [*plain, *sparse]), float(np.concatenate(dense_losses).mean())
 
     def along(
         self, plain: Sequence[Action], sparse: Sequence[Action], context: int
@@ -245,6 +269,11 @@ class _Scorer:
     def bytes(self, action: Action, context: int) -> float:
         """Bytes that a step of the action reads."""
         return self._bytes.step(action, context)
+
+
+def _joined(rows: Sequence[Mapping[Action, Losses]], actions: Iterable[Action]) -> dict[Action, Losses]:
+    """The losses of some actions on all windows, one window after another."""
+    return {action: np.concatenate([of_window[action] for of_window in rows]) for action in actions}
 
 
 def _stderr(values: Losses) -> float:

@@ -50,7 +50,8 @@ _DAMPING = 0.01  # times the mean of H's diagonal, added to the diagonal
 _DAMPING_OF_A_SAMPLE = 0.5
 
 _ROWS_AT_ONCE = 256
-_CHANNELS_AT_ONCE = 32
+CHANNELS_AT_ONCE = 32
+WIDE_PANEL = 256  # a product for that many channels runs at up to twice the speed of one for CHANNELS_AT_ONCE
 
 
 @dataclass(frozen=True)
@@ -62,14 +63,16 @@ class HessianFactor:
             channels are left to make up for the errors of the last ones.
         factor: R of H = R R^T, upper triangular, channels in that order, float32 [K, K].
         importance: H's diagonal in the matrix's own order, float32 [K]: the weight of a channel's squared error.
+        panel: channels for which the errors of all earlier panels are summed at once; it changes the order of a sum.
     """
 
     order: Tensor
     factor: Tensor
     importance: FloatArray
+    panel: int = CHANNELS_AT_ONCE
 
     @classmethod
-    def of(cls, hessian: Tensor, tokens: float = math.inf) -> HessianFactor:
+    def of(cls, hessian: Tensor, tokens: float = math.inf, panel: int = CHANNELS_AT_ONCE) -> HessianFactor:
         """Factorises H, float32 [K, K], finite, estimated from `tokens` inputs.
 
         Damping grows until H is positive definite in float32.
@@ -85,7 +88,7 @@ class HessianFactor:
             reversed_hessian.diagonal().add_(damping * mean)
             lower, failed = torch.linalg.cholesky_ex(reversed_hessian)
             if not failed:
-                return cls(order, lower.flip(0, 1), diagonal.numpy().copy())
+                return cls(order, lower.flip(0, 1), diagonal.numpy().copy(), panel)
             damping *= 10
 
     @property
@@ -180,8 +183,8 @@ class _Outputs:
 
     def _codes(self, kernel: Any, hessian: HessianFactor, levels: int, *settings: Any) -> ByteArray:
         order, rows = hessian.order.numpy(), self.rows
-        stays = np.repeat(self.fixed[rows], BLOCK, axis=1)
-        base = _columns(np.where(stays, np.float32(16) * self.nested.q[rows], np.float32(-1))[:, order])
+        stays = self.fixed[rows][:, order // BLOCK]
+        base = _columns(np.where(stays, np.float32(16) * self.nested.q[rows][:, order], np.float32(-1)))
         zero = _columns(self.nested.zero[:, rows].T)
         unit = _columns(self.nested.scale[:, rows].T) / np.float32(16)
         inverse = np.divide(np.float32(1), unit, out=np.zeros_like(unit), where=unit > 0)
@@ -201,11 +204,17 @@ def gptq_passes(w: FloatArray, hessian: HessianFactor, kernel: Any, levels: int,
     order, factor = hessian.order.numpy(), hessian.factor
     blocks, columns = order // BLOCK, _columns(w[:, order])
     errors, codes = torch.empty(levels, *columns.shape), np.empty_like(columns)
-    for start in range(0, len(order), _CHANNELS_AT_ONCE):
-        part = slice(start, start + _CHANNELS_AT_ONCE)
-        owed = torch.matmul(factor[:start, part].T, errors[:, :start])
-        own = factor[part, part].contiguous()
-        kernel(columns, owed.numpy(), errors.numpy(), own.numpy(), start, blocks[part], codes, *settings)
+    for begin in range(0, len(order), hessian.panel):
+        panel = slice(begin, begin + hessian.panel)
+        of_earlier = torch.matmul(factor[:begin, panel].T, errors[:, :begin])
+        for start in range(begin, min(panel.stop, len(order)), CHANNELS_AT_ONCE):
+            part = slice(start, start + CHANNELS_AT_ONCE)
+            owed = of_earlier[:, start - begin : part.stop - begin].contiguous()
+            if start > begin:
+                for of_level, level_errors in zip(owed, errors, strict=True):
+                    of_level.addmm_(factor[begin:start, part].T, level_errors[begin:start])
+            own = factor[part, part].contiguous()
+            kernel(columns, owed.numpy(), errors.numpy(), own.numpy(), start, blocks[part], codes, *settings)
     found = np.empty((len(w), len(order)), np.uint8)
     found[:, order] = codes[:, : len(w)].T
     return found

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -85,13 +86,18 @@ class SourceModel:
         return module
 
     def _fill(self, module: nn.Module, prefix: str) -> None:
-        """Loads the weights of a module that was built without storage."""
-        weights = {}
-        for name in module.state_dict():
-            weights[name] = torch.from_numpy(self._checkpoint.read(prefix + name))
-            if not all(map(math.isfinite, torch.aminmax(weights[name]))):  # a NaN weight makes both NaN
+        """Loads the weights of a module that was built without storage, on as many threads as torch has."""
+
+        def weights(name: str) -> Tensor:
+            found = torch.from_numpy(self._checkpoint.read(prefix + name))
+            if not all(map(math.isfinite, torch.aminmax(found))):  # a NaN weight makes both NaN
                 raise not_finite(prefix + name)
-        module.load_state_dict(weights, strict=True, assign=True)
+            return found
+
+        names = list(module.state_dict())
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            read = dict(zip(names, pool.map(weights, names), strict=True))
+        module.load_state_dict(read, strict=True, assign=True)
 
 
 class _Recorder(nn.Module):

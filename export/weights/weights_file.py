@@ -31,7 +31,7 @@ from sol_rt.export.quantize.codebook import (
 from sol_rt.export.quantize.codebook import (
     choose_codes as choose_three_bit_codes,
 )
-from sol_rt.export.quantize.gptq import HessianFactor, choose_codes, one_thread_each
+from sol_rt.export.quantize.gptq import CHANNELS_AT_ONCE, WIDE_PANEL, HessianFactor, choose_codes, one_thread_each
 from sol_rt.export.quantize.nested import (
     FloatArray,
     Nested,
@@ -52,6 +52,7 @@ from sol_rt.export.weights.padding import PaddedTensors
 from sol_rt.progress import Progress
 
 _SAMPLED_ROWS, _SAMPLED_BLOCKS = 2048, 8192  # of the weights from which the tables of level 3 are learned
+_LARGE = 1e9  # weights of a model whose matrices are fitted in wide panels; smaller models' bundles keep their bits
 _MATRICES_AHEAD = 4  # whose pieces are in the pool at once, those of a layer
 
 
@@ -248,7 +249,7 @@ def fill_blob(
             # an untied embedding is only looked up, never multiplied, so it has no Hessian
             embedding = [] if decoder.tied else fill.submit(pool, "embed", sources["embed"])
             inputs = matrix_inputs(checkpoint, decoder, family, windows, progress, pool, most_channels)
-            _fill_fitted(fill, sources, inputs, pool)
+            _fill_fitted(fill, sources, inputs, pool, WIDE_PANEL if decoder.weights >= _LARGE else CHANNELS_AT_ONCE)
             _wait(embedding)
 
 
@@ -270,12 +271,18 @@ def _fill_rounded(
 
 
 def _fill_fitted(
-    fill: _MatrixFiller, sources: Mapping[str, tuple[str, ...]], inputs: Iterator[list[Inputs]], pool: Executor
+    fill: _MatrixFiller,
+    sources: Mapping[str, tuple[str, ...]],
+    inputs: Iterator[list[Inputs]],
+    pool: Executor,
+    panel: int,
 ) -> None:
-    """Fits every matrix to its inputs. While the next layer runs, pieces of a few matrices are in the pool."""
+    """Fits every matrix to its inputs, with `HessianFactor.panel`. While the next layer runs, pieces of a few matrices
+    are in the pool.
+    """
     pending: deque[list[Future[None]]] = deque()
     for groups in inputs:
-        hessians = [pool.submit(_factor, group) for group in groups]
+        hessians = [pool.submit(_factor, group, panel) for group in groups]
         matrix = groups[0].matrix
         pending.append(fill.submit(pool, matrix, sources[matrix], hessians))
         while len(pending) > _MATRICES_AHEAD:
@@ -284,8 +291,8 @@ def _fill_fitted(
         _wait(pieces)
 
 
-def _factor(inputs: Inputs) -> HessianFactor:
-    return HessianFactor.of(inputs.hessian(), inputs.tokens)
+def _factor(inputs: Inputs, panel: int) -> HessianFactor:
+    return HessianFactor.of(inputs.hessian(), inputs.tokens, panel)
 
 
 def _wait(pieces: Sequence[Future[None]]) -> None:

@@ -1,4 +1,4 @@
-"""The HTML pages: what their charts name, where labels stand, and how a browser shows them."""
+"""The HTML pages: what their charts name, and how a browser shows them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from html import unescape
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import pytest
@@ -18,10 +17,9 @@ import screenshots
 
 from helpers.made_pages import HOSTILE, TAGS, evaluation, selection, trace
 from helpers.places import ROOT
-from sol_rt.evaluation.pages.chart import Axis, log_ticks, spread, ticks
+from sol_rt.evaluation.pages.chart import in_words
 from sol_rt.evaluation.pages.evaluation import render_evaluation_html
 from sol_rt.evaluation.pages.frontier import render_frontier_html
-from sol_rt.evaluation.pages.label_places import Box, place_crowded
 from sol_rt.evaluation.pages.style import COLOURS
 from sol_rt.evaluation.pages.trace import render_trace_html
 
@@ -30,11 +28,28 @@ PAGES: dict[str, Callable[[], str]] = {
     "actions": lambda: render_frontier_html("tiny", selection()),
     "schedules": lambda: render_evaluation_html(evaluation()),
 }
-LABEL = re.compile(r'<text class="label[^"]*"[^>]*>([^<]*)</text>')
 
 
 def drawings(page: str) -> list[ElementTree.Element]:
     return [ElementTree.fromstring(drawn) for drawn in re.findall("<svg.*?</svg>", page, re.DOTALL)]
+
+
+def labels(page: str) -> list[list[str]]:
+    """The tags that are written in each chart."""
+    return [
+        [
+            text.text or ""
+            for group in chart.iter("g")
+            if "mark-text role-mark" in group.get("class", "")
+            for text in group
+        ]
+        for chart in drawings(page)
+    ]
+
+
+def facts(page: str) -> list[list[str]]:
+    """What each chart's marks say where the reader points."""
+    return [[title.text or "" for title in chart.iter("title")] for chart in drawings(page)]
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -43,7 +58,7 @@ def test_a_chart_names_what_is_seen_and_both_axes(name: str) -> None:
     charts = drawings(page)
     assert len(charts) == page.count("<figcaption>") == {"trace": 1, "actions": 2, "schedules": 2}[name]
     for chart in charts:
-        titles = [each.text or "" for each in chart.iter("text") if each.get("class") == "title"]
+        titles = [each.text or "" for each in chart.findall(".//g[@class='mark-text role-axis-title']/text")]
         (cost,) = (title for title in titles if "share of the dense step’s" in title)
         assert cost.endswith(", in bytes")
         if name == "trace":
@@ -66,13 +81,14 @@ def test_a_row_of_a_table_has_a_cell_for_every_heading(name: str) -> None:
         assert {len(row) for row in rows} == {len(heads)}
 
 
-def test_every_kept_action_has_its_tag_and_every_candidate_its_reason() -> None:
+def test_every_kept_action_is_drawn_and_every_candidate_its_reason() -> None:
     chosen = selection(kept=11)
     page = render_frontier_html("tiny", chosen)
-    for chart in re.findall("<svg.*?</svg>", page, re.DOTALL):
-        assert sorted(LABEL.findall(chart)) == sorted(TAGS[:11])
-        assert chart.count('class="one" cx') == 11
-        assert 0 < chart.count('class="dot" cx') <= len(TAGS) - 11
+    for told, written in zip(facts(page), labels(page), strict=True):
+        kept = [text.split(":")[0] for text in told if "\nkept: " in text]
+        assert sorted(kept) == sorted(TAGS[:11])
+        assert 0 < len(told) - len(kept) <= len(TAGS) - 11
+        assert len(set(written) & set(kept)) == len(written) > 3
     rows = re.findall(r'<tr><th scope="row"><code>([^<]*)</code></th>.*?<td class="why">([^<]*)</td></tr>', page)
     assert rows == [
         (candidate.action.tag, f"{'kept' if candidate.kept else 'dropped'}: {candidate.reason}")
@@ -87,9 +103,9 @@ def test_every_budget_and_cost_has_its_unit(name: str) -> None:
     heads = [
         head for head in re.findall(r'<th scope="col">([^<]*)</th>', page) if re.search(r"\b(cost|budget)\b", head)
     ]
-    facts = re.findall(r"<title>([^<]*\b(?:cost|budget) [^<]*)</title>", page)
+    told = re.findall(r"<title>([^<]*\b(?:cost|budget) [^<]*)</title>", page)
     assert heads or name == "trace"
-    assert [text for text in (*heads, *facts) if unit not in text] == []
+    assert [text for text in (*heads, *told) if unit not in text] == []
     assert page.count("of dense") == page.count(f"of dense, {unit}")
 
 
@@ -98,10 +114,9 @@ def test_actions_are_drawn_in_the_unit_that_budgets_have_here() -> None:
     timed = {tag: 0.9 if tag.startswith("k100") else 0.5 for tag in TAGS[:12]}
     chosen = selection(kept=8)
     page = unescape(render_frontier_html("tiny", chosen, "calibrated", lambda action, context: timed.get(action.tag)))
-    for chart in re.findall("<svg.*?</svg>", page, re.DOTALL):
-        assert chart.count('class="one" cx') == 8
-        assert chart.count('class="dot" cx') == 4
-        assert ", in measured ms</text>" in chart
+    for told in facts(page):
+        assert [sum(f"\n{outcome}: " in text for text in told) for outcome in ("kept", "dropped")] == [8, 4]
+    assert page.count("share of the dense step’s, in measured ms</text>") == len(chosen.contexts)
     assert f"{len(TAGS) - 12} dropped are not drawn" in page
     assert page.count("50% of dense, in measured ms") == len(chosen.contexts)
 
@@ -112,9 +127,10 @@ def test_a_selection_of_one_action_is_drawn() -> None:
 
 
 def test_schedules_and_single_actions_are_named() -> None:
-    found = LABEL.findall(re.findall("<svg.*?</svg>", render_evaluation_html(evaluation()), re.DOTALL)[0])
-    assert {"mix", "random", "uniform", "entropy", "sol"} <= set(found)
-    assert set(found) & set(TAGS)
+    page = render_evaluation_html(evaluation())
+    legend = [text.text for text in drawings(page)[0].findall(".//g[@class='mark-text role-legend-label']/text")]
+    assert legend == ["mix", "random", "uniform", "entropy", "sol"]
+    assert set(labels(page)[0]) & set(TAGS)
 
 
 @pytest.mark.slow
@@ -138,7 +154,7 @@ def test_the_trace_page_shows_prompt_settings_and_actions() -> None:
     assert "sampled · temperature 0.8 · top_p 0.95 · seed 7" in page
     assert "top_k" not in page  # 0 changes nothing
     assert "285.7 tokens/s" in page  # 3.5 ms a step
-    assert len(LABEL.findall(page)) == 10
+    assert len(labels(page)[0]) > 3
     greedy = trace()
     greedy = dataclasses.replace(greedy, header=dataclasses.replace(greedy.header, generation={"do_sample": False}))
     assert "Settings: likeliest token at every step (greedy)</p>" in render_trace_html(greedy)
@@ -150,32 +166,17 @@ def test_a_trace_without_the_prompts_text() -> None:
     assert ">w1 w2</div>" in render_trace_html(without, "w1 w2")
 
 
-def test_ticks_are_round() -> None:
-    assert ticks(0.0, 1.0) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
-    assert log_ticks(1e-4, 1.0) == pytest.approx([1e-4, 1e-3, 1e-2, 0.1, 1])
-    assert log_ticks(1e-3, 0.4) == pytest.approx([0.001, 0.003, 0.01, 0.03, 0.1, 0.3])
-    assert log_ticks(1e-3, 0.01) == pytest.approx([0.001, 0.002, 0.005, 0.01])
-    axis = Axis("loss", 1e-3, 1.0, 300, 0, log=True)
-    assert [axis.at(value) for value in (0.0, 1e-3, 0.1, 1.0)] == pytest.approx([300, 300, 100, 0])
-
-
-def test_heights_are_spread_apart() -> None:
-    assert spread([10, 11, 50], 15, 0, 100) == [10, 25, 50]
-    assert spread([90, 95, 99], 15, 0, 100) == [70, 85, 100]
-
-
-def test_crowded_labels_do_not_overlap() -> None:
-    """Three points in a row at the lower edge: the best place of each is another's."""
-    row = [(497.7, 394.0), (375.5, 394.0), (344.9, 394.0)]
-    cluster = [(300 + 150 * Random(seed).random(), 100 + 200 * Random(seed + 50).random()) for seed in range(12)]
-    for points in (row, cluster):
-        found = place_crowded(points, [(90.0, 15.0)] * len(points), [], [], Box(76, 12, 800, 394))
-        boxes = [box for box, _ in found]
-        assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
-        joined = [(index, leader) for index, (_, leader) in enumerate(found) if leader is not None]
-        assert not any(
-            boxes[at].is_crossed_by(leader) for index, leader in joined for at in range(len(boxes)) if at != index
-        )
+@pytest.mark.parametrize(
+    ("tag", "words"),
+    [
+        ("k100-s100-q8", "8 bits"),
+        ("k010-s050-q4", "4 bits, channel density 0.5, KV density 0.1"),
+        ("k100-s100-qmix", "mixed bits"),
+        ("Q4_K_M", ""),
+    ],
+)
+def test_a_tag_is_said_in_words(tag: str, words: str) -> None:
+    assert in_words(tag) == words
 
 
 def contrast(first: str, second: str) -> float:
@@ -219,7 +220,8 @@ addEventListener("load", () => {
   const found = {};
   for (const frame of document.querySelectorAll("iframe")) {
     const page = frame.contentDocument, view = frame.contentWindow;
-    const boxes = [...page.querySelectorAll("svg .label")].map(label => {
+    const names = page.querySelectorAll("svg .mark-text.role-mark text, svg .role-legend-label text");
+    const boxes = [...names].map(label => {
       const {left, top, right, bottom} = label.getBoundingClientRect();
       const svg = [...page.querySelectorAll("svg")].indexOf(label.ownerSVGElement);
       const area = label.ownerSVGElement.getBoundingClientRect();

@@ -106,7 +106,7 @@ def planned(config: SolConfig, cost: CostModel, run: Run) -> dict[str, Any]:
         _prompt=range(run.steps[0].context),
         _progress=SimpleNamespace(tokens=range(len(run.steps) + 1)),
         _losses=ActionLosses(config),
-        _turns=SimpleNamespace(between=nullcontext),
+        _turns=SimpleNamespace(paused=nullcontext),
         _fixed=is_constant(name),
         _replay=None,
         _schedule=name,

@@ -424,9 +424,9 @@ def test_a_run_from_scores_to_page(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "The cheapest action, `k030-s100-q4`, takes 0.500" in page
     document = ladder.document(run, [result], "command")
     assert (document["file"], document["command"]) == ("text", "command")
-    drawn = ladder_figure.draw(json.loads(json.dumps(document)))
-    assert "tiny: added loss against time per token</title>" in drawn
-    assert f"{document['machine']}, {args.threads} threads, after 16 tokens of context" in drawn
+    drawn = ladder_figure.figure([json.loads(json.dumps(document))], narrow=True)
+    assert all(f">{mark['facts']}</title>" in drawn for mark in ladder_figure.marks(document))
+    assert f"{args.threads} threads, {document['date']}" in drawn
     (figures,) = document["contexts"]
     assert figures["verdicts"].keys() == {"Q4_K_M"}
     (dense, four, sparse) = figures["actions"]

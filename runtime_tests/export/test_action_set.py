@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,15 +25,17 @@ from sol_rt.budget.hull import Hull
 from sol_rt.budget.losses import ActionLosses
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
-from sol_rt.bundle.config import CONFIG_NAME, SolConfig
+from sol_rt.bundle.config import CONFIG_NAME, ActionEntry, SolConfig
 from sol_rt.bundle.selection import SELECTION, Selection
 from sol_rt.bundle.verify import verify_bundle
+from sol_rt.engine.engine import Engine
 from sol_rt.errors import BundleError, UsageError
 from sol_rt.export import pipeline
 from sol_rt.export.actions import action_set, effort, measuring
 from sol_rt.export.actions.action_set import ActionSet
-from sol_rt.export.actions.calibration_text import CalibrationText
+from sol_rt.export.actions.calibration_text import WINDOW, CalibrationText
 from sol_rt.export.actions.effort import Effort
+from sol_rt.export.actions.losses import Losses, losses_and_divergences
 from sol_rt.export.actions.selection import Verdict
 from sol_rt.export.bundle_folder import seal
 from sol_rt.export.policy_file import write_policy
@@ -147,8 +151,6 @@ def test_a_kv_density_counts_for_more_than_its_mean_and_for_nothing_at_least(add
 
 def test_losses_are_those_of_the_runtime(llama_bundle: Path) -> None:
     """Against steps one by one and a softmax in float64; bytes against the bytes model."""
-    from sol_rt.engine.engine import Engine
-
     bundle, text = Bundle.open(llama_bundle), random_text()
     measured = measuring.measure(bundle, text, (1.0, 0.1), SHORT, silent)
     engine, dense = Engine(bundle, provider="cpu"), bundle.config.dense
@@ -188,10 +190,42 @@ def test_losses_are_those_of_the_runtime(llama_bundle: Path) -> None:
         assert (front[dense].loss, front[dense].stderr) == (0.0, 0.0)
 
 
+def test_variants_that_others_beat_are_dropped_after_a_few_windows(
+    llama_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others' figures and the chosen actions are as if none had been dropped."""
+    bundle, text = Bundle.open(llama_bundle), replace(random_text(4), by_divergence=True)
+    early = replace(SHORT, scored_windows=4, windows_of_all=2)
+    required, scored = (Action(0.25, 0.4, 8),), Counter[Action]()
+
+    def counted(engine: Engine, windows: Sequence[Sequence[int]], *rest: Any, **how: Any) -> tuple[Losses, Losses]:
+        if len(windows[0]) == WINDOW:
+            scored.update([bundle.config.dense, *(candidate.action for candidate in rest[1])])
+        return losses_and_divergences(engine, windows, *rest, **how)
+
+    monkeypatch.setattr(measuring, "losses_and_divergences", counted)
+    got = measuring.measure(bundle, text, (1.0, 0.1), early, silent, required=required)
+    whole = measuring.measure(bundle, text, (1.0, 0.1), replace(early, windows_of_all=4), silent, required=required)
+    dropped = whole.fronts[512].keys() - got.fronts[512].keys()
+    assert dropped
+    assert replace(required[0], kv_density=1.0) not in dropped
+    assert all(scored[action] == 2 + 4 for action in dropped)
+    assert all(scored[action] == 4 + 4 for action in got.fronts[512] if action.kv_density == 1.0)
+    assert got.fronts == {512: {a: whole.fronts[512][a] for a in got.fronts[512]}, 640: whole.fronts[640]}
+    assert replace(got, fronts={}) == replace(whole, fronts={})
+    config = replace(bundle.config, actions=tuple(ActionEntry(a, None) for a in whole.fronts[512]))
+    sets = [
+        action_set.choose_actions(Path(shutil.copytree(llama_bundle, tmp_path / name)), config, found, "drawn", 12)
+        for name, found in (("early", got), ("whole", whole))
+    ]
+    assert sets[0].config == sets[1].config
+    reasons = {candidate.action: candidate.reason for candidate in sets[0].selection.candidates}
+    for action in dropped:
+        assert reasons[action] == f"not measured: {action.variant} is far from the hull at 512"
+
+
 def test_losses_without_a_file_are_divergences(llama_bundle: Path) -> None:
     """None is below zero, dense has none, and they agree with losses of drawn tokens as far as those can tell."""
-    from sol_rt.engine.engine import Engine
-
     bundle = Bundle.open(llama_bundle)
     engine, dense, draw = Engine(bundle, provider="cpu"), bundle.config.dense, np.random.default_rng(0)
     window = [5]

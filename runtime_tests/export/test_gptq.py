@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -154,12 +155,13 @@ def test_pieces_and_repetition_change_no_code(monkeypatch: pytest.MonkeyPatch) -
         assert np.array_equal(getattr(whole, part), getattr(pieces, part))
 
 
+@pytest.mark.parametrize("panel", [32, 96])
 @pytest.mark.parametrize("levels", [(8, 6, 4), (8, 4)])
-def test_every_code_is_the_best_after_those_before_it(levels: tuple[int, ...]) -> None:
+def test_every_code_is_the_best_after_those_before_it(levels: tuple[int, ...], panel: int) -> None:
     """Of all 256, by the weighted squared errors of the levels in float64, in blocks that are fixed and others."""
     rows, channels = 12, 128
     w, hessian = made(7, rows, channels)
-    factor, plain = factor_of(hessian), quantize_matrix(w, 2, six_bits=False)
+    factor, plain = replace(factor_of(hessian), panel=panel), quantize_matrix(w, 2, six_bits=False)
     fixed = np.random.default_rng(7).random((rows, channels // BLOCK)) < 0.5
     fixed[:3] = True
     found = choose_codes(w, plain, factor, levels, fixed)

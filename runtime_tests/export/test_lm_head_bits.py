@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -103,8 +105,16 @@ def test_every_width_is_measured_and_the_widest_stays(
         assert losses[-1] > 0
         return min(points)
 
+    run, measured = lm_head_bits._measure, list[tuple[int, int]]()
+
+    def noted(folder: Path, config: SolConfig, graphs: Collection[int], *rest: Any) -> dict[int, HeadPoint]:
+        measured.extend({(each.bits, each.lm_head_bits) for each in config.variants.values() if each.bits in graphs})
+        return run(folder, config, graphs, *rest)
+
     monkeypatch.setattr(lm_head_bits, "worth_reading", choose)
+    monkeypatch.setattr(lm_head_bits, "_measure", noted)
     found = choose_lm_head_bits(folder, config, decoder, WINDOWS, silent)
+    assert len(measured) == len(set(measured))
     graph_bits = sorted({variant.bits for variant in config.variants.values()})
     heads = {3: [4, 6, 8], 4: [4, 6, 8], 5: [6, 8], 6: [6, 8]}
     wider = [len(graph_bits) - index - 1 for index in range(len(graph_bits))]

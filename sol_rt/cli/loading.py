@@ -7,11 +7,11 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from sol_rt.cli.console import note, progress
-from sol_rt.errors import UsageError
+from sol_rt.errors import SolError, UsageError
 from sol_rt.read_file import TooLargeError, read_all, read_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from sol_rt.bundle.bundle import Bundle
@@ -28,6 +28,20 @@ PROMPT_SECONDS = 2.0
 MOST_TEXT = 256 << 20
 """Bytes of a text that are read at most."""
 _ANOTHER = "give another file of text, or a part of it"
+
+
+def require_packages(extra: str, packages: Sequence[str] = (), what: str = "") -> None:
+    """Raises SolError if a package of an extra is not installed.
+
+    Args:
+        extra: `export`, `train` or `plot`.
+        packages: those that are needed; by default all of the extra.
+        what: the command or option that needs them; by default the command with the extra's name.
+    """
+    from sol_rt.evaluation.doctor import EXTRAS, not_installed
+
+    if missing := not_installed(packages or EXTRAS[extra]):
+        raise SolError(f"{what or extra} needs {', '.join(missing)}; run pip install 'sol-rt[{extra}]'")
 
 
 def bundle_path(model: str | None) -> Path:

@@ -18,8 +18,9 @@ from sol_rt import __version__
 EXTRAS = {
     "export": ("torch", "transformers", "onnx", "gguf", "safetensors", "numba"),
     "train": ("torch", "yaml", "safetensors", "onnx"),
+    "plot": ("altair", "vl_convert"),
 }
-"""Modules that an extra of the package brings, and that the command of its name cannot do without."""
+"""Modules that an extra of the package brings, and that what it is for cannot do without."""
 
 
 @dataclass(frozen=True)

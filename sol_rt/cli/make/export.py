@@ -8,7 +8,8 @@ from typing import Annotated
 
 from sol_rt.cli import options
 from sol_rt.cli.console import note, progress
-from sol_rt.errors import SolError, UsageError, WriteError
+from sol_rt.cli.loading import require_packages
+from sol_rt.errors import UsageError, WriteError
 
 _NO_POLICY = "none"
 _NATIVE, _WEB = "native", "web"
@@ -302,14 +303,6 @@ def _policy_of_alias(model: str, levels: Mapping[str, Sequence[float]], *, by_de
                 note(f"no policy: {model}'s policy picks {action.tag}, which --{axis.replace('_', '-')} leaves out")
                 return None
     return path
-
-
-def require_packages(extra: str, packages: Sequence[str] = ()) -> None:
-    """Raises SolError where one of these packages of the extra is not installed; by default one of all of them."""
-    from sol_rt.evaluation.doctor import EXTRAS, not_installed
-
-    if missing := not_installed(packages or EXTRAS[extra]):
-        raise SolError(f"{extra} needs {', '.join(missing)}; run pip install 'sol-rt[{extra}]'")
 
 
 def _bits(text: str) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from sol_rt.cli import options
 from sol_rt.cli.console import note, progress
-from sol_rt.cli.make.export import require_packages
+from sol_rt.cli.loading import require_packages
 from sol_rt.errors import UsageError
 
 if TYPE_CHECKING:

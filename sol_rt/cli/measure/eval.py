@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from sol_rt.cli import options
 from sol_rt.cli.console import note, print_json, progress
 from sol_rt.cli.lists import numbers, parts
-from sol_rt.errors import SolError, UsageError
+from sol_rt.errors import UsageError
 
 if TYPE_CHECKING:
     from sol_rt.evaluation.quality.bootstrap import Resampling
@@ -202,7 +202,7 @@ def evaluate(
 
 def _check_drawing(option: str, path: Path, of_mmlu: bool) -> None:
     """Raises UsageError or SolError, before anything is measured, if the drawing cannot be written later."""
-    import importlib.util
+    from sol_rt.cli.loading import require_packages
 
     if of_mmlu:
         raise UsageError(f"{option}: draws results on held-out text only; leave it out with --mmlu")
@@ -210,8 +210,7 @@ def _check_drawing(option: str, path: Path, of_mmlu: bool) -> None:
         raise UsageError(f"{option} {path}: no folder {path.parent}; make it first")
     if path.is_dir():
         raise UsageError(f"{option} {path}: got a folder, expected a file")
-    if option == "--png" and importlib.util.find_spec("matplotlib") is None:
-        raise SolError("--png needs matplotlib; run pip install 'sol-rt[plot]', or use --html, which needs nothing")
+    require_packages("plot", what=option)
 
 
 def _plan(
@@ -255,8 +254,7 @@ def _held_out(
     png: Path | None,
     as_json: bool,
 ) -> None:
-    from sol_rt.atomic_write import write_text
-    from sol_rt.evaluation.pages.evaluation import render_evaluation_html
+    from sol_rt.atomic_write import write_bytes, write_text
     from sol_rt.evaluation.quality.held_out import measure, state_settings
     from sol_rt.evaluation.quality.state import State
     from sol_rt.evaluation.report.report import report_of, size_report
@@ -267,12 +265,14 @@ def _held_out(
         sizes = [size_report(runs, plan, resampling) for runs in measure(model, texts, plan, results, report)]
     evaluation = report_of(model, list(texts), plan, resampling, sizes)
     if html is not None:
+        from sol_rt.evaluation.pages.evaluation import render_evaluation_html
+
         write_text(html, render_evaluation_html(evaluation))
         note(f"{html}: written")
     if png is not None:
-        from sol_rt.evaluation.pages.picture import write_picture
+        from sol_rt.evaluation.pages.evaluation import render_evaluation_png
 
-        write_picture(evaluation, png)
+        write_bytes(png, render_evaluation_png(evaluation))
         note(f"{png}: written")
     provider = {"provider": model.engine.provider_name}
     _print({**evaluation.as_json(), **provider} if as_json else table_lines(evaluation))

@@ -40,10 +40,12 @@ def inspect(
     from sol_rt.atomic_write import write_text
     from sol_rt.bundle.bundle import Bundle
     from sol_rt.bundle.selection import Selection
-    from sol_rt.cli.loading import bundle_path
+    from sol_rt.cli.loading import bundle_path, require_packages
     from sol_rt.errors import UsageError
     from sol_rt.evaluation.inspect import describe, relative_cost
 
+    if html is not None:
+        require_packages("plot", what="--html")
     path = bundle_path(model)
     description = describe(path, context)
     bundle = Bundle.open(path)

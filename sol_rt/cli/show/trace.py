@@ -33,13 +33,16 @@ def trace(
 ) -> None:
     """Draw a trace as one self-contained HTML page: prompt, settings, text shaded by cost, and budget over time."""
     from sol_rt.atomic_write import write_text
-    from sol_rt.evaluation.pages.trace import render_trace_html
+    from sol_rt.cli.loading import require_packages
     from sol_rt.generate.trace import read_trace
 
     target = output or file.with_suffix(".html")
     if target.resolve() == file.resolve():
         raise UsageError(f"{file}: the page would overwrite the trace; choose another -o")
     read = read_trace(file)
+    require_packages("plot", what="trace")
+    from sol_rt.evaluation.pages.trace import render_trace_html
+
     page = render_trace_html(read, None if read.header.prompt else _decoded_prompt(read.header, model))
     write_text(target, page)
     print(target)

@@ -1,4 +1,4 @@
-"""Draws a trace, an action set or an evaluation as an HTML page or a picture.
+"""Draws a trace, an action set or an evaluation as an HTML page or a picture. Needs the extra `plot`.
 
 May import: sol_rt.evaluation.report, sol_rt.generate and the folders below it.
 """

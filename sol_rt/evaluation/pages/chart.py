@@ -1,26 +1,100 @@
-"""The parts that all charts share: axes with titles and round ticks, and labels that keep clear of each other."""
+"""Charts of the pages: Altair specifications that vl-convert draws as SVG, in the pages' colours and fonts."""
 
 from __future__ import annotations
 
 import html
-import itertools
+import io
 import math
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import altair as alt
 
 from sol_rt.budget.cost.bytes_model import in_unit
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bits import MIXED
 from sol_rt.errors import UsageError
-from sol_rt.evaluation.pages.label_places import Box, Point, Segment, place_crowded
+from sol_rt.evaluation.pages.style import COLOURS
 
-WIDTH = 880
+WIDTH, HEIGHT = 700, 360  # pixels between the axes
+LIGHT = {name: light for name, (light, _) in COLOURS.items()}
+"""Colours that charts are drawn in; the style sheet of a page exchanges them in dark mode."""
+MONOSPACE = "ui-monospace, SFMono-Regular, Menlo, Consolas, 'DejaVu Sans Mono', monospace"
 ADDED_LOSS = "loss over dense, nats per token (log scale)"
 """Title of every axis of losses."""
 
-_CHARACTER = 7.5  # pixels: widest character of the fixed-width fonts at 12 px
-_LABEL_HEIGHT = 15.0
-_LEAST_TICKS = 5
+_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', sans-serif"
+_CHARACTER, _LINE, _AWAY = 7.4, 14.0, 9.0  # pixels: width of a tag's character, height of a tag, distance from its mark
+_PERCENT = "'+' + format(100 * (exp(datum.value) - 1), datum.value < .69 ? '.2~r' : '.0f') + '%'"
+_AXIS = {
+    "labelFontSize": 12,
+    "titleFontSize": 13,
+    "titleFontWeight": "normal",
+    "titlePadding": 10,
+    "labelColor": LIGHT["quiet"],
+    "titleColor": LIGHT["ink"],
+    "gridColor": LIGHT["line"],
+    "domainColor": LIGHT["quiet"],
+    "ticks": False,
+    "labelPadding": 6,
+    "labelFlush": False,
+}
+_LEGEND = {
+    "orient": "top",
+    "title": None,
+    "labelFontSize": 12.5,
+    "labelColor": LIGHT["quiet"],
+    "labelLimit": 400,
+    "symbolOpacity": 1,
+    "columnPadding": 45,  # the reader's font may be wider than the one that vl-convert measures
+    "symbolStrokeWidth": 3,
+}
+
+
+def draw(chart: alt.ChartType) -> str:
+    """The SVG of a chart. Each mark's description is its title, which a browser shows where the reader points."""
+    whole = chart.configure(
+        background=LIGHT["page"],
+        font=_FONT,
+        axis=_AXIS,
+        legend=_LEGEND,
+        view={"stroke": None},
+        title={"color": LIGHT["ink"], "fontSize": 15, "anchor": "start", "subtitleColor": LIGHT["quiet"]},
+    )
+    text = io.StringIO()
+    whole.save(text, format="svg")
+    titled = re.sub(
+        r'<(path|line) (aria-label="([^"]*)" role="graphics-symbol"[^>]*)/>',
+        r"<\1 \2><title>\3</title></\1>",
+        text.getvalue(),
+    )
+    return titled.replace("<text ", '<text paint-order="stroke" ')
+
+
+def png(chart: alt.ChartType) -> bytes:
+    """The PNG of a chart in light mode, two pixels for each of the SVG's."""
+    import vl_convert
+
+    drawn: bytes = vl_convert.svg_to_png(draw(chart), scale=2)
+    return drawn
+
+
+def figure(title: str, chart: alt.ChartType, summary: str, note: str = "") -> str:
+    """HTML of a chart with its title above it.
+
+    Args:
+        title: what is seen.
+        chart: the chart.
+        summary: what the chart shows, for readers who do not see it.
+        note: what the chart leaves out.
+    """
+    inline = re.sub(r' xmlns(:xlink)?="[^"]*"', "", draw(chart))
+    inline = inline.replace("<svg ", f'<svg role="img" aria-label="{html.escape(summary)}" ', 1)
+    noted = f'<p class="quiet">{html.escape(note)}</p>' if note else ""
+    heading = f"<figcaption><h2>{html.escape(title)}</h2></figcaption>"
+    return f'<figure>{heading}{noted}<div class="wide">{inline}</div></figure>'
 
 
 def cost_title(cost_model: str) -> str:
@@ -28,185 +102,137 @@ def cost_title(cost_model: str) -> str:
     return f"cost of a decode step, share of the dense step’s, {in_unit(cost_model)}"
 
 
+def rows(values: list[dict[str, Any]]) -> alt.Chart:
+    """A layer of a chart, as yet without marks."""
+    return alt.Chart({"values": values})
+
+
+def colours(kinds: Mapping[str, str]) -> alt.Scale:
+    """The colours of the legend's entries: `kinds` has the name of each one's."""
+    return alt.Scale(domain=list(kinds), range=[LIGHT[name] for name in kinds.values()])
+
+
 @dataclass(frozen=True)
-class Axis:
-    """Maps values to pixels.
+class Mark:
+    """A point of a chart of losses.
 
     Attributes:
-        title: the quantity and its unit.
-        low, high: values at the ends.
-        start, end: pixels of the ends.
-        log: whether equal factors, not equal differences, take equal lengths. Values below `low` are drawn at `low`.
+        kind: what the legend calls it.
+        cost: share of the dense step's cost.
+        loss: nats over dense.
+        low, high: ends of the interval of `loss`; None without one.
+        facts: text that is shown where the reader points.
+        tag: name that is written beside the point if there is room; empty for none.
     """
 
-    title: str
-    low: float
-    high: float
-    start: float
-    end: float
-    log: bool = False
-
-    def at(self, value: float) -> float:
-        if self.log:
-            share = math.log(max(value, self.low) / self.low) / math.log(self.high / self.low)
-        else:
-            share = (value - self.low) / (self.high - self.low)
-        return self.start + share * (self.end - self.start)
-
-    def ticks(self) -> list[float]:
-        """Round values from `low` to `high`."""
-        return log_ticks(self.low, self.high) if self.log else ticks(self.low, self.high)
-
-
-def ticks(low: float, high: float) -> list[float]:
-    """Four to nine round numbers from low to high, for a linear axis."""
-    for power in range(-6, 6):
-        for factor in (1, 2, 5):
-            size = factor * 10.0**power
-            first, last = math.ceil(low / size - 1e-9), math.floor(high / size + 1e-9)
-            if last - first <= 8:
-                return [index * size for index in range(first, last + 1)]
-    return [low, high]
-
-
-def log_ticks(low: float, high: float) -> list[float]:
-    """Round numbers from low to high for a logarithmic axis: powers of ten, and 2 and 5 times them if those are few."""
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for factors in ((1,), (1, 3), (1, 2, 5)):
-        found = [factor * 10.0**power for power in powers for factor in factors]
-        found = [value for value in found if low * 0.9999 <= value <= high * 1.0001]
-        if len(found) >= _LEAST_TICKS:
-            break
-    return found
-
-
-def grid(x: Axis, y: Axis, *, perplexity: bool = False) -> Iterator[str]:
-    """Both axes with their titles, and lines at the ticks.
-
-    With `perplexity` the right edge shows what the losses of `y`, in nats over dense, are as a change of perplexity.
-    """
-    for value in y.ticks():
-        height = y.at(value)
-        least = "≤ " if y.log and value <= y.low * 1.0001 else ""
-        yield _line((x.start, height), (x.end, height), "grid")
-        yield text(x.start - 8, height + 4, f"{least}{value:.4g}", anchor="end")
-        if perplexity:
-            yield text(x.end + 8, height + 4, f"+{_percent(value)}")
-    for value in x.ticks():
-        across = x.at(value)
-        yield _line((across, y.start), (across, y.end), "grid")
-        yield text(across, y.start + 18, f"{value:.4g}", anchor="middle")
-    yield _line((x.start, y.start), (x.end, y.start), "axis")
-    middle = (y.start + y.end) / 2
-    yield text((x.start + x.end) / 2, y.start + 38, x.title, "title", anchor="middle")
-    yield text(14, middle, y.title, "title", anchor="middle", turned=True)
-    if perplexity:
-        yield text(WIDTH - 8, middle, "perplexity over dense", "title", anchor="middle", turned=True)
-
-
-def _percent(nats: float) -> str:
-    """100 * (exp(nats) - 1): the rise of perplexity by a loss in nats, as text in percent."""
-    share = 100 * math.expm1(nats)
-    return f"{share:.2g}%" if share < 100 else f"{share:.0f}%"
-
-
-def text(x: float, y: float, words: str, kind: str = "", *, anchor: str = "start", turned: bool = False) -> str:
-    """One piece of text. `kind` is its CSS class."""
-    named = f' class="{kind}"' if kind else ""
-    placed = f' text-anchor="{anchor}"' if anchor != "start" else ""
-    rotated = f' transform="rotate(-90 {x:.1f} {y:.1f})"' if turned else ""
-    return f'<text{named} x="{x:.1f}" y="{y:.1f}"{placed}{rotated}>{html.escape(words)}</text>'
-
-
-def _line(start: Point, end: Point, kind: str) -> str:
-    return f'<line class="{kind}" x1="{start[0]:.1f}" y1="{start[1]:.1f}" x2="{end[0]:.1f}" y2="{end[1]:.1f}"/>'
-
-
-def polyline(points: Iterable[Point], kind: str) -> str:
-    """A line through the points. `kind` is its CSS class."""
-    return f'<polyline class="{kind}" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in points)}"/>'
+    kind: str
+    cost: float
+    loss: float
+    low: float | None
+    high: float | None
+    facts: str
+    tag: str = ""
 
 
 @dataclass(frozen=True)
-class Label:
-    """The name that is written beside a point. `kind` is a CSS class beside `label`."""
+class LossChart:
+    """Loss against cost. Losses below `bottom` are drawn at it.
 
-    point: Point
-    name: str
-    kind: str = ""
-
-
-def labels(wanted: Sequence[Label], lines: Sequence[Segment], taken: Sequence[Box], x: Axis, y: Axis) -> Iterator[str]:
-    """The names of points, each beside its point or joined to it by a thin line.
-
-    Args:
-        wanted: the labels.
-        lines: lines that labels should not cross.
-        taken: boxes of other marks.
-        x, y: the axes; labels lie within the rectangle that they span.
-
-    A label for which there is no free place is left out, so no two labels overlap.
+    Attributes:
+        left, right: costs at the edges.
+        bottom, top: losses at the edges.
+        kinds: of each kind of mark and line its colour's name and its dashes, in the legend's order.
+        legend: how the legend shows them.
     """
-    bounds = Box(x.start, y.end, x.end, y.start)
-    sizes = [(_CHARACTER * len(each.name), _LABEL_HEIGHT) for each in wanted]
-    points = [each.point for each in wanted]
-    places = place_crowded(points, sizes, lines, taken, bounds)
-    written: list[Box] = []
-    for each, (box, leader) in zip(wanted, places, strict=True):
-        if not bounds.grown(1).contains(box) or any(box.overlaps(other) for other in written):
-            continue
-        written.append(box)
-        across, kind = each.point[0], f"label {each.kind}".strip()
-        if box.left >= across:
-            at, anchor = box.left, "start"
-        elif box.right <= across:
-            at, anchor = box.right, "end"
-        else:
-            at, anchor = (box.left + box.right) / 2, "middle"
-        if leader is not None:
-            yield _line(*leader, "leader")
-        yield text(at, box.top + 11.5, each.name, kind, anchor=anchor)
 
+    left: float
+    right: float
+    bottom: float
+    top: float
+    kinds: dict[str, tuple[str, list[int]]]
+    legend: alt.Legend
 
-def segments(points: Sequence[Point]) -> list[Segment]:
-    """The pieces of a line through the points."""
-    return list(itertools.pairwise(points))
+    def of(self, marks: Sequence[Mark], lines: dict[str, list[tuple[float, float]]], cost_model: str) -> alt.LayerChart:
+        """The chart of marks and of lines through (cost, loss), by their kind."""
+        x = alt.X("cost:Q", title=cost_title(cost_model), scale=alt.Scale(domain=[self.left, self.right], nice=False))
+        scale = alt.Scale(type="log", domain=[self.bottom, self.top], nice=False)
+        least = f"(datum.value < {self.bottom * 1.001} ? '≤ ' : '') + format(datum.value, '~g')"
+        ticks = list(self._ticks())
+        y = alt.Y("loss:Q", title=ADDED_LOSS, scale=scale, axis=alt.Axis(values=ticks, labelExpr=least))
+        also = alt.Axis(values=ticks, labelExpr=_PERCENT, orient="right", grid=False, domain=False)
+        names = {kind: name for kind, (name, _) in self.kinds.items()}
+        patterns = alt.Scale(domain=list(self.kinds), range=[pattern for _, pattern in self.kinds.values()])
+        colour = alt.Color("kind:N", scale=colours(names), legend=self.legend)
+        dashes = alt.StrokeDash("kind:N", scale=patterns, legend=self.legend)
+        points = [
+            {"kind": mark.kind, "cost": mark.cost, "loss": self._kept(mark.loss), "facts": mark.facts} for mark in marks
+        ]
+        bars = [
+            {"kind": mark.kind, "cost": mark.cost, "loss": self._kept(mark.low), "high": self._kept(mark.high)}
+            for mark in marks
+            if mark.low is not None and mark.high is not None
+        ]
+        steps = [
+            {"kind": kind, "cost": cost, "loss": self._kept(loss), "place": place}
+            for kind, line in lines.items()
+            for place, (cost, loss) in enumerate(line)
+        ]
+        drawn = alt.layer(
+            rows(steps).mark_line(aria=False).encode(x, y, colour, dashes, order="place:Q"),
+            rows(bars).mark_rule(aria=False, opacity=0.6, strokeWidth=1.5).encode(x, y, colour, y2="high:Q"),
+            rows(points)
+            .mark_circle(size=75, opacity=1, stroke=LIGHT["page"], strokeWidth=1)
+            .encode(x, y, colour, description="facts:N"),
+            rows(list(self._labels(marks)))
+            .mark_text(aria=False, font=MONOSPACE, fontSize=12, stroke=LIGHT["page"], strokeWidth=3, fill=LIGHT["ink"])
+            .encode(x, y, text="tag:N"),
+        )
+        percent = rows([{"loss": self.bottom}]).mark_point(aria=False, opacity=0)
+        percent = percent.encode(alt.Y("loss:Q", title="perplexity over dense", scale=scale, axis=also))
+        both: alt.LayerChart = alt.layer(drawn, percent).resolve_scale(y="independent")
+        return both.properties(width=WIDTH, height=HEIGHT)
 
+    def _kept(self, loss: float) -> float:
+        return min(max(loss, self.bottom), self.top)
 
-def spread(heights: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Moves heights apart until neighbours are `gap` apart, and keeps them from `low` to `high` where there is room.
+    def _ticks(self) -> Iterator[float]:
+        """Powers of ten, and 2 and 5 times them if those are few."""
+        few = math.log10(self.top / self.bottom) < 4
+        for power in range(math.floor(math.log10(self.bottom)), math.ceil(math.log10(self.top)) + 1):
+            for factor in (1, 2, 5) if few else (1,):
+                if self.bottom * 0.999 <= factor * 10.0**power <= self.top:
+                    yield factor * 10.0**power
 
-    The heights are ascending, and so are those returned.
-    """
-    moved: list[float] = []
-    for height in heights:
-        moved.append(max(height, low, moved[-1] + gap if moved else low))
-    limit = high
-    for index in range(len(moved) - 1, -1, -1):
-        moved[index] = min(moved[index], limit)
-        limit = moved[index] - gap
-    return moved
+    def _labels(self, marks: Sequence[Mark]) -> Iterator[dict[str, Any]]:
+        """The tags, earlier marks' first, each at the first corner of its mark where it covers no mark and no tag."""
+        taken = [(x, y, 5.0, 5.0) for x, y in map(self._pixels, marks)]  # centre, half the width, half the height
+        for mark in marks:
+            x, y = self._pixels(mark)
+            width, height = len(mark.tag) * _CHARACTER / 2, _LINE / 2
+            for across, up in ((1, 1), (-1, -1), (-1, 1), (1, -1)) if mark.tag else ():
+                box = (x + across * (width + _AWAY), y + up * _AWAY, width, height)
+                inside = width <= box[0] <= WIDTH - width and height <= box[1] <= HEIGHT - height
+                if inside and not any(
+                    abs(box[0] - other[0]) < width + other[2] and abs(box[1] - other[1]) < height + other[3]
+                    for other in taken
+                ):
+                    taken.append(box)
+                    cost = self.left + (self.right - self.left) * box[0] / WIDTH
+                    yield {
+                        "cost": cost,
+                        "loss": self.bottom * (self.top / self.bottom) ** (box[1] / HEIGHT),
+                        "tag": mark.tag,
+                    }
+                    break
 
-
-def figure(title: str, key: str, drawing: Iterable[str], height: float, summary: str, data: str = "") -> str:
-    """A chart with its title above it.
-
-    Args:
-        title: what is seen.
-        key: HTML of the legend's entries.
-        drawing: SVG elements on an area of WIDTH by `height` pixels.
-        summary: what the chart shows, for readers who do not see it.
-        data: further attributes of the SVG element.
-    """
-    return (
-        f'<figure><figcaption><h2>{html.escape(title)}</h2></figcaption><p class="key">{key}</p>'
-        f'<div class="wide"><svg viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{html.escape(summary)}"{data}>'
-        f"{''.join(drawing)}</svg></div></figure>"
-    )
+    def _pixels(self, mark: Mark) -> tuple[float, float]:
+        """Distances from the left and from the lower edge."""
+        up = math.log(self._kept(mark.loss) / self.bottom) / math.log(self.top / self.bottom)
+        return WIDTH * (mark.cost - self.left) / (self.right - self.left), HEIGHT * up
 
 
 def in_words(tag: str) -> str:
-    """Describes an action in words: `4 bits, channel density 0.5`. Empty for a name that is no action's tag."""
+    """What an action reads, in words: `4 bits, channel density 0.5`. Empty for a name that is no action's tag."""
     try:
         action = Action.parse(tag)
     except UsageError:

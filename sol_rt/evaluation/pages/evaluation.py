@@ -4,34 +4,30 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+
+import altair as alt
 
 from sol_rt.budget.cost.bytes_model import in_unit
-from sol_rt.evaluation.pages.chart import (
-    ADDED_LOSS,
-    WIDTH,
-    Axis,
-    Label,
-    cost_title,
-    figure,
-    grid,
-    in_words,
-    labels,
-    polyline,
-    segments,
-)
-from sol_rt.evaluation.pages.label_places import Box, Point, Segment
+from sol_rt.evaluation.pages.chart import LossChart, Mark, figure, in_words, png
 from sol_rt.evaluation.pages.style import page, table, tiles
 from sol_rt.evaluation.report.report import Comparison, Evaluation, Result, SizeReport
 from sol_rt.evaluation.report.tables import interval
 
-_HEIGHT = 440
-_LEFT, _RIGHT, _TOP, _BOTTOM = 76, WIDTH - 80, 12, _HEIGHT - 46
 _HEADROOM = 1.2  # between the largest loss and the upper edge, a factor
-LEAST = 1e-3  # nats: the chart draws smaller losses at this value
+_LEAST = 1e-3  # nats: the chart draws smaller losses at this value
 _MARGIN = 0.02  # relative cost left and right of the lines
-LINES = ("oracle", "mix", "random", "uniform", "entropy", "hull", "sol")  # drawn in this order, the last on top
-_MARK = 5.0  # half the side of the square around a schedule's point that labels keep clear of
+_SINGLE = "single actions"
+_KINDS: dict[str, tuple[str, list[int]]] = {
+    "oracle": ("grey", [2, 4]),
+    "mix": ("grey", [7, 4]),
+    "random": ("purple", [2, 4]),
+    "uniform": ("orange", []),
+    "entropy": ("green", []),
+    "hull": ("pink", []),
+    "sol": ("blue", []),
+}
+"""Schedules with a line, in the order of the legend, with their colours and dashes."""
 
 _READ = """\
 <p class="read">A schedule picks the action of each decode step. A point on a line is what one schedule cost and lost at
@@ -61,15 +57,31 @@ def render_evaluation_html(evaluation: Evaluation) -> str:
         f"{_READ.format(unit=html.escape(unit))}\n{tiles(facts)}\n"
         f"{''.join(_section(report, evaluation.cost_model) for report in evaluation.sizes)}\n"
         f"<footer>{html.escape(' · '.join(foot))}</footer>",
-        _STYLE,
+        "h3 { font-size: .95rem; margin: 1.6rem 0 0; }",
     )
+
+
+def render_evaluation_png(evaluation: Evaluation) -> bytes:
+    """Returns the page's charts, one below the other, as a PNG."""
+    charts = []
+    for report in evaluation.sizes:
+        drawn, note = _chart(report, evaluation.cost_model)
+        title = f"{evaluation.model}: loss and cost of each schedule, windows of {report.size}, {report.tokens} tokens"
+        charts.append(drawn.properties(title=alt.TitleParams(title, subtitle=note)))
+    return png(alt.vconcat(*charts))
 
 
 def _section(report: SizeReport, cost_model: str) -> str:
     unit = html.escape(in_unit(cost_model))
     scored = f"{report.tokens} tokens scored in {report.windows} windows, each after {report.context} of context."
+    drawn, note = _chart(report, cost_model)
     parts = [
-        _chart(report, cost_model),
+        figure(
+            f"What each schedule loses at what cost, in windows of {report.size} tokens",
+            drawn,
+            f"Loss over dense against cost at windows of {report.size}",
+            note,
+        ),
         f'<p class="quiet">{scored}</p>',
         _results((report.dense, *report.results), "schedule", unit),
     ]
@@ -83,62 +95,32 @@ def _section(report: SizeReport, cost_model: str) -> str:
     return "".join(parts)
 
 
-def _chart(report: SizeReport, cost_model: str) -> str:
-    """Draws every line, and the single actions that lie within the axes, which the lines span."""
-    lines = {name: _line(report, name) for name in LINES}
-    lines = {name: line for name, line in lines.items() if line}
+def _chart(report: SizeReport, cost_model: str) -> tuple[alt.LayerChart, str]:
+    """Every line, and the single actions that lie within the axes, which the lines span; and what is left out."""
+    lines = {name: line for name in _KINDS if (line := _line(report, name))}
     drawn = [result for line in lines.values() for result in line] or report.static or [report.dense]
-    losses = [result.added.value for result in drawn if result.added.value > LEAST]
-    bottom = 10 ** math.floor(math.log10(min(losses, default=LEAST)))
+    losses = [result.added.value for result in drawn if result.added.value > _LEAST]
+    bottom = 10 ** math.floor(math.log10(min(losses, default=_LEAST)))
     top = max(*(result.added.high or result.added.value for result in drawn), 10 * bottom) * _HEADROOM
     left = min(result.achieved.value for result in drawn) - _MARGIN
     right = max(result.achieved.value for result in drawn) + _MARGIN
-    x = Axis(cost_title(cost_model), left, right, _LEFT, _RIGHT)
-    y = Axis(ADDED_LOSS, bottom, top, _BOTTOM, _TOP, log=True)
     single = [each for each in report.static if left <= each.achieved.value <= right and each.added.value <= top]
-    key = "".join(f'<span><b class="{name}"></b>{name}</span>' for name in lines)
-    if single:
-        key += '<span><b class="dot"></b>single actions</span>'
-    if len(single) < len(report.static):
-        key += f"<span>{len(report.static) - len(single)} single actions beyond the chart: see the table</span>"
-    return figure(
-        f"What each schedule loses at what cost, in windows of {report.size} tokens",
-        key,
-        _drawing(lines, single, x, y, in_unit(cost_model)),
-        _HEIGHT,
-        f"Loss over dense against cost at windows of {report.size}: {', '.join(lines) or 'single actions'}",
-    )
+    unit = in_unit(cost_model)
+    kinds = {**{name: _KINDS[name] for name in lines}, _SINGLE: ("dot", [])}
+    legend = alt.Legend(values=list(lines), symbolType="stroke", symbolSize=500, columnPadding=25)
+    marks = [_mark(_SINGLE, result, unit, _tag(result)) for result in single]
+    marks += [_mark(name, result, unit) for name, line in lines.items() for result in line]
+    paths = {name: [(result.achieved.value, result.added.value) for result in line] for name, line in lines.items()}
+    chart = LossChart(left, right, bottom, top, kinds, legend).of(marks, paths, cost_model)
+    note = "Grey points are single actions." if report.static else ""
+    if beyond := len(report.static) - len(single):
+        note += f" {beyond} of them are beyond the chart: see the table."
+    return chart, note
 
 
-def _drawing(lines: dict[str, list[Result]], single: Sequence[Result], x: Axis, y: Axis, unit: str) -> Iterator[str]:
-    def place(result: Result) -> Point:
-        return x.at(result.achieved.value), y.at(result.added.value)
-
-    yield from grid(x, y, perplexity=True)
-    crossed: list[Segment] = []
-    for result in single:
-        yield _circle(place(result), 4, "dot", result, unit)
-    for name, line in lines.items():
-        yield polyline(map(place, line), name)
-        crossed += segments([*map(place, line)])
-        for result in line:
-            if result.added.low is not None and result.added.high is not None:
-                across, ends = x.at(result.achieved.value), (y.at(result.added.high), y.at(result.added.low))
-                crossed.append(((across, ends[0]), (across, ends[1])))
-                yield f'<path class="{name} error" d="M{across:.1f} {ends[0]:.1f}V{ends[1]:.1f}"/>'
-    for name, line in lines.items():
-        for result in line:
-            yield _circle(place(result), 4.5, name, result, unit)
-    marks = [place(result) for line in lines.values() for result in line]
-    taken = [Box(cx - _MARK, cy - _MARK, cx + _MARK, cy + _MARK) for cx, cy in marks]
-    wanted = [Label(place(line[0]), name, name) for name, line in lines.items()]
-    wanted += [Label(place(result), _tag(result)) for result in single]
-    yield from labels(wanted, crossed, taken, x, y)
-
-
-def _circle(at: Point, radius: float, kind: str, result: Result, unit: str) -> str:
-    title = f"<title>{_facts(result, unit)}</title>"
-    return f'<circle class="{kind}" cx="{at[0]:.1f}" cy="{at[1]:.1f}" r="{radius:g}">{title}</circle>'
+def _mark(kind: str, result: Result, unit: str, tag: str = "") -> Mark:
+    bar = (None, None) if tag else (result.added.low, result.added.high)
+    return Mark(kind, result.achieved.value, result.added.value, *bar, _facts(result, unit), tag)
 
 
 def _line(report: SizeReport, name: str) -> list[Result]:
@@ -156,7 +138,7 @@ def _facts(result: Result, unit: str) -> str:
     lines = [f"{_tag(result)}{asked}" + (f": {words}" if words else ""), f"cost {result.achieved.value:.3f} {unit}"]
     lines.append(f"loss over dense {result.added.value:.4f} {interval(result.added, '.4f')} nats".replace("  ", " "))
     lines.append(f"perplexity {result.perplexity.value:.3f}, top token as dense {result.agreement.value:.1%}")
-    return html.escape("\n".join(lines))
+    return "\n".join(lines)
 
 
 def _results(results: Sequence[Result], what: str, unit: str) -> str:
@@ -204,13 +186,3 @@ def _comparisons(comparisons: Sequence[Comparison], unit: str) -> str:
         for each in comparisons
     ]
     return table(heads, rows)
-
-
-_STYLE = """\
-.sol { --own: var(--blue); } .uniform { --own: var(--orange); } .entropy { --own: var(--green); }
-.random { --own: var(--purple); } .hull { --own: var(--pink); } .mix, .oracle { --own: var(--grey); }
-.key .mix { border-top-style: dashed; } .key .oracle { border-top-style: dotted; }
-.key .random { border-top-style: dotted; }
-polyline.mix { stroke-dasharray: 7 4; } polyline.oracle { stroke-dasharray: 2 4; }
-polyline.random { stroke-dasharray: 2 4; }
-h3 { font-size: .95rem; margin: 1.6rem 0 0; }"""

@@ -7,34 +7,20 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 
+import altair as alt
+
 from sol_rt.budget.cost.bytes_model import in_unit
 from sol_rt.budget.hull import falling_hull
 from sol_rt.bundle.selection import Candidate, Selection
 from sol_rt.evaluation.frontier import FrontierPoint, RelativeCost, frontier
-from sol_rt.evaluation.pages.chart import (
-    ADDED_LOSS,
-    WIDTH,
-    Axis,
-    Label,
-    cost_title,
-    figure,
-    grid,
-    in_words,
-    labels,
-    polyline,
-    segments,
-    tag_and_words,
-)
-from sol_rt.evaluation.pages.label_places import Box, Point
+from sol_rt.evaluation.pages.chart import LossChart, Mark, figure, in_words, tag_and_words
 from sol_rt.evaluation.pages.style import page, table, tiles
 
-_HEIGHT = 420
-_LEFT, _RIGHT, _TOP, _BOTTOM = 76, WIDTH - 80, 12, _HEIGHT - 46
 _INTERVAL = 2  # standard errors up and down
 _HEADROOM = 2.5  # between the largest loss and the upper edge, a factor
 _LEAST, _MOST_LEAST = 1e-4, 1e-3  # nats: smaller losses are drawn at the lower edge, which lies between these two
 _STEPS = 24  # pieces of a line between two actions: straight in nats, so a curve on a logarithmic scale
-_DOT = 4.0  # half the side of the square around a dropped candidate that labels keep clear of
+_KEPT, _DROPPED = "kept in the bundle, ± 2 standard errors", "considered and dropped"
 
 _READ = """\
 <p class="read">A point is an action: one way to run a decode step. Its tag says what the step reads: <code>k</code> the
@@ -72,7 +58,6 @@ def render_frontier_html(
         f"{name}: actions",
         f"<h1>{html.escape(name)}: what each action costs and loses</h1>\n{_READ.format(unit=unit)}\n{tiles(facts)}\n"
         f"{sections}\n{_candidates(selection, in_bytes)}\n<footer>{html.escape(' · '.join(foot))}</footer>",
-        _STYLE,
     )
 
 
@@ -90,55 +75,37 @@ def _chart(context: int, points: Sequence[FrontierPoint], unknown: int, cost_mod
     least = 10 ** math.floor(math.log10(min(losses, default=_MOST_LEAST)))
     bottom = min(max(least, _LEAST), _MOST_LEAST)
     top = _HEADROOM * max(10 * bottom, *(point.loss + _INTERVAL * point.stderr for point in kept))
-    left = math.floor(min(point.cost for point in kept) * 20 - 1.5) / 20
+    left = math.floor(min(point.cost for point in kept) * 20 - 2.5) / 20
     right = max(1.0, *(point.cost for point in kept)) + 0.02
-    x = Axis(cost_title(cost_model), left, right, _LEFT, _RIGHT)
-    y = Axis(ADDED_LOSS, bottom, top, _BOTTOM, _TOP, log=True)
     dropped = [point for point in points if not point.kept and point.loss <= top and left <= point.cost <= right]
-    hidden = len(points) - len(kept) - len(dropped)
-    key = (
-        '<span><b class="one"></b>kept in the bundle, ± 2 standard errors</span>'
-        '<span><b class="dot"></b>considered and dropped</span>'
-        "<span><b></b>reached by taking two kept actions in turn</span>"
-    )
-    if hidden:
-        key += f"<span>{hidden} dropped beyond the chart</span>"
+    mixes = list(_mixes(kept))
+    kinds: dict[str, tuple[str, list[int]]] = {_KEPT: ("blue", []), _DROPPED: ("dot", [])}
+    unit = in_unit(cost_model)
+    on_line = sorted(kept, key=lambda point: (point.cost, point.loss) not in mixes)  # their tags are written first
+    marks = [_mark(point, unit) for point in (*dropped, *on_line)]
+    notes = ["The line is what taking two kept actions in turn reaches"]
+    if hidden := len(points) - len(kept) - len(dropped):
+        notes.append(f"{hidden} dropped beyond the chart")
     if unknown:
-        key += f"<span>{unknown} dropped are not drawn: their time is not known</span>"
+        notes.append(f"{unknown} dropped are not drawn: their time is not known")
+    chart = LossChart(left, right, bottom, top, kinds, alt.Legend(symbolType="circle"))
     return figure(
         f"What each action loses and costs after {context} tokens of context",
-        key,
-        _drawing(kept, dropped, x, y, in_unit(cost_model)),
-        _HEIGHT,
+        chart.of(marks, {_KEPT: mixes}, cost_model),
         f"Loss against cost of {len(kept)} kept and {len(dropped)} dropped actions after {context} tokens",
+        ". ".join(notes) + ".",
     )
 
 
-def _drawing(
-    kept: Sequence[FrontierPoint], dropped: Sequence[FrontierPoint], x: Axis, y: Axis, unit: str
-) -> Iterator[str]:
-    def place(point: FrontierPoint) -> Point:
-        return x.at(point.cost), y.at(point.loss)
-
-    yield from grid(x, y, perplexity=True)
-    mixes = [(x.at(cost), y.at(loss)) for cost, loss in _mixes(kept)]
-    yield polyline(mixes, "one mixes")
-    for point in dropped:
-        yield _circle(place(point), 3.2, "dot", point, unit)
-    bars = []
-    for point in kept:
-        across = x.at(point.cost)
-        low, high = (y.at(point.loss + side * _INTERVAL * point.stderr) for side in (-1, 1))
-        bars.append(((across, low), (across, high)))
-        yield f'<path class="one error" d="M{across:.1f} {low:.1f}V{high:.1f}"/>'
-    for point in kept:
-        yield _circle(place(point), 5, "one", point, unit)
-    taken = [Box(cx - _DOT, cy - _DOT, cx + _DOT, cy + _DOT) for cx, cy in map(place, dropped)]
-    wanted = [Label(place(point), point.tag) for point in kept]
-    yield from labels(wanted, [*segments(mixes), *bars], taken, x, y)
+def _mark(point: FrontierPoint, unit: str) -> Mark:
+    facts = f"{point.tag}: {in_words(point.tag)}\n{_figures(point, unit)}\n{_outcome(point.kept, point.reason)}"
+    if not point.kept:
+        return Mark(_DROPPED, point.cost, point.loss, None, None, facts)
+    reach = _INTERVAL * point.stderr
+    return Mark(_KEPT, point.cost, point.loss, point.loss - reach, point.loss + reach, facts, point.tag)
 
 
-def _mixes(kept: Sequence[FrontierPoint]) -> Iterator[Point]:
+def _mixes(kept: Sequence[FrontierPoint]) -> Iterator[tuple[float, float]]:
     """(cost, loss) of the best mixes of two kept actions, from the cheapest action on."""
     corners = falling_hull((point.cost, point.loss) for point in kept)
     yield corners[0]
@@ -146,12 +113,6 @@ def _mixes(kept: Sequence[FrontierPoint]) -> Iterator[Point]:
         for step in range(1, _STEPS + 1):
             share = step / _STEPS
             yield cost + share * (next_cost - cost), loss + share * (next_loss - loss)
-
-
-def _circle(at: Point, radius: float, kind: str, point: FrontierPoint, unit: str) -> str:
-    outcome = _outcome(point.kept, point.reason)
-    title = html.escape(f"{point.tag}: {in_words(point.tag)}\n{_figures(point, unit)}\n{outcome}")
-    return f'<circle class="{kind}" cx="{at[0]:.1f}" cy="{at[1]:.1f}" r="{radius:g}"><title>{title}</title></circle>'
 
 
 def _outcome(kept: bool, reason: str) -> str:
@@ -201,6 +162,3 @@ def _candidates(selection: Selection, at_contexts: dict[int, list[FrontierPoint]
         '<h2>Every candidate</h2><p class="quiet">What the export considered, and why it kept or dropped each. '
         "–: not measured.</p>" + table([*heads, "kept or dropped, and why"], rows, why=True)
     )
-
-
-_STYLE = ".mixes { opacity: .6; }"

@@ -38,24 +38,7 @@ dl div { background: var(--panel); border: 1px solid var(--line); border-radius:
 dt { color: var(--quiet); font-size: .8rem; }
 dd { margin: 0; font-size: 1.15rem; font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
 figure { margin: 0 0 1rem; }
-.key { display: flex; flex-wrap: wrap; align-items: center; gap: 0 1.5rem; color: var(--quiet); font-size: .8rem;
- margin: 0 0 .6rem; }
-.key > span { display: inline-flex; align-items: center; }
-.key b { width: 1.4rem; margin-right: .4rem; border-top: 3px solid var(--own, var(--blue)); }
-.key .dot, .key .one { width: .6rem; height: .6rem; border: 0; border-radius: 50%; background: var(--own); }
-.one { --own: var(--blue); } .dot { --own: var(--dot); }
-svg { display: block; width: 100%; min-width: 46rem; height: auto; font-size: 12px; }
-svg text { fill: var(--quiet); font-variant-numeric: tabular-nums; }
-svg .title { font-size: 12.5px; fill: var(--ink); }
-svg .label { font: 12px ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace;
- fill: var(--own, var(--ink)); paint-order: stroke; stroke: var(--page); stroke-width: 3px; stroke-linejoin: round; }
-.leader { stroke: var(--quiet); stroke-width: .75; }
-.grid { stroke: var(--line); stroke-width: .75; }
-.axis { stroke: var(--quiet); }
-polyline { fill: none; stroke: var(--own); stroke-width: 2; stroke-linejoin: round; }
-circle { fill: var(--own); stroke: var(--page); stroke-width: 1.5; }
-circle.dot { stroke-width: .75; }
-.error { stroke: var(--own); stroke-width: 1.5; opacity: .6; }
+svg { display: block; width: 100%; min-width: 46rem; height: auto; font-variant-numeric: tabular-nums; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums;
  margin: .8rem 0; }
@@ -93,15 +76,22 @@ def page(title: str, body: str, style: str = "", *, scripts: bool = False) -> st
         body, style: HTML and CSS of this page.
         scripts: whether the body has a script.
     """
-    sheet = f"{_colours(COLOURS)}\n{_SHARED}\n{style}".strip()
+    sheet = f"{colours()}\n{_SHARED}\n{style}".strip()
     allowed = "; script-src 'unsafe-inline'" if scripts else ""
     return _FRAME.format(title=html.escape(title), style=sheet, body=body, scripts=allowed)
 
 
-def _colours(colours: dict[str, tuple[str, str]]) -> str:
-    light, dark = (";".join(f"--{name}:{both[mode]}" for name, both in colours.items()) for mode in (0, 1))
+def colours() -> str:
+    """CSS of the colours: variables for a page, and rules for charts, whose marks have the colours of light mode."""
+    light, dark = (";".join(f"--{name}:{both[mode]}" for name, both in COLOURS.items()) for mode in (0, 1))
+    marks = "\n".join(
+        f'svg [{side}="{both[0]}"] {{ {side}: var(--{name}); }}'
+        for name, both in COLOURS.items()
+        for side in ("fill", "stroke")
+    )
     return (
-        f":root {{ color-scheme: light dark; {light}; }}\n@media (prefers-color-scheme: dark) {{ :root {{ {dark}; }} }}"
+        f":root {{ color-scheme: light dark; {light}; }}\n"
+        f"@media (prefers-color-scheme: dark) {{ :root {{ {dark}; }} }}\n{marks}"
     )
 
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 import html
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+
+import altair as alt
 
 from sol_rt.budget.cost.bytes_model import in_unit
-from sol_rt.evaluation.pages.chart import WIDTH, Axis, figure, grid, polyline, spread, tag_and_words, text
+from sol_rt.evaluation.pages.chart import LIGHT, MONOSPACE, WIDTH, colours, figure, rows, tag_and_words
 from sol_rt.evaluation.pages.style import COLOURS, page, tiles
 from sol_rt.generate.trace import Trace, TraceRecord
 
@@ -21,11 +23,9 @@ LIGHT_TEXT, DARK_TEXT = COLOURS["ink"]
 _LIGHT_RAMP = ("#eef3f8", "#f6d9a8", "#ee9150")
 _DARK_RAMP = ("#1d2733", "#5c4216", "#93401a")
 
-_HEIGHT = 320
-_LEFT, _RIGHT, _TOP, _BOTTOM = 66, WIDTH - 124, 12, _HEIGHT - 46
+_HEIGHT = 300  # pixels between the axes
 _TOLERANCE = 0.02
-_NAMED = 10  # actions whose tag stands beside the chart, those taken most often
-_LINE = 15.0  # pixels between two tags
+_TAG_HEIGHT = 15.0  # pixels
 
 _READ = """\
 <p class="read">The model wrote this text one token at a time. Each token is shaded by the <b>cost</b> of its decode
@@ -189,44 +189,45 @@ def _chart(trace: Trace, steps: Sequence[TraceRecord]) -> str:
     title = "The cost of each step, and the budget achieved so far"
     if not steps:
         return f'<h2>{title}</h2><p class="quiet">No decode steps.</p>'
-    last = max(steps[-1].step, 2)
+    budget, last = trace.header.budget, max(steps[-1].step, 2)
     top = max(1.0, *(record.relative_cost for record in steps), *(record.achieved for record in steps))
-    x = Axis("decode step", 1, last, _LEFT, _RIGHT)
-    y = Axis(f"cost, share of the dense step’s, {in_unit(trace.header.cost_model)}", 0, top, _BOTTOM, _TOP)
-    budget = trace.header.budget
-    key = '<span><b class="one-line"></b>mean cost so far: the achieved budget</span>'
+    one, mean, asked = "one step", "mean cost so far: the achieved budget", f"requested budget, ± {_TOLERANCE}"
+    x = alt.X("step:Q", title="decode step", scale=alt.Scale(domain=[1, last], nice=False), axis=alt.Axis(grid=False))
+    cost = f"cost, share of the dense step’s, {in_unit(trace.header.cost_model)}"
+    y = alt.Y("cost:Q", title=cost, scale=alt.Scale(domain=[0, top], nice=False))
+    kinds = {one: "dot", mean: "blue"} | ({} if budget is None else {asked: "ink"})
+    colour = alt.Color("kind:N", scale=colours(kinds))
+    costs = [{"kind": one, "step": each.step, "cost": each.relative_cost} for each in steps]
+    means = [{"kind": mean, "step": each.step, "cost": each.achieved} for each in steps]
+    layers: list[alt.Chart] = []
     if budget is not None:
-        key += f'<span><b class="asked"></b>requested budget, ± {_TOLERANCE}</span>'
-    key += '<span><b class="dot"></b>one step; its action stands at the right</span>'
-    summary = f"Achieved budget after each step, at the end {steps[-1].achieved:.3f}" + (
-        "" if budget is None else f", requested {budget:.3f}"
-    )
-    data = f' id="chart" data-left="{_LEFT}" data-right="{_RIGHT}" data-last="{last}"'
-    return figure(title, key, _drawing(steps, budget, x, y), _HEIGHT, summary, data)
+        band = rows([{"cost": budget - _TOLERANCE, "high": budget + _TOLERANCE}])
+        line = rows([{"kind": asked, "cost": budget, "facts": f"requested {budget:.3f}"}])
+        layers = [
+            band.mark_rect(aria=False, opacity=0.14, color=LIGHT["blue"]).encode(y=y, y2="high:Q"),
+            line.mark_rule(strokeDash=[6, 4], strokeWidth=1.5).encode(y, colour, description="facts:N"),
+        ]
+    layers += [
+        rows(costs).mark_circle(aria=False, size=16, opacity=1).encode(x, y, colour),
+        rows(means).mark_line(aria=False, strokeWidth=2.5).encode(x, y, colour),
+        rows(_beside(steps, top))
+        .mark_text(aria=False, font=MONOSPACE, fontSize=12, align="left", fill=LIGHT["ink"])
+        .encode(y=y, x=alt.value(WIDTH + 8), text="tag:N"),
+    ]
+    summary = f"Achieved budget after each step, at the end {steps[-1].achieved:.3f}"
+    summary += "" if budget is None else f", requested {budget:.3f}"
+    chart = alt.layer(*layers).properties(width=WIDTH, height=_HEIGHT)
+    return figure(title, chart, summary, "Tags at the right stand at the mean costs of the actions taken most often.")
 
 
-def _drawing(steps: Sequence[TraceRecord], budget: float | None, x: Axis, y: Axis) -> Iterator[str]:
-    yield from grid(x, y)
-    if budget is not None:
-        height = y.at(budget - _TOLERANCE) - y.at(budget + _TOLERANCE)
-        yield (
-            f'<rect class="band" x="{_LEFT}" y="{y.at(budget + _TOLERANCE):.1f}" width="{_RIGHT - _LEFT}" '
-            f'height="{height:.1f}"/>'
-        )
-        yield (
-            f'<line class="asked" x1="{_LEFT}" x2="{_RIGHT}" y1="{y.at(budget):.1f}" y2="{y.at(budget):.1f}">'
-            f"<title>requested {budget:.3f}</title></line>"
-        )
-    for record in steps:
-        yield f'<circle class="dot" cx="{x.at(record.step):.1f}" cy="{y.at(record.relative_cost):.1f}" r="2.2"/>'
-    yield polyline(((x.at(record.step), y.at(record.achieved)) for record in steps), "one got")
-    yield f'<line id="cursor" y1="{_TOP}" y2="{_BOTTOM}" x1="0" x2="0" visibility="hidden"/>'
-    common = [action for action, _ in _counted(steps).most_common(_NAMED)]
-    means = sorted((y.at(_mean_cost(steps, action)), action) for action in common)
-    heights = spread([height for height, _ in means], _LINE, _TOP, _BOTTOM)
-    for (height, action), moved in zip(means, heights, strict=True):
-        yield f'<path class="leader" d="M{_RIGHT + 3} {height:.1f}L{_RIGHT + 16} {moved:.1f}"/>'
-        yield text(_RIGHT + 19, moved + 4, action, "label")
+def _beside(steps: Sequence[TraceRecord], top: float) -> list[dict[str, object]]:
+    """The tags that stand beside the chart: those of the actions taken most often that have room there."""
+    placed: dict[str, float] = {}
+    for action, _ in _counted(steps).most_common():
+        cost = _mean_cost(steps, action)
+        if all(abs(cost - other) * _HEIGHT / top >= _TAG_HEIGHT for other in placed.values()):
+            placed[action] = cost
+    return [{"tag": action, "cost": cost} for action, cost in placed.items()]
 
 
 def _counted(steps: Sequence[TraceRecord]) -> Counter[str]:
@@ -270,15 +271,14 @@ _STYLE = """\
 .first, .key u { text-decoration: underline dotted var(--quiet); text-underline-offset: .25em; }
 .t.on { outline: 2px solid var(--blue); }
 .none { font-size: .8em; }
+.key { display: flex; flex-wrap: wrap; align-items: center; gap: 0 1.5rem; color: var(--quiet); font-size: .8rem;
+ margin: 0 0 .6rem; }
+.key > span { display: inline-flex; align-items: center; }
 .key i { width: clamp(.4rem, 1.5vw, 1.1rem); height: .8rem; }
 .key u { margin-right: 0; }
 .key span span { margin: 0 .5rem; white-space: nowrap; }
 .key span span:first-child { margin-left: 0; }
-.key .asked { border-top: 2px dashed var(--ink); }
-.band { fill: var(--blue); opacity: .14; }
-.asked { stroke: var(--ink); stroke-width: 1.5; stroke-dasharray: 6 4; }
-.got { stroke-width: 2.5; }
-#cursor { stroke: var(--ink); }
+.role-mark .on { stroke: var(--ink); stroke-width: 7; }
 .bar { width: 40%; min-width: 8rem; text-align: left; }
 .bar i { display: block; height: .95rem; border-radius: 3px; min-width: 2px; border: 1px solid var(--dot); }
 #tip { position: absolute; z-index: 1; max-width: min(22rem, calc(100vw - 1rem)); padding: .45rem .65rem;
@@ -288,15 +288,14 @@ _STYLE = """\
 _SCRIPT = """\
 <script>
 const text = document.getElementById("text"), tip = document.getElementById("tip");
-const chart = document.getElementById("chart"), cursor = document.getElementById("cursor");
+const steps = document.querySelectorAll(".mark-symbol.role-mark path");
 const tokens = [...text.querySelectorAll(".t")];
 for (const token of tokens) { token.dataset.facts = token.title; token.removeAttribute("title"); }
 let at = -1;
 function show(index) {
-  if (at >= 0) tokens[at].classList.remove("on");
+  for (const shown of document.querySelectorAll(".on")) shown.classList.remove("on");
   at = index;
   tip.hidden = at < 0;
-  if (cursor) cursor.setAttribute("visibility", "hidden");
   if (at < 0) return;
   const token = tokens[at];
   token.classList.add("on");
@@ -305,13 +304,7 @@ function show(index) {
   const left = Math.min(box.left, document.documentElement.clientWidth - tip.offsetWidth - 8);
   tip.style.left = Math.max(8, left) + scrollX + "px";
   tip.style.top = box.bottom + scrollY + 6 + "px";
-  if (cursor && token.dataset.step) {
-    const {left, right, last} = chart.dataset;
-    const x = +left + (token.dataset.step - 1) / (last - 1) * (right - left);
-    cursor.setAttribute("x1", x);
-    cursor.setAttribute("x2", x);
-    cursor.setAttribute("visibility", "visible");
-  }
+  steps[token.dataset.step - 1]?.classList.add("on");
 }
 text.addEventListener("pointerover", event => {
   const token = event.target.closest(".t");
