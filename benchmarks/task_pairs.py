@@ -7,7 +7,7 @@
 
 Prints a Markdown table with a row per task and metric. It has the first run's mean, and each other run's, with the
 difference from the first in points, its 95% interval, and the achieved budget. Every run counts the questions that all
-runs have answered. Several tasks of one metric, such as MMLU's subjects, also get a row of all their questions.
+runs have answered. With `--pool` the questions of all tasks, such as MMLU's subjects, also get a row together.
 
 Questions that share an account of the budget are not independent, so the paired bootstrap draws accounts. A question
 without a logged account, as of another model, counts as one.
@@ -117,23 +117,23 @@ def pair(first: Answers, other: Answers, questions: Sequence[str]) -> Cell:
     accounts = [other[question].account for question in questions]
     _, place = np.unique(accounts, return_inverse=True)
     asked = np.bincount(place).astype(np.float64)  # questions of each account
-    gained = np.bincount(place, [other[each].score - first[each].score for each in questions])
+    gains = [other[each].score - first[each].score for each in questions]
+    gained = np.bincount(place, gains).astype(np.float64)
     bootstrap = Bootstrap(len(asked), DRAWS, 0)
     spent, full = (sum(getattr(other[each], part) for each in questions) for part in ("spent", "full"))
     mean = sum(other[each].score for each in questions) / len(questions)
     return Cell(mean, bootstrap.figure(bootstrap.mean(gained, asked)), spent / full if full else None)
 
 
-def table(names: Sequence[str], runs: Sequence[Mapping[Key, Answers]]) -> str:
+def table(names: Sequence[str], runs: Sequence[Mapping[Key, Answers]], pool: bool = False) -> str:
     """Markdown: each task's figures, then the tasks on which a run is shown to be within one point of the first."""
     lines = [f"| task | metric | questions | {' | '.join(names)} |", "|---|---|--:|" + "--:|" * len(runs)]
     shown: list[str] = []
-    for key in (key for key in runs[0] if all(key in run for run in runs)):
+    for key in sorted((key for key in runs[0] if all(key in run for run in runs)), key=lambda key: key[0] == ALL):
         task, chosen, metric = key
         answers = [run[key] for run in runs]
         questions = [question for question in answers[0] if all(question in each for each in answers)]
-        only_one = len({question.split()[0] for question in questions}) == 1
-        if not questions or (task == ALL and only_one):
+        if not questions or (task == ALL and not pool):
             continue
         label = metric if chosen == "none" else f"{metric}, {chosen}"
         cells = [pair(answers[0], each, questions) for each in answers]
@@ -158,8 +158,9 @@ def _text(cell: Cell, first: bool) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, help="--output_path of each run; all are compared with the first")
-    folders = parser.parse_args().runs
-    print(table([str(folder) for folder in folders], [read_run(folder) for folder in folders]))
+    parser.add_argument("--pool", action="store_true", help="also a row of all tasks' questions")
+    args = parser.parse_args()
+    print(table([str(folder) for folder in args.runs], [read_run(folder) for folder in args.runs], args.pool))
 
 
 if __name__ == "__main__":

@@ -14,11 +14,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-CONTEXT, PIECE, CHOICES = 64, 16, 4
-"""Words of a book before a question, words of a choice, and choices."""
 EXAMPLES = 4
-_SENTENCE_END = re.compile(r"[.!?][\"'”’)]*$")
-_SHORTENED = re.compile(r"(?:Mr|Mrs|Ms|Dr|St|No|\b[A-Z])\.$")
 
 
 def mmlu(mmlu: str, form: str, shots: int = 0, **_: Any) -> dict[str, Dataset]:
@@ -65,23 +61,3 @@ def gsm8k(gsm8k: str, seed: int = 0, **_: Any) -> dict[str, Dataset]:
     problems = [{"question": row["question"], "solution": notes.sub("", row["answer"])} for row in rows]
     order = [problems[place] for place in np.random.default_rng(seed).permutation(len(problems))]
     return {"test": Dataset.from_list(order[:-EXAMPLES]), "examples": Dataset.from_list(order[-EXAMPLES:])}
-
-
-def books(books: list[str], questions: int = 500, seed: int = 0, **_: Any) -> dict[str, Dataset]:
-    """Sentences of several texts in turn: which of four pieces, all from the same text, begins after the context?"""
-    random, lists = np.random.default_rng(seed), []
-    for path in books:
-        words = Path(path).read_text(encoding="utf-8").split()
-        ends = [bool(_SENTENCE_END.search(word) and not _SHORTENED.search(word)) for word in words]
-        starts = np.array([place for place in range(CONTEXT, len(words) - PIECE) if ends[place - 1]])
-        rows = []
-        for place in random.permutation(starts)[:questions].tolist():
-            elsewhere = starts[(starts + PIECE <= place - CONTEXT) | (starts >= place + PIECE)]
-            order = random.permutation([place, *random.choice(elsewhere, CHOICES - 1, replace=False)]).tolist()
-            pieces = [" ".join(words[at : at + PIECE]) for at in order]
-            context = " ".join(words[place - CONTEXT : place])
-            rows.append({"context": context, "choices": pieces, "answer": order.index(place)})
-        lists.append(rows)
-    most = max(map(len, lists))
-    turns = [rows[turn] for turn in range(most) for rows in lists if turn < len(rows)]
-    return {"test": Dataset.from_list(turns[:questions])}

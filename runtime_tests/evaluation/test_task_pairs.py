@@ -79,7 +79,7 @@ def test_table_of_common_questions(run: Callable[..., Path]) -> None:
     for folder in (first, same, worse):
         run(folder.name, [sample(0, True, 1000)], task="other_task")
     names = ["first", "same", "worse"]
-    text = task_pairs.table(names, [task_pairs.read_run(folder) for folder in (first, same, worse)])
+    text = task_pairs.table(names, [task_pairs.read_run(folder) for folder in (first, same, worse)], pool=True)
     assert "| task | metric | questions | first | same | worse |" in text
     row, other, every = (
         next(line for line in text.splitlines() if f"| {task} |" in line)

@@ -186,8 +186,8 @@ class SolLM(TemplateLM):
         for prompt, group in groupby(requests, key=lambda request: request[1]):
             same_prompt = list(group)
             scores = self._scores(prompt, [continuation for _, _, continuation in same_prompt])
-            for (request, _, _), score in zip(same_prompt, scores, strict=True):
-                self.cache_hook.add_partial("loglikelihood", request, score)
+            for request, score in zip(same_prompt, scores, strict=True):
+                self.cache_hook.add_partial("loglikelihood", request[0], score)
             found += scores
         return found
 
