@@ -1,16 +1,18 @@
-"""Measures whether sparse attention still finds a fact in a long context: a needle hidden in the text of books.
+"""Measures whether cheaper steps still find a fact in a long context: a needle hidden in the text of books.
 
     python benchmarks/needle.py BUNDLE -f BOOK [-f BOOK …] -c 2048,4096,8000
-    ... --kv-density 1,0.25,0.1  shares of the old tokens that attention reads
+    ... --kv-density 1,0.25,0.1  shares of the old tokens that attention reads, of the dense variant
+    ... --budget 0.35,0.5        shares of the dense step's bytes, by --schedule (hull); with it --kv-density is 1 alone
     ... --depths 0.1,0.5,0.9     where the fact stands, 0 the beginning and 1 the end
     ... --trials 4               haystacks per book, context and depth
 
-Prints a Markdown table with a row per context and KV density: needles found, and their share by depth. A haystack is a
-part of a book with one sentence in it, "The secret code of Lisbon is 48213."; town and code are drawn anew each time.
-The haystack is prefilled dense. Then the beginning of the sentence runs again, one decode step of the action per
-token, and the action decodes the answer greedily. The needle counts as found if all digits are right. Every step
-therefore has to find the needle's page by its keys among the pages of a book. The question repeats the sentence's own
-words, because a model of 135M parameters answers no other form.
+Prints a Markdown table with a row per context and setting: achieved share of the dense bytes, needles found, and their
+share by depth. A haystack is a part of a book with one sentence in it, "The secret code of Lisbon is 48213."; town and
+code are drawn anew each time.
+The haystack is prefilled dense. Then the beginning of the sentence runs again, one decode step per token, and more
+steps decode the answer greedily. The needle counts as found if all digits are right. Every step therefore has to find
+the needle's page by its keys among the pages of a book. The question repeats the sentence's own words, because a model
+of 135M parameters answers no other form.
 """
 
 from __future__ import annotations
@@ -22,9 +24,14 @@ from pathlib import Path
 
 import numpy as np
 
+from sol_rt.budget.cost.bytes_model import BytesCost
+from sol_rt.budget.dial import Dial
 from sol_rt.bundle.actions import Action
+from sol_rt.bundle.bundle import Bundle
 from sol_rt.evaluation.quality.perplexity import added_bos
+from sol_rt.generate.loop import Decoder
 from sol_rt.generate.model import SolModel
+from sol_rt.store.home import find_bundle
 from sol_rt.text.tokenizer import Tokenizer
 
 TOWNS = ("Lisbon", "Vienna", "Cairo", "Dublin", "Athens", "Madrid", "Moscow", "Berlin", "Oslo")
@@ -70,30 +77,20 @@ def haystacks(
         yield [*text[:place], *planted, *text[place:]], needle
 
 
-def prefill(model: SolModel, tokens: Sequence[int]) -> None:
-    """Fills the cache with `tokens`, dense. Tokens that the cache already starts with stay."""
-    engine = model.engine
-    held = engine.tokens
-    pairs = zip(held, tokens, strict=False)
-    shared = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(held), len(tokens)))
-    engine.truncate(shared)
-    if shared < len(tokens):
-        engine.forward(tokens[shared:], model.bundle.config.dense)
-
-
-def answers(model: SolModel, needle: Needle, action: Action) -> bool:
-    """True if greedy decoding after the question gives the code. Restores the cache afterwards."""
-    engine, tokenizer = model.engine, model.tokenizer
-    length = engine.length
+def answers(model: SolModel, tokens: Sequence[int], needle: Needle, decoder: Decoder) -> bool:
+    """True if greedy decoding after the question gives the code. `tokens` are the haystack's; they are prefilled dense,
+    but for those that the cache already begins with.
+    """
+    tokenizer = model.tokenizer
+    decoder.prefill(tokens, reuse=True)
     for token in tokenizer.encode(needle.question, add_special_tokens=False):
-        output = engine.forward([token], action)
+        decoder.step(token)
     told: list[int] = []
     for _ in range(2 * DIGITS):  # a token may be one digit, several digits, or a blank before them
-        told.append(int(output.logits[-1].argmax()))
+        told.append(decoder.output.distribution.top)
         if len(tokenizer.decode(told).strip()) >= DIGITS:
             break
-        output = engine.forward([told[-1]], action)
-    engine.truncate(length)
+        decoder.step(told[-1])
     return tokenizer.decode(told).strip().startswith(needle.answer)
 
 
@@ -102,36 +99,44 @@ def main() -> None:
     parser.add_argument("bundle", help="folder, or the name of an exported bundle")
     parser.add_argument("-f", "--file", type=Path, action="append", required=True, help="a book; may be repeated")
     parser.add_argument("-c", "--ctx-size", default="2048,4096,8000", help="tokens of a haystack")
-    parser.add_argument("--kv-density", default="1,0.25,0.1", help="shares of the old tokens read, separated by commas")
+    parser.add_argument("--kv-density", help="shares of the old tokens read, separated by commas; default: 1,0.25,0.1")
+    parser.add_argument("-b", "--budget", default="", help="shares of the dense step's bytes, separated by commas")
+    parser.add_argument("--schedule", default="hull", help="schedule of the budgets")
     parser.add_argument("--depths", default="0.1,0.3,0.5,0.7,0.9")
     parser.add_argument("--trials", type=int, default=1, help="haystacks per book, context and depth")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-t", "--threads", type=int)
     args = parser.parse_args()
-    kv_densities = [float(share) for share in args.kv_density.split(",")]
     depths = sorted(map(float, args.depths.split(",")), reverse=True)
-    model = SolModel.from_pretrained(args.bundle, threads=args.threads, measure_costs=False)
-    dense, bos = model.bundle.config.dense, added_bos(model)
+    bundle = Bundle.open(find_bundle(args.bundle))
+    model = SolModel.from_pretrained(bundle, threads=args.threads, cost=BytesCost(bundle.config))
+    dense, bos = bundle.config.dense, added_bos(model)
+    densities = args.kv_density or ("1" if args.budget else "1,0.25,0.1")
+    dials = {}
+    for share in map(float, densities.split(",")):
+        action = Action(share, dense.channel_density, dense.bits)
+        dials[f"KV density {share:g}"] = Dial(schedule=f"fixed:{action.tag}")
+    for budget in map(float, filter(None, args.budget.split(","))):
+        dials[f"`{args.schedule}` at {budget:g}"] = Dial(budget, args.schedule, seed=args.seed)
     start = [] if bos is None else [bos]
     books = [model.tokenizer.encode(path.read_text(encoding="utf-8"), add_special_tokens=False) for path in args.file]
     rng = np.random.default_rng(args.seed)
     shown = " ".join(f"{depth:g}" for depth in depths)
     print(f"{model.bundle.config.model.name}, variant {dense.variant}: needles found, and their share by depth\n")
-    print(f"| context | KV density | found | {shown} |\n|--:|--:|--:|---|")
+    print(f"| context | setting | achieved | found | {shown} |\n|--:|---|--:|--:|---|")
     for size in [int(size) for size in args.ctx_size.split(",")]:
         # trial by trial, in each depth by depth
-        found: dict[float, list[bool]] = {kv_density: [] for kv_density in kv_densities}
+        found: dict[str, list[bool]] = {name: [] for name in dials}
+        decoders = {name: model.decoder(dial)[1] for name, dial in dials.items()}
         for book in books * args.trials:
             for tokens, needle in haystacks(book, size - len(start), depths, model.tokenizer, rng):
-                prefill(model, start + tokens)
-                for kv_density in kv_densities:
-                    found[kv_density].append(
-                        answers(model, needle, Action(kv_density, dense.channel_density, dense.bits))
-                    )
-        for kv_density in kv_densities:
-            table = np.array(found[kv_density]).reshape(-1, len(depths))
+                for name, decoder in decoders.items():
+                    found[name].append(answers(model, start + tokens, needle, decoder))
+        for name, decoder in decoders.items():
+            table = np.array(found[name]).reshape(-1, len(depths))
             by_depth = " ".join(f"{share:.2f}" for share in table.mean(0))
-            print(f"| {size} | {kv_density:g} | {table.sum()} of {table.size} | {by_depth} |", flush=True)
+            achieved = f"{decoder.controller.achieved:.3f}"
+            print(f"| {size} | {name} | {achieved} | {table.sum()} of {table.size} | {by_depth} |", flush=True)
 
 
 if __name__ == "__main__":

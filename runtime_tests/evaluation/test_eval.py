@@ -363,8 +363,7 @@ def test_a_picture_needs_a_package(
 @pytest.mark.parametrize(
     ("argv", "parts"),
     [
-        ([], ("either --file",)),
-        (["--mmlu", "."], ("either --file",)),
+        ([], ("expected --file",)),
         (["-f", "no-such-file"], ("no-such-file",)),
         (["-c", "half"], ("--ctx-size", "whole numbers")),
         (["-c", "3"], ("--ctx-size: got 3, expected 4",)),

@@ -9,12 +9,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import task_pairs
 
 from helpers import lm_eval_stand_in
 from helpers.logprobs import full_logprobs
@@ -25,8 +26,10 @@ from sol_rt.bundle.actions import Action
 from sol_rt.errors import UsageError
 from sol_rt.evaluation.quality.continuations import PromptScorer
 from sol_rt.generate.model import SolModel
+from sol_rt.generate.prompt import prompt_tokens
 
 PROMPT = "w5 w9 w13 w7"
+TASKS = Path(__file__).resolve().parents[2] / "benchmarks/tasks"
 INSTALLED = importlib.util.find_spec("lm_eval") is not None
 
 
@@ -40,9 +43,8 @@ def model(bundle: Path) -> SolModel:
     return SolModel.from_pretrained(bundle)
 
 
-@pytest.mark.parametrize("tail", [1, 3])
-def test_dense_continuations_are_those_of_one_batch(model: SolModel, tail: int) -> None:
-    scorer, (_, decoder) = PromptScorer(model.engine, tail), model.decoder(Dial())
+def test_dense_continuations_are_those_of_one_batch(model: SolModel) -> None:
+    scorer, (_, decoder) = PromptScorer(model.engine), model.decoder(Dial())
     prompts = [[5, 9, 13, 7, 20], [5, 9, 13, 7, 21, 22], [5, 9], [8]]
     answers = [[30], [31, 32, 33], [34, 35]]
     for prompt in prompts:
@@ -121,8 +123,22 @@ def harness(adapter: Any, bundle: Path) -> Any:
     return adapter(str(bundle))
 
 
-def requests(*arguments: tuple[Any, ...]) -> list[Any]:
-    return [SimpleNamespace(args=each) for each in arguments]
+@dataclass
+class Request:
+    """A request as the harness makes it."""
+
+    arguments: tuple[Any, ...]
+    doc_id: int
+    task_name: str = "words"
+
+    @property
+    def args(self) -> tuple[Any, ...]:
+        return self.arguments
+
+
+def requests(*arguments: tuple[Any, ...], choices: int = 1) -> list[Any]:
+    """Requests about questions of `choices` requests each."""
+    return [Request(each, index // choices) for index, each in enumerate(arguments)]
 
 
 def test_loglikelihoods_are_those_of_the_full_logits(harness: Any) -> None:
@@ -172,43 +188,102 @@ def test_budget_and_what_it_came_to_are_in_the_results(adapter: Any, bundle: Pat
     assert info["requested_budget"] == 0.7
     assert info["achieved_budget"] == pytest.approx(0.7, abs=0.02)
     assert info["decode_steps"] == 120
+    assert info["cost_model"] == "bytes"
     with pytest.raises(UsageError, match="budgett: unknown"):
         adapter(str(bundle), budgett=0.7)
     with pytest.raises(UsageError, match="budget=half: expected a number"):
         adapter(str(bundle), budget="half")
+    with pytest.raises(UsageError, match="costs=joules: expected one of device, bytes"):
+        adapter(str(bundle), costs="joules")
 
 
+def test_every_question_logs_its_cost_and_its_account(adapter: Any, bundle: Path) -> None:
+    harness = adapter(str(bundle), budget=0.7, schedule="uniform", costs="bytes")
+    random = np.random.default_rng(2)
+    prompts = [" ".join(f"w{word}" for word in random.integers(3, 86, 6)) for _ in range(40)]
+    pairs = [(prompt, f" w{first} w{first + 1}") for prompt in prompts for first in (10, 20)]
+    asked = requests(*pairs, choices=2)
+    harness.loglikelihood(asked, disable_tqdm=True)
+    costs = [request.args[2] for request in asked[::2]]
+    assert all(len(request.args) == 2 for request in asked[1::2])
+    assert [cost["steps"] for cost in costs] == [4] * 40
+    assert [cost["account"] for cost in costs] == [1] * 16 + [2] * 16 + [3] * 8  # 64 steps are 16 questions
+    for account in (1, 2):
+        held = [cost for cost in costs if cost["account"] == account]
+        achieved = sum(cost["spent"] for cost in held) / sum(cost["full"] for cost in held)
+        assert achieved == pytest.approx(0.7, abs=0.02)
+    settings = {"until": [], "max_gen_toks": 5, "do_sample": False}
+    written = requests((PROMPT, settings), (PROMPT, settings))
+    harness.generate_until(written, disable_tqdm=True)
+    assert [request.args[2]["account"] for request in written] == [4, 5]
+    assert all(request.args[2]["steps"] == 4 for request in written)  # the prompt predicts the first token
+    other = requests((PROMPT, " w9 w10"))
+    harness.loglikelihood(other, disable_tqdm=True)
+    assert other[0].args[2]["account"] == 6
+    info = harness.get_model_info()
+    assert info["decode_steps"] == 4 * 40 + 2 * 4 + 2
+    logged = [*costs, *(request.args[2] for request in (*written, *other))]
+    total = sum(cost["spent"] for cost in logged) / sum(cost["full"] for cost in logged)
+    assert info["achieved_budget"] == pytest.approx(total)
+
+
+def test_letters_share_one_step(adapter: Any, bundle: Path) -> None:
+    harness = adapter(str(bundle), budget=0.7, schedule="uniform")
+    asked = requests(*((PROMPT, f" w{letter}") for letter in (40, 41, 42, 43)), choices=4)
+    scores = harness.loglikelihood(asked, disable_tqdm=True)
+    assert asked[0].args[2]["steps"] == harness.get_model_info()["decode_steps"] == 1
+    alone = adapter(str(bundle), budget=0.7, schedule="uniform")
+    (first, *_) = alone.loglikelihood(requests((PROMPT, " w40")), disable_tqdm=True)
+    assert scores[0] == first
+    assert len({score for score, _ in scores}) == 4
+
+
+def test_chat_prompts_are_those_of_a_chat(harness: Any) -> None:
+    messages = [{"role": "user", "content": "w5 w6"}]
+    rendered = harness.apply_chat_template(messages)
+    bundle = harness.model.bundle
+    expected = prompt_tokens(messages, harness.model.tokenizer, bundle.chat_template(), bundle.config.model.vocab_size)
+    assert harness.tok_encode(rendered) == expected
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(not INSTALLED, reason="the harness comes with the extra eval")
-def test_the_harness_runs_a_local_task(bundle: Path, tmp_path: Path) -> None:
-    rows = [("w5 w6", "w7", "w8", 0), ("w9 w3", "w20", "w21 w22", 1)]
-    with (tmp_path / "rows.csv").open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([("question", "a", "b", "answer"), *rows])
-    task = {
-        "task": "local_rows",
-        "dataset_path": "csv",
-        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "rows.csv")}},
-        "test_split": "test",
-        "output_type": "multiple_choice",
-        "doc_to_text": "{{question}}",
-        "doc_to_choice": "{{[a, b]}}",
-        "doc_to_target": "answer",
-        "metric_list": [{"metric": "acc"}],
-    }
-    (tmp_path / "local_rows.yaml").write_text(json.dumps(task), encoding="utf-8")
-    argv = ["--model", "sol_rt", "--model_args", f"pretrained={bundle},budget=0.7,schedule=uniform"]
-    argv += ["--tasks", "local_rows", "--include_path", str(tmp_path), "--output_path", str(tmp_path / "out")]
+def test_the_harness_asks_the_tasks_from_files_and_the_runs_pair(bundle: Path, tmp_path: Path) -> None:
+    random = np.random.default_rng(4)
+
+    def words(count: int) -> str:
+        return " ".join(f"w{word}" for word in random.integers(3, 85, count))
+
+    for part in ("test", "dev"):
+        (tmp_path / part).mkdir()
+        for subject in ("maths", "some_history"):
+            with (tmp_path / part / f"{subject}_{part}.csv").open("w", newline="", encoding="utf-8") as file:
+                heads = ["question", "choice0", "choice1", "choice2", "choice3", "answer"]
+                csv.writer(file).writerows([heads, *([*(words(3) for _ in range(5)), "2"] for _ in range(2))])
+    problems = [{"question": words(4), "answer": f"{words(2)}\n#### {index}"} for index in range(8)]
+    (tmp_path / "gsm8k.jsonl").write_text("".join(json.dumps(each) + "\n" for each in problems), encoding="utf-8")
+    files = {"mmlu": str(tmp_path), "shots": 1, "gsm8k": f"{tmp_path}/gsm8k.jsonl"}
+    argv = ["run", "--model", "sol_rt", "--include_path", str(TASKS), "--metadata", json.dumps(files), "--limit", "3"]
+    argv += ["--tasks", "mmlu_letter,mmlu_text,gsm8k_chat", "--gen_kwargs", "max_gen_toks=8"]
+    argv += ["--apply_chat_template", "--num_fewshot", "1", "--log_samples"]
     program = "import sys; from sol_rt.evaluation.lm_eval import main; sys.exit(main())"
-    environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
-    done = subprocess.run(
-        [sys.executable, "-c", program, *argv],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    (result,) = (tmp_path / "out").rglob("results_*.json")
-    document = json.loads(result.read_text(encoding="utf-8"))
-    assert document["results"]["local_rows"]["acc,none"] in (0.0, 0.5, 1.0)
-    assert document["config"]["schedule"] == "uniform"
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
+    for name, dial in (("dense", "schedule=dense"), ("uniform", "schedule=uniform,budget=0.7,costs=bytes")):
+        given = ["--model_args", f"pretrained={bundle},{dial}", "--output_path", str(tmp_path / name)]
+        done = subprocess.run(
+            [sys.executable, "-c", program, *argv, *given],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+    (result,) = (tmp_path / "uniform").rglob("results_*.json")
+    assert json.loads(result.read_text(encoding="utf-8"))["config"]["schedule"] == "uniform"
+    runs = [task_pairs.read_run(tmp_path / name) for name in ("dense", "uniform")]
+    for task in ("mmlu_letter", "mmlu_text", "gsm8k_chat"):
+        answers = next(answers for (name, _, _), answers in runs[1].items() if name == task)
+        assert len(answers) == 3
+        assert all(answer.full > 0 for answer in answers.values())
+    assert "| mmlu_letter | acc | 3 |" in task_pairs.table(["dense", "uniform"], runs)

@@ -1,4 +1,4 @@
-"""The windows and haystacks that the long-context benchmarks measure on, and that they leave the cache as they say."""
+"""The windows and haystacks that the long-context benchmarks measure on, and the questions after a haystack."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sol_rt.budget.dial import Dial
 from sol_rt.generate.model import SolModel
 
 
@@ -62,11 +63,14 @@ def test_asking_and_scoring_on_a_bundle(llama_bundle: Path) -> None:
     model = SolModel.from_pretrained(llama_bundle, provider="cpu")
     dense = model.bundle.config.dense
     tokens = list(range(3, 60))
-    needle.prefill(model, tokens)
-    needle.answers(model, needle.Needle("a", "1"), dense)
-    assert list(model.engine.tokens) == tokens
-    needle.prefill(model, [*tokens[:40], 1, 2])
-    assert list(model.engine.tokens) == [*tokens[:40], 1, 2]
+    for dial in (Dial(schedule="dense"), Dial(0.7, "uniform")):
+        _, decoder = model.decoder(dial)
+        for haystack in (tokens, [*tokens[:40], 1, 2]):
+            fact = needle.Needle("a", "1")
+            needle.answers(model, haystack, fact, decoder)
+            question = model.tokenizer.encode(fact.question, add_special_tokens=False)
+            asked = [*haystack, *question]
+            assert list(model.engine.tokens)[: len(asked)] == asked
 
     losses, times = kv_density.losses(model, tokens, 20, [dense])
     together = model.score(tokens, context=len(tokens) - 20, schedule="dense")

@@ -1,4 +1,4 @@
-"""`sol-rt eval` compares schedules on held-out text at matched cost, or on MMLU."""
+"""`sol-rt eval` compares schedules on held-out text at matched cost."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ from sol_rt.errors import UsageError
 
 if TYPE_CHECKING:
     from sol_rt.evaluation.quality.bootstrap import Resampling
-    from sol_rt.evaluation.quality.exam import Exam
     from sol_rt.evaluation.quality.held_out import Plan
     from sol_rt.generate.model import SolModel
 
 
-WHAT, EXAM, HOW = "What to measure", "MMLU instead of text", "Confidence intervals"
+WHAT, HOW = "What to measure", "Confidence intervals"
 
 
 def evaluate(
@@ -57,7 +56,7 @@ def evaluate(
             "-b",
             "--budget",
             env=False,
-            help="Budgets, as shares (0 to 1) of the dense cost. Default: 0.4,0.5,0.6,0.7; MMLU: 0.4,0.6.",
+            help="Budgets, as shares (0 to 1) of the dense cost. Default: 0.4,0.5,0.6,0.7.",
             panel=WHAT,
         ),
     ] = None,
@@ -66,9 +65,8 @@ def evaluate(
         options.option(
             "--schedules",
             env=False,
-            help="Schedules: dense, static, hull, uniform, random, entropy, sol, oracle; MMLU: dense, hull, uniform, "
-            "entropy, random, sol, fixed:TAG. Default: all that the bundle can run, without oracle; MMLU: dense, hull "
-            "and, with a policy, sol.",
+            help="Schedules: dense, static, hull, uniform, random, entropy, sol, oracle. Default: all that the bundle "
+            "can run, without oracle.",
             panel=WHAT,
         ),
     ] = None,
@@ -86,45 +84,6 @@ def evaluate(
             min=1,
             help="Number of windows on which the best random schedule is chosen.",
             panel=WHAT,
-        ),
-    ] = 1,
-    mmlu: Annotated[
-        Path | None,
-        options.option(
-            "--mmlu", env=False, help="MMLU folder, with test/SUBJECT_test.csv and dev/SUBJECT_dev.csv.", panel=EXAM
-        ),
-    ] = None,
-    subjects: Annotated[
-        list[str] | None,
-        options.option("--subjects", env=False, help="Subjects to ask. Default: all in the folder.", panel=EXAM),
-    ] = None,
-    questions: Annotated[
-        int | None,
-        options.option(
-            "--questions",
-            env=False,
-            min=1,
-            help="Largest number of questions, taken from each subject in turn.",
-            panel=EXAM,
-        ),
-    ] = None,
-    form: Annotated[
-        str,
-        options.option(
-            "--form",
-            env=False,
-            help="What to score: continuation (the answers' texts) or letter (A to D).",
-            panel=EXAM,
-        ),
-    ] = "continuation",
-    shots: Annotated[
-        int,
-        options.option("--shots", env=False, min=0, max=5, help="Number of examples before a question.", panel=EXAM),
-    ] = 0,
-    tail: Annotated[
-        int,
-        options.option(
-            "--tail", env=False, min=1, help="Number of last prompt tokens to run as decode steps.", panel=EXAM
         ),
     ] = 1,
     state: Annotated[
@@ -156,56 +115,38 @@ def evaluate(
     ] = None,
     debug: options.Debug = False,
 ) -> None:
-    """Compare schedules at matched cost, on held-out text (-f) or on MMLU (--mmlu), with 95% intervals."""
+    """Compare schedules at matched cost on held-out text (-f), with 95% intervals."""
     from sol_rt.cli.loading import load, read_text
     from sol_rt.evaluation.quality.bootstrap import RESAMPLED, Resampling
 
-    if bool(file) == (mmlu is not None):
-        raise UsageError("eval: expected either --file (text that no policy was trained on) or --mmlu (a folder)")
+    if not file:
+        raise UsageError("eval: expected --file (text that no policy was trained on)")
     if resample not in RESAMPLED:
         raise UsageError(f"--resample: got {resample!r}, expected one of {', '.join(RESAMPLED)}")
     for option, path in (("--html", html), ("--png", png)):
         if path is not None:
-            _check_drawing(option, path, mmlu is not None)
+            _check_drawing(option, path)
     resampling = Resampling(resample, draws, seed)
     names = tuple(dict.fromkeys(parts(schedules)))
     budgets = tuple(sorted(set(numbers("--budget", budget, float))))
     as_json = json or output is options.TableFormat.json
-    exam = None
-    if mmlu is not None:
-        from sol_rt.evaluation.quality.exam import read_exam
-
-        exam = read_exam(mmlu, subjects=parts(subjects), questions=questions, form=form, shots=shots, tail=tail)
-    texts = {str(path): read_text(path) for path in file or ()}
+    texts = {str(path): read_text(path) for path in file}
     sizes = tuple(dict.fromkeys(numbers("--ctx-size", ctx_size, int)))
     machine: dict[str, Any] = {"provider": provider, "threads": threads, "native_ops": native_ops, "device": device}
     loaded = load(model, **machine, verify=verify, measure_costs=False)
     try:
-        if exam is not None:
-            _mmlu(loaded, exam, names, budgets, resampling, state, as_json)
-        else:
-            _held_out(
-                loaded,
-                texts,
-                _plan(loaded, sizes, budgets, names, chunks, scored, random, search),
-                resampling,
-                state,
-                html,
-                png,
-                as_json,
-            )
+        plan = _plan(loaded, sizes, budgets, names, chunks, scored, random, search)
+        _held_out(loaded, texts, plan, resampling, state, html, png, as_json)
     except KeyboardInterrupt:
         if state is not None:
             note(f"{state}: holds the results so far; run the same command again to continue")
         raise
 
 
-def _check_drawing(option: str, path: Path, of_mmlu: bool) -> None:
+def _check_drawing(option: str, path: Path) -> None:
     """Raises UsageError or SolError, before anything is measured, if the drawing cannot be written later."""
     from sol_rt.cli.loading import require_packages
 
-    if of_mmlu:
-        raise UsageError(f"{option}: draws results on held-out text only; leave it out with --mmlu")
     if not path.parent.is_dir():
         raise UsageError(f"{option} {path}: no folder {path.parent}; make it first")
     if path.is_dir():
@@ -276,32 +217,6 @@ def _held_out(
         note(f"{png}: written")
     provider = {"provider": model.engine.provider_name}
     _print({**evaluation.as_json(), **provider} if as_json else table_lines(evaluation))
-
-
-def _mmlu(
-    model: SolModel,
-    exam: Exam,
-    schedules: tuple[str, ...],
-    budgets: tuple[float, ...],
-    resampling: Resampling,
-    state: Path | None,
-    as_json: bool,
-) -> None:
-    from sol_rt.evaluation.quality.held_out import state_settings
-    from sol_rt.evaluation.quality.mmlu import BUDGETS, settings_of, sit
-    from sol_rt.evaluation.quality.state import State
-    from sol_rt.evaluation.report.mmlu import exam_report
-    from sol_rt.evaluation.report.tables import exam_lines
-
-    config = model.bundle.config
-    rival = "hull" if config.losses_measured else "uniform"
-    default = ("dense", rival, "sol") if config.policy is not None else ("dense", rival)
-    settings = settings_of(config, schedules or default, budgets or BUDGETS)
-    results = State(state, state_settings(model))
-    with progress() as report:
-        answered = sit(model, exam, settings, results, report)
-    found = exam_report(model, exam, settings, answered, resampling)
-    _print({**found.as_json(), "provider": model.engine.provider_name} if as_json else exam_lines(found))
 
 
 def _print(result: dict[str, Any] | Iterator[str]) -> None:

@@ -1,4 +1,4 @@
-"""Measures quality: perplexity, schedules on held-out text, MMLU (its exam and how it is answered), and intervals.
+"""Measures quality: perplexity, schedules on held-out text, given continuations, and intervals.
 
 May import: sol_rt.generate and the folders below it.
 """

@@ -34,20 +34,17 @@ class Continuation:
 class PromptScorer:
     """Scores continuations of one prompt after another, each prompt under several schedules.
 
-    A prompt is prefilled dense up to its last `tail` tokens. Tokens that it shares with the previous prompt stay in the
-    cache. The tail and all tokens of the continuation but the last one are decode steps, so a decode step predicts
+    A prompt is prefilled dense up to its last token. Tokens that it shares with the previous prompt stay in the cache.
+    That last token and all tokens of the continuation but the last one are decode steps, so a decode step predicts
     every token of the continuation. A decoder may be used for several prompts; its controller then keeps the budget
     over all of them, as in a server.
 
     Args:
         engine: the model's engine; its cache is overwritten.
-        tail: number of last prompt tokens that are decode steps, 1 or more.
     """
 
-    def __init__(self, engine: Engine, tail: int = 1) -> None:
-        if tail < 1:
-            raise UsageError(f"tail: got {tail}, expected 1 or more tokens of the prompt")
-        self._engine, self._wanted_tail = engine, tail
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
         self._dense: list[int] = []  # tokens of the cache that were prefilled dense
         self._tail: list[int] = []
         self._output: StepOutput
@@ -60,7 +57,7 @@ class PromptScorer:
         if len(prompt) > engine.max_context:
             raise ContextError(f"prompt: got {len(prompt)} tokens, expected at most {engine.max_context}")
         # prefill at least one token: a schedule needs the output of the previous step
-        length = max(len(prompt) - self._wanted_tail, 1)
+        length = max(len(prompt) - 1, 1)
         dense, self._tail = list(prompt[:length]), list(prompt[length:])
         if dense == self._dense and engine.owner is self:
             return

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from sol_rt.budget.cost.bytes_model import in_unit
 from sol_rt.evaluation.quality.bootstrap import Figure
 from sol_rt.evaluation.quality.held_out import ORACLE
-from sol_rt.evaluation.report.mmlu import Duel, ExamReport, Score
 from sol_rt.evaluation.report.report import Comparison, Evaluation, Result, SizeReport
 
 FEW_WINDOWS = 10
@@ -16,7 +15,8 @@ FEW_WINDOWS = 10
 def table_lines(evaluation: Evaluation) -> Iterator[str]:
     """The lines of a report on held-out text."""
     resampling = evaluation.resampling
-    yield f"{evaluation.model}; {evaluation.device}; {_shares(evaluation.cost_model)}"
+    unit, other = in_unit(evaluation.cost_model), evaluation.other_cost_model
+    yield f"{evaluation.model}; {evaluation.device}; budgets and costs are shares of dense, {unit}"
     yield f"texts: {', '.join(evaluation.texts)}"
     yield f"intervals: 95%, paired bootstrap of {resampling.unit}, {resampling.draws} draws, seed {resampling.seed}"
     if evaluation.random_schedules:
@@ -28,72 +28,9 @@ def table_lines(evaluation: Evaluation) -> Iterator[str]:
     yield "static, mix: the best action, and the best mix of two actions, chosen on the same windows that are scored"
     if any(result.schedule == ORACLE for size in evaluation.sizes for result in size.results):
         yield "oracle: the best action at every token in hindsight, by divergence from dense, each after a dense cache"
-    unit, other = in_unit(evaluation.cost_model), evaluation.other_cost_model
     for size in evaluation.sizes:
         yield ""
         yield from _size_lines(size, unit, "" if other is None else in_unit(other))
-
-
-def _shares(cost_model: str) -> str:
-    return f"budgets and costs are shares of dense, {in_unit(cost_model)}"
-
-
-def exam_lines(report: ExamReport) -> Iterator[str]:
-    """The lines of an MMLU report."""
-    resampling = report.resampling
-    yield f"{report.model}; {report.device}; {_shares(report.cost_model)}"
-    yield (
-        f"MMLU, {report.questions} questions, form {report.form}, {report.shots} shots, last {report.tail} of the "
-        "prompt's tokens as decode steps"
-    )
-    if report.cut:
-        yield f"{report.cut} prompts were longer than the context and lost their beginning"
-    yield f"intervals: 95%, paired bootstrap of questions, {resampling.draws} draws, seed {resampling.seed}"
-    yield ""
-    unit = in_unit(report.cost_model)
-    heads = [
-        "schedule",
-        f"budget, {unit}",
-        f"achieved cost, {unit}",
-        "accuracy",
-        "95%",
-        "per character",
-        "95%",
-        "nats of right answer",
-    ]
-    yield from _table([*heads, "decode steps"], map(_score, report.scores))
-    if report.duels:
-        yield ""
-        heads = ["against", f"budget, {unit}", "", "difference", "95%", "won", "lost", "p (McNemar)"]
-        yield from _table([f"{report.duels[0].schedule} {heads[0]}", *heads[1:]], map(_duel, report.duels))
-
-
-def _score(score: Score) -> list[str]:
-    normalised = score.normalised
-    return [
-        score.schedule,
-        "" if score.budget is None else f"{score.budget:g}",
-        f"{score.achieved:.3f}",
-        f"{score.accuracy.value:.1%}",
-        interval(score.accuracy, ".1%"),
-        "" if normalised is None else f"{normalised.value:.1%}",
-        "" if normalised is None else interval(normalised, ".1%"),
-        f"{score.right.value:.3f}",
-        f"{score.steps}",
-    ]
-
-
-def _duel(duel: Duel) -> list[str]:
-    return [
-        duel.rival,
-        f"{duel.budget:g}",
-        "accuracy" if duel.metric == "accuracy" else "per character",
-        f"{duel.difference.value:+.1%}",
-        interval(duel.difference, "+.1%"),
-        f"{duel.won}",
-        f"{duel.lost}",
-        f"{duel.p_value:.3f}",
-    ]
 
 
 def _size_lines(report: SizeReport, unit: str, also: str) -> Iterator[str]:
