@@ -356,7 +356,7 @@ def test_a_full_disk_is_one_line_with_the_path_and_leaves_the_old_file(writer: s
     folder = tmp_path / "folder"
     folder.mkdir()
     header = {
-        "format": "sol_rt.trace", "format_version": 2, "bundle": "tiny", "config_sha256": "", "prompt_tokens": [1],
+        "format": "sol_rt.trace", "format_version": 1, "bundle": "tiny", "config_sha256": "", "prompt_tokens": [1],
         "prompt": "a", "schedule": "dense", "budget": 1.0, "cost_model": "bytes", "generation": {},
     }  # fmt: skip
     (tmp_path / "trace.jsonl").write_text(json.dumps(header) + "\n")
