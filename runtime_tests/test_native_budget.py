@@ -608,7 +608,7 @@ def tables() -> dict[str, str]:
         "deep": "[" * 10**5,
         "not UTF-8": "\udcff",
         "format": changed("format", to="sol_rt.bundle"),
-        "version": changed("format_version", to=1),
+        "version": changed("format_version", to=2),
         "deep format": changed("format", to="deep").replace('"deep"', "[" * 1000000 + "]" * 1000000),
         "no bundle": json.dumps({key: value for key, value in good.items() if key != "bundle"}),
         "another bundle": changed("bundle", to="c" * 64),

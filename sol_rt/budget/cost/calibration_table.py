@@ -23,7 +23,7 @@ from sol_rt.read_file import read_bytes
 from sol_rt.store.home import calibration_dir, file_name
 
 CALIBRATION_FORMAT = "sol_rt.calibration"
-CALIBRATION_VERSION = 2
+CALIBRATION_VERSION = 1
 IN_BYTES = "; costs are bytes"
 """Ends the note of a model that counts bytes where there is a table, or should be."""
 _QUICK = ".quick.json"
@@ -64,7 +64,6 @@ class CalibrationTable:
             key: {str(kv_density): asdict(line) for kv_density, line in row.items()} for key, row in self.lines.items()
         }
         document = {"format": CALIBRATION_FORMAT, "format_version": CALIBRATION_VERSION, **asdict(self), "lines": lines}
-        document["tuning"] = None if self.tuning is None else self.tuning.as_json()
         return json.dumps(document, indent=1) + "\n"
 
     @classmethod
@@ -86,9 +85,9 @@ class CalibrationTable:
                     }
                     for key, row in raw["lines"].items()
                 },
-                quick=raw.get("quick", False) is True,
-                steady=raw.get("steady", True) is True,
-                tuning=None if raw.get("tuning") is None else Tuning.read(raw["tuning"]),
+                quick=raw["quick"] is True,
+                steady=raw["steady"] is True,
+                tuning=None if raw["tuning"] is None else Tuning.read(raw["tuning"]),
             )
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, UsageError) as error:
             problem = " ".join(f"{type(error).__name__}: {error}".split())[:120]
@@ -259,14 +258,14 @@ def load_cost_model(
     device = device_string(provider, threads, native, gpu)
     problem = ""
     try:
-        return _read(path, bundle, device, quick=False)
+        return _read(path, bundle, device)
     except FileNotFoundError:
         pass
     except (OSError, UnicodeDecodeError, SolError) as error:
         problem = f"{path}: {error}"
     if quick:
         with contextlib.suppress(OSError, UnicodeDecodeError, SolError):  # it is measured again
-            return _read(quick_path(path), bundle, device, quick=True, note=problem)
+            return _read(quick_path(path), bundle, device, problem)
     if problem:
         return BytesCost(bundle.config, f"{problem}{IN_BYTES}")
     others = path.parent.glob(f"{path.stem.rpartition('-')[0]}-*.json")
@@ -279,8 +278,8 @@ def load_cost_model(
     return BytesCost(bundle.config, hint)
 
 
-def _read(path: Path, bundle: Bundle, device: str, *, quick: bool, note: str = "") -> CalibratedCost:
-    """The model of a table, which has to be quick or not.
+def _read(path: Path, bundle: Bundle, device: str, note: str = "") -> CalibratedCost:
+    """The model of a table.
 
     Raises OSError, UnicodeDecodeError, and SolError for a table that does not serve here.
     """
@@ -291,8 +290,6 @@ def _read(path: Path, bundle: Bundle, device: str, *, quick: bool, note: str = "
         raise SolError(
             f"calibration table: made on {table.device[:200]!r}, this is {device!r}; run `sol-rt calibrate` again"
         )
-    if table.quick is not quick:
-        raise SolError("calibration table: measured quickly by an older version; it is measured again")
     if table.expired:
         raise SolError("calibration table: its times scattered, and are over an hour old")
     return CalibratedCost(bundle.config, table, note, path)
