@@ -20,7 +20,7 @@ from sol_rt.evaluation.quality.runs import Setting, device_words
 from sol_rt.evaluation.report.report import subject
 from sol_rt.generate.model import SolModel
 
-FORMAT, VERSION = "sol_rt.evaluation_mmlu", 2
+FORMAT, VERSION = "sol_rt.evaluation_mmlu", 1
 
 
 @dataclass(frozen=True)
