@@ -76,14 +76,11 @@ def unmeasured(capsys: pytest.CaptureFixture[str], folder: Path, reason: str) ->
     return out
 
 
-def test_an_older_selection_still_shows_the_losses_of_the_actions(
+def test_without_a_selection_the_losses_of_the_actions_are_shown(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = write_bundle(tmp_path / "tiny", bits=(8, 4), losses=True)
     out = unmeasured(capsys, folder, "it has no selection.json")
-    (folder / SELECTION).write_text('{"format": "sol_rt.selection", "format_version": 2}')
-    seal(folder, Bundle.open(folder).config)
-    out = unmeasured(capsys, folder, "its selection.json is of an older version")
     assert "not measured" not in out
     assert "no measured losses" not in out
     assert "Sensible budgets at 256 tokens, as shares of dense, in bytes: " in out
