@@ -38,10 +38,9 @@ COMMANDS = {
     "verify": "show.verify:verify",
     "doctor": "show.doctor:doctor",
     "ppl": "measure.perplexity:perplexity",
-    "migrate": "make.migrate:migrate",
 }
 """Subcommand to the module under sol_rt.cli and the function in it, in the order of the help."""
-HIDDEN = {"ppl", "migrate"}
+HIDDEN = {"ppl"}
 TAKES_MODEL = {"export", "chat", "bench", "perplexity", "ppl", "calibrate", "inspect", "verify", "eval"}
 """Commands whose argument is a model, which `-m` names otherwise."""
 _ARGUMENT_IS = {"generate": "-p gives the prompt, -m names the model", "train": "-m names the model, -d the text"}
