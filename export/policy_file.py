@@ -83,18 +83,18 @@ def read_policy(path: Path) -> TrainedPolicy:
         actions = tuple(Action.parse(tag) for tag in json.loads(metadata["actions"]))
         told_sizes = json.loads(metadata["sizes"])
         sizes: dict[str, Any] = {name: _size(told_sizes[name], least=0 if name == "width" else 1) for name in _SIZES}
-        reads = {name: _flag(told_sizes.get(name, True)) for name in _READS}  # older files have columns for both
+        reads = {name: _flag(told_sizes[name]) for name in _READS}
         if sizes["width"] % sizes["heads"]:
             raise ValueError(f"{sizes['heads']} heads of a width of {sizes['width']}")
-        gain = float(metadata.get("gain_over_hull", 0.0))
-        budgets = _budgets(json.loads(metadata.get("gain_budgets", "[0.0, 1.0]")))
+        gain = float(metadata["gain_over_hull"])
+        budgets = _budgets(json.loads(metadata["gain_budgets"]))
+        description, model = metadata["description"], metadata["model"]
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError, UsageError) as error:
         raise CheckpointError(
             f"{path}: got no policy ({one_line(error)}), expected a file that sol-rt train wrote"
         ) from error
     shape = PolicyShape(num_scalars=len(scalars), num_actions=len(actions), **sizes, **reads)
-    told = metadata.get("description", ""), metadata.get("model", "")
-    return TrainedPolicy(shape, scalars, actions, told[0], parameters, told[1], gain, budgets)
+    return TrainedPolicy(shape, scalars, actions, description, parameters, model, gain, budgets)
 
 
 def _size(value: object, least: int) -> int:

@@ -300,9 +300,9 @@ class Trainer:
         check_resumable(folder, saved, self.setup.resume_key(), self.config.to_yaml())
         try:
             self.state.restore(saved)
-        except (RuntimeError, ValueError, TypeError) as error:  # the last from an older version's checkpoint
+        except (RuntimeError, ValueError) as error:
             problem = " ".join(str(error).split())[:120]
             raise CheckpointError(
-                f"{folder / CHECKPOINT}: of another network or version ({problem}); begin anew with another -o"
+                f"{folder / CHECKPOINT}: of another network ({problem}); begin anew with another -o"
             ) from None
         return int(saved["log_bytes"])

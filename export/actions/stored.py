@@ -33,9 +33,8 @@ from sol_rt.read_file import read_bytes, require_regular
 
 FORMAT = "sol_rt.stored_calibration"
 FORMAT_VERSION = 1
-RULES = 2
-"""Counts the exporter's rules, by which the same settings give other graphs. 1: files without the key. 2: attention is
-pruned by its share of a layer's weights, and no graph reads the last layer at 3 bits."""
+RULES = 1
+"""Counts the exporter's rules, by which the same settings give other graphs."""
 _ONNX = ("*.onnx", "*.onnx_data", "*.onnx.data")
 _WEIGHTS = ("*.safetensors", "*.bin", *_ONNX, *(f"onnx/{pattern}" for pattern in _ONNX), "config.json")
 _DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, UsageError)
@@ -184,9 +183,7 @@ class StoredCalibration:
     def write(self, path: Path) -> None:
         """Writes the file, with a line for each window and each candidate; an older one is there until it is whole."""
         measured = self.measured
-        screens = {
-            str(bits_name(bits)): head.screen.to_json_dict() for bits, head in self.lm_heads.items() if head.screen
-        }
+        screens = {str(bits_name(bits)): head.screen._asdict() for bits, head in self.lm_heads.items() if head.screen}
         lines = {
             "format": json.dumps(FORMAT),
             "format_version": json.dumps(FORMAT_VERSION),
@@ -279,8 +276,8 @@ def _read(raw: Any) -> StoredCalibration:
 
 def _settings(raw: Mapping[str, Any]) -> Settings:
     given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()}
-    made = Settings(**{"rules": 1, **given})
-    if not isinstance(made.checkpoint, str) or not isinstance(made.bits, tuple):
+    made = Settings(**given)
+    if len(given) != len(fields(Settings)) or not isinstance(made.checkpoint, str) or not isinstance(made.bits, tuple):
         raise ValueError("settings are not those of an export")
     return made
 
@@ -313,7 +310,7 @@ def _heads(all_bits: Mapping[str, Any], screens: Mapping[str, Any]) -> dict[int,
         head = Head(_plain_bits(value))
         if name in screens:
             candidates, offset = screens[name]["candidates"], _finite(screens[name]["tail_offset"])
-            first_bits = screens[name].get("bits", min(MATRIX_BITS))
+            first_bits = screens[name]["bits"]
             if type(candidates) is not int or candidates < 1 or head.bits == min(MATRIX_BITS):
                 raise ValueError(f"{candidates!r:.40} candidates of an LM head of {head.bits} bits")
             if first_bits not in (THREE, min(MATRIX_BITS)):

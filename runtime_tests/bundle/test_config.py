@@ -18,14 +18,13 @@ from helpers.places import ROOT
 from helpers.tiny_bundle import write_bundle
 from sol_rt.bundle.bits import MIXED, Screen
 from sol_rt.bundle.bundle import Bundle
-from sol_rt.bundle.config import CONFIG_NAME, FORMAT_VERSION
-from sol_rt.bundle.config import FORMAT_VERSION_OF_THREE_BITS as NEWEST
+from sol_rt.bundle.config import CONFIG_NAME
 from sol_rt.bundle.config_reader import parse_config, read_config
 from sol_rt.errors import BundleError, SolError
 from sol_rt.generate.model import SolModel
 
 DOCS = ROOT / "docs/reference/bundle.md"
-SCREEN = {"candidates": 8, "tail_offset": 0.5}
+SCREEN = {"candidates": 8, "tail_offset": 0.5, "bits": 4}
 
 
 @pytest.fixture(scope="module")
@@ -107,8 +106,8 @@ def _set(raw: dict[str, Any], key: str, value: object) -> None:
     ("key", "value", "parts"),
     [
         ("format", "other", ["format", '"other"', "sol_rt.bundle"]),
-        ("format_version", NEWEST + 1, ["format_version", f"got {NEWEST + 1}", "newer sol_rt"]),
-        ("format_version", 1, ["format_version", "got 1", f"expected {FORMAT_VERSION}", "export the bundle again"]),
+        ("format_version", 0, ["format_version: got 0, expected 1; export the bundle again with `sol-rt export"]),
+        ("format_version", 7, ["format_version: got 7, expected 1; export the bundle again with `sol-rt export"]),
         ("model/vocab_sizes", 3, ["model.vocab_sizes", "unknown key", "'vocab_size'"]),
         ("model/hidden_size", "64", ["model.hidden_size", '"64"', "integer"]),
         ("model/hidden_size", 64.0, ["model.hidden_size", "64.0", "integer"]),
@@ -148,6 +147,7 @@ def _set(raw: dict[str, Any], key: str, value: object) -> None:
         ("variants/s100-q8/lm_head_screen", SCREEN | {"bits": 2}, ["lm_head_screen.bits", "3 to 4"]),
         ("variants/s100-q8/lm_head_screen", SCREEN | {"bits": 3}, ["lm_head_screen.bits", "90 rows", "multiple of 32"]),
         ("variants/s100-q8/lm_head_screen", {"candidates": 8}, ["screen.tail_offset", "no such key"]),
+        ("variants/s100-q8/lm_head_screen", {"candidates": 8, "tail_offset": 0}, ["screen.bits", "no such key"]),
         ("variants/s100-q8/lm_head_screen", 8, ["s100-q8.lm_head_screen", "got 8"]),
         ("variants/s100-qmix/layer_bits", [[8, 4, 4, 6]], ["s100-qmix.layer_bits", "1 layers", "2"]),
         ("variants/s100-qmix/layer_bits", [[8, 4, 4, 6], [4, 4, 5, 4]], ["s100-qmix.layer_bits", "qkv, o, up, down"]),

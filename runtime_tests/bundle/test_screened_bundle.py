@@ -235,7 +235,7 @@ def test_offsets_are_fitted_behind_the_beginnings_of_the_windows(made: Path) -> 
 
 
 def test_a_stored_calibration_keeps_the_screen(tmp_path: Path) -> None:
-    screen = {"candidates": 40, "tail_offset": 0.25}
+    screen = {"candidates": 40, "tail_offset": 0.25, "bits": 4}
     kept = StoredCalibration.read(stored_with(tmp_path, {"8": 8, "4": 8}, {"4": screen}))
     kept.write(tmp_path / "again.json")
     assert StoredCalibration.read(tmp_path / "again.json") == kept
@@ -245,11 +245,12 @@ def test_a_stored_calibration_keeps_the_screen(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "screens",
     [
-        {"6": {"candidates": 40, "tail_offset": 0.25}},
-        {"4": {"candidates": 0, "tail_offset": 0.25}},
-        {"4": {"candidates": 4.5, "tail_offset": 0.25}},
-        {"4": {"candidates": 40}},
-        {"4": {"candidates": 40, "tail_offset": float("nan")}},
+        {"6": {"candidates": 40, "tail_offset": 0.25, "bits": 4}},
+        {"4": {"candidates": 0, "tail_offset": 0.25, "bits": 4}},
+        {"4": {"candidates": 4.5, "tail_offset": 0.25, "bits": 4}},
+        {"4": {"candidates": 40, "bits": 4}},
+        {"4": {"candidates": 40, "tail_offset": 0.25}},
+        {"4": {"candidates": 40, "tail_offset": float("nan"), "bits": 4}},
         {"4": 3},
         ["4"],
     ],
@@ -268,7 +269,8 @@ def stored_with(folder: Path, heads: dict[str, int], screens: object) -> Path:
         "kv_density": [1.0],
         "kv": "float16",
         "max_context": 512,
-        "bundle_format": 5,
+        "bundle_format": 1,
+        "rules": 1,
     }
     document = {
         "format": "sol_rt.stored_calibration",

@@ -105,7 +105,6 @@ def test_without_a_command_help_goes_to_stderr(capsys: pytest.CaptureFixture[str
         (["inspect", "no-such-bundle"], "no-such-bundle"),
         (["inspect", ""], "got an empty name"),
         (["push", "", "owner/name"], "got an empty name"),
-        (["migrate", ""], "got an empty name"),
         (["export", ""], "got an empty name"),
         (["run", "", "a question"], "got an empty name"),
         (["generate", "-p", "a", "-m", ""], "got an empty name"),

@@ -13,12 +13,11 @@ import pytest
 pytest.importorskip("onnx", reason="making a bundle comes with the extra export")
 
 from helpers.cost_tables import store_costs
-from helpers.made_pages import TAGS, selection, trace
+from helpers.made_pages import TAGS, selection
 from helpers.tiny_bundle import seal, write_bundle
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.selection import SELECTION
 from sol_rt.cli import main
-from sol_rt.generate.trace import TraceWriter
 
 REASON = "k100-s100-q4 does as well at 512: 98.9 MB for 128.2, -0.006 ± 0.0005 nats [a word in brackets]"
 
@@ -77,14 +76,11 @@ def unmeasured(capsys: pytest.CaptureFixture[str], folder: Path, reason: str) ->
     return out
 
 
-def test_an_older_selection_still_shows_the_losses_of_the_actions(
+def test_without_a_selection_the_losses_of_the_actions_are_shown(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = write_bundle(tmp_path / "tiny", bits=(8, 4), losses=True)
     out = unmeasured(capsys, folder, "it has no selection.json")
-    (folder / SELECTION).write_text('{"format": "sol_rt.selection", "format_version": 2}')
-    seal(folder, Bundle.open(folder).config)
-    out = unmeasured(capsys, folder, "its selection.json is of an older version")
     assert "not measured" not in out
     assert "no measured losses" not in out
     assert "Sensible budgets at 256 tokens, as shares of dense, in bytes: " in out
@@ -177,27 +173,6 @@ def test_json_has_every_candidate_with_cost_loss_and_bytes(bundle: Path, capsys:
     assert {"loss", "stderr"} <= set(point)
     dense = candidates["k100-s100-q8"]["measured"]["512"]
     assert (dense["cost"], dense["loss"]) == (1.0, 0.0)
-
-
-def test_the_page_decodes_a_prompt_of_tokens(
-    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SOL_RT_HOME", str(tmp_path / "home"))
-    recorded = trace(prompt="", steps=3)
-
-    def written(identity: str) -> str:
-        with TraceWriter(tmp_path / "t.jsonl", replace(recorded.header, config_sha256=identity)) as writer:
-            for record in recorded.records:
-                writer.write(record)
-        return str(tmp_path / "t.jsonl")
-
-    page = tmp_path / "t.html"
-    told(capsys, "trace", written("ab" * 32))  # no such bundle here
-    assert "prompt: 3 tokens" in page.read_text(encoding="utf-8")
-    assert main(["trace", written("ab" * 32), "-m", str(bundle)]) == 2
-    assert "not the bundle that the trace was made with (tiny, config abababababab)" in capsys.readouterr().err
-    told(capsys, "trace", written(Bundle.open(bundle).identity), "-m", str(bundle))
-    assert ">w1 w2 w3</div>" in page.read_text(encoding="utf-8")
 
 
 def test_a_trace_keeps_the_text_of_a_chat(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

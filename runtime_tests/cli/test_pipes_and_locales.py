@@ -73,7 +73,7 @@ def test_a_reader_that_left_ends_every_command_quietly(name: str, bundle: Path, 
 
 def test_a_reader_of_dev_stdout_that_left_ends_the_command_quietly(tmp_path: Path) -> None:
     header = {
-        "format": "sol_rt.trace", "format_version": 2, "bundle": "tiny", "config_sha256": "", "prompt_tokens": [1],
+        "format": "sol_rt.trace", "format_version": 1, "bundle": "tiny", "config_sha256": "", "prompt_tokens": [1],
         "prompt": "a", "schedule": "dense", "budget": 1.0, "cost_model": "bytes", "generation": {},
     }  # fmt: skip
     (tmp_path / "trace.jsonl").write_text(json.dumps(header) + "\n")

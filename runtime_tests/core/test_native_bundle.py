@@ -278,13 +278,13 @@ def test_wrong_folders(program: Path, tmp_path: Path) -> None:
     assert all(core == python for core, python in compare(program, "bundle", Bundle.open, paths))
 
 
-def test_config_of_a_newer_and_an_older_format(program: Path, bundle: Path) -> None:
+def test_config_of_another_format(program: Path, bundle: Path) -> None:
     config = bundle / CONFIG_NAME
-    for version in (4, 6, 7, 8, 1):
+    for version in (0, 2, 7):
         document = json.loads(config.read_text(encoding="utf-8")) | {"format_version": version}
         config.write_text(json.dumps(document), encoding="utf-8")
         ((core, python),) = compare(program, "config", read_config, [config])
-        assert core == python
+        assert core == python != "ok"
 
 
 def test_bundles_of_three_bits(program: Path, tmp_path: Path) -> None:
@@ -295,7 +295,6 @@ def test_bundles_of_three_bits(program: Path, tmp_path: Path) -> None:
     document = json.loads((pristine / CONFIG_NAME).read_text(encoding="utf-8"))
     tensors = document["weights"]["tensors"]
     edits: list[dict[str, Any]] = [
-        document | {"format_version": 5},
         *(
             _with_row(document, row)
             for row in ([3, 3, 3, 6], [3, 3, 3, True], [3, 3, 3], [3, 3, 3, 3, 3], [2, 3, 3, 3], "3333", [3.5, 3, 3, 3])

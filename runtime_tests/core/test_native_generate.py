@@ -147,7 +147,7 @@ def test_a_trace_overwrites_no_file_of_the_bundle(tmp_path: Path, name: str, way
     ("change", "message"),
     [
         (lambda text: "", "line 1 is not a trace's header; give a file that `--trace` wrote"),
-        (lambda text: text.replace('"format_version": 2', '"format_version": 7', 1), "format version 7, expected 2"),
+        (lambda text: text.replace('"format_version": 1', '"format_version": 7', 1), "format version 7, expected 1"),
         (lambda text: text.replace('"prompt":', '"promt":', 1), "line 1: no key 'prompt'; record the run again"),
         (lambda text: text.replace('"step": 2', '"step": 3', 1), "line 4: step 3, expected 2; record the run again"),
         (lambda text: text.replace('"step": 2', '"step": true', 1), "line 4: step: got True, which has the wrong type"),

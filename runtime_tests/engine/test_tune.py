@@ -143,7 +143,6 @@ def test_gains_of_copies_are_kept_beside_the_settings(home: Path) -> None:
     assert tuning.stored("one") == replace(FOUND, gain=1.3)
     document = json.loads(path.read_text())
     assert document["copies"] == {"one": {"small": 1.0, "large": 1.2}, "other": {"large": 1.5}}
-    assert "copies" not in document["machines"]["one"]["tuning"]  # as an older version wrote it
     document["copies"]["one"] = {"a": "fast", "b": 0.5, "c": True, "d": 1.1, "e": 10**400, "f": math.nan, "g": None}
     document["copies"]["other"] = {"large": 1.5, "a newer version's": {"gain": 1.4}}
     document["copies"]["third"] = 1.5
@@ -165,16 +164,6 @@ def test_a_home_that_cannot_be_written_is_said(home: Path) -> None:
     home.write_text("a file")
     with pytest.raises(WriteError):
         tuning.save("one", FOUND)
-
-
-def test_settings_stored_by_an_older_version_are_read(home: Path) -> None:
-    path = tuning.save("one", FOUND)
-    document = json.loads(path.read_text())
-    for added in ("plain_gb_per_second", "steady"):
-        del document["machines"]["one"][added]
-    path.write_text(json.dumps(document))
-    assert tuning.stored("one") == replace(FOUND, plain_gb_per_second=None)
-    assert replace(FOUND, plain_gb_per_second=None).rates == "27.5 GB/s"
 
 
 @pytest.mark.parametrize(
@@ -338,7 +327,6 @@ def test_plain_reads_are_measured_beside_the_step(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(reads, "read_bytes", noted)
     found = tune(engine, LIBRARY, silent, seconds=1.0)
-    assert found.plain_gb_per_second is not None
     assert found.plain_gb_per_second > 0
     size = (engine.bundle.path / engine.bundle.config.weights_file).stat().st_size
     assert sum(seen) % size == 0  # whole passes

@@ -307,8 +307,8 @@ def test_a_selection_is_read_back(llama_bundle: Path, tmp_path: Path) -> None:
     assert Selection.of(bundle) == chosen.selection
     document = json.loads((folder / SELECTION).read_text())
     for damage in (
-        {"format_version": 4},
-        {"format_version": "2"},
+        {"format_version": 2},
+        {"format_version": "1"},
         {"collapse_loss": "nan"},
         {"candidates": [{"tag": "fast"}]},
         {"candidates": []},
@@ -317,13 +317,6 @@ def test_a_selection_is_read_back(llama_bundle: Path, tmp_path: Path) -> None:
         (folder / SELECTION).write_text(json.dumps({**document, **damage}))
         with pytest.raises(BundleError, match=r"selection\.json: got a file that is not readable"):
             Selection.of(replace(bundle, verify=False))
-
-
-def test_a_selection_of_an_older_version_is_passed_over(llama_bundle: Path, tmp_path: Path) -> None:
-    folder, config = copied(llama_bundle, tmp_path)
-    (folder / SELECTION).write_text('{"format": "sol_rt.selection", "format_version": 2, "device": "a processor"}')
-    seal(folder, config, config.files["weights.bin"])
-    assert Selection.of(Bundle.open(folder)) is None
 
 
 @pytest.mark.slow

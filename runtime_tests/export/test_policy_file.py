@@ -1,4 +1,4 @@
-"""A trained policy's file: read back as it was written, by an older version, and damaged."""
+"""A trained policy's file: read back as it was written, and damaged."""
 
 from __future__ import annotations
 
@@ -66,12 +66,6 @@ def test_a_wrong_range_of_budgets_is_refused(told: str, tmp_path: Path) -> None:
     _rewrite(tmp_path / "policy", lambda sizes: None, gain_budgets=told)
     with pytest.raises(CheckpointError, match="range of budgets"):
         read_policy(tmp_path / "policy")
-
-
-def test_an_older_file_reads_hidden_state_and_embedding(tmp_path: Path) -> None:
-    written = _written(tmp_path / "policy")
-    _rewrite(tmp_path / "policy", lambda sizes: [sizes.pop(name) for name in ("use_hidden", "use_embedding")] and None)
-    assert read_policy(tmp_path / "policy").shape == written.shape
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ def test_edited_trace(tmp_path: Path) -> None:
         raw = {**json.loads(lines[number]), **changes}
         return failing(tmp_path, "\n".join([*lines[:number], json.dumps(raw), *lines[number + 1 :]]) + "\n")
 
-    assert "format version 1, expected 2" in edited(0, format_version=1)
+    assert "format version 2, expected 1" in edited(0, format_version=2)
     assert "budget" in edited(0, budget="much")
     assert "prompt_tokens" in edited(0, prompt_tokens=[1, "2"])
     for large in (10**400, -(10**60)):

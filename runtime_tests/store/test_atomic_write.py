@@ -356,13 +356,13 @@ def test_a_full_disk_is_one_line_with_the_path_and_leaves_the_old_file(writer: s
     folder = tmp_path / "folder"
     folder.mkdir()
     header = {
-        "format": "sol_rt.trace", "format_version": 2, "bundle": "tiny", "config_sha256": "", "prompt_tokens": [1],
+        "format": "sol_rt.trace", "format_version": 1, "bundle": "tiny", "config_sha256": "", "prompt_tokens": [1],
         "prompt": "a", "schedule": "dense", "budget": 1.0, "cost_model": "bytes", "generation": {},
     }  # fmt: skip
     (tmp_path / "trace.jsonl").write_text(json.dumps(header) + "\n")
     argv = [sys.executable, "-c", _program(writer), str(folder / "file")]
     if writer == "evaluation state":  # it is appended to: a key may be missing, but the header is whole
-        whole = b'{"format": "sol_rt.evaluation_state", "format_version": 2}\n'
+        whole = b'{"format": "sol_rt.evaluation_state", "format_version": 1}\n'
         changes = _fails_whole(argv, folder, {"file": whole}, lambda found: found == {"file": whole})
         changes += _fails_whole(argv, folder, {}, lambda found: found in ({}, {"file": whole}))
     else:

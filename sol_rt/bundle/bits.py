@@ -76,10 +76,6 @@ class Screen(NamedTuple):
         own = {"screen_bits": self.bits} if self.bits == THREE else {}
         return {"candidates": self.candidates, "tail_offset": self.tail_offset, **own}
 
-    def to_json_dict(self) -> dict[str, float]:
-        """The entry of a config."""
-        return {name: value for name, value in self._asdict().items() if name != "bits" or value == THREE}
-
 
 def screen_matrix(matrix: str) -> str:
     """The name in the weights file of the 3-bit matrix that screens the LM head `matrix`."""

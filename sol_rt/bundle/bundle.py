@@ -210,12 +210,10 @@ def check_size(path: Path, entry: FileEntry) -> None:
         raise BundleError(path, "", f"{size} bytes", f"{entry.bytes} bytes", "copy or export the bundle again")
 
 
-def check_hash(
-    path: Path, entry: FileEntry, digest: str, otherwise: str = ", or use it as it is with --no-verify"
-) -> None:
-    """Raises BundleError if the digest differs from the config. `otherwise` ends its advice."""
+def check_hash(path: Path, entry: FileEntry, digest: str) -> None:
+    """Raises BundleError if the digest differs from the config."""
     if digest != entry.sha256:
-        hint = f"the file was changed or damaged: pull or export the bundle again{otherwise}"
+        hint = "the file was changed or damaged: pull or export the bundle again, or use it as it is with --no-verify"
         raise BundleError(path, "sha256", _short(digest), _short(entry.sha256), hint)
 
 

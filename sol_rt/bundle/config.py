@@ -17,13 +17,7 @@ from sol_rt.bundle.bits import THREE, LayerBits, Precision, Screen, bits_name, i
 from sol_rt.errors import UsageError, brief
 
 FORMAT = "sol_rt.bundle"
-FORMAT_VERSION = 5
-"""Of bundles without codes of 3 bits."""
-FORMAT_VERSION_OF_THREE_BITS = 7
-"""Of bundles with them, so that a reader that lacks the level says so. Version 6 had their bits in another layout, as
-had bundles of version 5 with codes that no graph reads, or that only screen the LM head."""
-SAME_WEIGHTS_SINCE = 3
-"""The migration brings bundles of this format version or a later one to the current one, with the same weights."""
+FORMAT_VERSION = 1
 CONFIG_NAME = "sol_config.json"
 BLOCK = 32
 """Input channels that share one scale."""
@@ -241,16 +235,6 @@ class SolConfig:
     files: dict[str, FileEntry]
 
     @property
-    def format_version(self) -> int:
-        """Version of the format that the bundle needs its readers to know."""
-        return FORMAT_VERSION_OF_THREE_BITS if self.coded_matrices else FORMAT_VERSION
-
-    @property
-    def coded_matrices(self) -> tuple[str, ...]:
-        """Names of the matrices that the weights file has in codes of 3 bits, in its order."""
-        return tuple(name.removesuffix(".low") for name in self.tensors if name.endswith(".low"))
-
-    @property
     def losses_measured(self) -> bool:
         """True if the export measured the losses of its actions."""
         return any(entry.loss is not None for entry in self.actions)
@@ -286,14 +270,10 @@ class SolConfig:
             policy["actions"] = [action.tag for action in self.policy.actions]
             policy["state_shape"] = list(self.policy.state_shape)
             policy["gain_budgets"] = list(self.policy.gain_budgets)
-            if self.policy.gain_budgets == (0.0, 1.0):
-                del policy["gain_budgets"]
-            if not self.policy.gain_over_hull:
-                del policy["gain_over_hull"]
         tensors = {name: {**asdict(entry), "shape": list(entry.shape)} for name, entry in self.tensors.items()}
         return {
             "format": FORMAT,
-            "format_version": self.format_version,
+            "format_version": FORMAT_VERSION,
             "generator": self.generator,
             "model": model,
             "kv": kv,
@@ -338,5 +318,5 @@ def _written(variant: Variant) -> dict[str, Any]:
     if variant.lm_head_screen is None:
         del entry["lm_head_screen"]
     else:
-        entry["lm_head_screen"] = variant.lm_head_screen.to_json_dict()
+        entry["lm_head_screen"] = variant.lm_head_screen._asdict()
     return entry

@@ -23,13 +23,11 @@ from sol_rt.bundle.config import (
     DTYPE_BITS,
     FORMAT,
     FORMAT_VERSION,
-    FORMAT_VERSION_OF_THREE_BITS,
     KV_DTYPES,
     LAYER_KINDS,
     LONGEST_FILTER,
     MATRIX_BITS,
     PAGE_SIZE,
-    SAME_WEIGHTS_SINCE,
     ActionEntry,
     FileEntry,
     KvLayout,
@@ -199,11 +197,9 @@ def _read_config(top: _Table) -> SolConfig:
             "format", _short(json.dumps(found)), f'"{FORMAT}"', "point at a folder that `sol-rt export` wrote"
         )
     version = top.integer("format_version", 0)
-    if version not in (FORMAT_VERSION, FORMAT_VERSION_OF_THREE_BITS):
-        hint = "install a newer sol_rt" if version > FORMAT_VERSION_OF_THREE_BITS else "export the bundle again"
-        if SAME_WEIGHTS_SINCE <= version < FORMAT_VERSION_OF_THREE_BITS:
-            hint = _migrated(top)
-        raise top.fail("format_version", version, f"{FORMAT_VERSION} or {FORMAT_VERSION_OF_THREE_BITS}", hint)
+    if version != FORMAT_VERSION:
+        hint = "export the bundle again with `sol-rt export -m MODEL`"
+        raise top.fail("format_version", version, FORMAT_VERSION, hint)
     generator = top.text("generator")
     model = _read_model(top.table("model"))
     kv = _read_kv(top.table("kv"), model)
@@ -228,15 +224,7 @@ def _read_config(top: _Table) -> SolConfig:
     if policy is not None and policy.file not in files:
         raise top.fail("policy.file", policy.file, "a file listed under `files`")
     top.done()
-    config = SolConfig(generator, model, kv, dense, variants, actions, policy, weights_file, tensors, files)
-    if config.format_version > version:
-        got = f"{version}, with codes of {THREE} bits in the weights"
-        raise top.fail("format_version", got, config.format_version, _migrated(top))
-    return config
-
-
-def _migrated(top: _Table) -> str:
-    return f"run `sol-rt migrate '{Path(top.path).parent}'` (extra export), which keeps its weights"
+    return SolConfig(generator, model, kv, dense, variants, actions, policy, weights_file, tensors, files)
 
 
 def _read_model(table: _Table) -> ModelDims:
@@ -351,7 +339,7 @@ def _read_screen(entry: _Table, model: ModelDims) -> Screen | None:
         return None
     table = entry.table("lm_head_screen")
     offset = table.typed("tail_offset", lambda v: v is not None and _is_loss(v), "a finite number")
-    bits = table.integer("bits", THREE, min(MATRIX_BITS)) if "bits" in table.raw else min(MATRIX_BITS)
+    bits = table.integer("bits", THREE, min(MATRIX_BITS))
     screen = Screen(table.integer("candidates", 1, model.vocab_size - 1), float(offset), bits)
     table.done()
     if bits == THREE and model.vocab_size % BLOCK:
@@ -465,15 +453,10 @@ def _read_policy(table: _Table, variants: Mapping[str, Variant]) -> PolicySpec:
     state_shape = table.integers("state_shape", 1, 1 << 16)
     if len(state_shape) != 5 or state_shape[1] != 2 or state_shape[3] != horizon or math.prod(state_shape) > 1 << 28:
         raise table.fail("state_shape", list(state_shape), f"[layers, 2, heads, {horizon}, size]")
-    gain = 0.0
-    if "gain_over_hull" in table.raw:
-        gain = float(table.typed("gain_over_hull", lambda v: v is not None and _is_loss(v), "a finite number of nats"))
-    budgets = (0.0, 1.0)
-    if "gain_budgets" in table.raw:
-        low, high = table.typed("gain_budgets", is_range, "two shares of the dense cost, the lower first")
-        budgets = float(low), float(high)
+    gain = float(table.typed("gain_over_hull", lambda v: v is not None and _is_loss(v), "a finite number of nats"))
+    low, high = table.typed("gain_budgets", is_range, "two shares of the dense cost, the lower first")
     file, description = table.file_name("file"), table.text("description")
-    spec = PolicySpec(file, horizon, scalars, actions, state_shape, description, gain, budgets)
+    spec = PolicySpec(file, horizon, scalars, actions, state_shape, description, gain, (float(low), float(high)))
     table.done()
     return spec
 

@@ -16,7 +16,7 @@ from sol_rt.errors import BundleError, UsageError
 
 SELECTION = "selection.json"
 FORMAT = "sol_rt.selection"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -96,26 +96,17 @@ class Selection:
 
     @classmethod
     def of(cls, bundle: Bundle) -> Selection | None:
-        """Reads a bundle's file. Raises BundleError if the file is invalid.
-
-        None if the exporter measured nothing, or wrote an older version: those chose actions by one machine's times,
-        and have to be exported again to be shown.
-        """
+        """Reads a bundle's file; None if the exporter measured nothing. Raises BundleError if the file is invalid."""
         if SELECTION not in bundle.config.files:
             return None
         path, content = bundle.path / SELECTION, bundle.read(SELECTION)
         try:
-            raw = json.loads(content.decode("utf-8"))
-            return None if _is_outdated(raw) else read_selection(raw)
+            return read_selection(json.loads(content.decode("utf-8")))
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, UsageError) as error:
             problem = " ".join(f"{type(error).__name__}: {error}".split())[:120]
             raise BundleError(
                 path, "", f"a file that is not readable ({problem})", f"{FORMAT} {FORMAT_VERSION}"
             ) from None
-
-
-def _is_outdated(raw: Any) -> bool:
-    return raw["format"] == FORMAT and raw["format_version"] in range(1, FORMAT_VERSION)
 
 
 def read_selection(raw: Any) -> Selection:

@@ -39,10 +39,9 @@ COMMANDS = {
     "doctor": "show.doctor:doctor",
     "ppl": "measure.perplexity:perplexity",
     "calibrate": "measure.profile:calibrate",
-    "migrate": "make.migrate:migrate",
 }
 """Subcommand to the module under sol_rt.cli and the function in it, in the order of the help."""
-HIDDEN = {"ppl", "calibrate", "migrate"}
+HIDDEN = {"ppl", "calibrate"}
 TAKES_MODEL = {"export", "chat", "bench", "perplexity", "ppl", "profile", "calibrate", "inspect", "verify", "eval"}
 """Commands whose argument is a model, which `-m` names otherwise."""
 _ARGUMENT_IS = {"generate": "-p gives the prompt, -m names the model", "train": "-m names the model, -d the text"}

@@ -15,7 +15,7 @@ from sol_rt.budget.schedules import policy_budgets, schedule_actions
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bits import THREE, bits_name, is_of_screen
 from sol_rt.bundle.bundle import Bundle
-from sol_rt.bundle.config import SolConfig, Variant, screened_bytes
+from sol_rt.bundle.config import FORMAT_VERSION, SolConfig, Variant, screened_bytes
 from sol_rt.bundle.selection import Selection
 from sol_rt.engine.hardware import usable_cores
 from sol_rt.evaluation.footprint import footprint, usual_contexts, windowed_layers
@@ -54,7 +54,7 @@ def describe(path: Path, context: int = 512) -> dict[str, Any]:
     measured = {} if selection is None else _measurements(selection)
     return {
         "path": str(path),
-        "format_version": config.format_version,
+        "format_version": FORMAT_VERSION,
         "model": asdict(config.model),
         "kv": asdict(config.kv),
         "variants": [

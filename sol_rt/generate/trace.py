@@ -22,7 +22,7 @@ from sol_rt.errors import SolError, UsageError, brief, cut
 from sol_rt.read_file import read_bytes
 
 FORMAT = "sol_rt.trace"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 1
 _LARGEST = 2**31 - 1  # of a token id or a context
 _LARGEST_INT = 2**63 - 1
 _LONGEST_NAME = 200
@@ -37,7 +37,7 @@ class TraceHeader:
         config_sha256: `Bundle.identity`.
         prompt_tokens: the whole prompt as token ids.
         prompt: the prompt as text; decoded, with the markers of the chat template, if it was given as tokens or
-            messages. Older traces have an empty text there.
+            messages.
         schedule: name of the schedule.
         budget: requested budget; under a rate or a loss, what it comes to after the prompt. None under axis targets.
         cost_model: "bytes" or "calibrated".

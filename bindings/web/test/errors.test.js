@@ -77,12 +77,12 @@ test("damaged files", { skip }, async () => {
 
 test("impossible configs", { skip }, async () => {
   await refuses(load(await withConfig((config) => (config.extra = 1))), BundleError, /extra: got an unknown key, expected one of/);
-  await refuses(load(await withConfig((config) => (config.format_version = 4))), BundleError, /format_version: got 4, expected 5; run `sol-rt migrate`/);
-  await refuses(load(await withConfig((config) => (config.format_version = 6))), BundleError, /got 6, expected 5; run `sol-rt migrate` on its folder, then make a copy for browsers/);
-  await refuses(load(await withConfig((config) => (config.format_version = 7))), BundleError, /got 7, expected 5; make a copy for browsers/);
-  const low = { dtype: "uint8", shape: [32, 8], offset: 0, bytes: 256 };
-  const coded = await withConfig((config) => (config.weights.tensors["layers.0.up.low"] = low));
-  await refuses(load(coded), BundleError, /got 5, with codes of 3 bits in the weights, expected 7; run `sol-rt migrate` on its folder/);
+  await refuses(load(await withConfig((config) => (config.format_version = 2))), BundleError, /format_version: got 2, expected 1; export the bundle again with `sol-rt export -m MODEL`$/);
+  const three = await withConfig((config) => (config.variants["s100-q4"].bits = 3));
+  await refuses(load(three), BundleError, /s100-q4\.bits: got 3, expected 4, 6, 8 or "mixed"; make a copy for browsers/);
+  const screen = { candidates: 8, tail_offset: 0.5, bits: 3 };
+  const screened = await withConfig((config) => (config.variants["s100-q8"].lm_head_screen = screen));
+  await refuses(load(screened), BundleError, /lm_head_screen\.bits: got 3, expected 4; make a copy for browsers/);
   await refuses(load(await withConfig((config) => (config.model.vocab_size += 1))), BundleError, /embed\.scale\.shape: got .* expected \d+ at axis 1, from model\.vocab_size/);
   await refuses(load(await withConfig((config) => (config.weights.file = "../weights.bin"))), BundleError, /weights\.file: .* a plain file name/);
   const conv = await withConfig((config) => Object.assign(config.kv, { layers: ["conv", "attention"], conv_size: 3 }));

@@ -64,7 +64,6 @@ class CostTable:
             key: {str(kv_density): asdict(line) for kv_density, line in row.items()} for key, row in self.lines.items()
         }
         document = {"format": COST_TABLE_FORMAT, "format_version": COST_TABLE_VERSION, **asdict(self), "lines": lines}
-        document["tuning"] = None if self.tuning is None else self.tuning.as_json()
         return json.dumps(document, indent=1) + "\n"
 
     @classmethod
@@ -86,9 +85,9 @@ class CostTable:
                     }
                     for key, row in raw["lines"].items()
                 },
-                quick=raw.get("quick", False) is True,
-                steady=raw.get("steady", True) is True,
-                tuning=None if raw.get("tuning") is None else Tuning.read(raw["tuning"]),
+                quick=raw["quick"] is True,
+                steady=raw["steady"] is True,
+                tuning=None if raw["tuning"] is None else Tuning.read(raw["tuning"]),
             )
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, UsageError) as error:
             problem = " ".join(f"{type(error).__name__}: {error}".split())[:120]
@@ -257,14 +256,14 @@ def load_cost_model(
     device = device_string(provider, threads, native, gpu)
     problem = ""
     try:
-        return _read(path, bundle, device, quick=False)
+        return _read(path, bundle, device)
     except FileNotFoundError:
         pass
     except (OSError, UnicodeDecodeError, SolError) as error:
         problem = f"{path}: {error}"
     if quick:
         with contextlib.suppress(OSError, UnicodeDecodeError, SolError):  # it is measured again
-            return _read(quick_path(path), bundle, device, quick=True, note=problem)
+            return _read(quick_path(path), bundle, device, problem)
     if problem:
         return BytesCost(bundle.config, f"{problem}{IN_BYTES}")
     others = path.parent.glob(f"{path.stem.rpartition('-')[0]}-*.json")
@@ -277,8 +276,8 @@ def load_cost_model(
     return BytesCost(bundle.config, hint)
 
 
-def _read(path: Path, bundle: Bundle, device: str, *, quick: bool, note: str = "") -> MeasuredCost:
-    """The model of a table, which has to be quick or not.
+def _read(path: Path, bundle: Bundle, device: str, note: str = "") -> MeasuredCost:
+    """The model of a table.
 
     Raises OSError, UnicodeDecodeError, and SolError for a table that does not serve here.
     """
@@ -287,8 +286,6 @@ def _read(path: Path, bundle: Bundle, device: str, *, quick: bool, note: str = "
         raise SolError("cost table: made before the bundle changed; run `sol-rt profile` again")
     if table.device != device:
         raise SolError(f"cost table: made on {table.device[:200]!r}, this is {device!r}; run `sol-rt profile` again")
-    if table.quick is not quick:
-        raise SolError("cost table: measured quickly by an older version; it is measured again")
     if table.expired:
         raise SolError("cost table: its times scattered, and are over an hour old")
     return MeasuredCost(bundle.config, table, note, path)

@@ -87,9 +87,7 @@ def profile(
         rows = [row.as_json() for row in result.rows]
         instead = {action.tag: other.tag for action, other in dominated.items()}
         where = {"path": str(path), **engine.provider.as_json()}
-        measured = (
-            None if tuned is None else {**asdict(tuned), "tuning": tuned.tuning.as_json(), "gain_of_copies": gain}
-        )
+        measured = None if tuned is None else {**asdict(tuned), "gain_of_copies": gain}
         print_json({**where, "rows": rows, "dominated": instead, "hull": on_hull, "tuning": measured})
         return
     columns = sorted({row.context for row in result.rows})

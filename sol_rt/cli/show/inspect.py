@@ -71,8 +71,6 @@ def _lacking(bundle: Bundle) -> str:
     """Explains why there is no selection to show, with the next step."""
     from sol_rt.bundle.selection import SELECTION
 
-    if SELECTION in bundle.config.files:
-        return f"its {SELECTION} is of an older version; export the model again"
     if bundle.config.losses_measured:
         return f"it has no {SELECTION}; export the model again"
     return "its losses were not measured; export the model again with calibration"

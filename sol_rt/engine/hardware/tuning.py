@@ -58,14 +58,10 @@ class Tuning:
             raise TypeError(f"settings {brief(raw)}")
         given = dict(raw)
         level, ahead, members = (_whole(given.pop(name)) for name in ("cache_level", "row_bytes_ahead", "members"))
-        copies = given.pop("copies", False)
+        copies = given.pop("copies")
         if given or level not in (1, 2) or ahead > _MOST_AHEAD or members > _MOST_MEMBERS or type(copies) is not bool:
             raise ValueError(f"settings {brief(raw)}")
         return cls(level, ahead, members, copies)
-
-    def as_json(self) -> dict[str, Any]:
-        """The settings as `read` takes them. Without copies they are those of versions that knew none."""
-        return {name: value for name, value in asdict(self).items() if name != "copies" or value}
 
     def __str__(self) -> str:
         threads = f", {self.members} threads a step" if self.members else ""
@@ -82,8 +78,7 @@ class Tuned:
         tuning: the settings that were best.
         gain: how much faster steps are than with `Tuning()`, a factor of at least 1.
         step_gb_per_second: weights and cache that a dense step read, in 10^9 bytes a second.
-        plain_gb_per_second: plain reads of the weights between these steps, in the same unit; None in an entry of a
-            version that did not measure them.
+        plain_gb_per_second: plain reads of the weights between these steps, in the same unit.
         model: name of the model whose steps were timed.
         quick: whether it was measured at a load, in 1.5 to 3 seconds.
         created: date and time, ISO 8601.
@@ -93,7 +88,7 @@ class Tuned:
     tuning: Tuning
     gain: float
     step_gb_per_second: float
-    plain_gb_per_second: float | None
+    plain_gb_per_second: float
     model: str
     quick: bool
     created: str
@@ -102,10 +97,8 @@ class Tuned:
     @property
     def rates(self) -> str:
         """The rate of a dense step, beside that of plain reads at the same time."""
-        step = f"{self.step_gb_per_second:.1f} GB/s"
-        if self.plain_gb_per_second is None:
-            return step
-        return f"{step}; plain reads of the weights at that time: {self.plain_gb_per_second:.1f} GB/s"
+        plain = f"plain reads of the weights at that time: {self.plain_gb_per_second:.1f} GB/s"
+        return f"{self.step_gb_per_second:.1f} GB/s; {plain}"
 
     @property
     def expired(self) -> bool:
@@ -129,8 +122,7 @@ def stored(key: str) -> Tuned | None:
 
 def save(key: str, tuned: Tuned) -> Path:
     """Keeps what was measured, and returns the file's path. Raises WriteError; an older file is then as it was."""
-    entry = {**asdict(tuned), "tuning": tuned.tuning.as_json()}
-    return _write({**_entries("machines"), key: entry}, _entries("copies"))
+    return _write({**_entries("machines"), key: asdict(tuned)}, _entries("copies"))
 
 
 def gains_of_copies(key: str) -> dict[str, float]:
@@ -217,16 +209,15 @@ def _entries(name: str) -> dict[str, Any]:
 
 
 def _read(raw: Any) -> Tuned:
-    plain = raw.get("plain_gb_per_second")
     return Tuned(
         Tuning.read(raw["tuning"]),
         _positive(raw["gain"]),
         _positive(raw["step_gb_per_second"]),
-        None if plain is None else _positive(plain),
+        _positive(raw["plain_gb_per_second"]),
         model=str(raw["model"])[:80],
         quick=raw["quick"] is True,
         created=str(raw["created"])[:40],
-        steady=raw.get("steady", True) is True,
+        steady=raw["steady"] is True,
     )
 
 

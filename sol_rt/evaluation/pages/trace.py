@@ -35,13 +35,8 @@ the step reads, and the controller keeps the mean at the budget. Point at a toke
 in the text.</p>"""
 
 
-def render_trace_html(trace: Trace, prompt: str | None = None) -> str:
-    """Returns the page as text, UTF-8. The page loads nothing from elsewhere, and text from the trace is escaped.
-
-    Args:
-        trace: the generation.
-        prompt: text of the prompt, for a trace that has only its tokens; None if it is not known.
-    """
+def render_trace_html(trace: Trace) -> str:
+    """Returns the page as text, UTF-8. The page loads nothing from elsewhere, and text from the trace is escaped."""
     header, records = trace.header, trace.records
     steps = [record for record in records if record.action is not None]
     costs = [record.relative_cost for record in steps]
@@ -54,7 +49,7 @@ def render_trace_html(trace: Trace, prompt: str | None = None) -> str:
         _READ.format(unit=html.escape(unit)),
         tiles(_facts(trace, steps)),
         _settings(header.generation),
-        _prompt(header.prompt or prompt, len(header.prompt_tokens)),
+        _prompt(header.prompt, len(header.prompt_tokens)),
         '<h2 id="cost">The text, and what each token cost</h2>',
         f'<p class="key"><span>{_scale(scale, unit)}</span>'
         "<span><u>underlined</u>: from the prompt’s own run</span></p>",
@@ -153,7 +148,7 @@ def _value(value: object) -> str:
     return ", ".join(map(repr, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
-def _prompt(prompt: str | None, tokens: int) -> str:
+def _prompt(prompt: str, tokens: int) -> str:
     heading = "<h2>The prompt</h2>"
     if not prompt:
         return f'{heading}<p class="quiet">prompt: {_count(tokens, "token")}; its text is not in the trace.</p>'

@@ -12,7 +12,7 @@ from sol_rt.errors import UsageError, cut
 from sol_rt.read_file import read_bytes
 
 FORMAT = "sol_rt.evaluation_state"
-VERSION = 2
+VERSION = 1
 
 
 class State:

@@ -17,7 +17,7 @@ from sol_rt.evaluation.quality.held_out import ORACLE, Plan, SizeRuns, cost_of, 
 from sol_rt.evaluation.quality.runs import WindowRun, device_words, other_cost
 from sol_rt.generate.model import SolModel
 
-FORMAT, VERSION = "sol_rt.evaluation", 3
+FORMAT, VERSION = "sol_rt.evaluation", 1
 _TINY = 1e-6
 
 

@@ -52,7 +52,7 @@ def small_configs() -> list[dict[str, Any]]:
     three["variants"]["s100-q3"] |= {"lm_head_screen": {"tail_offset": 0.5, "bits": 3, "candidates": 32}}
     three["weights"]["tensors"]["codebook"] = {"dtype": "int8", "shape": [4, 8], "offset": 0, "bytes": 32}
     three["weights"]["tensors"]["layers.0.up.low"] = {"dtype": "uint8", "shape": [32, 8], "offset": 0, "bytes": 256}
-    three |= {"format_version": 7, "policy": None}
+    three["policy"] = None
 
     states = copy.deepcopy(config)
     states["kv"] |= {"layers": ["conv", "attention"], "conv_size": 3, "dense_layers": [1]}

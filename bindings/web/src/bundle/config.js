@@ -9,11 +9,9 @@ import { BundleError, UsageError, brief } from "../errors.js";
 export const CONFIG_NAME = "sol_config.json";
 export const BLOCK = 32;
 const FORMAT = "sol_rt.bundle";
-const FORMAT_VERSION = 5;
-const FORMAT_VERSION_OF_THREE_BITS = 7; // of bundles with codes of 3 bits, which copies for browsers leave out; 6 had them in another layout
+const FORMAT_VERSION = 1;
 const THREE_BITS = 3;
 const WITHOUT_THREE_BITS = "make a copy for browsers with `sol-rt export --target web`, which leaves 3 bits out";
-const SAME_WEIGHTS_SINCE = 3;
 const PAGE_SIZE = 4;
 const ALIGNMENT = 4096;
 const LARGEST = 2 ** 48;
@@ -30,7 +28,7 @@ const FILE_NAME = /^[A-Za-z0-9][A-Za-z0-9._+-]*$/;
  * @typedef {{key: string, file: string, channel_density: number, bits: number, active_up: number[],
  *   active_down: number[], active_qkv: number[], active_o: number[], weight_bytes: number, lm_head_bits: number,
  *   layer_bits: number[][] | null, lm_head_screen: Screen | null}} Variant
- * @typedef {{candidates: number, tail_offset: number, bits: number}} Screen
+ * @typedef {{candidates: number, tail_offset: number}} Screen
  * @typedef {{action: Action, loss: number | null, losses: Map<number, number>}} ActionEntry
  * @typedef {{file: string, horizon: number, scalars: string[], actions: Action[], state_shape: number[],
  *   description: string, gain_over_hull: number, gain_budgets: number[]}} PolicySpec
@@ -279,11 +277,7 @@ function readConfig(top) {
   }
   const version = top.integer("format_version", 0);
   if (version !== FORMAT_VERSION) {
-    let hint = version > FORMAT_VERSION ? "install a newer sol_rt" : "export the bundle again";
-    if (version >= SAME_WEIGHTS_SINCE && version < FORMAT_VERSION) hint = "run `sol-rt migrate` on its folder";
-    if (version === 6) hint = `run \`sol-rt migrate\` on its folder, then ${WITHOUT_THREE_BITS}`;
-    if (version === FORMAT_VERSION_OF_THREE_BITS) hint = WITHOUT_THREE_BITS;
-    throw top.fail("format_version", version, FORMAT_VERSION, hint);
+    throw top.fail("format_version", version, FORMAT_VERSION, "export the bundle again with `sol-rt export -m MODEL`");
   }
   const generator = top.text("generator");
   const model = readModel(top.table("model"));
@@ -302,9 +296,6 @@ function readConfig(top) {
   const weightsEntry = files.get(weightsFile);
   if (weightsEntry === undefined) throw weights.fail("file", weightsFile, "a file listed under `files`");
   const tensors = readTensors(weights.table("tensors"), weightsEntry.bytes);
-  if ([...tensors.keys()].some((name) => name.endsWith(".low"))) {
-    throw top.fail("format_version", `${version}, with codes of 3 bits in the weights`, FORMAT_VERSION_OF_THREE_BITS, "run `sol-rt migrate` on its folder");
-  }
   weights.done();
   for (const [key, variant] of variants) {
     if (!files.has(variant.file)) {
@@ -450,20 +441,16 @@ function readVariants(table, model) {
  */
 function readScreen(table, model) {
   const offset = table.typed("tail_offset", (/** @type {any} */ v) => v !== null && isLoss(v), "a finite number");
-  const bits = table.has("bits") ? table.integer("bits", 3, 4) : 4;
+  const bits = table.integer("bits", 3, 4);
+  if (bits === THREE_BITS) throw table.fail("bits", bits, 4, WITHOUT_THREE_BITS);
   const candidates = table.integer("candidates", 1, model.vocab_size - 1);
   table.done();
-  if (bits === 3 && model.vocab_size % 32) {
-    throw table.fail("bits", bits, `4: ${model.vocab_size} rows are no multiple of 32`);
-  }
-  return { candidates, tail_offset: offset, bits };
+  return { candidates, tail_offset: offset };
 }
 
 /** @param {Screen | null} screen */
 function screenText(screen) {
-  if (screen === null) return "no screen";
-  const first = screen.bits === 3 ? " behind 3 bits" : "";
-  return `${screen.candidates} candidates${first} with offset ${screen.tail_offset}`;
+  return screen === null ? "no screen" : `${screen.candidates} candidates with offset ${screen.tail_offset}`;
 }
 
 /**
@@ -539,12 +526,8 @@ function readPolicy(table, variants) {
   if (shape.length !== 5 || shape[1] !== 2 || shape[3] !== horizon || size > 2 ** 28) {
     throw table.fail("state_shape", short(shape), `[layers, 2, heads, ${horizon}, size]`);
   }
-  const gain = table.has("gain_over_hull")
-    ? table.typed("gain_over_hull", (v) => v !== null && isLoss(v), "a finite number of nats")
-    : 0;
-  const budgets = table.has("gain_budgets")
-    ? table.typed("gain_budgets", isRange, "two shares of the dense cost, the lower first")
-    : [0, 1];
+  const gain = table.typed("gain_over_hull", (v) => v !== null && isLoss(v), "a finite number of nats");
+  const budgets = table.typed("gain_budgets", isRange, "two shares of the dense cost, the lower first");
   const file = table.fileName("file");
   const description = table.text("description");
   table.done();

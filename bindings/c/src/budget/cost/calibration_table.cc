@@ -74,12 +74,11 @@ uint32_t Whole(const json& object, const char* key, uint32_t least, uint32_t mos
 }
 
 Tuning ReadTuning(const json& raw) {
-  const auto copies = raw.find("copies");  // of older tables and of those without copies, none
-  const bool told = copies != raw.end();
-  if (!raw.is_object() || raw.size() != (told ? 4 : 3) || (told && !copies->is_boolean())) {
+  if (!raw.is_object() || raw.size() != 4 || !Member(raw, "copies").is_boolean()) {
     Unreadable("tuning has other keys than cache_level, members, row_bytes_ahead and copies");
   }
-  return {Whole(raw, "cache_level", 1, 2), Whole(raw, "row_bytes_ahead", 0, kMostAhead), Whole(raw, "members", 0, kMostMembers), told && *copies == true};
+  return {Whole(raw, "cache_level", 1, 2), Whole(raw, "row_bytes_ahead", 0, kMostAhead), Whole(raw, "members", 0, kMostMembers),
+          Member(raw, "copies") == true};
 }
 
 CalibrationTable Read(const json& raw) {
@@ -99,12 +98,10 @@ CalibrationTable Read(const json& raw) {
     if (!row.is_object()) Unreadable("a row of lines is no JSON object");
     for (const auto& [density, line] : row.items()) table.lines[key][Hundredths(density)] = ReadLine(line);
   }
-  const auto quick = raw.find("quick");
-  table.quick = quick != raw.end() && *quick == true;
-  const auto steady = raw.find("steady");
-  table.steady = steady == raw.end() || *steady == true;
-  const auto tuning = raw.find("tuning");
-  if (tuning != raw.end() && !tuning->is_null()) table.tuning = ReadTuning(*tuning);
+  table.quick = Member(raw, "quick") == true;
+  table.steady = Member(raw, "steady") == true;
+  const json& tuning = Member(raw, "tuning");
+  if (!tuning.is_null()) table.tuning = ReadTuning(tuning);
   return table;
 }
 
@@ -122,12 +119,13 @@ std::string CalibrationTable::ToJson() const {
   nlohmann::ordered_json document = {{"format", kFormat},   {"format_version", kVersion}, {"bundle", bundle},
                                      {"device", device},    {"created", created},         {"policy_ms", policy_ms},
                                      {"lines", nlohmann::ordered_json::object()}, {"quick", quick},        {"steady", steady}};
+  document["tuning"] = nullptr;
   if (tuning) {
     auto& written = document["tuning"];
     written["cache_level"] = tuning->cache_level;
     written["row_bytes_ahead"] = tuning->row_bytes_ahead;
     written["members"] = tuning->members;
-    if (tuning->copies) written["copies"] = true;
+    written["copies"] = tuning->copies;
   }
   for (const auto& [key, row] : lines) {
     auto& written = document["lines"][key] = nlohmann::ordered_json::object();

@@ -14,9 +14,7 @@ namespace sol_rt {
 namespace {
 
 constexpr const char* kFormat = "sol_rt.bundle";
-constexpr int64_t kFormatVersion = 5;             // of bundles without codes of 3 bits
-constexpr int64_t kFormatVersionOfThreeBits = 7;  // of those with them, whose bits version 6 had in another layout
-constexpr int64_t kSameWeightsSince = 3;          // bundles of this version or a later one can be migrated
+constexpr int64_t kFormatVersion = 1;
 constexpr int64_t kPageSize = 4;
 constexpr int64_t kAlignment = 4096;
 constexpr int64_t kLongestFilter = 32;  // tokens that a short convolution reads at most
@@ -186,7 +184,7 @@ std::optional<LmHeadScreen> ReadScreen(JsonTable& entry, const ModelDims& model)
   JsonTable table = entry.Table("lm_head_screen");
   LmHeadScreen screen;
   screen.tail_offset = table.Typed("tail_offset", IsLoss, "a finite number").get<double>();
-  screen.bits = table.Has("bits") ? static_cast<int32_t>(table.Integer("bits", kThreeBits, 4)) : 4;
+  screen.bits = static_cast<int32_t>(table.Integer("bits", kThreeBits, 4));
   screen.candidates = static_cast<int32_t>(table.Integer("candidates", 1, model.vocab_size - 1));
   table.Done();
   if (screen.bits == kThreeBits && model.vocab_size % 32 != 0) {
@@ -303,10 +301,8 @@ PolicySpec ReadPolicy(JsonTable table, const Config& config) {
   }
   if (!fits) table.Fail("state_shape", ListText(shape), "[layers, 2, heads, " + std::to_string(spec.horizon) + ", size]");
   std::copy(shape.begin(), shape.end(), spec.state_shape.begin());
-  if (table.Has("gain_over_hull")) spec.gain_over_hull = table.Typed("gain_over_hull", IsLoss, "a finite number of nats").get<double>();
-  if (table.Has("gain_budgets")) {
-    spec.gain_budgets = table.Typed("gain_budgets", IsRange, "two shares of the dense cost, the lower first").get<std::array<double, 2>>();
-  }
+  spec.gain_over_hull = table.Typed("gain_over_hull", IsLoss, "a finite number of nats").get<double>();
+  spec.gain_budgets = table.Typed("gain_budgets", IsRange, "two shares of the dense cost, the lower first").get<std::array<double, 2>>();
   spec.file = table.FileName("file");
   table.Text("description");  // nobody reads it here
   table.Done();
@@ -369,19 +365,6 @@ std::map<std::string, TensorEntry> ReadTensors(JsonTable table, int64_t weights_
   return tensors;
 }
 
-std::string Parent(const std::string& path) {
-  const size_t at = path.find_last_of("/\\");
-  return at == std::string::npos ? "." : path.substr(0, at);
-}
-
-std::string Migrated(const std::string& path) { return "run `sol-rt migrate '" + Parent(path) + "'` (extra export), which keeps its weights"; }
-
-// True if a tensor is a plane of 3-bit codes, of a layer's matrix or of one that screens the LM head.
-bool IsCodes(std::string_view name) {
-  constexpr std::string_view kEnd = ".low";
-  return name.size() >= kEnd.size() && name.substr(name.size() - kEnd.size()) == kEnd;
-}
-
 }  // namespace
 
 Config ReadConfig(std::string_view text, const std::string& path) {
@@ -392,10 +375,9 @@ Config ReadConfig(std::string_view text, const std::string& path) {
     top.Fail("format", Short(DumpJson(format)), '"' + std::string(kFormat) + '"', "point at a folder that `sol-rt export` wrote");
   }
   const int64_t version = top.Integer("format_version", 0);
-  if (version != kFormatVersion && version != kFormatVersionOfThreeBits) {
-    std::string hint = version > kFormatVersionOfThreeBits ? "install a newer sol_rt" : "export the bundle again";
-    if (kSameWeightsSince <= version && version < kFormatVersionOfThreeBits) hint = Migrated(path);
-    top.Fail("format_version", std::to_string(version), std::to_string(kFormatVersion) + " or " + std::to_string(kFormatVersionOfThreeBits), hint);
+  if (version != kFormatVersion) {
+    const char* const hint = "export the bundle again with `sol-rt export -m MODEL`";
+    top.Fail("format_version", std::to_string(version), std::to_string(kFormatVersion), hint);
   }
   Config config;
   config.generator = top.Text("generator");
@@ -421,11 +403,6 @@ Config ReadConfig(std::string_view text, const std::string& path) {
   }
   if (config.policy && config.files.count(config.policy->file) == 0) top.Fail("policy.file", config.policy->file, "a file listed under `files`");
   top.Done();
-  const bool coded = std::any_of(config.tensors.begin(), config.tensors.end(), [](const auto& entry) { return IsCodes(entry.first); });
-  if (coded && version < kFormatVersionOfThreeBits) {
-    const std::string got = std::to_string(version) + ", with codes of 3 bits in the weights";
-    top.Fail("format_version", got, std::to_string(kFormatVersionOfThreeBits), Migrated(path));
-  }
   return config;
 }
 

@@ -14,7 +14,7 @@ namespace sol_rt {
 namespace {
 
 constexpr char kMagic[8] = {'S', 'O', 'L', 'S', 'E', 'S', 'S', '\n'};
-constexpr uint32_t kWhole = 1, kVersion = 2, kWithStates = 3;  // a cache that holds all tokens has the older version
+constexpr uint32_t kVersion = 1;
 constexpr const char* kHint = "save the session again, or start without it";
 
 struct Header {
@@ -27,11 +27,11 @@ struct Header {
 };
 static_assert(sizeof(Header) == 104, "the file's format");
 
-Header HeaderOf(const Model& model, size_t tokens, uint32_t version) {
+Header HeaderOf(const Model& model, size_t tokens) {
   const ModelDims& dims = model.config().model;
   Header header{};
   std::memcpy(header.magic, kMagic, sizeof(kMagic));
-  header.version = version;
+  header.version = kVersion;
   header.native = model.native() ? 1 : 0;
   std::memcpy(header.identity, model.identity().data(), sizeof(header.identity));
   header.layers = static_cast<uint32_t>(dims.num_layers);
@@ -95,15 +95,11 @@ std::vector<States::Copy> ReadCopies(Reader& reader, const States& states, size_
 
 void CheckHeader(const Header& header, const Model& model) {
   if (std::memcmp(header.magic, kMagic, sizeof(kMagic)) != 0) Refuse("another kind of file", "one that sol_session_save wrote");
-  const bool stateful = !model.config().kv.convolves.empty();
-  const uint32_t version = header.version;
-  const auto refuse_version = [&] { Refuse("version " + std::to_string(version), "version " + std::to_string(stateful ? kWithStates : kVersion)); };
-  if (version != kWhole && version != kVersion && version != kWithStates) refuse_version();
-  const Header wanted = HeaderOf(model, header.tokens, header.version);
+  if (header.version != kVersion) Refuse("version " + std::to_string(header.version), "version " + std::to_string(kVersion));
+  const Header wanted = HeaderOf(model, header.tokens);
   if (std::memcmp(header.identity, wanted.identity, sizeof(header.identity)) != 0) {
     Refuse("a session of another bundle", "one of " + model.bundle().path());
   }
-  if (stateful != (version == kWithStates)) refuse_version();
   if (header.layers != wanted.layers || header.heads != wanted.heads || header.head_dim != wanted.head_dim || header.int8 != wanted.int8) {
     Refuse("a cache of another layout", "this bundle's");
   }
@@ -122,16 +118,13 @@ void SaveCache(std::ostream& stream, const Model& model, const KvCache& cache, c
   };
   const auto count = static_cast<int64_t>(tokens.size());
   const std::vector<int64_t>& firsts = cache.firsts();
-  const bool whole = states == nullptr && (count == 0 || std::all_of(firsts.begin(), firsts.end(), [](int64_t first) { return first == 0; }));
-  const Header header = HeaderOf(model, tokens.size(), states != nullptr ? kWithStates : whole ? kWhole : kVersion);
+  const Header header = HeaderOf(model, tokens.size());
   write(&header, sizeof(header));
   if (count > 0) {
     write(tokens.data(), tokens.size() * sizeof(int32_t));
-    if (!whole) {
-      for (const int64_t first : firsts) {
-        const int64_t held = std::min(first, count);
-        write(&held, sizeof(held));
-      }
+    for (const int64_t first : firsts) {
+      const int64_t held = std::min(first, count);
+      write(&held, sizeof(held));
     }
     for (size_t i = 0; i < cache.buffers().size(); ++i) {
       const CacheBuffer& buffer = cache.buffers()[i];
@@ -164,8 +157,10 @@ std::vector<int32_t> RestoreCache(std::istream& stream, const Model& model, KvCa
   std::vector<int32_t> tokens(count);
   std::vector<int64_t> firsts(cache.firsts().size(), 0);
   std::vector<States::Copy> kept, last;
-  if (count > 0) reader.Read(tokens.data(), count * sizeof(int32_t));
-  if (count > 0 && header.version != kWhole) reader.Read(firsts.data(), firsts.size() * sizeof(int64_t));
+  if (count > 0) {
+    reader.Read(tokens.data(), count * sizeof(int32_t));
+    reader.Read(firsts.data(), firsts.size() * sizeof(int64_t));
+  }
   if (!cache.Possible(firsts, static_cast<int64_t>(count))) Refuse("tokens held from an impossible place on", "places before the last token");
   uint64_t size = 0;
   for (const CacheBuffer& buffer : cache.buffers()) {

@@ -14,9 +14,8 @@ namespace sol_rt {
 class Model;
 
 // Writes format and version, the bundle's identity, whether native operators filled the cache, its layout, the tokens, by layer the first that is held
-// (int64, where that is not 0 everywhere: version 2), what every buffer holds, and the SHA-256 of all that. Numbers are little-endian. Where layers have states
-// (version 3) the file says from which token on layers hold them in any case, and after the buffers come the copies of the states, those at chosen lengths and
-// those of the last runs: their number (int64), and of each its length (int64) and its numbers (float32).
+// (int64), what every buffer holds, and the SHA-256 of all that. Numbers are little-endian. Where layers have states, the copies of the states come after the
+// buffers, those at chosen lengths and those of the last runs: their number (int64), and of each its length (int64) and its numbers (float32).
 // `states` is null where no layer has one.
 void SaveCache(std::ostream& stream, const Model& model, const KvCache& cache, const States* states, const std::vector<int32_t>& tokens);
 

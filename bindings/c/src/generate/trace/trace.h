@@ -14,7 +14,7 @@
 namespace sol_rt {
 
 constexpr const char* kTraceFormat = "sol_rt.trace";
-constexpr int kTraceFormatVersion = 2;
+constexpr int kTraceFormatVersion = 1;
 
 struct TraceHeader {
   std::string bundle;         // name of the model
