@@ -228,7 +228,7 @@ def test_impossible_copies_are_refused(folder: Path, tmp_path: Path) -> None:
             core.fails(f"restore {session}", BUNDLE, "session file: got", said)
             assert core.do("use 0") == 0
             assert np.array_equal(core.forward(DENSE, TOKENS[:90]), fresh)
-        saved.write(8, 3, "<I")
+        saved.write(8, 1, "<I")
         assert core.do(f"restore {session}") == 130
 
 
