@@ -24,9 +24,9 @@ MOST_BYTES = 200_000
 """Largest size of a picture."""
 
 _WIDTH = 920  # pixels
-_PAGES = {"trace": 1265, "actions": 1180, "schedules": 950}  # height in pixels that is shown of each page
+_PAGES = {"trace": 1440, "actions": 1180, "schedules": 950}  # height in pixels that is shown of each page
 _PROMPT = "Write a short story about a robot that learns to paint."
-_GENERATE = ("--chat", "-p", _PROMPT, "--budget", "0.6", "-n", "100", "--repetition-penalty", "1.1")
+_GENERATE = ("--chat", "-p", _PROMPT, "--budget", "0.7", "-n", "100", "--repetition-penalty", "1.1")
 _EVALUATE = ("-c", "512", "--chunks", "4", "--scored", "64", "--random", "8", "-b", "0.5,0.6,0.7")
 _SECONDS = 60  # for one run of the browser
 _FLAGS = (

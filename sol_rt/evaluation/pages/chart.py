@@ -154,7 +154,8 @@ class LossChart:
 
     def of(self, marks: Sequence[Mark], lines: dict[str, list[tuple[float, float]]], cost_model: str) -> alt.LayerChart:
         """The chart of marks and of lines through (cost, loss), by their kind."""
-        x = alt.X("cost:Q", title=cost_title(cost_model), scale=alt.Scale(domain=[self.left, self.right], nice=False))
+        costs = alt.Scale(domain=[self.left, self.right], nice=False)
+        x = alt.X("cost:Q", title=cost_title(cost_model), scale=costs, axis=alt.Axis(tickCount=10))
         scale = alt.Scale(type="log", domain=[self.bottom, self.top], nice=False)
         least = f"(datum.value < {self.bottom * 1.001} ? '≤ ' : '') + format(datum.value, '~g')"
         ticks = list(self._ticks())
