@@ -43,7 +43,7 @@ def model_card(config: SolConfig, parity: Parity | None, selection: Selection | 
     token_bytes = attending * model.num_kv_heads * config.kv.token_bytes(model.head_dim)
     mixed = ""
     if any(variant.bits == MIXED for variant in config.variants.values()):
-        mixed = f" (`{bits_tag(MIXED)}`: its matrices are read at 4, 6 or 8 bits each, by the source's source codes)"
+        mixed = f" (`{bits_tag(MIXED)}`: its matrices are read at 4, 6 or 8 bits each, by the source's 4-bit codes)"
     lines = [
         "---",
         f"license: {hub_license(model.license)}",

@@ -98,8 +98,6 @@ class Effort:
     def quick(cls, weights: int, coded: bool) -> Effort:
         """Effort of a quick calibration, which keeps most of the quality in a fraction of the time.
 
-        docs/results/quality.md has the seconds that it takes.
-
         Args:
             weights: of the model.
             coded: most of them have 4-bit codes in the source, so that little is left to fit.

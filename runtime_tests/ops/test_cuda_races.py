@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from helpers.emulated_build import COMPILER, INCLUDE, MACHINE, NATIVE, RACES, build, compiled
+from helpers.places import TESTS
 
 pytestmark = [
     pytest.mark.slow,
@@ -109,7 +110,7 @@ def test_the_kernels_have_no_races(tmp_path: Path) -> None:
     SOL_RT_EMULATION_RACES is set, which takes some 20 minutes.
     """
     library = build(tmp_path, races=True)
-    file = NATIVE.parent / "test_cuda_emulation.py"
+    file = TESTS / "ops" / "test_cuda_emulation.py"
     few = [f"test_fixed_attention[case{i}]" for i in (2, 4, 5, 7, 11, 12, 15, 18)]
     few += ["test_fixed_layers", "test_parts_of_the_channels_add_up", "test_codes_of_16_bits_are_exact"]
     few += ["test_many_channels_are_shared_by_blocks", "test_pruned_rows_of_many_channels"]

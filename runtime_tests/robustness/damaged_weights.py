@@ -17,11 +17,15 @@ import os
 import random
 import re
 import shutil
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from helpers.tiny_bundle import write_bundle
 from sol_rt.bundle.config import CONFIG_NAME

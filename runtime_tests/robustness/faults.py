@@ -34,6 +34,8 @@ from pathlib import Path
 from typing import Any
 
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # threads of a library would not survive the forks
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch._dynamo  # noqa: F401 - imported before the forks; AdamW imports it
 

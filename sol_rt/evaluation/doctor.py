@@ -172,7 +172,7 @@ def _gib(count: int) -> str:
 
 
 def _gpu(name: str) -> Finding:
-    """Checks whether a GPU provider computes the same numbers as the CPU. `--provider auto` makes the same check."""
+    """Compares the numbers of a GPU provider with those of the CPU."""
     from sol_rt.errors import SolError
 
     try:
@@ -187,6 +187,7 @@ def _gpu(name: str) -> Finding:
     parts = [f"{provider.device_name} computes the same numbers as the CPU"]
     if name == "cuda":
         parts.append("native operators" if provider.native else "no native operators built")
+        parts.append("experimental, used only with --provider cuda")
     if provider.floats != "float16":
         parts.append(f"computes in {provider.floats}, without float16")
     if provider.most_tokens is not None:
