@@ -72,6 +72,22 @@ def test_links_lead_to_files_and_headings(page: Path) -> None:
     assert broken_links(page) == []
 
 
+def headless_tables(text: str) -> list[int]:
+    """Numbers of lines that begin a table without a heading, as after a blank line within one."""
+    lines = dict(text_lines(text))
+    begins = [at for at, line in lines.items() if line.startswith("|") and not lines.get(at - 1, "").startswith("|")]
+    return [at for at in begins if not re.fullmatch(r"[|:\-\s]+", lines.get(at + 1, ""))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name)
+def test_tables_have_headings(page: Path) -> None:
+    assert headless_tables(page.read_text(encoding="utf-8")) == []
+
+
+def test_a_table_that_a_blank_line_cuts_is_found() -> None:
+    assert headless_tables("| a |\n|---|\n| 1 |\n\n| 2 |\n| 3 |\n") == [5]
+
+
 def test_the_index_has_every_page() -> None:
     index = ROOT / "docs/README.md"
     linked = {target.partition("#")[0] for target in _LINK.findall(index.read_text(encoding="utf-8"))}
