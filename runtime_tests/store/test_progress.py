@@ -157,6 +157,7 @@ def test_a_pipe_gets_a_line_a_minute_without_a_report(capsys: pytest.CaptureFixt
 def test_a_terminal_gets_one_bar(timed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     screen = io.StringIO()
     monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")  # of a dumb terminal rich makes no bar
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setattr("sys.stderr", screen)
     bar = _Bar(timed, transient=False)
