@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from sol_rt.budget.cost.bytes_model import BytesCost
 from sol_rt.budget.dial import SENSIBLE_LOSS, sensible_budget
@@ -99,7 +100,8 @@ def _example(config: SolConfig, selection: Selection | None) -> list[str]:
     """A command to start with, and the budgets that the bundle bears, by bytes, where its losses were measured."""
     if selection is None:
         return ["    sol-rt generate -m .", ""]
-    hull = Hull([entry.action for entry in config.actions], BytesCost(config), ActionLosses(config).table)
+    cost = BytesCost(replace(config, policy=None))  # its file is not listed yet
+    hull = Hull([entry.action for entry in config.actions], cost, ActionLosses(config).table)
     lines = ["    sol-rt generate -m . --max-loss 1%", ""]
     for context in selection.contexts:
         least = math.ceil(100 * sensible_budget(hull, context)) / 100

@@ -238,6 +238,8 @@ def test_tokens_that_a_session_file_does_not_hold_take_no_memory(tmp_path: Path)
         content = bytearray(session.read_bytes())
         for tokens in (60_000, 6000):
             struct.pack_into("<Q", content, 96, tokens)
+            firsts = 104 + 4 * tokens  # after header and tokens: by layer the first token that is held, here 0
+            content[firsts : firsts + 8 * 8] = bytes(len(content[firsts : firsts + 8 * 8]))
             session.write_bytes(content)
             core.fails(f"restore {session}", BUNDLE, "ends too early")
         status = Path(f"/proc/{core.process.pid}/status").read_text(encoding="utf-8")
