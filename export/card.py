@@ -7,8 +7,7 @@ from dataclasses import replace
 
 from sol_rt.budget.cost.bytes_model import BytesCost
 from sol_rt.budget.dial import SENSIBLE_LOSS, sensible_budget
-from sol_rt.budget.hull import Hull
-from sol_rt.budget.losses import ActionLosses
+from sol_rt.budget.schedules import measured_hull
 from sol_rt.bundle.bits import MIXED, bits_tag
 from sol_rt.bundle.config import SolConfig
 from sol_rt.bundle.selection import Selection
@@ -98,10 +97,10 @@ def model_card(config: SolConfig, parity: Parity | None, selection: Selection | 
 
 def _example(config: SolConfig, selection: Selection | None) -> list[str]:
     """A command to start with, and the budgets that the bundle bears, by bytes, where its losses were measured."""
-    if selection is None:
+    listed = replace(config, policy=None)  # its file is not among the files yet
+    hull = measured_hull(listed, BytesCost(listed))
+    if selection is None or hull is None:
         return ["    sol-rt generate -m .", ""]
-    cost = BytesCost(replace(config, policy=None))  # its file is not listed yet
-    hull = Hull([entry.action for entry in config.actions], cost, ActionLosses(config).table)
     lines = ["    sol-rt generate -m . --max-loss 1%", ""]
     for context in selection.contexts:
         least = math.ceil(100 * sensible_budget(hull, context)) / 100

@@ -9,9 +9,7 @@ from typing import Any
 from sol_rt.budget.cost.bytes_model import BytesCost, CostModel
 from sol_rt.budget.cost.cost_table import load_cost_model
 from sol_rt.budget.dial import DEFAULT_MAX_LOSS, budget_of_loss, sensible_budget
-from sol_rt.budget.hull import Hull
-from sol_rt.budget.losses import ActionLosses
-from sol_rt.budget.schedules import policy_budgets, schedule_actions
+from sol_rt.budget.schedules import measured_hull, policy_budgets
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bits import THREE, bits_name, is_of_screen
 from sol_rt.bundle.bundle import Bundle
@@ -127,9 +125,9 @@ def _screen(config: SolConfig, variant: Variant) -> dict[str, float] | None:
 
 
 def _budgets(config: SolConfig, cost: CostModel) -> dict[str, dict[str, float]]:
-    if not config.losses_measured:
+    hull = measured_hull(config, cost)
+    if hull is None:
         return {}
-    hull = Hull(schedule_actions(config, "hull"), cost, ActionLosses(config).table)
     contexts = sorted({context for entry in config.actions for context in entry.losses}) or [512]
     return {
         str(context): {

@@ -5,9 +5,12 @@ from __future__ import annotations
 import itertools
 
 from sol_rt.budget.controller.budget import Controller
+from sol_rt.budget.cost.bytes_model import CostModel
 from sol_rt.budget.hull import Hull
-from sol_rt.budget.schedules.schedule import PolicyInput
+from sol_rt.budget.losses import ActionLosses
+from sol_rt.budget.schedules.schedule import PolicyInput, schedule_actions
 from sol_rt.bundle.actions import Action
+from sol_rt.bundle.config import SolConfig
 
 
 class ErrorDiffusion:
@@ -70,3 +73,10 @@ class HullSchedule:
             if cost < high.cost:
                 return low.place, high.place
         return corners[-1].place, corners[-1].place
+
+
+def measured_hull(config: SolConfig, cost: CostModel) -> Hull | None:
+    """The lower hull of a bundle's actions at these costs; None if the export measured no losses."""
+    if not config.losses_measured:
+        return None
+    return Hull(schedule_actions(config, "hull"), cost, ActionLosses(config).table)

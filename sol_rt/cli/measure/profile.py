@@ -128,11 +128,9 @@ def calibrate(**given: Any) -> None:
 
 def _on_hull(config: SolConfig, cost: CostModel, contexts: list[int]) -> dict[str, list[str]]:
     """The actions that a mix needs at each context, the cheapest first; empty if the export measured no losses."""
-    from sol_rt.budget.hull import Hull
-    from sol_rt.budget.losses import ActionLosses
-    from sol_rt.budget.schedules import schedule_actions
+    from sol_rt.budget.schedules import measured_hull
 
-    if not config.losses_measured:
+    hull = measured_hull(config, cost)
+    if hull is None:
         return {}
-    hull = Hull(schedule_actions(config, "hull"), cost, ActionLosses(config).table)
     return {str(at): [hull.actions[corner.place].tag for corner in hull.corners(at)] for at in contexts}

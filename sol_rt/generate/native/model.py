@@ -26,8 +26,7 @@ from sol_rt.budget.cost.cost_table import (
 )
 from sol_rt.budget.dial import Dial, below_sensible, budget_of_loss, untried_states
 from sol_rt.budget.hull import Hull
-from sol_rt.budget.losses import ActionLosses
-from sol_rt.budget.schedules import NAMES, schedule_actions
+from sol_rt.budget.schedules import NAMES, measured_hull
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import CONFIG_NAME
 from sol_rt.bundle.file_state import FileState
@@ -138,10 +137,7 @@ class NativeModel:
     @cached_property
     def hull(self) -> Hull | None:
         """The lower hull of the bundle's actions on this device; None if the export measured no losses."""
-        config = self.bundle.config
-        if not config.losses_measured:
-            return None
-        return Hull(tuple(dict.fromkeys(schedule_actions(config, "hull"))), self.cost, ActionLosses(config).table)
+        return measured_hull(self.bundle.config, self.cost)
 
     @property
     def native(self) -> bool:
