@@ -183,7 +183,7 @@ else
 endif
 
 faults: $(VENV)/.dev
-	PYTHONPATH=runtime_tests $(BIN)/python runtime_tests/robustness/faults.py --kill $(TRIALS) --full-disk --changed-weights 40 $(FAULTS_ARGS)
+	$(BIN)/python runtime_tests/robustness/faults.py --kill $(TRIALS) --full-disk --changed-weights 40 $(FAULTS_ARGS)
 
 fuzz: $(VENV)/.dev
 	PYTHONPATH=runtime_tests $(BIN)/python -m fuzz --seconds $(SECONDS) $(TARGETS:%=--target %) $(ENGINES:%=--engine %)

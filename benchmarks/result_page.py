@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from sol_rt.atomic_write import write_text
+
 FOLDER = Path("build/results")
 """Default folder of pages, below the working directory."""
 
@@ -11,4 +13,4 @@ FOLDER = Path("build/results")
 def write_page(path: Path, text: str) -> None:
     """Writes text as UTF-8, and makes the folder if it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    write_text(path, text)

@@ -48,7 +48,7 @@ def labels(page: str) -> list[list[str]]:
 
 
 def facts(page: str) -> list[list[str]]:
-    """What each chart's marks say where the reader points."""
+    """Texts of each chart's marks, which a browser shows where the reader points."""
     return [[title.text or "" for title in chart.iter("title")] for chart in drawings(page)]
 
 
@@ -160,7 +160,7 @@ def test_the_trace_page_shows_prompt_settings_and_actions() -> None:
 
 
 def test_a_trace_without_the_prompts_text() -> None:
-    """As of a bundle that has no tokenizer."""
+    """Bundles without a tokenizer give such traces."""
     assert "prompt: 3 tokens; its text is not in the trace" in render_trace_html(trace(prompt=""))
 
 

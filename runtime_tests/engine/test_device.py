@@ -92,7 +92,7 @@ def test_every_variant_of_an_exported_bundle_loads_strictly(llama_bundle: Path, 
 
 @pytest.mark.slow
 def test_a_host_opens_a_graph_strictly_by_its_dims(folder: Path) -> None:
-    """As docs/reference/bundle-details.md instructs hosts that do not rewrite graphs."""
+    """Hosts that do not rewrite graphs do so by docs/reference/bundle-details.md."""
     assert _answer(_device(folder, "dims"))["dims"] == [True, True]
 
 

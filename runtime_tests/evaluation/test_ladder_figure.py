@@ -10,7 +10,8 @@ from typing import Any
 import ladder_figure
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from helpers.places import ROOT
+
 RESULTS = [ROOT / f"docs/results/data/ladder-{name}.json" for name in ("smollm2-135m", "qwen2.5-coder-1.5b")]
 PICTURES = [ROOT / f"docs/images/loss-against-time{ending}.svg" for ending in ("", "-narrow")]
 SVG = "{http://www.w3.org/2000/svg}"

@@ -360,7 +360,7 @@ void CheckKeepLargest(const std::vector<float>& before, size_t count) {
   const size_t n = before.size();
   std::vector<float> x = before;
   const size_t passes = sol::BestMatMulKernels().keep_largest(x.data(), n, count);
-  // That fewer than `count` differ from 0 must be found early, not after all octaves.
+  // Fewer than `count` numbers other than 0 must be noticed early, not after all octaves.
   const size_t zeros = static_cast<size_t>(std::count(before.begin(), before.end(), 0.0f));
   Expect(n - zeros >= count || passes <= 5, "passes of keep_largest", n, count, 0);
   std::vector<size_t> order(n);

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -26,12 +25,11 @@ SCRIPT = TESTS / "robustness" / "faults.py"
 def test_nothing_is_lost_and_nothing_is_left(kind: str, tmp_path: Path) -> None:
     if kind == "--full-disk":
         preloaded("full_disk")  # skips without a compiler
-    environment = {**os.environ, "PYTHONPATH": str(TESTS)}
     report = tmp_path / "faults.json"
     names = ["export", "pull", "profile", "chat", "trace", *(["session"] if core_path() else [])]
     trials = "3" if kind == "--kill" else "2"
     argv = [sys.executable, str(SCRIPT), kind, trials, "-o", str(report), "--commands", ",".join(names)]
-    ended = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)
+    ended = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     results = json.loads(report.read_text(encoding="utf-8"))
     assert list(results) == names
@@ -65,8 +63,7 @@ def test_commands_that_need_the_core_are_skipped_without_it(
 def test_weights_that_change_under_a_process_never_change_its_text(tmp_path: Path) -> None:
     report = tmp_path / "faults.json"
     argv = [sys.executable, str(SCRIPT), "--changed-weights", "2", "-o", str(report)]
-    environment = {**os.environ, "PYTHONPATH": str(TESTS)}
-    ended = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)
+    ended = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     results = json.loads(report.read_text(encoding="utf-8"))["changed weights"]
     assert results["by renaming"]["went on"] == results["in place"]["refused"] == 2

@@ -17,8 +17,7 @@ namespace {
 bool IsOfScreen(const std::string& name) { return name.rfind("embed.screen.", 0) == 0 || name.rfind("head.screen.", 0) == 0; }
 
 // True if copies of the 4-bit matrices and of the LM head's screen would take a quarter of the free memory at most, as in sol_rt/engine/hardware/tuning.py.
-// Where the system does not report free memory, half of the machine's memory counts as free. Of a container never more than half counts. On Windows nothing
-// does.
+// Half of the machine's memory counts as free if the system reports none, and at most half of a container's. On Windows none counts.
 bool RoomForCopies(const Config& config) {
   int64_t bytes = 0, screen = 0, free = 0, most = 0;
   for (const auto& [name, entry] : config.tensors) {

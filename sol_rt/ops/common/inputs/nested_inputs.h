@@ -109,7 +109,7 @@ inline MatrixSize OnlyMatrixSize(const Attributes& attributes, const char* op, i
   return size;
 }
 
-// Of a product that is screened: the bits of the first pass. At 3 a matrix of its own comes after the other one.
+// Bits of the first pass of a screened product. At 3 a matrix of its own comes after the other one.
 inline int ScreenBits(const Attributes& attributes, const char* op) {
   const int64_t bits = attributes.IntOr("screen_bits", 4);
   if (bits != 3 && bits != 4) {
@@ -118,7 +118,7 @@ inline int ScreenBits(const Attributes& attributes, const char* op) {
   return static_cast<int>(bits);
 }
 
-// Of a product that is screened: how many outputs are read at all bits; 0 where it is whole.
+// Number of outputs of a screened product that are read at all bits; 0 for a whole product.
 inline size_t Candidates(const Attributes& attributes, const char* op, int bits) {
   const int64_t candidates = attributes.IntOr("candidates", 0);
   if (candidates < 0 || (candidates > 0 && bits == 4)) {

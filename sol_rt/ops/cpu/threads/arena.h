@@ -11,7 +11,7 @@
 
 namespace sol {
 
-// Of tests with the address sanitizer: bytes that nothing may touch, as those after an array, and bytes that may be used.
+// Marks bytes for the address sanitizer: those that nothing may touch, as after an array, and those that may be used.
 #ifdef __SANITIZE_ADDRESS__
 inline constexpr size_t kFence = 64;
 inline void Forbid(const void* from, size_t bytes) { ASAN_POISON_MEMORY_REGION(from, bytes); }

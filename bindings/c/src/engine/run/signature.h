@@ -28,9 +28,9 @@ struct Signature {
   std::vector<Port> inputs, outputs;
 };
 
-// Of docs/reference/bundle-details.md section 1, with this model's sizes and this cache's buffers. `states` is null where no layer has one.
+// The signature of docs/reference/bundle-details.md section 1, with this model's sizes and this cache's buffers. `states` is null where no layer has one.
 Signature StepSignature(const Config& config, const KvCache& cache, const States* states);
-// Of docs/reference/bundle-details.md section 5.
+// The signature of docs/reference/bundle-details.md section 5.
 Signature PolicySignature(const Config& config);
 
 // Throws SOL_ERROR_BUNDLE at the first difference. `path` is the graph file, for the message.
