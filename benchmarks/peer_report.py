@@ -5,6 +5,7 @@ peers.py and other programs here use it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,12 +25,28 @@ class Test:
         own: tokens/s of sol_rt by action tag.
         peers: tokens/s by peer.
         notes: text after an action's tag in its row.
+        depth: tokens before the timed steps; 0 for a prompt.
+        losses: losses in nats of the same tokens after that depth, by action tag and by peer; empty: not scored.
     """
 
     name: str
     own: Mapping[str, Sequence[float]]
     peers: Mapping[str, Sequence[float]]
     notes: Mapping[str, str] = field(default_factory=dict)
+    depth: int = 0
+    losses: Mapping[str, Sequence[float]] = field(default_factory=dict)
+
+    def quality(self, name: str, dense: str) -> tuple[float, float, float] | None:
+        """Perplexity, and its rise over the action `dense` in nats with the standard error of paired losses.
+
+        None if the row was not scored.
+        """
+        if name not in self.losses:
+            return None
+        own = np.asarray(self.losses[name], np.float64)
+        rise = own - np.asarray(self.losses[dense], np.float64)
+        error = float(rise.std(ddof=1)) / math.sqrt(rise.size) if rise.size > 1 else 0.0
+        return math.exp(float(own.mean())), float(rise.mean()), error
 
 
 def machine() -> str:
@@ -61,20 +78,18 @@ def ratios(own: Sequence[float], other: Sequence[float]) -> list[float]:
     return [a / b for a, b in zip(own, other, strict=True)]
 
 
-def tables(tests: Sequence[Test], peers: Sequence[str], quality: Mapping[str, str] | None = None) -> str:
+def tables(tests: Sequence[Test], peers: Sequence[str], dense: str) -> str:
     """Two Markdown tables: the peers' tokens/s, and sol_rt's with its ratio to each and to the test's best.
 
-    Args:
-        tests: the tests.
-        peers: names of the peers.
-        quality: what stands beside the speeds, by peer and by action tag; None leaves it out. An action without one
-            gets an empty cell.
+    Perplexities stand beside the speeds where losses were scored, with their rise over the action `dense`.
     """
     lines = [_row("tokens/s", *peers), _rule(1, len(peers))]
-    lines += [_row(test.name, *(quartiles(test.peers[peer], 1) for peer in peers)) for test in tests]
-    if quality is not None:
-        lines += [_row("perplexity", *(quality.get(peer, "") for peer in peers))]
-    column = [] if quality is None else ["perplexity"]
+    for test in tests:
+        lines += [_row(test.name, *(quartiles(test.peers[peer], 1) for peer in peers))]
+        if test.losses:
+            lines += [_row(f"perplexity @ d{test.depth}", *(_quality(test, peer, dense) for peer in peers))]
+    scored = any(test.losses for test in tests)
+    column = ["perplexity"] if scored else []
     lines += ["", _row("sol_rt", "action", "tokens/s", "× best peer", *(f"× {peer}" for peer in peers), *column)]
     lines += [_rule(2, 2 + len(peers) + len(column))]
     for test in tests:
@@ -88,8 +103,36 @@ def tables(tests: Sequence[Test], peers: Sequence[str], quality: Mapping[str, st
                 f"{over[first]} ({first})",
                 *over.values(),
             ]
-            lines += [_row(*cells, *([] if quality is None else [quality.get(tag, "")]))]
+            lines += [_row(*cells, *([_quality(test, tag, dense)] if scored else []))]
     return "\n".join(lines)
+
+
+def as_json(test: Test, dense: str) -> dict[str, Any]:
+    """The figures of a test: of every row the rates in tokens/s and, if it was scored, its quality."""
+    found = []
+    for engine, rates in (("sol_rt", test.own), ("peer", test.peers)):
+        for name, each in rates.items():
+            row: dict[str, Any] = {
+                "name": name,
+                "engine": engine,
+                "tokens_per_second": [round(rate, 2) for rate in each],
+            }
+            if quality := test.quality(name, dense):
+                row |= dict(
+                    zip(("ppl", "over_dense", "over_dense_stderr"), (round(x, 5) for x in quality), strict=True)
+                )
+                row["tokens"] = len(test.losses[name])
+            found.append(row)
+    return {"name": test.name, "depth": test.depth, "rows": found}
+
+
+def _quality(test: Test, name: str, dense: str) -> str:
+    """A row's perplexity in words; empty if the row was not scored."""
+    quality = test.quality(name, dense)
+    if quality is None:
+        return ""
+    ppl, rise, error = quality
+    return f"{ppl:.2f} ({100 * math.expm1(rise):+.1f} ± {100 * error:.1f}%)" if name != dense else f"{ppl:.2f}"
 
 
 def _row(*cells: str) -> str:

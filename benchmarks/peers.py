@@ -6,8 +6,8 @@
 Prints a Markdown page: prompts of 512 tokens (pp512), and greedy decoding after a prompt of a given depth (tg64 @
 d512), in tokens per second and as ratios. sol_rt runs the prompt dense, its default, and under each action's variant,
 which takes `sol-rt --prefill VARIANT`. Decoding has a second row for each action: that of the native core. With a text
-(-f), each row also has the perplexity on its first windows, by llama-perplexity's convention: 512 tokens, the second
-half scored. llama.cpp is measured with flash attention, its default, and without (-fa 0). `make peers` first makes the
+(-f), each row of decoding also has the perplexity of tokens after that depth. llama.cpp is measured with flash
+attention, its default, and without (-fa 0). -o also writes the figures as .json. `make peers` first makes the
 environments, ENVIRONMENTS/PEER/bin/python.
 """
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import platform
 import sys
@@ -25,15 +26,17 @@ from pathlib import Path
 
 import numpy as np
 from peer_models import bundle_of, model_of
-from peer_report import Test, machine, rotated, tables
+from peer_report import Test, as_json, machine, rotated, tables
 from result_page import write_page
 from workers.client import WorkerError, WorkerProcess, engines_of
 
+from sol_rt.atomic_write import write_text
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import SolConfig
+from sol_rt.engine.hardware import processor_name
 from sol_rt.errors import SolError, UsageError
-from sol_rt.evaluation.quality.perplexity import estimate, text_windows
+from sol_rt.evaluation.quality.perplexity import text_windows
 from sol_rt.ops import core_path
 from sol_rt.store.pull import bundle_name, resolve
 
@@ -93,9 +96,11 @@ def tests(
     words = np.random.default_rng(0).integers(0, bundle.config.model.vocab_size, longest).tolist()
     others = [Entry(peer) for peer in peers]
 
-    def test(name: str, tags: list[str], rates: dict[str, list[float]], notes: dict[str, str] | None = None) -> Test:
+    def test(
+        name: str, tags: list[str], rates: dict[str, list[float]], notes: dict[str, str] | None = None, depth: int = 0
+    ) -> Test:
         peer_rates = {peer.name: rates[peer.name] for peer in peers}
-        return Test(name, {tag: rates[tag] for tag in tags}, peer_rates, notes or {})
+        return Test(name, {tag: rates[tag] for tag in tags}, peer_rates, notes or {}, depth)
 
     tags, dense = [action.tag for action in actions], bundle.config.dense
     prompts = dict.fromkeys(replace(action, kv_density=1.0) for action in (*actions, dense))
@@ -115,20 +120,26 @@ def tests(
         entries = mine + others
         repetitions = _deep(args.repetitions) if deep else args.repetitions
         rates = measure(entries, {"do": "decode", "count": count}, count, repetitions)
-        yield test(f"tg{count} @ d{depth}", [entry.name for entry in mine], rates)
+        yield test(f"tg{count} @ d{depth}", [entry.name for entry in mine], rates, depth=depth)
 
 
-def quality(own: WorkerProcess, peers: list[WorkerProcess], tags: list[str], cut: list[list[int]]) -> dict[str, str]:
-    """Perplexity and its standard error by peer and by action tag, as text.
+def losses(
+    own: WorkerProcess, peers: list[WorkerProcess], tags: list[str], windows: list[list[int]], context: int
+) -> dict[str, list[float]]:
+    """Losses in nats of the tokens after the first `context` of every window, by action tag and by peer.
 
-    An action runs after a dense prompt, as in generation; a peer runs the whole window with its one quantization.
+    An action runs its steps after a dense prompt, as in generation; a peer runs all tokens with its one quantization.
+    Of a peer's settings the default alone is scored.
     """
-    found = {}
-    for entry in [*(Entry(own, tag) for tag in tags), *map(Entry, peers)]:
-        nats = [entry.worker.ask(do="nll", windows=[window], action=entry.tag)["nll"][0] for window in cut]
-        result = estimate(-np.concatenate(nats), len(cut), 1.0, {})
-        found[entry.name] = f"{result.ppl:.2f} ± {result.stderr:.2f}"
-        print(f"scored {entry.name}", file=sys.stderr)
+    found: dict[str, list[float]] = {}
+    defaults = {engines_of(peer)[0] for peer in PEERS}
+    for window in windows:
+        asked: dict[str, object] = {"do": "nll", "windows": [window], "context": context}
+        for tag, nats in own.ask(**asked, actions=tags)["nll"].items():
+            found.setdefault(tag, []).extend(nats)
+        for peer in [peer for peer in peers if peer.name in defaults]:
+            found.setdefault(peer.name, []).extend(peer.ask(**asked)["nll"][0])
+        print(f"scored {len(found[tags[0]])} tokens after {context}", file=sys.stderr)
     return found
 
 
@@ -152,7 +163,6 @@ def report(
     own: list[WorkerProcess],
     others: list[WorkerProcess],
     results: list[Test],
-    scores: Mapping[str, str] | None,
     config: SolConfig,
     args: argparse.Namespace,
 ) -> str:
@@ -163,9 +173,9 @@ def report(
     command = f"make peers MODEL={Path(args.model).name} PEERS={','.join(args.peers)} DEPTHS={depths}{text}"
     actions = ",".join(action.tag for action in args.actions)
     options = f"-r {args.repetitions} -n {args.count} --threads {args.threads} --actions {actions}"
-    options += f" --windows {args.windows}" if args.file else ""
+    options += f" --windows {args.windows} --scored {args.scored}" if args.file else ""
     about = "\n".join(f"- {worker.name}: {worker.version}; {worker.settings}" for worker in (*own, *others))
-    decoding = [test for test in results if "@" in test.name]
+    decoding = [test for test in results if test.depth]
     sparse = [(test, tag) for test in decoding for tag in actions_of(test) if not tag.startswith("k100")]
     notes = "".join(f"\n{_sparse_note(test, tag, config.kv.page_size)}" for test, tag in sparse)
     fewer = f" ({_deep(args.repetitions)} from {DEEP} tokens on)" if max(args.depths, default=0) >= DEEP else ""
@@ -179,7 +189,7 @@ def report(
 
 {about}
 
-{tables(results, peers, scores)}
+{tables(results, peers, config.dense.tag)}
 
 Median [quartiles] over {args.repetitions} repetitions{fewer}, all engines in
 turn in each, after a turn of warm-up; ratios are taken within a repetition. `pp{PROMPT}`: a prompt of {PROMPT} tokens
@@ -196,14 +206,13 @@ own.{_scored_note(args)}{notes}
 def _scored_note(args: argparse.Namespace) -> str:
     if args.file is None:
         return ""
-    scored = args.windows * (PROMPT - PROMPT // 2 - 1)
-    return f""" Perplexity: the first {args.windows}
-windows of {PROMPT} tokens of {args.file.name}, {scored} tokens scored, ± its standard error, which is not paired; an
-action's first half is prefilled dense."""
+    return f""" Perplexity: of {args.windows} windows of
+{args.file.name} the {args.scored} tokens after the depth, in brackets the rise over the dense action, ± one standard
+error of paired losses. An action's prompt is dense."""
 
 
 def _sparse_note(test: Test, tag: str, page_size: int) -> str:
-    depth, action = int(test.name.rsplit("d", 1)[1]), Action.parse(tag)
+    depth, action = test.depth, Action.parse(tag)
     pages, old = (each.pages(depth, page_size) for each in (action, replace(action, kv_density=1.0)))
     reads = f"reads {pages} of {old} old pages of {page_size} tokens, the newest page and the first tokens"
     return f"\n`{tag}` after {depth} tokens {reads}."
@@ -250,29 +259,30 @@ def main() -> None:
         "--actions", type=action_list, default="k100-s100-q4,k100-s100-q8", help="tags of sol_rt's actions"
     )
     parser.add_argument("-f", "--file", type=Path, help="text to measure perplexity on; default: none is measured")
-    parser.add_argument("--windows", type=positive, default=24, help="windows of the text to score")
+    parser.add_argument("--windows", type=positive, default=8, help="windows of the text to score at each depth")
+    parser.add_argument("--scored", type=positive, default=256, help="tokens to score in each window, after the depth")
     parser.add_argument("-n", "--count", type=positive, default=64, help="decode steps per repetition")
     parser.add_argument("-r", "--repetitions", type=positive, default=10)
     parser.add_argument("-t", "--threads", type=positive, default=os.cpu_count() or 1)
-    parser.add_argument("-o", "--output", type=Path, help="file for the page")
+    parser.add_argument("-o", "--output", type=Path, help="file for the page; its figures go beside it as .json")
     args = parser.parse_args()
     try:
-        page = run(args)
+        page, figures = run(args)
     except (SolError, WorkerError) as error:
         sys.exit(f"error: {error}")
     if args.output:
         write_page(args.output, page)
+        write_text(args.output.with_suffix(".json"), json.dumps(figures, indent=1) + "\n")
     print(page, end="")
 
 
-def run(args: argparse.Namespace) -> str:
-    """Makes missing models, measures, and returns the page. Raises SolError, WorkerError."""
+def run(args: argparse.Namespace) -> tuple[str, dict[str, object]]:
+    """Makes missing models, measures, and returns the page and its figures. Raises SolError, WorkerError."""
     checkpoint, name = resolve(args.model, lambda step, done, total: None)
     bundle = Bundle.open(bundle_of(args.model, name))
     if foreign := [action for action in args.actions if action.variant not in bundle.config.variants]:
         has = ", ".join(bundle.config.variants)
         raise UsageError(f"--actions {foreign[0].tag}: no variant {foreign[0].variant} in this bundle; it has {has}")
-    cut = [] if args.file is None else windows_of(args.file, bundle, args.windows)
     models = args.environments / "models" / name
     models.mkdir(parents=True, exist_ok=True)
     pythons = {peer: args.environments / peer / "bin" / "python" for peer in args.peers}
@@ -283,6 +293,12 @@ def run(args: argparse.Namespace) -> str:
     for depth in [depth for depth in args.depths if depth > limit]:
         print(f"depth {depth} is left out: the model's context ends before it", file=sys.stderr)
         args.depths.remove(depth)
+    text = None if args.file is None else read_text(args.file)
+    cuts = (
+        {}
+        if text is None
+        else {depth: windows_of(text, bundle, depth + 1 + args.scored, args.windows) for depth in args.depths}
+    )
     with contextlib.ExitStack() as stack:
 
         def start(engine: str, python: Path | str, model: Path) -> WorkerProcess:
@@ -295,21 +311,35 @@ def run(args: argparse.Namespace) -> str:
         for test in tests(own, core, peers, args.actions, bundle, args):
             print(f"measured {test.name}", file=sys.stderr)
             results.append(test)
-        tags = list(dict.fromkeys(tag for test in results for tag in actions_of(test)))
-        scores = quality(own, peers, tags, cut) if cut else None
-    return report([own, *([core] if core else [])], peers, results, scores, bundle.config, args)
+        for place, test in enumerate(results):
+            if windows := cuts.get(test.depth):
+                tags = list(dict.fromkeys([bundle.config.dense.tag, *actions_of(test)]))
+                results[place] = replace(test, losses=losses(own, peers, tags, windows, test.depth))
+    page = report([own, *([core] if core else [])], peers, results, bundle.config, args)
+    figures: dict[str, object] = {
+        "format": "sol_rt.peers",
+        "format_version": 1,
+        "model": name,
+        "file": args.file.name if args.file else None,
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": processor_name(),
+        "threads": args.threads,
+        "tests": [as_json(test, bundle.config.dense.tag) for test in results],
+    }
+    return page, figures
 
 
-def windows_of(file: Path, bundle: Bundle, count: int) -> list[list[int]]:
-    """The text's first windows, as `sol-rt perplexity` cuts them.
-
-    Raises UsageError if there is no such text, or it is too short.
-    """
+def read_text(file: Path) -> str:
+    """Reads a text. Raises UsageError."""
     try:
-        text = file.read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{file}: {error}") from None
-    return text_windows(text, bundle.tokenizer(), bundle.config.model, PROMPT, count)
+
+
+def windows_of(text: str, bundle: Bundle, size: int, count: int) -> list[list[int]]:
+    """The text's first windows of `size` tokens. Raises UsageError if the text is too short."""
+    return text_windows(text, bundle.tokenizer(), bundle.config.model, size, count)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Scores the tokens of windows in llama-perplexity's convention, in nats: those after the first c/2 + 1 of a window."""
+"""Scores the tokens of windows in nats: those after the first c/2 + 1 of a window, as llama-perplexity does."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ def nll(logits: np.ndarray, scored: Sequence[int]) -> list[float]:
 def scorer(logits_of: Callable[[list[int], int], Iterable[np.ndarray]]) -> Callable[[dict[str, Any]], dict[str, Any]]:
     """Answers {"do": "nll", "windows": [[...], ...]} with {"nll": [[nats of every scored token], ...]}.
 
+    With "context": n the tokens after the first n + 1 of a window are scored.
+
     Args:
         logits_of: returns the logits of a window's tokens `first` to c - 2, from an empty cache, in blocks [n, vocab],
             because all of them at once may be gigabytes.
@@ -29,7 +31,7 @@ def scorer(logits_of: Callable[[list[int], int], Iterable[np.ndarray]]) -> Calla
     def answer(request: dict[str, Any]) -> dict[str, Any]:
         scored = []
         for window in request["windows"]:
-            first = len(window) // 2  # its logits predict the first scored token
+            first = request.get("context", len(window) // 2)  # its logits predict the first scored token
             nats: list[float] = []
             for rows in logits_of(window, first):
                 following = first + 1 + len(nats)

@@ -14,13 +14,12 @@ from typing import Any
 from protocol import arguments, serve
 
 from sol_rt import __version__
-from sol_rt.budget.cost.bytes_model import BytesCost
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.engine.engine import Engine
 from sol_rt.engine.hardware import tuning
 from sol_rt.engine.hardware.tuning import Tuning
-from sol_rt.generate.model import SolModel
+from sol_rt.export.actions.losses import Candidate, token_losses
 
 import onnxruntime as ort
 
@@ -63,11 +62,11 @@ class SolRt:
         self._run([self._next], self._action(self._dense))
 
     def nll(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Answers as scoring.py's `scorer` does; the first half of a window runs dense, then each token is a step."""
-        model = SolModel(self._engine, BytesCost(self._engine.bundle.config))
-        schedule = f"fixed:{self._action(self._dense).tag}"
-        scored = [model.score(window, context=len(window) // 2, schedule=schedule) for window in request["windows"]]
-        return {"nll": [(-each.logprobs[1:]).tolist() for each in scored]}
+        """Answers as scoring.py's `scorer` does, by action of "actions"; the first tokens of a window run dense."""
+        tags, context = request["actions"], request["context"]
+        candidates = [Candidate(Action.parse(tag)) for tag in tags]
+        found = token_losses(self._engine, request["windows"], candidates, context=context)
+        return {"nll": dict(zip(tags, found.tolist(), strict=True))}
 
     def _action(self, default: Action) -> Action:
         return Action.parse(self.action) if self.action else default

@@ -86,17 +86,33 @@ def test_ratios_need_the_same_repetitions() -> None:
 def test_tables_name_the_best_peer_of_each_row() -> None:
     first = peer_report.Test("pp512", {"k100-s100-q4": [300, 600]}, {"a": [100, 200], "b": [150, 300]})
     second = peer_report.Test("tg64 @ d64", {"k100-s100-q4": [30, 30]}, {"a": [20, 20], "b": [10, 10]})
-    lines = tables([first, second], ["a", "b"]).splitlines()
+    lines = tables([first, second], ["a", "b"], "k100-s100-q8").splitlines()
     assert lines[2] == "| pp512 | 150.0 [125.0, 175.0] | 225.0 [187.5, 262.5] |"
     two, three = "2.00 [2.00, 2.00]", "3.00 [3.00, 3.00]"
     assert lines[7] == f"| pp512 | `k100-s100-q4` | 450.0 [375.0, 525.0] | {two} (b) | {three} | {two} |"
     assert lines[8].startswith("| tg64 @ d64 | `k100-s100-q4` | 30.0 [30.0, 30.0] | 1.50 [1.50, 1.50] (a) | 1.50")
     assert {line.count("|") for line in lines[5:]} == {7}
-    scored = {"a": "16.10 ± 0.50", "b": "17.20 ± 0.50", "k100-s100-q4": "16.00 ± 0.50"}
-    lines = tables([first, second], ["a", "b"], scored).splitlines()
-    assert lines[4] == "| perplexity | 16.10 ± 0.50 | 17.20 ± 0.50 |"
-    assert lines[8].endswith(f"| {three} | {two} | 16.00 ± 0.50 |")
+
+
+def test_perplexities_stand_beside_the_speeds_of_their_depth() -> None:
+    nats = {"k100-s100-q8": [1.0, 2.0, 3.0], "k100-s100-q4": [1.1, 2.1, 3.1], "a": [1.0, 2.0, 3.3]}
+    prompt = peer_report.Test("pp512", {"k100-s100-q4": [300]}, {"a": [100], "a -fa 0": [90]})
+    scored = peer_report.Test(
+        "tg2 @ d8", {"k100-s100-q4": [30], "k100-s100-q8": [20]}, {"a": [20], "a -fa 0": [10]}, {}, 8, nats
+    )
+    lines = tables([prompt, scored], ["a", "a -fa 0"], "k100-s100-q8").splitlines()
+    assert lines[4] == f"| perplexity @ d8 | {math.exp(2.1):.2f} (+10.5 ± 10.0%) |  |"
+    assert [line.split("|")[-2].strip() for line in lines[8:]] == [
+        "",
+        f"{math.exp(2.1):.2f} (+10.5 ± 0.0%)",
+        f"{math.exp(2):.2f}",
+    ]
     assert {line.count("|") for line in lines[6:]} == {8}
+    rows = {row["name"]: row for row in peer_report.as_json(scored, "k100-s100-q8")["rows"]}
+    assert rows["a"]["over_dense"] == pytest.approx(0.1)
+    assert rows["a"]["over_dense_stderr"] == pytest.approx(0.1)
+    assert rows["k100-s100-q8"]["tokens"] == 3
+    assert "ppl" not in rows["a -fa 0"]
 
 
 @given(st.integers(4096, 32768))
@@ -244,7 +260,9 @@ def test_a_prompt_runs_dense_and_under_the_variants_of_the_actions(recorder: Wor
     assert list(decoding.own)[:2] == ["k030-s100-q4", "k030-s100-q4 core"]
     assert len(decoding.own) == 2 * len(actions)
     assert list(without_core.own) == peers.actions_of(decoding)
-    row = tables([peer_report.Test("pp512", {tags[0]: [2.0]}, {"a": [1.0]}, prompt.notes)], ["a"]).splitlines()[-1]
+    row = tables(
+        [peer_report.Test("pp512", {tags[0]: [2.0]}, {"a": [1.0]}, prompt.notes)], ["a"], tags[-1]
+    ).splitlines()[-1]
     assert row.startswith("| pp512 | `k100-s100-q4` (`--prefill s100-q4`) | 2.0")
 
 
@@ -262,20 +280,23 @@ def test_a_page_says_what_was_measured(recorder: WorkerProcess, tmp_path: Path) 
             actions=[Action(0.5, 1.0, 4)],
             file=Path("valid.txt"),
             windows=3,
+            scored=64,
         )
         rates = {"k050-s100-q4": [10.0, 10.0], "k050-s100-q4 core": [11.0, 11.0]}
-        results = [peer_report.Test(name, rates, {"recorder": [5.0, 5.0]}) for name in ("pp512", "tg32 @ d64")]
-        page = peers.report([recorder] * 2, [recorder], results, {"recorder": "9.00 ± 0.10"}, config, args)
+        decoding = {"pp512": 0, "tg32 @ d64": 64}
+        results = [
+            peer_report.Test(name, rates, {"recorder": [5.0, 5.0]}, {}, depth) for name, depth in decoding.items()
+        ]
+        page = peers.report([recorder] * 2, [recorder], results, config, args)
     assert page.count("`k050-s100-q4` after 64 tokens reads 8 of 16 old pages") == 1
     assert "`tg32 @ d512`: 32 decode steps" in page
     assert "over 2 repetitions, all" in page
     assert "PEERS=llama.cpp DEPTHS=64 TEXT=valid.txt" in page
-    assert '--actions k050-s100-q4 --windows 3"' in page
-    assert "windows of 512 tokens of valid.txt, 765 tokens scored" in page
-    assert "an\naction's first half is prefilled dense." in page
+    assert '--actions k050-s100-q4 --windows 3 --scored 64"' in page
+    assert "Perplexity: of 3 windows of\nvalid.txt the 64 tokens after the depth" in page
     assert "`sol-rt --prefill VARIANT`; without the\noption prompts run dense (`k100-s100-q8`)." in page
     args.file = None
-    assert "--windows" not in peers.report([recorder] * 2, [recorder], results, None, config, args)
+    assert "--windows" not in peers.report([recorder] * 2, [recorder], results, config, args)
 
 
 def test_the_sparse_row_comes_once_and_only_where_the_bundle_has_its_variant(tmp_path: Path) -> None:
@@ -359,8 +380,11 @@ def test_the_core_takes_the_steps_that_it_is_timed_for(tmp_path: Path, monkeypat
 def test_the_runtime_scores_what_its_perplexity_command_scores(tmp_path: Path) -> None:
     bundle = write_bundle(tmp_path / "tiny")
     window = np.random.default_rng(2).integers(3, 86, 24).tolist()
+    tags = ["k100-s100-q8", "k050-s100-q4"]
     with WorkerProcess.start("sol_rt", sys.executable, bundle, 1) as worker:
-        (scored,) = worker.ask(do="nll", windows=[window], action="k100-s100-q4")["nll"]
+        scored = worker.ask(do="nll", windows=[window], context=12, actions=tags)["nll"]
+    assert list(scored) == tags
     model = SolModel.from_pretrained(bundle, measure_costs=False)
-    expected = model.score(window, context=12, schedule="fixed:k100-s100-q4").logprobs[1:]
-    np.testing.assert_allclose(scored, -expected, rtol=1e-9)
+    for tag in tags:
+        expected = model.score(window, context=12, schedule=f"fixed:{tag}").logprobs[1:]
+        np.testing.assert_allclose(scored[tag], -expected, rtol=1e-4)  # batches round otherwise than steps
