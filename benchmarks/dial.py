@@ -1,16 +1,17 @@
 """Speed and perplexity of a bundle at several settings of the dial, all settings in turn.
 
-    python benchmarks/dial.py smollm2-135m -f valid.tokens.txt
+    python benchmarks/dial.py smollm2-135m -f valid.tokens.txt --context 4096
 
-Speed: steps of generation after 512 tokens, in rounds in which the settings take turns; costs are this machine's
-milliseconds, measured for about a minute and for this run alone: a stored cost table stays. Perplexity: `sol-rt
-perplexity` on windows of the text, with the same costs.
+Speed: steps of generation after a context, in rounds in which the settings take turns; costs are this machine's
+milliseconds, measured for about a minute and for this run alone: a stored cost table stays. Perplexity: of the text's
+tokens after contexts of that length, with the same costs; the context runs dense, as in generation.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import math
 import random
 import shutil
 import statistics
@@ -29,7 +30,7 @@ from sol_rt.budget.cost.profile import measure
 from sol_rt.budget.losses import share_of_nats
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.engine.engine import Engine
-from sol_rt.evaluation.quality.perplexity import perplexity
+from sol_rt.evaluation.quality.perplexity import text_windows
 from sol_rt.progress import silent
 from sol_rt.store.home import find_bundle
 
@@ -44,14 +45,15 @@ SETTINGS: tuple[tuple[str, dict[str, float]], ...] = (
     ("`--budget 0.5`", {"budget": 0.5}),
     ("`--budget 0.4`", {"budget": 0.4}),
 )
-CONTEXT = 512
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("-f", "--file", type=Path, required=True, help="text to score")
-    parser.add_argument("--chunks", type=int, default=20, help="windows of the text")
+    parser.add_argument("--context", type=int, default=512, help="tokens before the steps")
+    parser.add_argument("--windows", type=int, default=20, help="windows of the text to score")
+    parser.add_argument("--scored", type=int, default=256, help="tokens to score in each window, after the context")
     parser.add_argument("-n", "--count", type=int, default=64, help="decode steps per round")
     parser.add_argument("-r", "--rounds", type=int, default=7)
     parser.add_argument("-o", "--output", type=Path, help="page to write; default: build/results/dial-MODEL.md")
@@ -59,18 +61,20 @@ def main() -> None:
 
     bundle = Bundle.open(find_bundle(arguments.model))
     engine = Engine(bundle, provider="cpu")
-    measured = measure(engine, bundle, (64, CONTEXT, 1024), 15, silent, seconds=60)
+    measured = measure(engine, bundle, (64, arguments.context, 2 * arguments.context), 15, silent, seconds=60)
     model = SolModel(engine, MeasuredCost(bundle.config, measured.table))
 
-    speeds = _speeds(model, arguments.count, arguments.rounds)
-    text = arguments.file.read_text(encoding="utf-8")
-    rows = []
+    size, text = arguments.context + arguments.scored, arguments.file.read_text(encoding="utf-8")
+    windows = text_windows(text, model.tokenizer, bundle.config.model, size, arguments.windows)
+    speeds = _speeds(model, arguments.context, arguments.count, arguments.rounds)
+    rows: list[dict[str, Any]] = []
     for name, dial in SETTINGS:
-        scored = perplexity(model, text, size=CONTEXT, chunks=arguments.chunks, **_explicit(dial))
-        quality = {"ppl": scored.ppl, "stderr": scored.stderr, "nll": scored.nll}
-        steps = {"scored_budget": scored.achieved_budget, "scored_actions": scored.actions}
-        rows.append({"setting": name, "dial": dial, **quality, **steps, **speeds[name]})
-        print(rows[-1], file=sys.stderr, flush=True)
+        scores = [model.score(window, context=arguments.context, **_explicit(dial)) for window in windows]
+        losses = -np.concatenate([each.logprobs[1:] for each in scores])  # the first is the prompt's prediction
+        rise = losses - (rows[0]["losses"] if rows else losses)
+        quality = {"losses": losses, "rise": rise.mean(), "rise_error": rise.std(ddof=1) / np.sqrt(rise.size)}
+        rows.append({"setting": name, "dial": dial, **quality, **speeds[name]})
+        print(name, math.exp(losses.mean()), quality["rise"], speeds[name], file=sys.stderr, flush=True)
     page = arguments.output or FOLDER / f"dial-{bundle.config.model.name}.md"
     write_page(page, _page(model, arguments, rows))
 
@@ -80,9 +84,9 @@ def _explicit(dial: dict[str, float]) -> dict[str, Any]:
     return dial or {"max_loss": 0.005}
 
 
-def _speeds(model: SolModel, count: int, rounds: int) -> dict[str, dict[str, Any]]:
+def _speeds(model: SolModel, context: int, count: int, rounds: int) -> dict[str, dict[str, Any]]:
     """Tokens per second of each round, achieved budget and actions, by setting."""
-    prompt = np.random.default_rng(0).integers(100, model.bundle.config.model.vocab_size - 100, CONTEXT).tolist()
+    prompt = np.random.default_rng(0).integers(100, model.bundle.config.model.vocab_size - 100, context).tolist()
     found: dict[str, list[Any]] = {name: [] for name, _ in SETTINGS}
     for number in range(rounds + 1):  # the first round warms up
         for name, dial in random.sample(SETTINGS, len(SETTINGS)):
@@ -116,22 +120,22 @@ def _page(model: SolModel, arguments: argparse.Namespace, rows: list[dict[str, A
         "",
         f"Speed: medians [quartiles] of {arguments.rounds} rounds of {arguments.count} steps, the settings in turn in "
         "one process after a warm-up; the ratio is to dense in",
-        f"the same round. Perplexity: the first {arguments.chunks} windows of {CONTEXT} tokens of "
-        f"`{arguments.file.name}`, second halves scored, ± standard error. Expected: by the",
-        "losses that the export measured.",
+        f"the same round. Perplexity: of {arguments.windows} windows of `{arguments.file.name}` the "
+        f"{arguments.scored - 1} tokens after {arguments.context + 1}, {dense['losses'].size} in all; the rise over",
+        "dense ± one standard error of paired losses. Expected: by the losses that the export measured.",
         "",
-        f"Command: `python benchmarks/dial.py {name} -f {arguments.file.name} --chunks {arguments.chunks} "
-        f"-n {arguments.count} -r {arguments.rounds}`",
+        f"Command: `python benchmarks/dial.py {name} -f {arguments.file.name} --context {arguments.context} "
+        f"--windows {arguments.windows} --scored {arguments.scored} -n {arguments.count} -r {arguments.rounds}`",
         "",
         "| asked for | tokens/s | times dense | achieved budget | perplexity | over dense | expected |",
         "|---|--:|--:|--:|--:|--:|--:|",
     ]
     for row in rows:
-        over = np.exp(row["nll"] - dense["nll"]) - 1
         expected = "" if row["expected_loss"] is None else f"{share_of_nats(max(row['expected_loss'], 0.0)):.1%}"
         lines.append(
             f"| {row['setting']} | {quartiles(row['tokens_per_second'], 1)} | {quartiles(row['ratio'])} | "
-            f"{row['achieved']:.2f} | {row['ppl']:.3f} ± {row['stderr']:.3f} | {over:+.1%} | {expected} |"
+            f"{row['achieved']:.2f} | {math.exp(row['losses'].mean()):.3f} | "
+            f"{math.expm1(row['rise']):+.1%} ± {row['rise_error']:.1%} | {expected} |"
         )
     actions = [f"- {row['setting']}: {', '.join(f'{t} {c}' for t, c in row['actions'].items())}" for row in rows]
     return "\n".join([*lines, "", "Actions of a round:", "", *actions, ""])

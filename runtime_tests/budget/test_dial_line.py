@@ -113,10 +113,9 @@ def test_measuring_the_dial_leaves_a_stored_cost_table(
     text.write_text(" ".join(f"w{index % 80}" for index in range(64)))
     speed = {"tokens_per_second": [1.0], "ratio": [1.0], "achieved": 1.0, "expected_loss": None, "actions": {}}
     monkeypatch.setattr(dial_benchmark, "_speeds", lambda *_: {name: speed for name, _ in dial_benchmark.SETTINGS})
-    monkeypatch.setattr(dial_benchmark, "CONTEXT", 16)
-    options = ["--chunks", "1", "-n", "3", "-r", "1", "-o", str(page)]
+    options = ["--context", "16", "--windows", "1", "--scored", "8", "-n", "3", "-r", "1", "-o", str(page)]
     monkeypatch.setattr(sys, "argv", ["dial.py", str(model.bundle.path), "-f", str(text), *options])
     dial_benchmark.main()
     assert stored.read_text() == "the user's own"
     stored.unlink()
-    assert "dial.py tiny -f text.txt --chunks 1 -n 3 -r 1`" in page.read_text()
+    assert "dial.py tiny -f text.txt --context 16 --windows 1 --scored 8 -n 3 -r 1`" in page.read_text()
