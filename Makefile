@@ -9,10 +9,10 @@
 #              Exports the bundle first if it is missing. Options: CONFIG=, TRAIN_ARGS='--minutes 60'.
 # make peers   Measures speed beside llama.cpp, onnxruntime-genai and optimum on the same weights.
 #              Writes build/results/peers-MODEL.md. Options: MODEL=alias or .gguf, PEERS=llama.cpp,genai,optimum,
-#              DEPTHS=64,512,2048,8000, PEERS_ARGS=options of benchmarks/peers.py, TEXT=file to measure perplexity too.
+#              DEPTHS=64,512,2048,8000, PEERS_ARGS=options of peers.peers (benchmarks/README.md), TEXT=file to measure perplexity too.
 # make ladder TEXT=file
 #              Measures perplexity and speed of our fixed actions beside llama.cpp's quantizations of the same weights.
-#              Writes build/results/ladder-MODEL.md and its figures as .json. Options: MODEL=alias or .gguf, LADDER_ARGS=options of benchmarks/ladder.py.
+#              Writes build/results/ladder-MODEL.md and its figures as .json. Options: MODEL=alias or .gguf, LADDER_ARGS=options of peers.ladder.
 # make parity  Prints how far every family's tiny model is from transformers: the figures of docs/reference/models.md.
 #              With MODEL=alias or .gguf: how far that model is, source, graph and generation.
 # make test-bindings
@@ -43,7 +43,7 @@
 #              text for the page of schedules.
 # make bench-gpu BUNDLES="folder folder" PROVIDER=cuda
 #              Measures decode and prefill on this machine's GPU and writes build/results/gpu.md. Needs no network once the
-#              package is installed. Options: GPU_ARGS=options of benchmarks/gpu.py, which also runs without make.
+#              package is installed. Options: GPU_ARGS=options of python benchmarks speed.gpu, which also runs without make.
 #
 # Everything is installed in $(VENV), the peers in $(PEER), what builds wheels in $(WHEELS). Outside this folder and $SOL_RT_HOME only
 # packages of the system are installed: scripts/install-packages.sh.
@@ -126,22 +126,22 @@ PACKAGES_genai := onnxruntime-genai onnx onnx-ir torch transformers
 PACKAGES_optimum := optimum-onnx[onnxruntime] accelerate
 
 peers: $(VENV)/.export $(PEER_LIST:%=$(PEER)/%/.installed)
-	$(BIN)/python benchmarks/peers.py $(MODEL) --environments $(PEER) --peers $(PEERS) --depths $(DEPTHS) -o $(PEERS_OUT) $(TEXT:%=-f %) $(PEERS_ARGS)
+	$(BIN)/python benchmarks peers.peers $(MODEL) --environments $(PEER) --peers $(PEERS) --depths $(DEPTHS) -o $(PEERS_OUT) $(TEXT:%=-f %) $(PEERS_ARGS)
 
 ladder: $(VENV)/.export $(PEER)/llama.cpp/.installed
 	@test -n "$(TEXT)" || { echo "error: make ladder needs a text to score: TEXT=valid.tokens.txt" >&2; exit 2; }
-	$(BIN)/python benchmarks/ladder.py $(MODEL) -f "$(TEXT)" --environments $(PEER) --cache $(PEER)/ladder -o build/results/ladder-$(MODEL_NAME).md $(LADDER_ARGS)
+	$(BIN)/python benchmarks peers.ladder $(MODEL) -f "$(TEXT)" --environments $(PEER) --cache $(PEER)/ladder -o build/results/ladder-$(MODEL_NAME).md $(LADDER_ARGS)
 
 LADDERS := docs/results/data/ladder-smollm2-135m.json docs/results/data/ladder-qwen2.5-coder-1.5b.json
 figure: $(VENV)/.export
-	$(BIN)/python benchmarks/ladder_figure.py $(LADDERS) -o docs/images/loss-against-time.svg
+	$(BIN)/python benchmarks peers.ladder_figure $(LADDERS) -o docs/images/loss-against-time.svg
 
 screenshots: $(VENV)/.export
 	$(BIN)/python scripts/screenshots.py $(MODEL) $(TEXT:%=-f %) -o docs/images
 
 bench-gpu:
-	@test -x $(BIN)/python || { echo "error: no environment; make $(VENV)/.export, or python benchmarks/gpu.py with your own" >&2; exit 2; }
-	$(BIN)/python benchmarks/gpu.py $(BUNDLES) --provider $(PROVIDER) -o build/results/gpu.md $(GPU_ARGS)
+	@test -x $(BIN)/python || { echo "error: no environment; make $(VENV)/.export, or python benchmarks speed.gpu with your own" >&2; exit 2; }
+	$(BIN)/python benchmarks speed.gpu $(BUNDLES) --provider $(PROVIDER) -o build/results/gpu.md $(GPU_ARGS)
 
 $(PEER)/%/.installed: | $(VENV)/.export
 	$(PYTHON) -m venv $(PEER)/$*
@@ -166,7 +166,7 @@ test-all: $(VENV)/.dev
 
 parity: $(VENV)/.dev
 ifneq ($(origin MODEL),file)
-	$(BIN)/python benchmarks/parity.py $(MODEL)
+	$(BIN)/python benchmarks quality.parity $(MODEL)
 else
 	@mkdir -p build; rm -f build/parity.txt
 	SOL_RT_PARITY_FIGURES=$(abspath build/parity.txt) $(BIN)/python -m pytest -q runtime_tests/export/test_families.py -k graph
@@ -202,7 +202,7 @@ typecheck: $(VENV)/.dev
 	@ln -s $(CURDIR)/sol_rt/* build/typing/sol_rt/
 	@for part in export train models; do ln -s $(CURDIR)/$$part build/typing/sol_rt/; done
 	cd build/typing && $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml -p sol_rt
-	cd build/typing && MYPYPATH=.:$(CURDIR)/runtime_tests $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml $(CURDIR)/benchmarks/*.py
+	cd build/typing && MYPYPATH=.:$(CURDIR)/runtime_tests:$(CURDIR)/benchmarks $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml --explicit-package-bases $(CURDIR)/benchmarks/*.py $(CURDIR)/benchmarks/*/*.py
 
 wheel: $(VENV)/.export
 	SOL_NATIVE=ON SOL_CUDA_ARCHITECTURES=$${SOL_CUDA_ARCHITECTURES:-all} SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) $(BIN)/python -m pip wheel --no-deps -w dist .

@@ -74,7 +74,7 @@ _ACTIVE_O = (0.0, 0.22, 0.42, 0.64, 1.0)
 """Active shares of the input channels of attention's two projections, at the channel densities of _SHARES.
 
 They are the best for SmolLM2-135M, whose attention holds _ATTENTION of a layer's weights. Where it holds less, a
-channel costs less there, and fewer are left out: benchmarks/pruning.py."""
+channel costs less there, and fewer are left out: docs/results/quality.md."""
 _ATTENTION = 0.25
 _SPREAD = {True: (0.0, 0.05, 0.08, 0.06, 0.0), False: (0.0, 0.075, 0.12, 0.12, 0.0)}
 """Excess of the active share of the MLP's first matrix over the whole MLP's, at the shares of _SHARES; by gated or not.
@@ -108,25 +108,22 @@ class LayerShapes:
         )
 
 
-def active_counts(
-    channel_density: float, shapes: LayerShapes, attention: float | None = None
-) -> tuple[int, int, int, int]:
+def active_counts(channel_density: float, shapes: LayerShapes) -> tuple[int, int, int, int]:
     """The active channels of a layer's matrices, (active_up, active_down, active_qkv, active_o), the same in all
     layers.
 
     Together the matrices read the share `channel_density` of the layer's weights. The output projection of attention
-    tolerates fewer active channels than the input projection; the MLP gets what these two leave.
+    tolerates fewer active channels than the input projection; the MLP gets what these two leave. At densities of 0.5
+    and more the inactive shares of attention's matrices are multiplied by a factor. It is proportional to their share
+    of the layer's weights, and at most 1.
 
     Args:
         channel_density: the share of the weights, 0 to 1.
         shapes: the layers' matrices.
-        attention: a factor on the inactive shares of attention's matrices, at densities of 0.5 and more. By default it
-            is proportional to their share of the layer's weights, and at most 1.
     """
     sizes = {name: float(math.prod(shape)) for name, shape in vars(shapes).items()}
     mlp = sizes["up"] + sizes["down"]
-    if attention is None:
-        attention = min(1.0, (1 - mlp / sum(sizes.values())) / _ATTENTION)
+    attention = min(1.0, (1 - mlp / sum(sizes.values())) / _ATTENTION)
     inactive = float(np.interp(channel_density, (0.0, 0.5), (1.0, attention)))  # next to nothing leaves no room for it
     qkv, o = (1 - inactive * (1 - np.interp(channel_density, _SHARES, active)) for active in (_ACTIVE_QKV, _ACTIVE_O))
     rest = (channel_density * sum(sizes.values()) - qkv * sizes["qkv"] - o * sizes["o"]) / mlp

@@ -8,14 +8,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import budget_time
-import dial as dial_benchmark
 import pytest
 
 from helpers.tiny_bundle import write_bundle
+from quality import dial as dial_benchmark
 from sol_rt import SolModel
 from sol_rt.budget.cost.cost_table import cost_table_path
 from sol_rt.cli.run.generate import bought
+from speed import budget_time
 
 
 @pytest.fixture(scope="module")

@@ -85,15 +85,6 @@ def test_counts_of_candidates_count_and_leave_the_engine_as_it_was(engine: Engin
     assert np.array_equal(token_losses(engine, WINDOWS, [Candidate(CHEAP)])[0], own)
 
 
-def test_a_difference_is_paired() -> None:
-    from pruning import paired_difference
-
-    losses, reference = np.array([1.0, 2.0, 4.0]), np.array([0.0, 2.0, 2.0])
-    mean, error = paired_difference(losses, reference)
-    assert mean == 1.0
-    assert error == pytest.approx(1 / np.sqrt(3))
-
-
 def test_counts_out_of_range_are_refused(engine: Engine) -> None:
     for active_up in ((64,), (0, 64), (64, 65)):
         with pytest.raises(UsageError, match=r"active_up: got .* expected 2 counts from 1 to 64"):

@@ -1,4 +1,4 @@
-"""`benchmarks/gpu.py` from end to end, on the CPU and on software Vulkan: every figure has its row."""
+"""The benchmark `speed.gpu` from end to end, on the CPU and on software Vulkan: every figure has its row."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from sol_rt.engine import providers
 from sol_rt.engine.providers import Provider
 from sol_rt.errors import ProviderError
 
-SCRIPT = ROOT / "benchmarks" / "gpu.py"
 SHORT = ("--contexts", "32,100,5000", "--prefill", "32", "--repeats", "3", "--tokens", "16", "--seconds", "3")
 EVERYWHERE = {
     "every variant against the CPU, a step behind 63 tokens",
@@ -32,7 +31,7 @@ EVERYWHERE = {
 def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
     pytest.importorskip("onnx", reason="the benchmark makes graphs")
     return subprocess.run(
-        [sys.executable, str(SCRIPT), *arguments],
+        [sys.executable, str(ROOT / "benchmarks"), "speed.gpu", *arguments],
         env={**os.environ, "ORT_WEBGPU_EP_ALLOW_SOFTWARE_ADAPTER": "1"},
         capture_output=True,
         text=True,
@@ -68,7 +67,7 @@ def test_every_figure_has_a_row(provider: str, tmp_path: Path) -> None:
 def test_bodies_that_a_provider_refuses_are_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import gpu
+    from speed import gpu
 
     def choose(name: str, *, native_ops: bool, **rest: Any) -> Provider:
         if not native_ops:

@@ -25,13 +25,11 @@ from sol_rt.export.actions.losses import Candidate, token_losses
 
 gguf = pytest.importorskip("gguf", reason="exporting comes with the extra export")
 
-import ladder  # noqa: E402
-import ladder_figure  # noqa: E402
-import ladder_files  # noqa: E402
-from ladder_files import Contents, Ladder, Rounding, round_to_nearest  # noqa: E402
-from ladder_report import Row, Verdict, check_table, checks, table, verdict, verdicts  # noqa: E402
-from ladder_scores import Difference, Loss, Scores, difference, students_t  # noqa: E402
-from workers.client import WITHOUT_FLASH  # noqa: E402
+from peers import ladder, ladder_figure, ladder_files  # noqa: E402
+from peers.ladder_files import Contents, Ladder, Rounding, round_to_nearest  # noqa: E402
+from peers.ladder_report import Row, Verdict, check_table, checks, table, verdict, verdicts  # noqa: E402
+from peers.ladder_scores import Difference, Loss, Scores, difference, students_t  # noqa: E402
+from peers.workers.client import WITHOUT_FLASH  # noqa: E402
 
 NATS = st.lists(st.floats(0, 20), min_size=3, max_size=3)
 
@@ -480,5 +478,5 @@ def test_a_rung_is_timed_as_llama_cpp_decodes_it_faster(tmp_path: Path, monkeypa
 
 
 def test_a_command_is_shown_without_folders() -> None:
-    shown = ladder.shown_command(["benchmarks/ladder.py", "/somewhere/m.gguf", "-f", "data/t.txt", "--roundings", ""])
-    assert shown == "python benchmarks/ladder.py m.gguf -f t.txt --roundings ''"
+    shown = ladder.shown_command(["ladder.py", "/somewhere/m.gguf", "-f", "data/t.txt", "--roundings", ""])
+    assert shown == "python benchmarks peers.ladder m.gguf -f t.txt --roundings ''"

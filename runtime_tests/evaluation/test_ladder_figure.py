@@ -7,10 +7,10 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
 
-import ladder_figure
 import pytest
 
 from helpers.places import ROOT
+from peers import ladder_figure
 
 RESULTS = [ROOT / f"docs/results/data/ladder-{name}.json" for name in ("smollm2-135m", "qwen2.5-coder-1.5b")]
 PICTURES = [ROOT / f"docs/images/loss-against-time{ending}.svg" for ending in ("", "-narrow")]

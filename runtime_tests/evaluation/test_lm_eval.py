@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import task_pairs
 
 from helpers import lm_eval_stand_in
 from helpers.logprobs import full_logprobs
 from helpers.tiny_bundle import END, write_bundle
+from quality import task_pairs
 from sol_rt.budget.dial import Dial
 from sol_rt.budget.schedules import PolicyInput
 from sol_rt.bundle.actions import Action
@@ -29,7 +29,7 @@ from sol_rt.generate.model import SolModel
 from sol_rt.generate.prompt import prompt_tokens
 
 PROMPT = "w5 w9 w13 w7"
-TASKS = Path(__file__).resolve().parents[2] / "benchmarks/tasks"
+TASKS = Path(__file__).resolve().parents[2] / "benchmarks/quality/tasks"
 INSTALLED = importlib.util.find_spec("lm_eval") is not None
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import kv_density
-import needle
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from quality import kv_density, needle
 from sol_rt.budget.dial import Dial
 from sol_rt.generate.model import SolModel
 

@@ -11,11 +11,11 @@ pytest.importorskip("torch", reason="exporting comes with the extra export")
 pytest.importorskip("transformers", reason="exporting comes with the extra export")
 pytest.importorskip("gguf", reason="exporting comes with the extra export")
 
-import parity
 from safetensors.numpy import load_file, save_file
 
 from helpers.gguf_file import GgufFile
 from helpers.random_checkpoint import PRESETS, write_random_checkpoint
+from quality import parity
 
 
 @pytest.mark.slow

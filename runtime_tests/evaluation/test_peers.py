@@ -12,21 +12,19 @@ import time
 from functools import partial
 from pathlib import Path
 
-import cold
 import numpy as np
-import peer_models
-import peer_report
-import peers
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from peer_report import best, quartiles, ratios, tables
-from workers.client import WorkerError, WorkerProcess, engines_of
-from workers.scoring import scorer
 
 import sol_rt.ops
 from helpers.bad_options import assert_refused
 from helpers.tiny_bundle import write_bundle
+from peers import cold, peer_models, peer_report, peers
+from peers.peer_report import best, ratios, tables
+from peers.workers.client import WorkerError, WorkerProcess, engines_of
+from peers.workers.scoring import scorer
+from report import quartiles
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bits import MIXED
 from sol_rt.bundle.bundle import Bundle

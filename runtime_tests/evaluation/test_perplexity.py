@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -59,10 +58,8 @@ def test_benchmarks_score_the_windows_of_the_command(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("gguf", reason="exporting comes with the extra export")
-    import losses_by_text
-    import low_bits
-    import peers
-    import pruning
+    from peers import peers
+    from quality import losses_by_text
 
     file, random = tmp_path / "text.txt", np.random.default_rng(0)
     file.write_text(" ".join(f"w{word}" for word in random.integers(3, 86, 512 * 7)))
@@ -72,30 +69,19 @@ def test_benchmarks_score_the_windows_of_the_command(
     found: list[list[int]] = []
     sample = (9,) * 512
 
-    def noted(windows: Iterable[Iterable[int]], shape: tuple[int, ...]) -> np.ndarray:
-        found.extend(list(window) for window in windows)
-        return np.zeros(shape)
-
-    def run(program: Any, *argv: str) -> list[list[int]]:
-        found.clear()
-        monkeypatch.setattr(sys, "argv", ["program", *argv, "-f", str(file)])
-        program.main()
-        return [window for window in found if window != list(sample)]
-
-    monkeypatch.setattr(low_bits, "token_losses", lambda _, windows, actions, **__: noted(windows, (len(actions), 255)))
-    low_bits.losses_of(bundle, [bundle.config.dense], file, 3, None)
-    assert found == [cut[0], cut[2], cut[4]]
-    found.clear()
-    low_bits.losses_of(bundle, [bundle.config.dense], file, 9, None)
-    assert found == cut
     monkeypatch.setattr(losses_by_text, "sample_windows", lambda *_: (sample,))
 
     def divergences(_: object, windows: Any, dense: object, candidates: Any, **__: object) -> np.ndarray:
-        return noted(windows, (len(candidates), 255))
+        found.extend(list(window) for window in windows)
+        return np.zeros((len(candidates), 255))
 
-    for program, windows_ in ((losses_by_text, [cut[0], cut[2], cut[4]]), (pruning, cut[:3])):
-        monkeypatch.setattr(program, "token_divergences", divergences)
-        assert run(program, str(bundle.path), "--windows", "3") == windows_
+    monkeypatch.setattr(losses_by_text, "token_divergences", divergences)
+    for count, scored in ((3, [cut[0], cut[2], cut[4]]), (9, cut)):
+        found.clear()
+        argv = ["losses_by_text.py", str(bundle.path), "--windows", str(count), "-f", str(file)]
+        monkeypatch.setattr(sys, "argv", argv)
+        losses_by_text.main()
+        assert [window for window in found if window != list(sample)] == scored
 
 
 def test_windows_need_two() -> None:

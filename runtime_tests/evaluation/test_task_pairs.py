@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import task_pairs
+
+from quality import task_pairs
 
 Sample = dict[str, Any]
 UNITS = 60

@@ -20,10 +20,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
-from ops import bound, pruned_matmul
 
 from helpers.simd_targets import X86_TARGETS, run_tests, with_targets
 from helpers.thread_counts import assert_same_for_any_thread_count
+from operators.ops import bound, pruned_matmul
 from sol_rt.ops import library_path
 
 import onnxruntime as ort

@@ -14,7 +14,8 @@ from helpers.places import ROOT
 
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
 SECURITY = ROOT / "SECURITY.md"
-PAGES = [ROOT / "README.md", SECURITY, *DOCS]
+BENCHMARKS = ROOT / "benchmarks"
+PAGES = [ROOT / "README.md", SECURITY, BENCHMARKS / "README.md", *DOCS]
 CODE = [ROOT / name for name in ("sol_rt", "export", "train", "bindings/c", "bindings/web/src")]
 
 _LINK = re.compile(r"\]\(([^()\s]+)\)")
@@ -92,6 +93,15 @@ def test_the_index_has_every_page() -> None:
     index = ROOT / "docs/README.md"
     linked = {target.partition("#")[0] for target in _LINK.findall(index.read_text(encoding="utf-8"))}
     assert {page.relative_to(index.parent).as_posix() for page in DOCS} - {"README.md"} <= linked
+
+
+def test_the_table_of_benchmarks_has_every_command() -> None:
+    """Two programs that only other benchmarks start, and workers of peers, have no row."""
+    listed = re.findall(r"^\| `.*\| `(\w+(?:\.\w+)+)[ `]", (BENCHMARKS / "README.md").read_text(encoding="utf-8"), re.M)
+    programs = [path for path in BENCHMARKS.glob("*/**/*.py") if "__main__" in path.read_text(encoding="utf-8")]
+    names = {".".join(path.relative_to(BENCHMARKS).with_suffix("").parts) for path in programs}
+    started = {"peers.hf_folder", "peers.importance", *(name for name in names if name.startswith("peers.workers."))}
+    assert sorted(listed) == sorted(names - started)
 
 
 @pytest.mark.parametrize("folder", CODE, ids=_name)

@@ -1,0 +1,151 @@
+"""Draws ladders as two SVGs, wide and narrow: perplexity against speed of the dial's actions and of llama.cpp's files.
+
+    python benchmarks peers.ladder_figure docs/results/data/ladder-*.json -o docs/images/loss-against-time.svg
+    make figure
+
+The input is the JSON that `peers.ladder -o` writes beside its page, one file a model. `others` are added to it
+by hand: engines of another run on the same processor. x is the median rate of decode steps in tokens/s. y is the
+perplexity over the float32 source's in percent, linear near 0 and logarithmic above; bars are one standard error up and
+down. Models stand side by side, in the narrow SVG one below the other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+
+from sol_rt.atomic_write import write_text
+from sol_rt.errors import SolError
+from sol_rt.evaluation.pages.chart import LIGHT, colours, draw, rows
+from sol_rt.evaluation.pages.style import colours as style
+
+_DIAL, _FILES, _IMPORTANCE = "sol_rt: settings of one dial", "llama.cpp’s files", "with an importance matrix"
+_GENAI = "genai int4, another run"
+_OUTLINES = {_DIAL: "blue", _FILES: "orange", _IMPORTANCE: "orange", _GENAI: "purple"}
+_FILLS = {**_OUTLINES, _IMPORTANCE: "page"}
+_SHAPES = ["circle", "square", "square", "triangle-up"]
+_MODELS = {"smollm2-135m": "SmolLM2-135M", "qwen2.5-coder-1.5b": "Qwen2.5-Coder-1.5B"}
+_LABELS = {
+    "k100-s100-q8": "8 bits",
+    "k100-s100-qmix": "mixed bits",
+    "k100-s100-q4": "4 bits",
+    "k100-s075-q4": "¾ channels",
+    "k100-s050-q3": "½, 3 bits",
+    "FILE": "published",
+}
+"""Labels of marks; of other files their names, of marks that are not told apart by name none."""
+_PERCENT = [0, 0.5, 1, 2, 5, 10, 20, 50]  # ticks
+
+
+def marks(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The marks of a ladder at its first context. Raises KeyError where a value is missing."""
+    context, found = document["contexts"][0], []
+    for group, series in (("actions", _DIAL), ("rungs", _FILES), ("others", _GENAI)):
+        for row in context.get(group, ()):
+            name, rate = row["name"], statistics.median(row["tokens_per_second"])
+            error = row.get("over_source_stderr") or 0
+            low, percent, high = (100 * math.expm1(row["over_source"] + side * error) for side in (-1, 0, 1))
+            kind = _IMPORTANCE if name.endswith("-I") else series
+            mark = {"series": kind, "name": name, "rate": rate}
+            mark |= {
+                "percent": percent,
+                "low": low,
+                "high": high,
+                "label": _LABELS.get(name, name if kind == _FILES else ""),
+            }
+            found.append({**mark, "facts": f"{name}: {rate:.1f} tokens/s, {percent:+.2f}% perplexity"})
+    return found
+
+
+def panel(document: Mapping[str, Any], width: int, columns: int) -> alt.ChartType:
+    """The chart of one model: all marks, and a line through the actions that no other beats in speed and loss."""
+    found = marks(document)
+    ours = [mark for mark in found if mark["series"] == _DIAL]
+    best = [
+        mark
+        for mark in ours
+        if not any(other["rate"] > mark["rate"] and other["percent"] < mark["percent"] for other in ours)
+    ]
+    rates, highest = [mark["rate"] for mark in found], max(mark["high"] for mark in found)
+    x = alt.X(
+        "rate:Q",
+        title="tokens per second (better: right and down)",
+        scale=alt.Scale(domain=[0.8 * min(rates), 1.22 * max(rates)], nice=False),
+        axis=alt.Axis(tickCount=6),
+    )
+    y = alt.Y(
+        "percent:Q",
+        title="perplexity over the float32 source",
+        scale=alt.Scale(type="symlog", constant=0.5, domain=[-0.4, max(60, highest)], nice=False),
+        axis=alt.Axis(values=_PERCENT, labelExpr="(datum.value > 0 ? '+' : '') + datum.value + '%'"),
+    )
+    legend = alt.Legend(columns=columns)
+    fill = alt.Fill("series:N", scale=colours(_FILLS), legend=legend)
+    stroke = alt.Stroke("series:N", scale=colours(_OUTLINES), legend=legend)
+    shape = alt.Shape("series:N", scale=alt.Scale(domain=list(_OUTLINES), range=_SHAPES), legend=legend)
+
+    def words(chosen: list[dict[str, Any]], **where: Any) -> alt.Chart:
+        text = rows(chosen).mark_text(
+            aria=False, fontSize=13, fill=LIGHT["ink"], stroke=LIGHT["page"], strokeWidth=3, **where
+        )
+        return text.encode(x, y, text="label:N")
+
+    file = [mark for mark in found if mark["name"] == "FILE"]
+    drawn = alt.layer(
+        rows(found).mark_rule(aria=False, opacity=0.6).encode(x, alt.Y("low:Q"), stroke, y2="high:Q"),
+        rows(best).mark_line(aria=False, color=LIGHT["blue"]).encode(x, y, order="rate:Q"),
+        rows(found)
+        .mark_point(size=70, opacity=1, strokeWidth=1.5)
+        .encode(x, y, fill, stroke, shape, description="facts:N"),
+        words(ours, align="left", dx=8, dy=11),
+        words([mark for mark in found if mark not in ours and mark not in file], align="left", dx=7, dy=-9),
+        words(file, align="right", dx=-9, dy=5),
+    )
+    context = document["contexts"][0]
+    title = alt.TitleParams(
+        _MODELS.get(document["model"], document["model"]),
+        subtitle=[
+            f"{document['machine'].replace('(R)', '')}, {document['threads']} threads, {document['date']}",
+            f"{document['file']}, windows of {context['context']}, {context['source']['tokens']:,} tokens",
+        ],
+        subtitleFontSize=13,
+    )
+    return drawn.properties(width=width, height=300, title=title)
+
+
+def figure(documents: Sequence[Mapping[str, Any]], narrow: bool) -> str:
+    """The SVG, which follows the reader's light or dark mode."""
+    if narrow:
+        chart: alt.ChartType = alt.vconcat(*(panel(document, 300, 1) for document in documents))
+    else:
+        chart = alt.hconcat(*(panel(document, 345, 4) for document in documents))
+    drawn = draw(chart)
+    start = drawn.index(">") + 1
+    return f"{drawn[:start]}<style>{style()}</style>{drawn[start:]}\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path, nargs="+", help="JSON of peers.ladder, one file a model")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="the SVG; the other is NAME-narrow.svg")
+    args = parser.parse_args()
+    try:
+        documents = [json.loads(path.read_text(encoding="utf-8")) for path in args.results]
+        for ending, narrow in (("", False), ("-narrow", True)):
+            write_text(args.output.with_stem(args.output.stem + ending), figure(documents, narrow))
+    except (OSError, json.JSONDecodeError, SolError) as error:
+        sys.exit(f"error: {error}")
+    except KeyError as error:
+        sys.exit(f"error: no {error} in {', '.join(map(str, args.results))}; run `make ladder` again, speeds included")
+
+
+if __name__ == "__main__":
+    main()
