@@ -196,13 +196,13 @@ lint: $(VENV)/.dev typecheck
 	$(BIN)/ruff check .
 	$(BIN)/python scripts/lint_imports.py build/typing
 
-# The type checker needs the layout of the installed package: sol_rt with export, train and models inside. Benchmarks also take helpers of the tests.
+# The type checker needs the layout of the installed package: sol_rt with export, train and models inside.
 typecheck: $(VENV)/.dev
 	@rm -rf build/typing/sol_rt && mkdir -p build/typing/sol_rt
 	@ln -s $(CURDIR)/sol_rt/* build/typing/sol_rt/
 	@for part in export train models; do ln -s $(CURDIR)/$$part build/typing/sol_rt/; done
 	cd build/typing && $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml -p sol_rt
-	cd build/typing && MYPYPATH=.:$(CURDIR)/runtime_tests:$(CURDIR)/benchmarks $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml --explicit-package-bases $(CURDIR)/benchmarks/*.py $(CURDIR)/benchmarks/*/*.py
+	cd build/typing && MYPYPATH=.:$(CURDIR)/benchmarks $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml --explicit-package-bases $(CURDIR)/benchmarks/*.py $(CURDIR)/benchmarks/*/*.py
 
 wheel: $(VENV)/.export
 	SOL_NATIVE=ON SOL_CUDA_ARCHITECTURES=$${SOL_CUDA_ARCHITECTURES:-all} SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) $(BIN)/python -m pip wheel --no-deps -w dist .

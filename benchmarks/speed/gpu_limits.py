@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 from onnx import NodeProto, TensorProto, helper
 
-from operators.node_costs import node_cost
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.engine import hardware
 from sol_rt.engine.engine import Engine
 from sol_rt.engine.providers import Provider
+from speed.node_costs import node_cost
 
 import onnxruntime as ort
 

@@ -1,6 +1,6 @@
 """Estimates how many dispatches a node takes on WebGPU, and how many bytes it reads and writes.
 
-bodies.py and gpu_limits.py use it. The rules come from ONNX Runtime's sources (1.30 to 1.32):
+gpu_limits.py uses it. The rules come from ONNX Runtime's sources (1.30 to 1.32):
 
 - Views (Reshape, Unsqueeze, …) take no dispatch. GroupQueryAttention takes 3 at one token and reads keys and values
   once.
