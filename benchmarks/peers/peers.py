@@ -267,17 +267,20 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, help="file for the page; its figures go beside it as .json")
     args = parser.parse_args()
     try:
-        page, figures = run(args)
+        for page, figures in run(args):
+            if args.output:
+                write_page(args.output, page)
+                write_text(args.output.with_suffix(".json"), json.dumps(figures, indent=1) + "\n")
     except (SolError, WorkerError) as error:
         sys.exit(f"error: {error}")
-    if args.output:
-        write_page(args.output, page)
-        write_text(args.output.with_suffix(".json"), json.dumps(figures, indent=1) + "\n")
     print(page, end="")
 
 
-def run(args: argparse.Namespace) -> tuple[str, dict[str, object]]:
-    """Makes missing models, measures, and returns the page and its figures. Raises SolError, WorkerError."""
+def run(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, object]]]:
+    """Makes missing models and measures. Yields the page and its figures: of speeds, then after each depth's scores.
+
+    Raises SolError, WorkerError.
+    """
     checkpoint, name = resolve(args.model, lambda step, done, total: None)
     bundle = Bundle.open(bundle_of(args.model, name))
     if foreign := [action for action in args.actions if action.variant not in bundle.config.variants]:
@@ -307,16 +310,27 @@ def run(args: argparse.Namespace) -> tuple[str, dict[str, object]]:
         own = start("sol_rt", sys.executable, bundle.path)
         core = start("sol_rt core", sys.executable, bundle.path) if core_path() else None
         peers = [start(engine, pythons[peer], files[peer]) for peer in args.peers for engine in engines_of(peer)]
+        engines = [own, *([core] if core else [])]
+
+        def found() -> tuple[str, dict[str, object]]:
+            page = report(engines, peers, results, bundle.config, args)
+            return page, as_document(name, args, [as_json(test, bundle.config.dense.tag) for test in results])
+
         results = []
         for test in tests(own, core, peers, args.actions, bundle, args):
             print(f"measured {test.name}", file=sys.stderr)
             results.append(test)
+        yield found()
         for place, test in enumerate(results):
             if windows := cuts.get(test.depth):
                 tags = list(dict.fromkeys([bundle.config.dense.tag, *actions_of(test)]))
                 results[place] = replace(test, losses=losses(own, peers, tags, windows, test.depth))
-    page = report([own, *([core] if core else [])], peers, results, bundle.config, args)
-    figures: dict[str, object] = {
+                yield found()
+
+
+def as_document(name: str, args: argparse.Namespace, found: list[dict[str, object]]) -> dict[str, object]:
+    """The figures of a run as a JSON object: model, text, date and machine, then every test."""
+    return {
         "format": "sol_rt.peers",
         "format_version": 1,
         "model": name,
@@ -324,9 +338,8 @@ def run(args: argparse.Namespace) -> tuple[str, dict[str, object]]:
         "date": time.strftime("%Y-%m-%d"),
         "machine": processor_name(),
         "threads": args.threads,
-        "tests": [as_json(test, bundle.config.dense.tag) for test in results],
+        "tests": found,
     }
-    return page, figures
 
 
 def read_text(file: Path) -> str:

@@ -118,4 +118,4 @@ def test_measuring_the_dial_leaves_a_stored_cost_table(
     dial_benchmark.main()
     assert stored.read_text() == "the user's own"
     stored.unlink()
-    assert "dial.py tiny -f text.txt --context 16 --windows 1 --scored 8 -n 3 -r 1`" in page.read_text()
+    assert "quality.dial tiny -f text.txt --context 16 --windows 1 --scored 8 -n 3 -r 1`" in page.read_text()

@@ -235,10 +235,10 @@ def test_an_environment_that_is_not_there_is_named(tmp_path: Path, monkeypatch: 
         file=None,
     )
     with pytest.raises(UsageError, match=r"genai.bin.python: .*make peers"):
-        peers.run(args)
+        next(peers.run(args))
     args.actions = [Action(1.0, 1.0, MIXED)]
     with pytest.raises(UsageError, match="--actions k100-s100-qmix: no variant s100-qmix"):
-        peers.run(args)
+        next(peers.run(args))
 
 
 def test_a_prompt_runs_dense_and_under_the_variants_of_the_actions(recorder: WorkerProcess, tmp_path: Path) -> None:
