@@ -130,7 +130,7 @@ def test_measured_costs_follow_their_lines() -> None:
     # 0.3 was not measured: 0.5 and 0.1 are as near, the lower one counts
     assert cost.step(Action(0.3, 0.5, 4), 999) == pytest.approx(weights + 0.1 + 0.001 * (4 * 76 + 4) + 0.002 * 249)
     assert cost.policy() == 0.25
-    assert (cost.unit, cost.name) == ("milliseconds", "calibrated")
+    assert (cost.unit, cost.name) == ("milliseconds", "measured")
 
 
 def test_table_survives_json() -> None:
@@ -221,7 +221,7 @@ def test_without_a_table_costs_are_bytes(bundle: Bundle) -> None:
 def test_fresh_table_is_used(bundle: Bundle) -> None:
     save(bundle)
     cost = load_cost_model(bundle, "cpu", 2)
-    assert (cost.name, cost.note) == ("calibrated", "")
+    assert (cost.name, cost.note) == ("measured", "")
     other = load_cost_model(bundle, "cpu", 1)
     assert other.name == "bytes"
     assert "measured for 2 threads, not for the 1" in other.note
@@ -238,7 +238,7 @@ def test_a_quick_table_says_how_long_it_serves(bundle: Bundle) -> None:
 
 def test_a_quick_table_of_other_threads_does_not_count(bundle: Bundle) -> None:
     table_for(bundle.config, quick=True).save(quick_path(cost_table_path(bundle, "cpu", 2, True)))
-    assert load_cost_model(bundle, "cpu", 2).name == "calibrated"
+    assert load_cost_model(bundle, "cpu", 2).name == "measured"
     assert load_cost_model(bundle, "cpu", 1).note == ""
 
 

@@ -224,7 +224,7 @@ def test_a_rate_follows_what_steps_take(
     argv = ("generate", "-m", str(measured), "-p", "One day, Anna found", "-n", "80", "--temperature", "0", "--json")
     assert main([*argv, "--engine", engine, "--tokens-per-second", str(rate)]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert result["cost_model"] == "calibrated"
+    assert result["cost_model"] == "measured"
     steps = len(result["tokens"]) - 1
     assert steps > 40
     assert (result["achieved_budget"] > 0.75) == fast, "0.39 or so is the cheapest, and 1 is dense"

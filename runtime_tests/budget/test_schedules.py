@@ -154,7 +154,7 @@ def test_by_the_clock_a_policy_is_the_default_where_hull_loses_as_much() -> None
 
     def timed(policy_ms: float, milliseconds: dict[str, float] = milliseconds) -> Any:
         cost: Any = LineCost(config, lambda action: Line(milliseconds[action.tag], 0.0, 0.0), "")
-        cost.name, cost.policy = "calibrated", lambda: policy_ms
+        cost.name, cost.policy = "measured", lambda: policy_ms
         return cost
 
     clock, read = timed(0.0), BytesCost(config)

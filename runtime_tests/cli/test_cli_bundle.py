@@ -459,9 +459,9 @@ def test_a_cost_table_is_used_from_then_on(capsys: pytest.CaptureFixture[str], h
     assert Path(result["path"]).is_relative_to(home)
     assert {row["context"] for row in result["rows"]} == {16, 64}
     assert all(row["ms"] > 0 for row in result["rows"])
-    assert as_json(capsys, "inspect", "-o", "json")["cost_model"] == "calibrated"
+    assert as_json(capsys, "inspect", "-o", "json")["cost_model"] == "measured"
     run_of = ("generate", "-p", PROMPT, "-n", "4", "--provider", "cpu", "--json")
-    assert as_json(capsys, *run_of)["cost_model"] == "calibrated"
+    assert as_json(capsys, *run_of)["cost_model"] == "measured"
 
 
 @pytest.mark.slow

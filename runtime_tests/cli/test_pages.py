@@ -113,7 +113,7 @@ def test_actions_are_drawn_in_the_unit_that_budgets_have_here() -> None:
     """Candidates that the bundle lacks have no times."""
     timed = {tag: 0.9 if tag.startswith("k100") else 0.5 for tag in TAGS[:12]}
     chosen = selection(kept=8)
-    page = unescape(render_frontier_html("tiny", chosen, "calibrated", lambda action, context: timed.get(action.tag)))
+    page = unescape(render_frontier_html("tiny", chosen, "measured", lambda action, context: timed.get(action.tag)))
     for told in facts(page):
         assert [sum(f"\n{outcome}: " in text for text in told) for outcome in ("kept", "dropped")] == [8, 4]
     assert page.count("share of the dense step’s, in measured ms</text>") == len(chosen.contexts)

@@ -210,4 +210,4 @@ def test_two_profiles_at_once_leave_one_whole_table(bundle: Path, tmp_path: Path
     assert [process.wait(120) for process in both] == [0, 0]
     assert len(list((tmp_path / "home" / "costs").iterdir())) == 1
     ended = sol_rt(["inspect", "-m", str(bundle), "--json"], stdout=subprocess.PIPE, env=environment)
-    assert b'"cost_model": "calibrated"' in ended.stdout
+    assert b'"cost_model": "measured"' in ended.stdout

@@ -56,7 +56,7 @@ def cost_of_gpu(provider: Provider, cost: CostModel, config: SolConfig) -> CostM
     """
     if provider.gpu is None:
         return None
-    if cost.name == "calibrated":
+    if cost.name == "measured":
         return cost
     return None if provider.native else FunctionBodyBytes(config)
 

@@ -67,8 +67,8 @@ class SolLM(TemplateLM):
         budget: share of the dense cost, 0 to 1.
         schedule: one of the schedules of `sol-rt generate`; default: the bundle's.
         seed: seed of the schedule `random` and of sampling in the first account; each later one adds 1.
-        costs: unit of the budget. `bytes` depends on no machine; `device` is milliseconds on a calibrated device, else
-            bytes.
+        costs: unit of the budget. `bytes` depends on no machine; `device` is milliseconds where these were measured,
+            else bytes.
         provider, gpu, threads, native_ops: see `SolModel.from_pretrained`, which calls `gpu` `device`.
         max_length: context in tokens; default: the model's. Longer prompts lose their beginning.
         max_gen_toks: tokens to generate if a task sets no limit.

@@ -55,7 +55,7 @@ class Generation:
         requested_budget: the budget asked for. If an action, axis targets, a rate or a loss was asked for, or nothing,
             the budget that this came to.
         achieved_budget: cost of all decode steps / their dense cost; 1.0 where there was none.
-        cost_model: `calibrated` (milliseconds) or `bytes`.
+        cost_model: `measured` (milliseconds) or `bytes`.
         prefill: key of the variant that ran the prompt.
         prompt_tokens_per_second: tokens that were prefilled / the seconds that took; 0 where all were cached.
         tokens_per_second: decode steps / the seconds they took; 0 where there was none.

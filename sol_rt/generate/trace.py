@@ -40,7 +40,7 @@ class TraceHeader:
             messages.
         schedule: name of the schedule.
         budget: requested budget; under a rate or a loss, what it comes to after the prompt. None under axis targets.
-        cost_model: "bytes" or "calibrated".
+        cost_model: "bytes" or "measured".
         generation: settings of `GenerationConfig` on which the tokens depend. The seed is among them, so that a replay
             draws the same tokens.
         prefill: key of the variant that ran the prompt; None for the dense one, which the file then does not name.

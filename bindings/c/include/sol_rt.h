@@ -130,7 +130,7 @@ typedef struct sol_model_info {
   int32_t has_chat;              // whether the bundle has chat segments; if not, the host renders the template
   int32_t native;                // whether native operators run
   const char* default_schedule;  // of runs that ask for nothing: `sol`, `hull` or `uniform`
-  const char* cost_model;        // `bytes` or `calibrated`
+  const char* cost_model;        // `bytes` or `measured`
   const char* dense;             // tag of the dense action
   uint64_t mapped_bytes;         // size of the weights file: shared, and the system may drop it from memory
 } sol_model_info;

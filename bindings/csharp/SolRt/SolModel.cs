@@ -59,7 +59,7 @@ public sealed class SolModelOptions
 /// <param name="HasChat">Whether the core can render a conversation.</param>
 /// <param name="Native">Whether the core's own operators run.</param>
 /// <param name="DefaultSchedule">Of runs that ask for nothing: <c>sol</c>, <c>hull</c> or <c>uniform</c>.</param>
-/// <param name="CostModel"><c>bytes</c> or <c>calibrated</c>.</param>
+/// <param name="CostModel"><c>bytes</c> or <c>measured</c>.</param>
 /// <param name="Dense">Tag of the dense action.</param>
 /// <param name="MappedBytes">Size of the weights file: shared memory, which the system may drop.</param>
 public sealed record SolModelInfo(

@@ -83,7 +83,7 @@ public sealed record SolToken
 /// <param name="PromptTokens">Tokens of the prompt.</param>
 /// <param name="CachedTokens">Tokens of the prompt that were in the cache.</param>
 /// <param name="Schedule">The schedule that ran.</param>
-/// <param name="CostModel"><c>bytes</c> or <c>calibrated</c>.</param>
+/// <param name="CostModel"><c>bytes</c> or <c>measured</c>.</param>
 /// <param name="RequestedBudget">What was asked for, as a share of the dense cost.</param>
 /// <param name="AchievedBudget">What the steps cost, as a share of the dense cost.</param>
 /// <param name="ExpectedLoss">Mean measured loss of the actions taken, nats per token; NaN if it was not measured.</param>

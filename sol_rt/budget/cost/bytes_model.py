@@ -22,7 +22,7 @@ class CostModel(Protocol):
 
     Attributes:
         unit: "bytes" or "milliseconds".
-        name: "bytes" or "calibrated".
+        name: "bytes" or "measured".
         note: in one line, why this model is used instead of a better one; empty where there is nothing to say.
         dense_action: the dense action, whose cost relative costs are shares of.
     """
@@ -47,7 +47,7 @@ class CostModel(Protocol):
 
 def in_unit(cost_model: str) -> str:
     """The unit of costs and budgets for people, by the cost model's name: `in measured ms` or `in bytes`."""
-    return "in measured ms" if cost_model == "calibrated" else f"in {cost_model}"
+    return "in measured ms" if cost_model == "measured" else f"in {cost_model}"
 
 
 @dataclass(frozen=True)

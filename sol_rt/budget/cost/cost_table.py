@@ -123,7 +123,7 @@ class MeasuredCost(LineCost):
     """Milliseconds from a cost table. A KV density that was not measured takes the line of the nearest one that was."""
 
     unit = "milliseconds"
-    name = "calibrated"
+    name = "measured"
 
     def __init__(self, config: SolConfig, table: CostTable, note: str = "", path: Path | None = None) -> None:
         """`path`: the file that the table was read from, if there is one.

@@ -117,7 +117,7 @@ class Evaluation:
     Attributes:
         model: name of the model.
         bundle: `Bundle.identity`.
-        cost_model: unit of every cost: `calibrated` (milliseconds) or `bytes`.
+        cost_model: unit of every cost: `measured` (milliseconds) or `bytes`.
         other_cost_model: the other unit, if its costs are known here; None otherwise.
         device: GPU or processor, threads, provider and kernels, in words.
         texts: names of the scored texts.

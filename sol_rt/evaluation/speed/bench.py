@@ -106,7 +106,7 @@ class Setup:
         device: name of the GPU, or of the processor if it computes.
         kernels: `native`, or `onnxruntime` if the graphs ran on standard operators.
         n_threads: CPU threads.
-        cost_model: unit of the cost that budgets are shares of: `calibrated` (milliseconds) or `bytes`.
+        cost_model: unit of the cost that budgets are shares of: `measured` (milliseconds) or `bytes`.
         prefill: key of the variant that runs prompts.
         read_gb_per_second: the memory's read bandwidth in 10^9 bytes per second; None if it was not measured.
     """

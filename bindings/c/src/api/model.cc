@@ -43,7 +43,7 @@ sol_model_info InfoOf(const sol_model& handle) {
   info.has_chat = model.chat() ? 1 : 0;
   info.native = model.native() ? 1 : 0;
   info.default_schedule = ScheduleName(config, *model.cost());
-  info.cost_model = model.cost()->InMilliseconds() ? "calibrated" : "bytes";
+  info.cost_model = model.cost()->InMilliseconds() ? "measured" : "bytes";
   info.dense = handle.dense.c_str();
   info.mapped_bytes = model.weights().size();
   return info;
@@ -118,8 +118,8 @@ sol_error* sol_model_measure_costs(sol_model* model, const char* file) {
   return Guard([&] {
     sol_rt::RequireHandle(model, "sol_model_measure_costs");
     if (file != nullptr) model->model->bundle().RequireOutside("cost table", file);
-    const sol_rt::CalibrationTable table = sol_rt::MeasureCosts(model->model);
-    model->model->SetCost(sol_rt::MakeCalibratedCost(model->model->config(), table));
+    const sol_rt::CostTable table = sol_rt::MeasureCosts(model->model);
+    model->model->SetCost(sol_rt::MakeMeasuredCost(model->model->config(), table));
     if (file != nullptr) sol_rt::WriteFileAtomically(file, table.ToJson());
   });
 }

@@ -39,7 +39,7 @@ class CostModel {
  public:
   explicit CostModel(const Config& config);
   virtual ~CostModel() = default;
-  virtual const char* Name() const = 0;  // `bytes` or `calibrated`
+  virtual const char* Name() const = 0;  // `bytes` or `measured`
   virtual bool InMilliseconds() const = 0;
   virtual double Policy() const = 0;  // one run of the policy; 0 if there is none
   // The operators' settings under which costs were measured on so many threads; none if on another number, or not measured with native operators.
@@ -65,6 +65,6 @@ class CostModel {
 
 std::shared_ptr<const CostModel> MakeBytesCost(const Config& config);
 // Reads a table (`sol_rt.cost_table`). `identity` is the bundle's. Throws SOL_ERROR_BUNDLE for a file that is missing, damaged or of another bundle.
-std::shared_ptr<const CostModel> ReadCalibratedCost(const Config& config, const std::string& identity, const std::string& file);
+std::shared_ptr<const CostModel> ReadMeasuredCost(const Config& config, const std::string& identity, const std::string& file);
 
 }  // namespace sol_rt

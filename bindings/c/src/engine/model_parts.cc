@@ -31,7 +31,7 @@ void Model::LoadParts(const std::string& cost_table) {
   }
   generation_config_.eos_token_id.assign(dims.eos_token_ids.begin(), dims.eos_token_ids.end());
   if (bundle_.Has(kGenerationConfigFile)) generation_config_.ApplyFile(bundle_.Read(kGenerationConfigFile), bundle_.Path(kGenerationConfigFile));
-  SetCost(cost_table.empty() ? MakeBytesCost(config()) : ReadCalibratedCost(config(), identity(), cost_table));
+  SetCost(cost_table.empty() ? MakeBytesCost(config()) : ReadMeasuredCost(config(), identity(), cost_table));
 }
 
 }  // namespace sol_rt

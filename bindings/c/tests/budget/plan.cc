@@ -11,7 +11,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
-#include "budget/cost/calibration_table.h"
+#include "budget/cost/cost_table.h"
 #include "budget/planner.h"
 
 namespace {
@@ -186,7 +186,7 @@ int main(int argc, char** argv) {
   const std::string mode = argc > 1 ? argv[1] : "";
   if (mode == "table" && argc > 2) {
     std::ifstream file(argv[2]);
-    std::cout << sol_rt::CalibrationTable::FromJson({std::istreambuf_iterator<char>(file), {}}).ToJson();
+    std::cout << sol_rt::CostTable::FromJson({std::istreambuf_iterator<char>(file), {}}).ToJson();
     return 0;
   }
   const bool time = mode == "time";
@@ -195,7 +195,7 @@ int main(int argc, char** argv) {
   try {
     const sol_rt::Config config = ReadConfig(script["config"], script["variants"]);
     const auto cost = script["table"].is_null() ? sol_rt::MakeBytesCost(config)
-                                                : sol_rt::ReadCalibratedCost(config, script["identity"], script["table"]);
+                                                : sol_rt::ReadMeasuredCost(config, script["identity"], script["table"]);
     for (const Json& raw : script["runs"]) {
       try {
         Run run(config, cost, raw);

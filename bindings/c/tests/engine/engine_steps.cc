@@ -76,7 +76,7 @@ struct Machine {
     if (name == "costs") {  // returns the settings of the operators
       std::string file;
       line >> file;
-      model->SetCost(ReadCalibratedCost(model->config(), model->identity(), file));
+      model->SetCost(ReadMeasuredCost(model->config(), model->identity(), file));
       const Tuning tuning = CurrentTuning();
       return int64_t{tuning.copies} << 48 | int64_t{tuning.cache_level} << 40 | int64_t{tuning.members} << 24 | tuning.row_bytes_ahead;
     }

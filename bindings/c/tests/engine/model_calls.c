@@ -181,7 +181,7 @@ int main(int argc, char** argv) {
   Expect(sol_model_measure_costs(model, argv[3]), SOL_OK, "", "costs");
   sol_model_info info = {sizeof(info)};
   Expect(sol_model_get_info(model, &info), SOL_OK, "", "info");
-  Check(strcmp(info.cost_model, "calibrated") == 0, "measured costs are in use");
+  Check(strcmp(info.cost_model, "measured") == 0, "measured costs are in use");
   runtime = NULL;
   Expect(sol_runtime_create(&options, &runtime), SOL_OK, "", "a second runtime");
   sol_model_options_init(&how, sizeof how);

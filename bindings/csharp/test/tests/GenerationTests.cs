@@ -288,11 +288,11 @@ internal static class GenerationTests
             () => Given.All(session.GenerateAsync(Long.Prompt, new SolGenerateOptions { TokensPerSecond = 10 })), "a rate without measured costs");
         var file = Path.Combine(Given.Scratch, "costs.json");
         model.MeasureCosts(file);
-        Given.Equal("calibrated", model.Info.CostModel, "the cost model");
+        Given.Equal("measured", model.Info.CostModel, "the cost model");
         await Given.All(session.GenerateAsync(Long.Prompt, new SolGenerateOptions { TokensPerSecond = 10, MaxNewTokens = 4 }));
-        Given.Equal("calibrated", session.Result.CostModel, "the generation's cost model");
+        Given.Equal("measured", session.Result.CostModel, "the generation's cost model");
         using var later = SolModel.Load(Given.Bundle, new SolModelOptions { CostTable = file });
-        Given.Equal("calibrated", later.Info.CostModel, "with the file");
+        Given.Equal("measured", later.Info.CostModel, "with the file");
     }
 
     public static async Task APromptRunsThroughAnotherVariant()

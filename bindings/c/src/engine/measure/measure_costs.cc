@@ -81,7 +81,7 @@ std::string Now() {
 
 }  // namespace
 
-CalibrationTable MeasureCosts(std::shared_ptr<Model> model) {
+CostTable MeasureCosts(std::shared_ptr<Model> model) {
   if (model->max_context() < 2) UsageFault("max_context: got 1, expected at least 2, as a step needs a token before it; load the model with a larger one");
   const Config& config = model->config();
   Engine engine(model);
@@ -146,7 +146,7 @@ CalibrationTable MeasureCosts(std::shared_ptr<Model> model) {
   const double rate = middle[dense] * dense_ms / bytes->Step(config.dense, length);
   std::set<int> densities{100};
   for (const ActionEntry& entry : config.actions) densities.insert(entry.action.kv);
-  CalibrationTable table;
+  CostTable table;
   table.bundle = model->identity();
   table.device = Device(*model);
   table.created = Now();
@@ -156,7 +156,7 @@ CalibrationTable MeasureCosts(std::shared_ptr<Model> model) {
   for (size_t i = 0; i < actions.size(); ++i) {
     const CostLine line = bytes->Line(actions[i]);
     const double ms = middle[i] * dense_ms;
-    CalibrationTable::Line made;
+    CostTable::Line made;
     made.fixed = std::max(ms - rate * line.per_token * static_cast<double>(length + 1), 0.0);
     made.per_token = rate * line.per_token;
     made.per_page = rate * line.per_page;

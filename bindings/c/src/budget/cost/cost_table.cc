@@ -1,5 +1,5 @@
 // Reads and writes cost tables with the checks of sol_rt/budget/cost/cost_table.py.
-#include "budget/cost/calibration_table.h"
+#include "budget/cost/cost_table.h"
 
 #include <cmath>
 #include <locale>
@@ -55,9 +55,9 @@ int Hundredths(const std::string& text) {
   return static_cast<int>(rounded);
 }
 
-CalibrationTable::Line ReadLine(const json& raw) {
+CostTable::Line ReadLine(const json& raw) {
   if (!raw.is_object() || raw.size() != 4) Unreadable("a line has other keys than error, fixed, per_page and per_token");
-  CalibrationTable::Line line;
+  CostTable::Line line;
   line.fixed = Milliseconds(raw, "fixed");
   line.per_token = Milliseconds(raw, "per_token");
   line.per_page = Milliseconds(raw, "per_page");
@@ -81,13 +81,13 @@ Tuning ReadTuning(const json& raw) {
           Member(raw, "copies") == true};
 }
 
-CalibrationTable Read(const json& raw) {
+CostTable Read(const json& raw) {
   if (!raw.is_object()) Unreadable("no JSON object");
   const json &format = Member(raw, "format"), &version = Member(raw, "format_version");
   if (format != kFormat || version != kVersion) {
     Unreadable("format " + format.dump().substr(0, 40) + " version " + version.dump().substr(0, 40));
   }
-  CalibrationTable table;
+  CostTable table;
   table.bundle = Text(raw, "bundle");
   table.device = Text(raw, "device");
   table.created = Text(raw, "created");
@@ -107,7 +107,7 @@ CalibrationTable Read(const json& raw) {
 
 }  // namespace
 
-CalibrationTable CalibrationTable::FromJson(const std::string& text) {
+CostTable CostTable::FromJson(const std::string& text) {
   try {
     return Read(ParseShallow(text, true));
   } catch (const json::exception& error) {
@@ -115,7 +115,7 @@ CalibrationTable CalibrationTable::FromJson(const std::string& text) {
   }
 }
 
-std::string CalibrationTable::ToJson() const {
+std::string CostTable::ToJson() const {
   nlohmann::ordered_json document = {{"format", kFormat},   {"format_version", kVersion}, {"bundle", bundle},
                                      {"device", device},    {"created", created},         {"policy_ms", policy_ms},
                                      {"lines", nlohmann::ordered_json::object()}, {"quick", quick},        {"steady", steady}};

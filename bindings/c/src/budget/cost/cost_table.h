@@ -11,7 +11,7 @@
 
 namespace sol_rt {
 
-struct CalibrationTable {
+struct CostTable {
   struct Line : CostLine {
     double error = 0.0;  // root mean square of the fit's relative residuals
   };
@@ -24,10 +24,10 @@ struct CalibrationTable {
 
   std::string ToJson() const;
   // Throws SOL_ERROR_BUNDLE for a text that ToJson did not write.
-  static CalibrationTable FromJson(const std::string& text);
+  static CostTable FromJson(const std::string& text);
 };
 
 // Throws SOL_ERROR_BUNDLE if the table lacks a variant of the bundle, or says that a step takes no time.
-std::shared_ptr<const CostModel> MakeCalibratedCost(const Config& config, const CalibrationTable& table);
+std::shared_ptr<const CostModel> MakeMeasuredCost(const Config& config, const CostTable& table);
 
 }  // namespace sol_rt

@@ -6,7 +6,7 @@
 
 #include "base/error.h"
 #include "base/file/file.h"
-#include "budget/cost/calibration_table.h"
+#include "budget/cost/cost_table.h"
 
 namespace sol_rt {
 namespace {
@@ -19,9 +19,9 @@ constexpr const char* kHint = "give a file that `sol-rt profile` wrote";
   throw Error(SOL_ERROR_BUNDLE, "cost table: " + problem + "; run `sol-rt profile` again");
 }
 
-class CalibratedCost final : public CostModel {
+class MeasuredCost final : public CostModel {
  public:
-  CalibratedCost(const Config& config, const CalibrationTable& table)
+  MeasuredCost(const Config& config, const CostTable& table)
       : CostModel(config), policy_ms_(table.policy_ms), device_(table.device), tuning_(table.tuning) {
     for (const std::string& key : config.variant_order) {
       const auto row = table.lines.find(key);
@@ -34,7 +34,7 @@ class CalibratedCost final : public CostModel {
       }
     }
   }
-  const char* Name() const override { return "calibrated"; }
+  const char* Name() const override { return "measured"; }
   bool InMilliseconds() const override { return true; }
   double Policy() const override { return policy_ms_; }
   std::optional<Tuning> TuningFor(int32_t threads) const override {
@@ -83,16 +83,16 @@ std::string ReadTable(const std::string& path) {
 
 }  // namespace
 
-std::shared_ptr<const CostModel> MakeCalibratedCost(const Config& config, const CalibrationTable& table) {
-  return std::make_shared<CalibratedCost>(config, table);
+std::shared_ptr<const CostModel> MakeMeasuredCost(const Config& config, const CostTable& table) {
+  return std::make_shared<MeasuredCost>(config, table);
 }
 
-std::shared_ptr<const CostModel> ReadCalibratedCost(const Config& config, const std::string& identity, const std::string& file) {
+std::shared_ptr<const CostModel> ReadMeasuredCost(const Config& config, const std::string& identity, const std::string& file) {
   const std::string text = ReadTable(file);
   try {
-    const CalibrationTable table = CalibrationTable::FromJson(text);
+    const CostTable table = CostTable::FromJson(text);
     if (table.bundle != identity) Refuse("made for another bundle, or before this one changed");
-    return MakeCalibratedCost(config, table);
+    return MakeMeasuredCost(config, table);
   } catch (const Error& error) {
     throw Error(error.code(), file + ": " + error.what());
   }
