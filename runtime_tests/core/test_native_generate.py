@@ -104,6 +104,15 @@ def test_prompts_are_those_of_python(python: SolModel, native: NativeModel, prom
     assert (found.prompt_tokens, found.tokens, found.text) == (expected.prompt_tokens, expected.tokens, expected.text)
 
 
+def test_a_seed_gives_the_same_text_after_a_rewind(python: SolModel, native: NativeModel) -> None:
+    settings = {"do_sample": True, "temperature": 1.5, "top_k": 0, "seed": 11, "schedule": "dense", "eos_token_id": []}
+    whole = finished(native.stream(PROMPT, max_new_tokens=40, **settings)).tokens
+    for kept in (0, 1, 17, 39):
+        for model in (native, python):
+            stream = model.stream([*PROMPT, *whole[:kept]], max_new_tokens=40 - kept, reuse_cache=True, **settings)
+            assert finished(stream).tokens == whole[kept:]
+
+
 def test_traces_are_read_and_repeated_by_both(python: SolModel, native: NativeModel, tmp_path: Path) -> None:
     ours, theirs = tmp_path / "native.jsonl", tmp_path / "python.jsonl"
     settings = {"budget": 0.6, "max_new_tokens": 30, **SAMPLED}

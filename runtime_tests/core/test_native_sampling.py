@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from helpers.core_build import core_program
+from helpers.frequencies import FILTERS, LOGITS, chi_square, filtered
 from sol_rt.engine.distribution import Distribution
 from sol_rt.errors import UsageError
 from sol_rt.generate.generation_config import GenerationConfig
@@ -44,8 +45,8 @@ def drawn_by_python(case: Case) -> str:
     return "".join(f"{token} " for token in history[len(case.history) :])
 
 
-def assert_same(program: Path, cases: list[Case]) -> list[str]:
-    """Runs all cases on both sides. Returns what they said."""
+def natively(program: Path, cases: list[Case]) -> list[str]:
+    """Reports of the core: for each case its tokens, or an error."""
     asked = bytearray()
     for case in cases:
         steps, vocab = case.logits.shape
@@ -53,9 +54,14 @@ def assert_same(program: Path, cases: list[Case]) -> list[str]:
         asked += json.dumps(line).encode() + b"\n" + case.logits.tobytes()
     done = subprocess.run([program], input=bytes(asked), capture_output=True, check=True)
     found = done.stdout.decode().splitlines()
+    assert len(found) == len(cases)
+    return found
+
+
+def assert_same(program: Path, cases: list[Case]) -> list[str]:
+    """Runs all cases on both sides. Returns what they said."""
     expected = [drawn_by_python(case) for case in cases]
-    assert len(found) == len(expected)
-    for case, native, python in zip(cases, found, expected, strict=True):
+    for case, native, python in zip(cases, natively(program, cases), expected, strict=True):
         assert native == python, f"{case.settings}, vocabulary of {case.logits.shape[1]}"
     return expected
 
@@ -114,11 +120,21 @@ def test_extreme_settings(program: Path, settings: dict[str, Any], size: float) 
 
 
 def test_draws_of_one_run(program: Path) -> None:
-    """Thousands of draws in a row, so that the random state and the counts of tokens stay alike."""
+    """Thousands of draws in a row, so that the counts of tokens stay alike."""
     logits = np.random.default_rng(5).normal(size=(4000, 64)).astype(np.float32)
     settings = {"do_sample": True, "seed": 11, "top_k": 0, "frequency_penalty": 0.01}
     tokens = assert_same(program, [Case(settings, [], logits)])[0].split()
     assert len(set(tokens)) == 64
+
+
+@pytest.mark.parametrize("filters", FILTERS, ids=str)
+def test_100_000_draws_follow_the_distribution(program: Path, filters: dict[str, float]) -> None:
+    settings = {"do_sample": True, "seed": 7, "top_k": 0, **filters}
+    tokens = natively(program, [Case(settings, [], np.tile(LOGITS, (100_000, 1)))])[0].split()
+    counts = np.bincount([int(token) for token in tokens], minlength=len(LOGITS))
+    assert counts.sum() == 100_000
+    statistic, limit = chi_square(counts, filtered(LOGITS, **filters))
+    assert statistic < limit
 
 
 @pytest.mark.parametrize(

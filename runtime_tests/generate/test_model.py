@@ -193,8 +193,11 @@ def test_the_same_call_gives_the_same_tokens(model: SolModel) -> None:
 
 
 def test_end_tokens_and_stop_strings_end_the_text(model: SolModel) -> None:
-    full = model.generate(PROMPT, do_sample=True, temperature=3.0, top_k=0, seed=1, **LONG)
-    arguments = {"do_sample": True, "temperature": 3.0, "top_k": 0, "seed": 1, "max_new_tokens": 129}
+    others = dict.fromkeys(range(86, 90), -100)  # words of a name that is not their number
+    arguments: dict[str, Any] = {
+        "do_sample": True, "temperature": 3.0, "top_k": 0, "seed": 1, "max_new_tokens": 129, "logit_bias": others,
+    }  # fmt: skip
+    full = model.generate(PROMPT, **arguments, eos_token_id=[])
     end = full.tokens[20]
     first = full.tokens.index(end)
     ended = model.generate(PROMPT, **arguments, eos_token_id=[end])
@@ -688,3 +691,23 @@ def test_special_tokens_in_a_prompt_are_text_unless_asked_for(bundle: Path, tmp_
     assert eot not in prompt("w1<eot>w3")
     assert prompt("w1<eot>w3", parse_special=True) == [1, eot, 3]
     assert eot not in prompt([{"role": "user", "content": "w1<eot>w3"}], parse_special=True)
+
+
+@pytest.mark.parametrize("settings", [{"top_k": 0}, {"top_k": 8, "top_p": 0.9}], ids=str)
+def test_a_seed_gives_the_same_text_after_a_rewind(model: SolModel, settings: dict[str, Any]) -> None:
+    options: dict[str, Any] = {
+        "do_sample": True,
+        "temperature": 1.5,
+        "schedule": "dense",
+        "eos_token_id": [],
+        **settings,
+    }
+    prompt = model.tokenizer.encode(PROMPT)
+    whole = model.generate(prompt, max_new_tokens=40, seed=11, **options).tokens
+    model.generate([*reversed(prompt)], max_new_tokens=9, seed=12, **options)
+    for kept in (0, 1, 17, 39):
+        for reuse in (False, True):
+            begun = [*prompt, *whole[:kept]]
+            again = model.generate(begun, max_new_tokens=40 - kept, seed=11, reuse_cache=reuse, **options)
+            assert again.tokens == whole[kept:]
+    assert model.generate(prompt, max_new_tokens=40, seed=12, **options).tokens != whole

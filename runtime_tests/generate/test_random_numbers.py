@@ -1,94 +1,87 @@
-"""docs/reference/decode-loop.md section 5, written down once more: all hosts draw the numbers that NumPy draws."""
+"""docs/reference/decode-loop.md section 5, written down once more: the numbers that all hosts draw."""
 
 from __future__ import annotations
 
 import itertools
+import math
 import re
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers.philox_answers import ANSWERS, EXAMPLES
 from helpers.places import ROOT
+from sol_rt import philox
 from sol_rt.budget.schedules.random_schedule import drawn
+from sol_rt.generate.gumbel import gumbel, portable_log, token_words, upper_bounds
 
 _PAGE = ROOT / "docs/reference/decode-loop.md"
-_WORD, _LONG, _STATE = (1 << 32) - 1, (1 << 64) - 1, (1 << 128) - 1
-_MULTIPLIER = 0x2360ED051FC65DA44385DF649FCCF645
+seeds = st.one_of(st.integers(0, 2**64 - 1), st.integers(0, 2**200))
+positions = st.integers(0, 2**32 - 1)
 
 
-def pool(seed: int) -> list[int]:
-    words = [seed & _WORD]
-    while seed := seed >> 32:
-        words.append(seed & _WORD)
-    constant = 0x43B0D7E5
-
-    def hashed(value: int) -> int:
-        nonlocal constant
-        value ^= constant
-        constant = constant * 0x931E8875 & _WORD
-        value = value * constant & _WORD
-        return value ^ value >> 16
-
-    def mixed(x: int, y: int) -> int:
-        result = 0xCA01F9DD * x - 0x4973F715 * y & _WORD
-        return result ^ result >> 16
-
-    found = [hashed(word) for word in (words + [0] * 4)[:4]]
-    for source, target in itertools.product(range(4), repeat=2):
-        if source != target:
-            found[target] = mixed(found[target], hashed(found[source]))
-    for word in words[4:]:
-        for target in range(4):
-            found[target] = mixed(found[target], hashed(word))
-    return found
+def mixed(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[int, int, int, int]:
+    a, b, c, d = counter
+    k, m = key
+    for _ in range(10):
+        p, q = 0xD2511F53 * a, 0xCD9E8D57 * c
+        a, b, c, d = q // 2**32 ^ b ^ k, q % 2**32, p // 2**32 ^ d ^ m, p % 2**32
+        k, m = (k + 0x9E3779B9) % 2**32, (m + 0xBB67AE85) % 2**32
+    return a, b, c, d
 
 
-def state32(seed: int) -> Iterator[int]:
-    constant = 0x8B51F9DD
-    for word in itertools.cycle(pool(seed)):
-        value = word ^ constant
-        constant = constant * 0x58F38DED & _WORD
-        value = value * constant & _WORD
-        yield value ^ value >> 16
+def word(seed: int, stream: int, position: int, index: int) -> int:
+    key = seed % 2**32, seed // 2**32 % 2**32
+    return mixed((index // 4, position, stream, 0), key)[index % 4]
 
 
-def numbers(seed: int) -> Iterator[float]:
-    words = list(itertools.islice(state32(seed), 8))
-
-    def joined(*places: int) -> int:
-        value = 0
-        for place in places:
-            value = value << 32 | words[place]
-        return value
-
-    increment = 2 * joined(5, 4, 7, 6) + 1 & _STATE
-    state = (increment + joined(1, 0, 3, 2)) * _MULTIPLIER + increment & _STATE
-    while True:
-        state = state * _MULTIPLIER + increment & _STATE
-        value, turn = (state >> 64) ^ (state & _LONG), state >> 122
-        value = (value >> turn | value << (64 - turn)) & _LONG
-        yield (value >> 11) * 2.0**-53
+@pytest.mark.parametrize(("counter", "key", "answer"), ANSWERS)
+def test_known_answers(counter: tuple[int, ...], key: tuple[int, int], answer: tuple[int, ...]) -> None:
+    found = philox.philox(np.array(counter, np.uint64)[:, None], key[0] + 2**32 * key[1])
+    assert found[0].tolist() == list(answer)
+    assert mixed(counter, key) == answer  # type: ignore[arg-type]
 
 
-@given(st.one_of(st.integers(0, 2**63 - 1), st.integers(0, 2**200)))
-def test_the_documented_generator_is_numpys(seed: int) -> None:
-    assert list(itertools.islice(numbers(seed), 20)) == np.random.default_rng(seed).random(20).tolist()
+@given(seeds, positions, st.integers(0, 1), st.lists(st.integers(0, 2**30), min_size=1, max_size=5))
+def test_words_of_a_position(seed: int, position: int, stream: int, blocks: list[int]) -> None:
+    found = philox.words(seed, stream, position, np.array(blocks))
+    expected = [[word(seed, stream, position, 4 * block + lane) for lane in range(4)] for block in blocks]
+    assert found.tolist() == expected
 
 
-@given(st.integers(0, 2**63 - 1))
-def test_the_schedule_random_has_a_generator_of_its_own(seed: int) -> None:
-    derived = int(np.random.SeedSequence(seed).generate_state(1)[0])
-    assert next(state32(seed)) == derived
-    assert next(numbers(derived)) == np.random.default_rng(derived).random()
+@given(seeds, positions, st.integers(1, 300), st.sets(st.integers(0, 299), min_size=1))
+def test_the_word_of_a_token_is_the_same_among_any_others(
+    seed: int, position: int, size: int, chosen: set[int]
+) -> None:
+    tokens = np.array(sorted(token for token in chosen if token < size) or [0])
+    expected = [word(seed, philox.TOKENS, position, token) for token in tokens.tolist()]
+    assert token_words(seed, position, tokens, size).tolist() == expected
+    assert token_words(seed, position, tokens, 10**6).tolist() == expected
 
 
-@pytest.mark.parametrize("seed", [0, 2**40 + 7])
-def test_the_page_has_the_first_numbers(seed: int) -> None:
-    first = ", ".join(map(repr, itertools.islice(numbers(seed), 3)))
-    assert f"gives {first}" in re.sub(r"\s+", " ", _PAGE.read_text(encoding="utf-8"))
+@given(st.floats(2.0**-40, 2.0**10))
+def test_portable_log_is_a_logarithm(value: float) -> None:
+    assert portable_log(np.array([value]))[0] == pytest.approx(math.log(value), rel=4e-16, abs=1e-17)
+
+
+words = st.one_of(st.integers(0, 2**32 - 1), st.integers(0, 600), st.integers(2**32 - 600, 2**32 - 1))
+
+
+@given(words)
+def test_gumbel_numbers_and_their_bounds(value: int) -> None:
+    found = float(gumbel(np.array([value], np.uint32))[0])
+    assert found == pytest.approx(-math.log(-math.log((value + 0.5) / 2**32)), rel=1e-14, abs=1e-14)
+    assert found + 1e-4 < float(upper_bounds(np.array([value], np.uint32))[0])
+
+
+@pytest.mark.parametrize(("seed", "position", "token", "found", "noise"), EXAMPLES)
+def test_the_page_has_the_examples(seed: int, position: int, token: int, found: int, noise: float) -> None:
+    page = re.sub(r"\s+", " ", _PAGE.read_text(encoding="utf-8"))
+    assert word(seed, philox.TOKENS, position, token) == found
+    assert float(gumbel(np.array([found], np.uint32))[0]) == noise
+    assert f"| {seed} | {position} | {token} | {found} | {noise!r} |" in page
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=30), st.floats(0, 1, exclude_max=True))

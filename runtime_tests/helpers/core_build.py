@@ -45,7 +45,7 @@ def ort_library() -> Path:
 slow = False
 """True in runs that have slow tests; conftest.py sets it."""
 
-PROGRAMS = ("cores", "plan", "bundle_check", "governor", "numpy_random", "sampling")
+PROGRAMS = ("cores", "plan", "bundle_check", "governor", "random_numbers", "sampling")
 """Test programs that run under sanitizers in runs that have slow tests."""
 
 

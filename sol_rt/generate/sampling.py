@@ -7,17 +7,17 @@ logits, and no sort.
 
 from __future__ import annotations
 
+import secrets
 from collections import Counter
 from collections.abc import Sequence
-from functools import cached_property
 
 import numpy as np
 
 from sol_rt.engine.distribution import Distribution
 from sol_rt.errors import UsageError
 from sol_rt.generate.generation_config import GenerationConfig
+from sol_rt.generate.gumbel import noisy_argmax
 
-_BLOCK = 512
 _NUCLEUS_GUESS = 512  # candidates that top_p looks at first; most nuclei are smaller
 _LARGEST_LOGIT = 1e30  # sums and products of smaller ones stay finite in float32
 _FLOAT = np.finfo(np.float32)
@@ -26,8 +26,8 @@ _FLOAT = np.finfo(np.float32)
 class Sampler:
     """Draws tokens by the settings of a GenerationConfig.
 
-    It holds the random state, and counts its tokens for the presence and the frequency penalty. So each generation has
-    a sampler of its own.
+    A draw depends on seed, position and scores alone, not on the draws before it. But the sampler counts its tokens for
+    the presence and the frequency penalty, so each generation has a sampler of its own.
 
     Args:
         config: the settings.
@@ -45,17 +45,15 @@ class Sampler:
         self._counts: Counter[int] = Counter()
         # what presence and frequency penalty add to each logit; only the entry of the last token changes
         self._penalties = np.zeros(vocab_size, np.float32) if _counts_tokens(config) else None
-
-    @cached_property
-    def _random(self) -> np.random.Generator:
-        return np.random.default_rng(self._config.seed)  # a greedy generation does without numpy.random
+        self._seed = secrets.randbits(32) if config.seed is None else config.seed
 
     def sample(self, distribution: Distribution, history: Sequence[int] | np.ndarray) -> tuple[int, float]:
         """Picks a token.
 
         Args:
             distribution: the distribution of a step's raw logits, [vocab].
-            history: tokens of the prompt and the text so far; read only for the repetition penalty.
+            history: tokens of the prompt and the text so far. Their number is the position of the token, on which the
+                noise depends; the tokens are read only for the repetition penalty.
 
         Returns the token and its log-probability, in nats, under the raw distribution. Raises UsageError for logits of
         another shape.
@@ -70,13 +68,13 @@ class Sampler:
             if self._config.greedy:
                 token = int(scores.argmax())
             else:
-                candidates, weights = self.candidates(scores)
-                token = int(candidates[_draw(weights, self._random.random())])
+                token = noisy_argmax(*self.candidates(scores), self._vocab_size, self._seed, len(history))
         self._count(token)
         return token, distribution.log_probability(token)
 
     def candidates(self, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The tokens that may be drawn, int64 [n], and their unnormalized probabilities, float32 [n].
+        """The tokens that may be drawn, int64 [n], and their scores after the temperature, less the largest, float32
+        [n]; the probabilities are the softmax of these.
 
         `scores` are the logits after bias and penalties, float32 [vocab].
         """
@@ -89,14 +87,14 @@ class Sampler:
             values = scaled[tokens]
         else:
             tokens, values = self._all, scaled
-        weights = _exponentials(values - values.max())
-        if config.top_p < 1.0:
-            kept = _nucleus(weights, config.top_p)
-            tokens, weights = tokens[kept], weights[kept]
+        values = values - values.max()
+        if config.top_p == 1.0 and not config.min_p:
+            return tokens, values
+        weights = _exponentials(values)
+        kept = np.arange(len(tokens)) if config.top_p == 1.0 else _nucleus(weights, config.top_p)
         if config.min_p:
-            kept = np.flatnonzero(weights >= np.float32(config.min_p) * weights.max())
-            tokens, weights = tokens[kept], weights[kept]
-        return tokens, weights
+            kept = kept[weights[kept] >= np.float32(config.min_p)]
+        return tokens[kept], values[kept]
 
     def _changes(self, history: Sequence[int] | np.ndarray) -> bool:
         """True if bias or penalties change the logits."""
@@ -159,18 +157,6 @@ def _divided(scores: np.ndarray, temperature: float) -> np.ndarray:
 def _exponentials(values: np.ndarray) -> np.ndarray:
     """exp of float32 values, rounded from float64: those of float32 differ from processor to processor."""
     return np.exp(values, dtype=np.float64).astype(np.float32)
-
-
-def _draw(weights: np.ndarray, share: float) -> int:
-    """Index at which the running sum of `weights` [n] first exceeds `share` (0 to 1) of their sum."""
-    # blocks are summed first: a running sum over a whole vocabulary would take longer than the rest of sampling
-    sums = np.add.reduceat(weights, np.arange(0, len(weights), _BLOCK), dtype=np.float64)
-    ends = np.cumsum(sums)
-    wanted = share * ends[-1]
-    block = min(int(np.searchsorted(ends, wanted, side="right")), len(ends) - 1)
-    inside = np.cumsum(weights[block * _BLOCK : (block + 1) * _BLOCK], dtype=np.float64)
-    index = int(np.searchsorted(inside, wanted - (ends[block] - sums[block]), side="right"))
-    return block * _BLOCK + min(index, len(inside) - 1)
 
 
 def _nucleus(weights: np.ndarray, top_p: float) -> np.ndarray:

@@ -217,7 +217,7 @@ typedef struct sol_generate_options {
   double repetition_penalty;
   double presence_penalty;
   double frequency_penalty;
-  int64_t seed;  // of sampling and of the schedule `random`; negative draws a fresh one
+  int64_t seed;  // of sampling and of the schedule `random`: random numbers depend on seed and position alone; negative draws a fresh one
   int32_t top_logprobs;
   const sol_logit_bias* logit_bias;
   size_t num_logit_bias;

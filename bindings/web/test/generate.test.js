@@ -138,6 +138,14 @@ test("a model's own seed leaves the schedule random", { skip }, async (t) => {
   assert.deepEqual(await run({ schedule: "dense" }), await run({ schedule: "dense" })); // sampling still draws from it
 });
 
+test("a seed gives the same text after a rewind", { skip }, async () => {
+  const settings = { schedule: "dense", do_sample: true, temperature: 1.5, top_k: 0, seed: 11, eos_token_id: [] };
+  const run = async (/** @type {number[]} */ prompt, /** @type {number} */ count) =>
+    (await model.generate(prompt, { ...settings, max_new_tokens: count, reuse_cache: true })).tokens;
+  const whole = await run([290, 14], 30);
+  for (const kept of [0, 1, 17]) assert.deepEqual(await run([290, 14, ...whole.slice(0, kept)], 30 - kept), whole.slice(kept));
+});
+
 test("a message of more tokens than arguments of a call", { skip }, async () => {
   const messages = [{ role: "user", content: "hello world ".repeat(100_000) }];
   await assert.rejects(model.generate(messages), (/** @type {any} */ error) => {

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import secrets
+
 import numpy as np
 
+from sol_rt import philox
 from sol_rt.budget.controller.base import BaseController
 from sol_rt.budget.schedules.schedule import PolicyInput
 from sol_rt.bundle.actions import Action
@@ -11,15 +14,14 @@ from sol_rt.bundle.actions import Action
 
 class RandomSchedule:
     """Draws actions with probability proportional to exp(-rate * cost), with the rate at which the expected cost is the
-    target. Under axis targets all allowed actions are equally likely.
+    target. Under axis targets all allowed actions are equally likely. A draw depends on seed and context alone.
     """
 
     name = "random"
 
     def __init__(self, controller: BaseController, seed: int | None) -> None:
         self._controller = controller
-        # another generator than the sampler's, which draws from the seed itself: the two must not draw alike
-        self._random = np.random.default_rng(int(np.random.SeedSequence(seed).generate_state(1)[0]))
+        self._seed = secrets.randbits(32) if seed is None else int(seed)
 
     def choose(self, step: PolicyInput) -> Action:
         """A random one of the allowed actions."""
@@ -27,11 +29,13 @@ class RandomSchedule:
         if controller.dense_only:
             return controller.dense
         candidates = np.flatnonzero(controller.allowed(step.context))
+        word = philox.words(self._seed, philox.SCHEDULE, step.context, np.zeros(1, np.uint64))[0, :1]
+        number = float(philox.uniform(word)[0])
         if controller.axis_targets is not None:
-            place = int(self._random.random() * len(candidates))
+            place = int(number * len(candidates))
         else:
             shares = tilted(controller.relative_costs(step.context)[candidates], controller.target(step.context))
-            place = drawn(shares, self._random.random())
+            place = drawn(shares, number)
         return controller.actions[int(candidates[place])]
 
 

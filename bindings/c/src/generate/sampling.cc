@@ -12,7 +12,6 @@
 namespace sol_rt {
 namespace {
 
-constexpr size_t kBlock = 512;
 constexpr size_t kNucleusGuess = 512;     // candidates that top_p sorts first; most nuclei are smaller
 constexpr double kLargestLogit = 1e30;    // sums and products of smaller ones stay finite in float32
 constexpr size_t kLargestHeap = 1 << 10;  // above it a selection is faster than a heap
@@ -32,19 +31,21 @@ float Largest(const std::vector<float>& values, size_t count) {
   }
   const auto begin = values.begin(), rest = begin + static_cast<std::ptrdiff_t>(count);
   std::priority_queue<float, std::vector<float>, std::greater<float>> best(begin, rest);
+  float least = best.top();
   for (auto value = rest; value != values.end(); ++value) {
-    if (*value > best.top()) {
+    if (*value > least) {
       best.pop();
       best.push(*value);
+      least = best.top();
     }
   }
-  return best.top();
+  return least;
 }
 
 }  // namespace
 
 Sampler::Sampler(const GenerationConfig& config, int32_t vocab_size)
-    : config_(config), vocab_size_(vocab_size), random_(config.seed.value_or(0)) {
+    : config_(config), vocab_size_(vocab_size), random_(config.seed.value_or(0), RandomWords::Stream::kTokens) {
   config.CheckVocabulary(vocab_size);
   const size_t size = static_cast<size_t>(vocab_size);
   for (const auto& [token, bias] : config.logit_bias) {
@@ -65,8 +66,7 @@ Sampler::Picked Sampler::Sample(const Distribution& distribution, const std::vec
     } else {
       Divide();
       FindCandidates();
-      const int32_t index = Draw();
-      token = tokens_.empty() ? index : tokens_[static_cast<size_t>(index)];
+      token = NoisyArgmax(random_, static_cast<int64_t>(history.size()), tokens_, values_);
     }
   }
   Count(token);
@@ -103,38 +103,35 @@ void Sampler::Divide() {
 }
 
 void Sampler::FindCandidates() {
-  const size_t size = static_cast<size_t>(vocab_size_);
+  const size_t size = scores_.size();
   tokens_.clear();
-  weights_.clear();
   float largest;
   if (config_.top_k > 0 && config_.top_k < vocab_size_) {
     const float least = Largest(scores_, static_cast<size_t>(config_.top_k));  // tokens that tie with the last of the k stay
     largest = least;
+    values_.clear();
     for (size_t i = 0; i < size; ++i) {
       if (scores_[i] < least) continue;
       tokens_.push_back(static_cast<int32_t>(i));
-      weights_.push_back(scores_[i]);
+      values_.push_back(scores_[i]);
       largest = std::max(largest, scores_[i]);
     }
   } else {
-    weights_ = scores_;
+    values_ = scores_;
     largest = *std::max_element(scores_.begin(), scores_.end());
   }
-  for (float& weight : weights_) weight = static_cast<float>(std::exp(static_cast<double>(weight - largest)));
+  for (float& value : values_) value -= largest;
+  const bool uses_min_p = config_.min_p.value_or(0.0) != 0.0;
+  if (config_.top_p == 1.0 && !uses_min_p) return;
+  weights_.resize(values_.size());
+  for (size_t i = 0; i < values_.size(); ++i) weights_[i] = static_cast<float>(std::exp(static_cast<double>(values_[i])));
   if (config_.top_p < 1.0) KeepNucleus();
-  if (config_.min_p.value_or(0.0) != 0.0) {
-    const float least = static_cast<float>(*config_.min_p) * *std::max_element(weights_.begin(), weights_.end());
-    const bool all = tokens_.empty();
-    size_t kept = 0;
-    if (all) tokens_.resize(size);
-    for (size_t i = 0; i < weights_.size(); ++i) {
-      if (!(weights_[i] >= least)) continue;
-      tokens_[kept] = all ? static_cast<int32_t>(i) : tokens_[i];
-      weights_[kept++] = weights_[i];
-    }
-    tokens_.resize(kept);
-    weights_.resize(kept);
+  if (!uses_min_p) return;
+  std::vector<size_t> kept;
+  for (size_t i = 0; i < weights_.size(); ++i) {
+    if (weights_[i] >= static_cast<float>(*config_.min_p)) kept.push_back(i);
   }
+  Keep(kept);
 }
 
 // Keeps the likeliest: each one before which the likelier ones hold less than top_p of the sum. Among equals, lower ids come first.
@@ -156,37 +153,20 @@ void Sampler::KeepNucleus() {
     order.resize(kept);
     break;
   }
-  std::vector<int32_t> tokens;
-  std::vector<float> weights;
-  for (const size_t index : order) {
-    tokens.push_back(tokens_.empty() ? static_cast<int32_t>(index) : tokens_[index]);
-    weights.push_back(weights_[index]);
-  }
-  tokens_ = std::move(tokens);
-  weights_ = std::move(weights);
+  Keep(order);
 }
 
-// Index of the candidate at which the running sum of weights first exceeds a random share of their sum. Blocks are summed first, as sampling.py does it.
-int32_t Sampler::Draw() {
-  const size_t size = weights_.size(), num_blocks = (size + kBlock - 1) / kBlock;
-  std::vector<double> ends(num_blocks);
-  double end = 0.0, sum = 0.0;
-  const auto block_sum = [&](size_t block) {
-    double total = 0.0;
-    for (size_t i = block * kBlock; i < std::min(size, (block + 1) * kBlock); ++i) total += weights_[i];
-    return total;
-  };
-  for (size_t block = 0; block < num_blocks; ++block) ends[block] = end += block_sum(block);
-  const double wanted = random_.Random() * end;
-  size_t block = 0;
-  while (block + 1 < num_blocks && ends[block] <= wanted) ++block;
-  const double inside = wanted - (ends[block] - block_sum(block));
-  const size_t last = std::min(size, (block + 1) * kBlock) - 1;
-  size_t index = block * kBlock;
-  for (;; ++index) {
-    sum += weights_[index];
-    if (sum > inside || index == last) return static_cast<int32_t>(index);
+void Sampler::Keep(const std::vector<size_t>& places) {
+  std::vector<int32_t> tokens;
+  std::vector<float> values, weights;
+  for (const size_t place : places) {
+    tokens.push_back(tokens_.empty() ? static_cast<int32_t>(place) : tokens_[place]);
+    values.push_back(values_[place]);
+    weights.push_back(weights_[place]);
   }
+  tokens_ = std::move(tokens);
+  values_ = std::move(values);
+  weights_ = std::move(weights);
 }
 
 void Sampler::Count(int32_t token) {

@@ -1,5 +1,6 @@
 /** Picks the next token from logits, in the order of docs/reference/decode-loop.md section 5. */
-import { Random } from "./random.js";
+import { RandomWords, TOKENS } from "../philox.js";
+import { noisyArgmax } from "./gumbel.js";
 
 /** @import {Distribution} from "../engine/distribution.js" */
 /** @import {GenerationConfig} from "./generation_config.js" */
@@ -9,7 +10,10 @@ const TINY = 1.1754943508222875e-38;
 const HUGE = 3.4028234663852886e38;
 const f32 = Math.fround;
 
-/** Draws tokens by the settings of a generation; each generation has a sampler of its own. */
+/**
+ * Draws tokens by the settings of a generation. A draw depends on seed, position and scores alone, not on the draws before
+ * it. But a sampler counts its tokens for the penalties, so each generation has its own.
+ */
 export class Sampler {
   #random;
   /** @type {Map<number, number>} */
@@ -23,18 +27,19 @@ export class Sampler {
     this.config = config;
     this.vocabSize = vocabSize;
     this.greedy = !config.do_sample || config.temperature === 0;
-    this.#random = new Random(config.seed);
+    this.#random = new RandomWords(config.seed, TOKENS);
   }
 
   /**
    * Picks a token: its id, and its log-probability in nats under the raw distribution.
    * @param {Distribution} distribution
-   * @param {number[]} history tokens of the prompt and the text so far
+   * @param {number[]} history tokens of the prompt and the text so far; their number is the position of the token, on
+   *   which the noise depends
    */
   sample(distribution, history) {
     const scores = this.#changed(distribution.logits, history);
     let token = distribution.top;
-    if (!this.greedy) token = this.#drawn(scores);
+    if (!this.greedy) token = this.#drawn(scores, history.length);
     else if (scores !== distribution.logits) token = largest(scores);
     this.#counts.set(token, (this.#counts.get(token) ?? 0) + 1);
     return { token, logprob: distribution.logProbability(token) };
@@ -65,51 +70,45 @@ export class Sampler {
     return scores;
   }
 
-  /** @param {Float32Array} scores */
-  #drawn(scores) {
-    const { tokens, weights } = this.#candidates(scores);
-    let total = 0;
-    for (const weight of weights) total += weight;
-    const wanted = this.#random.next() * total;
-    let running = 0;
-    for (let i = 0; i < tokens.length; i++) {
-      running += weights[i];
-      if (running > wanted) return tokens[i];
-    }
-    return tokens[tokens.length - 1];
+  /**
+   * @param {Float32Array} scores
+   * @param {number} position
+   */
+  #drawn(scores, position) {
+    const { tokens, values } = this.#candidates(scores);
+    return noisyArgmax(tokens, values, this.#random, position);
   }
 
   /**
-   * The tokens that may be drawn, and their unnormalized probabilities.
+   * The tokens that may be drawn, null for all, and their scores after the temperature, less the largest.
    * @param {Float32Array} scores
    */
   #candidates(scores) {
     const { top_k, top_p, min_p } = this.config;
     const scaled = this.#scaled(scores);
-    let tokens = Array.from({ length: scaled.length }, (_, token) => token);
+    /** @type {number[] | null} */
+    let tokens = null;
     if (top_k > 0 && top_k < this.vocabSize) {
       const least = scaled.slice().sort()[scaled.length - top_k]; // tokens that tie with the last of the k stay
-      tokens = tokens.filter((token) => scaled[token] >= least);
+      tokens = [];
+      for (let token = 0; token < scaled.length; token++) if (scaled[token] >= least) tokens.push(token);
     }
-    let most = -Infinity;
-    for (const token of tokens) most = Math.max(most, scaled[token]);
-    let weights = tokens.map((token) => f32(Math.exp(f32(scaled[token] - most))));
+    const most = scaled[largest(scaled)];
+    const values = (tokens === null ? scaled : picked(scaled, tokens)).map((value) => value - most);
+    if (top_p === 1 && !min_p) return { tokens, values };
+    const weights = values.map((value) => Math.exp(value));
+    let kept = [];
+    for (let i = 0; i < weights.length; i++) kept.push(i);
     if (top_p < 1) {
-      const order = tokens.map((_, i) => i).sort((a, b) => weights[b] - weights[a]);
+      kept.sort((a, b) => weights[b] - weights[a]);
       const wanted = weights.reduce((a, b) => a + b, 0) * top_p;
-      let [kept, mass] = [0, 0];
-      while (kept < order.length && (kept === 0 || mass < wanted)) mass += weights[order[kept++]];
-      order.length = kept;
-      tokens = order.map((i) => tokens[i]);
-      weights = order.map((i) => weights[i]);
+      let [count, mass] = [0, 0];
+      while (count < kept.length && (count === 0 || mass < wanted)) mass += weights[kept[count++]];
+      kept.length = count;
     }
-    if (min_p !== null && min_p > 0) {
-      const least = f32(f32(min_p) * weights.reduce((a, b) => Math.max(a, b), 0));
-      const kept = tokens.flatMap((_, i) => (weights[i] >= least ? [i] : []));
-      tokens = kept.map((i) => tokens[i]);
-      weights = kept.map((i) => weights[i]);
-    }
-    return { tokens, weights };
+    if (min_p) kept = kept.filter((i) => weights[i] >= f32(min_p));
+    const all = tokens;
+    return { tokens: all === null ? kept : kept.map((i) => all[i]), values: picked(values, kept) };
   }
 
   /** @param {Float32Array} scores */
@@ -121,6 +120,16 @@ export class Sampler {
     if (Math.abs(top) < LARGEST_LOGIT * temperature) return scores.map((score) => score / divisor);
     return scores.map((score) => f32(score - top) / divisor); // the quotient would overflow
   }
+}
+
+/**
+ * @param {Float32Array} values
+ * @param {number[]} places
+ */
+function picked(values, places) {
+  const found = new Float32Array(places.length);
+  for (let i = 0; i < places.length; i++) found[i] = values[places[i]];
+  return found;
 }
 
 /** @param {Float32Array} scores */

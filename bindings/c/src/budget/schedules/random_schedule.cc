@@ -3,24 +3,18 @@
 #include <cmath>
 #include <random>
 
-#include "base/numpy_random.h"
+#include "base/philox.h"
 #include "budget/schedules/schedule.h"
 
 namespace sol_rt {
 namespace {
 
-uint64_t FirstWord(std::optional<uint64_t> seed) {
-  std::random_device device;
-  uint32_t word;
-  SeedSequence(seed ? *seed : static_cast<uint64_t>(device()) << 32 | device()).Generate(&word, 1);
-  return word;
-}
-
 // Draws actions with probability proportional to exp(-rate * cost), with the rate at which the expected cost is the target. Under axis targets all
-// allowed actions are equally likely.
+// allowed actions are equally likely. A draw depends on seed and context alone.
 class RandomSchedule final : public Schedule {
  public:
-  RandomSchedule(Controller& controller, std::optional<uint64_t> seed) : controller_(controller), random_(FirstWord(seed)) {}
+  RandomSchedule(Controller& controller, std::optional<uint64_t> seed)
+      : controller_(controller), random_(seed ? *seed : std::random_device()(), RandomWords::Stream::kSchedule) {}
 
   Action Choose(const StepSeen& seen) override {
     if (controller_.dense_only()) return controller_.dense();
@@ -29,16 +23,16 @@ class RandomSchedule final : public Schedule {
     for (size_t index = 0; index < allowed.size(); ++index) {
       if (allowed[index]) candidates_.push_back(index);
     }
-    const size_t drawn = controller_.axis_targets() == nullptr ? Tilted(seen.context) : Even();
+    const double number = Uniform(random_.At(seen.context, 0));
+    const size_t count = candidates_.size();
+    const size_t drawn = controller_.axis_targets() == nullptr ? Tilted(seen.context, number) : static_cast<size_t>(number * static_cast<double>(count));
     return controller_.actions()[candidates_[drawn]];
   }
 
  private:
-  size_t Even() { return static_cast<size_t>(random_.Random() * static_cast<double>(candidates_.size())); }
-
   // A place among the candidates, from the distribution of largest entropy whose expected cost is the target. If no distribution has that
   // expectation, from the nearest possible one. The rate is found by bisection.
-  size_t Tilted(int64_t context) {
+  size_t Tilted(int64_t context, double number) {
     const double target = controller_.Target(context);
     const double* costs = controller_.RelativeCosts(context);
     double low = -500.0, high = 500.0;
@@ -48,7 +42,7 @@ class RandomSchedule final : public Schedule {
     }
     double total = 0.0;
     for (double& share : shares_) share = total += share;
-    const auto drawn = static_cast<size_t>(std::upper_bound(shares_.begin(), shares_.end(), random_.Random() * total) - shares_.begin());
+    const auto drawn = static_cast<size_t>(std::upper_bound(shares_.begin(), shares_.end(), number * total) - shares_.begin());
     return std::min(drawn, shares_.size() - 1);
   }
 
@@ -67,7 +61,7 @@ class RandomSchedule final : public Schedule {
   }
 
   Controller& controller_;
-  NumpyRandom random_;
+  const RandomWords random_;
   std::vector<size_t> candidates_;  // places of the allowed actions
   std::vector<double> shares_;      // of the candidates
 };

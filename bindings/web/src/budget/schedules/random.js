@@ -1,10 +1,13 @@
 /** `random`: draws actions so that their expected cost is the target. */
-import { Random, seedSequenceWord } from "../../generate/random.js";
+import { RandomWords, SCHEDULE, uniform } from "../../philox.js";
 
 /** @import {AxisController, Controller} from "../controller.js" */
 /** @import {StepInput} from "./schedule.js" */
 
-/** Draws actions with probability proportional to exp(-rate * cost); under axis targets all allowed ones alike. */
+/**
+ * Draws actions with probability proportional to exp(-rate * cost); under axis targets all allowed ones alike.
+ * A draw depends on seed and context alone.
+ */
 export class RandomSchedule {
   name = "random";
 
@@ -14,8 +17,7 @@ export class RandomSchedule {
    */
   constructor(controller, seed) {
     this.controller = controller;
-    // another generator than the sampler's, which draws from the seed itself
-    this.random = new Random(seed === null ? null : seedSequenceWord(seed));
+    this.random = new RandomWords(seed, SCHEDULE);
   }
 
   /** @param {StepInput} step */
@@ -23,7 +25,7 @@ export class RandomSchedule {
     const { controller } = this;
     if (controller.denseOnly) return controller.dense;
     const candidates = controller.allowed(context).flatMap((allowed, index) => (allowed ? [index] : []));
-    const number = this.random.next();
+    const number = uniform(this.random.at(context, 0));
     if (controller.axisTargets !== null) return controller.actions[candidates[Math.trunc(number * candidates.length)]];
     const costs = controller.relativeCosts(context);
     const shares = tilted(candidates.map((index) => costs[index]), controller.target(context));
