@@ -260,7 +260,7 @@ def main() -> None:
     )
     parser.add_argument("-f", "--file", type=Path, help="text to measure perplexity on; default: none is measured")
     parser.add_argument("--windows", type=positive, default=8, help="windows of the text to score at each depth")
-    parser.add_argument("--scored", type=positive, default=256, help="tokens to score in each window, after the depth")
+    parser.add_argument("--scored", type=positive, default=128, help="tokens to score in each window, after the depth")
     parser.add_argument("-n", "--count", type=positive, default=64, help="decode steps per repetition")
     parser.add_argument("-r", "--repetitions", type=positive, default=10)
     parser.add_argument("-t", "--threads", type=positive, default=os.cpu_count() or 1)
@@ -292,7 +292,7 @@ def run(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, object]]]:
     if missing := [python for python in pythons.values() if not python.exists()]:
         raise UsageError(f"{missing[0]}: not there, expected a peer's environment; `make peers` makes them")
     files = {peer: model_of(peer, checkpoint, python, models) for peer, python in pythons.items()}
-    limit = bundle.config.model.max_context - args.count - 2
+    limit = bundle.config.model.max_context - max(args.count, args.scored if args.file else 0) - 2
     for depth in [depth for depth in args.depths if depth > limit]:
         print(f"depth {depth} is left out: the model's context ends before it", file=sys.stderr)
         args.depths.remove(depth)
