@@ -87,12 +87,16 @@ std::shared_ptr<const CostModel> MakeCalibratedCost(const Config& config, const 
   return std::make_shared<CalibratedCost>(config, table);
 }
 
+std::shared_ptr<const CostModel> CalibratedCostOf(const Config& config, const std::string& identity, const std::string& text) {
+  const CalibrationTable table = CalibrationTable::FromJson(text);
+  if (table.bundle != identity) Refuse("made for another bundle, or before this one changed");
+  return MakeCalibratedCost(config, table);
+}
+
 std::shared_ptr<const CostModel> ReadCalibratedCost(const Config& config, const std::string& identity, const std::string& file) {
   const std::string text = ReadTable(file);
   try {
-    const CalibrationTable table = CalibrationTable::FromJson(text);
-    if (table.bundle != identity) Refuse("made for another bundle, or before this one changed");
-    return MakeCalibratedCost(config, table);
+    return CalibratedCostOf(config, identity, text);
   } catch (const Error& error) {
     throw Error(error.code(), file + ": " + error.what());
   }
