@@ -421,6 +421,7 @@ typedef struct sol_scores {
   // results
   const char* const* actions;    // [N - 1]: tag of each decode step
   size_t num_actions;            // N - 1
+  const double* costs;           // [N - 1]: of each step, in the cost model's unit
   const char* schedule;
   double achieved_budget;        // cost of the steps / their dense cost
   double requested_budget;
@@ -434,6 +435,33 @@ typedef struct sol_scores {
 // Ends a running generation. 1 <= context < num_tokens.
 SOL_RT_API sol_error* sol_session_score(sol_session* session, const int32_t* tokens, size_t num_tokens, size_t context,
                                         const sol_generate_options* options, sol_scores* scores);
+
+// Decode steps of a loop of the host's: the core picks the action of each and holds the dial, the host picks the tokens.
+//
+//   sol_session_plan(session, &options);                                     // the dial, the schedule and the seed count
+//   sol_session_forward(session, prompt, length, NULL, &rows, &seen);
+//   while (...) sol_session_step(session, token, &rows, &seen, &step);       // `token` of the host's choice, by `rows` or `seen`
+//
+// A plan stays until the next one. Its account and its schedule go on over `forward` and `resume`, after which the schedule counts steps anew. A generation,
+// a score, a rewind, a save, a restore and changed channels come between: `step` then needs a `forward` or `resume` first, else it is SOL_ERROR_USAGE.
+typedef struct sol_step {
+  uint32_t size;
+  const char* action;       // tag; valid until the session's next call
+  int64_t context;          // tokens in the cache before the step
+  double cost;              // in the cost model's unit, the policy's run included
+  double relative_cost;     // the same in dense steps
+  double achieved_budget;   // cost of the steps so far / their dense cost
+  double requested_budget;  // of the steps so far
+  int32_t floored;          // whether the budget lay below the cheapest action at a step so far
+} sol_step;
+
+SOL_RT_API sol_error* sol_session_plan(sol_session* session, const sol_generate_options* options);
+// Processes one token. `rows` (of one token) and `seen` are as in `sol_session_forward`.
+SOL_RT_API sol_error* sol_session_step(sol_session* session, int32_t token, const sol_rows* rows, sol_distribution* seen, sol_step* step);
+// Keeps the first `length` tokens of the cache, and takes these numbers for the results of the last of them: vocab_size logits and hidden_size floats, which a
+// host has kept of `rows`. So several plans may start after one prompt.
+SOL_RT_API sol_error* sol_session_resume(sol_session* session, size_t length, const float* logits, size_t num_logits, const float* hidden,
+                                         size_t num_hidden);
 
 // From any thread, at any time: ends the running generation's call, a run or a score, or else the next one, with SOL_ERROR_CANCELLED. The call ends within one
 // decode step or one chunk of the prompt. The cache keeps what was run. A request that has not yet ended a call is forgotten at the end of a text, and by

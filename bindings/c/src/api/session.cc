@@ -85,6 +85,7 @@ PolicyRunner* PolicyOf(sol_session& session) {
 
 void CloseGeneration(sol_session& session) {
   session.step_begun = false;
+  if (session.decoder) session.decoder->Interrupt();
   if (session.generation && !session.generation->over()) session.generation->Close();
 }
 

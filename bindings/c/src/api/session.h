@@ -12,6 +12,7 @@
 #include "engine/host_engine.h"
 #include "engine/model.h"
 #include "engine/policy_runner.h"
+#include "generate/decoder.h"
 #include "generate/generation.h"
 #include "generate/live_dial.h"
 
@@ -33,8 +34,10 @@ struct sol_session {
   std::vector<int32_t> top_tokens;
   std::vector<double> top_logprobs;
   bool step_begun = false;  // between `sol_session_begin_step` and `sol_session_end_step`
-  std::vector<std::string> scored_tags;     // what the last `sol_scores` points to, as do those below
+  std::unique_ptr<sol_rt::Decoder> decoder;  // of the last plan
+  std::vector<std::string> scored_tags;      // what the last `sol_scores` points to, as do those below
   std::vector<const char*> scored_actions;
+  std::vector<double> scored_costs;
 
   std::atomic<bool> cancelled{false};
   std::atomic<bool> in_call{false};

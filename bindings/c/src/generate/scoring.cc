@@ -16,8 +16,8 @@ void RequireScorable(const Engine& engine, size_t num_tokens, size_t context) {
   }
 }
 
-Scores Score(Engine& engine, Planner& planner, const Action& prefill, const int32_t* tokens, size_t num_tokens, size_t context, const ScoreRows& rows,
-             const Interrupted& interrupted) {
+std::vector<StepRecord> Score(Engine& engine, Decoder& decoder, const Action& prefill, const int32_t* tokens, size_t num_tokens, size_t context,
+                              const ScoreRows& rows, const Interrupted& interrupted) {
   RequireScorable(engine, num_tokens, context);
   const auto vocab = static_cast<size_t>(engine.config().model.vocab_size), hidden = static_cast<size_t>(engine.config().model.hidden_size);
   for (size_t i = 0; i < num_tokens; ++i) {
@@ -25,28 +25,19 @@ Scores Score(Engine& engine, Planner& planner, const Action& prefill, const int3
       UsageFault("score: token " + std::to_string(tokens[i]) + ": expected a whole number from 0 to " + std::to_string(vocab - 1));
     }
   }
-  Scores scores;
+  std::vector<StepRecord> steps;
   engine.Truncate(0);
-  StepOutput output = engine.Forward(tokens, context, prefill, interrupted);
+  decoder.Continue(engine.Forward(tokens, context, prefill, interrupted));
   const size_t count = num_tokens - context;
   for (size_t i = 0; i < count; ++i) {
     const int32_t token = tokens[context + i];
+    const StepOutput& output = decoder.output();
     if (rows.logprobs != nullptr) rows.logprobs[i] = output.distribution.LogProbability(token);
     if (rows.logits != nullptr) std::copy_n(output.distribution.logits, vocab, rows.logits + i * vocab);
     if (rows.hidden != nullptr) std::copy_n(output.hidden, hidden, rows.hidden + i * hidden);
-    if (i + 1 == count) break;
-    const int64_t length = engine.length();
-    const Action action = planner.Choose({length, token, output.hidden, output.distribution, static_cast<int64_t>(i)});
-    output = engine.Forward(&token, 1, action, interrupted);
-    planner.Record(action, length);
-    scores.actions.push_back(action);
+    if (i + 1 < count) steps.push_back(decoder.Step(token, interrupted));
   }
-  scores.schedule = planner.Schedule();
-  scores.requested = planner.Requested();
-  scores.achieved = planner.Achieved();
-  scores.expected_loss = planner.ExpectedLoss();
-  scores.floored = planner.Floored();
-  return scores;
+  return steps;
 }
 
 }  // namespace sol_rt

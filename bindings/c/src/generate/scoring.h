@@ -3,12 +3,10 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <optional>
-#include <string>
 #include <vector>
 
-#include "budget/planner.h"
 #include "engine/engine.h"
+#include "generate/decoder.h"
 
 namespace sol_rt {
 
@@ -19,21 +17,13 @@ struct ScoreRows {
   float* hidden = nullptr;     // [scored, hidden]
 };
 
-struct Scores {
-  std::vector<Action> actions;  // of the decode steps, one fewer than the tokens scored
-  std::string schedule;
-  double requested, achieved;
-  std::optional<double> expected_loss;
-  bool floored;
-};
-
 // Throws SOL_ERROR_USAGE for a context that is not 1 to fewer than all tokens, SOL_ERROR_CONTEXT for more tokens than the context takes.
 void RequireScorable(const Engine& engine, size_t num_tokens, size_t context);
 
-// Runs the first `context` tokens under `prefill` on an empty cache. Then each token is scored and processed as a decode step of the planner; the last one is
-// only scored. Throws what RequireScorable throws, and SOL_ERROR_USAGE for a token outside the vocabulary, before anything runs; and what `Engine::Forward`
-// throws.
-Scores Score(Engine& engine, Planner& planner, const Action& prefill, const int32_t* tokens, size_t num_tokens, size_t context, const ScoreRows& rows,
-             const Interrupted& interrupted);
+// Runs the first `context` tokens under `prefill` on an empty cache. Then each token is scored and processed as a decode step; the last one is only scored.
+// Returns the steps, one fewer than the tokens scored. Throws what RequireScorable throws, and SOL_ERROR_USAGE for a token outside the vocabulary, before
+// anything runs; and what `Engine::Forward` throws.
+std::vector<StepRecord> Score(Engine& engine, Decoder& decoder, const Action& prefill, const int32_t* tokens, size_t num_tokens, size_t context,
+                              const ScoreRows& rows, const Interrupted& interrupted);
 
 }  // namespace sol_rt

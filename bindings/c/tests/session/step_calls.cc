@@ -17,13 +17,13 @@ constexpr size_t kHuge = std::numeric_limits<size_t>::max();
 struct Made {
   int32_t token;
   std::string action;
-  double logprob;
+  double logprob, cost, achieved;
 };
 
 std::vector<Made> Generate(sol_session* session, const std::vector<int32_t>& prompt, const sol_generate_options& options) {
   std::vector<Made> made;
   const auto keep = [](void* user, const sol_token* token) {
-    static_cast<std::vector<Made>*>(user)->push_back({token->token, token->action, token->logprob});
+    static_cast<std::vector<Made>*>(user)->push_back({token->token, token->action, token->logprob, token->cost, token->achieved_budget});
     return int32_t{0};
   };
   CHECK_OK(sol_session_generate(session, prompt.data(), prompt.size(), &options, keep, &made, nullptr));
@@ -231,7 +231,7 @@ void TestScore(const Host& host) {
     CHECK(scores.num_actions == made.size() - 1 && std::string(scores.schedule) == schedule && !AnyNan(logits) && !AnyNan(hidden));
     for (size_t i = 0; i < made.size(); ++i) {
       CHECK(logprobs[i] == made[i].logprob);
-      if (i > 0) CHECK(scores.actions[i - 1] == made[i].action);
+      if (i > 0) CHECK(scores.actions[i - 1] == made[i].action && scores.costs[i - 1] == made[i].cost);
     }
     CHECK(scores.achieved_budget > 0 && scores.achieved_budget <= 1 && scores.floored == 0);
     CHECK(std::isnan(scores.expected_loss) == (std::string(schedule) == "fixed:k050-s060-q4"));  // an action that nobody measured
@@ -268,6 +268,84 @@ void TestBadScores(const Host& host) {
   scores.logprobs = nullptr;
   CHECK_OK(score(10, 9));  // one token, without a step
   CHECK(scores.num_actions == 0);
+}
+
+// The host's loop over steps of a plan makes what a generation makes, also from a prompt that was run before.
+void TestPlan(const Host& host) {
+  Session session(host);
+  const std::vector<int32_t> prompt = Prompt(25);
+  std::vector<float> logits, hidden;
+  const sol_rows rows = Rows(1, logits, hidden, host);
+  sol_distribution seen = Seen();
+  sol_step step{};
+  step.size = sizeof step;
+  bool prefilled = false;
+  std::vector<float> prompt_logits, prompt_hidden;
+  int32_t first = 0;
+  for (const char* const schedule : {"hull", "sol", "entropy"}) {
+    Session other(host);
+    sol_generate_options options = Greedy(30);
+    options.schedule = schedule;
+    options.budget = 0.6;
+    const std::vector<Made> made = Generate(other, prompt, options);
+    CHECK_OK(sol_session_plan(session, &options));
+    if (prefilled) {
+      CHECK_FAILS(SOL_ERROR_USAGE, "no results of the token before", sol_session_step(session, first, nullptr, nullptr, &step));
+      CHECK_OK(sol_session_resume(session, prompt.size(), prompt_logits.data(), prompt_logits.size(), prompt_hidden.data(), prompt_hidden.size()));
+    } else {
+      CHECK_OK(sol_session_forward(session, prompt.data(), prompt.size(), nullptr, &rows, &seen));
+      prompt_logits = logits;
+      prompt_hidden = hidden;
+      first = seen.top;
+      prefilled = true;
+    }
+    int32_t token = first;
+    for (size_t i = 1; i < made.size(); ++i) {
+      CHECK(token == made[i - 1].token);
+      CHECK_OK(sol_session_step(session, token, &rows, &seen, &step));
+      CHECK(step.action == made[i].action && step.cost == made[i].cost && step.achieved_budget == made[i].achieved);
+      CHECK(step.context == static_cast<int64_t>(prompt.size() + i - 1) && step.requested_budget == 0.6);
+      CHECK(logits[static_cast<size_t>(seen.top)] == seen.top_logit && !AnyNan(hidden));
+      token = seen.top;
+    }
+    sol_result result{};
+    result.size = sizeof result;
+    CHECK_OK(sol_session_result(other, &result));
+    CHECK(step.floored == result.floored);
+  }
+
+  Session fresh(host);
+  CHECK_FAILS(SOL_ERROR_USAGE, "sol_session_plan first", sol_session_step(fresh, 1, nullptr, nullptr, &step));
+  CHECK_FAILS(SOL_ERROR_USAGE, "sol_session_plan first", sol_session_resume(fresh, 1, logits.data(), 1, hidden.data(), 1));
+  sol_generate_options wrong = Options(1);
+  wrong.budget = 2;
+  CHECK_FAILS(SOL_ERROR_USAGE, "--budget: got 2", sol_session_plan(fresh, &wrong));
+  CHECK_OK(sol_session_plan(fresh, nullptr));
+  sol_generate_options dense = Options(1);
+  dense.budget = 1.0;
+  CHECK_OK(sol_session_plan(fresh, &dense));
+  CHECK_FAILS(SOL_ERROR_USAGE, "no results of the token before", sol_session_step(fresh, 1, nullptr, nullptr, &step));
+  const auto resume = [&](size_t length, size_t num_logits, size_t num_hidden) {
+    return sol_session_resume(fresh, length, logits.data(), num_logits, hidden.data(), num_hidden);
+  };
+  CHECK_FAILS(SOL_ERROR_USAGE, "got 1, expected 1 to 0", resume(1, logits.size(), hidden.size()));
+  CHECK_OK(sol_session_forward(fresh, prompt.data(), prompt.size(), nullptr, &rows, nullptr));
+  for (const size_t length : {size_t{0}, prompt.size() + 1, kHuge}) {
+    CHECK_FAILS(SOL_ERROR_USAGE, "expected 1 to 25", resume(length, logits.size(), hidden.size()));
+  }
+  CHECK_FAILS(SOL_ERROR_USAGE, "num_logits: got", resume(5, kHuge, hidden.size()));
+  CHECK_FAILS(SOL_ERROR_USAGE, "num_hidden: got", resume(5, logits.size(), 0));
+  CHECK_OK(sol_session_step(fresh, 1, nullptr, nullptr, &step));
+  CHECK(step.relative_cost == 1.0 && std::string(step.action) == host.info.dense);
+  CHECK_FAILS(SOL_ERROR_USAGE, "expected a whole number", sol_session_step(fresh, host.info.vocab_size, nullptr, nullptr, &step));
+  step.size = 0;
+  CHECK_FAILS(SOL_ERROR_USAGE, "size 0", sol_session_step(fresh, 1, nullptr, nullptr, &step));
+  step.size = sizeof step;
+  CHECK_OK(sol_session_resume(fresh, 25, logits.data(), logits.size(), hidden.data(), hidden.size()));
+  CHECK_OK(sol_session_rewind(fresh, 25));  // someone else's call
+  CHECK_FAILS(SOL_ERROR_USAGE, "no results of the token before", sol_session_step(fresh, 1, nullptr, nullptr, &step));
+  logits[0] = NAN;
+  CHECK_FAILS(SOL_ERROR_USAGE, "not finite", resume(25, logits.size(), hidden.size()));
 }
 
 // A schedule of the host's.
@@ -383,6 +461,7 @@ int main(int argc, char** argv) {
       {"active channels", TestActiveChannels},
       {"score", TestScore},
       {"bad scores", TestBadScores},
+      {"plan", TestPlan},
       {"own schedule", TestOwnSchedule},
       {"costs", TestCosts},
   });

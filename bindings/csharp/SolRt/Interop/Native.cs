@@ -100,6 +100,15 @@ internal unsafe struct NativeRun
     public UIntPtr NumLogits;
 }
 
+internal unsafe struct NativeStep
+{
+    public uint Size;
+    public byte* Action;
+    public long Context;
+    public double Cost, RelativeCost, AchievedBudget, RequestedBudget;
+    public int Floored;
+}
+
 internal struct NativeHostEngine
 {
     public uint Size;
@@ -134,6 +143,7 @@ internal unsafe struct NativeScores
     public UIntPtr HiddenLength;
     public byte** Actions;
     public UIntPtr NumActions;
+    public double* Costs;
     public byte* Schedule;
     public double AchievedBudget, RequestedBudget, ExpectedLoss;
     public int Floored;
