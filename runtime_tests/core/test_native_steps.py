@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from ctypes import byref, sizeof
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,14 +16,15 @@ from helpers.random_decoder import STATES, TRAITS
 from helpers.tiny_bundle import write_bundle
 from sol_rt.budget.cost.bytes_model import Line
 from sol_rt.budget.cost.cost_table import CostTable
+from sol_rt.budget.dial import Dial
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.engine.engine import Engine
 from sol_rt.errors import ContextError, SolError, UsageError
 from sol_rt.evaluation.quality.perplexity import perplexity
+from sol_rt.evaluation.quality.runs import detached
 from sol_rt.generate.model import SolModel
-from sol_rt.generate.native import structs
-from sol_rt.generate.native.library import core
+from sol_rt.generate.native.library import default_options
 from sol_rt.generate.native.model import NativeModel
 
 SMOLLM = os.environ.get("SOL_RT_TEST_BUNDLE", "")
@@ -171,8 +171,7 @@ def test_perplexity_is_that_of_python(python: SolModel, native: NativeModel, how
 
 
 def test_hidden_states_of_a_score_are_those_of_its_steps(native: NativeModel) -> None:
-    tokens, options = tokens_of(native.bundle, 30), structs.GenerateOptions()
-    core().sol_generate_options_init(byref(options), sizeof(options))
+    tokens, options = tokens_of(native.bundle, 30), default_options()
     options.schedule = b"fixed:k100-s100-q4"
     session, other = native.session(), native.session()
     scored = session.score(tokens, 20, options, hidden=True)
@@ -181,6 +180,38 @@ def test_hidden_states_of_a_score_are_those_of_its_steps(native: NativeModel) ->
     expected = [other.forward(tokens[:20], native.bundle.config.dense).hidden[0]]
     expected += [other.forward([token], Action.parse("k100-s100-q4")).hidden[0] for token in tokens[20:-1]]
     assert np.array_equal(scored.hidden, expected)
+
+
+@pytest.mark.parametrize(
+    "dial", [{}, {"budget": 0.6}, {"budget": 0.7, "schedule": "entropy"}, {"max_loss": 0.05}], ids=str
+)
+def test_steps_are_those_of_python(python: SolModel, native: NativeModel, dial: dict[str, Any]) -> None:
+    """Two runs after one prompt; the second one rewinds to it."""
+    tokens, session = tokens_of(python.bundle, 150), native.session()
+    ours = [native.decoder(Dial(**dial), session)]
+    theirs = [python.decoder(Dial(**dial))[1]]
+    for decoder in (ours[0], theirs[0]):
+        decoder.prefill(tokens[:60])
+    prompts = [detached(decoder.output) for decoder in (theirs[0], ours[0])]
+    for again in (False, True):
+        if again:
+            ours.append(native.decoder(Dial(**dial), session))
+            theirs.append(python.decoder(Dial(**dial))[1])
+            theirs[1].rewind(60, prompts[0])
+            ours[1].rewind(60, prompts[1])
+        for token in tokens[60:]:
+            expected, got = theirs[-1].step(token), ours[-1].step(token)
+            assert (got.action, got.context) == (expected.action, expected.context)
+            assert got.cost == pytest.approx(expected.cost, rel=1e-12)
+            assert np.array_equal(ours[-1].output.logits, theirs[-1].output.logits)
+            assert np.array_equal(ours[-1].output.hidden, theirs[-1].output.hidden)
+        assert ours[-1].achieved == pytest.approx(theirs[-1].controller.achieved, rel=1e-12)
+        assert (ours[-1].actions, ours[-1].floored) == (theirs[-1].actions, theirs[-1].controller.floored)
+    session.reset()
+    with pytest.raises(UsageError, match="no results of the token before"):
+        ours[1].step(1)
+    with pytest.raises(UsageError, match="rewind: got 3, expected 1 to 0"):
+        ours[1].rewind(3, prompts[1])
 
 
 def test_wrong_runs_and_scores(native: NativeModel) -> None:
@@ -306,8 +337,7 @@ def test_costs_of_the_caller(native: NativeModel) -> None:
 
 def test_the_core_drives_an_engine_of_python(python: SolModel, native: NativeModel) -> None:
     tokens = tokens_of(python.bundle, 120)
-    options = structs.GenerateOptions()
-    core().sol_generate_options_init(byref(options), sizeof(options))
+    options = default_options()
     options.budget = 0.6
     expected = native.session().score(tokens, 50, options)
     session = native.session(python.engine)

@@ -58,6 +58,11 @@ _FAILING: dict[str, tuple[Any, ...]] = {
     "sol_session_score": (
         c_void_p, POINTER(c_int32), c_size_t, c_size_t, POINTER(structs.GenerateOptions), POINTER(structs.Scores),
     ),
+    "sol_session_plan": (c_void_p, POINTER(structs.GenerateOptions)),
+    "sol_session_step": (
+        c_void_p, c_int32, POINTER(structs.Rows), POINTER(structs.Distribution), POINTER(structs.Step),
+    ),
+    "sol_session_resume": (c_void_p, c_size_t, c_void_p, c_size_t, c_void_p, c_size_t),
     "sol_session_begin_step": (c_void_p, POINTER(structs.Run)),
     "sol_session_end_step": (
         c_void_p, POINTER(c_float), c_size_t, POINTER(c_float), c_size_t, POINTER(structs.Token),
@@ -112,6 +117,13 @@ def core() -> Any:
         function.restype, function.argtypes = c_void_p, arguments
         function.errcheck = _raise
     return library
+
+
+def default_options() -> structs.GenerateOptions:
+    """`sol_generate_options` in which nothing is asked for."""
+    options = structs.GenerateOptions()
+    core().sol_generate_options_init(byref(options), sizeof(options))
+    return options
 
 
 def _raise(error: int | None, function: Any, arguments: Any) -> None:

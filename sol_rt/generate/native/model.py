@@ -28,6 +28,7 @@ from sol_rt.budget.cost.cost_table import (
 from sol_rt.budget.dial import Dial, MakeSchedule, below_sensible, budget_of_loss, untried_states
 from sol_rt.budget.hull import Hull
 from sol_rt.budget.schedules import NAMES, measured_hull, schedule_actions
+from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import CONFIG_NAME
 from sol_rt.bundle.file_state import FileState
@@ -37,8 +38,9 @@ from sol_rt.generate.arguments import as_switch, opened_bundle
 from sol_rt.generate.generation_config import GenerationConfig
 from sol_rt.generate.native import structs
 from sol_rt.generate.native.callbacks import raising_of
+from sol_rt.generate.native.decoder import NativeDecoder
 from sol_rt.generate.native.host_engine import CacheEngine
-from sol_rt.generate.native.library import core, runtime
+from sol_rt.generate.native.library import core, default_options, runtime
 from sol_rt.generate.native.own_schedule import CoreController, OwnSchedule
 from sol_rt.generate.native.session import NativeSession
 from sol_rt.generate.native.stream import NativeStream, SessionTurns
@@ -51,6 +53,7 @@ from sol_rt.text.tokenizer import Tokenizer
 
 _ADD_SPECIAL, _PARSE_SPECIAL = 1, 2
 _LARGEST = 2**31 - 1
+_LARGEST_SEED = 2**63 - 1
 _ROLES = ("system", "user", "assistant")
 _DIAL = ("budget", "kv_density", "channel_density", "bits", "tokens_per_second", "max_loss")
 _COUNTS = ("max_new_tokens", "top_k", "top_logprobs")
@@ -72,10 +75,16 @@ class NativeModel:
     """
 
     def __init__(
-        self, bundle: Bundle, model: c_void_p, session: NativeSession, cost: CostModel, cost_note: str
+        self,
+        bundle: Bundle,
+        model: c_void_p,
+        session: NativeSession,
+        prefill: Action,
+        cost: CostModel,
+        cost_note: str,
     ) -> None:
         self.bundle, self.cost, self.cost_note = bundle, cost, cost_note
-        self._model, self._session = model, session
+        self._model, self._session, self._prefill = model, session, prefill
         self._info = _info(model)
         self._newest: weakref.ref[NativeStream] | None = None
         self._turns = SessionTurns()
@@ -114,8 +123,9 @@ class NativeModel:
         library.sol_model_options_init(byref(options), sizeof(options))
         options.verify = int(bundle.verify)  # small files are compared once more, for the core reads them itself
         options.max_context = context
+        action = bundle.config.prefill_action(prefill)
         if prefill is not None:
-            options.prefill = bundle.config.prefill_action(prefill).variant.encode()
+            options.prefill = action.variant.encode()
         if isinstance(cost, MeasuredCost) and cost.path is not None:
             options.cost_table = _path(cost.path)
         library.sol_model_load(runtime(count, native_ops), _path(bundle.path), byref(options), byref(model))
@@ -130,7 +140,7 @@ class NativeModel:
         except BaseException:
             library.sol_model_release(model)
             raise
-        return cls(bundle, model, session, cost, note)
+        return cls(bundle, model, session, action, cost, note)
 
     @cached_property
     def _template(self) -> ChatTemplate:
@@ -211,8 +221,7 @@ class NativeModel:
         layers have a state.
         Raises UsageError, ContextError, SolError before the first step; NumericError, SolError while it runs.
         """
-        options, library = structs.GenerateOptions(), core()
-        library.sol_generate_options_init(byref(options), sizeof(options))
+        options, library = default_options(), core()
         dial = Dial(schedule=schedule, **{name: settings.pop(name, None) for name in _DIAL})
         own = self._set_dial(options, dial)
         given = {name: value for name, value in settings.items() if value is not None}
@@ -264,13 +273,10 @@ class NativeModel:
             raise UsageError(
                 f"score: got {len(ids)} tokens and a context of {brief(context)}, expected 1 to fewer than all"
             )
-        options, library = structs.GenerateOptions(), core()
-        library.sol_generate_options_init(byref(options), sizeof(options))
+        options = default_options()
         own = self._set_dial(
             options, Dial(budget, schedule, kv_density, channel_density, bits, tokens_per_second, seed, max_loss)
         )
-        if seed is not None:
-            options.seed = seed
         with self._turns.token:
             if self._newest is not None and (older := self._newest()) is not None:
                 older.interrupt()
@@ -286,6 +292,12 @@ class NativeModel:
                 while the session does.
         """
         return NativeSession(self._model, self.bundle.config, engine)
+
+    def decoder(self, dial: Dial, session: NativeSession) -> NativeDecoder:
+        """A fresh run of decode steps under `dial` on a session of this model; errors as in `SolModel.decoder`."""
+        options = default_options()
+        own = self._set_dial(options, dial)
+        return NativeDecoder(session, options, self._prefill, own)
 
     def set_costs(self, table: CostTable | None) -> None:
         """Takes costs from a table of the caller's, or bytes for None, from the next generation on.
@@ -306,6 +318,10 @@ class NativeModel:
                 if math.isnan(value):  # to the core this is an option that was left out
                     raise UsageError(f"--{name.replace('_', '-')}: got nan, expected a number")
                 setattr(options, name, value)
+        if dial.seed is not None:
+            if dial.seed > _LARGEST_SEED:
+                raise UsageError(f"--seed: got {brief(dial.seed)}, expected a whole number from 0 to {_LARGEST_SEED}")
+            options.seed = int(dial.seed)
         if dial.schedule is None:
             return None
         if isinstance(dial.schedule, str):

@@ -32,16 +32,17 @@ class NativeSession:
 
     Attributes:
         handle: the `sol_session`.
+        host: the callbacks of `engine`, or None.
     """
 
     def __init__(self, model: c_void_p, config: SolConfig, engine: CacheEngine | None = None) -> None:
         self._config = config
-        self._host = None if engine is None else HostEngine(engine)
+        self.host = None if engine is None else HostEngine(engine)
         self.handle = c_void_p()
-        if self._host is None:
+        if self.host is None:
             core().sol_session_create(model, byref(self.handle))
         else:
-            core().sol_session_create_on(model, byref(self._host.struct), byref(self.handle))
+            core().sol_session_create_on(model, byref(self.host.struct), byref(self.handle))
         self._release = weakref.finalize(self, core().sol_session_release, self.handle)
 
     @property
@@ -84,16 +85,18 @@ class NativeSession:
             raise UsageError(
                 f"forward: num_logits: got {brief(num_logits)} for {len(ids)} tokens, expected 1 to {len(ids)}"
             )
-        logits = np.empty((num_logits, model.vocab_size), np.float32)
-        hidden = np.empty((num_logits, model.hidden_size), np.float32)
-        rows = structs.Rows(
-            sizeof(structs.Rows), num_logits, logits.ctypes.data, logits.size, hidden.ctypes.data, hidden.size
-        )
-        seen = structs.Distribution(size=sizeof(structs.Distribution))
+        results = self.results(num_logits)
         given = (c_int32 * len(ids))(*ids)
-        with raising_of(self._host):
-            core().sol_session_forward(self.handle, given, len(ids), action.tag.encode(), byref(rows), byref(seen))
-        return StepOutput(logits, hidden, distribution_of(seen, logits[-1]))
+        with raising_of(self.host):
+            core().sol_session_forward(
+                self.handle, given, len(ids), action.tag.encode(), byref(results.rows), byref(results.seen)
+            )
+        return results.output()
+
+    def results(self, num_logits: int) -> Results:
+        """Room for the results of so many tokens."""
+        model = self._config.model
+        return Results(num_logits, model.vocab_size, model.hidden_size)
 
     def set_active_channels(self, variant_key: str, counts_by_name: Mapping[str, Sequence[int]]) -> None:
         """Changes a variant's active channels in this session, as `Engine.set_active_channels` does.
@@ -131,12 +134,33 @@ class NativeSession:
         if states is not None:
             scores.hidden, scores.hidden_length = states.ctypes.data, states.size
         ids = (c_int32 * len(tokens))(*tokens)
-        with raising_of(self._host):
+        with raising_of(self.host):
             interruptible(
                 self.handle,
                 lambda: core().sol_session_score(self.handle, ids, len(tokens), context, byref(options), byref(scores)),
             )
         return Scored(logprobs, states, scores)
+
+
+class Results:
+    """Arrays that the core fills.
+
+    Attributes:
+        rows: the arrays, as the core takes them.
+        seen: the distribution of the next token, as the core reports it.
+    """
+
+    def __init__(self, num_logits: int, vocab_size: int, hidden_size: int) -> None:
+        logits = self._logits = np.empty((num_logits, vocab_size), np.float32)
+        hidden = self._hidden = np.empty((num_logits, hidden_size), np.float32)
+        self.rows = structs.Rows(
+            sizeof(structs.Rows), num_logits, logits.ctypes.data, logits.size, hidden.ctypes.data, hidden.size
+        )
+        self.seen = structs.Distribution(size=sizeof(structs.Distribution))
+
+    def output(self) -> StepOutput:
+        """The results, once the core has filled them."""
+        return StepOutput(self._logits, self._hidden, distribution_of(self.seen, self._logits[-1]))
 
 
 class Scored:
@@ -146,12 +170,14 @@ class Scored:
         logprobs: float64 [N], nats.
         hidden: float32 [N, hidden], the output of the final norm from which each token was scored; None if not wanted.
         actions: tag of each of the N - 1 decode steps.
+        costs: float64 [N - 1], of each step in the cost model's unit.
         achieved_budget: cost of the steps / their dense cost.
     """
 
     def __init__(self, logprobs: np.ndarray, hidden: np.ndarray | None, scores: structs.Scores) -> None:
         self.logprobs, self.hidden = logprobs, hidden
         self.actions: list[str] = [scores.actions[i].decode() for i in range(scores.num_actions)]
+        self.costs = np.array(scores.costs[: scores.num_actions], np.float64)
         self.achieved_budget = float(scores.achieved_budget)
 
 

@@ -155,10 +155,26 @@ class Scores(ctypes.Structure):
         ("hidden_length", c_size_t),
         ("actions", POINTER(c_char_p)),
         ("num_actions", c_size_t),
+        ("costs", POINTER(c_double)),
         ("schedule", c_char_p),
         ("achieved_budget", c_double),
         ("requested_budget", c_double),
         ("expected_loss", c_double),
+        ("floored", c_int32),
+    )
+
+
+class Step(ctypes.Structure):
+    """`sol_step`."""
+
+    _fields_ = (
+        ("size", c_uint32),
+        ("action", c_char_p),
+        ("context", c_int64),
+        ("cost", c_double),
+        ("relative_cost", c_double),
+        ("achieved_budget", c_double),
+        ("requested_budget", c_double),
         ("floored", c_int32),
     )
 
