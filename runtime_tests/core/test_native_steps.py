@@ -23,9 +23,12 @@ from sol_rt.engine.engine import Engine
 from sol_rt.errors import ContextError, SolError, UsageError
 from sol_rt.evaluation.quality.perplexity import perplexity
 from sol_rt.evaluation.quality.runs import detached
+from sol_rt.export.actions.losses import Candidate, losses_and_divergences, token_losses
+from sol_rt.export.runs import open_runs
 from sol_rt.generate.model import SolModel
 from sol_rt.generate.native.library import default_options
 from sol_rt.generate.native.model import NativeModel
+from sol_rt.generate.native.session import NativeSession
 
 SMOLLM = os.environ.get("SOL_RT_TEST_BUNDLE", "")
 """A real bundle, for the comparison that tiny ones can't make."""
@@ -212,6 +215,27 @@ def test_steps_are_those_of_python(python: SolModel, native: NativeModel, dial: 
         ours[1].step(1)
     with pytest.raises(UsageError, match="rewind: got 3, expected 1 to 0"):
         ours[1].rewind(3, prompts[1])
+
+
+def test_losses_of_an_export_are_those_of_python() -> None:
+    bundle, core_runs = Bundle.open(TINY), open_runs(TINY)
+    assert isinstance(core_runs, NativeSession)
+    engine, dense = Engine(bundle, provider="cpu"), bundle.config.dense
+    windows = [tokens_of(bundle, 150, seed) for seed in range(2)]
+    candidates = [
+        Candidate(Action(1.0, 1.0, 4)),
+        Candidate(Action(0.3, 0.6, 6)),
+        Candidate(Action(1.0, 0.6, 4), (40, 50), (60, 30)),
+    ]
+    for keep in (False, True):
+        expected, got = (token_losses(runs, windows, candidates, keep=keep) for runs in (engine, core_runs))
+        assert np.array_equal(got, expected)
+    for found, wanted in zip(
+        losses_and_divergences(core_runs, windows, dense, candidates),
+        losses_and_divergences(engine, windows, dense, candidates),
+        strict=True,
+    ):
+        assert np.array_equal(found, wanted)
 
 
 def test_wrong_runs_and_scores(native: NativeModel) -> None:

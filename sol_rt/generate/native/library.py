@@ -126,6 +126,13 @@ def default_options() -> structs.GenerateOptions:
     return options
 
 
+def model_info(model: c_void_p) -> structs.ModelInfo:
+    """Facts about a `sol_model`. Its texts live as long as the model."""
+    info = structs.ModelInfo(size=sizeof(structs.ModelInfo))
+    core().sol_model_get_info(model, byref(info))
+    return info
+
+
 def _raise(error: int | None, function: Any, arguments: Any) -> None:
     if not error:
         return

@@ -40,7 +40,7 @@ from sol_rt.generate.native import structs
 from sol_rt.generate.native.callbacks import raising_of
 from sol_rt.generate.native.decoder import NativeDecoder
 from sol_rt.generate.native.host_engine import CacheEngine
-from sol_rt.generate.native.library import core, default_options, runtime
+from sol_rt.generate.native.library import core, default_options, model_info, runtime
 from sol_rt.generate.native.own_schedule import CoreController, OwnSchedule
 from sol_rt.generate.native.session import NativeSession
 from sol_rt.generate.native.stream import NativeStream, SessionTurns
@@ -85,7 +85,7 @@ class NativeModel:
     ) -> None:
         self.bundle, self.cost, self.cost_note = bundle, cost, cost_note
         self._model, self._session, self._prefill = model, session, prefill
-        self._info = _info(model)
+        self._info = model_info(model)
         self._newest: weakref.ref[NativeStream] | None = None
         self._turns = SessionTurns()
         self._warned = self._warned_of_states = False
@@ -136,7 +136,7 @@ class NativeModel:
             if measure_costs and cost.name == "bytes" and bundle.config.losses_measured and context > 1:
                 cost, line = _measured_costs(bundle, model, machine)
                 note = "; ".join(filter(None, (note.removesuffix(IN_BYTES), line)))
-            session = NativeSession(model, bundle.config)
+            session = NativeSession(model, bundle)
         except BaseException:
             library.sol_model_release(model)
             raise
@@ -291,7 +291,7 @@ class NativeModel:
             engine: runs the graphs and holds the cache in place of the core; None for the core. Nobody else uses it
                 while the session does.
         """
-        return NativeSession(self._model, self.bundle.config, engine)
+        return NativeSession(self._model, self.bundle, engine)
 
     def decoder(self, dial: Dial, session: NativeSession) -> NativeDecoder:
         """A fresh run of decode steps under `dial` on a session of this model; errors as in `SolModel.decoder`."""
@@ -388,20 +388,13 @@ def _require_same(bundle: Bundle, model: c_void_p) -> None:
     Renaming a file changes its state. So this finds other weights also if the right ones are back by now.
     """
     hint, path = "the bundle was replaced meanwhile: load it again", bundle.file(bundle.config.weights_file)
-    if _info(model).identity.decode() != bundle.identity:
+    if model_info(model).identity.decode() != bundle.identity:
         raise BundleError(bundle.path, CONFIG_NAME, "another file", "the file that was read before", hint)
     try:
         state = FileState.of(path)
     except OSError as error:
         raise BundleError(path, "", one_line(error), "the file whose hash was compared", hint) from None
     bundle.require_weights(state)
-
-
-def _info(model: c_void_p) -> structs.ModelInfo:
-    info = structs.ModelInfo()
-    info.size = sizeof(info)
-    core().sol_model_get_info(model, byref(info))
-    return info
 
 
 def _path(path: Path | str) -> bytes:

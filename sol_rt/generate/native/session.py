@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 
 from sol_rt.bundle.actions import Action
-from sol_rt.bundle.config import SolConfig
+from sol_rt.bundle.bundle import Bundle
 from sol_rt.engine.distribution import Distribution, SoftmaxSums
 from sol_rt.engine.step import StepOutput
 from sol_rt.errors import UsageError, brief
 from sol_rt.generate.native import structs
 from sol_rt.generate.native.callbacks import raising_of
 from sol_rt.generate.native.host_engine import CacheEngine, HostEngine
-from sol_rt.generate.native.library import core
+from sol_rt.generate.native.library import core, model_info
 from sol_rt.generate.prompt import token_ids
 
 
@@ -27,16 +27,20 @@ class NativeSession:
 
     Args:
         model: the `sol_model`, which the core keeps as long as the session.
-        config: the bundle's config.
+        bundle: the bundle that it was loaded from.
         engine: as in `NativeModel.session`.
 
     Attributes:
+        bundle: as given.
+        native: True if native operators run, False if the function bodies in the graphs do.
+        max_context: tokens that the cache may hold at most.
         handle: the `sol_session`.
         host: the callbacks of `engine`, or None.
     """
 
-    def __init__(self, model: c_void_p, config: SolConfig, engine: CacheEngine | None = None) -> None:
-        self._config = config
+    def __init__(self, model: c_void_p, bundle: Bundle, engine: CacheEngine | None = None) -> None:
+        info = model_info(model)
+        self.bundle, self.native, self.max_context = bundle, bool(info.native), int(info.max_context)
         self.host = None if engine is None else HostEngine(engine)
         self.handle = c_void_p()
         if self.host is None:
@@ -79,7 +83,7 @@ class NativeSession:
         """
         if not isinstance(action, Action):
             raise UsageError(f"forward: got {brief(action)}, expected an Action; Action.parse reads a tag")
-        model = self._config.model
+        model = self.bundle.config.model
         ids = token_ids("forward", tokens, model.vocab_size)
         if not _is_whole(num_logits) or not 1 <= num_logits <= len(ids):
             raise UsageError(
@@ -95,7 +99,7 @@ class NativeSession:
 
     def results(self, num_logits: int) -> Results:
         """Room for the results of so many tokens."""
-        model = self._config.model
+        model = self.bundle.config.model
         return Results(num_logits, model.vocab_size, model.hidden_size)
 
     def set_active_channels(self, variant_key: str, counts_by_name: Mapping[str, Sequence[int]]) -> None:
@@ -103,7 +107,7 @@ class NativeSession:
 
         Raises UsageError for counts that are out of range or too few.
         """
-        model = self._config.model
+        model = self.bundle.config.model
         if not isinstance(counts_by_name, Mapping):
             raise UsageError(f"active channels: got {brief(counts_by_name)}, expected counts by name")
         for name, counts in counts_by_name.items():
@@ -125,7 +129,7 @@ class NativeSession:
 
         Ctrl-C ends it where the main thread calls it. Raises UsageError, ContextError, NumericError, SolError.
         """
-        count, model = len(tokens) - context, self._config.model
+        count, model = len(tokens) - context, self.bundle.config.model
         logprobs = np.empty(count, np.float64)
         states = np.empty((count, model.hidden_size), np.float32) if hidden else None
         scores = structs.Scores(
