@@ -88,14 +88,14 @@ def measure(
     Raises:
         CheckpointError: the widest graph is far from transformers, or the tokenizer gives no tokens.
     """
-    from sol_rt.engine.engine import Engine
+    from sol_rt.export.runs import open_runs
 
     bundle = Bundle.open(folder)
     ids = bundle.tokenizer().encode(TEXT)[: min(_MAX_TOKENS, decoder.max_context)]
     if not ids:
         raise CheckpointError(f"{checkpoint.path}: its tokenizer gives no tokens for a plain text")
     expected = torch.from_numpy(reference_logits(checkpoint, decoder, family, ids, progress)).log_softmax(-1)
-    engine = Engine(bundle, provider="cpu")
+    engine = open_runs(folder)
     rows = []
     for done, level in enumerate(bits):
         progress("comparing", done, len(bits))

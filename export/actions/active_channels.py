@@ -22,12 +22,11 @@ import numpy as np
 import numpy.typing as npt
 
 from sol_rt.bundle.actions import Action
-from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import SolConfig
-from sol_rt.engine.engine import Engine
 from sol_rt.errors import UsageError
 from sol_rt.export.actions.losses import Candidate, token_divergences
 from sol_rt.export.graphs.graph import mlp_counts, weight_bytes
+from sol_rt.export.runs import Runs, open_runs
 from sol_rt.export.sources.decoder import Decoder
 from sol_rt.progress import Progress, silent
 
@@ -110,7 +109,7 @@ def _shape(config: SolConfig, matrix: str) -> tuple[int, int]:
 
 
 def find_levels(
-    engine: Engine,
+    engine: Runs,
     windows: Sequence[Sequence[int]],
     targets: Sequence[float],
     bits: int,
@@ -171,7 +170,7 @@ def with_levels(
     shares = {key: sizes.share(DensityLevels(v.active_up, v.active_down)) for key, v in config.variants.items()}
     targets = sorted(set(shares.values()), reverse=True)
     bits = min(variant.bits for variant in config.variants.values() if variant.channel_density == 1.0)
-    levels = find_levels(Engine(Bundle.open(folder), provider="cpu"), windows, targets, bits, progress)
+    levels = find_levels(open_runs(folder), windows, targets, bits, progress)
     variants = {}
     for key, variant in config.variants.items():
         found = levels[shares[key]]
@@ -216,7 +215,7 @@ def whole_counts(kept: _Array, sizes: MlpSizes, share: float, most: npt.NDArray[
 
 class _Search:
     def __init__(
-        self, engine: Engine, windows: Sequence[Sequence[int]], bits: int, sizes: MlpSizes, progress: Progress
+        self, engine: Runs, windows: Sequence[Sequence[int]], bits: int, sizes: MlpSizes, progress: Progress
     ) -> None:
         self.engine, self.windows, self.sizes, self.progress = engine, windows, sizes, progress
         self.action = Action(1.0, 1.0, bits)

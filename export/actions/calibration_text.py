@@ -21,8 +21,8 @@ import numpy as np
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import PAGE_SIZE
-from sol_rt.engine.engine import Engine
 from sol_rt.errors import SolError, UsageError
+from sol_rt.export.runs import Runs, open_runs
 from sol_rt.generate.generation_config import GenerationConfig
 from sol_rt.generate.sampling import Sampler
 from sol_rt.progress import Progress, silent
@@ -175,7 +175,7 @@ def generate_text(
     Raises SolError if the bundle cannot run.
     """
     bundle = Bundle.open(folder)
-    draw = _Writer(Engine(bundle, provider="cpu"), writer, seed)
+    draw = _Writer(open_runs(folder), writer, seed)
     tokenizer = bundle.tokenizer()
     size = min(WINDOW, draw.engine.max_context)
     opener = _opener(bundle, tokenizer)
@@ -226,7 +226,7 @@ def _encoded(tokenizer: Tokenizer, folder: Path) -> list[list[int]]:
 class _Writer:
     """Draws text with the engine, and draws again if it repeats itself."""
 
-    def __init__(self, engine: Engine, action: Action, seed: int) -> None:
+    def __init__(self, engine: Runs, action: Action, seed: int) -> None:
         self.engine, self._action, self._seed = engine, action, seed
         self._vocabulary = engine.bundle.config.model.vocab_size
 

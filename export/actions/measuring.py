@@ -30,11 +30,11 @@ from sol_rt.budget.cost.bytes_model import BytesCost
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.selection import Measured
-from sol_rt.engine.engine import Engine
 from sol_rt.export.actions.calibration_text import CONTEXTS, CalibrationText, contexts
 from sol_rt.export.actions.effort import Effort
 from sol_rt.export.actions.losses import Candidate, Losses, losses_and_divergences, token_losses
 from sol_rt.export.actions.selection import NEAR, near_hull
+from sol_rt.export.runs import open_runs
 from sol_rt.progress import Progress
 
 _MARGIN = 1.5 * NEAR  # of variants that go on to long contexts, where the hull may differ
@@ -163,7 +163,7 @@ class _Scorer:
     """Scores actions on a text with one engine."""
 
     def __init__(self, bundle: Bundle, text: CalibrationText, effort: Effort, progress: Progress) -> None:
-        self.engine = Engine(bundle, provider="cpu")
+        self.engine = open_runs(bundle.path)
         self._text, self._effort, self._progress = text, effort, progress
         self._dense, self._bytes = bundle.config.dense, BytesCost(bundle.config)
 

@@ -20,6 +20,7 @@ from helpers.core_build import ADDRESS, SANITIZER_OPTIONS, THREAD, core_build, o
 from helpers.places import GOLDEN
 
 IN_OPEN = 0x20  # of inotify
+CALLS = ("session_calls", "step_calls", "host_engine_calls")
 BUILDS = [("", True), ("", False), (ADDRESS, False), (THREAD, False)]
 
 pytestmark = pytest.mark.slow
@@ -29,7 +30,7 @@ pytestmark = pytest.mark.slow
 def built(request: pytest.FixtureRequest) -> tuple[Path, list[str]]:
     """The folder of the programs, and their arguments after the others."""
     sanitize, operators = request.param
-    folder = core_build("golden", "session_calls", sanitize=sanitize, operators=not sanitize)
+    folder = core_build("golden", *CALLS, sanitize=sanitize, operators=not sanitize)
     return folder, [] if operators else ["--bodies"]
 
 
@@ -82,7 +83,8 @@ def test_a_wrong_golden_trace_is_noticed(built: tuple[Path, list[str]], tmp_path
             run(folder / "golden", GOLDEN / "tiny", tmp_path / "wrong.tsv", *more)
 
 
-def test_calls(built: tuple[Path, list[str]], tmp_path: Path) -> None:
-    """Limits, callbacks, cancellation, two threads, a moving budget, traces, files and bad calls."""
+@pytest.mark.parametrize("program", CALLS)
+def test_calls(built: tuple[Path, list[str]], program: str, tmp_path: Path) -> None:
+    """The first comment of each program says which calls."""
     folder, more = built
-    assert run(folder / "session_calls", GOLDEN / "tiny", tmp_path, *more) == "0 checks failed\n"
+    assert run(folder / program, GOLDEN / "tiny", tmp_path, *more) == "0 checks failed\n"

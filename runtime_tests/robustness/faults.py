@@ -294,7 +294,7 @@ def save_sessions(argv: list[str]) -> int:
     try:
         library, model = _core_session(argv[0])
         for tokens in _conversation(model):
-            library.sol_session_save(model._session, argv[1].encode())
+            library.sol_session_save(model._session.handle, argv[1].encode())
             print(f"saved, {len(tokens) - 1} tokens", file=sys.stderr, flush=True)  # the last one has not run yet
     except SolError as error:
         print(f"sol-rt: error: {error}", file=sys.stderr)

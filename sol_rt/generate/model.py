@@ -48,11 +48,12 @@ from sol_rt.errors import QualityWarning, UsageError, WriteError, brief
 from sol_rt.generate.arguments import as_switch, opened_bundle
 from sol_rt.generate.generation_config import GenerationConfig
 from sol_rt.generate.loop import Decoder, check_room, score_steps
+from sol_rt.generate.own_schedule import made_schedule
 from sol_rt.generate.prompt import Prompt, is_chat, prompt_tokens, token_ids
 from sol_rt.generate.replay import replay_decoder
 from sol_rt.generate.results import Generation, Scores
 from sol_rt.generate.stream import Stream
-from sol_rt.generate.trace import Trace, TraceHeader, TraceWriter, check_trace_path, is_name
+from sol_rt.generate.trace import Trace, TraceHeader, TraceWriter, check_trace_path
 from sol_rt.progress import silent
 from sol_rt.store.verified import check_weights
 from sol_rt.text.chat_template import ChatTemplate
@@ -133,20 +134,6 @@ def _tune_quickly(engine: Engine) -> None:
         with contextlib.suppress(WriteError):
             if gain is not None:
                 tuning.save_gain_of_copies(key, name, gain)
-
-
-def _own_schedule(make: MakeSchedule, controller: BaseController) -> Schedule:
-    """Calls a caller's function to make a schedule. Raises UsageError if the result is no schedule."""
-    expected = "expected a function that takes the controller and returns an object with `name` and `choose`"
-    if isinstance(make, type) and not hasattr(make, "choose"):
-        raise UsageError(f"--schedule: got {brief(make)}, {expected}")
-    schedule = make(controller)
-    name = getattr(schedule, "name", None)
-    if not (isinstance(name, str) and callable(getattr(schedule, "choose", None))):
-        raise UsageError(f"--schedule: got a function that returns {brief(schedule)}, {expected}")
-    if not is_name(name):
-        raise UsageError(f"--schedule: got the name {brief(name)}, expected a short text that can be printed")
-    return schedule
 
 
 class SolModel:
@@ -429,7 +416,7 @@ class SolModel:
             raise UsageError(f"decoder: got {brief(dial)}, expected a Dial, as in Dial(budget=0.7)")
         if callable(dial.schedule):
             controller = self._controller("own", dial)
-            schedule = _own_schedule(dial.schedule, controller)
+            schedule = made_schedule(dial.schedule, controller)
             return schedule.name, Decoder(self.engine, controller, schedule)
         name = dial.schedule or self.default_schedule(dial.budget, dial.axis_targets)
         controller = self._controller(name, dial)

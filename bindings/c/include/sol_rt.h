@@ -42,7 +42,7 @@ extern "C" {
 #endif
 
 // Of this header. It grows when functions or fields are added; what is there stays as it is.
-#define SOL_RT_INTERFACE_VERSION 1
+#define SOL_RT_INTERFACE_VERSION 2
 
 // Interface version of the library that is loaded, and its release, as "0.1.0".
 SOL_RT_API uint32_t sol_interface_version(void);
@@ -153,6 +153,11 @@ SOL_RT_API sol_error* sol_model_get_action(const sol_model* model, int32_t index
 // the settings only where it has as many threads. A file of the bundle, and a model with a context of one token, are SOL_ERROR_USAGE.
 SOL_RT_API sol_error* sol_model_measure_costs(sol_model* model, const char* file);
 
+// Takes costs from a table that the host holds, from the next generation on: the text of such a file, in UTF-8. Its lines may be the host's own, in whatever
+// it counts (docs/reference/decode-loop.md section 7). NULL goes back to bytes. Settings of the operators in it apply as those of a file do.
+// A text that is no table of this bundle is SOL_ERROR_BUNDLE, and the costs stay as they were.
+SOL_RT_API sol_error* sol_model_set_costs(sol_model* model, const char* table);
+
 // ---- Text -----------------------------------------------------------------------------------------------------------------------------------------
 // Functions that fill an array take its capacity and always set the full count. If the capacity is too small they fill nothing and return SOL_OK: the
 // host compares, makes room and calls again.
@@ -181,6 +186,35 @@ SOL_RT_API sol_error* sol_model_encode_chat(const sol_model* model, const sol_me
 typedef struct sol_session sol_session;
 
 SOL_RT_API sol_error* sol_session_create(sol_model* model, sol_session** session);
+
+// Tokens that an engine of the host is to run, with the inputs of the graph (docs/reference/bundle-details.md section 1). Pointers are valid until the run
+// ends.
+typedef struct sol_run {
+  uint32_t size;
+  const int32_t* tokens;     // to append to the cache
+  size_t num_tokens;
+  size_t past;               // tokens in the cache before them; if the host's cache holds more, drop those beyond
+  const char* action;        // tag
+  const char* graph;         // file of the bundle: the graph of the action's variant
+  const int64_t* kv_pages;   // [num_layers]
+  const int64_t* channels;   // [4, num_layers]: active_up, active_down, active_qkv, active_o
+  size_t num_logits;         // results wanted, of the last tokens
+} sol_run;
+
+// An engine of the host's, in place of the core's: it runs the graphs and holds the KV cache, and the layers' states. The core keeps count of the tokens.
+typedef struct sol_host_engine {
+  uint32_t size;
+  void* user;  // given to the callbacks
+  // Runs the tokens and fills float32 logits [num_logits, vocab_size] and hidden [num_logits, hidden_size]. Returning anything but 0 ends the call with
+  // SOL_ERROR_HOST; none of the tokens then counts as run. NULL: the host runs steps between `sol_session_begin_step` and `sol_session_end_step`.
+  int32_t (*forward)(void* user, const sol_run* run, float* logits, float* hidden);
+  // How many of the first `length` tokens the cache can go back to: `length`, or less to run all tokens anew. NULL: every length.
+  size_t (*held)(void* user, size_t length);
+} sol_host_engine;
+
+// A session on an engine of the host's. The struct is copied; its callbacks run in the thread of the call that needs them, and call no function of the session
+// but those that only read. `sol_session_save` and `_restore` are SOL_ERROR_USAGE: the host has the cache.
+SOL_RT_API sol_error* sol_session_create_on(sol_model* model, const sol_host_engine* engine, sol_session** session);
 // Ends a running generation first. Other threads must be done with the session, and so must its callbacks: never call this inside one.
 SOL_RT_API void sol_session_release(sol_session* session);
 
@@ -198,12 +232,73 @@ SOL_RT_API sol_error* sol_session_restore(sol_session* session, const char* file
 // Bytes of memory that only this session uses: KV cache, states and buffers. 0 while another thread uses the session.
 SOL_RT_API uint64_t sol_session_private_bytes(const sol_session* session);
 
+// ---- Single runs ----------------------------------------------------------------------------------------------------------------------------------
+// For hosts with a loop of their own, and for measurements. They end a running generation, and may be cancelled.
+
+// The next token's distribution, of the raw logits.
+typedef struct sol_distribution {
+  uint32_t size;
+  int32_t top;             // the likeliest token, the first of several
+  float top_logit;
+  float second_logit;      // the second largest logit
+  float total;             // sum of exp(logit - top_logit)
+  float moment;            // sum of exp(logit - top_logit)*(logit - top_logit)
+  double top_probability;
+  double margin;           // probability of the likeliest token minus that of the second likeliest
+  double entropy;          // nats
+  double log_sum;          // a token's log-probability is its logit minus this
+} sol_distribution;
+
+// Results of the last `num_logits` tokens. A buffer that is NULL is not filled; of another one the number of floats has to be as stated.
+typedef struct sol_rows {
+  uint32_t size;
+  size_t num_logits;       // 1 to the number of tokens
+  float* logits;           // [num_logits, vocab_size]
+  size_t logits_length;    // num_logits*vocab_size
+  float* hidden;           // [num_logits, hidden_size]: output of the final norm
+  size_t hidden_length;    // num_logits*hidden_size
+} sol_rows;
+
+// Appends tokens to the cache. One token with one row of results is a decode step under `action`; several run in chunks through its variant, with attention
+// to all tokens. `action` is the tag of any variant of the bundle with any KV density, as "k050-s100-q4"; NULL: the dense action.
+// `rows` and `seen` may be NULL; `seen` is filled with the distribution after the last token. A call that fails leaves a prefix of the tokens in the cache.
+SOL_RT_API sol_error* sol_session_forward(sol_session* session, const int32_t* tokens, size_t num_tokens, const char* action, const sol_rows* rows,
+                                          sol_distribution* seen);
+// Changes the active channels of a variant in this session, by counts for every layer of the input channels that the graph reads: `up` and `qkv` of
+// hidden_size, `down` of the MLP's width, `o` of the heads' outputs. NULL: the bundle's own. `variant` is a key, as "s050-q4". An export searches with it.
+SOL_RT_API sol_error* sol_session_set_active_channels(sol_session* session, const char* variant, const int32_t* up, const int32_t* down,
+                                                      const int32_t* qkv, const int32_t* o, size_t num_layers);
+
 // ---- Generation -----------------------------------------------------------------------------------------------------------------------------------
 
 typedef struct sol_logit_bias {
   int32_t token;
   float bias;  // -100 to 100
 } sol_logit_bias;
+
+// Facts that a schedule of the host's gets before a decode step. A is the number of actions. Pointers are valid during the call.
+typedef struct sol_choice {
+  uint32_t size;
+  int32_t token;                  // which the step is to process
+  int64_t step;                   // decode steps before this one
+  int64_t context;                // tokens in the cache
+  size_t num_actions;             // A
+  const char* const* actions;     // [A]: tags
+  const double* relative_costs;   // [A], at this context, in dense steps
+  const uint8_t* allowed;         // [A]: 1 for actions that keep what was asked for; if none does, for those that miss it least
+  double target;                  // cost to aim for, in dense steps: makes up for earlier steps
+  double allowance;               // cost that a step may have on average, in dense steps
+  double budget;                  // that is held; NaN under a rate and targets on the axes
+  double achieved_budget;         // cost of the steps so far / their dense cost
+  const float* hidden;            // [hidden_size], of the step before
+  size_t hidden_size;
+  const float* logits;            // [vocab_size], from which `token` was picked
+  size_t vocab_size;
+  const sol_distribution* distribution;
+} sol_choice;
+
+// Returns the index of an action, allowed or not; a negative number ends the call with SOL_ERROR_HOST. It may call functions of the session that only read.
+typedef int32_t (*sol_choose)(void* user, const sol_choice* choice);
 
 // Numbers that are NaN, or negative where they are counts, stand for the model's own default (generation_config.json).
 typedef struct sol_generate_options {
@@ -239,6 +334,11 @@ typedef struct sol_generate_options {
   int32_t reuse_cache;   // 1: keep the tokens of the prompt that the cache begins with; 0: run the whole prompt
   const char* trace;     // file to write every step to, as `sol-rt trace` reads it, none of the bundle's; NULL for none
   const char* replay;    // a trace whose actions run again, in place of a dial; NULL for none
+
+  // A schedule of the host's, over the bundle's actions; under targets on the axes, over every KV density with every variant. It holds a budget, a rate or
+  // targets, 1.0 if nothing is asked for. `schedule` is then the name under which it is reported; NULL: `own`.
+  sol_choose choose;     // NULL for none
+  void* choose_user;     // given to `choose`
 } sol_generate_options;
 
 SOL_RT_API void sol_generate_options_init(sol_generate_options* options, uint32_t size);
@@ -291,6 +391,12 @@ typedef struct sol_result {
 SOL_RT_API sol_error* sol_session_start(sol_session* session, const int32_t* prompt, size_t num_tokens, const sol_generate_options* options);
 // The next token. After one with `finish` other than SOL_FINISH_NONE the generation is over, and another call is SOL_ERROR_USAGE.
 SOL_RT_API sol_error* sol_session_next(sol_session* session, sol_token* token);
+// `sol_session_next` in two halves, for hosts that cannot wait in a callback: on an engine of the host's alone. `begin_step` says what to run: the prompt,
+// then a token at a time. Called again before `end_step`, it says the same. `end_step` takes the results of the last token, of vocab_size and
+// hidden_size floats, and gives the next token. Other lengths are SOL_ERROR_USAGE, and the step goes on.
+SOL_RT_API sol_error* sol_session_begin_step(sol_session* session, sol_run* run);
+SOL_RT_API sol_error* sol_session_end_step(sol_session* session, const float* logits, size_t num_logits, const float* hidden, size_t num_hidden,
+                                           sol_token* token);
 // Ends a running generation. The cache keeps what was run.
 SOL_RT_API sol_error* sol_session_stop(sol_session* session);
 // Result of the running or last generation so far.
@@ -302,8 +408,63 @@ typedef int32_t (*sol_on_token)(void* user, const sol_token* token);
 SOL_RT_API sol_error* sol_session_generate(sol_session* session, const int32_t* prompt, size_t num_tokens, const sol_generate_options* options,
                                            sol_on_token on_token, void* user, sol_result* result);
 
-// From any thread, at any time: ends the running call of the generation, or else the next one, with SOL_ERROR_CANCELLED. The call ends within one decode
-// step or one chunk of the prompt. The cache keeps what was run. A request that has not yet ended a call is forgotten at the end of a text, and by
+// Log-probabilities of given tokens. Buffers are of the host, N is the number of tokens that are scored; one that is NULL is not filled, of another the length
+// has to be as stated. Pointers of the results are valid until the session's next call.
+typedef struct sol_scores {
+  uint32_t size;
+  double* logprobs;              // [N], nats
+  size_t logprobs_length;        // N
+  float* logits;                 // [N, vocab_size]: those from which each token was scored
+  size_t logits_length;          // N*vocab_size
+  float* hidden;                 // [N, hidden_size]: the output of the final norm that gave these
+  size_t hidden_length;          // N*hidden_size
+  // results
+  const char* const* actions;    // [N - 1]: tag of each decode step
+  size_t num_actions;            // N - 1
+  const double* costs;           // [N - 1]: of each step, in the cost model's unit
+  const char* schedule;
+  double achieved_budget;        // cost of the steps / their dense cost
+  double requested_budget;
+  double expected_loss;          // mean measured loss of the actions taken, nats a token; NaN if not measured
+  int32_t floored;               // whether the budget lay below the cheapest action
+} sol_scores;
+
+// Runs the first `context` tokens as a prompt on an empty cache, then scores each later token and processes it as a decode step; the last one is only scored.
+// Of `options` the dial, the schedule and the seed count; NULL, or a dial that asks for nothing but a schedule, is a budget of 1.0. `fixed:TAG` scores under
+// one action.
+// Ends a running generation. 1 <= context < num_tokens.
+SOL_RT_API sol_error* sol_session_score(sol_session* session, const int32_t* tokens, size_t num_tokens, size_t context,
+                                        const sol_generate_options* options, sol_scores* scores);
+
+// Decode steps of a loop of the host's: the core picks the action of each and holds the dial, the host picks the tokens.
+//
+//   sol_session_plan(session, &options);                                     // the dial, the schedule and the seed count
+//   sol_session_forward(session, prompt, length, NULL, &rows, &seen);
+//   while (...) sol_session_step(session, token, &rows, &seen, &step);       // `token` of the host's choice, by `rows` or `seen`
+//
+// A plan stays until the next one. Its account and its schedule go on over `forward` and `resume`, after which the schedule counts steps anew. A generation,
+// a score, a rewind, a save, a restore and changed channels come between: `step` then needs a `forward` or `resume` first, else it is SOL_ERROR_USAGE.
+typedef struct sol_step {
+  uint32_t size;
+  const char* action;       // tag; valid until the session's next call
+  int64_t context;          // tokens in the cache before the step
+  double cost;              // in the cost model's unit, the policy's run included
+  double relative_cost;     // the same in dense steps
+  double achieved_budget;   // cost of the steps so far / their dense cost
+  double requested_budget;  // of the steps so far
+  int32_t floored;          // whether the budget lay below the cheapest action at a step so far
+} sol_step;
+
+SOL_RT_API sol_error* sol_session_plan(sol_session* session, const sol_generate_options* options);
+// Processes one token. `rows` (of one token) and `seen` are as in `sol_session_forward`.
+SOL_RT_API sol_error* sol_session_step(sol_session* session, int32_t token, const sol_rows* rows, sol_distribution* seen, sol_step* step);
+// Keeps the first `length` tokens of the cache, and takes these numbers for the results of the last of them: vocab_size logits and hidden_size floats, which a
+// host has kept of `rows`. So several plans may start after one prompt.
+SOL_RT_API sol_error* sol_session_resume(sol_session* session, size_t length, const float* logits, size_t num_logits, const float* hidden,
+                                         size_t num_hidden);
+
+// From any thread, at any time: ends the running generation's call, a run or a score, or else the next one, with SOL_ERROR_CANCELLED. The call ends within one
+// decode step or one chunk of the prompt. The cache keeps what was run. A request that has not yet ended a call is forgotten at the end of a text, and by
 // `sol_session_stop`, `_rewind`, `_save` and `_restore`.
 SOL_RT_API void sol_session_cancel(sol_session* session);
 // From any thread, at any time: holds from the next decode step on. 0 to 1; replaces whatever the generation held before, and keeps its schedule.

@@ -5,7 +5,20 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.util
-from ctypes import POINTER, byref, c_char_p, c_double, c_int, c_int32, c_size_t, c_uint32, c_uint64, c_void_p, sizeof
+from ctypes import (
+    POINTER,
+    byref,
+    c_char_p,
+    c_double,
+    c_float,
+    c_int,
+    c_int32,
+    c_size_t,
+    c_uint32,
+    c_uint64,
+    c_void_p,
+    sizeof,
+)
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +27,7 @@ from sol_rt.errors import BusyError, ContextError, NumericError, ProviderError, 
 from sol_rt.generate.native import structs
 from sol_rt.ops import HOW_TO_INSTALL, core_path
 
-_VERSION = 1  # of the interface
+_VERSION = 2  # of the interface
 _CODES: dict[int, type[SolError]] = {
     1: UsageError,
     3: ProviderError,
@@ -28,12 +41,32 @@ _FAILING: dict[str, tuple[Any, ...]] = {
     "sol_model_load": (c_void_p, c_char_p, POINTER(structs.ModelOptions), POINTER(c_void_p)),
     "sol_model_get_info": (c_void_p, POINTER(structs.ModelInfo)),
     "sol_model_measure_costs": (c_void_p, c_char_p),
+    "sol_model_set_costs": (c_void_p, c_char_p),
     "sol_model_encode": (c_void_p, c_char_p, c_size_t, c_uint32, POINTER(c_int32), c_size_t, POINTER(c_size_t)),
     "sol_model_decode": (c_void_p, POINTER(c_int32), c_size_t, c_int32, c_char_p, c_size_t, POINTER(c_size_t)),
     "sol_model_encode_chat": (
         c_void_p, POINTER(structs.Message), c_size_t, POINTER(c_int32), c_size_t, POINTER(c_size_t),
     ),
     "sol_session_create": (c_void_p, POINTER(c_void_p)),
+    "sol_session_create_on": (c_void_p, POINTER(structs.HostEngine), POINTER(c_void_p)),
+    "sol_session_tokens": (c_void_p, POINTER(c_int32), c_size_t, POINTER(c_size_t)),
+    "sol_session_rewind": (c_void_p, c_size_t),
+    "sol_session_forward": (
+        c_void_p, POINTER(c_int32), c_size_t, c_char_p, POINTER(structs.Rows), POINTER(structs.Distribution),
+    ),
+    "sol_session_set_active_channels": (c_void_p, c_char_p, *(POINTER(c_int32),) * 4, c_size_t),
+    "sol_session_score": (
+        c_void_p, POINTER(c_int32), c_size_t, c_size_t, POINTER(structs.GenerateOptions), POINTER(structs.Scores),
+    ),
+    "sol_session_plan": (c_void_p, POINTER(structs.GenerateOptions)),
+    "sol_session_step": (
+        c_void_p, c_int32, POINTER(structs.Rows), POINTER(structs.Distribution), POINTER(structs.Step),
+    ),
+    "sol_session_resume": (c_void_p, c_size_t, c_void_p, c_size_t, c_void_p, c_size_t),
+    "sol_session_begin_step": (c_void_p, POINTER(structs.Run)),
+    "sol_session_end_step": (
+        c_void_p, POINTER(c_float), c_size_t, POINTER(c_float), c_size_t, POINTER(structs.Token),
+    ),
     "sol_session_start": (c_void_p, POINTER(c_int32), c_size_t, POINTER(structs.GenerateOptions)),
     "sol_session_next": (c_void_p, POINTER(structs.Token)),
     "sol_session_stop": (c_void_p,),
@@ -84,6 +117,20 @@ def core() -> Any:
         function.restype, function.argtypes = c_void_p, arguments
         function.errcheck = _raise
     return library
+
+
+def default_options() -> structs.GenerateOptions:
+    """`sol_generate_options` in which nothing is asked for."""
+    options = structs.GenerateOptions()
+    core().sol_generate_options_init(byref(options), sizeof(options))
+    return options
+
+
+def model_info(model: c_void_p) -> structs.ModelInfo:
+    """Facts about a `sol_model`. Its texts live as long as the model."""
+    info = structs.ModelInfo(size=sizeof(structs.ModelInfo))
+    core().sol_model_get_info(model, byref(info))
+    return info
 
 
 def _raise(error: int | None, function: Any, arguments: Any) -> None:

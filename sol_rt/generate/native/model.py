@@ -6,6 +6,7 @@ import math
 import tempfile
 import warnings
 import weakref
+from collections import Counter
 from collections.abc import Sequence
 from ctypes import byref, c_char_p, c_int32, c_size_t, c_void_p, create_string_buffer, sizeof
 from dataclasses import replace
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sol_rt.budget.controller.base import check_request
-from sol_rt.budget.cost.bytes_model import CostModel
+from sol_rt.budget.cost.bytes_model import BytesCost, CostModel
 from sol_rt.budget.cost.cost_table import (
     IN_BYTES,
     CostTable,
@@ -24,9 +25,10 @@ from sol_rt.budget.cost.cost_table import (
     keep_quick,
     load_cost_model,
 )
-from sol_rt.budget.dial import Dial, below_sensible, budget_of_loss, untried_states
+from sol_rt.budget.dial import Dial, MakeSchedule, below_sensible, budget_of_loss, untried_states
 from sol_rt.budget.hull import Hull
-from sol_rt.budget.schedules import NAMES, measured_hull
+from sol_rt.budget.schedules import NAMES, measured_hull, schedule_actions
+from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import CONFIG_NAME
 from sol_rt.bundle.file_state import FileState
@@ -35,9 +37,15 @@ from sol_rt.errors import BundleError, QualityWarning, UsageError, brief, one_li
 from sol_rt.generate.arguments import as_switch, opened_bundle
 from sol_rt.generate.generation_config import GenerationConfig
 from sol_rt.generate.native import structs
-from sol_rt.generate.native.library import core, runtime
+from sol_rt.generate.native.callbacks import raising_of
+from sol_rt.generate.native.decoder import NativeDecoder
+from sol_rt.generate.native.host_engine import CacheEngine
+from sol_rt.generate.native.library import core, default_options, model_info, runtime
+from sol_rt.generate.native.own_schedule import CoreController, OwnSchedule
+from sol_rt.generate.native.session import NativeSession
 from sol_rt.generate.native.stream import NativeStream, SessionTurns
 from sol_rt.generate.prompt import Prompt, check_length, given_tokens, is_chat, prompt_tokens, token_ids
+from sol_rt.generate.results import Scores
 from sol_rt.generate.trace import check_trace_path
 from sol_rt.store.verified import check_weights
 from sol_rt.text.chat_template import ChatTemplate
@@ -45,6 +53,7 @@ from sol_rt.text.tokenizer import Tokenizer
 
 _ADD_SPECIAL, _PARSE_SPECIAL = 1, 2
 _LARGEST = 2**31 - 1
+_LARGEST_SEED = 2**63 - 1
 _ROLES = ("system", "user", "assistant")
 _DIAL = ("budget", "kv_density", "channel_density", "bits", "tokens_per_second", "max_loss")
 _COUNTS = ("max_new_tokens", "top_k", "top_logprobs")
@@ -65,14 +74,22 @@ class NativeModel:
         cost_note: a line about the costs for the user; empty where there is nothing to say.
     """
 
-    def __init__(self, bundle: Bundle, model: c_void_p, session: c_void_p, cost: CostModel, cost_note: str) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        model: c_void_p,
+        session: NativeSession,
+        prefill: Action,
+        cost: CostModel,
+        cost_note: str,
+    ) -> None:
         self.bundle, self.cost, self.cost_note = bundle, cost, cost_note
-        self._model, self._session = model, session
-        self._info = _info(model)
+        self._model, self._session, self._prefill = model, session, prefill
+        self._info = model_info(model)
         self._newest: weakref.ref[NativeStream] | None = None
         self._turns = SessionTurns()
         self._warned = self._warned_of_states = False
-        self._release = weakref.finalize(self, _release, model, session)
+        self._release = weakref.finalize(self, core().sol_model_release, model)
 
     def __repr__(self) -> str:
         config = self.bundle.config
@@ -102,12 +119,13 @@ class NativeModel:
         count = threads or usable_cores()
         machine = ("cpu", count, native_ops, "")
         cost = load_cost_model(bundle, *machine, quick=measure_costs)
-        options, model, session = structs.ModelOptions(), c_void_p(), c_void_p()
+        options, model = structs.ModelOptions(), c_void_p()
         library.sol_model_options_init(byref(options), sizeof(options))
         options.verify = int(bundle.verify)  # small files are compared once more, for the core reads them itself
         options.max_context = context
+        action = bundle.config.prefill_action(prefill)
         if prefill is not None:
-            options.prefill = bundle.config.prefill_action(prefill).variant.encode()
+            options.prefill = action.variant.encode()
         if isinstance(cost, MeasuredCost) and cost.path is not None:
             options.cost_table = _path(cost.path)
         library.sol_model_load(runtime(count, native_ops), _path(bundle.path), byref(options), byref(model))
@@ -118,11 +136,11 @@ class NativeModel:
             if measure_costs and cost.name == "bytes" and bundle.config.losses_measured and context > 1:
                 cost, line = _measured_costs(bundle, model, machine)
                 note = "; ".join(filter(None, (note.removesuffix(IN_BYTES), line)))
-            library.sol_session_create(model, byref(session))
+            session = NativeSession(model, bundle)
         except BaseException:
             library.sol_model_release(model)
             raise
-        return cls(bundle, model, session, cost, note)
+        return cls(bundle, model, session, action, cost, note)
 
     @cached_property
     def _template(self) -> ChatTemplate:
@@ -147,7 +165,7 @@ class NativeModel:
     @property
     def private_bytes(self) -> int:
         """Bytes of KV cache and buffers."""
-        return int(core().sol_session_private_bytes(self._session))
+        return int(core().sol_session_private_bytes(self._session.handle))
 
     @property
     def where(self) -> dict[str, str]:
@@ -192,32 +210,22 @@ class NativeModel:
         replay: Path | str | None = None,
         reuse_cache: bool | None = None,
         parse_special: bool = False,
-        schedule: str | None = None,
+        schedule: str | MakeSchedule | None = None,
         **settings: Any,
     ) -> NativeStream:
         """Starts a generation and yields its tokens.
 
-        Arguments are those of `SolModel.stream`, except that `replay` is the trace's file and `schedule` a name.
+        Arguments are those of `SolModel.stream`, except that `replay` is the trace's file. A schedule of the caller's
+        gets a `CoreController`.
         Warns with QualityWarning, once for each model, of a budget below the sensible ones, and of cheap steps where
         layers have a state.
         Raises UsageError, ContextError, SolError before the first step; NumericError, SolError while it runs.
         """
-        options, library = structs.GenerateOptions(), core()
-        library.sol_generate_options_init(byref(options), sizeof(options))
-        if schedule is not None and not isinstance(schedule, str):
-            raise UsageError(f"--schedule: got {brief(schedule)}, expected a name; use the Python engine for your own")
-        if schedule is not None and "\0" in schedule:
-            raise UsageError(f"--schedule: got {brief(schedule)}, expected one of {', '.join(NAMES)}")
+        options, library = default_options(), core()
         dial = Dial(schedule=schedule, **{name: settings.pop(name, None) for name in _DIAL})
-        for name in _DIAL:
-            if (value := getattr(dial, name)) is not None:
-                if math.isnan(value):  # to the core this is an option that was left out
-                    raise UsageError(f"--{name.replace('_', '-')}: got nan, expected a number")
-                setattr(options, name, value)
+        own = self._set_dial(options, dial)
         given = {name: value for name, value in settings.items() if value is not None}
         kept = _set_generation(options, given, self.bundle.config.model.vocab_size)
-        if schedule is not None:
-            options.schedule = schedule.encode("utf-8", "replace")
         if trace is not None:
             check_trace_path(self.bundle, trace)
             options.trace = _given_path("trace", trace, "choose another file")
@@ -239,11 +247,95 @@ class NativeModel:
         with self._turns.token, self._turns.owner:
             if self._newest is not None and (older := self._newest()) is not None:
                 older.interrupt()  # also if the start is refused: the core may have ended it by then
-            library.sol_session_start(self._session, ids, len(tokens), byref(options))
+            library.sol_session_start(self._session.handle, ids, len(tokens), byref(options))
             del kept  # read during the call only
-            stream = NativeStream(self, self._session, self._turns)
+            stream = NativeStream(self, self._session, self._turns, own)
             self._newest = stream.reference
         return stream
+
+    def score(
+        self,
+        tokens: Sequence[int],
+        *,
+        context: int = 1,
+        budget: float | None = None,
+        schedule: str | MakeSchedule | None = None,
+        kv_density: float | None = None,
+        channel_density: float | None = None,
+        bits: float | None = None,
+        tokens_per_second: float | None = None,
+        max_loss: float | None = None,
+        seed: int | None = None,
+    ) -> Scores:
+        """Log-probabilities of given tokens; arguments and errors as in `SolModel.score`."""
+        ids = token_ids("score", tokens, self.bundle.config.model.vocab_size)
+        if isinstance(context, bool) or not isinstance(context, int) or not 1 <= context < len(ids):
+            raise UsageError(
+                f"score: got {len(ids)} tokens and a context of {brief(context)}, expected 1 to fewer than all"
+            )
+        options = default_options()
+        own = self._set_dial(
+            options, Dial(budget, schedule, kv_density, channel_density, bits, tokens_per_second, seed, max_loss)
+        )
+        with self._turns.token:
+            if self._newest is not None and (older := self._newest()) is not None:
+                older.interrupt()
+            with raising_of(own):
+                scored = self._session.score(ids, context, options)
+        return Scores(scored.logprobs, scored.achieved_budget, dict(Counter(scored.actions)))
+
+    def session(self, engine: CacheEngine | None = None) -> NativeSession:
+        """A KV cache of its own on this model, for runs and scores of given tokens.
+
+        Args:
+            engine: runs the graphs and holds the cache in place of the core; None for the core. Nobody else uses it
+                while the session does.
+        """
+        return NativeSession(self._model, self.bundle, engine)
+
+    def decoder(self, dial: Dial, session: NativeSession) -> NativeDecoder:
+        """A fresh run of decode steps under `dial` on a session of this model; errors as in `SolModel.decoder`."""
+        options = default_options()
+        own = self._set_dial(options, dial)
+        return NativeDecoder(session, options, self._prefill, own)
+
+    def set_costs(self, table: CostTable | None) -> None:
+        """Takes costs from a table of the caller's, or bytes for None, from the next generation on.
+
+        Raises SolError for a table of another bundle, or one that lacks a variant.
+        """
+        core().sol_model_set_costs(self._model, None if table is None else table.to_json().encode())
+        self.cost = BytesCost(self.bundle.config) if table is None else MeasuredCost(self.bundle.config, table)
+        self.__dict__.pop("hull", None)
+
+    def _set_dial(self, options: structs.GenerateOptions, dial: Dial) -> OwnSchedule | None:
+        """Fills the options of a dial. Returns the schedule of the caller's, which has to outlive their use.
+
+        Raises UsageError.
+        """
+        for name in _DIAL:
+            if (value := getattr(dial, name)) is not None:
+                if math.isnan(value):  # to the core this is an option that was left out
+                    raise UsageError(f"--{name.replace('_', '-')}: got nan, expected a number")
+                setattr(options, name, value)
+        if dial.seed is not None:
+            if dial.seed > _LARGEST_SEED:
+                raise UsageError(f"--seed: got {brief(dial.seed)}, expected a whole number from 0 to {_LARGEST_SEED}")
+            options.seed = int(dial.seed)
+        if dial.schedule is None:
+            return None
+        if isinstance(dial.schedule, str):
+            if "\0" in dial.schedule:
+                raise UsageError(f"--schedule: got {brief(dial.schedule)}, expected one of {', '.join(NAMES)}")
+            options.schedule = dial.schedule.encode("utf-8", "replace")
+            return None
+        config = self.bundle.config
+        actions = schedule_actions(config, "own", dial.axis_targets)
+        if not dial.axis_targets.any():
+            actions = tuple(dict.fromkeys(actions))
+        own = OwnSchedule(dial.schedule, CoreController(actions, config.dense))
+        options.schedule, options.choose = own.name.encode("utf-8", "replace"), own.callback
+        return own
 
     def _warn_below_sensible(self, dial: Dial, context: int) -> None:
         """Warns, once, if what is asked for is below the budget at which text suffers visibly.
@@ -290,31 +382,19 @@ class NativeModel:
             capacity = count.value
 
 
-def _release(model: c_void_p, session: c_void_p) -> None:
-    core().sol_session_release(session)
-    core().sol_model_release(model)
-
-
 def _require_same(bundle: Bundle, model: c_void_p) -> None:
     """Raises BundleError if the core has just loaded other files than those of `bundle`.
 
     Renaming a file changes its state. So this finds other weights also if the right ones are back by now.
     """
     hint, path = "the bundle was replaced meanwhile: load it again", bundle.file(bundle.config.weights_file)
-    if _info(model).identity.decode() != bundle.identity:
+    if model_info(model).identity.decode() != bundle.identity:
         raise BundleError(bundle.path, CONFIG_NAME, "another file", "the file that was read before", hint)
     try:
         state = FileState.of(path)
     except OSError as error:
         raise BundleError(path, "", one_line(error), "the file whose hash was compared", hint) from None
     bundle.require_weights(state)
-
-
-def _info(model: c_void_p) -> structs.ModelInfo:
-    info = structs.ModelInfo()
-    info.size = sizeof(info)
-    core().sol_model_get_info(model, byref(info))
-    return info
 
 
 def _path(path: Path | str) -> bytes:

@@ -9,7 +9,7 @@ import threading
 import weakref
 from collections import Counter
 from collections.abc import Iterator
-from ctypes import byref, c_void_p, sizeof
+from ctypes import byref, sizeof
 from typing import TYPE_CHECKING
 
 from sol_rt.budget.controller.base import as_number
@@ -17,7 +17,10 @@ from sol_rt.bundle.actions import Action
 from sol_rt.engine.hardware import peak_rss_mb
 from sol_rt.errors import BusyError, UsageError
 from sol_rt.generate.native import structs
+from sol_rt.generate.native.callbacks import raising_of
 from sol_rt.generate.native.library import core
+from sol_rt.generate.native.own_schedule import OwnSchedule
+from sol_rt.generate.native.session import NativeSession, interruptible
 from sol_rt.generate.results import GeneratedToken, Generation
 
 if TYPE_CHECKING:
@@ -45,13 +48,16 @@ class NativeStream(Iterator[GeneratedToken]):
 
     Args:
         model: the model, which is kept alive.
-        session: its `sol_session`, in which the generation has been started.
+        session: its session, in which the generation has been started.
         turns: the session's locks.
+        own: the schedule of the caller's that the core asks, or None.
     """
 
-    def __init__(self, model: NativeModel, session: c_void_p, turns: SessionTurns) -> None:
+    def __init__(
+        self, model: NativeModel, session: NativeSession, turns: SessionTurns, own: OwnSchedule | None = None
+    ) -> None:
         self.reference = weakref.ref(self)
-        self._model, self._session, self._turns = model, session, turns
+        self._model, self._session, self._turns, self._own = model, session.handle, turns, own
         self._token = structs.Token(size=sizeof(structs.Token))
         self._tokens: list[GeneratedToken] = []
         self._result: Generation | None = None
@@ -66,10 +72,11 @@ class NativeStream(Iterator[GeneratedToken]):
             if self._ended:
                 raise StopIteration
             try:
-                if self._tokens or threading.current_thread() is not threading.main_thread():
-                    core().sol_session_next(self._session, byref(self._token))
-                else:
-                    self._first()
+                with raising_of(self._own):
+                    if self._tokens:
+                        self._run_next()
+                    else:  # the prompt takes long
+                        interruptible(self._session, self._run_next)
             except BaseException:
                 self._end()
                 raise
@@ -78,6 +85,9 @@ class NativeStream(Iterator[GeneratedToken]):
             if token.finish_reason is not None:
                 self._end()
             return token
+
+    def _run_next(self) -> None:
+        core().sol_session_next(self._session, byref(self._token))
 
     @property
     def budget(self) -> float | None:
@@ -141,28 +151,6 @@ class NativeStream(Iterator[GeneratedToken]):
         self._require_turn()
         if self._ended:
             raise UsageError(f"--{flag}: no generation is running; start one first")
-
-    def _first(self) -> None:
-        """The first token, whose prompt takes long: in another thread, so that Ctrl-C gets through."""
-        failed: list[BaseException] = []
-
-        def run() -> None:
-            try:
-                core().sol_session_next(self._session, byref(self._token))
-            except BaseException as error:
-                failed.append(error)
-
-        worker = threading.Thread(target=run)
-        worker.start()
-        try:
-            worker.join()
-        except BaseException:
-            core().sol_session_cancel(self._session)
-            worker.join()
-            core().sol_session_stop(self._session)  # forgets a request that came too late to end this run
-            raise
-        if failed:
-            raise failed[0]
 
     def _read(self) -> GeneratedToken:
         token = self._token

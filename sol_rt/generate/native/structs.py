@@ -1,9 +1,23 @@
-"""The structs of sol_rt.h, version 1 of its interface."""
+"""The structs and callbacks of sol_rt.h, version 2 of its interface."""
 
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, c_char_p, c_double, c_float, c_int, c_int32, c_int64, c_size_t, c_uint32, c_uint64, c_void_p
+from ctypes import (
+    CFUNCTYPE,
+    POINTER,
+    c_char_p,
+    c_double,
+    c_float,
+    c_int,
+    c_int32,
+    c_int64,
+    c_size_t,
+    c_uint8,
+    c_uint32,
+    c_uint64,
+    c_void_p,
+)
 
 
 class RuntimeOptions(ctypes.Structure):
@@ -70,6 +84,129 @@ class LogitBias(ctypes.Structure):
     _fields_ = (("token", c_int32), ("bias", c_float))
 
 
+class Distribution(ctypes.Structure):
+    """`sol_distribution`."""
+
+    _fields_ = (
+        ("size", c_uint32),
+        ("top", c_int32),
+        ("top_logit", c_float),
+        ("second_logit", c_float),
+        ("total", c_float),
+        ("moment", c_float),
+        ("top_probability", c_double),
+        ("margin", c_double),
+        ("entropy", c_double),
+        ("log_sum", c_double),
+    )
+
+
+class Rows(ctypes.Structure):
+    """`sol_rows`."""
+
+    _fields_ = (
+        ("size", c_uint32),
+        ("num_logits", c_size_t),
+        ("logits", c_void_p),
+        ("logits_length", c_size_t),
+        ("hidden", c_void_p),
+        ("hidden_length", c_size_t),
+    )
+
+
+class Choice(ctypes.Structure):
+    """`sol_choice`."""
+
+    _fields_ = (
+        ("size", c_uint32),
+        ("token", c_int32),
+        ("step", c_int64),
+        ("context", c_int64),
+        ("num_actions", c_size_t),
+        ("actions", POINTER(c_char_p)),
+        ("relative_costs", POINTER(c_double)),
+        ("allowed", POINTER(c_uint8)),
+        ("target", c_double),
+        ("allowance", c_double),
+        ("budget", c_double),
+        ("achieved_budget", c_double),
+        ("hidden", POINTER(c_float)),
+        ("hidden_size", c_size_t),
+        ("logits", POINTER(c_float)),
+        ("vocab_size", c_size_t),
+        ("distribution", POINTER(Distribution)),
+    )
+
+
+Choose = CFUNCTYPE(c_int32, c_void_p, POINTER(Choice))
+"""`sol_choose`."""
+
+
+class Scores(ctypes.Structure):
+    """`sol_scores`."""
+
+    _fields_ = (
+        ("size", c_uint32),
+        ("logprobs", c_void_p),
+        ("logprobs_length", c_size_t),
+        ("logits", c_void_p),
+        ("logits_length", c_size_t),
+        ("hidden", c_void_p),
+        ("hidden_length", c_size_t),
+        ("actions", POINTER(c_char_p)),
+        ("num_actions", c_size_t),
+        ("costs", POINTER(c_double)),
+        ("schedule", c_char_p),
+        ("achieved_budget", c_double),
+        ("requested_budget", c_double),
+        ("expected_loss", c_double),
+        ("floored", c_int32),
+    )
+
+
+class Step(ctypes.Structure):
+    """`sol_step`."""
+
+    _fields_ = (
+        ("size", c_uint32),
+        ("action", c_char_p),
+        ("context", c_int64),
+        ("cost", c_double),
+        ("relative_cost", c_double),
+        ("achieved_budget", c_double),
+        ("requested_budget", c_double),
+        ("floored", c_int32),
+    )
+
+
+class Run(ctypes.Structure):
+    """`sol_run`."""
+
+    _fields_ = (
+        ("size", c_uint32),
+        ("tokens", POINTER(c_int32)),
+        ("num_tokens", c_size_t),
+        ("past", c_size_t),
+        ("action", c_char_p),
+        ("graph", c_char_p),
+        ("kv_pages", POINTER(c_int64)),
+        ("channels", POINTER(c_int64)),
+        ("num_logits", c_size_t),
+    )
+
+
+RunForward = CFUNCTYPE(c_int32, c_void_p, POINTER(Run), POINTER(c_float), POINTER(c_float))
+"""`sol_host_engine.forward`."""
+HeldTokens = CFUNCTYPE(c_size_t, c_void_p, c_size_t)
+"""`sol_host_engine.held`."""
+
+
+class HostEngine(ctypes.Structure):
+    """`sol_host_engine`."""
+
+    _fields_ = (("size", c_uint32), ("user", c_void_p), ("forward", RunForward), ("held", HeldTokens))
+
+
 class GenerateOptions(ctypes.Structure):
     """`sol_generate_options`."""
 
@@ -102,6 +239,8 @@ class GenerateOptions(ctypes.Structure):
         ("reuse_cache", c_int32),
         ("trace", c_char_p),
         ("replay", c_char_p),
+        ("choose", Choose),
+        ("choose_user", c_void_p),
     )
 
 

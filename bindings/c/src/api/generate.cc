@@ -1,14 +1,12 @@
 // Generations of the C interface.
-#include <cmath>
 #include <limits>
 
 #include "api/border.h"
+#include "api/options.h"
 #include "api/session.h"
 #include "base/error.h"
-#include "text/unicode/utf8.h"
 
 using sol_rt::CloseGeneration;
-using sol_rt::Dial;
 using sol_rt::EndGeneration;
 using sol_rt::FillStruct;
 using sol_rt::Finish;
@@ -17,9 +15,13 @@ using sol_rt::Generation;
 using sol_rt::GenerationRequest;
 using sol_rt::GenerationResult;
 using sol_rt::Guard;
+using sol_rt::HostEngine;
+using sol_rt::InCallback;
 using sol_rt::RequireHandle;
 using sol_rt::RequirePointer;
 using sol_rt::RequireSized;
+using sol_rt::RunOf;
+using sol_rt::StepToRun;
 using sol_rt::Turn;
 using sol_rt::UsageFault;
 
@@ -27,98 +29,22 @@ namespace {
 
 constexpr double kNone = std::numeric_limits<double>::quiet_NaN();
 
-std::optional<double> Number(double value) { return std::isnan(value) ? std::nullopt : std::optional<double>(value); }
-
-// The host's changes to the model's own settings. They are checked where a file's are.
-std::vector<std::pair<std::string, nlohmann::json>> Settings(const sol_generate_options& options) {
-  std::vector<std::pair<std::string, nlohmann::json>> settings;
-  const auto number = [&](const char* name, double value) {
-    if (!std::isnan(value)) settings.emplace_back(name, value);
-  };
-  const auto count = [&](const char* name, int64_t value) {
-    if (value >= 0) settings.emplace_back(name, value);
-  };
-  count("max_new_tokens", options.max_new_tokens);
-  if (options.do_sample > 1) {
-    UsageFault("sol_generate_options: do_sample: got " + std::to_string(options.do_sample) + ", expected 0 or 1, or a negative number for the model's own");
-  }
-  if (options.do_sample >= 0) settings.emplace_back("do_sample", options.do_sample == 1);
-  number("temperature", options.temperature);
-  count("top_k", options.top_k);
-  number("top_p", options.top_p);
-  number("min_p", options.min_p);
-  number("repetition_penalty", options.repetition_penalty);
-  number("presence_penalty", options.presence_penalty);
-  number("frequency_penalty", options.frequency_penalty);
-  count("seed", options.seed);
-  count("top_logprobs", options.top_logprobs);
-  if (options.num_logit_bias > 0) RequirePointer(options.logit_bias, "sol_generate_options: logit_bias");
-  if (options.num_stop_strings > 0) RequirePointer(options.stop_strings, "sol_generate_options: stop_strings");
-  if (options.num_end_tokens > 0) RequirePointer(options.end_tokens, "sol_generate_options: end_tokens");
-  if (options.logit_bias != nullptr) {
-    nlohmann::json biases = nlohmann::json::object();
-    for (size_t i = 0; i < options.num_logit_bias; ++i) {
-      const sol_logit_bias& one = options.logit_bias[i];
-      biases[std::to_string(one.token)] = one.bias;
-    }
-    settings.emplace_back("logit_bias", std::move(biases));
-  }
-  if (options.stop_strings != nullptr) {
-    nlohmann::json strings = nlohmann::json::array();
-    for (size_t i = 0; i < options.num_stop_strings; ++i) {
-      RequirePointer(options.stop_strings[i], "sol_generate_options: stop_strings");
-      if (!sol_rt::IsValidUtf8(options.stop_strings[i])) throw sol_rt::Error(SOL_ERROR_TEXT, "stop_strings: not UTF-8 text; convert it");
-      strings.push_back(options.stop_strings[i]);
-    }
-    settings.emplace_back("stop_strings", std::move(strings));
-  }
-  if (options.end_tokens != nullptr) {
-    settings.emplace_back("eos_token_id", std::vector<int32_t>(options.end_tokens, options.end_tokens + options.num_end_tokens));
-  }
-  return settings;
-}
-
-Dial DialOf(const sol_generate_options& options) {
-  Dial dial;
-  dial.budget = Number(options.budget);
-  dial.kv_density = Number(options.kv_density);
-  dial.channel_density = Number(options.channel_density);
-  dial.bits = Number(options.bits);
-  dial.tokens_per_second = Number(options.tokens_per_second);
-  dial.max_loss = Number(options.max_loss);
-  if (options.schedule != nullptr) dial.schedule = options.schedule;
-  if (options.seed >= 0) dial.seed = static_cast<uint64_t>(options.seed);
-  return dial;
-}
-
-sol_generate_options DefaultOptions() {
-  sol_generate_options options{};
-  options.max_new_tokens = options.do_sample = options.top_k = options.top_logprobs = -1;
-  options.seed = -1;
-  options.temperature = options.top_p = options.min_p = options.repetition_penalty = kNone;
-  options.presence_penalty = options.frequency_penalty = kNone;
-  options.budget = options.tokens_per_second = options.max_loss = kNone;
-  options.kv_density = options.channel_density = options.bits = kNone;
-  return options;
-}
-
 sol_finish FinishOf(Finish finish) {
   return finish == Finish::kStop ? SOL_FINISH_STOP : finish == Finish::kLength ? SOL_FINISH_LENGTH : SOL_FINISH_NONE;
 }
 
 void Start(sol_session& session, const int32_t* prompt, size_t num_tokens, const sol_generate_options* given) {
-  const sol_generate_options options = sol_rt::ReadStruct(given, DefaultOptions(), "sol_generate_options");
+  const sol_generate_options options = sol_rt::ReadStruct(given, sol_rt::DefaultOptions(), "sol_generate_options");
   if (num_tokens > 0) RequirePointer(prompt, "prompt");
   CloseGeneration(session);
-  if (session.cancelled.exchange(false)) throw sol_rt::Error(SOL_ERROR_CANCELLED, "the generation was cancelled before it began; start it again");
+  if (session.TakeCancel()) throw sol_rt::Error(SOL_ERROR_CANCELLED, "the generation was cancelled before it began; start it again");
   session.generation.reset();
   const sol_rt::Model& model = *session.model;
-  if (!session.policy) session.policy = session.model->MakePolicyRunner();
   GenerationRequest request;
   if (num_tokens > 0) request.prompt.assign(prompt, prompt + num_tokens);
   request.defaults = model.generation_config();
-  request.settings = Settings(options);
-  request.dial = DialOf(options);
+  request.settings = sol_rt::SettingsOf(options);
+  request.dial = sol_rt::DialOf(session, options);
   request.reuse_cache = options.reuse_cache != 0;
   if (options.trace != nullptr) {
     request.trace = options.trace;
@@ -126,14 +52,17 @@ void Start(sol_session& session, const int32_t* prompt, size_t num_tokens, const
   }
   if (options.replay != nullptr) request.replay = options.replay;
   session.generation = std::make_unique<Generation>(
-      sol_rt::GenerationParts{session.engine, model.config(), model.identity(), model.prefill(), model.tokenizer(), model.cost(), session.policy.get(),
+      sol_rt::GenerationParts{*session.engine, model.config(), model.identity(), model.prefill(), model.tokenizer(), model.cost(), sol_rt::PolicyOf(session),
                               session.live},
       std::move(request));
 }
 
-sol_token Next(sol_session& session) {
-  if (!session.generation) UsageFault("sol_session_next: no generation is running; call sol_session_start first");
-  const GeneratedToken& made = session.generation->Next([&session] { return session.cancelled.exchange(false); });
+Generation& Running(sol_session& session, const char* function) {
+  if (!session.generation) UsageFault(std::string(function) + ": no generation is running; call sol_session_start first");
+  return *session.generation;
+}
+
+sol_token TokenOf(sol_session& session, const GeneratedToken& made) {
   if (made.finish != Finish::kNone) session.cancelled = false;  // a request that came too late for this text is not meant for the next one
   session.text = made.text;
   session.action = made.action.Tag();
@@ -162,6 +91,47 @@ sol_token Next(sol_session& session) {
   return token;
 }
 
+sol_token Next(sol_session& session) {
+  Generation& generation = Running(session, "sol_session_next");
+  if (session.host != nullptr && session.host->driven()) {
+    UsageFault("sol_session_next: the host runs the steps of this session; call sol_session_begin_step and sol_session_end_step");
+  }
+  if (session.step_begun) UsageFault("sol_session_next: a step has begun; end it with sol_session_end_step first");
+  return TokenOf(session, generation.Next([&session] { return session.TakeCancel(); }));
+}
+
+// The host's engine of a session whose steps the host runs itself.
+HostEngine& Halves(sol_session& session, const char* function) {
+  if (session.host != nullptr) return *session.host;
+  UsageFault(std::string(function) + ": the core's engine runs the steps of this session; call sol_session_next, or make one with sol_session_create_on");
+}
+
+sol_run BeginStep(sol_session& session) {
+  HostEngine& engine = Halves(session, "sol_session_begin_step");
+  const StepToRun& step = Running(session, "sol_session_begin_step").Begin([&session] { return session.TakeCancel(); });
+  const sol_rt::HostRun& run = engine.Begin(step.tokens, step.count, step.action);
+  session.action = run.action.Tag();
+  session.step_begun = true;
+  return RunOf(run, session.action);
+}
+
+void RequireLength(const char* what, size_t got, int32_t expected) {
+  if (got == static_cast<size_t>(expected)) return;
+  UsageFault(std::string("sol_session_end_step: ") + what + ": got " + std::to_string(got) + " floats, expected " + std::to_string(expected));
+}
+
+sol_token EndStep(sol_session& session, const float* logits, size_t num_logits, const float* hidden, size_t num_hidden) {
+  HostEngine& engine = Halves(session, "sol_session_end_step");
+  Generation& generation = Running(session, "sol_session_end_step");
+  if (!session.step_begun) UsageFault("sol_session_end_step: no step has begun; call sol_session_begin_step first");
+  RequirePointer(logits, "sol_session_end_step: logits");
+  RequirePointer(hidden, "sol_session_end_step: hidden");
+  RequireLength("logits", num_logits, engine.config().model.vocab_size);
+  RequireLength("hidden", num_hidden, engine.config().model.hidden_size);
+  session.step_begun = false;
+  return TokenOf(session, generation.End([&] { return engine.EndCopied(logits, hidden); }, [&session] { return session.TakeCancel(); }));
+}
+
 sol_result Result(sol_session& session) {
   if (!session.generation) UsageFault("sol_session_result: no generation has begun; call sol_session_start first");
   GenerationResult made = session.generation->Result();
@@ -187,21 +157,11 @@ sol_result Result(sol_session& session) {
   return result;
 }
 
-// Says of a session that the host's callback runs in this thread, which may then ask for what a session holds.
-class InCallback {
- public:
-  explicit InCallback(sol_session& session) : session_(session) { session_.in_callback = std::this_thread::get_id(); }
-  ~InCallback() { session_.in_callback = std::thread::id(); }
-
- private:
-  sol_session& session_;
-};
-
 }  // namespace
 
 extern "C" {
 
-void sol_generate_options_init(sol_generate_options* options, uint32_t size) { sol_rt::InitStruct(DefaultOptions(), options, size); }
+void sol_generate_options_init(sol_generate_options* options, uint32_t size) { sol_rt::InitStruct(sol_rt::DefaultOptions(), options, size); }
 
 sol_error* sol_session_start(sol_session* session, const int32_t* prompt, size_t num_tokens, const sol_generate_options* options) {
   return Guard([&] {
@@ -215,6 +175,23 @@ sol_error* sol_session_next(sol_session* session, sol_token* token) {
     const Turn turn(session, "sol_session_next");
     RequireSized(token, "sol_token");
     FillStruct(Next(*session), token);
+  });
+}
+
+sol_error* sol_session_begin_step(sol_session* session, sol_run* run) {
+  return Guard([&] {
+    const Turn turn(session, "sol_session_begin_step");
+    RequireSized(run, "sol_run");
+    FillStruct(BeginStep(*session), run);
+  });
+}
+
+sol_error* sol_session_end_step(sol_session* session, const float* logits, size_t num_logits, const float* hidden, size_t num_hidden,
+                                sol_token* token) {
+  return Guard([&] {
+    const Turn turn(session, "sol_session_end_step");
+    RequireSized(token, "sol_token");
+    FillStruct(EndStep(*session, logits, num_logits, hidden, num_hidden), token);
   });
 }
 

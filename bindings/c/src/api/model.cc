@@ -124,4 +124,12 @@ sol_error* sol_model_measure_costs(sol_model* model, const char* file) {
   });
 }
 
+sol_error* sol_model_set_costs(sol_model* model, const char* table) {
+  return Guard([&] {
+    sol_rt::RequireHandle(model, "sol_model_set_costs");
+    sol_rt::Model& own = *model->model;
+    own.SetCost(table == nullptr ? sol_rt::MakeBytesCost(own.config()) : sol_rt::MeasuredCostOf(own.config(), own.identity(), table));
+  });
+}
+
 }  // extern "C"

@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "base/file/atomic_file.h"
 #include "base/file/file.h"
+#include "engine/ort_engine.h"
 
 using sol_rt::EndGeneration;
 using sol_rt::FillArray;
@@ -15,7 +16,37 @@ using sol_rt::RequireHandle;
 using sol_rt::RequirePointer;
 using sol_rt::Turn;
 
-sol_session::sol_session(std::shared_ptr<sol_rt::Model> shared) : model(shared), engine(shared) {}
+namespace {
+
+sol_rt::HostCalls HostCallsOf(sol_session& session, const sol_host_engine& callbacks) {
+  sol_rt::HostCalls calls;
+  if (callbacks.forward != nullptr) {
+    calls.forward = [&session, callbacks](const sol_rt::HostRun& run, float* logits, float* hidden) {
+      const std::string action = run.action.Tag();
+      const sol_run given = sol_rt::RunOf(run, action);
+      const sol_rt::InCallback mark(session);
+      if (callbacks.forward(callbacks.user, &given, logits, hidden) != 0) {
+        throw sol_rt::Error(SOL_ERROR_HOST, "the host's engine could not run " + std::to_string(given.num_tokens) + " tokens under " + action);
+      }
+    };
+  }
+  if (callbacks.held != nullptr) {
+    calls.held = [&session, callbacks](int64_t length) {
+      const sol_rt::InCallback mark(session);
+      return static_cast<int64_t>(callbacks.held(callbacks.user, static_cast<size_t>(length)));
+    };
+  }
+  return calls;
+}
+
+}  // namespace
+
+sol_session::sol_session(std::shared_ptr<sol_rt::Model> shared) : model(shared), engine(std::make_unique<sol_rt::OrtEngine>(shared)) {}
+
+sol_session::sol_session(std::shared_ptr<sol_rt::Model> shared, const sol_host_engine& callbacks)
+    : model(std::move(shared)),
+      host(new sol_rt::HostEngine(model->config(), model->bundle().path(), model->max_context(), HostCallsOf(*this, callbacks))),
+      engine(host) {}
 
 namespace sol_rt {
 
@@ -33,7 +64,28 @@ Turn::~Turn() {
   if (in_call_ != nullptr) *in_call_ = false;
 }
 
+sol_run RunOf(const HostRun& run, const std::string& action) {
+  sol_run made{};
+  made.size = sizeof(made);
+  made.tokens = run.tokens.data();
+  made.num_tokens = run.tokens.size();
+  made.past = static_cast<size_t>(run.past);
+  made.action = action.c_str();
+  made.graph = run.graph.c_str();
+  made.kv_pages = run.kv_pages.data();
+  made.channels = run.channels.data();
+  made.num_logits = run.rows;
+  return made;
+}
+
+PolicyRunner* PolicyOf(sol_session& session) {
+  if (!session.policy) session.policy = session.model->MakePolicyRunner();
+  return session.policy.get();
+}
+
 void CloseGeneration(sol_session& session) {
+  session.step_begun = false;
+  if (session.decoder) session.decoder->Interrupt();
   if (session.generation && !session.generation->over()) session.generation->Close();
 }
 
@@ -55,12 +107,22 @@ sol_error* sol_session_create(sol_model* model, sol_session** session) {
   });
 }
 
+sol_error* sol_session_create_on(sol_model* model, const sol_host_engine* engine, sol_session** session) {
+  return Guard([&] {
+    RequirePointer(session, "sol_session_create_on: session");
+    *session = nullptr;
+    RequireHandle(model, "sol_session_create_on");
+    sol_rt::RequireSized(engine, "sol_host_engine");
+    *session = new sol_session(model->model, sol_rt::ReadStruct(engine, sol_host_engine{}, "sol_host_engine"));
+  });
+}
+
 void sol_session_release(sol_session* session) { delete session; }
 
 sol_error* sol_session_tokens(const sol_session* session, int32_t* tokens, size_t capacity, size_t* count) {
   return Guard([&] {
     const Turn turn(session, "sol_session_tokens", true);
-    const std::vector<int32_t>& held = session->engine.tokens();
+    const std::vector<int32_t>& held = session->engine->tokens();
     FillArray(held.data(), held.size(), tokens, capacity, count);
   });
 }
@@ -68,12 +130,12 @@ sol_error* sol_session_tokens(const sol_session* session, int32_t* tokens, size_
 sol_error* sol_session_rewind(sol_session* session, size_t length) {
   return Guard([&] {
     const Turn turn(session, "sol_session_rewind");
-    const size_t held = session->engine.tokens().size();
+    const size_t held = session->engine->tokens().size();
     if (length > held) {
       sol_rt::UsageFault("sol_session_rewind: got " + std::to_string(length) + ", expected 0 to " + std::to_string(held) + ", the tokens in the cache");
     }
     EndGeneration(*session);
-    session->engine.Truncate(static_cast<int64_t>(length));
+    session->engine->Truncate(static_cast<int64_t>(length));
   });
 }
 
@@ -84,7 +146,7 @@ sol_error* sol_session_save(sol_session* session, const char* file) {
     session->model->bundle().RequireOutside("session file", file);
     EndGeneration(*session);
     sol_rt::AtomicFile made(file);
-    session->engine.Save(made.stream());
+    session->engine->Save(made.stream());
     made.Commit();
   });
 }
@@ -104,7 +166,7 @@ sol_error* sol_session_restore(sol_session* session, const char* file) {
     }
     EndGeneration(*session);
     try {
-      session->engine.Restore(stream);
+      session->engine->Restore(stream);
     } catch (const sol_rt::Error& error) {
       const std::string what = error.what(), unnamed = "session file";  // the engine does not know the name
       throw sol_rt::Error(error.code(), path + (what.rfind(unnamed, 0) == 0 ? what.substr(unnamed.size()) : ": " + what));
@@ -116,7 +178,7 @@ uint64_t sol_session_private_bytes(const sol_session* session) {
   uint64_t bytes = 0;
   sol_error* const error = Guard([&] {
     const Turn turn(session, "sol_session_private_bytes", true);
-    bytes = session->engine.PrivateBytes();
+    bytes = session->engine->PrivateBytes();
   });
   sol_error_release(error);
   return bytes;

@@ -9,16 +9,23 @@
 
 #include "api/handles.h"
 #include "engine/engine.h"
+#include "engine/host_engine.h"
 #include "engine/model.h"
 #include "engine/policy_runner.h"
+#include "generate/decoder.h"
 #include "generate/generation.h"
 #include "generate/live_dial.h"
 
 struct sol_session {
-  explicit sol_session(std::shared_ptr<sol_rt::Model> shared);
+  explicit sol_session(std::shared_ptr<sol_rt::Model> shared);                         // on ONNX Runtime
+  sol_session(std::shared_ptr<sol_rt::Model> shared, const sol_host_engine& callbacks);  // on the host's engine
+
+  // True once for each request to cancel.
+  bool TakeCancel() { return cancelled.exchange(false); }
 
   const std::shared_ptr<sol_rt::Model> model;
-  sol_rt::Engine engine;
+  sol_rt::HostEngine* host = nullptr;  // the engine, where it is the host's
+  const std::unique_ptr<sol_rt::Engine> engine;
   std::unique_ptr<sol_rt::PolicyRunner> policy;  // made for the first generation; null where the bundle has none
   sol_rt::LiveDial live;
   std::unique_ptr<sol_rt::Generation> generation;  // the running or last one
@@ -26,6 +33,11 @@ struct sol_session {
   std::string text, action;          // what the last `sol_token` points to, as do the two below
   std::vector<int32_t> top_tokens;
   std::vector<double> top_logprobs;
+  bool step_begun = false;  // between `sol_session_begin_step` and `sol_session_end_step`
+  std::unique_ptr<sol_rt::Decoder> decoder;  // of the last plan
+  std::vector<std::string> scored_tags;      // what the last `sol_scores` points to, as do those below
+  std::vector<const char*> scored_actions;
+  std::vector<double> scored_costs;
 
   std::atomic<bool> cancelled{false};
   std::atomic<bool> in_call{false};
@@ -46,6 +58,24 @@ class Turn {
  private:
   std::atomic<bool>* in_call_ = nullptr;
 };
+
+// Says of a session that the host's callback runs in this thread, which may then ask for what a session holds.
+class InCallback {
+ public:
+  explicit InCallback(sol_session& session) : session_(session) { session_.in_callback = std::this_thread::get_id(); }
+  ~InCallback() { session_.in_callback = std::thread::id(); }
+  InCallback(const InCallback&) = delete;
+  InCallback& operator=(const InCallback&) = delete;
+
+ private:
+  sol_session& session_;
+};
+
+// What a host's engine is to run. `action` is the tag; the result points into both.
+sol_run RunOf(const HostRun& run, const std::string& action);
+
+// The policy's runner of the session, made when first asked for. Null where the bundle has none.
+PolicyRunner* PolicyOf(sol_session& session);
 
 // Ends a running generation. Throws SOL_ERROR_WRITE where its trace cannot be completed.
 void CloseGeneration(sol_session& session);

@@ -64,6 +64,8 @@ class CostModel {
 };
 
 std::shared_ptr<const CostModel> MakeBytesCost(const Config& config);
+// Costs of the text of a table (`sol_rt.cost_table`). Throws SOL_ERROR_BUNDLE for a text that is no table, or another bundle's.
+std::shared_ptr<const CostModel> MeasuredCostOf(const Config& config, const std::string& identity, const std::string& text);
 // Reads a table (`sol_rt.cost_table`). `identity` is the bundle's. Throws SOL_ERROR_BUNDLE for a file that is missing, damaged or of another bundle.
 std::shared_ptr<const CostModel> ReadMeasuredCost(const Config& config, const std::string& identity, const std::string& file);
 

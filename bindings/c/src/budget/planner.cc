@@ -14,6 +14,7 @@
 namespace sol_rt {
 namespace {
 
+constexpr const char* kOwn = "own";        // name of a host's schedule that has none
 constexpr double kDefaultMaxLoss = 0.005;  // the `max_loss` that applies if nothing is asked for
 
 class RunPlanner final : public Planner {
@@ -48,7 +49,7 @@ class RunPlanner final : public Planner {
   const std::string& Schedule() const override { return name_; }
   double Achieved() const override { return controller_->Achieved(); }
   double Requested() const override {
-    return name_.rfind("fixed:", 0) == 0 ? Achieved() : controller_->Requested().value_or(Achieved());
+    return !fixed_.empty() && name_.rfind("fixed:", 0) == 0 ? Achieved() : controller_->Requested().value_or(Achieved());
   }
   double Asked(int64_t context) const override { return controller_->Budget() ? Requested() : std::min(1.0, controller_->Allowance(context)); }
   bool Floored() const override { return controller_->floored(); }
@@ -90,6 +91,16 @@ class ReplaySchedule final : public Schedule {
   std::vector<Action> actions_;
 };
 
+class HostSchedule final : public Schedule {
+ public:
+  HostSchedule(Controller& controller, OwnSchedule choose) : controller_(controller), choose_(std::move(choose)) {}
+  Action Choose(const StepSeen& seen) override { return controller_.actions().at(choose_(seen, controller_)); }
+
+ private:
+  Controller& controller_;
+  OwnSchedule choose_;
+};
+
 bool KeepsLoss(const std::string& schedule) { return schedule == "hull" || schedule == "sol"; }
 
 // Request of the dial, with the default if the dial asks for nothing.
@@ -100,7 +111,7 @@ Request RequestOf(const Config& config, const Dial& dial, const std::string& nam
     UsageFault("schedule " + name + ": fixes the action; leave out budget, kv_density, channel_density, bits, rate and loss");
   }
   if (!dial.budget && !other && config.LossesMeasured() && KeepsLoss(name)) request.max_loss = kDefaultMaxLoss;
-  if (request.max_loss && dial.schedule && !dial.schedule->empty() && !KeepsLoss(name)) {
+  if (request.max_loss && (dial.own || (dial.schedule && !dial.schedule->empty())) && !KeepsLoss(name)) {
     UsageFault("--max-loss: the schedule " + name + " keeps no loss; leave out --schedule, or give --budget");
   }
   return request;
@@ -110,17 +121,24 @@ Request RequestOf(const Config& config, const Dial& dial, const std::string& nam
 
 std::unique_ptr<Planner> MakePlanner(const Config& config, std::shared_ptr<const CostModel> cost, const Dial& dial, PolicyRunner* policy) {
   const AxisTargets targets{dial.kv_density, dial.channel_density, dial.bits};
-  const std::string name = dial.schedule && !dial.schedule->empty() ? *dial.schedule : DefaultSchedule(config, *cost, dial.budget.value_or(1.0), targets);
+  const bool named = dial.schedule && !dial.schedule->empty();
+  // an own schedule works on the bundle's actions and keeps no loss, whatever it is called
+  const std::string name = dial.own ? kOwn : named ? *dial.schedule : DefaultSchedule(config, *cost, dial.budget.value_or(1.0), targets);
   const Request request = RequestOf(config, dial, name);
   std::shared_ptr<Hull> hull;
   if (config.LossesMeasured()) hull = std::make_shared<Hull>(Once(ScheduleActions(config, "hull", {})), *cost, ActionLosses(config));
   std::vector<Action> actions = ScheduleActions(config, name, targets);
   if (!targets.Any() && name != "sol") actions = Once(actions);  // the policy has a logit for each place, so its actions may come twice
   auto controller = MakeController(std::move(actions), std::move(cost), request, request.max_loss ? hull : nullptr, name == "sol");
-  auto schedule = MakeSchedule(config, name, *controller, dial.seed, std::move(hull), policy);
+  std::unique_ptr<Schedule> schedule;
+  if (dial.own) {
+    schedule = std::make_unique<HostSchedule>(*controller, dial.own);
+  } else {
+    schedule = MakeSchedule(config, name, *controller, dial.seed, std::move(hull), policy);
+  }
   std::string fixed;
   if (IsConstant(name)) fixed = name + " fixes them";
-  return std::make_unique<RunPlanner>(config, name, std::move(controller), std::move(schedule), std::move(fixed));
+  return std::make_unique<RunPlanner>(config, dial.own && named ? *dial.schedule : name, std::move(controller), std::move(schedule), std::move(fixed));
 }
 
 std::unique_ptr<Planner> MakeReplayPlanner(const Config& config, std::shared_ptr<const CostModel> cost, const std::string& schedule,

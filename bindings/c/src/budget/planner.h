@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -14,13 +15,6 @@
 
 namespace sol_rt {
 
-// At most one of budget, targets on the axes, tokens_per_second and max_loss.
-struct Dial {
-  std::optional<double> budget, kv_density, channel_density, bits, tokens_per_second, max_loss;
-  std::optional<std::string> schedule;
-  std::optional<uint64_t> seed;  // of the schedule `random`
-};
-
 // Facts that a schedule gets before a step.
 struct StepSeen {
   int64_t context;             // tokens in the cache before the step
@@ -28,6 +22,22 @@ struct StepSeen {
   const float* hidden;         // [hidden] of the step before
   Distribution distribution;   // from which `token` was picked
   int64_t step;                // decode steps of the run before this one
+};
+
+class Controller;
+
+// A schedule of the host's: returns the place of an action among the controller's.
+using OwnSchedule = std::function<size_t(const StepSeen& seen, Controller& controller)>;
+
+// At most one of budget, targets on the axes, tokens_per_second and max_loss.
+struct Dial {
+  std::optional<double> budget, kv_density, channel_density, bits, tokens_per_second, max_loss;
+  std::optional<std::string> schedule;
+  std::optional<uint64_t> seed;  // of the schedule `random`
+  OwnSchedule own;               // in place of a named one; `schedule` is then the name under which it is reported
+
+  // True if it asks for nothing but a schedule.
+  bool IsEmpty() const { return !budget && !kv_density && !channel_density && !bits && !tokens_per_second && !max_loss; }
 };
 
 struct Charge {

@@ -1,284 +1,103 @@
 #include "engine/engine.h"
 
 #include <algorithm>
-#include <cstdio>
-#include <map>
-#include <new>
-#include <optional>
+#include <cstring>
 #include <utility>
 
 #include "base/error.h"
-#include "engine/cache/kv_cache.h"
-#include "engine/cache/saved_cache.h"
-#include "engine/cache/states.h"
-#include "engine/model.h"
-#include "engine/run/graph_runner.h"
 
 namespace sol_rt {
 namespace {
 
-constexpr size_t kChunk = 512;
-constexpr size_t kBodyChunk = 128;  // function bodies hold the attention matrix of a whole chunk
-constexpr int64_t kCopyEvery = 64;  // decode steps between two copies of states
+void SetCounts(const char* name, const std::vector<int32_t>& given, int32_t layers, int64_t most, std::vector<int32_t>& counts) {
+  if (given.empty()) return;
+  const auto [least, largest] = std::minmax_element(given.begin(), given.end());
+  if (given.size() != static_cast<size_t>(layers) || *least < 1 || *largest > most) {
+    UsageFault(std::string(name) + ": got " + std::to_string(given.size()) + " counts from " + std::to_string(*least) + " to " + std::to_string(*largest) +
+               ", expected " + std::to_string(layers) + " counts from 1 to " + std::to_string(most));
+  }
+  counts = given;
+}
 
-std::string Megabytes(uint64_t bytes) {
-  char text[32];
-  std::snprintf(text, sizeof(text), "%.0f MB", static_cast<double>(bytes) / 1e6);
-  return text;
+const Variant& BundleVariant(const Config& config, const std::string& key) {
+  const auto found = config.variants.find(key);
+  if (found != config.variants.end()) return found->second;
+  std::string known;
+  for (const std::string& one : config.variant_order) known += (known.empty() ? "" : ", ") + one;
+  UsageFault("variant " + key + ": not in this bundle, expected one of " + known);
 }
 
 }  // namespace
 
-struct Engine::State {
-  // Runners and active channels of an action.
-  struct Plan {
-    GraphRunner* step;              // runs one token
-    GraphRunner* batch;             // runs several, with attention to all
-    std::vector<int64_t> channels;  // as StepBuffers::channels
-  };
+void RequireNotInterrupted(const Interrupted& interrupted) {
+  if (interrupted && interrupted()) throw Error(SOL_ERROR_CANCELLED, "cancelled; the cache keeps what was run");
+}
 
-  explicit State(std::shared_ptr<Model> shared)
-      : model(std::move(shared)),
-        cache(model->config().model, model->config().kv, !model->native()),  // function bodies read all tokens and mask
-        states(MakeStates(model->config())),
-        signature(StepSignature(model->config(), cache, StatesOrNull())) {}
-
-  States* StatesOrNull() { return states ? &*states : nullptr; }
-
-  GraphRunner* Runner(const Variant& variant, bool sparse_tokens, bool sparse_channels) {
-    // Native operators read the counts at every step; function bodies compute less where they get none.
-    const Choices choices = model->native() ? Choices{true, true} : Choices{sparse_tokens, sparse_channels};
-    std::unique_ptr<GraphRunner>& runner = runners[{variant.file, choices}];
-    if (!runner) {
-      OrtSession* const session = model->sessions().Get(variant.file, signature);
-      if (states) states->Reserve();
-      if (!buffers) buffers.emplace(model->runtime(), model->config());
-      runner = std::make_unique<GraphRunner>(variant.file, session, model->runtime(), cache, StatesOrNull(), *buffers, choices);
-    }
-    return runner.get();
+bool AllFinite(const float* values, size_t count) {
+  uint32_t bad = 0;
+  for (size_t i = 0; i < count; ++i) {
+    uint32_t bits;
+    std::memcpy(&bits, &values[i], sizeof(bits));
+    bad |= (bits & 0x7f800000u) == 0x7f800000u;
   }
-
-  const Plan& Prepare(const Action& action) {
-    auto found = plans.find(action);
-    if (found == plans.end()) found = plans.emplace(action, MakePlan(action)).first;
-    const Plan& plan = found->second;
-    if (&plan != last_plan) {
-      std::copy(plan.channels.begin(), plan.channels.end(), buffers->channels.begin());
-      last_plan = &plan;
-    }
-    return plan;
-  }
-
-  Plan MakePlan(const Action& action) {
-    const Config& config = model->config();
-    const auto found = config.variants.find(action.Variant());
-    if (found == config.variants.end()) {
-      std::string known;
-      for (const std::string& key : config.variant_order) known += (known.empty() ? "" : ", ") + key;
-      UsageFault("variant " + action.Variant() + ": not in this bundle, expected one of " + known);
-    }
-    const Variant& variant = found->second;
-    Plan plan{nullptr, nullptr, {}};
-    // In the order of kChannelInputs; 0 for all channels, which spares sorting them.
-    const std::pair<const std::vector<int32_t>*, int64_t> counts[] = {{&variant.active_up, config.model.hidden_size},
-                                                                      {&variant.active_down, config.model.intermediate_size},
-                                                                      {&variant.active_qkv, config.model.hidden_size},
-                                                                      {&variant.active_o, int64_t{config.model.num_heads} * config.model.head_dim}};
-    for (const auto& [active, most] : counts) {
-      for (const int32_t count : *active) plan.channels.push_back(count % most);
-    }
-    const bool sparse = std::any_of(plan.channels.begin(), plan.channels.end(), [](int64_t count) { return count != 0; });
-    plan.step = Runner(variant, action.kv < 100, sparse);
-    plan.batch = Runner(variant, false, sparse);
-    return plan;
-  }
-
-  void EnsureCapacity(int64_t wanted) {
-    if (wanted > model->max_context()) {
-      throw Error(SOL_ERROR_CONTEXT, "context: got " + std::to_string(wanted) + " tokens, expected at most " +
-                                         std::to_string(model->max_context()) + " (" + Megabytes(cache.BytesAt(cache.capacity())) +
-                                         " of KV cache in use); shorten the prompt or the answer");
-    }
-    if (wanted <= cache.capacity()) return;
-    const int64_t capacity = cache.CapacityFor(wanted);
-    for (auto& [key, runner] : runners) {
-      if (runner) runner->Forget();  // null where no session could be made
-    }
-    try {
-      cache.Resize(capacity, static_cast<int64_t>(tokens.size()));
-    } catch (const std::bad_alloc&) {
-      throw Error(SOL_ERROR_CONTEXT, "context: a KV cache of " + std::to_string(wanted) + " tokens needs " + Megabytes(cache.BytesAt(capacity)) +
-                                         ", more than is free; shorten the prompt");
-    }
-  }
-
-  bool Finite(const Distribution& distribution) const {
-    const auto hidden_size = static_cast<int32_t>(buffers->hidden.size());
-    return distribution.finite() && MakeDistribution(buffers->hidden.data(), hidden_size).finite();
-  }
-
-  // Clears the `appended` tokens of the failed run from the cache.
-  [[noreturn]] void Refuse(const Action& action, int64_t appended) {
-    const auto length = static_cast<int64_t>(tokens.size());
-    cache.Wipe(length, length + appended);
-    throw Error(SOL_ERROR_NUMERIC, model->bundle().path() + ": variant " + action.Variant() + " gave non-finite numbers at token " +
-                                       std::to_string(length) + "; check the bundle with `sol-rt verify`");
-  }
-
-  Distribution Seen() const { return MakeDistribution(buffers->logits.data(), static_cast<int32_t>(buffers->logits.size())); }
-
-  // The cache has room for the token.
-  Distribution Step(int32_t token, const Action& action) {
-    const auto length = static_cast<int64_t>(tokens.size());
-    GraphRunner* const runner = Prepare(action).step;
-    buffers->token = token;
-    buffers->SetLengths(length, 1);
-    buffers->SetPages(action.Pages(length, model->config().kv.page_size));
-    runner->Step();
-    model->weights().RequireUnchanged();  // afterwards, so that no token comes of weights that were just written to
-    const Distribution distribution = Seen();
-    if (!Finite(distribution)) Refuse(action, 1);
-    tokens.push_back(token);
-    if (states) states->Commit(length + 1);
-    cache.Discard(length + 1);
-    if (states && (length + 1) % kCopyEvery == 0) states->Keep();
-    return distribution;
-  }
-
-  // The cache has room for the tokens.
-  Distribution Batch(const int32_t* given, size_t count, const Action& action, const std::function<bool()>& check) {
-    model->weights().RequireUnchanged();
-    GraphRunner* const runner = Prepare(action).batch;
-    buffers->SetPages(kAllPages);  // kernels read it if the last chunk is one token
-    if (states) states->Keep();  // steps may have ended here, where the next prompt branches off
-    Distribution distribution;
-    for (size_t start = 0, end = 0; start < count; start = end) {
-      if (start > 0) RequireNotInterrupted(check);
-      end = ChunkEnd(start, count);
-      distribution = Chunk(runner, given + start, end - start, static_cast<int64_t>(tokens.size()));
-      if (!Finite(distribution)) Refuse(action, static_cast<int64_t>(chunk.size()));
-      tokens.insert(tokens.end(), given + start, given + end);
-      const auto length = static_cast<int64_t>(tokens.size());
-      if (states) states->Commit(length);
-      cache.Discard(length);
-      if (states) states->Keep();
-    }
-    model->weights().RequireUnchanged();
-    return distribution;
-  }
-
-  // With states the last token of a prompt is a chunk of its own: the copy before it serves the same prompt again, whose last token always runs anew.
-  size_t ChunkEnd(size_t start, size_t count) const {
-    const size_t end = std::min(count, start + MostAtOnce());
-    return states && end == count && end - start > 1 ? count - 1 : end;
-  }
-
-  size_t MostAtOnce() const { return model->native() ? kChunk : kBodyChunk; }
-
-  Distribution Chunk(GraphRunner* runner, const int32_t* given, size_t count, int64_t past) {
-    chunk.assign(given, given + count);
-    buffers->SetLengths(past, static_cast<int64_t>(count));
-    runner->Batch(chunk);
-    return Seen();
-  }
-
-  // Makes cache and states those of the tokens, if a rewind or a failed call left others: restores the last copy of the states and runs the tokens after it
-  // dense. If the cache no longer holds what the first of them reads, all tokens run, as a prompt does.
-  void FollowUp(const std::function<bool()>& check) {
-    const auto length = static_cast<int64_t>(tokens.size());
-    if (states && states->length() != length) states->Restore(length);
-    if (!cache.Holds(states ? states->length() : length)) {
-      const std::vector<int32_t> again = std::exchange(tokens, {});
-      cache.Forget();
-      if (states) states->Restore(0);
-      if (!again.empty()) Batch(again.data(), again.size(), model->config().dense, check);
-      return;
-    }
-    while (states && states->length() < length) {
-      RequireNotInterrupted(check);
-      const Action& dense = model->config().dense;
-      GraphRunner* const runner = Prepare(dense).batch;
-      buffers->SetPages(kAllPages);
-      const auto start = static_cast<size_t>(states->length());
-      const size_t end = std::min(tokens.size(), start + MostAtOnce());
-      if (!Finite(Chunk(runner, tokens.data() + start, end - start, static_cast<int64_t>(start)))) {
-        tokens.resize(start);
-        Refuse(dense, static_cast<int64_t>(end - start));
-      }
-      states->Commit(static_cast<int64_t>(end));
-      states->Keep();
-    }
-  }
-
-  static std::optional<States> MakeStates(const Config& config) {
-    if (config.kv.convolves.empty()) return std::nullopt;
-    return States(config.model, config.kv);
-  }
-
-  static void RequireNotInterrupted(const std::function<bool()>& check) {
-    if (check && check()) throw Error(SOL_ERROR_CANCELLED, "cancelled; the cache keeps what was run");
-  }
-
-  std::shared_ptr<Model> model;
-  KvCache cache;
-  std::optional<States> states;  // of layers that have one
-  std::optional<StepBuffers> buffers;  // made when a graph has shown that the config's sizes are true
-  Signature signature;
-  std::map<std::pair<std::string, Choices>, std::unique_ptr<GraphRunner>> runners;
-  std::map<Action, Plan> plans;
-  const Plan* last_plan = nullptr;  // the plan whose channels are in the step buffers
-  std::vector<int32_t> tokens;
-  std::vector<int64_t> chunk;
-};
-
-Engine::Engine(std::shared_ptr<Model> model) : state_(std::make_unique<State>(std::move(model))) {}
-Engine::~Engine() = default;
-
-const Model& Engine::model() const { return *state_->model; }
-int64_t Engine::length() const { return static_cast<int64_t>(state_->tokens.size()); }
-const std::vector<int32_t>& Engine::tokens() const { return state_->tokens; }
-int64_t Engine::max_context() const { return state_->model->max_context(); }
-
-int64_t Engine::Held(int64_t length) const { return state_->cache.Holds(length) ? length : 0; }
+  return bad == 0;
+}
 
 void Engine::Truncate(int64_t length) {
   if (length < 0 || length > this->length()) {
     UsageFault("truncate: got " + std::to_string(length) + ", expected 0 to " + std::to_string(this->length()) + ", the tokens in the cache");
   }
-  state_->tokens.resize(static_cast<size_t>(length));
-  if (state_->states) state_->states->Forget(length);
+  Keep(length);
 }
 
-StepOutput Engine::Forward(const int32_t* tokens, size_t count, const Action& action, const std::function<bool()>& interrupted) {
-  const int32_t vocab = state_->model->config().model.vocab_size;
+StepOutput Engine::Forward(const int32_t* tokens, size_t count, const Action& action, const Interrupted& interrupted, const Rows& rows) {
+  const int32_t vocab = config_.model.vocab_size;
   if (count == 0) UsageFault("forward: tokens: got none, expected one or more");
   for (size_t i = 0; i < count; ++i) {
     if (tokens[i] < 0 || tokens[i] >= vocab) {
       UsageFault("token " + std::to_string(tokens[i]) + ": expected a whole number from 0 to " + std::to_string(vocab - 1));
     }
   }
-  State::RequireNotInterrupted(interrupted);
-  state_->FollowUp(interrupted);
-  state_->EnsureCapacity(length() + static_cast<int64_t>(count));
-  StepOutput output;
-  output.distribution = count == 1 ? state_->Step(tokens[0], action) : state_->Batch(tokens, count, action, interrupted);
-  output.hidden = state_->buffers->hidden.data();
-  return output;
+  if (rows.count < 1 || rows.count > count) {
+    UsageFault("forward: num_logits: got " + std::to_string(rows.count) + " for " + std::to_string(count) + " tokens, expected 1 to " +
+               std::to_string(count));
+  }
+  RequireNotInterrupted(interrupted);
+  return Run(tokens, count, action, interrupted, rows);
 }
 
-uint64_t Engine::PrivateBytes() const {
-  return state_->cache.BytesAt(state_->cache.capacity()) + (state_->states ? state_->states->Bytes() : 0) +
-         (state_->buffers ? state_->buffers->Bytes() : 0);
+void Engine::SetActiveChannels(const std::string& variant, const ActiveChannels& counts) {
+  Variant changed = BundleVariant(config_, variant);
+  const ModelDims& model = config_.model;
+  SetCounts("active_up", counts.up, model.num_layers, model.hidden_size, changed.active_up);
+  SetCounts("active_down", counts.down, model.num_layers, model.intermediate_size, changed.active_down);
+  SetCounts("active_qkv", counts.qkv, model.num_layers, model.hidden_size, changed.active_qkv);
+  SetCounts("active_o", counts.o, model.num_layers, int64_t{model.num_heads} * model.head_dim, changed.active_o);
+  changed_[variant] = std::move(changed);
+  Forget(variant);
 }
 
-void Engine::Save(std::ostream& stream) const { SaveCache(stream, *state_->model, state_->cache, state_->StatesOrNull(), state_->tokens); }
+const Variant& Engine::VariantOf(const std::string& key) const {
+  const auto found = changed_.find(key);
+  return found == changed_.end() ? BundleVariant(config_, key) : found->second;
+}
 
-void Engine::Restore(std::istream& stream) {
-  state_->tokens.clear();
-  state_->cache.Forget();
-  if (state_->states) state_->states->Forget(0);
-  state_->tokens = RestoreCache(stream, *state_->model, state_->cache, state_->StatesOrNull(),
-                                [this](int64_t tokens) { state_->EnsureCapacity(tokens); });
+std::vector<int64_t> Engine::ChannelsOf(const Variant& variant) const {
+  const ModelDims& model = config_.model;
+  const std::pair<const std::vector<int32_t>*, int64_t> counts[] = {{&variant.active_up, model.hidden_size},
+                                                                    {&variant.active_down, model.intermediate_size},
+                                                                    {&variant.active_qkv, model.hidden_size},
+                                                                    {&variant.active_o, int64_t{model.num_heads} * model.head_dim}};
+  std::vector<int64_t> channels;
+  for (const auto& [active, most] : counts) {
+    for (const int32_t count : *active) channels.push_back(count % most);
+  }
+  return channels;
+}
+
+void Engine::RefuseNumbers(const std::string& bundle, const Action& action) const {
+  throw Error(SOL_ERROR_NUMERIC, bundle + ": variant " + action.Variant() + " gave non-finite numbers at token " + std::to_string(length()) +
+                                     "; check the bundle with `sol-rt verify`");
 }
 
 }  // namespace sol_rt

@@ -33,7 +33,8 @@ void RequireTokens(const std::string& what, const std::vector<int32_t>& tokens, 
 std::string FixedBecause(const Dial& dial, bool replay) {
   if (replay) return "a replay repeats the trace's actions";
   if (HasAxisTargets(dial)) return "this generation holds targets on the axes";
-  if (dial.schedule && (*dial.schedule == "dense" || StartsWith(*dial.schedule, "fixed:"))) return "schedule " + *dial.schedule + " fixes the action";
+  const std::string schedule = dial.own ? "" : dial.schedule.value_or("");
+  if (schedule == "dense" || StartsWith(schedule, "fixed:")) return "schedule " + schedule + " fixes the action";
   return "";
 }
 
@@ -116,19 +117,39 @@ Generation::Generation(const GenerationParts& parts, GenerationRequest request)
   parts_.live.Open(FixedBecause(request.dial, replay_.has_value()), parts.cost->InMilliseconds());
 }
 
-const GeneratedToken& Generation::Next(const std::function<bool()>& interrupted) {
+const GeneratedToken& Generation::Next(const Interrupted& interrupted) {
+  const StepToRun& step = Begin(interrupted);
+  return End([&] { return parts_.engine.Forward(step.tokens, step.count, step.action, interrupted); }, interrupted);
+}
+
+const StepToRun& Generation::Begin(const Interrupted& interrupted) {
   if (over_) UsageFault("this generation is over; start another one");
-  const Clock::time_point start = Clock::now();
+  if (running_) return *running_;
+  start_ = Clock::now();
   try {
     if (interrupted()) Cancelled();
+    running_ = begun_ ? Step() : Prompt();
+  } catch (...) {
+    Abandon();
+    throw;
+  }
+  run_start_ = Clock::now();
+  return *running_;
+}
+
+const GeneratedToken& Generation::End(const std::function<StepOutput()>& output, const Interrupted& interrupted) {
+  if (over_ || !running_) UsageFault("no step has begun; call sol_session_begin_step first");
+  try {
+    output_ = output();
     if (begun_) {
-      Step(interrupted);
+      EndStep();
     } else {
-      Prefill(interrupted);
+      EndPrompt();
       begun_ = true;
     }
+    running_.reset();
     if (interrupted()) Cancelled();
-    Pick(start);
+    Pick();
     if (trace_) {
       const int64_t step = static_cast<int64_t>(history_.size() - prompt_tokens_) - 1;
       const GeneratedToken& made = generated_;
@@ -136,13 +157,17 @@ const GeneratedToken& Generation::Next(const std::function<bool()>& interrupted)
                      made.logprob, made.ms, made.achieved});
     }
   } catch (...) {
-    over_ = true;
-    parts_.live.Close();
-    trace_.reset();
+    Abandon();
     throw;
   }
   if (generated_.finish != Finish::kNone) Close();
   return generated_;
+}
+
+void Generation::Abandon() {
+  over_ = true;
+  parts_.live.Close();
+  trace_.reset();
 }
 
 void Generation::Close() {
@@ -153,7 +178,7 @@ void Generation::Close() {
   trace->Close();
 }
 
-void Generation::Prefill(const std::function<bool()>& interrupted) {
+StepToRun Generation::Prompt() {
   Engine& engine = parts_.engine;
   int64_t cached = 0;
   if (reuse_cache_) {
@@ -161,30 +186,34 @@ void Generation::Prefill(const std::function<bool()>& interrupted) {
     cached = engine.Held(difference.first - history_.begin());  // the last token always runs: its logits are needed
   }
   engine.Truncate(cached);
-  const Clock::time_point start = Clock::now();
-  output_ = engine.Forward(history_.data() + cached, history_.size() - static_cast<size_t>(cached), prefill_, interrupted);
-  prefill_seconds_ = Milliseconds(Clock::now() - start) / 1e3;
-  sampler_ = std::make_unique<Sampler>(config_, parts_.config.model.vocab_size);  // its arrays are that long, which the graph has shown to be true
   prefilled_ = static_cast<int64_t>(history_.size()) - cached;
-  context_ = engine.length();
+  return {history_.data() + cached, static_cast<size_t>(prefilled_), prefill_};
+}
+
+void Generation::EndPrompt() {
+  prefill_seconds_ = Milliseconds(Clock::now() - run_start_) / 1e3;
+  sampler_ = std::make_unique<Sampler>(config_, parts_.config.model.vocab_size);  // its arrays are that long, which the graph has shown to be true
+  context_ = parts_.engine.length();
   generated_.action = prefill_;
   generated_.cost = generated_.relative_cost = 0.0;
 }
 
-void Generation::Step(const std::function<bool()>& interrupted) {
-  Engine& engine = parts_.engine;
+StepToRun Generation::Step() {
   parts_.live.TakeOver(*planner_);
-  context_ = engine.length();
+  context_ = parts_.engine.length();
   const int64_t step = static_cast<int64_t>(history_.size() - prompt_tokens_) - 1;
   const Action action = planner_->Choose({context_, generated_.token, output_.hidden, output_.distribution, step});
-  output_ = engine.Forward(&generated_.token, 1, action, interrupted);
-  const Charge charge = planner_->Record(action, context_);
-  generated_.action = action;
+  return {&generated_.token, 1, action};
+}
+
+void Generation::EndStep() {
+  generated_.action = running_->action;
+  const Charge charge = planner_->Record(generated_.action, context_);
   generated_.cost = charge.cost;
   generated_.relative_cost = charge.relative;
 }
 
-void Generation::Pick(Clock::time_point start) {
+void Generation::Pick() {
   const Sampler::Picked picked = sampler_->Sample(output_.distribution, history_);
   generated_.token = picked.token;
   generated_.logprob = picked.logprob;
@@ -201,7 +230,7 @@ void Generation::Pick(Clock::time_point start) {
   }
   generated_.achieved = planner_->Achieved();
   generated_.requested = planner_->Requested();
-  generated_.ms = Milliseconds(Clock::now() - start);
+  generated_.ms = Milliseconds(Clock::now() - start_);
   if (count == 1) {
     first_token_ms_ = generated_.ms;
   } else {

@@ -1,4 +1,6 @@
 // The decode loop (sol_rt/generate/loop.py and stream.py): prefill the prompt; then, token by token, sample, pick an action, run it and charge it.
+//
+// The loop knows the interface `Engine` alone. A step has two halves, so that a host may run the graph between them.
 #pragma once
 
 #include <chrono>
@@ -69,14 +71,25 @@ struct GenerationResult {
   Finish finish;
 };
 
+// Tokens that the engine is to run next. They are valid until the step ends.
+struct StepToRun {
+  const int32_t* tokens;
+  size_t count;
+  Action action;
+};
+
 class Generation {
  public:
   // Checks everything and opens the trace; runs nothing. Throws SOL_ERROR_USAGE, SOL_ERROR_CONTEXT, SOL_ERROR_WRITE.
   Generation(const GenerationParts& parts, GenerationRequest request);
 
-  // The next token. `interrupted` is asked before each chunk of the prompt and around each decode step; where it says true, SOL_ERROR_CANCELLED is thrown.
-  // After an error, and after a token whose `finish` is not kNone, the generation is over.
-  const GeneratedToken& Next(const std::function<bool()>& interrupted);
+  // The next token: both halves, with the engine between them. `interrupted` is asked before each chunk of the prompt and around each decode step; where it
+  // says true, SOL_ERROR_CANCELLED is thrown. After an error, and after a token whose `finish` is not kNone, the generation is over.
+  const GeneratedToken& Next(const Interrupted& interrupted);
+  // The first half: drops from the cache what the prompt does not keep, or chooses the action of the step. Called again, it returns the same step.
+  const StepToRun& Begin(const Interrupted& interrupted);
+  // The second half: takes the output of the tokens, charges the step and picks the token. Throws SOL_ERROR_USAGE if no step has begun.
+  const GeneratedToken& End(const std::function<StepOutput()>& output, const Interrupted& interrupted);
 
   void Close();  // completes the trace, which may throw SOL_ERROR_WRITE
   bool over() const { return over_; }
@@ -85,9 +98,12 @@ class Generation {
  private:
   using Clock = std::chrono::steady_clock;
 
-  void Prefill(const std::function<bool()>& interrupted);
-  void Step(const std::function<bool()>& interrupted);
-  void Pick(Clock::time_point start);
+  StepToRun Prompt();
+  StepToRun Step();
+  void EndPrompt();
+  void EndStep();
+  void Pick();
+  void Abandon();  // after an error
   TraceHeader Header() const;
 
   const GenerationParts parts_;
@@ -103,6 +119,8 @@ class Generation {
   std::unique_ptr<TextWriter> writer_;
   std::unique_ptr<TraceWriter> trace_;
 
+  std::optional<StepToRun> running_;  // what the engine runs between the halves of a step
+  Clock::time_point start_, run_start_;  // of the step, and of the engine's run in it
   StepOutput output_;
   GeneratedToken generated_{};
   int64_t context_ = 0;  // tokens in the cache before the step of `generated_`

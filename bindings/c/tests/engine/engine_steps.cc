@@ -27,9 +27,9 @@
 
 #include "base/error.h"
 #include "base/file/atomic_file.h"
-#include "engine/engine.h"
 #include "engine/model.h"
 #include "engine/measure/tune_operators.h"
+#include "engine/ort_engine.h"
 
 using namespace sol_rt;
 
@@ -53,7 +53,7 @@ struct Machine {
 
   // The last logits of a prompt and of steps under every action in turn.
   std::vector<float> Steps(int steps) {
-    Engine made(model);
+    OrtEngine made(model);
     const Config& config = model->config();
     const int32_t prompt[] = {3, 4, 5, 6, 7, 8, 9, 10, 11, 12};
     StepOutput output = made.Forward(prompt, 10, config.dense);
@@ -89,7 +89,7 @@ struct Machine {
       return static_cast<int64_t>(ChooseSetting(gains));
     }
     if (name == "engine") {
-      engines.push_back(std::make_unique<Engine>(model));
+      engines.push_back(std::make_unique<OrtEngine>(model));
       current = engines.size() - 1;
       return static_cast<int64_t>(current);
     }
@@ -105,7 +105,7 @@ struct Machine {
       const int last = std::exchange(asks, 0);
       int asked = 0;
       const StepOutput output = engine().Forward(tokens.data(), tokens.size(), Action::Parse(tag), [&] { return ++asked == last; });
-      hidden.assign(output.hidden, output.hidden + engine().model().config().model.hidden_size);
+      hidden.assign(output.hidden, output.hidden + engine().config().model.hidden_size);
       Append(output.distribution.logits, static_cast<size_t>(output.distribution.size));
       Append(hidden.data(), hidden.size());
       return output.distribution.top;
@@ -160,7 +160,7 @@ struct Machine {
       line >> count >> file;
       for (int i = 0; i < count; ++i) {
         const std::shared_ptr<Model> loaded = Model::Load(runtime, file, {});
-        Engine made(loaded);
+        OrtEngine made(loaded);
         const int32_t tokens[] = {3, 4, 5};
         made.Forward(tokens, 3, loaded->config().dense);
         made.Forward(tokens, 1, loaded->config().dense);

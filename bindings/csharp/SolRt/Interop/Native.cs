@@ -69,6 +69,84 @@ internal unsafe struct NativeGenerateOptions
     public byte* Schedule;
     public int ReuseCache;
     public byte* Trace, Replay;
+    public IntPtr Choose, ChooseUser;
+}
+
+internal struct NativeDistribution
+{
+    public uint Size;
+    public int Top;
+    public float TopLogit, SecondLogit, Total, Moment;
+    public double TopProbability, Margin, Entropy, LogSum;
+}
+
+internal unsafe struct NativeRows
+{
+    public uint Size;
+    public UIntPtr NumLogits;
+    public float* Logits;
+    public UIntPtr LogitsLength;
+    public float* Hidden;
+    public UIntPtr HiddenLength;
+}
+
+internal unsafe struct NativeRun
+{
+    public uint Size;
+    public int* Tokens;
+    public UIntPtr NumTokens, Past;
+    public byte* Action, Graph;
+    public long* KvPages, Channels;
+    public UIntPtr NumLogits;
+}
+
+internal unsafe struct NativeStep
+{
+    public uint Size;
+    public byte* Action;
+    public long Context;
+    public double Cost, RelativeCost, AchievedBudget, RequestedBudget;
+    public int Floored;
+}
+
+internal struct NativeHostEngine
+{
+    public uint Size;
+    public IntPtr User, Forward, Held;
+}
+
+internal unsafe struct NativeChoice
+{
+    public uint Size;
+    public int Token;
+    public long Step, Context;
+    public UIntPtr NumActions;
+    public byte** Actions;
+    public double* RelativeCosts;
+    public byte* Allowed;
+    public double Target, Allowance, Budget, AchievedBudget;
+    public float* Hidden;
+    public UIntPtr HiddenSize;
+    public float* Logits;
+    public UIntPtr VocabSize;
+    public NativeDistribution* Distribution;
+}
+
+internal unsafe struct NativeScores
+{
+    public uint Size;
+    public double* Logprobs;
+    public UIntPtr LogprobsLength;
+    public float* Logits;
+    public UIntPtr LogitsLength;
+    public float* Hidden;
+    public UIntPtr HiddenLength;
+    public byte** Actions;
+    public UIntPtr NumActions;
+    public double* Costs;
+    public byte* Schedule;
+    public double AchievedBudget, RequestedBudget, ExpectedLoss;
+    public int Floored;
 }
 
 internal unsafe struct NativeToken

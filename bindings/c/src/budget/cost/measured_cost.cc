@@ -87,12 +87,16 @@ std::shared_ptr<const CostModel> MakeMeasuredCost(const Config& config, const Co
   return std::make_shared<MeasuredCost>(config, table);
 }
 
+std::shared_ptr<const CostModel> MeasuredCostOf(const Config& config, const std::string& identity, const std::string& text) {
+  const CostTable table = CostTable::FromJson(text);
+  if (table.bundle != identity) Refuse("made for another bundle, or before this one changed");
+  return MakeMeasuredCost(config, table);
+}
+
 std::shared_ptr<const CostModel> ReadMeasuredCost(const Config& config, const std::string& identity, const std::string& file) {
   const std::string text = ReadTable(file);
   try {
-    const CostTable table = CostTable::FromJson(text);
-    if (table.bundle != identity) Refuse("made for another bundle, or before this one changed");
-    return MakeMeasuredCost(config, table);
+    return MeasuredCostOf(config, identity, text);
   } catch (const Error& error) {
     throw Error(error.code(), file + ": " + error.what());
   }

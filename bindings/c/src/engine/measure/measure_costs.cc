@@ -10,9 +10,9 @@
 #include <set>
 
 #include "base/error.h"
-#include "engine/engine.h"
 #include "engine/measure/timed_step.h"
 #include "engine/measure/tune_operators.h"
+#include "engine/ort_engine.h"
 
 #ifdef SOL_RT_OPERATORS
 extern "C" const char* SolRtTarget();
@@ -84,7 +84,7 @@ std::string Now() {
 CostTable MeasureCosts(std::shared_ptr<Model> model) {
   if (model->max_context() < 2) UsageFault("max_context: got 1, expected at least 2, as a step needs a token before it; load the model with a larger one");
   const Config& config = model->config();
-  Engine engine(model);
+  OrtEngine engine(model);
   std::vector<Action> actions;
   size_t dense = 0;
   for (const std::string& key : config.variant_order) {

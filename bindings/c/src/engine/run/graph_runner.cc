@@ -52,20 +52,35 @@ void GraphRunner::Step() {
     Owned<OrtIoBinding> binding = BindCache();
     BindInput(binding.get(), "input_ids", buffers_.token_value.get());
     BindInput(binding.get(), "num_logits", buffers_.num_logits_value.get());
+    BindOutput(binding.get(), "logits", buffers_.logits_value.get());
+    BindOutput(binding.get(), "hidden_states", buffers_.hidden_value.get());
     step_ = std::move(binding);
   }
   Run(step_.get());
 }
 
-void GraphRunner::Batch(const std::vector<int64_t>& tokens) {
-  if (!batch_) {
-    Owned<OrtIoBinding> binding = BindCache();
-    BindInput(binding.get(), "num_logits", buffers_.num_logits_value.get());
-    batch_ = std::move(binding);
-  }
+void GraphRunner::Batch(const std::vector<int64_t>& tokens, const Rows& rows) {
+  if (!batch_) batch_ = BindCache();
+  const auto shape = [](size_t a, size_t b) { return std::vector<int64_t>{static_cast<int64_t>(a), static_cast<int64_t>(b)}; };
   const Owned<OrtValue> ids =
-      runtime_.Tensor(tokens.data(), tokens.size() * sizeof(int64_t), {1, static_cast<int64_t>(tokens.size())}, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64);
+      runtime_.Tensor(tokens.data(), tokens.size() * sizeof(int64_t), shape(1, tokens.size()), ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64);
   BindInput(batch_.get(), "input_ids", ids.get());
+  if (rows.logits == nullptr) {
+    BindInput(batch_.get(), "num_logits", buffers_.num_logits_value.get());
+    BindOutput(batch_.get(), "logits", buffers_.logits_value.get());
+    BindOutput(batch_.get(), "hidden_states", buffers_.hidden_value.get());
+    Run(batch_.get());
+    return;
+  }
+  const auto count = static_cast<int64_t>(rows.count);
+  const size_t vocab = buffers_.logits.size(), hidden = buffers_.hidden.size();
+  constexpr auto kFloat = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+  const Owned<OrtValue> number = runtime_.Tensor(&count, sizeof(count), {1}, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64);
+  const Owned<OrtValue> logits = runtime_.Tensor(rows.logits, rows.count * vocab * sizeof(float), shape(rows.count, vocab), kFloat);
+  const Owned<OrtValue> states = runtime_.Tensor(rows.hidden, rows.count * hidden * sizeof(float), shape(rows.count, hidden), kFloat);
+  BindInput(batch_.get(), "num_logits", number.get());
+  BindOutput(batch_.get(), "logits", logits.get());
+  BindOutput(batch_.get(), "hidden_states", states.get());
   Run(batch_.get());
 }
 
@@ -90,8 +105,6 @@ Owned<OrtIoBinding> GraphRunner::BindCache() {
   for (size_t i = 0; i < buffers_.channel_values.size(); ++i) {
     BindInput(made, kChannelInputs[i], (choices_.channels ? buffers_.channel_values[i] : buffers_.no_counts_value).get());
   }
-  BindOutput(made, "logits", buffers_.logits_value.get());
-  BindOutput(made, "hidden_states", buffers_.hidden_value.get());
   return binding;
 }
 

@@ -11,11 +11,10 @@
 #include "bundle/config/config.h"
 #include "engine/cache/kv_cache.h"
 #include "engine/cache/states.h"
+#include "engine/engine.h"
 #include "engine/ort/runtime.h"
 
 namespace sol_rt {
-
-constexpr int64_t kAllPages = int64_t{1} << 30;  // of the graph input `kv_pages`: covers every context
 
 // The small inputs and the results of a step, allocated once and shared by all graphs of an engine.
 class StepBuffers {
@@ -60,8 +59,9 @@ class GraphRunner {
   void Forget();
   // Runs the token in the step buffers. Throws SOL_ERROR_RUNTIME.
   void Step();
-  // Runs tokens with attention to all tokens; the step buffers get the results of the last one.
-  void Batch(const std::vector<int64_t>& tokens);
+  // Runs tokens with attention to all tokens; the step buffers get the results of the last one, or `rows`, both of whose buffers are there, those of the
+  // last ones.
+  void Batch(const std::vector<int64_t>& tokens, const Rows& rows = {});
 
  private:
   Owned<OrtIoBinding> BindCache();
