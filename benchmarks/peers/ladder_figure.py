@@ -1,12 +1,14 @@
-"""Draws ladders as two SVGs, wide and narrow: perplexity against speed of the dial's actions and of llama.cpp's files.
+"""Draws perplexity against speed as two SVGs, wide and narrow: the dial's actions beside llama.cpp's files and genai.
 
     python benchmarks peers.ladder_figure docs/results/data/ladder-*.json -o docs/images/loss-against-time.svg
+    python benchmarks peers.ladder_figure docs/results/data/long-*.json --depth 4096 -o docs/images/long-contexts.svg
     make figure
 
-The input is the JSON that `peers.ladder -o` writes beside its page, one file a model. `others` are added to it
-by hand: engines of another run on the same processor. x is the median rate of decode steps in tokens/s. y is the
-perplexity over the float32 source's in percent, linear near 0 and logarithmic above; bars are one standard error up and
-down. Models stand side by side, in the narrow SVG one below the other.
+The input is the JSON that `peers.ladder -o` or `peers.peers -o` writes beside its page, one file a model. `others` are
+added to a ladder by hand: engines of another run on the same processor. x is the median rate of decode steps in
+tokens/s. y is the perplexity over the float32 source's, or of peers over that of 8 bits, in percent, linear near 0 and
+logarithmic above; bars are one standard error up and down. Models stand side by side, in the narrow SVG one below the
+other.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from sol_rt.evaluation.pages.chart import LIGHT, colours, draw, rows
 from sol_rt.evaluation.pages.style import colours as style
 
 _DIAL, _FILES, _IMPORTANCE = "sol_rt: settings of one dial", "llama.cpp’s files", "with an importance matrix"
-_GENAI = "genai int4, another run"
+_GENAI = "genai int4"
 _OUTLINES = {_DIAL: "blue", _FILES: "orange", _IMPORTANCE: "orange", _GENAI: "purple"}
 _FILLS = {**_OUTLINES, _IMPORTANCE: "page"}
 _SHAPES = ["circle", "square", "square", "triangle-up"]
@@ -39,35 +41,71 @@ _LABELS = {
     "k100-s100-q4": "4 bits",
     "k100-s075-q4": "¾ channels",
     "k100-s050-q3": "½, 3 bits",
+    "k010-s100-q4": "4 bits, ⅒ of the context",
+    "k010-s075-q4": "the same, ¾ channels",
     "FILE": "published",
 }
 """Labels of marks; of other files their names, of marks that are not told apart by name none."""
 _PERCENT = [0, 0.5, 1, 2, 5, 10, 20, 50]  # ticks
 
 
-def marks(document: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The marks of a ladder at its first context. Raises KeyError where a value is missing."""
-    context, found = document["contexts"][0], []
-    for group, series in (("actions", _DIAL), ("rungs", _FILES), ("others", _GENAI)):
-        for row in context.get(group, ()):
-            name, rate = row["name"], statistics.median(row["tokens_per_second"])
-            error = row.get("over_source_stderr") or 0
-            low, percent, high = (100 * math.expm1(row["over_source"] + side * error) for side in (-1, 0, 1))
-            kind = _IMPORTANCE if name.endswith("-I") else series
-            mark = {"series": kind, "name": name, "rate": rate}
-            mark |= {
-                "percent": percent,
-                "low": low,
-                "high": high,
-                "label": _LABELS.get(name, name if kind == _FILES else ""),
-            }
-            found.append({**mark, "facts": f"{name}: {rate:.1f} tokens/s, {percent:+.2f}% perplexity"})
+def marks(document: Mapping[str, Any], depth: int | None = None) -> list[dict[str, Any]]:
+    """The marks of a ladder at its first context, or of peers after `depth` tokens.
+
+    Raises KeyError where a value is missing.
+    """
+    if document["format"] == "sol_rt.peers":
+        return _marks_of_peers(_test(document, depth)["rows"])
+    context = document["contexts"][0]
+    return [
+        _mark(_IMPORTANCE if row["name"].endswith("-I") else series, row["name"], row, row, "over_source")
+        for group, series in (("actions", _DIAL), ("rungs", _FILES), ("others", _GENAI))
+        for row in context.get(group, ())
+    ]
+
+
+def _marks_of_peers(rows_: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Marks of the core's rows with the quality of their actions, of llama.cpp's faster setting, and of genai."""
+    by_name = {row["name"]: row for row in rows_}
+    found = []
+    for name, row in by_name.items():
+        if row["engine"] == "sol_rt" and "ppl" in row:
+            found.append(_mark(_DIAL, name, by_name.get(f"{name} core", row), row, "over_dense"))
+    settings = [row for name, row in by_name.items() if name.startswith("llama.cpp")]
+    faster = max(settings, key=lambda row: statistics.median(row["tokens_per_second"]))
+    found.append(_mark(_FILES, "FILE", faster, by_name["llama.cpp"], "over_dense"))
+    if "ppl" in (genai := by_name.get("genai", {})):
+        found.append(_mark(_GENAI, "genai", genai, genai, "over_dense"))
     return found
 
 
-def panel(document: Mapping[str, Any], width: int, columns: int) -> alt.ChartType:
+def _mark(series: str, name: str, speed: Mapping[str, Any], quality: Mapping[str, Any], over: str) -> dict[str, Any]:
+    """A mark at the median speed of a row and the loss `over` of one, which are of the same engine and file."""
+    rate, error = statistics.median(speed["tokens_per_second"]), quality.get(f"{over}_stderr") or 0
+    low, percent, high = (100 * math.expm1(quality[over] + side * error) for side in (-1, 0, 1))
+    mark = {"series": series, "name": name, "rate": rate, "percent": percent, "low": low, "high": high}
+    label = _LABELS.get(name, name if series in (_FILES, _IMPORTANCE) else "")
+    return {**mark, "label": label, "facts": f"{name}: {rate:.1f} tokens/s, {percent:+.2f}% perplexity"}
+
+
+def _test(document: Mapping[str, Any], depth: int | None) -> Mapping[str, Any]:
+    """The test after `depth` tokens. Raises KeyError if there is none."""
+    tests = {test["depth"]: test for test in document["tests"]}
+    return tests[depth]  # type: ignore[index]
+
+
+def _scored(document: Mapping[str, Any], depth: int | None) -> str:
+    """Which tokens of the text the perplexities are of."""
+    if document["format"] == "sol_rt.peers":
+        count = next(row["tokens"] for row in _test(document, depth)["rows"] if "tokens" in row)
+        return f"{document['file']}, {count:,} tokens after {depth:,}"
+    context = document["contexts"][0]
+    return f"{document['file']}, windows of {context['context']}, {context['source']['tokens']:,} tokens"
+
+
+def panel(document: Mapping[str, Any], depth: int | None, width: int, columns: int) -> alt.ChartType:
     """The chart of one model: all marks, and a line through the actions that no other beats in speed and loss."""
-    found = marks(document)
+    found = marks(document, depth)
     ours = [mark for mark in found if mark["series"] == _DIAL]
     best = [
         mark
@@ -83,8 +121,13 @@ def panel(document: Mapping[str, Any], width: int, columns: int) -> alt.ChartTyp
     )
     y = alt.Y(
         "percent:Q",
-        title="perplexity over the float32 source",
-        scale=alt.Scale(type="symlog", constant=0.5, domain=[-0.4, max(60, highest)], nice=False),
+        title="perplexity over " + ("the float32 source" if depth is None else "8 bits"),
+        scale=alt.Scale(
+            type="symlog",
+            constant=0.5,
+            domain=[min(-0.4, *(mark["low"] for mark in found)), max(60 if depth is None else 2, 1.1 * highest)],
+            nice=False,
+        ),
         axis=alt.Axis(values=_PERCENT, labelExpr="(datum.value > 0 ? '+' : '') + datum.value + '%'"),
     )
     legend = alt.Legend(columns=columns)
@@ -109,24 +152,23 @@ def panel(document: Mapping[str, Any], width: int, columns: int) -> alt.ChartTyp
         words([mark for mark in found if mark not in ours and mark not in file], align="left", dx=7, dy=-9),
         words(file, align="right", dx=-9, dy=5),
     )
-    context = document["contexts"][0]
     title = alt.TitleParams(
         _MODELS.get(document["model"], document["model"]),
         subtitle=[
             f"{document['machine'].replace('(R)', '')}, {document['threads']} threads, {document['date']}",
-            f"{document['file']}, windows of {context['context']}, {context['source']['tokens']:,} tokens",
+            _scored(document, depth),
         ],
         subtitleFontSize=13,
     )
     return drawn.properties(width=width, height=300, title=title)
 
 
-def figure(documents: Sequence[Mapping[str, Any]], narrow: bool) -> str:
+def figure(documents: Sequence[Mapping[str, Any]], depth: int | None, narrow: bool) -> str:
     """The SVG, which follows the reader's light or dark mode."""
     if narrow:
-        chart: alt.ChartType = alt.vconcat(*(panel(document, 300, 1) for document in documents))
+        chart: alt.ChartType = alt.vconcat(*(panel(document, depth, 300, 1) for document in documents))
     else:
-        chart = alt.hconcat(*(panel(document, 345, 4) for document in documents))
+        chart = alt.hconcat(*(panel(document, depth, 690 // len(documents), 4) for document in documents))
     drawn = draw(chart)
     start = drawn.index(">") + 1
     return f"{drawn[:start]}<style>{style()}</style>{drawn[start:]}\n"
@@ -134,17 +176,19 @@ def figure(documents: Sequence[Mapping[str, Any]], narrow: bool) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path, nargs="+", help="JSON of peers.ladder, one file a model")
+    parser.add_argument("results", type=Path, nargs="+", help="JSON of peers.ladder or peers.peers, one file a model")
+    parser.add_argument("--depth", type=int, help="tokens before the steps, of peers")
     parser.add_argument("-o", "--output", type=Path, required=True, help="the SVG; the other is NAME-narrow.svg")
     args = parser.parse_args()
     try:
         documents = [json.loads(path.read_text(encoding="utf-8")) for path in args.results]
         for ending, narrow in (("", False), ("-narrow", True)):
-            write_text(args.output.with_stem(args.output.stem + ending), figure(documents, narrow))
+            write_text(args.output.with_stem(args.output.stem + ending), figure(documents, args.depth, narrow))
     except (OSError, json.JSONDecodeError, SolError) as error:
         sys.exit(f"error: {error}")
     except KeyError as error:
-        sys.exit(f"error: no {error} in {', '.join(map(str, args.results))}; run `make ladder` again, speeds included")
+        named = ", ".join(map(str, args.results))
+        sys.exit(f"error: no {error} in {named}; run `make ladder` or `make peers` again, speeds and text included")
 
 
 if __name__ == "__main__":

@@ -367,7 +367,7 @@ def reopened(model: NativeModel, folder: Path, session: Path, native: bool = Tru
     for function, each in (("save", model), ("restore", other)):
         call = getattr(core(), f"sol_session_{function}")
         call.restype, call.argtypes = c_void_p, (c_void_p, c_char_p)
-        assert call(each._session, str(session).encode()) is None
+        assert call(each._session.handle, str(session).encode()) is None
     return other
 
 

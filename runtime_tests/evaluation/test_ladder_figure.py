@@ -63,5 +63,7 @@ def test_results_without_speeds_are_refused_in_one_line(
     del results[0]["contexts"][0]["actions"][1]["tokens_per_second"]
     (tmp_path / "ladder.json").write_text(json.dumps(results[0]))
     monkeypatch.setattr("sys.argv", ["ladder_figure.py", str(tmp_path / "ladder.json"), "-o", str(tmp_path / "a.svg")])
-    with pytest.raises(SystemExit, match=r"no 'tokens_per_second' in .*ladder\.json; run `make ladder` again"):
+    with pytest.raises(
+        SystemExit, match=r"no 'tokens_per_second' in .*ladder\.json; run `make ladder` or `make peers` again"
+    ):
         ladder_figure.main()
