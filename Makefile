@@ -36,8 +36,9 @@
 #              Builds the wheel of the last commit twice, in two folders, without CUDA operators, and compares the bytes.
 # make wheels  Builds wheels for Linux on x86-64 and arm64 into dist/, for any system of the last ten years.
 #              Option: ARCHITECTURES=x86_64.
-# make figure  Draws loss against speed, docs/images/loss-against-time.svg and its narrow twin, from docs/results/data/ladder-*.json:
-#              what make ladder wrote as .json, copied there by hand.
+# make figure  Draws loss against speed: docs/images/loss-against-time.svg and its narrow twin from docs/results/data/ladder-*.json, long-contexts.svg from
+#              long-*.json,
+#              what make ladder and make peers wrote as .json, copied there by hand.
 # make screenshots MODEL=smollm2-135m TEXT=file
 #              Makes the bundle's HTML pages and their pictures in docs/images, light and dark. Needs Chromium in PATH, and held-out
 #              text for the page of schedules.
@@ -135,6 +136,7 @@ ladder: $(VENV)/.export $(PEER)/llama.cpp/.installed
 LADDERS := docs/results/data/ladder-smollm2-135m.json docs/results/data/ladder-qwen2.5-coder-1.5b.json
 figure: $(VENV)/.export
 	$(BIN)/python benchmarks peers.ladder_figure $(LADDERS) -o docs/images/loss-against-time.svg
+	$(BIN)/python benchmarks peers.ladder_figure docs/results/data/long-smollm2-135m.json --depths 512,4096 -o docs/images/long-contexts.svg
 
 screenshots: $(VENV)/.export
 	$(BIN)/python scripts/screenshots.py $(MODEL) $(TEXT:%=-f %) -o docs/images

@@ -1,14 +1,14 @@
 """Draws perplexity against speed as two SVGs, wide and narrow: the dial's actions beside llama.cpp's files and genai.
 
     python benchmarks peers.ladder_figure docs/results/data/ladder-*.json -o docs/images/loss-against-time.svg
-    python benchmarks peers.ladder_figure docs/results/data/long-*.json --depth 4096 -o docs/images/long-contexts.svg
+    python benchmarks peers.ladder_figure docs/results/data/long-*.json --depths 512,4096 -o long-contexts.svg
     make figure
 
 The input is the JSON that `peers.ladder -o` or `peers.peers -o` writes beside its page, one file a model. `others` are
 added to a ladder by hand: engines of another run on the same processor. x is the median rate of decode steps in
 tokens/s. y is the perplexity over the float32 source's, or of peers over that of 8 bits, in percent, linear near 0 and
-logarithmic above; bars are one standard error up and down. Models stand side by side, in the narrow SVG one below the
-other.
+logarithmic above; bars are one standard error up and down. Models, and depths of peers, stand side by side, in the
+narrow SVG one below the other.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any
 
 import altair as alt
 
+from peers.peers import positives
 from sol_rt.atomic_write import write_text
 from sol_rt.errors import SolError
 from sol_rt.evaluation.pages.chart import LIGHT, colours, draw, rows
@@ -33,7 +34,7 @@ _DIAL, _FILES, _IMPORTANCE = "sol_rt: settings of one dial", "llama.cpp’s file
 _GENAI = "genai int4"
 _OUTLINES = {_DIAL: "blue", _FILES: "orange", _IMPORTANCE: "orange", _GENAI: "purple"}
 _FILLS = {**_OUTLINES, _IMPORTANCE: "page"}
-_SHAPES = ["circle", "square", "square", "triangle-up"]
+_SHAPES = {_DIAL: "circle", _FILES: "square", _IMPORTANCE: "square", _GENAI: "triangle-up"}
 _MODELS = {"smollm2-135m": "SmolLM2-135M", "qwen2.5-coder-1.5b": "Qwen2.5-Coder-1.5B"}
 _LABELS = {
     "k100-s100-q8": "8 bits",
@@ -41,8 +42,8 @@ _LABELS = {
     "k100-s100-q4": "4 bits",
     "k100-s075-q4": "¾ channels",
     "k100-s050-q3": "½, 3 bits",
-    "k010-s100-q4": "4 bits, ⅒ of the context",
-    "k010-s075-q4": "the same, ¾ channels",
+    "k010-s100-q4": "⅒ of the context",
+    "k010-s075-q4": "⅒, ¾ channels",
     "FILE": "published",
 }
 """Labels of marks; of other files their names, of marks that are not told apart by name none."""
@@ -73,7 +74,7 @@ def _marks_of_peers(rows_: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             found.append(_mark(_DIAL, name, by_name.get(f"{name} core", row), row, "over_dense"))
     settings = [row for name, row in by_name.items() if name.startswith("llama.cpp")]
     faster = max(settings, key=lambda row: statistics.median(row["tokens_per_second"]))
-    found.append(_mark(_FILES, "FILE", faster, by_name["llama.cpp"], "over_dense"))
+    found.append(_mark(_FILES, "llama.cpp", faster, by_name["llama.cpp"], "over_dense"))
     if "ppl" in (genai := by_name.get("genai", {})):
         found.append(_mark(_GENAI, "genai", genai, genai, "over_dense"))
     return found
@@ -113,27 +114,25 @@ def panel(document: Mapping[str, Any], depth: int | None, width: int, columns: i
         if not any(other["rate"] > mark["rate"] and other["percent"] < mark["percent"] for other in ours)
     ]
     rates, highest = [mark["rate"] for mark in found], max(mark["high"] for mark in found)
+    last = 1.22 if depth is None else 1.45  # room for the labels of the fastest
+    lowest, top = (-0.4, max(60, highest)) if depth is None else (-1, 50)
     x = alt.X(
         "rate:Q",
         title="tokens per second (better: right and down)",
-        scale=alt.Scale(domain=[0.8 * min(rates), 1.22 * max(rates)], nice=False),
+        scale=alt.Scale(domain=[0.8 * min(rates) if depth is None else 0, last * max(rates)], nice=False),
         axis=alt.Axis(tickCount=6),
     )
     y = alt.Y(
         "percent:Q",
         title="perplexity over " + ("the float32 source" if depth is None else "8 bits"),
-        scale=alt.Scale(
-            type="symlog",
-            constant=0.5,
-            domain=[min(-0.4, *(mark["low"] for mark in found)), max(60 if depth is None else 2, 1.1 * highest)],
-            nice=False,
-        ),
+        scale=alt.Scale(type="symlog", constant=0.5, domain=[lowest, top], nice=False),
         axis=alt.Axis(values=_PERCENT, labelExpr="(datum.value > 0 ? '+' : '') + datum.value + '%'"),
     )
     legend = alt.Legend(columns=columns)
-    fill = alt.Fill("series:N", scale=colours(_FILLS), legend=legend)
-    stroke = alt.Stroke("series:N", scale=colours(_OUTLINES), legend=legend)
-    shape = alt.Shape("series:N", scale=alt.Scale(domain=list(_OUTLINES), range=_SHAPES), legend=legend)
+    shapes = {name: shape for name, shape in _SHAPES.items() if depth is None or name != _IMPORTANCE}
+    fill = alt.Fill("series:N", scale=colours({name: _FILLS[name] for name in shapes}), legend=legend)
+    stroke = alt.Stroke("series:N", scale=colours({name: _OUTLINES[name] for name in shapes}), legend=legend)
+    shape = alt.Shape("series:N", scale=alt.Scale(domain=[*shapes], range=[*shapes.values()]), legend=legend)
 
     def words(chosen: list[dict[str, Any]], **where: Any) -> alt.Chart:
         text = rows(chosen).mark_text(
@@ -152,8 +151,9 @@ def panel(document: Mapping[str, Any], depth: int | None, width: int, columns: i
         words([mark for mark in found if mark not in ours and mark not in file], align="left", dx=7, dy=-9),
         words(file, align="right", dx=-9, dy=5),
     )
+    name = _MODELS.get(document["model"], document["model"])
     title = alt.TitleParams(
-        _MODELS.get(document["model"], document["model"]),
+        name if depth is None else f"{name} after {depth:,} tokens",
         subtitle=[
             f"{document['machine'].replace('(R)', '')}, {document['threads']} threads, {document['date']}",
             _scored(document, depth),
@@ -163,12 +163,11 @@ def panel(document: Mapping[str, Any], depth: int | None, width: int, columns: i
     return drawn.properties(width=width, height=300, title=title)
 
 
-def figure(documents: Sequence[Mapping[str, Any]], depth: int | None, narrow: bool) -> str:
+def figure(documents: Sequence[Mapping[str, Any]], depths: Sequence[int | None], narrow: bool) -> str:
     """The SVG, which follows the reader's light or dark mode."""
-    if narrow:
-        chart: alt.ChartType = alt.vconcat(*(panel(document, depth, 300, 1) for document in documents))
-    else:
-        chart = alt.hconcat(*(panel(document, depth, 690 // len(documents), 4) for document in documents))
+    width, columns = (300, 1) if narrow else (690 // (len(documents) * len(depths)), 4)
+    panels = [panel(document, depth, width, columns) for document in documents for depth in depths]
+    chart: alt.ChartType = alt.vconcat(*panels) if narrow else alt.hconcat(*panels)
     drawn = draw(chart)
     start = drawn.index(">") + 1
     return f"{drawn[:start]}<style>{style()}</style>{drawn[start:]}\n"
@@ -177,13 +176,13 @@ def figure(documents: Sequence[Mapping[str, Any]], depth: int | None, narrow: bo
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, nargs="+", help="JSON of peers.ladder or peers.peers, one file a model")
-    parser.add_argument("--depth", type=int, help="tokens before the steps, of peers")
+    parser.add_argument("--depths", type=positives, default=[None], help="tokens before the steps, of peers")
     parser.add_argument("-o", "--output", type=Path, required=True, help="the SVG; the other is NAME-narrow.svg")
     args = parser.parse_args()
     try:
         documents = [json.loads(path.read_text(encoding="utf-8")) for path in args.results]
         for ending, narrow in (("", False), ("-narrow", True)):
-            write_text(args.output.with_stem(args.output.stem + ending), figure(documents, args.depth, narrow))
+            write_text(args.output.with_stem(args.output.stem + ending), figure(documents, args.depths, narrow))
     except (OSError, json.JSONDecodeError, SolError) as error:
         sys.exit(f"error: {error}")
     except KeyError as error:

@@ -47,6 +47,16 @@ def test_the_command_draws_the_figures_of_the_docs(
         assert "http" not in drawn.replace("http://www.w3.org/", "")
 
 
+def test_the_picture_of_long_contexts_is_of_the_figures_in_the_docs() -> None:
+    document = json.loads((ROOT / "docs/results/data/long-smollm2-135m.json").read_text(encoding="utf-8"))
+    facts = sorted(mark["facts"] for depth in (512, 4096) for mark in ladder_figure.marks(document, depth))
+    assert "k010-s100-q4: 88.2 tokens/s, -0.11% perplexity" in facts  # the core's speed, the action's loss
+    assert "llama.cpp: 32.3 tokens/s, +0.42% perplexity" in facts  # the faster setting
+    for ending in ("", "-narrow"):
+        drawn = (ROOT / f"docs/images/long-contexts{ending}.svg").read_text(encoding="utf-8")
+        assert sorted(texts(drawn, "title")) == facts, "run `make figure`"
+
+
 def test_every_loss_and_speed_is_that_of_its_row(results: list[dict[str, Any]]) -> None:
     found = ladder_figure.marks(results[1])
     assert [mark["name"] for mark in found if mark["series"] == ladder_figure._IMPORTANCE] == ["Q4_K_M-I", "Q4_0-I"]
