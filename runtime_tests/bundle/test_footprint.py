@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from sol_rt.export.sources.checkpoint import Checkpoint
 
 LONG, WINDOW = 6000, 300
-RELEASED = ("Qwen3-0.6B", "SmolLM3-3B", "Phi-3.5-mini")
+RELEASED = ("Qwen3-0.6B", "SmolLM3-3B")
 
 
 def medium_decoder() -> Decoder:
