@@ -422,7 +422,7 @@ def test_a_run_from_scores_to_page(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "The cheapest action, `k030-s100-q4`, takes 0.500" in page
     document = ladder.document(run, [result], "command")
     assert (document["file"], document["command"]) == ("text", "command")
-    drawn = ladder_figure.figure([json.loads(json.dumps(document))], narrow=True)
+    drawn = ladder_figure.figure([json.loads(json.dumps(document))], [None], narrow=True)
     assert all(f">{mark['facts']}</title>" in drawn for mark in ladder_figure.marks(document))
     assert f"{args.threads} threads, {document['date']}" in drawn
     (figures,) = document["contexts"]
