@@ -92,7 +92,7 @@ def _mark(series: str, name: str, speed: Mapping[str, Any], quality: Mapping[str
 def _test(document: Mapping[str, Any], depth: int | None) -> Mapping[str, Any]:
     """The test after `depth` tokens. Raises KeyError if there is none."""
     tests = {test["depth"]: test for test in document["tests"]}
-    return tests[depth]  # type: ignore[index]
+    return tests[depth]
 
 
 def _scored(document: Mapping[str, Any], depth: int | None) -> str:
