@@ -65,7 +65,7 @@ def test_benchmarks_score_the_windows_of_the_command(
     file.write_text(" ".join(f"w{word}" for word in random.integers(3, 86, 512 * 7)))
     cut = text_windows(file.read_text(), bundle.tokenizer(), bundle.config.model, 512)
     assert len(cut) == 7
-    assert peers.windows_of(file, bundle, 3) == cut[:3]
+    assert peers.windows_of(file.read_text(), bundle, 512, 3) == cut[:3]
     found: list[list[int]] = []
     sample = (9,) * 512
 
