@@ -310,7 +310,7 @@ def restore_session(argv: list[str]) -> int:
     library, model = _core_session(argv[0])
     *_, tokens = _conversation(model)
     if len(argv) > 1:
-        library.sol_session_restore(model._session, argv[1].encode())
+        library.sol_session_restore(model._session.handle, argv[1].encode())
     result = _continued(model, tokens, 8)
     print(result.cached_tokens, *result.tokens)
     return 0
