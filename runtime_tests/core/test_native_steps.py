@@ -20,6 +20,7 @@ from sol_rt.budget.dial import Dial
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.engine.engine import Engine
+from sol_rt.engine.step import StepOutput
 from sol_rt.errors import ContextError, SolError, UsageError
 from sol_rt.evaluation.quality.perplexity import perplexity
 from sol_rt.evaluation.quality.runs import detached
@@ -384,5 +385,22 @@ def test_errors_of_an_engine_of_python(python: SolModel, native: NativeModel) ->
 
     session = native.session(Broken())
     with pytest.raises(OSError, match="unplugged"):
+        session.forward([1, 2], native.bundle.config.dense)
+    assert session.length == 0
+
+
+@pytest.mark.parametrize("row", ["logits", "hidden"])
+def test_an_engine_of_python_with_results_of_another_shape(python: SolModel, native: NativeModel, row: str) -> None:
+    class Given:
+        truncate, reusable_prefix = python.engine.truncate, python.engine.reusable_prefix
+
+        def forward(self, tokens: Any, action: Action, *, num_logits: int = 1) -> Any:
+            output = python.engine.forward(tokens, action, num_logits=num_logits)
+            given = {"logits": output.logits, "hidden": output.hidden}
+            given[row] = np.repeat(given[row], 3, axis=0)
+            return StepOutput(given["logits"], given["hidden"], output.distribution)
+
+    session = native.session(Given())
+    with pytest.raises(UsageError, match=rf"Given.forward: {row}: got an array \(3, \d+\), expected \(1, \d+\)"):
         session.forward([1, 2], native.bundle.config.dense)
     assert session.length == 0

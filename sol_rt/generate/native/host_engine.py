@@ -10,7 +10,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from sol_rt.bundle.actions import Action
+from sol_rt.bundle.config import ModelDims
 from sol_rt.engine.step import StepOutput
+from sol_rt.errors import UsageError
 from sol_rt.generate.native import structs
 from sol_rt.generate.native.callbacks import Callbacks
 
@@ -33,14 +35,15 @@ class HostEngine(Callbacks):
 
     Args:
         engine: runs what the core asks for. Nobody else uses it meanwhile.
+        model: gives the widths of its results.
 
     Attributes:
         struct: the `sol_host_engine` to hand over; its functions are valid as long as this object.
     """
 
-    def __init__(self, engine: CacheEngine) -> None:
+    def __init__(self, engine: CacheEngine, model: ModelDims) -> None:
         super().__init__()
-        self._engine = engine
+        self._engine, self._model = engine, model
         self.struct = structs.HostEngine(
             size=sizeof(structs.HostEngine),
             forward=structs.RunForward(
@@ -53,7 +56,13 @@ class HostEngine(Callbacks):
         self._engine.truncate(run.past)
         action = Action.parse(run.action.decode())
         output = self._engine.forward(run.tokens[: run.num_tokens], action, num_logits=run.num_logits)
-        for target, values in ((logits, output.logits), (hidden, output.hidden)):
-            whole = np.ascontiguousarray(values, np.float32)
+        for name, target, values, width in (
+            ("logits", logits, output.logits, self._model.vocab_size),
+            ("hidden", hidden, output.hidden, self._model.hidden_size),
+        ):
+            whole, expected = np.ascontiguousarray(values, np.float32), (int(run.num_logits), width)
+            if whole.shape != expected:
+                what = f"{type(self._engine).__name__}.forward: {name}"
+                raise UsageError(f"{what}: got an array {whole.shape}, expected {expected}")
             ctypes.memmove(target, whole.ctypes.data, whole.nbytes)
         return 0

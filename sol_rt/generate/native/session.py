@@ -41,7 +41,7 @@ class NativeSession:
     def __init__(self, model: c_void_p, bundle: Bundle, engine: CacheEngine | None = None) -> None:
         info = model_info(model)
         self.bundle, self.native, self.max_context = bundle, bool(info.native), int(info.max_context)
-        self.host = None if engine is None else HostEngine(engine)
+        self.host = None if engine is None else HostEngine(engine, bundle.config.model)
         self.handle = c_void_p()
         if self.host is None:
             core().sol_session_create(model, byref(self.handle))
