@@ -5,6 +5,7 @@ Tables are made in a page's file, and go into the pages of docs/results by hand.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from sol_rt.atomic_write import write_text
 from sol_rt.engine.hardware import processor_name
 
 BENCHMARKS = Path(__file__).resolve().parent
-"""What a benchmark runs under Python to start itself again in another process."""
+"""Folder that a benchmark runs under Python to start itself again in another process."""
 FOLDER = Path("build/results")
 """Default folder of pages, below the working directory."""
 
@@ -25,6 +26,19 @@ def machine() -> str:
     facts = [line.partition(":") for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()]
     known = {name.strip(): value.strip() for name, _, value in facts}
     return f"{processor_name()} (family {known.get('cpu family', '?')}, model {known.get('model', '?')})"
+
+
+def facts(form: str, model: str, file: Path | None, threads: int) -> dict[str, Any]:
+    """The head of a JSON document `form`, version 1: model, text, date, machine and threads."""
+    return {
+        "format": form,
+        "format_version": 1,
+        "model": model,
+        "file": None if file is None else file.name,
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": processor_name(),
+        "threads": threads,
+    }
 
 
 def quartiles(values: Sequence[float] | np.ndarray, digits: int = 2) -> str:

@@ -44,7 +44,7 @@ from peers.peer_models import bundle_of
 from peers.peer_report import ratios
 from peers.peers import Entry, action_list, measure, positive, positives
 from peers.workers.client import WITHOUT_FLASH, WorkerError, WorkerProcess, engines_of
-from report import quartiles, write_page
+from report import facts, quartiles, write_page
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.config import CONFIG_NAME
 from sol_rt.engine.hardware import processor_name
@@ -325,17 +325,8 @@ def _importance(args: argparse.Namespace) -> str:
 
 def document(run: Run, results: Sequence[Result], command: str) -> dict[str, Any]:
     """The figures of the page as a JSON object: what was run, when and on which machine, then every context."""
-    return {
-        "format": "sol_rt.ladder",
-        "format_version": 1,
-        "model": run.name,
-        "file": run.args.file.name,
-        "date": time.strftime("%Y-%m-%d"),
-        "command": command,
-        "machine": processor_name(),
-        "threads": run.args.threads,
-        "contexts": [result.as_json() for result in results],
-    }
+    about = facts("sol_rt.ladder", run.name, run.args.file, run.args.threads)
+    return {**about, "command": command, "contexts": [result.as_json() for result in results]}
 
 
 def rung_list(text: str) -> list[str]:

@@ -29,12 +29,11 @@ import numpy as np
 from peers.peer_models import bundle_of, model_of
 from peers.peer_report import Test, as_json, tables
 from peers.workers.client import WorkerError, WorkerProcess, engines_of
-from report import machine, rotated, write_page
+from report import facts, machine, rotated, write_page
 from sol_rt.atomic_write import write_text
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import SolConfig
-from sol_rt.engine.hardware import processor_name
 from sol_rt.errors import SolError, UsageError
 from sol_rt.evaluation.quality.perplexity import text_windows
 from sol_rt.ops import core_path
@@ -314,7 +313,8 @@ def run(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, object]]]:
 
         def found() -> tuple[str, dict[str, object]]:
             page = report(engines, peers, results, bundle.config, args)
-            return page, as_document(name, args, [as_json(test, bundle.config.dense.tag) for test in results])
+            about = facts("sol_rt.peers", name, args.file, args.threads)
+            return page, {**about, "tests": [as_json(test, bundle.config.dense.tag) for test in results]}
 
         results = []
         for test in tests(own, core, peers, args.actions, bundle, args):
@@ -326,20 +326,6 @@ def run(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, object]]]:
                 tags = list(dict.fromkeys([bundle.config.dense.tag, *actions_of(test)]))
                 results[place] = replace(test, losses=losses(own, peers, tags, windows, test.depth))
                 yield found()
-
-
-def as_document(name: str, args: argparse.Namespace, found: list[dict[str, object]]) -> dict[str, object]:
-    """The figures of a run as a JSON object: model, text, date and machine, then every test."""
-    return {
-        "format": "sol_rt.peers",
-        "format_version": 1,
-        "model": name,
-        "file": args.file.name if args.file else None,
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": processor_name(),
-        "threads": args.threads,
-        "tests": found,
-    }
 
 
 def read_text(file: Path) -> str:

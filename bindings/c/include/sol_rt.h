@@ -208,7 +208,7 @@ typedef struct sol_host_engine {
   // Runs the tokens and fills float32 logits [num_logits, vocab_size] and hidden [num_logits, hidden_size]. Returning anything but 0 ends the call with
   // SOL_ERROR_HOST; none of the tokens then counts as run. NULL: the host runs steps between `sol_session_begin_step` and `sol_session_end_step`.
   int32_t (*forward)(void* user, const sol_run* run, float* logits, float* hidden);
-  // How many of the first `length` tokens the cache can go back to: `length`, or less to run all tokens anew. NULL: every length.
+  // Number of the first `length` tokens that the cache can go back to: `length`, or less to run all tokens anew. NULL: every length.
   size_t (*held)(void* user, size_t length);
 } sol_host_engine;
 

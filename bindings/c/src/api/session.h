@@ -71,7 +71,7 @@ class InCallback {
   sol_session& session_;
 };
 
-// What a host's engine is to run. `action` is the tag; the result points into both.
+// The run that a host's engine is asked for. `action` is the tag; the result points into both.
 sol_run RunOf(const HostRun& run, const std::string& action);
 
 // The policy's runner of the session, made when first asked for. Null where the bundle has none.

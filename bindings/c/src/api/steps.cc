@@ -25,7 +25,7 @@ void RequireRoom(const char* what, const void* buffer, size_t length, size_t row
              std::to_string(expected));
 }
 
-// Where the results of a run of `num_tokens` tokens go.
+// Buffers for the results of a run of `num_tokens` tokens.
 sol_rt::Rows RowsOf(const sol_session& session, const sol_rows* given, size_t num_tokens) {
   if (given == nullptr) return {};
   sol_rows defaults{};

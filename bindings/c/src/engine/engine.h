@@ -23,7 +23,7 @@ struct StepOutput {
   Distribution distribution;      // of the token after it
 };
 
-// Where the results of the last `count` tokens of a run go. A buffer that is null is not filled.
+// Buffers for the results of the last `count` tokens of a run. A buffer that is null is not filled.
 struct Rows {
   size_t count = 1;
   float* logits = nullptr;  // [count, vocab]

@@ -10,7 +10,7 @@
 
 namespace sol_rt {
 
-// Where the results of `num_tokens - context` scored tokens go. A buffer that is null is not filled.
+// Buffers for the results of `num_tokens - context` scored tokens. A buffer that is null is not filled.
 struct ScoreRows {
   double* logprobs = nullptr;  // [scored], nats
   float* logits = nullptr;     // [scored, vocab], from which each token was scored
