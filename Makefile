@@ -17,10 +17,10 @@
 #              With MODEL=alias or .gguf: how far that model is, source, graph and generation.
 # make test-bindings
 #              Builds the native core and every binding of bindings/, and replays the golden traces in each. Installs packages of Debian, PyPI
-#              and npm. What can't be built here is skipped, with the reason. Options: PARTS="c csharp java rust swift web", JOBS=2 for two of
+#              and npm. What can't be built here is skipped, with the reason. Options: PARTS="core bindings/csharp", JOBS=2 for two of
 #              them at a time.
 # make fuzz SECONDS=600
-#              Gives damaged files to every reader, those of the core (bindings/c) too where clang is there, and keeps those that do
+#              Gives damaged files to every reader, those of the core too where clang is there, and keeps those that do
 #              harm in build/fuzz. Options: TARGETS="gguf trace",
 #              ENGINES="mutate hypothesis atheris"; by default all, and atheris if it is installed: pip install atheris.
 # make soak COUNT=10000
@@ -64,8 +64,8 @@ endif
 # Where no package of the system has the native core's libraries, CMake fetches them.
 export SOL_RT_FETCH ?= $(if $(shell command -v apt-get 2>/dev/null),OFF,ON)
 
-SOURCES := pyproject.toml CMakeLists.txt bindings/c/CMakeLists.txt bindings/c/exports.map \
-	$(shell find sol_rt/ops bindings/c/src bindings/c/include bindings/c/cmake \
+SOURCES := pyproject.toml CMakeLists.txt core/CMakeLists.txt core/exports.map \
+	$(shell find core/ops core/src core/include core/cmake \
 	-name CMakeLists.txt -o -name '*.cmake' -o -name '*.h' -o -name '*.cc' -o -name '*.cu')
 
 # The time that stands in a wheel: that of the commit, so that everybody who builds it gets the same bytes.
@@ -93,7 +93,7 @@ TRIALS ?= 200
 FAULTS_ARGS ?=
 COUNT ?= 10000
 SECONDS ?= 600
-PARTS ?= c csharp java rust swift web
+PARTS ?= core $(patsubst %,bindings/%,csharp java rust swift web)
 JOBS ?= 1
 WORKERS ?= 2
 TARGETS ?=
@@ -178,10 +178,10 @@ endif
 test-bindings: $(VENV)/.dev
 	@mkdir -p build/bindings
 ifeq ($(JOBS),1)
-	@for part in $(PARTS); do echo "== bindings/$$part"; PATH="$(abspath $(BIN)):$$PATH" bash bindings/$$part/test.sh || exit 1; done
+	@for part in $(PARTS); do echo "== $$part"; PATH="$(abspath $(BIN)):$$PATH" bash $$part/test.sh || exit 1; done
 else
-	@printf '%s\n' $(PARTS) | PATH="$(abspath $(BIN)):$$PATH" xargs -P $(JOBS) -I{} sh -c 'log=build/bindings/{}.log; \
-	bash bindings/{}/test.sh >$$log 2>&1; code=$$?; echo "== bindings/{}"; cat $$log; exit $$code'
+	@printf '%s\n' $(PARTS) | PATH="$(abspath $(BIN)):$$PATH" xargs -P $(JOBS) -I{} sh -c 'log=build/bindings/$$(basename {}).log; \
+	bash {}/test.sh >$$log 2>&1; code=$$?; echo "== {}"; cat $$log; exit $$code'
 endif
 
 faults: $(VENV)/.dev
@@ -189,7 +189,7 @@ faults: $(VENV)/.dev
 
 fuzz: $(VENV)/.dev
 	PYTHONPATH=runtime_tests $(BIN)/python -m fuzz --seconds $(SECONDS) $(TARGETS:%=--target %) $(ENGINES:%=--engine %)
-	@[ -n "$(TARGETS)" ] || bash bindings/c/tests/fuzz/run.sh $(SECONDS)
+	@[ -n "$(TARGETS)" ] || bash core/tests/fuzz/run.sh $(SECONDS)
 
 soak: $(VENV)/.dev
 	$(BIN)/python runtime_tests/robustness/soak.py --count $(COUNT) -o build/results/soak.md
@@ -232,11 +232,11 @@ $(VENV)/pyvenv.cfg: | packages
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 $(VENV)/.export: $(VENV)/pyvenv.cfg $(SOURCES) | packages
-	$(BIN)/python -m pip install -e '.[export,plot]'
+	$(BIN)/python -m pip install -e '.[export,plot,serve]'
 	@touch $@
 
 $(VENV)/.train: $(VENV)/pyvenv.cfg $(SOURCES) | packages
-	$(BIN)/python -m pip install -e '.[export,train,plot]'
+	$(BIN)/python -m pip install -e '.[export,train,plot,serve]'
 	@touch $@ $(VENV)/.export
 
 $(VENV)/.dev: $(VENV)/pyvenv.cfg $(SOURCES) | packages

@@ -16,7 +16,7 @@ if [ ! -e "$build/CMakeCache.txt" ]; then
   # without apt-get CMake fetches the libraries
   command -v apt-get >/dev/null || export SOL_RT_FETCH=ON
   "$root/scripts/install-packages.sh" build >&2
-  cmake -S "$root/bindings/c" -B "$build" -DCMAKE_BUILD_TYPE=Release >&2
+  cmake -S "$root/core" -B "$build" -DCMAKE_BUILD_TYPE=Release >&2
 fi
 cmake --build "$build" --parallel "$(getconf _NPROCESSORS_ONLN)" --target sol_rt >&2
 for name in libsol_rt.so libsol_rt.dylib; do

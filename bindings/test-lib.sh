@@ -1,8 +1,8 @@
-# Shell functions that the tests of the bindings share; source it:   . "$(dirname "$0")/../test-lib.sh"
+# Shell functions that the tests of the core and of the bindings share; source it:   . "$(dirname "$0")/../test-lib.sh"
 # shellcheck shell=sh
 export ORT_DISABLE_TELEMETRY="${ORT_DISABLE_TELEMETRY-1}"
-bindings=$(cd "$(dirname "$0")" && while [ ! -e test-lib.sh ] && [ "$PWD" != / ]; do cd ..; done && pwd)
-root=$(dirname "$bindings")
+root=$(cd "$(dirname "$0")" && while [ ! -e bindings/test-lib.sh ] && [ "$PWD" != / ]; do cd ..; done && pwd)
+bindings=$root/bindings
 
 # skip REASON: ends the test as passed, because a tool can't be had here.
 skip() {

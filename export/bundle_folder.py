@@ -78,11 +78,12 @@ def seal(
     Returns:
         The config as written.
     """
-    config = replace(config, files={config.weights_file: weights})
-    (folder / "README.md").write_text(model_card(config, parity, selection), encoding="utf-8")
-    names = sorted(path.name for path in folder.iterdir() if path.name != CONFIG_NAME)
+    card = folder / "README.md"
+    names = {path.name for path in folder.iterdir()} - {CONFIG_NAME, card.name}
     files = {name: weights if name == config.weights_file else _entry(folder / name) for name in names}
-    config = replace(config, files=files)
+    card.write_text(model_card(replace(config, files=files), parity, selection), encoding="utf-8")
+    files[card.name] = _entry(card)
+    config = replace(config, files=dict(sorted(files.items())))
     text = json.dumps(config.to_json_dict(), indent=2, ensure_ascii=False)
     (folder / CONFIG_NAME).write_text(text + "\n", encoding="utf-8")
     return config

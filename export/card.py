@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
-from sol_rt.budget.cost.bytes_model import BytesCost
+from sol_rt.budget.cost.model import BytesCost
 from sol_rt.budget.dial import SENSIBLE_LOSS, sensible_budget
-from sol_rt.budget.schedules import measured_hull
+from sol_rt.budget.hull import measured_hull
 from sol_rt.bundle.bits import MIXED, bits_tag
 from sol_rt.bundle.config import SolConfig
 from sol_rt.bundle.selection import Selection
@@ -34,7 +33,7 @@ def model_card(config: SolConfig, parity: Parity | None, selection: Selection | 
     the bundle is to its source.
 
     Args:
-        config: the bundle's config.
+        config: the bundle's config, with all files but this one.
         parity: the comparison with the source, None if it was not made.
         selection: the measurements of the actions, None without calibration.
     """
@@ -97,8 +96,7 @@ def model_card(config: SolConfig, parity: Parity | None, selection: Selection | 
 
 def _example(config: SolConfig, selection: Selection | None) -> list[str]:
     """A command to start with, and the budgets that the bundle bears, by bytes, where its losses were measured."""
-    listed = replace(config, policy=None)  # its file is not among the files yet
-    hull = measured_hull(listed, BytesCost(listed))
+    hull = None if selection is None else measured_hull(BytesCost(config))
     if selection is None or hull is None:
         return ["    sol-rt generate -m .", ""]
     lines = ["    sol-rt generate -m . --max-loss 1%", ""]

@@ -2,7 +2,7 @@
 # Builds wheels with the native operators for Linux: scripts/build-wheels.sh ENVIRONMENT FOLDER ARCHITECTURE...
 # ENVIRONMENT is a virtual environment with the packages ziglang and auditwheel; architectures are x86_64 and aarch64.
 # The native core is in, built with releases that CMake fetches; without network give $CMAKE_ARGS with
-# -DFETCHCONTENT_SOURCE_DIR_PCRE2=FOLDER and the like for UTF8PROC and JSON, or leave the core out: SOL_CORE=OFF.
+# -DFETCHCONTENT_SOURCE_DIR_PCRE2=FOLDER and the like for UTF8PROC and JSON.
 #
 # Zig's compiler makes programs for other processors and for an old glibc, so that this needs neither a container nor a
 # cross compiler. auditwheel then names the wheel after the oldest glibc that it runs on.
@@ -31,7 +31,7 @@ for architecture in "$@"; do
         chmod +x "$work/$architecture/$tool"
     done
     CC="$work/$architecture/cc" CXX="$work/$architecture/c++" LDFLAGS=-s \
-        SOL_NATIVE=ON SOL_CORE="${SOL_CORE:-ON}" SOL_RT_FETCH=ON SOL_CUDA=OFF _PYTHON_HOST_PLATFORM="linux-$architecture" \
+        SOL_NATIVE=ON SOL_CORE=ON SOL_RT_FETCH=ON SOL_CUDA=OFF _PYTHON_HOST_PLATFORM="linux-$architecture" \
         CMAKE_ARGS="-DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=$architecture -DHIGHWAY_INCLUDE_DIR=$work/headers -DONNXRUNTIME_INCLUDE_DIR=$work/headers ${CMAKE_ARGS:-}" \
         "$environment/bin/python" -m pip wheel --no-deps -w "$work/$architecture/wheel" \
         -C build-dir="$work/$architecture/build" -C install.strip=false .

@@ -15,11 +15,9 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sol_rt.budget.controller.budget import Controller
     from sol_rt.budget.schedules import PolicyInput, Schedule
     from sol_rt.bundle.actions import Action
     from sol_rt.bundle.bundle import Bundle
-    from sol_rt.engine.engine import Engine
     from sol_rt.engine.step import StepOutput
     from sol_rt.errors import (
         BundleError,
@@ -34,6 +32,9 @@ if TYPE_CHECKING:
     )
     from sol_rt.generate.generation_config import GenerationConfig
     from sol_rt.generate.model import SolModel
+    from sol_rt.generate.native.engine import Engine
+    from sol_rt.generate.native.own_schedule import Controller
+    from sol_rt.generate.native.session import Session
     from sol_rt.generate.results import GeneratedToken, Generation, Scores
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime reads it once, when it is imported
@@ -46,9 +47,9 @@ _HOMES = {
     "BundleError": "errors",
     "BusyError": "errors",
     "ContextError": "errors",
-    "Controller": "budget.controller.budget",
+    "Controller": "generate.native.own_schedule",
     "DeviceError": "errors",
-    "Engine": "engine.engine",
+    "Engine": "generate.native.engine",
     "GeneratedToken": "generate.results",
     "Generation": "generate.results",
     "GenerationConfig": "generate.generation_config",
@@ -58,6 +59,7 @@ _HOMES = {
     "QualityWarning": "errors",
     "Schedule": "budget.schedules",
     "Scores": "generate.results",
+    "Session": "generate.native.session",
     "SolError": "errors",
     "SolModel": "generate.model",
     "StepOutput": "engine.step",
@@ -82,6 +84,7 @@ __all__ = [
     "QualityWarning",
     "Schedule",
     "Scores",
+    "Session",
     "SolError",
     "SolModel",
     "StepOutput",

@@ -55,6 +55,13 @@ class BundleError(SolError):
         where = f"{path}: {key}" if key else str(path)
         super().__init__(f"{where}: got {got}, expected {expected}; {hint}")
 
+    @classmethod
+    def of(cls, message: str) -> BundleError:
+        """The error with a text that is complete; its attributes are empty."""
+        error = cls("", "", "", "", "")
+        SolError.__init__(error, message)
+        return error
+
 
 class CheckpointError(SolError):
     """A source checkpoint cannot be exported: missing or non-finite tensors, unknown architecture or type."""

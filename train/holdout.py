@@ -4,8 +4,8 @@
     uniform   the `uniform` schedule
     static    the `hull` schedule: two actions in turn, whatever the text
 
-All three hold the budget through the runtime's own controller, from one end of a window's scored part to the other, and
-choose among the policy's actions. `HeldOutComparison` scores them in two ways. `replay` takes losses from
+All three hold the budget through the native core's own controller, from one end of a window's scored part to the
+other, and choose among the policy's actions. `HeldOutComparison` scores them in two ways. `replay` takes losses from
 counterfactuals: the cache before a step does not depend on the schedule. `run` runs episodes: steps read the keys and
 values that their own episode left in the cache. The policy's own cost is left out. `sol-rt eval` counts it, and
 compares on whole texts.
@@ -15,23 +15,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, cast
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sol_rt.budget.controller.budget import Controller
-from sol_rt.budget.hull import Hull, falling_hull
-from sol_rt.budget.schedules import PolicyInput, Schedule
-from sol_rt.budget.schedules.hull import HullSchedule
-from sol_rt.budget.schedules.policy import SolSchedule
-from sol_rt.budget.schedules.uniform import UniformSchedule
+from sol_rt.budget.cost.cost_table import MeasuredCost
+from sol_rt.budget.cost.model import BytesCost, CostModel
+from sol_rt.budget.dial import Dial
+from sol_rt.budget.hull import falling_hull
 from sol_rt.bundle.actions import Action
-from sol_rt.bundle.config import PolicySpec
-from sol_rt.engine.distribution import Distribution
+from sol_rt.bundle.config import ActionEntry, FileEntry, PolicySpec
+from sol_rt.export.graphs.policy_graph import PolicyShape
+from sol_rt.generate.native.plan import Asked, Plan
 from sol_rt.train.config import EvaluationConfig
 from sol_rt.train.data.windows import Windows
 from sol_rt.train.policy_network import Embed, PolicyNetwork
@@ -42,69 +42,62 @@ from sol_rt.train.run.distributed import Group
 from sol_rt.train.warm_start import costs_of
 
 SCHEDULES = ("sol", "uniform", "static")
-
-
-class ScalarDistribution:
-    """A distribution of the next token of which only a policy's scalars are known.
-
-    Args:
-        columns: names of the scalars.
-        scalars: float32 [number of scalars].
-    """
-
-    def __init__(self, columns: Sequence[str], scalars: Tensor) -> None:
-        self._values = dict(zip(columns, scalars.tolist(), strict=True))
-
-    @property
-    def entropy(self) -> float:
-        return self._values["entropy"]
-
-    @property
-    def top_probability(self) -> float:
-        return self._values["top_probability"]
-
-    @property
-    def margin(self) -> float:
-        return self._values["margin"]
-
-    def log_probability(self, token: int) -> float:
-        """Log-probability of the token that was drawn. `token` is ignored: no schedule asks for another one."""
-        return -self._values["surprise"]
+_OF_DISTRIBUTION = ("entropy", "top_probability", "surprise", "margin")  # scalars
+_POLICY = "policy.onnx"
 
 
 class TorchPolicy:
-    """Stands in for a bundle's policy in `SolSchedule`, with a network in training."""
+    """A network in training, in the place of a bundle's policy.
 
-    def __init__(self, network: PolicyNetwork, embed: Embed, columns: Sequence[str], actions: Sequence[Action]) -> None:
-        shape = network.shape
-        self.spec = PolicySpec("", shape.horizon, tuple(columns), tuple(actions), shape.state_shape, "in training")
+    Attributes:
+        seen: float32 [number of scalars], those of the step whose logits are asked for. Of these the ones of the last
+            distribution count: a plan knows no logits.
+    """
+
+    def __init__(self, network: PolicyNetwork, embed: Embed, columns: Sequence[str]) -> None:
         self._network, self._embed = network, embed
-        self.reset()
-
-    def reset(self) -> None:
-        self._state = self._network.new_state(1)
+        self._of_distribution = [columns.index(name) for name in _OF_DISTRIBUTION if name in columns]
+        self.seen = torch.zeros(len(columns))
 
     @torch.no_grad()
-    def decide(
-        self, hidden: np.ndarray, token: int, scalars: Mapping[str, float], previous_action: int, step: int
-    ) -> np.ndarray:
+    def __call__(self, asked: Asked) -> np.ndarray:
+        if asked.fresh:
+            self._state = self._network.new_state(1)
+        scalars = torch.tensor(asked.scalars)
+        scalars[self._of_distribution] = self.seen[self._of_distribution]
         logits, self._state = self._network.step(
-            torch.from_numpy(hidden),
-            self._embed(torch.tensor([token])),
-            torch.tensor([[scalars[name] for name in self.spec.scalars]]),
-            torch.tensor([previous_action]),
-            step,
+            torch.tensor(asked.hidden),
+            self._embed(torch.tensor([asked.token])),
+            scalars[None],
+            torch.tensor([asked.previous_action]),
+            asked.step,
             self._state,
         )
         return logits[0].numpy()
 
 
 class Steps:
-    """A schedule and its controller, taken through the steps of one window as the decode loop would."""
+    """A schedule of the native core, taken through the steps of one window as the decode loop would.
 
-    def __init__(self, schedule: Schedule, controller: Controller, columns: Sequence[str]) -> None:
-        self._schedule, self._controller, self._columns = schedule, controller, columns
-        self._index = {action: index for index, action in enumerate(controller.actions)}
+    Args:
+        actions: what it chooses among.
+        cost: the cost model, as `planning_cost` makes it.
+        schedule: its name.
+        budget: share of the dense cost.
+        policy: what `sol` asks.
+    """
+
+    def __init__(
+        self,
+        actions: Sequence[Action],
+        cost: CostModel,
+        schedule: str,
+        budget: float,
+        policy: TorchPolicy | None = None,
+    ) -> None:
+        self._plan = Plan(cost, Dial(budget, schedule), actions, policy)
+        self._policy = policy
+        self._index = {action: index for index, action in enumerate(actions)}
 
     def choose(self, context: int, token: int, hidden: Tensor, scalars: Tensor) -> int:
         """Chooses the action of the next step, books its cost, and returns the action's index.
@@ -115,11 +108,9 @@ class Steps:
             hidden: float [1, H], final norm output of the step before.
             scalars: float32 [number of scalars].
         """
-        told = cast(Distribution, ScalarDistribution(self._columns, scalars))
-        step = PolicyInput(context, token, hidden.float().cpu().numpy(), told, self._controller.steps)
-        action = self._schedule.choose(step)
-        self._controller.record(action, context)
-        return self._index[action]
+        if self._policy is not None:
+            self._policy.seen = scalars.float().cpu()
+        return self._index[self._plan.step(context, token, hidden=hidden.float().cpu().numpy()).action]
 
 
 class Score(NamedTuple):
@@ -242,23 +233,35 @@ def wins(comparisons: Sequence[Comparison]) -> tuple[float, float, float] | None
     return (best[0][0], best[-1][0], min(sure for _, sure in best)) if len(best) > 1 else None
 
 
-def all_steps(
-    network: PolicyNetwork, embed: Embed, spec: RolloutSpec, columns: Sequence[str], budget: float, losses: np.ndarray
-) -> Iterator[tuple[str, Steps]]:
-    """Each schedule of SCHEDULES, by name, with a controller of its own.
+def planning_cost(
+    spec: RolloutSpec, losses: Sequence[float], columns: Sequence[str], shape: PolicyShape | None = None
+) -> CostModel:
+    """The costs of a bundle that has these actions and losses, and a policy of this shape that costs nothing.
 
-    `losses`, float64 [A], is the mean added loss of each action in nats per step, by which `static` mixes.
+    `losses` is the mean added loss of each action in nats per step, [A], by which `static` mixes; `columns` names the
+    policy's scalars.
     """
-    for name in SCHEDULES:
-        controller = Controller(spec.actions, spec.cost, budget)
-        schedule: Schedule
-        if name == "sol":
-            schedule = SolSchedule(controller, TorchPolicy(network, embed, columns, spec.actions))
-        elif name == "uniform":
-            schedule = UniformSchedule(controller)
-        else:
-            schedule = HullSchedule(controller, Hull(spec.actions, spec.cost, lambda actions, context: losses))
-        yield name, Steps(schedule, controller, columns)
+    dense = losses[spec.actions.index(spec.cost.dense_action)]
+    entries = tuple(ActionEntry(action, loss - dense) for action, loss in zip(spec.actions, losses, strict=True))
+    policy: PolicySpec | None = None
+    files = spec.cost.config.files
+    if shape is not None:
+        policy = PolicySpec(_POLICY, shape.horizon, tuple(columns), spec.actions, shape.state_shape, "in training")
+        files = {**files, _POLICY: FileEntry(0, "0" * 64)}
+    config = replace(spec.cost.config, actions=entries, policy=policy, files=files)
+    if isinstance(spec.cost, MeasuredCost):
+        return MeasuredCost(config, replace(spec.cost.cost_table, policy_ms=0.0))
+    return BytesCost(config)
+
+
+def all_steps(
+    network: PolicyNetwork, embed: Embed, spec: RolloutSpec, columns: Sequence[str], budget: float, cost: CostModel
+) -> Iterator[tuple[str, Steps]]:
+    """Each schedule of SCHEDULES, by name, with a plan of its own. `cost` is what `planning_cost` made."""
+    policy = TorchPolicy(network, embed, columns)
+    yield "sol", Steps(spec.actions, cost, "sol", budget, policy)
+    yield "uniform", Steps(spec.actions, cost, "uniform", budget)
+    yield "static", Steps(spec.actions, cost, "hull", budget)
 
 
 def replay_window(steps: Steps, measured: Counterfactuals, costs: Tensor) -> Score:
@@ -350,8 +353,13 @@ class HeldOutComparison:
         return comparisons
 
     def _steps(self, budget: float, kind: int) -> Iterator[tuple[str, Steps]]:
-        columns = self.spec.scalars
-        return all_steps(self.network, self.embed, self.spec, columns, budget, self.losses[kind].numpy())
+        return all_steps(self.network, self.embed, self.spec, self.spec.scalars, budget, self._costs[kind])
+
+    @cached_property
+    def _costs(self) -> list[CostModel]:
+        """The costs to plan with, by length of window."""
+        shape, columns = self.network.shape, self.spec.scalars
+        return [planning_cost(self.spec, losses, columns, shape) for losses in self.losses.tolist()]
 
     def _points(self, costs: Tensor) -> list[tuple[float, float]]:
         """(cost, mean added loss) of every action; costs [A]."""

@@ -184,7 +184,7 @@ class Trainer:
             low, high = warm.along
             budget = float(np.random.default_rng(seed).uniform(low, high))
         tokens = self.windows.tokens(window)
-        return measure(self.setup.rollouts, tokens, warm.positions, self.setup.hull, budget)
+        return measure(self.setup.rollouts, tokens, warm.positions, budget)
 
     def _warm_start(self, training: MeasuredWindows, held_out: MeasuredWindows, comparison: HeldOutComparison) -> None:
         """Stage 1. It ends with the network that gained most on the held-out windows."""

@@ -1,4 +1,4 @@
-"""Compares two builds of the native CPU operators on one bundle: speed in turn, and whether logits are equal.
+"""Compares two builds of the native core, libsol_rt, on one bundle: speed in turn, and whether logits are equal.
 
     python benchmarks operators.two_builds smollm2-135m before.so after.so -d 64,512,4000 -r 20
     python benchmarks operators.two_builds smollm2-135m before.so after.so --prompt 512 -r 10
@@ -80,14 +80,10 @@ def _ask(worker: subprocess.Popen[str], request: dict[str, Any]) -> dict[str, An
 
 
 def _use(library: Path) -> None:
-    """Makes every engine that this process opens from here on use `library`."""
-    from sol_rt.engine import distribution, engine, providers
+    """Makes every engine that this process opens from here on run in `library`."""
+    from sol_rt.native import library as binding
 
-    def library_path(provider: str = "cpu") -> Path | None:
-        return library.resolve() if provider == "cpu" else None
-
-    for module in (distribution, engine, providers):
-        module.library_path = library_path  # type: ignore[attr-defined]
+    binding.core_path = library.resolve  # type: ignore[attr-defined]
 
 
 def _work(arguments: argparse.Namespace) -> None:
@@ -95,14 +91,13 @@ def _work(arguments: argparse.Namespace) -> None:
     _use(arguments.worker)
     from sol_rt.bundle.actions import Action
     from sol_rt.bundle.bundle import Bundle
-    from sol_rt.engine.engine import Engine
-    from sol_rt.engine.hardware import tuning
+    from sol_rt.generate.native.engine import Engine
     from sol_rt.store.home import find_bundle
 
     bundle = Bundle.open(find_bundle(arguments.bundle))
     opened = Engine(bundle, provider="cpu", threads=arguments.threads)
     if arguments.copies:
-        tuning.apply(arguments.worker, replace(tuning.current(arguments.worker), copies=True))
+        opened.set_tuning(replace(opened.tuning(), copies=True))
     tokens = np.random.default_rng(0).integers(100, bundle.config.model.vocab_size - 100, 1 << 16).tolist()
     depth = 0
     for line in sys.stdin:

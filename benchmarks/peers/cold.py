@@ -75,12 +75,12 @@ def main() -> None:
     bundle = Bundle.open(bundle_of(arguments.model, name))
     threads = arguments.threads
     own = partial(WorkerProcess.start, "sol_rt", sys.executable, bundle.path, threads)
-    starts = {"sol_rt": partial(own, options=("--tokenizer",))}
+    starts = {"sol_rt": own}
     if variant := arguments.prefill:
         if variant not in bundle.config.variants:
             has = ", ".join(bundle.config.variants)
             parser.error(f"--prefill: got {variant!r}, expected a variant of this bundle: {has}")
-        starts[f"sol_rt --prefill {variant}"] = partial(own, options=("--tokenizer", "--prefill", variant))
+        starts[f"sol_rt --prefill {variant}"] = partial(own, options=("--prefill", variant))
     for peer in filter(None, arguments.peers.split(",")):
         python = (arguments.environments / peer / "bin/python").absolute()
         model = model_of(peer, checkpoint, python, arguments.environments / "models" / name)

@@ -5,10 +5,9 @@
 
 Prints a Markdown page: prompts of 512 tokens (pp512), and greedy decoding after a prompt of a given depth (tg64 @
 d512), in tokens per second and as ratios. sol_rt runs the prompt dense, its default, and under each action's variant,
-which takes `sol-rt --prefill VARIANT`. Decoding has a second row for each action: that of the native core. With a text
-(-f), each row of decoding also has the perplexity of tokens after that depth. llama.cpp is measured with flash
-attention, its default, and without (-fa 0). -o also writes the figures as .json. `make peers` first makes the
-environments, ENVIRONMENTS/PEER/bin/python.
+which takes `sol-rt --prefill VARIANT`. With a text (-f), each row of decoding also has the perplexity of tokens after
+that depth. llama.cpp is measured with flash attention, its default, and without (-fa 0). -o also writes the figures as
+.json. `make peers` first makes the environments, ENVIRONMENTS/PEER/bin/python.
 """
 
 from __future__ import annotations
@@ -36,28 +35,24 @@ from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import SolConfig
 from sol_rt.errors import SolError, UsageError
 from sol_rt.evaluation.quality.perplexity import text_windows
-from sol_rt.ops import core_path
 from sol_rt.store.pull import bundle_name, resolve
 
 PEERS = ("llama.cpp", "genai", "optimum")
 PROMPT = 512
 DEEP = 4096  # from this depth on: half the repetitions and steps, and one more row with sparse attention
 SPARSE_TOKENS = 512
-CORE = " core"
-"""Note after an action's tag in rows of the native core."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A column of a test: an engine, and its action if the engine is sol_rt or its native core."""
+    """A column of a test: an engine, and its action if the engine is sol_rt."""
 
     worker: WorkerProcess
     tag: str | None = None
-    mark: str = ""
 
     @property
     def name(self) -> str:
-        return f"{self.tag}{self.mark}" if self.tag else self.worker.name
+        return self.tag or self.worker.name
 
 
 def sparse_action(depth: int, page_size: int) -> Action:
@@ -84,7 +79,6 @@ def measure(
 
 def tests(
     own: WorkerProcess,
-    core: WorkerProcess | None,
     peers: list[WorkerProcess],
     actions: list[Action],
     bundle: Bundle,
@@ -112,14 +106,12 @@ def tests(
         deep = depth >= DEEP
         count = max(1, args.count // 2) if deep else args.count
         here = _with_sparse(actions, depth, bundle) if deep else tags
-        engines = [(own, ""), *([(core, CORE)] if core else [])]
-        for worker in (*(engine for engine, _ in engines), *peers):
+        for worker in (own, *peers):
             worker.ask(do="prompt", tokens=words[:depth], room=count)
-        mine = [Entry(worker, tag, mark) for tag in here for worker, mark in engines]
-        entries = mine + others
+        entries = [Entry(own, tag) for tag in here] + others
         repetitions = _deep(args.repetitions) if deep else args.repetitions
         rates = measure(entries, {"do": "decode", "count": count}, count, repetitions)
-        yield test(f"tg{count} @ d{depth}", [entry.name for entry in mine], rates, depth=depth)
+        yield test(f"tg{count} @ d{depth}", here, rates, depth=depth)
 
 
 def losses(
@@ -149,17 +141,12 @@ def _with_sparse(actions: list[Action], depth: int, bundle: Bundle) -> list[str]
     return list(dict.fromkeys(action.tag for action in actions + more))
 
 
-def actions_of(test: Test) -> list[str]:
-    """The tags of a test's actions, without the rows of the native core."""
-    return [name for name in test.own if not name.endswith(CORE)]
-
-
 def _deep(repetitions: int) -> int:
     return max(3, repetitions // 2)
 
 
 def report(
-    own: list[WorkerProcess],
+    own: WorkerProcess,
     others: list[WorkerProcess],
     results: list[Test],
     config: SolConfig,
@@ -173,9 +160,9 @@ def report(
     actions = ",".join(action.tag for action in args.actions)
     options = f"-r {args.repetitions} -n {args.count} --threads {args.threads} --actions {actions}"
     options += f" --windows {args.windows} --scored {args.scored}" if args.file else ""
-    about = "\n".join(f"- {worker.name}: {worker.version}; {worker.settings}" for worker in (*own, *others))
+    about = "\n".join(f"- {worker.name}: {worker.version}; {worker.settings}" for worker in (own, *others))
     decoding = [test for test in results if test.depth]
-    sparse = [(test, tag) for test in decoding for tag in actions_of(test) if not tag.startswith("k100")]
+    sparse = [(test, tag) for test in decoding for tag in test.own if not tag.startswith("k100")]
     notes = "".join(f"\n{_sparse_note(test, tag, config.kv.page_size)}" for test, tag in sparse)
     fewer = f" ({_deep(args.repetitions)} from {DEEP} tokens on)" if max(args.depths, default=0) >= DEEP else ""
     return f"""# {bundle_name(args.model)} beside its peers, {time.strftime("%Y-%m-%d")}
@@ -194,11 +181,10 @@ Median [quartiles] over {args.repetitions} repetitions{fewer}, all engines in
 turn in each, after a turn of warm-up; ratios are taken within a repetition. `pp{PROMPT}`: a prompt of {PROMPT} tokens
 into an empty cache, last logits included; a prompt under an action is that of `sol-rt --prefill VARIANT`; without the
 option prompts run dense (`{config.dense.tag}`). `tg{args.count} @ d512`: {args.count} decode steps after a prompt of
-512 tokens, which is not timed. `core`: the loop of the native core, which apps run, read token by token from Python;
-the other rows are of the Python engine. The best peer of a row is the one with the highest median. While one engine is
-measured, the processes of the others are stopped. Weights: sol_rt's bundle and the models of genai and optimum are made
-of the file that llama.cpp reads; genai and optimum get it in float32 and quantize it on their
-own.{_scored_note(args)}{notes}
+512 tokens, which is not timed. A step of sol_rt is a token of the loop that apps run, its text included, read from
+Python. The best peer of a row is the one with the highest median. While one engine is measured, the processes of the
+others are stopped. Weights: sol_rt's bundle and the models of genai and optimum are made of the file that llama.cpp
+reads; genai and optimum get it in float32 and quantize it on their own.{_scored_note(args)}{notes}
 """
 
 
@@ -307,23 +293,21 @@ def run(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, object]]]:
             return stack.enter_context(WorkerProcess.start(engine, python, model, args.threads))
 
         own = start("sol_rt", sys.executable, bundle.path)
-        core = start("sol_rt core", sys.executable, bundle.path) if core_path() else None
         peers = [start(engine, pythons[peer], files[peer]) for peer in args.peers for engine in engines_of(peer)]
-        engines = [own, *([core] if core else [])]
 
         def found() -> tuple[str, dict[str, object]]:
-            page = report(engines, peers, results, bundle.config, args)
+            page = report(own, peers, results, bundle.config, args)
             about = facts("sol_rt.peers", name, args.file, args.threads)
             return page, {**about, "tests": [as_json(test, bundle.config.dense.tag) for test in results]}
 
         results = []
-        for test in tests(own, core, peers, args.actions, bundle, args):
+        for test in tests(own, peers, args.actions, bundle, args):
             print(f"measured {test.name}", file=sys.stderr)
             results.append(test)
         yield found()
         for place, test in enumerate(results):
             if windows := cuts.get(test.depth):
-                tags = list(dict.fromkeys([bundle.config.dense.tag, *actions_of(test)]))
+                tags = list(dict.fromkeys([bundle.config.dense.tag, *test.own]))
                 results[place] = replace(test, losses=losses(own, peers, tags, windows, test.depth))
                 yield found()
 

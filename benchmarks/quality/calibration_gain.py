@@ -27,12 +27,12 @@ import torch
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import CONFIG_NAME
-from sol_rt.engine.engine import Engine
 from sol_rt.export import export_bundle
 from sol_rt.export.parity import project
 from sol_rt.export.sources.decoder import family_of, from_hf_config
 from sol_rt.export.sources.open_checkpoint import open_checkpoint
 from sol_rt.export.sources.source_model import SourceModel
+from sol_rt.generate.native.engine import Engine
 from sol_rt.progress import silent
 from sol_rt.store.pull import resolve
 

@@ -28,8 +28,8 @@ from sol_rt.budget.cost.cost_table import MeasuredCost
 from sol_rt.budget.cost.profile import measure
 from sol_rt.budget.losses import share_of_nats
 from sol_rt.bundle.bundle import Bundle
-from sol_rt.engine.engine import Engine
 from sol_rt.evaluation.quality.perplexity import text_windows
+from sol_rt.generate.native.engine import Engine
 from sol_rt.progress import silent
 from sol_rt.store.home import find_bundle
 
@@ -61,7 +61,8 @@ def main() -> None:
     bundle = Bundle.open(find_bundle(arguments.model))
     engine = Engine(bundle, provider="cpu")
     measured = measure(engine, bundle, (64, arguments.context, 2 * arguments.context), 15, silent, seconds=60)
-    model = SolModel(engine, MeasuredCost(bundle.config, measured.table))
+    cost = MeasuredCost(bundle.config, measured.table)
+    model = SolModel.from_pretrained(bundle, provider="cpu", cost=cost)
 
     size, text = arguments.context + arguments.scored, arguments.file.read_text(encoding="utf-8")
     windows = text_windows(text, model.tokenizer, bundle.config.model, size, arguments.windows)
@@ -115,7 +116,7 @@ def _page(model: SolModel, arguments: argparse.Namespace, rows: list[dict[str, A
         f"# What the dial does to {name}",
         "",
         f"{datetime.date.today():%-d %B %Y}, commit `{commit.stdout.strip()}`, {machine()}, "
-        f"{model.engine.threads} threads, onnxruntime {ort.__version__}, {model.bundle.config.kv.dtype} cache.",
+        f"{model.provider.threads} threads, onnxruntime {ort.__version__}, {model.bundle.config.kv.dtype} cache.",
         "",
         f"Speed: medians [quartiles] of {arguments.rounds} rounds of {arguments.count} steps, the settings in turn in "
         "one process after a warm-up; the ratio is to dense in",

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sol_rt.budget.cost.bytes_model import reads
+from sol_rt.budget.cost.model import BytesCost
 from sol_rt.bundle.actions import Action
 from sol_rt.evaluation.quality.perplexity import added_bos
 from sol_rt.generate.model import SolModel
@@ -46,11 +46,12 @@ def losses(model: SolModel, window: Sequence[int], scored: int, actions: Sequenc
     engine = model.engine
     context = len(window) - scored - 1
     engine.reset()
-    engine.forward(window[:context], model.bundle.config.dense)
+    dense = model.bundle.config.dense
+    engine.forward(window[:context], dense)
     table, times = np.empty((len(actions), scored)), np.empty(len(actions))
     for row, action in enumerate(actions):
-        engine.truncate(context)
-        engine.follow_up()
+        engine.truncate(context - 1)
+        engine.forward(window[context - 1 : context], dense)  # with all that the rewind left undone
         began = time.perf_counter()
         for column, (token, target) in enumerate(zip(window[context:], window[context + 1 :], strict=False)):
             table[row, column] = -engine.forward([token], action).distribution.log_probability(target)
@@ -96,7 +97,7 @@ def main() -> None:
         for row, action in enumerate([config.dense, *actions]):
             difference = means[:, row] - means[:, 0]
             error = difference.std(ddof=1) / math.sqrt(len(windows)) if len(windows) > 1 else math.nan
-            share = reads(action, size, config)[0] / (size + 1)
+            share = BytesCost(config).reads(action, size)[0] / (size + 1)
             print(
                 f"| {size} | `{action.tag}` | {100 * share:.0f}% | {math.exp(means[:, row].mean()):.3f} | "
                 f"{difference.mean():+.4f} ± {error:.4f} | {100 * math.expm1(difference.mean()):+.1f}% | "

@@ -16,10 +16,10 @@ import numpy as np
 
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
-from sol_rt.engine.engine import Engine
 from sol_rt.evaluation.quality.perplexity import text_windows
 from sol_rt.export.actions.calibration_text import sample_windows
 from sol_rt.export.actions.losses import Candidate, token_divergences
+from sol_rt.generate.native.engine import Engine
 from sol_rt.store.home import find_bundle
 
 SIZE = 512

@@ -24,13 +24,13 @@ from pathlib import Path
 
 import numpy as np
 
-from sol_rt.budget.cost.bytes_model import BytesCost
+from sol_rt.budget.cost.model import BytesCost
 from sol_rt.budget.dial import Dial
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.evaluation.quality.perplexity import added_bos
-from sol_rt.generate.loop import Decoder
 from sol_rt.generate.model import SolModel
+from sol_rt.generate.native.decoder import Decoder
 from sol_rt.store.home import find_bundle
 from sol_rt.text.tokenizer import Tokenizer
 
@@ -127,7 +127,7 @@ def main() -> None:
     for size in [int(size) for size in args.ctx_size.split(",")]:
         # trial by trial, in each depth by depth
         found: dict[str, list[bool]] = {name: [] for name in dials}
-        decoders = {name: model.decoder(dial)[1] for name, dial in dials.items()}
+        decoders = {name: model.decoder(dial, model.session()) for name, dial in dials.items()}
         for book in books * args.trials:
             for tokens, needle in haystacks(book, size - len(start), depths, model.tokenizer, rng):
                 for name, decoder in decoders.items():
@@ -135,7 +135,7 @@ def main() -> None:
         for name, decoder in decoders.items():
             table = np.array(found[name]).reshape(-1, len(depths))
             by_depth = " ".join(f"{share:.2f}" for share in table.mean(0))
-            achieved = f"{decoder.controller.achieved:.3f}"
+            achieved = f"{decoder.achieved:.3f}"
             print(f"| {size} | {name} | {achieved} | {table.sum()} of {table.size} | {by_depth} |", flush=True)
 
 

@@ -75,8 +75,8 @@ def compare_speed(models: list[SolModel], action: Action, depth: int, count: int
     rates = np.empty((2, rounds + 1))
     for i in range(rounds + 1):  # the first round is the warm-up
         for j, engine in enumerate(engines):
-            engine.truncate(depth)
-            engine.follow_up()
+            engine.truncate(depth - 1)
+            engine.forward(ids[-1:], action)  # with all that the rewind left undone
             token, began = 1, time.perf_counter()
             for _ in range(count):
                 token = int(engine.forward([token], action).logits[0].argmax())

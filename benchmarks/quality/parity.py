@@ -33,11 +33,11 @@ import torch
 from peers.peer_models import float32_folder
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
-from sol_rt.engine.engine import Engine
 from sol_rt.export import export_bundle
 from sol_rt.export.parity import TEXT
 from sol_rt.export.sources.decoder import from_hf_config
 from sol_rt.export.sources.open_checkpoint import open_checkpoint
+from sol_rt.generate.native.engine import Engine
 from sol_rt.store.pull import resolve
 from sol_rt.train.reference_model.model import UNROUNDED, ReferenceModel
 from sol_rt.train.reference_model.weights import FloatMatrix, read_checkpoint
@@ -87,8 +87,8 @@ def float_logits(model: Path, ids: list[int]) -> Logits:
 def bundle_logits(bundle: Bundle, ids: list[int]) -> Logits:
     """The logits of a bundle, [T, vocab]; STEPS of them one by one."""
     engine, first = Engine(bundle, provider="cpu"), len(ids) - STEPS
-    prompt = engine.forward(ids[:first], DENSE, num_logits=first).logits.copy()
-    return np.concatenate([prompt, *(engine.forward([token], DENSE).logits.copy() for token in ids[first:])])
+    prompt = engine.forward(ids[:first], DENSE, num_logits=first).logits
+    return np.concatenate([prompt, *(engine.forward([token], DENSE).logits for token in ids[first:])])
 
 
 def engine_tokens(bundle: Bundle, ids: list[int]) -> list[int]:

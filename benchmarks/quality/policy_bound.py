@@ -29,13 +29,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from sol_rt.budget.controller.budget import Controller
-from sol_rt.budget.cost.bytes_model import BytesCost
 from sol_rt.budget.cost.cost_table import load_cost_model
-from sol_rt.budget.hull import Hull
-from sol_rt.budget.schedules.hull import HullSchedule
+from sol_rt.budget.cost.model import BytesCost
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.policy_inputs import KNOWN_SCALARS
@@ -140,7 +136,7 @@ class Bound:
         chosen = {"oracle": torch.from_numpy(hindsight(kl.numpy(), costs.numpy(), budget))}
         if (other := self._other.get(id(window))) is not None:
             chosen["again"] = torch.from_numpy(hindsight(other.kl.double().numpy(), costs.numpy(), budget))
-        for name, steps in self._schedules(budget, losses):
+        for name, steps in self._schedules(budget, losses.tolist()):
             chosen[name] = torch.tensor(
                 [
                     steps.choose(window.context + at, token, window.hidden[at : at + 1], window.scalars[at])
@@ -156,15 +152,15 @@ class Bound:
             found[name] = float(kl.gather(1, at).mean()) + beside, float(true.gather(1, at).mean()) + beside
         return found
 
-    def _schedules(self, budget: float, losses: Tensor) -> Iterator[tuple[str, holdout.Steps]]:
+    def _schedules(self, budget: float, losses: Sequence[float]) -> Iterator[tuple[str, holdout.Steps]]:
+        spec = self._spec
         if self._network is None or self._policy is None:
-            controller = Controller(self._spec.actions, self._spec.cost, budget)
-            known = losses.numpy()
-            static = HullSchedule(controller, Hull(self._spec.actions, self._spec.cost, lambda actions, context: known))
-            yield "static", holdout.Steps(static, controller, KNOWN_SCALARS)
+            cost = holdout.planning_cost(spec, losses, KNOWN_SCALARS)
+            yield "static", holdout.Steps(spec.actions, cost, "hull", budget)
             return
         columns = self._policy.scalars
-        yield from holdout.all_steps(self._network, self._embed, self._spec, columns, budget, losses.numpy())
+        cost = holdout.planning_cost(spec, losses, columns, self._policy.shape)
+        yield from holdout.all_steps(self._network, self._embed, spec, columns, budget, cost)
 
 
 def network_of(policy: TrainedPolicy) -> PolicyNetwork:

@@ -18,10 +18,9 @@ from pathlib import Path
 
 from report import FOLDER, machine, write_page
 from sol_rt import Generation, QualityWarning, SolModel
-from sol_rt.budget.cost.bytes_model import BytesCost
+from sol_rt.budget.cost.model import BytesCost
 from sol_rt.budget.losses import share_of_nats
 from sol_rt.bundle.bundle import Bundle
-from sol_rt.engine.engine import Engine
 from sol_rt.store.home import find_bundle
 
 import onnxruntime as ort
@@ -50,7 +49,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, help="page to write; default: build/results/questions-MODEL.md")
     arguments = parser.parse_args()
     bundle = Bundle.open(find_bundle(arguments.model))
-    model = SolModel(Engine(bundle, provider="cpu"), BytesCost(bundle.config))
+    model = SolModel.from_pretrained(bundle, provider="cpu", cost=BytesCost(bundle.config))
     warnings.simplefilter("ignore", QualityWarning)
     settings = {
         "max_new_tokens": arguments.max_new_tokens,

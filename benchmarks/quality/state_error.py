@@ -1,16 +1,11 @@
-"""Measures what cheap steps do to the states of layers with a short convolution, and to the tokens that follow them.
+"""Measures what cheap steps do to the tokens that follow them, in models with layers that have a short convolution.
 
     python benchmarks quality.state_error BUNDLE [-f TEXT]
     ... --context 256     tokens that run dense first
     ... --steps 1024      tokens after them
 
-Prints two Markdown tables with a row per action:
-
-1. The relative error of the states against a run of dense steps, |s - s_dense| / |s_dense| by layer: the median over
-   steps, of the layer where that is smallest and of the one where it is largest. `always`: every step is of the action.
-   `one in four`: every fourth is, and the error is taken right after it and after the three dense steps after it.
-2. The divergence of the next token from that of a run of dense steps, KL in nats, 1, 16 and 256 dense steps after 16
-   steps of the action.
+Prints a Markdown table with a row per action: the divergence of the next token from that of a run of dense steps, KL
+in nats, 1, 16 and 256 dense steps after 16 steps of the action.
 
 Without a text the tokens are random ids.
 """
@@ -18,7 +13,7 @@ Without a text the tokens are random ids.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,38 +21,10 @@ import numpy as np
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.engine.distribution import Reference
-from sol_rt.engine.engine import Engine
+from sol_rt.generate.native.engine import Engine
 
 _CHEAP = 16
 _LATER = (1, 16, 256)
-
-
-def steps(engine: Engine, context: int, tokens: Sequence[int], choose: Callable[[int], Action]) -> Iterator[int]:
-    """Runs the tokens after the first `context` of them, each under the action that `choose` gives for its index.
-
-    Yields the index after each step.
-    """
-    engine.truncate(context)
-    for index, token in enumerate(tokens[context:]):
-        engine.forward([token], choose(index))
-        yield index
-
-
-def in_turn(actions: Sequence[Action]) -> Callable[[int], Action]:
-    """Chooses the actions in turn, by the index of the step."""
-    return lambda index: actions[index % len(actions)]
-
-
-def states_of(engine: Engine, context: int, tokens: Sequence[int], choose: Callable[[int], Action]) -> np.ndarray:
-    """The states after each step, float32 [steps, layers, hidden, taps - 1]."""
-    return np.stack([engine.states() for _ in steps(engine, context, tokens, choose)])
-
-
-def errors(states: np.ndarray, dense: np.ndarray) -> np.ndarray:
-    """Relative errors by layer, the median over steps, [layers]."""
-    norm = np.linalg.norm(dense, axis=(2, 3))
-    ratios = np.linalg.norm(states - dense, axis=(2, 3)) / np.maximum(norm, np.finfo(np.float32).tiny)
-    return np.asarray(np.median(ratios, axis=0))
 
 
 def divergences(engine: Engine, context: int, tokens: Sequence[int], action: Action) -> list[float]:
@@ -103,16 +70,9 @@ def main() -> None:
             f"both; use other --context and --steps, the latter above {_CHEAP}"
         )
     engine.forward(tokens[: args.context], config.dense)
-    dense = states_of(engine, args.context, tokens, in_turn([config.dense]))
-    print("| action | always | one in four, behind it | three dense steps later |\n|---|--:|--:|--:|")
     others = [entry.action for entry in config.actions if entry.action != config.dense]
-    for action in others:
-        often, seldom = [action], [action, config.dense, config.dense, config.dense]
-        always, mixed = (states_of(engine, args.context, tokens, in_turn(turns)) for turns in (often, seldom))
-        found = [errors(always, dense), errors(mixed[::4], dense[::4]), errors(mixed[3::4], dense[3::4])]
-        print(f"| `{action.tag}` | {' | '.join(f'{each.min():.4f} to {each.max():.4f}' for each in found)} |")
     reached = [later for later in _LATER if _CHEAP + later <= args.steps]
-    print(f"\n| action | {' | '.join(f'KL after {later}' for later in reached)} |\n|---|{'--:|' * len(reached)}")
+    print(f"| action | {' | '.join(f'KL after {later}' for later in reached)} |\n|---|{'--:|' * len(reached)}")
     for action in others:
         cells = [f"{kl:.5f}" for kl in divergences(engine, args.context, tokens, action)]
         print(f"| `{action.tag}` | {' | '.join(cells)} |")

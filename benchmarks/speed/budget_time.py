@@ -47,7 +47,8 @@ def main() -> None:
             if number:
                 times[budget].append(1e3 / run.tokens_per_second)
     print(
-        f"{processor_name()}, {model.engine.threads} threads, onnxruntime {ort.__version__}, costs {model.cost.name}, "
+        f"{processor_name()}, {model.provider.threads} threads, onnxruntime {ort.__version__}, "
+        f"costs {model.cost.name}, "
         f"{args.schedule}, context {args.depth}, {args.rounds} interleaved rounds of {args.count} steps, "
         f"{time.strftime('%Y-%m-%d')}\n"
     )

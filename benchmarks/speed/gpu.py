@@ -22,23 +22,23 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from report import write_page
 from sol_rt import SolModel, __version__
-from sol_rt.budget.cost.bytes_model import BytesCost
 from sol_rt.budget.cost.cost_table import MeasuredCost
+from sol_rt.budget.cost.model import BytesCost
 from sol_rt.budget.cost.profile import measure
 from sol_rt.budget.dominated import describe
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import ModelDims
 from sol_rt.engine import providers
-from sol_rt.engine.engine import Engine
 from sol_rt.errors import ProviderError, SolError, UsageError
 from sol_rt.evaluation.speed.bench import Bench, plan
+from sol_rt.generate.native.engine import Engine
 from sol_rt.store.home import find_bundle
 from speed import gpu_attention, gpu_limits
 
@@ -143,10 +143,10 @@ def report(bundle: Bundle, args: argparse.Namespace, limits: Limits) -> Iterator
     yield from _decode_table(steps, contexts, actions, BytesCost(config), limits.gb_per_second)
     figures += _speeds(bundle, first, steps, limits)
     yield from _attention_table(made, config.model, args, figures)
-    if first.device_weight_bytes:
+    if weights := 0 if first.gpu is None else first.gpu.weight_bytes:
         stored = config.files[config.weights_file].bytes
-        size = f"{first.device_weight_bytes / 1e6:.0f} MB"
-        counts = " and ".join(f"{engine.captured_graphs} ({name})" for name, engine in made.items())
+        size = f"{weights / 1e6:.0f} MB"
+        counts = " and ".join(f"{captured_graphs(engine)} ({name})" for name, engine in made.items())
         captured = f"graphs of steps that run as they were captured: {counts}"
         yield f"Weights of all variants on the device: {size}; the weights file: {stored / 1e6:.0f} MB; {captured}."
         yield ""
@@ -184,14 +184,19 @@ def _engines(bundle: Bundle, args: argparse.Namespace) -> tuple[dict[str, Engine
             sizes.append((gpu_limits.used_bytes(provider) or before) - before)
             engine.reset()
         each = f"{sizes[0] / 1e6:.0f} MB with the dense one, {sizes[1] / 1e6:.0f} MB with all {len(variants)}"
-        ratio = f"{sizes[1] / max(sizes[0], 1):.3f} ×: {each}, after their steps, {engine.captured_graphs} captured"
+        ratio = f"{sizes[1] / max(sizes[0], 1):.3f} ×: {each}, after their steps, {captured_graphs(engine)} captured"
         figures.append(Figure("device memory of all variants over one", "at most 1.05 ×", ratio))
     return made, figures
 
 
+def captured_graphs(engine: Engine) -> int:
+    """Number of sessions whose commands the GPU recorded and repeats; 0 on the CPU."""
+    return 0 if engine.gpu is None else engine.gpu.graphs.captured
+
+
 def _agreement(bundle: Bundle, engine: Engine) -> Figure:
     """Largest difference of a variant's logits on the device from those on the CPU."""
-    on_cpu = Engine(bundle, provider="cpu", native_ops=engine.native_ops)
+    on_cpu = Engine(bundle, provider="cpu", native_ops=engine.native)
     ids = np.arange(_LEVELS, dtype=np.int64) % bundle.config.model.vocab_size
     errors, same = {}, 0
     for key in bundle.config.variants:
@@ -343,7 +348,8 @@ def _dial(
     """Measures the time at budget 0.4 over the time at 1.0, with costs that are measured first."""
     result = measure(engine, bundle, contexts, args.repeats, lambda *_: None, seconds=args.seconds)
     cost = MeasuredCost(bundle.config, result.table)
-    model = SolModel(engine, cost)
+    how: dict[str, Any] = {"provider": engine.provider_name, "device": engine.provider.device}
+    model = SolModel.from_pretrained(bundle, **how, native_ops=engine.native, cost=cost)
     if model.dominated:
         yield describe(model.dominated, engine.provider_name)
         yield ""

@@ -21,8 +21,8 @@ from onnx import NodeProto, TensorProto, helper
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.engine import hardware
-from sol_rt.engine.engine import Engine
 from sol_rt.engine.providers import Provider
+from sol_rt.generate.native.engine import Engine
 from speed.node_costs import node_cost
 
 import onnxruntime as ort
@@ -113,11 +113,10 @@ def launches(bundle: Bundle, provider: Provider, actions: Sequence[Action]) -> d
         for action in actions:
             engine = Engine(bundle, provider=provider.name, device=provider.device, native_ops=provider.native)
             engine.forward([1], action)
-            runners: Any = engine._runners
-            step: Any = engine._prepare(action).step_runner
-            made = runners.graphs._opened
+            gpu: Any = engine.gpu
+            made = gpu.graphs._opened
             paths = {kind: Path(graph.session.end_profiling()) for kind, graph in made.items()}
-            profile = next(path for kind, path in paths.items() if step._kinds[0] == kind)
+            profile = next(path for kind, path in paths.items() if gpu._plan(action).step == kind)
             events = json.loads(profile.read_text(encoding="utf-8"))
             nodes = [event["args"] for event in events if event["cat"] == "Node" and "op_name" in event["args"]]
             widest = bundle.config.variants[action.variant].precision.widest

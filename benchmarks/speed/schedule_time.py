@@ -1,4 +1,4 @@
-"""Time of a token by two schedules at the same budget, in the native core and in the Python engine.
+"""Time of a token by two schedules at the same budget.
 
     python benchmarks speed.schedule_time smollm2-135m -b 0.54 --schedules hull,sol -d 256 -n 128 -r 12
 
@@ -11,15 +11,11 @@ from __future__ import annotations
 
 import argparse
 import time
-from typing import Any
 
 import numpy as np
 
 from report import machine, quartiles, rotated
 from sol_rt.generate.model import SolModel
-from sol_rt.generate.native.model import NativeModel
-
-ENGINES: dict[str, Any] = {"native core": NativeModel, "Python engine": SolModel}
 
 
 def main() -> None:
@@ -35,24 +31,20 @@ def main() -> None:
     names = arguments.schedules.split(",")
     print(f"{machine()}; {arguments.bundle}, budget {arguments.budget:g}, {arguments.count} tokens behind "
           f"{arguments.depth}, {arguments.rounds} rounds\n")  # fmt: skip
-    print("| engine | schedule | achieved | ms a token | over " + names[0] + " |")
-    print("|---|---|--:|--:|--:|")
-    for engine, kind in ENGINES.items():
-        model = kind.from_pretrained(arguments.bundle, threads=arguments.threads)
-        ids = np.random.default_rng(0).integers(0, model.bundle.config.model.vocab_size, arguments.depth).tolist()
-        generations(model, ids, names, arguments)  # a round to warm up
-        rounds = [generations(model, ids, rotated(names, turn), arguments) for turn in range(arguments.rounds)]
-        for name in names:
-            times = [row[name][0] for row in rounds]
-            over = [row[name][0] / row[names[0]][0] for row in rounds]
-            print(
-                f"| {engine} | `{name}` | {rounds[-1][name][1]:.3f} | {quartiles(times, 3)} | {quartiles(over, 3)} |",
-                flush=True,
-            )
+    print("| schedule | achieved | ms a token | over " + names[0] + " |")
+    print("|---|--:|--:|--:|")
+    model = SolModel.from_pretrained(arguments.bundle, threads=arguments.threads)
+    ids = np.random.default_rng(0).integers(0, model.bundle.config.model.vocab_size, arguments.depth).tolist()
+    generations(model, ids, names, arguments)  # a round to warm up
+    rounds = [generations(model, ids, rotated(names, turn), arguments) for turn in range(arguments.rounds)]
+    for name in names:
+        times = [row[name][0] for row in rounds]
+        over = [row[name][0] / row[names[0]][0] for row in rounds]
+        print(f"| `{name}` | {rounds[-1][name][1]:.3f} | {quartiles(times, 3)} | {quartiles(over, 3)} |")
 
 
 def generations(
-    model: Any, ids: list[int], names: list[str], arguments: argparse.Namespace
+    model: SolModel, ids: list[int], names: list[str], arguments: argparse.Namespace
 ) -> dict[str, tuple[float, float]]:
     """A generation by each schedule: milliseconds a token, and the achieved budget."""
     found = {}
@@ -68,7 +60,9 @@ def generations(
         )
         next(stream)
         start, steps = time.perf_counter(), sum(1 for _ in stream)
-        found[name] = (time.perf_counter() - start) / steps * 1e3, stream.result.achieved_budget
+        seconds = time.perf_counter() - start
+        assert stream.result is not None  # the stream has ended
+        found[name] = seconds / steps * 1e3, stream.result.achieved_budget
     return found
 
 

@@ -17,11 +17,11 @@ for abi in "$@"; do
     x86_64) core=android-x64 target=x86_64-linux-android26 ;;
     *) echo "error: unknown ABI $abi: arm64-v8a or x86_64" >&2; exit 2 ;;
   esac
-  ANDROID_NDK=$ndk "$root/bindings/c/cross.sh" $core "$build" -DANDROID_SUPPORT_FLEXIBLE_PAGE_SIZES=ON
+  ANDROID_NDK=$ndk "$root/core/cross.sh" $core "$build" -DANDROID_SUPPORT_FLEXIBLE_PAGE_SIZES=ON
   bin=$(echo "$ndk"/toolchains/llvm/prebuilt/*/bin)
   mkdir -p "$out"
   "$bin/llvm-strip" --strip-unneeded -o "$out/libsol_rt.so" "$build/libsol_rt.so"
   "$bin/clang++" --target=$target -std=c++17 -O2 -fPIC -fvisibility=hidden -fno-exceptions -fno-rtti -nostdlib++ -shared -s \
-    -Wl,-z,defs -Wl,-z,max-page-size=16384 -Wl,-soname,libsol_rt_jni.so -I"$root/bindings/c/include" \
+    -Wl,-z,defs -Wl,-z,max-page-size=16384 -Wl,-soname,libsol_rt_jni.so -I"$root/core/include" \
     -o "$out/libsol_rt_jni.so" "$root/bindings/java/src/main/jni/sol_rt_jni.cc" -L"$out" -lsol_rt
 done

@@ -11,7 +11,7 @@ out=$root/build/apple
 include=$out/include
 rm -rf "$out/SolRt.xcframework" "$include"
 mkdir -p "$include"
-cp "$root/bindings/c/include/sol_rt.h" "$include/"
+cp "$root/core/include/sol_rt.h" "$include/"
 printf 'module CSolRt {\n  header "sol_rt.h"\n  export *\n}\n' >"$include/module.modulemap"
 
 # ONNX Runtime's and Highway's, which Xcode's SDKs lack.
@@ -20,7 +20,7 @@ headers=$root/build/headers
 
 # build NAME SYSTEM SDK OLDEST ARCHITECTURES
 build() {
-  cmake -S "$root/bindings/c" -B "$out/$1" -DCMAKE_BUILD_TYPE=Release -DCMAKE_SYSTEM_NAME="$2" -DCMAKE_OSX_SYSROOT="$3" \
+  cmake -S "$root/core" -B "$out/$1" -DCMAKE_BUILD_TYPE=Release -DCMAKE_SYSTEM_NAME="$2" -DCMAKE_OSX_SYSROOT="$3" \
     -DCMAKE_OSX_DEPLOYMENT_TARGET="$4" -DCMAKE_OSX_ARCHITECTURES="$5" -DSOL_RT_FETCH=ON \
     -DONNXRUNTIME_INCLUDE_DIR="$headers" -DHIGHWAY_INCLUDE_DIR="$headers"
   cmake --build "$out/$1" --parallel "$(getconf _NPROCESSORS_ONLN)" --target sol_rt_static

@@ -31,7 +31,7 @@ test_inputs
 SOL_TEST_LAYOUT=$out/layout.txt
 SOL_TEST_CORPUS=$root/runtime_tests/corpus
 export SOL_TEST_LAYOUT SOL_TEST_CORPUS
-"$out/env/bin/python" "$csharp/test/layout.py" "$bindings/c/include/sol_rt.h" "$SOL_TEST_LAYOUT"
+"$out/env/bin/python" "$csharp/test/layout.py" "$root/core/include/sol_rt.h" "$SOL_TEST_LAYOUT"
 
 # The sources as both targets see them, with warnings as errors. The reference assemblies of netstandard2.1 can't be had: its pass shows that the code
 # for that target compiles and runs, and project files are checked where the SDK is.

@@ -15,7 +15,7 @@ home=${JAVA_HOME:-$(dirname "$(dirname "$(readlink -f "$(command -v javac)")")")
 mkdir -p "$2"
 cp "$1" "$2/"
 ${CXX:-c++} -std=c++17 -O2 -Wall -Wextra -fPIC -fvisibility=hidden -fno-exceptions -fno-rtti -I"$home/include" -I"$home/include/linux" \
-  -I"$here/../c/include" -c "$here/src/main/jni/sol_rt_jni.cc" -o "$2/sol_rt_jni.o"
+  -I"$here/../../core/include" -c "$here/src/main/jni/sol_rt_jni.cc" -o "$2/sol_rt_jni.o"
 # Linked by the C driver: no C++ runtime library is needed. libsol_rt is looked for beside this library.
 # shellcheck disable=SC2016
 ${CC:-cc} -shared -o "$2/libsol_rt_jni.so" "$2/sol_rt_jni.o" -L"$2" -lsol_rt -Wl,-z,defs -Wl,-z,max-page-size=16384 '-Wl,-rpath,$ORIGIN'

@@ -26,8 +26,9 @@ from sol_rt.bundle.config import SolConfig
 from sol_rt.errors import UsageError
 from sol_rt.export.actions.losses import Candidate, token_divergences
 from sol_rt.export.graphs.graph import mlp_counts, weight_bytes
-from sol_rt.export.runs import Runs, open_runs
+from sol_rt.export.runs import open_runs
 from sol_rt.export.sources.decoder import Decoder
+from sol_rt.generate.native.session import Session
 from sol_rt.progress import Progress, silent
 
 _LEAST_SHARE = 1 / 32  # of a matrix's channels
@@ -109,7 +110,7 @@ def _shape(config: SolConfig, matrix: str) -> tuple[int, int]:
 
 
 def find_levels(
-    engine: Runs,
+    engine: Session,
     windows: Sequence[Sequence[int]],
     targets: Sequence[float],
     bits: int,
@@ -215,7 +216,7 @@ def whole_counts(kept: _Array, sizes: MlpSizes, share: float, most: npt.NDArray[
 
 class _Search:
     def __init__(
-        self, engine: Runs, windows: Sequence[Sequence[int]], bits: int, sizes: MlpSizes, progress: Progress
+        self, engine: Session, windows: Sequence[Sequence[int]], bits: int, sizes: MlpSizes, progress: Progress
     ) -> None:
         self.engine, self.windows, self.sizes, self.progress = engine, windows, sizes, progress
         self.action = Action(1.0, 1.0, bits)

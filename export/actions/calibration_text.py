@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -22,9 +22,8 @@ from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import PAGE_SIZE
 from sol_rt.errors import SolError, UsageError
-from sol_rt.export.runs import Runs, open_runs
-from sol_rt.generate.generation_config import GenerationConfig
-from sol_rt.generate.sampling import Sampler
+from sol_rt.export.runs import open_model
+from sol_rt.generate.model import SolModel
 from sol_rt.progress import Progress, silent
 from sol_rt.read_file import require_regular
 from sol_rt.text.tokenizer import Tokenizer
@@ -45,6 +44,11 @@ _SAMPLES = Path(__file__).with_name("sample_text")
 _FITTED = _SAMPLES / "fitted"
 
 _FREE = 8  # tokens after an opener are drawn from the whole distribution: they set the window's topic
+_FREELY: dict[str, Any] = {
+    "do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0,
+    "presence_penalty": 0.0, "frequency_penalty": 0.0, "logit_bias": {}, "eos_token_id": [], "stop_strings": [],
+}  # fmt: skip
+"""Settings of a draw from the whole distribution, whatever the model's own are."""
 _TOP_P = 0.9  # for all other tokens: without it, a small model's text falls apart after a page
 _RUN = 4  # tokens of the runs by which repetition is found
 _LEAST_DISTINCT = 0.5  # share of a window's runs that differ; texts have over 0.9
@@ -175,7 +179,7 @@ def generate_text(
     Raises SolError if the bundle cannot run.
     """
     bundle = Bundle.open(folder)
-    draw = _Writer(open_runs(folder), writer, seed)
+    draw = _Writer(open_model(folder, writer.variant), writer, seed)
     tokenizer = bundle.tokenizer()
     size = min(WINDOW, draw.engine.max_context)
     opener = _opener(bundle, tokenizer)
@@ -226,9 +230,8 @@ def _encoded(tokenizer: Tokenizer, folder: Path) -> list[list[int]]:
 class _Writer:
     """Draws text with the engine, and draws again if it repeats itself."""
 
-    def __init__(self, engine: Runs, action: Action, seed: int) -> None:
-        self.engine, self._action, self._seed = engine, action, seed
-        self._vocabulary = engine.bundle.config.model.vocab_size
+    def __init__(self, model: SolModel, action: Action, seed: int) -> None:
+        self._model, self.engine, self._action, self._seed = model, model.engine, action, seed
 
     def window(self, opener: Sequence[int], size: int, index: int) -> tuple[int, ...]:
         """`size` tokens that begin with the opener."""
@@ -246,17 +249,24 @@ class _Writer:
             if attempt or not start:
                 text += opener[: size - 1]
             draw_seed = (self._seed * 4096 + index) * _TRIES + attempt
-            freely = GenerationConfig(do_sample=True, top_k=0, seed=draw_seed)
-            self._draw(text, len(text) + _FREE if attempt or not start else start, start + size, freely)
-            self._draw(text, start + size, start + size, freely.updated(top_p=_TOP_P))
+            free = len(text) + _FREE if attempt or not start else start
+            self._draw(text, min(free, start + size), draw_seed)
+            self._draw(text, start + size, draw_seed, top_p=_TOP_P)
             if distinct_runs(text[start:]) >= _LEAST_DISTINCT:
                 return
 
-    def _draw(self, text: list[int], length: int, limit: int, how: GenerationConfig) -> None:
-        sampler = Sampler(how, self._vocabulary)
-        while len(text) < min(length, limit):
-            step = self.engine.forward(text[self.engine.length :], self._action)
-            text.append(sampler.sample(step.distribution, text)[0])
+    def _draw(self, text: list[int], length: int, seed: int, **how: float) -> None:
+        """Appends tokens until there are `length`."""
+        if len(text) >= length:
+            return
+        text += self._model.generate(
+            text,
+            schedule=f"fixed:{self._action.tag}",
+            max_new_tokens=length - len(text),
+            reuse_cache=True,
+            seed=seed,
+            **{**_FREELY, **how},
+        ).tokens
 
 
 def distinct_runs(tokens: Sequence[int]) -> float:

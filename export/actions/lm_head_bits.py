@@ -22,13 +22,12 @@ from typing import NamedTuple, TypeVar
 
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bits import MIXED, THREE, Precision, Screen
-from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import BLOCK, MATRIX_BITS, SolConfig, Variant
-from sol_rt.engine.engine import Engine
 from sol_rt.export.actions.losses import Candidate, token_divergences
 from sol_rt.export.actions.tail_offset import Tails, last_logits
 from sol_rt.export.graphs.graph import weight_bytes, widest_bits, write_graphs
 from sol_rt.export.graphs.screen_graph import first_passes, screen_scores
+from sol_rt.export.runs import open_under
 from sol_rt.export.sources.decoder import Decoder
 from sol_rt.progress import Progress
 
@@ -108,8 +107,8 @@ def choose_lm_head_bits(
         progress: reports how far the work is.
 
     Returns:
-        The config with new `lm_head_bits`, `lm_head_screen` and `weight_bytes` of all variants. It is not written to
-        sol_config.json, and the hashes of the graphs are not in it.
+        The config with new `lm_head_bits`, `lm_head_screen` and `weight_bytes` of all variants. The hashes of the
+        graphs are not in it, and sol_config.json holds one that was tried: the caller writes it anew.
     """
     graph_bits = sorted({variant.bits for variant in config.variants.values()})
     widest = widest_bits(config.tensors)
@@ -163,7 +162,7 @@ def _add_screened(
     unpruned = {variant.bits: variant for variant in config.variants.values() if variant.channel_density == 1.0}
 
     for graph in graphs:  # one after another: the logits of one graph may take hundreds of megabytes
-        engine = _engine(folder, with_heads(folder, config, decoder, {**whole, graph: Head(widest)}))
+        engine = open_under(folder, with_heads(folder, config, decoder, {**whole, graph: Head(widest)}))
         exact, hidden = last_logits(engine, windows, Action(1.0, 1.0, graph))
         for bits, scores in screen_scores(engine, decoder, hidden).items():
             for size, tails in Tails.of(scores, exact, sizes[bits]).items():
@@ -175,16 +174,12 @@ def _add_screened(
                 )
 
 
-def _engine(folder: Path, config: SolConfig) -> Engine:
-    return Engine(Bundle(folder, config, identity="", verify=False), provider="cpu")
-
-
 def _measure(
     folder: Path, config: SolConfig, graphs: Collection[int], windows: Sequence[Sequence[int]]
 ) -> dict[int, HeadPoint]:
     """The graphs of some bits at channel density 1, by their bits."""
     unpruned = [each for each in config.variants.values() if each.channel_density == 1.0 and each.bits in graphs]
-    engine = _engine(folder, config)
+    engine = open_under(folder, config)
     candidates = [Candidate(Action(1.0, 1.0, variant.bits)) for variant in unpruned]
     losses = token_divergences(engine, windows, config.dense, candidates).mean(axis=1)
     return {

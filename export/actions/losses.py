@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from sol_rt.bundle.actions import Action
 from sol_rt.engine.distribution import Distribution, SoftmaxSums, native_sums, numpy_sums
-from sol_rt.export.runs import Runs
+from sol_rt.generate.native.session import Session
 from sol_rt.progress import Progress, silent
 
 Losses = npt.NDArray[np.float64]
@@ -44,7 +44,7 @@ class Candidate:
 
 
 def token_losses(
-    engine: Runs,
+    engine: Session,
     windows: Sequence[Sequence[int]],
     candidates: Sequence[Candidate],
     progress: Progress = silent,
@@ -84,7 +84,7 @@ def token_losses(
 
 
 def token_divergences(
-    engine: Runs,
+    engine: Session,
     windows: Sequence[Sequence[int]],
     reference: Action,
     candidates: Sequence[Candidate],
@@ -107,7 +107,7 @@ def token_divergences(
 
 
 def losses_and_divergences(
-    engine: Runs,
+    engine: Session,
     windows: Sequence[Sequence[int]],
     reference: Action,
     candidates: Sequence[Candidate],
@@ -149,7 +149,7 @@ def _rest(logprobs: Losses) -> Losses:
 
 
 def _measure(
-    engine: Runs,
+    engine: Session,
     windows: Sequence[Sequence[int]],
     candidates: Sequence[Candidate],
     score: Callable[[Sequence[int]], Callable[[Action], Losses]],
@@ -182,7 +182,7 @@ def _measure(
     return np.array([np.concatenate(rows) for rows in losses])
 
 
-def _set_counts(engine: Runs, candidate: Candidate) -> None:
+def _set_counts(engine: Session, candidate: Candidate) -> None:
     variant = engine.bundle.config.variants.get(candidate.action.variant)
     if variant is not None:  # an unknown variant is the engine's to report
         engine.set_active_channels(variant.key, candidate.counts)
@@ -199,7 +199,7 @@ def _prefilled(window: Sequence[int], context: int | None = None) -> int:
     return len(window) // 2 if context is None else context
 
 
-def _rows(engine: Runs, scored: Sequence[int], action: Action) -> Iterator[npt.NDArray[np.float32]]:
+def _rows(engine: Session, scored: Sequence[int], action: Action) -> Iterator[npt.NDArray[np.float32]]:
     """Yields the logits, float32 [vocab], after each token except the last."""
     tokens = scored[:-1]
     rows = _ROWS if action.kv_density == 1.0 else 1
@@ -208,7 +208,7 @@ def _rows(engine: Runs, scored: Sequence[int], action: Action) -> Iterator[npt.N
         yield from engine.forward(part, action, num_logits=len(part)).logits
 
 
-def _sums(engine: Runs) -> Callable[[np.ndarray], SoftmaxSums]:
+def _sums(engine: Session) -> Callable[[np.ndarray], SoftmaxSums]:
     return native_sums() if engine.native else numpy_sums
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sol_rt.bundle.actions import Action
-from sol_rt.engine.engine import Engine
+from sol_rt.generate.native.session import Session
 
 FloatArray = npt.NDArray[np.floating]
 
@@ -24,7 +24,7 @@ _MOST = 8.0  # an offset in nats that no screen of use comes near
 _DIGITS = 5
 
 
-def last_logits(engine: Engine, windows: Sequence[Sequence[int]], action: Action) -> tuple[FloatArray, FloatArray]:
+def last_logits(engine: Session, windows: Sequence[Sequence[int]], action: Action) -> tuple[FloatArray, FloatArray]:
     """Logits of some positions of every window, after a dense start, and the hidden states that they are made of:
     float32 [positions, vocab] and [positions, hidden].
     """
@@ -35,8 +35,8 @@ def last_logits(engine: Engine, windows: Sequence[Sequence[int]], action: Action
         engine.truncate(0)
         engine.forward(window[:start], engine.bundle.config.dense)
         out = engine.forward(window[start:], action, num_logits=len(window) - start)
-        rows.append(out.logits.copy())
-        states.append(out.hidden.copy())
+        rows.append(out.logits)
+        states.append(out.hidden)
     engine.truncate(0)
     return np.concatenate(rows), np.concatenate(states)
 

@@ -15,13 +15,14 @@ from onnx import TensorProto, helper
 
 from sol_rt.bundle.bits import THREE, screen_columns, screen_matrix
 from sol_rt.bundle.config import CODEBOOK, TensorEntry
-from sol_rt.engine.engine import Engine
+from sol_rt.bundle.weights import SharedWeights
 from sol_rt.export.graphs.functions import operators as bodies
 from sol_rt.export.graphs.graph import reference
 from sol_rt.export.graphs.layer import weight_names
 from sol_rt.export.graphs.nodes import NodeWriter
 from sol_rt.export.quantize.nested import FloatArray
 from sol_rt.export.sources.decoder import Decoder
+from sol_rt.generate.native.engine import Engine
 
 _FILE = "scores.onnx"
 
@@ -53,9 +54,9 @@ def screen_scores(engine: Engine, decoder: Decoder, hidden: FloatArray) -> dict[
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, None, k])
     results = [helper.make_tensor_value_info(f"scores_{bits}", TensorProto.FLOAT, None) for bits in passes]
     weights = [reference(name, config.tensors[name], config.weights_file) for name in used]
-    options = engine.provider.options()
+    options, stored = engine.provider.options(), SharedWeights(engine.bundle)
     for name in used:
-        options.add_initializer(name, engine.weights.value(name))
+        options.add_initializer(name, stored.value(name))
     model = writer.model("scores", [x], results, weights, functions)
     path = Path(engine.bundle.path) / _FILE
     path.write_bytes(model.SerializeToString())

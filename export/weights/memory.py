@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
+from sol_rt.bundle.cache_layout import CacheLayout
 from sol_rt.bundle.config import SolConfig
 from sol_rt.engine.hardware import available_memory
-from sol_rt.engine.kv_cache import KvCache
 from sol_rt.errors import CheckpointError
 from sol_rt.evaluation.footprint import fitting_context, footprint
 from sol_rt.export.sources.decoder import Decoder, from_hf_config, short_context
@@ -88,8 +88,8 @@ def short_limit(config: Mapping[str, Any], kv: str, available: int | None) -> in
     if decoder.max_context <= short:
         return None
     unnamed = dict.fromkeys(("name", "architecture", "source", "license"), "")
-    cache = KvCache(decoder.dims(**unnamed, bos_token_id=None, eos_token_ids=()), decoder.kv(kv))
-    return short if decoder.weights + cache.bytes_at(cache.capacity_for(short + 1)) > available else None
+    cache = CacheLayout(decoder.dims(**unnamed, bos_token_id=None, eos_token_ids=()), decoder.kv(kv))
+    return short if decoder.weights + cache.most_held(cache.capacity_for(short + 1)) > available else None
 
 
 def running_advice(config: SolConfig, available: int | None) -> str:

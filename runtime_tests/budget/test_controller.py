@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,52 +10,21 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from helpers.made_configs import made_config
-from sol_rt.budget.controller.base import AxisTargets, BaseController
-from sol_rt.budget.controller.budget import Controller
-from sol_rt.budget.cost.bytes_model import BytesCost, CostModel, Line
+from helpers.plans import PICKS, Pick, Picked, anything, dearest
 from sol_rt.budget.cost.cost_table import CostTable, MeasuredCost
-from sol_rt.budget.dial import make_controller
+from sol_rt.budget.cost.model import BytesCost, Line
+from sol_rt.budget.dial import Dial
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.config import SolConfig
 from sol_rt.errors import UsageError
+from sol_rt.generate.native.plan import Plan
 
 TOLERANCE = 0.02
-Pick = Callable[[np.ndarray, np.ndarray, np.random.Generator, int], int]
-"""(allowed, relative costs, random, step) -> index of an allowed action."""
-
-
-def cheapest(allowed: np.ndarray, costs: np.ndarray, random: np.random.Generator, step: int) -> int:
-    return int(np.argmin(np.where(allowed, costs, np.inf)))
-
-
-def dearest(allowed: np.ndarray, costs: np.ndarray, random: np.random.Generator, step: int) -> int:
-    return int(np.argmax(np.where(allowed, costs, -np.inf)))
-
-
-def anything(allowed: np.ndarray, costs: np.ndarray, random: np.random.Generator, step: int) -> int:
-    return int(random.choice(np.flatnonzero(allowed)))
-
-
-def swinging(allowed: np.ndarray, costs: np.ndarray, random: np.random.Generator, step: int) -> int:
-    """Long stretches of one extreme, then of the other: the worst to be in front of an end."""
-    return (cheapest if step // 37 % 2 else dearest)(allowed, costs, random, step)
-
-
-def waves(allowed: np.ndarray, costs: np.ndarray, random: np.random.Generator, step: int) -> int:
-    """Eight steps of one extreme, then eight of the other."""
-    return (dearest if step % 16 > 7 else cheapest)(allowed, costs, random, step)
-
-
-def one_action(allowed: np.ndarray, costs: np.ndarray, random: np.random.Generator, step: int) -> int:
-    return int(np.flatnonzero(allowed)[0])
-
-
-PICKS = (cheapest, dearest, anything, swinging, waves, one_action)
 
 
 def measured(config: SolConfig, random: np.random.Generator) -> MeasuredCost:
     """A device where savings are ragged: some actions cost more than dense, none is free."""
-    lines: dict[str, dict[int, Line]] = {}
+    lines: dict[str, dict[float, Line]] = {}
     for key, variant in config.variants.items():
         fixed = variant.weight_bytes / 1e7 * float(random.uniform(0.7, 1.3))
         lines[key] = {
@@ -64,33 +33,16 @@ def measured(config: SolConfig, random: np.random.Generator) -> MeasuredCost:
             0.1: Line(fixed + float(random.uniform(0, 2)), 1e-3, 4e-3),
         }
     dense = lines[config.dense.variant][1.0].fixed
-    table = CostTable("b" * 64, "device", "now", 0.02 * dense, lines)
-    return MeasuredCost(config, table)
+    return MeasuredCost(config, CostTable("b" * 64, "device", "now", 0.02 * dense, lines))
 
 
-def run(controller: BaseController, pick: Pick, context: int, steps: int, seed: int) -> float:
+def run(picked: Picked, context: int, steps: int) -> float:
     """Largest |achieved - requested| wherever the text may end from 64 steps on."""
-    random = np.random.default_rng(seed)
     worst = 0.0
     for step in range(steps):
-        allowed = controller.allowed(context)
-        assert allowed.any()
-        assert [controller.allows(index, context) for index in range(len(allowed))] == allowed.tolist()
-        index = pick(allowed, controller.relative_costs(context), random, step)
-        assert allowed[index]
-        controller.record(controller.actions[index], context)
-        context += 1
-        worst = max(worst, error(controller))
+        picked.plan.step(context + step)
+        worst = max(worst, picked.error())
     return worst
-
-
-def error(controller: BaseController) -> float:
-    assert controller.requested is not None
-    return abs(controller.achieved - controller.requested) if controller.steps >= 64 else 0.0
-
-
-def actions_of(config: SolConfig) -> list[Action]:
-    return [entry.action for entry in config.actions]
 
 
 budgets = st.floats(0.05, 1.0)
@@ -103,19 +55,16 @@ contexts = st.one_of(st.integers(0, 200), st.integers(0, 8000))
     context=contexts,
     steps=st.integers(64, 260),
     pick=st.sampled_from(PICKS),
-    policy=st.booleans(),
     weights=st.sampled_from([2e6, 147e6, 4e9]),
     seed=st.integers(0, 1000),
 )
 def test_budget_holds_with_costs_in_bytes(
-    budget: float, context: int, steps: int, pick: Pick, policy: bool, weights: float, seed: int
+    budget: float, context: int, steps: int, pick: Pick, weights: float, seed: int
 ) -> None:
-    config = made_config(weight_bytes=weights, policy_bytes=int(0.02 * weights))
-    cost = BytesCost(config)
-    controller = Controller(actions_of(config), cost, budget, policy_cost=policy)
-    worst = run(controller, pick, context, steps, seed)
-    if controller.floored:
-        assert budget < max(controller.floor(at) for at in range(context, context + steps))
+    picked = Picked(BytesCost(made_config(weight_bytes=weights)), {"budget": budget}, pick, seed)
+    worst = run(picked, context, steps)
+    if picked.plan.floored:
+        assert budget < max(seen.floor for seen in picked.seen)
         return
     assert worst <= TOLERANCE
 
@@ -130,105 +79,86 @@ def test_budget_holds_with_costs_in_bytes(
     seed=st.integers(0, 1000),
 )
 def test_budget_holds_with_measured_costs(budget: float, context: int, steps: int, pick: Pick, seed: int) -> None:
-    config = made_config()
-    cost = measured(config, np.random.default_rng(seed))
-    controller = Controller(actions_of(config), cost, budget, policy_cost=True)
-    worst = run(controller, pick, context, steps, seed)
-    if not controller.floored:
+    picked = Picked(measured(made_config(), np.random.default_rng(seed)), {"budget": budget}, pick, seed)
+    worst = run(picked, context, steps)
+    if not picked.plan.floored:
         assert worst <= TOLERANCE
 
 
 def test_budget_of_one_is_dense_only() -> None:
     config = made_config(policy_bytes=10**7)
-    controller = Controller(actions_of(config), BytesCost(config), 1.0, policy_cost=True)
-    assert controller.dense_only
+    picked = Picked(BytesCost(config), {"budget": 1.0})
     for step in range(70):
-        allowed = controller.allowed(100 + step)
-        assert [action for action, good in zip(controller.actions, allowed, strict=True) if good] == [config.dense]
-        assert controller.record(config.dense, 100 + step).relative == 1.0
-    assert (controller.achieved, controller.requested, controller.floored) == (1.0, 1.0, False)
+        assert picked.plan.step(100 + step) == (config.dense, BytesCost(config).dense(100 + step), 1.0)
+        allowed = picked.seen[-1].allowed
+        assert [action for action, good in zip(picked.actions, allowed, strict=True) if good] == [config.dense]
+    assert (picked.plan.achieved, picked.plan.requested, picked.plan.floored) == (1.0, 1.0, False)
 
 
 def test_budget_below_the_floor_is_served_by_the_cheapest_and_said() -> None:
-    config = made_config()
-    controller = Controller(actions_of(config), BytesCost(config), 0.1)
+    picked = Picked(BytesCost(made_config()), {"budget": 0.1}, dearest)
     for context in range(500, 600):
-        allowed = controller.allowed(context)
-        costs = controller.relative_costs(context)
-        assert (costs[allowed] == costs.min()).all()
-        controller.record(controller.actions[dearest(allowed, costs, np.random.default_rng(0), 0)], context)
-    assert controller.floored
-    assert controller.requested == 0.1
-    assert controller.achieved == pytest.approx(controller.floor(550), abs=0.01)
+        picked.plan.step(context)
+        seen = picked.seen[-1]
+        assert (seen.costs[seen.allowed] == seen.costs.min()).all()
+    assert picked.plan.floored
+    assert picked.plan.requested == 0.1
+    assert picked.plan.achieved == pytest.approx(picked.seen[50].floor, abs=0.01)
 
 
 def test_a_budget_in_reach_is_not_floored() -> None:
-    config = made_config()
-    controller = Controller(actions_of(config), BytesCost(config), 0.6)
-    run(controller, anything, 500, 100, 1)
-    assert not controller.floored
+    picked = Picked(BytesCost(made_config()), {"budget": 0.6}, anything, 1)
+    run(picked, 500, 100)
+    assert not picked.plan.floored
 
 
 def test_actions_that_save_nothing_are_not_offered() -> None:
     config = made_config()
-    controller = Controller(actions_of(config), BytesCost(config), 0.9)
-    allowed = dict(zip(controller.actions, controller.allowed(10), strict=True))
+    picked = Picked(BytesCost(config), {"budget": 0.9})
+    picked.plan.step(10)
+    allowed = dict(zip(picked.actions, picked.seen[0].allowed, strict=True))
     # at ten tokens every KV density reads everything
     assert not allowed[Action(0.1, 1.0, 8)]
     assert allowed[config.dense]
 
 
 def test_target_makes_up_for_what_was_spent() -> None:
-    config = made_config()
-    controller = Controller(actions_of(config), BytesCost(config), 0.6)
-    assert controller.target(300) == pytest.approx(0.6)
-    controller.record(config.dense, 300)
-    assert controller.target(301) == pytest.approx(0.6 - 0.4 / 8, abs=1e-3)
+    picked = Picked(BytesCost(made_config()), {"budget": 0.6}, dearest)
+    for context in (300, 301):
+        picked.plan.step(context)
+    first, second = picked.seen
+    assert first.target == pytest.approx(0.6)
+    assert first.costs[first.index] == 1.0
+    assert second.target == pytest.approx(0.6 - 0.4 / 8, abs=1e-3)
 
 
 @settings(max_examples=40, deadline=None)
 @given(rate=st.floats(60, 150), pick=st.sampled_from(PICKS), seed=st.integers(0, 1000), context=contexts)
 def test_rate_is_held_where_it_can_be(rate: float, pick: Pick, seed: int, context: int) -> None:
-    config = made_config()
-    cost = measured(config, np.random.default_rng(seed))
-    controller = Controller(actions_of(config), cost, tokens_per_second=rate)
-    random = np.random.default_rng(seed)
+    cost = measured(made_config(), np.random.default_rng(seed))
+    picked = Picked(cost, {"tokens_per_second": rate}, pick, seed)
     spent = floor = 0.0
     for step in range(100):
-        floor = max(floor, min(cost.step(action, context) for action in controller.actions))
-        allowed = controller.allowed(context)
-        index = pick(allowed, controller.relative_costs(context), random, step)
-        spent += controller.record(controller.actions[index], context).cost
-        context += 1
-    assert controller.floored == (1000 / rate < floor)
-    if not controller.floored:
-        assert spent / 100 <= 1000 / rate + TOLERANCE * cost.dense(context)
-        assert controller.requested is not None
-        assert abs(controller.achieved - controller.requested) <= TOLERANCE
+        floor = max(floor, min(cost.step(action, context + step) for action in picked.actions))
+        spent += picked.plan.step(context + step).cost
+    assert picked.plan.floored == (1000 / rate < floor)
+    if not picked.plan.floored:
+        assert spent / 100 <= 1000 / rate + TOLERANCE * cost.dense(context + 100)
+        assert picked.error() <= TOLERANCE
 
 
 def test_a_slow_rate_stays_dense() -> None:
-    config = made_config()
-    cost = measured(config, np.random.default_rng(0))
-    controller = Controller(actions_of(config), cost, tokens_per_second=0.1)
-    run(controller, dearest, 100, 80, 0)
-    assert controller.achieved == pytest.approx(1.0)
-    assert not controller.floored
+    picked = Picked(measured(made_config(), np.random.default_rng(0)), {"tokens_per_second": 0.1}, dearest)
+    run(picked, 100, 80)
+    assert picked.plan.achieved == pytest.approx(1.0)
+    assert not picked.plan.floored
 
 
 def test_a_rate_out_of_reach_is_served_by_the_cheapest_and_said() -> None:
-    config = made_config()
-    cost = measured(config, np.random.default_rng(0))
-    controller = Controller(actions_of(config), cost, tokens_per_second=1e4)
-    run(controller, dearest, 100, 80, 0)
-    assert controller.achieved == pytest.approx(controller.floor(140), abs=0.01)
-    assert controller.floored
-
-
-def test_rate_needs_measured_costs() -> None:
-    config = made_config()
-    with pytest.raises(UsageError, match="sol-rt profile"):
-        Controller(actions_of(config), BytesCost(config), tokens_per_second=10)
+    picked = Picked(measured(made_config(), np.random.default_rng(0)), {"tokens_per_second": 1e4}, dearest)
+    run(picked, 100, 80)
+    assert picked.plan.achieved == pytest.approx(picked.seen[40].floor, abs=0.01)
+    assert picked.plan.floored
 
 
 @pytest.mark.slow
@@ -244,77 +174,96 @@ def test_rate_needs_measured_costs() -> None:
 def test_axis_targets_hold(
     kv_density: float | None, channel_density: float | None, bits: float | None, pick: Pick, seed: int, steps: int
 ) -> None:
-    targets = AxisTargets(kv_density, channel_density, bits)
-    assume(targets.any())
+    dial = {"kv_density": kv_density, "channel_density": channel_density, "bits": bits}
+    assume(any(value is not None for value in dial.values()))
     config = made_config(bits=(8, 6, 4), channel_densities=(1.0, 0.75, 0.5))
-    controller = make_controller(actions_of(config), BytesCost(config), axis_targets=targets)
-    random = np.random.default_rng(seed)
+    picked = Picked(BytesCost(config), dial, pick, seed)
     seen = []
     for step in range(steps):
-        allowed = controller.allowed(300 + step)
-        assert [controller.allows(index, 300 + step) for index in range(len(allowed))] == allowed.tolist()
-        action = controller.actions[pick(allowed, controller.relative_costs(300 + step), random, step)]
-        controller.record(action, 300 + step)
+        action = picked.plan.step(300 + step).action
         seen.append((action.kv_density, action.channel_density, action.bits))
         if len(seen) >= 64:
             means = np.mean(seen, axis=0)
-            for mean, target, full in zip(means, (kv_density, channel_density, bits), (1.0, 1.0, 8.0), strict=True):
+            for mean, target, full in zip(means, dial.values(), (1.0, 1.0, 8.0), strict=True):
                 wanted = full if target is None else target
                 assert abs(mean - wanted) <= TOLERANCE * full
-    assert controller.requested is None
 
 
-@pytest.mark.parametrize("budget", [-0.1, 1.01, float("nan"), float("inf"), None, "0.5"])
-def test_budget_out_of_range(budget: object) -> None:
-    config = made_config()
-    with pytest.raises(UsageError, match="--budget"):
-        Controller(actions_of(config), BytesCost(config), budget)  # type: ignore[arg-type]
+LOSSES = {"k010-s050-q4": {64: 0.5}, "k100-s100-q4": {64: 0.01}}
+BAD_DIALS: list[tuple[dict[str, Any], str]] = [
+    ({"budget": -0.1}, "^--budget: got -0.1"),
+    ({"budget": 1.0000001}, "^--budget: got"),
+    ({"budget": float("nan")}, "^--budget: got nan"),
+    ({"budget": float("inf")}, "^--budget: got inf"),
+    ({"max_loss": -1e-7}, "^--max-loss: got"),
+    ({"max_loss": 10.5}, "^--max-loss: got 10.5"),
+    ({"max_loss": float("inf")}, "^--max-loss: got inf"),
+    ({"max_loss": 0.01, "budget": 0.5}, "^--budget and --max-loss contradict each other"),
+    ({"max_loss": 0.01, "bits": 6.0}, "^--bits and --max-loss contradict each other"),
+    ({"budget": 0.5, "kv_density": 0.5}, "^--budget and --kv-density contradict each other"),
+    ({"tokens_per_second": 5.0, "budget": 0.5, "kv_density": 0.5}, "contradict each other: give one of them"),
+    ({"tokens_per_second": 5.0}, "^--tokens-per-second: no times measured on this device; run `sol-rt profile` first"),
+    ({"tokens_per_second": 0.0}, "^--tokens-per-second: got 0"),
+    ({"tokens_per_second": float("inf")}, "^--tokens-per-second: got inf"),
+    ({"schedule": "dense", "budget": 0.5}, "^schedule dense: fixes the action"),
+    ({"schedule": "fixed:k100-s100-q4", "max_loss": 0.5}, "^schedule fixed:k100-s100-q4: fixes the action"),
+    ({"schedule": "fixed:k100-s100-q3"}, "no variant s100-q3 in this bundle; it has s100-q8, s100-q4"),
+    ({"schedule": "fixed:k100-s100"}, "k100-s100"),
+    ({"schedule": "fixed:k000-s100-q4"}, "k000-s100-q4"),
+    ({"schedule": "uniform", "max_loss": 0.1}, "^--max-loss: the schedule uniform keeps no loss"),
+    ({"schedule": "hull", "kv_density": 0.5}, "^--schedule hull: .*use uniform for targets on the axes"),
+    ({"schedule": "sol", "budget": 0.5}, "^--schedule sol: this bundle has no policy"),
+    ({"schedule": "greedy"}, "^--schedule: got 'greedy', expected one of sol, hull, uniform, entropy, random"),
+    ({"kv_density": 1.2}, "^--kv-density: got 1.2, expected 0.1 to 1"),
+    ({"kv_density": 0.0}, "^--kv-density: got 0"),
+    ({"channel_density": 1 / 3}, "^--channel-density: got 0.33"),
+    ({"bits": 9}, "^--bits: got 9"),
+    ({"bits": float("nan")}, "^--bits: got nan"),
+]
 
 
-@pytest.mark.parametrize(
-    ("targets", "name"),
-    [
-        (AxisTargets(kv_density=1.2), "--kv-density"),
-        (AxisTargets(kv_density=0.0), "--kv-density"),
-        (AxisTargets(channel_density=0.3), "--channel-density"),
-        (AxisTargets(bits=9), "--bits"),
-        (AxisTargets(bits=float("nan")), "--bits"),
-    ],
-)
-def test_axis_target_out_of_range(targets: AxisTargets, name: str) -> None:
-    config = made_config()
-    with pytest.raises(UsageError, match=name):
-        make_controller(actions_of(config), BytesCost(config), axis_targets=targets)
+@pytest.mark.parametrize(("dial", "words"), BAD_DIALS, ids=str)
+def test_dials_that_cannot_be_held_are_refused(dial: dict[str, Any], words: str) -> None:
+    cost = BytesCost(made_config(losses=LOSSES))
+    with pytest.raises(UsageError, match=words):
+        Plan(cost, Dial(**dial))
+
+
+@pytest.mark.parametrize("dial", [{"max_loss": 0.1}, {"schedule": "hull", "budget": 0.5}])
+def test_a_loss_needs_measured_losses(dial: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="no losses of this bundle's actions were measured"):
+        Plan(BytesCost(made_config()), Dial(**dial))
 
 
 def test_axis_targets_that_no_mix_has() -> None:
     # the only action with fewer bits also prunes
-    config = made_config(actions=("k100-s100-q8", "k100-s050-q4"))
-    with pytest.raises(UsageError, match=r"^--bits: no mix"):
-        make_controller(actions_of(config), BytesCost(config), axis_targets=AxisTargets(bits=6))
-    with pytest.raises(UsageError, match=r"^--kv-density/--bits: no mix"):
-        make_controller(actions_of(config), BytesCost(config), axis_targets=AxisTargets(kv_density=1, bits=6))
-    make_controller(actions_of(config), BytesCost(config), axis_targets=AxisTargets(bits=6, channel_density=0.75))
-
-
-def test_contradictory_requests() -> None:
-    config = made_config()
-    cost: CostModel = measured(config, np.random.default_rng(0))
-    with pytest.raises(UsageError, match=r"^--budget and --kv-density contradict"):
-        make_controller(actions_of(config), cost, 0.5, axis_targets=AxisTargets(kv_density=0.5))
-    with pytest.raises(UsageError, match="contradict"):
-        Controller(actions_of(config), cost, 0.5, tokens_per_second=10)
-    with pytest.raises(UsageError, match="contradict"):
-        make_controller(actions_of(config), cost, axis_targets=AxisTargets(kv_density=0.5), tokens_per_second=10)
-    with pytest.raises(UsageError, match="tokens-per-second"):
-        Controller(actions_of(config), cost, tokens_per_second=0)
+    cost = BytesCost(made_config())
+    actions = [Action.parse("k100-s100-q8"), Action.parse("k100-s050-q4")]
+    for dial, told in (({"bits": 6.0}, "^--bits: no mix"), ({"kv_density": 1.0, "bits": 6.0}, "^--kv-density/--bits")):
+        with pytest.raises(UsageError, match=told):
+            Picked(cost, dial, actions=actions)
+    Picked(cost, {"bits": 6.0, "channel_density": 0.75}, actions=actions)
 
 
 def test_the_dense_action_must_be_there() -> None:
     config = made_config()
-    others = [action for action in actions_of(config) if action != config.dense]
+    others = [entry.action for entry in config.actions if entry.action != config.dense]
     with pytest.raises(UsageError, match=config.dense.tag):
-        Controller(others, BytesCost(config), 0.5)
+        Picked(BytesCost(config), {"budget": 0.5}, actions=others)
+
+
+def test_a_schedule_s_error_reaches_the_caller() -> None:
+    class Failing:
+        name = "failing"
+
+        def __init__(self, controller: Any) -> None: ...
+
+        def choose(self, step: Any) -> Action:
+            raise KeyError("mine")
+
+    plan = Plan(BytesCost(made_config()), Dial(0.5, Failing))
+    with pytest.raises(KeyError, match="mine"):
+        plan.step(100)
 
 
 class Documented:
@@ -348,28 +297,17 @@ class Documented:
 
 @pytest.mark.slow
 @settings(max_examples=60, deadline=None)
-@given(
-    budget=st.floats(0.05, 0.99),
-    context=contexts,
-    pick=st.sampled_from(PICKS),
-    policy=st.booleans(),
-    seed=st.integers(0, 1000),
-)
-def test_the_controller_does_what_the_documentation_says(
-    budget: float, context: int, pick: Pick, policy: bool, seed: int
-) -> None:
-    config = made_config(policy_bytes=3 * 10**6)
-    cost, actions = BytesCost(config), actions_of(config)
-    controller = Controller(actions, cost, budget, policy_cost=policy)
-    documented = Documented(budget, actions.index(config.dense))
-    random = np.random.default_rng(seed)
+@given(budget=st.floats(0.05, 0.99), context=contexts, pick=st.sampled_from(PICKS), seed=st.integers(0, 1000))
+def test_the_controller_does_what_the_documentation_says(budget: float, context: int, pick: Pick, seed: int) -> None:
+    config = made_config()
+    cost = BytesCost(config)
+    picked = Picked(cost, {"budget": budget}, pick, seed)
+    documented = Documented(budget, picked.actions.index(config.dense))
     for step in range(150):
-        costs = np.array([cost.step(action, context) for action in actions]) + policy * cost.policy()
-        dense = cost.dense(context)
-        allowed = controller.allowed(context)
-        assert allowed.tolist() == documented.allowed(costs, dense).tolist()
-        assert controller.target(context) == pytest.approx(documented.target(costs, dense), rel=1e-9)
-        index = pick(allowed, controller.relative_costs(context), random, step)
-        controller.record(actions[index], context)
-        documented.record(index, costs, dense)
-        context += 1
+        costs = np.array([cost.step(action, context + step) for action in picked.actions])
+        dense = cost.dense(context + step)
+        picked.plan.step(context + step)
+        seen = picked.seen[-1]
+        assert seen.allowed.tolist() == documented.allowed(costs, dense).tolist()
+        assert seen.target == pytest.approx(documented.target(costs, dense), rel=1e-9)
+        documented.record(seen.index, costs, dense)

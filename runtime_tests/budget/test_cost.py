@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from helpers.cost_tables import table_for
 from helpers.made_configs import made_config
-from sol_rt.budget.cost.bytes_model import BytesCost, CostModel, reads
 from sol_rt.budget.cost.cost_table import (
     CostTable,
     MeasuredCost,
@@ -23,6 +22,7 @@ from sol_rt.budget.cost.cost_table import (
     quick_path,
 )
 from sol_rt.budget.cost.line_fit import fit_line
+from sol_rt.budget.cost.model import BytesCost, CostModel
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import KvLayout
@@ -60,12 +60,12 @@ def test_an_int8_cache_costs_a_byte_a_number_and_a_scale_a_row() -> None:
 
 def test_a_kv_density_that_covers_everything_reads_no_codes() -> None:
     config = made_config()
-    assert reads(Action(0.1, 1.0, 8), 0, config) == (1, 0)
-    assert reads(Action(0.1, 1.0, 8), 3, config) == (4, 0)
+    assert BytesCost(config).reads(Action(0.1, 1.0, 8), 0) == (1, 0)
+    assert BytesCost(config).reads(Action(0.1, 1.0, 8), 3) == (4, 0)
     # one old page, and a tenth of it rounds up to it
-    assert reads(Action(0.1, 1.0, 8), 4, config) == (5, 0)
-    assert reads(Action(0.1, 1.0, 8), 12, config) == (12, 3)
-    assert reads(Action(0.1, 1.0, 8), 48, config) == (16, 12)
+    assert BytesCost(config).reads(Action(0.1, 1.0, 8), 4) == (5, 0)
+    assert BytesCost(config).reads(Action(0.1, 1.0, 8), 12) == (12, 3)
+    assert BytesCost(config).reads(Action(0.1, 1.0, 8), 48) == (16, 12)
 
 
 def test_layers_that_stay_dense_read_every_page() -> None:
@@ -73,7 +73,7 @@ def test_layers_that_stay_dense_read_every_page() -> None:
     config = made_config()
     config = dataclasses.replace(config, kv=KvLayout(dense_layers=(0, 1, 7)))
     # 1000 tokens, 249 old pages, a tenth of them is 25
-    assert reads(Action(0.1, 1.0, 8), 999, config) == ((27 * 108 + 3 * 1000) / 30, 27 * 249 / 30)
+    assert BytesCost(config).reads(Action(0.1, 1.0, 8), 999) == ((27 * 108 + 3 * 1000) / 30, 27 * 249 / 30)
     weights = config.variants["s100-q8"].weight_bytes
     cache = 27 * (KV_BYTES * 108 + CODE_BYTES * 249) + 3 * KV_BYTES * 1000
     step = BytesCost(config).step(Action(0.1, 1.0, 8), 999)
@@ -86,12 +86,12 @@ def test_layers_with_a_window_read_what_is_in_it() -> None:
     config = made_config()
     config = dataclasses.replace(config, kv=KvLayout(windows=(128,) * 20 + (0,) * 10, dense_layers=(0,)))
     dense, tenth = Action(1.0, 1.0, 8), Action(0.1, 1.0, 8)
-    assert reads(dense, 99, config) == (100, 0)
-    assert reads(dense, 127, config) == (128, 0)
-    assert reads(dense, 128, config) == ((20 * 128 + 10 * 129) / 30, 0)
-    assert reads(dense, 999, config) == ((20 * 128 + 10 * 1000) / 30, 0)
+    assert BytesCost(config).reads(dense, 99) == (100, 0)
+    assert BytesCost(config).reads(dense, 127) == (128, 0)
+    assert BytesCost(config).reads(dense, 128) == ((20 * 128 + 10 * 129) / 30, 0)
+    assert BytesCost(config).reads(dense, 999) == ((20 * 128 + 10 * 1000) / 30, 0)
     # 31 of 249 old pages are in the window. A tenth of all is 25, of those in it 4; the sinks are before it
-    assert reads(tenth, 999, config) == ((19 * 20 + 128 + 10 * 108) / 30, (19 * 31 + 10 * 249) / 30)
+    assert BytesCost(config).reads(tenth, 999) == ((19 * 20 + 128 + 10 * 108) / 30, (19 * 31 + 10 * 249) / 30)
     assert BytesCost(config).dense(999) == BytesCost(config).step(dense, 999)
     assert BytesCost(config).dense(999) < BytesCost(made_config()).dense(999)
 
@@ -100,7 +100,7 @@ def test_a_window_saves_nothing_until_a_text_is_longer() -> None:
     windowed = dataclasses.replace(made_config(), kv=KvLayout(windows=(512,) * 30))
     for action in (Action(1.0, 1.0, 8), Action(0.5, 1.0, 8), Action(0.1, 1.0, 8)):
         for context in (0, 3, 17, 100, 511):
-            assert reads(action, context, windowed) == reads(action, context, made_config())
+            assert BytesCost(windowed).reads(action, context) == BytesCost(made_config()).reads(action, context)
 
 
 @given(

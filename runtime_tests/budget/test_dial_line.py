@@ -89,7 +89,7 @@ def test_budgets_take_turns_at_being_the_first(
 
     class Model:
         bundle = SimpleNamespace(config=SimpleNamespace(model=SimpleNamespace(vocab_size=9)))
-        engine, cost = SimpleNamespace(threads=1), SimpleNamespace(name="bytes")
+        provider, cost = SimpleNamespace(threads=1), SimpleNamespace(name="bytes")
 
         def generate(self, prompt: list[int], *, budget: float, **how: object) -> SimpleNamespace:
             ran.append(budget)
@@ -106,7 +106,7 @@ def test_budgets_take_turns_at_being_the_first(
 def test_measuring_the_dial_leaves_a_stored_cost_table(
     model: SolModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stored = cost_table_path(model.bundle, *model.engine.machine)
+    stored = cost_table_path(model.bundle, *model.machine)
     stored.parent.mkdir(parents=True, exist_ok=True)
     stored.write_text("the user's own")
     text, page = tmp_path / "text.txt", tmp_path / "page.md"

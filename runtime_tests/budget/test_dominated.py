@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 
 from helpers.made_configs import made_config
+from helpers.plans import ScriptedPolicy
 from helpers.tiny_bundle import write_bundle
-from sol_rt.budget.controller.budget import Controller
-from sol_rt.budget.cost.bytes_model import FunctionBodyBytes, Line
 from sol_rt.budget.cost.cost_table import CostTable, MeasuredCost
+from sol_rt.budget.cost.model import FunctionBodyBytes, Line
+from sol_rt.budget.dial import Dial
 from sol_rt.budget.dominated import describe, ineffective, replacements, without_dominated
-from sol_rt.budget.schedules import PolicyInput, make_schedule
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bits import MIXED
 from sol_rt.bundle.bundle import Bundle
-from sol_rt.bundle.config import PolicySpec, SolConfig
-from sol_rt.engine.distribution import Distribution
+from sol_rt.bundle.config import SolConfig
+from sol_rt.generate.native.plan import Plan
 
 
 @pytest.fixture(scope="module")
@@ -101,21 +101,6 @@ def test_the_substitute_of_an_action_has_no_substitute(config: SolConfig) -> Non
     assert set(found.values()).isdisjoint(found)
 
 
-class _Policy:
-    """Likes the later actions best."""
-
-    def __init__(self, spec: PolicySpec) -> None:
-        self.spec = spec
-
-    def reset(self) -> None:
-        pass
-
-    def decide(
-        self, hidden: np.ndarray, token: int, scalars: Mapping[str, float], previous_action: int, step: int
-    ) -> np.ndarray:
-        return np.linspace(0, 3, len(self.spec.actions), dtype=np.float32)
-
-
 @pytest.mark.parametrize("budget", [0.75, 0.2])
 def test_a_policy_chooses_at_the_costs_of_what_is_used(config: SolConfig, budget: float) -> None:
     """Bits save nothing, and half the channels 40%: places of 4 bits and dense ones are the same action then."""
@@ -127,19 +112,17 @@ def test_a_policy_chooses_at_the_costs_of_what_is_used(config: SolConfig, budget
     assert config.policy is not None
     actions = without_dominated(config.policy.actions, found)
     assert [actions[config.policy.actions.index(action)] for action in found] == list(found.values())
-    controller = Controller(actions, cost, budget)
-    schedule = make_schedule("sol", controller, policy=_Policy(config.policy))
-    distribution, hidden = Distribution(np.linspace(-3, 3, 50, dtype=np.float32)), np.zeros((1, 8), np.float32)
+    likings = np.linspace(0, 3, len(actions), dtype=np.float32)
+    plan = Plan(cost, Dial(budget, "sol"), actions, ScriptedPolicy(config, likings))
     spent = full = 0.0
     for step in range(150):
-        action = schedule.choose(PolicyInput(step, 7, hidden, distribution, step))
-        assert action not in found
-        charged = controller.record(action, step)
-        assert charged.cost == pytest.approx(cost.step(action, step))
-        spent, full = spent + charged.cost, full + cost.dense(step)
-    assert controller.achieved == pytest.approx(spent / full)
-    assert controller.floored == (budget < 0.6)
-    assert controller.achieved == pytest.approx(max(budget, 0.6), abs=0.02)
+        taken = plan.step(step, 7)
+        assert taken.action not in found
+        assert taken.cost == pytest.approx(cost.step(taken.action, step))
+        spent, full = spent + taken.cost, full + cost.dense(step)
+    assert plan.achieved == pytest.approx(spent / full)
+    assert plan.floored == (budget < 0.6)
+    assert plan.achieved == pytest.approx(max(budget, 0.6), abs=0.02)
 
 
 def test_settings_that_save_nothing_are_reported(config: SolConfig) -> None:
@@ -166,6 +149,6 @@ def test_settings_that_save_nothing_are_reported(config: SolConfig) -> None:
 def test_the_description_is_one_line_and_names_a_few(config: SolConfig, tmp_path: Path) -> None:
     found = {Action(share / 100, 1.0, 4): Action(1.0, 1.0, 8) for share in range(10, 70, 10)}
     text = describe(found, "webgpu")
-    assert text.startswith("on webgpu 6 actions save nothing and are not used: k060-s100-q4 (over k100-s100-q8), ")
+    assert text.startswith("on webgpu 6 actions save nothing: k060-s100-q4 (over k100-s100-q8), ")
     assert text.endswith(" and 2 more")
     assert describe({}, "webgpu") == ""

@@ -18,13 +18,13 @@ import pytest
 from helpers.cost_tables import store_costs
 from helpers.places import TINY
 from helpers.tiny_bundle import seal
-from sol_rt.budget.cost.bytes_model import BytesCost
+from sol_rt.budget.cost.model import BytesCost
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import CONFIG_NAME, ActionEntry
 from sol_rt.bundle.config_reader import read_config
 from sol_rt.cli import main
 from sol_rt.cli.run.sensors import Sensors, hottest
-from sol_rt.generate import model
+from sol_rt.generate.model import SolModel
 
 
 def without_policy(folder: Path, loss: float | None) -> Path:
@@ -56,7 +56,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Costs are bytes for bundles with losses, too."""
-    monkeypatch.setattr(model, "_measured_quickly", lambda engine, otherwise: otherwise)
+    monkeypatch.setattr(SolModel, "_measure_costs", lambda self: None)
 
 
 @pytest.fixture(autouse=True)
@@ -209,20 +209,18 @@ def test_a_rate_out_of_reach_leads_to_the_lowest_budget(
     found, _ = budget_at_the_end(capsys, "--tokens-per-second", "1e9")
     assert found == 0.4
     assert budget_at_the_end(capsys, "--tokens-per-second", "0.001")[0] == 1.0
-    assert budget_at_the_end(capsys, "--tokens-per-second", "1e9", "--engine", "native")[0] == 0.4
 
 
-@pytest.mark.parametrize("engine", ["python", "native"])
 @pytest.mark.parametrize(("dense_ms", "rate", "fast"), [(1e-3, 5e4, False), (1e6, 0.5, True)])
 def test_a_rate_follows_what_steps_take(
-    engine: str, dense_ms: float, rate: float, fast: bool, measured: Path, capsys: pytest.CaptureFixture[str]
+    dense_ms: float, rate: float, fast: bool, measured: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The cost table says that steps take next to nothing, or very long, and neither is so."""
     bundle = Bundle.open(measured)
     dense = bundle.config.variants[bundle.config.dense.variant].weight_bytes
     store_costs(bundle, lambda variant: dense_ms * variant.weight_bytes / dense)
     argv = ("generate", "-m", str(measured), "-p", "One day, Anna found", "-n", "80", "--temperature", "0", "--json")
-    assert main([*argv, "--engine", engine, "--tokens-per-second", str(rate)]) == 0
+    assert main([*argv, "--tokens-per-second", str(rate)]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["cost_model"] == "measured"
     steps = len(result["tokens"]) - 1

@@ -13,20 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.made_configs import made_config
-from sol_rt.budget.controller.base import AxisTargets
-from sol_rt.budget.controller.budget import Controller
-from sol_rt.budget.cost.bytes_model import BytesCost
-from sol_rt.budget.dial import make_controller
-from sol_rt.budget.hull import Hull
-from sol_rt.budget.losses import ActionLosses, nats_of_share, share_of_nats
-from sol_rt.budget.schedules import PolicyInput, Schedule, make_schedule, schedule_actions
+from sol_rt.budget.cost.model import BytesCost
+from sol_rt.budget.dial import Dial
+from sol_rt.budget.hull import Hull, falling_hull, lower_hull, measured_hull
+from sol_rt.budget.losses import nats_of_share, share_of_nats
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.config import SolConfig
-from sol_rt.engine.distribution import Distribution
 from sol_rt.errors import UsageError
+from sol_rt.generate.native.plan import Plan
 
 CONTEXT, STEPS = 608, 150  # the middle of a block, for which a hull is exact
-UNREAD = Distribution(np.zeros(4, np.float32))
 TAGS = [f"k{kv}-s{channels}-q{bits}" for kv in ("100", "050", "010") for channels in ("100", "050") for bits in (8, 4)]
 
 
@@ -36,26 +32,22 @@ def measured(values: list[float]) -> SolConfig:
 
 
 def hull_of(config: SolConfig) -> Hull:
-    return Hull(schedule_actions(config, "hull"), BytesCost(config), ActionLosses(config).table)
+    hull = measured_hull(BytesCost(config))
+    assert hull is not None
+    return hull
 
 
-def run(schedule: Schedule, controller: Controller, losses: ActionLosses) -> float:
-    """Takes STEPS steps from CONTEXT on. Returns the mean expected loss of the actions taken."""
-    lost = []
-    for step in range(STEPS):
-        action = schedule.choose(PolicyInput(CONTEXT, 7, None, UNREAD, step))
-        controller.record(action, CONTEXT)
-        lost.append(losses.at(action, CONTEXT))
-    return float(np.mean(lost))
+def run(plan: Plan, config: SolConfig) -> float:
+    """Takes STEPS steps at CONTEXT. Returns the mean expected loss of the actions taken."""
+    taken = [plan.step(CONTEXT).action for _ in range(STEPS)]
+    return float(BytesCost(config).losses(taken, CONTEXT).mean())
 
 
 def least_loss(config: SolConfig, budget: float) -> float:
     """The least mean loss of any mix of two actions whose mean cost is at most the budget, by trying all pairs."""
-    cost, losses = BytesCost(config), ActionLosses(config)
-    points = [
-        (cost.step(action, CONTEXT) / cost.dense(CONTEXT), losses.at(action, CONTEXT))
-        for action in schedule_actions(config, "hull")
-    ]
+    cost, actions = BytesCost(config), [entry.action for entry in config.actions]
+    relative = [cost.step(action, CONTEXT) / cost.dense(CONTEXT) for action in actions]
+    points = list(zip(relative, cost.losses(actions, CONTEXT).tolist(), strict=True))
     found = [loss for spent, loss in points if spent <= budget]
     for (low, one), (high, other) in itertools.product(points, points):
         if low < budget < high:
@@ -77,9 +69,9 @@ random_losses = st.lists(st.floats(0.0, 2.0), min_size=len(TAGS) - 1, max_size=l
 @given(values=random_losses, budget=st.floats(0.35, 1.0))
 def test_no_pair_of_actions_loses_less_than_the_hull_schedule(values: list[float], budget: float) -> None:
     config = measured(values)
-    controller = Controller(schedule_actions(config, "hull"), BytesCost(config), budget)
-    lost = run(make_schedule("hull", controller, hull=hull_of(config)), controller, ActionLosses(config))
-    assert controller.achieved == pytest.approx(budget, abs=0.02)
+    plan = Plan(BytesCost(config), Dial(budget, "hull"))
+    lost = run(plan, config)
+    assert plan.achieved == pytest.approx(budget, abs=0.02)
     # what the budget may be missed by is worth this much at the steepest slope
     slack = 3 * max(values) / STEPS + 0.02
     assert lost <= least_loss(config, budget) + slack
@@ -125,49 +117,51 @@ def test_corners_rise_to_dense_and_leave_out_what_was_not_measured() -> None:
     assert [corner.cost for corner in corners] == sorted(corner.cost for corner in corners)
 
 
+def test_the_dense_action_is_among_those_of_a_hull() -> None:
+    config = measured([0.1] * (len(TAGS) - 1))
+    with pytest.raises(UsageError, match="the dense action k100-s100-q8 is not among the actions"):
+        Hull([Action(1.0, 1.0, 4)], BytesCost(config))
+    assert measured_hull(BytesCost(made_config())) is None
+
+
+points = st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), min_size=1, max_size=12)
+
+
+@given(given_points=points)
+def test_every_point_lies_on_or_over_the_lower_hull_and_no_corner_between_its_neighbours(
+    given_points: list[tuple[int, int]],
+) -> None:
+    corners = lower_hull(given_points)
+    xs, ys = zip(*corners, strict=True)
+    assert list(xs) == sorted(set(xs))
+    assert {*corners} <= {*given_points}
+    assert (xs[0], xs[-1]) == (min(x for x, _ in given_points), max(x for x, _ in given_points))
+    assert all(y >= np.interp(x, xs, ys) - 1e-9 for x, y in given_points)
+    for (x0, y0), (x1, y1), (x2, y2) in zip(corners, corners[1:], corners[2:], strict=False):
+        assert (y1 - y0) * (x2 - x1) < (y2 - y1) * (x1 - x0)
+    assert falling_hull(given_points) == corners[: ys.index(min(ys)) + 1]
+    assert lower_hull([]) == []
+
+
 def test_losses_are_interpolated_in_the_logarithm_of_the_context() -> None:
     config = made_config(losses={"k100-s100-q4": {512: 0.1, 2048: 0.3}})
-    losses, action = ActionLosses(config), Action(1.0, 1.0, 4)
-    assert [losses.at(action, context) for context in (1, 512, 1024, 2048, 8000)] == pytest.approx(
-        [0.1, 0.1, 0.2, 0.3, 0.3]
-    )
-    assert losses.at(config.dense, 100) == 0.0
-    assert math.isnan(losses.at(Action(0.1, 0.5, 4), 100))
-    assert losses.measured == {action, config.dense}
-    assert not ActionLosses(made_config()).measured
+    cost, action = BytesCost(config), Action(1.0, 1.0, 4)
+    found = [float(cost.losses([action], context)[0]) for context in (1, 512, 1024, 2048, 8000)]
+    assert found == pytest.approx([0.1, 0.1, 0.2, 0.3, 0.3])
+    dense, unknown = cost.losses([config.dense, Action(0.1, 0.5, 4)], 100)
+    assert dense == 0.0
+    assert math.isnan(unknown)
 
 
 def test_a_single_loss_holds_at_every_context() -> None:
     config = made_config(losses={"k100-s100-q4": {4096: 0.2}})
-    assert ActionLosses(config).at(Action(1.0, 1.0, 4), 16) == 0.2
+    assert BytesCost(config).losses([Action(1.0, 1.0, 4)], 16) == [0.2]
 
 
 @pytest.mark.parametrize("share", [0.005, 0.02, 0.1])
 def test_max_loss_runs_the_cheapest_mix_within_it(share: float) -> None:
     config = measured([0.004, 0.02, 0.2, 0.001, 0.01, 0.02, 0.3, 0.004, 0.05, 0.06, 0.7])
-    hull, losses = hull_of(config), ActionLosses(config)
-    controller = make_controller(hull.actions, BytesCost(config), max_loss=share, hull=hull)
-    assert isinstance(controller, Controller)
-    lost = run(make_schedule("hull", controller, hull=hull), controller, losses)
-    assert share_of_nats(lost) == pytest.approx(share, rel=0.15)
-    assert controller.achieved == pytest.approx(hull.cost_at(nats_of_share(share), CONTEXT), abs=0.01)
-    assert controller.requested == pytest.approx(controller.achieved, abs=0.02)
-
-
-def test_max_loss_is_checked() -> None:
-    config = measured([0.1] * (len(TAGS) - 1))
-    hull, cost = hull_of(config), BytesCost(config)
-    for wrong in (-0.1, math.nan, math.inf, 11.0):
-        with pytest.raises(UsageError, match="--max-loss"):
-            make_controller(hull.actions, cost, max_loss=wrong, hull=hull)
-    with pytest.raises(UsageError, match="contradict"):
-        make_controller(hull.actions, cost, 0.5, max_loss=0.01, hull=hull)
-    with pytest.raises(UsageError, match="no losses"):
-        make_controller(hull.actions, cost, max_loss=0.01)
-
-
-def test_hull_refuses_axis_targets() -> None:
-    config = measured([0.1] * (len(TAGS) - 1))
-    controller = make_controller(schedule_actions(config, "hull"), BytesCost(config), axis_targets=AxisTargets(bits=5))
-    with pytest.raises(UsageError, match="axes"):
-        make_schedule("hull", controller, hull=hull_of(config))
+    plan = Plan(BytesCost(config), Dial(max_loss=share))
+    assert share_of_nats(run(plan, config)) == pytest.approx(share, rel=0.15)
+    assert plan.achieved == pytest.approx(hull_of(config).cost_at(nats_of_share(share), CONTEXT), abs=0.01)
+    assert plan.requested == pytest.approx(plan.achieved, abs=0.02)

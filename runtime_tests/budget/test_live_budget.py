@@ -4,29 +4,23 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_controller import PICKS, TOLERANCE, Pick, actions_of, measured
-from test_schedules import DISTRIBUTION, HIDDEN, ScriptedPolicy
+from test_controller import TOLERANCE, measured
 
 from helpers.made_configs import made_config
 from helpers.places import TINY
-from sol_rt.budget.controller.base import AxisTargets, BaseController
-from sol_rt.budget.controller.budget import Controller
-from sol_rt.budget.cost.bytes_model import BytesCost
-from sol_rt.budget.cost.cost_table import MeasuredCost
-from sol_rt.budget.dial import make_controller
-from sol_rt.budget.schedules import PolicyInput
-from sol_rt.budget.schedules.policy import SolSchedule
+from helpers.plans import PICKS, Pick, Picked, ScriptedPolicy, cheapest, dearest
+from sol_rt.budget.cost.model import BytesCost
+from sol_rt.budget.dial import Dial
 from sol_rt.bundle.bundle import Bundle
-from sol_rt.bundle.config import SolConfig
 from sol_rt.errors import UsageError
 from sol_rt.generate.model import SolModel
+from sol_rt.generate.native.plan import Plan
 from sol_rt.generate.trace import read_trace
 
 PROMPT = [44, 261, 290, 300, 14, 273, 261, 274]
@@ -41,23 +35,18 @@ def model() -> SolModel:
 changes = st.dictionaries(st.integers(0, 260), st.one_of(st.floats(0, 1), st.just(1.0)), max_size=40)
 
 
-def run(controller: Controller, wanted: dict[int, float], pick: Pick, context: int, steps: int, seed: int) -> None:
+def run(picked: Picked, wanted: dict[int, float], context: int, steps: int) -> None:
     """Checks the promise after each step, for the parts in which every budget was over the floor."""
-    random = np.random.default_rng(seed)
     floored_since_change = False
     for step in range(steps):
         if step in wanted:
-            controller.set_budget(wanted[step])
+            picked.plan.set_budget(wanted[step])
             floored_since_change = False
-        allowance = controller.allowance(context)
-        floored_since_change = floored_since_change or allowance < controller.floor(context)
-        allowed = controller.allowed(context)
-        assert [controller.allows(index, context) for index in range(len(allowed))] == allowed.tolist()
-        index = pick(allowed, controller.relative_costs(context), random, step)
-        controller.record(controller.actions[index], context)
-        context += 1
-        if controller.steps >= 64 and not floored_since_change:
-            assert abs(controller.achieved - controller.requested) <= TOLERANCE
+        picked.plan.step(context + step)
+        seen = picked.seen[-1]
+        floored_since_change = floored_since_change or seen.allowance < seen.floor
+        if not floored_since_change:
+            assert picked.error() <= TOLERANCE
 
 
 @pytest.mark.slow
@@ -67,80 +56,103 @@ def run(controller: Controller, wanted: dict[int, float], pick: Pick, context: i
     wanted=changes,
     context=st.one_of(st.integers(0, 200), st.integers(0, 8000)),
     pick=st.sampled_from(PICKS),
-    policy=st.booleans(),
     seed=st.integers(0, 1000),
 )
 def test_the_promise_holds_whatever_the_changes(
-    first: float, wanted: dict[int, float], context: int, pick: Pick, policy: bool, seed: int
+    first: float, wanted: dict[int, float], context: int, pick: Pick, seed: int
 ) -> None:
-    config = made_config(policy_bytes=3_000_000)
-    run(Controller(actions_of(config), BytesCost(config), first, policy_cost=policy), wanted, pick, context, 260, seed)
+    run(Picked(BytesCost(made_config()), {"budget": first}, pick, seed), wanted, context, 260)
 
 
 @pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(first=st.floats(0, 1), wanted=changes, pick=st.sampled_from(PICKS), seed=st.integers(0, 1000))
 def test_the_promise_holds_with_measured_costs(first: float, wanted: dict[int, float], pick: Pick, seed: int) -> None:
-    config = made_config()
-    cost = measured(config, np.random.default_rng(seed))
-    run(Controller(actions_of(config), cost, first, policy_cost=True), wanted, pick, 100, 260, seed)
+    run(Picked(measured(made_config(), np.random.default_rng(seed)), {"budget": first}, pick, seed), wanted, 100, 260)
+
+
+@pytest.mark.slow
+@settings(max_examples=100, deadline=None)
+@given(
+    name=st.sampled_from(["sol", "uniform", "entropy", "random"]),
+    wanted=st.dictionaries(st.integers(0, 260), st.one_of(st.floats(0.6, 1), st.just(1.0)), max_size=40),
+    seed=st.integers(0, 1000),
+)
+def test_the_promise_holds_under_the_core_s_schedules(name: str, wanted: dict[int, float], seed: int) -> None:
+    config, random = made_config(policy_bytes=3_000_000), np.random.default_rng(seed)
+    policy = ScriptedPolicy(config, np.zeros(len(config.actions), np.float32))
+    plan = Plan(BytesCost(config), Dial(0.6, name, seed=seed), policy=policy)
+    for step in range(260):
+        if step in wanted:
+            plan.set_budget(wanted[step])
+        policy.logits = random.standard_normal(len(config.actions), np.float32)
+        plan.step(300 + step, 7, logits=8 * random.standard_normal(50))
+        assert not plan.floored
+        assert plan.steps < 64 or abs(plan.achieved - plan.requested) <= TOLERANCE
 
 
 def test_past_allowances_stay_when_the_budget_changes() -> None:
-    config = made_config()
-    controller = Controller(actions_of(config), BytesCost(config), 0.5)
+    picked = Picked(BytesCost(made_config()), {"budget": 0.5})
     for context in range(100, 200):
         if context == 150:
-            controller.set_budget(0.9)
-            assert (controller.budget, controller.requested) == (0.9, pytest.approx(0.5))
-        controller.record(controller.actions[0], context)
-    assert controller.requested == pytest.approx(0.7, abs=0.01)
+            picked.plan.set_budget(0.9)
+        picked.plan.step(context)
+    assert (picked.seen[49].budget, picked.seen[50].budget) == (0.5, 0.9)
+    assert picked.plan.requested == pytest.approx(0.7, abs=0.01)
 
 
 def test_a_floor_is_not_made_up_for() -> None:
-    config = made_config()
-    controller = Controller(actions_of(config), BytesCost(config), 0.0)
-    costs = controller.relative_costs(500)
-    cheapest = controller.actions[int(costs.argmin())]
+    picked = Picked(BytesCost(made_config()), {"budget": 0.0}, cheapest)
     for context in range(100, 400):
-        controller.record(cheapest, context)
-    assert controller.floored
-    controller.set_budget(0.9)
-    assert controller.target(400) == pytest.approx(0.9)
-    assert controller.requested == pytest.approx(controller.achieved)
+        picked.plan.step(context)
+    assert picked.plan.floored
+    picked.plan.set_budget(0.9)
+    picked.plan.step(400)
+    assert picked.seen[-1].target == pytest.approx(0.9)
+    assert picked.plan.requested == pytest.approx(picked.plan.achieved, abs=0.01)
 
 
 def test_steps_at_a_budget_of_one_do_not_pay_for_the_policy() -> None:
     config = made_config(policy_bytes=3_000_000)
     cost = BytesCost(config)
-    controller = Controller(actions_of(config), cost, 0.6, policy_cost=True)
-    dense = controller.dense
-    assert controller.record(dense, 100).cost == cost.dense(100) + cost.policy()
-    controller.set_budget(1.0)
-    assert controller.dense_only
-    assert controller.record(dense, 101).cost == cost.dense(101)
-    controller.set_budget(0.6)
-    assert not controller.dense_only
-    assert controller.record(dense, 102).cost == cost.dense(102) + cost.policy()
-
-
-def rated(config: SolConfig) -> MeasuredCost:
-    return measured(config, np.random.default_rng(0))
+    logits = np.zeros(len(config.actions), np.float32)
+    logits[0] = 9  # dense
+    plan = Plan(cost, Dial(0.9, "sol"), policy=ScriptedPolicy(config, logits))
+    assert plan.step(100) == (config.dense, cost.dense(100) + cost.policy(), 1 + cost.policy() / cost.dense(100))
+    plan.set_budget(1.0)
+    assert plan.step(101).cost == cost.dense(101)
+    plan.set_budget(0.9)
+    taken = plan.step(102)
+    assert taken.cost == cost.step(taken.action, 102) + cost.policy()
 
 
 def test_rate_and_budget_take_over_from_each_other() -> None:
-    config = made_config()
-    cost = rated(config)
+    cost = measured(made_config(), np.random.default_rng(0))
     rate = 1000 / (0.7 * cost.dense(100))
-    controller = Controller(actions_of(config), cost, tokens_per_second=rate)
-    assert (controller.budget, controller.tokens_per_second) == (None, pytest.approx(rate))
-    controller.set_budget(0.8)
-    assert (controller.budget, controller.tokens_per_second) == (0.8, None)
-    assert controller.allowance(100) == pytest.approx(0.8)
-    controller.set_rate(rate)
-    assert (controller.budget, controller.tokens_per_second) == (None, pytest.approx(rate))
-    assert controller.allowance(100) == pytest.approx(0.7)
-    assert not controller.dense_only
+    picked = Picked(cost, {"tokens_per_second": rate}, dearest)
+    picked.plan.step(100)
+    picked.plan.set_budget(0.8)
+    picked.plan.step(100)
+    picked.plan.set_tokens_per_second(rate)
+    picked.plan.step(100)
+    assert [seen.budget for seen in picked.seen] == [None, 0.8, None]
+    assert [seen.allowance for seen in picked.seen] == pytest.approx([0.7, 0.8, 0.7])
+
+
+@pytest.mark.parametrize("value", [0, -1.0, float("nan"), float("inf")])
+def test_a_bad_rate_changes_nothing(value: float) -> None:
+    picked = Picked(measured(made_config(), np.random.default_rng(0)), {"budget": 0.7})
+    with pytest.raises(UsageError, match="--tokens-per-second: got"):
+        picked.plan.set_tokens_per_second(value)
+    picked.plan.step(100)
+    assert picked.seen[0].budget == 0.7
+
+
+@pytest.mark.parametrize("value", ["7", None, True])
+def test_a_rate_that_is_no_number_is_refused(model: SolModel, value: object) -> None:
+    stream = model.stream(PROMPT, budget=0.7, max_new_tokens=2)
+    with pytest.raises(UsageError, match="--tokens-per-second: got"):
+        stream.tokens_per_second = value  # type: ignore[assignment]
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.1, float("nan"), float("inf"), "0.5", None, True])
@@ -153,21 +165,12 @@ def test_a_bad_budget_changes_nothing(model: SolModel, value: object) -> None:
     assert len(list(stream)) == 3
 
 
-@pytest.mark.parametrize("value", [0, -1.0, float("nan"), "7", None])
-def test_a_bad_rate_changes_nothing(value: object) -> None:
-    config = made_config()
-    controller = Controller(actions_of(config), rated(config), 0.7)
-    with pytest.raises(UsageError, match="--tokens-per-second: got"):
-        controller.set_rate(value)  # type: ignore[arg-type]
-    assert controller.budget == 0.7
-
-
 @pytest.mark.parametrize(
     ("dial", "told"),
     [
-        ({"schedule": "fixed:k100-s100-q4"}, "fixed:k100-s100-q4 fixes them"),
-        ({"schedule": "dense"}, "dense fixes them"),
-        ({"bits": 6}, "this run holds --bits instead"),
+        ({"schedule": "fixed:k100-s100-q4"}, "schedule fixed:k100-s100-q4 fixes the action"),
+        ({"schedule": "dense"}, "schedule dense fixes the action"),
+        ({"bits": 6}, "holds targets on the axes"),
     ],
 )
 def test_runs_that_hold_no_budget_refuse_one(model: SolModel, dial: dict[str, object], told: str) -> None:
@@ -179,6 +182,26 @@ def test_runs_that_hold_no_budget_refuse_one(model: SolModel, dial: dict[str, ob
         stream.tokens_per_second = 10
     assert (stream.budget, stream.tokens_per_second) == (None, None)
     assert len(list(stream)) == 2
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 3])
+def test_a_fixed_run_refuses_a_budget_before_and_after(model: SolModel, tokens: int) -> None:
+    stream = model.stream(PROMPT, max_new_tokens=3, schedule="dense")
+    for _ in range(tokens):
+        next(stream)
+    if tokens == 0:
+        model.stream(PROMPT, budget=0.7)  # is the newest
+    with pytest.raises(UsageError, match="fixes the action"):
+        stream.budget = 0.5
+
+
+def test_a_budget_that_is_set_before_the_first_token_holds(model: SolModel) -> None:
+    stream = model.stream(PROMPT, budget=1.0, max_new_tokens=24, eos_token_id=[])
+    stream.budget = 0.6
+    model.generate(PROMPT, max_new_tokens=2)
+    list(stream)
+    assert stream.result is not None
+    assert stream.result.requested_budget == pytest.approx(0.6)
 
 
 def test_a_rate_needs_measured_costs(model: SolModel) -> None:
@@ -222,24 +245,22 @@ def test_a_budget_ends_the_hold_on_a_loss(model: SolModel, start: dict[str, obje
 
 def test_the_policy_begins_anew_after_dense_steps() -> None:
     config = made_config(policy_bytes=3_000_000)
-    assert config.policy is not None
-    policy = ScriptedPolicy(config.policy, np.linspace(0, 1, len(config.policy.actions)).astype(np.float32))
-    controller = Controller(config.policy.actions, BytesCost(config), 0.7, policy_cost=True)
-    schedule = SolSchedule(controller, policy)
+    policy = ScriptedPolicy(config, np.linspace(0, 1, len(config.actions)).astype(np.float32))
+    plan = Plan(BytesCost(config), Dial(0.7, "sol"), policy=policy)
     for step in range(80):
         if step in (21, 41, 70):
-            controller.set_budget({21: 1.0, 41: 0.6, 70: 0.9}[step])
+            plan.set_budget({21: 1.0, 41: 0.6, 70: 0.9}[step])
         asked = len(policy.asked)
-        action = schedule.choose(PolicyInput(300 + step, 7, HIDDEN, DISTRIBUTION, step))
+        action = plan.step(300 + step, 7).action
         assert len(policy.asked) - asked == (step < 21 or step >= 41)
-        assert action == controller.dense or not controller.dense_only
-        controller.record(action, 300 + step)
+        assert action == config.dense or not 21 <= step < 41
     steps = [position for _, _, position in policy.asked]
     assert steps == [*range(16), *range(5), *range(16), *range(16), *range(7)]
     scalars, previous, _ = policy.asked[21]
     assert previous == -1
     assert (scalars["previous_cost"], scalars["recent_spend"], scalars["spend_deviation"]) == (1, 1, 0)
-    assert [asked[0]["budget"] for asked in policy.asked] == [0.7] * 21 + [0.6] * 29 + [0.9] * 10
+    budgets = [asked[0]["budget"] for asked in policy.asked]
+    assert budgets == pytest.approx([0.7] * 21 + [0.6] * 29 + [0.9] * 10)
 
 
 def test_a_run_that_began_dense_asks_its_policy(model: SolModel) -> None:
@@ -258,7 +279,7 @@ def test_a_replay_refuses_a_budget_and_repeats_changed_ones(model: SolModel, tmp
             stream.budget = 0.6
     trace = read_trace(path)
     replay = model.stream(replay=trace)
-    with pytest.raises(UsageError, match="a replay runs the trace's actions"):
+    with pytest.raises(UsageError, match="a replay repeats the trace's actions"):
         replay.budget = 0.5
     again = list(replay)
     assert replay.result is not None
@@ -291,13 +312,10 @@ def test_another_thread_may_set_the_budget(model: SolModel) -> None:
     assert abs(stream.result.achieved_budget - stream.result.requested_budget) <= TOLERANCE
 
 
-def test_an_axis_controller_refuses(model: SolModel) -> None:
-    config = made_config()
-    controller: BaseController = make_controller(
-        actions_of(config), BytesCost(config), axis_targets=AxisTargets(kv_density=0.5)
-    )
-    change: Callable[[float], None]
-    for change in (controller.set_budget, controller.set_rate):
+def test_targets_on_the_axes_refuse_a_budget_and_a_rate() -> None:
+    picked = Picked(BytesCost(made_config()), {"kv_density": 0.5})
+    for change in (picked.plan.set_budget, picked.plan.set_tokens_per_second):
         with pytest.raises(UsageError, match="start a run with a budget"):
             change(0.5)
-    assert (controller.budget, controller.tokens_per_second) == (None, None)
+    picked.plan.step(100)
+    assert picked.seen[0].budget is None

@@ -15,16 +15,15 @@ import pytest
 
 from helpers.places import TINY
 from helpers.tiny_bundle import seal, write_bundle
+from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import CONFIG_NAME, SolConfig
 from sol_rt.bundle.config_reader import read_config
 from sol_rt.bundle.graph_file import external_tensors
 from sol_rt.bundle.verify import verify_bundle
-from sol_rt.engine.engine import Engine
 from sol_rt.errors import BundleError, NumericError, UsageError
+from sol_rt.generate.native.engine import Engine
 from sol_rt.store import home
-
-import onnxruntime
 
 GRAPH = "model.q8.onnx"
 
@@ -151,7 +150,7 @@ def test_a_graph_of_a_bundle_with_other_weights(bundle: Path, tmp_path: Path) ->
     shutil.copy(other / GRAPH, bundle / GRAPH)
     seal(bundle, _config(bundle))
     with pytest.raises(BundleError) as caught:
-        Engine(Bundle.open(bundle), provider="cpu").load(["s100-q8"])
+        Engine(Bundle.open(bundle), provider="cpu").forward([1], Action(1.0, 1.0, 8))
     _one_line(caught.value, GRAPH, "another bundle")
 
 
@@ -159,7 +158,7 @@ def test_a_graph_of_a_bundle_with_another_cache(bundle: Path) -> None:
     config = _config(bundle)
     seal(bundle, replace(config, kv=replace(config.kv, dtype="int8")))
     with pytest.raises(BundleError) as caught:
-        Engine(Bundle.open(bundle), provider="cpu").load(["s100-q8"])
+        Engine(Bundle.open(bundle), provider="cpu").forward([1], Action(1.0, 1.0, 8))
     _one_line(caught.value, GRAPH, ": past_", "expected tensor(", "another bundle")
 
 
@@ -168,7 +167,7 @@ def test_a_graph_that_is_no_graph(bundle: Path) -> None:
         (bundle / GRAPH).write_bytes(content)
         seal(bundle, _config(bundle))
         with pytest.raises(BundleError) as caught:
-            Engine(Bundle.open(bundle), provider="cpu").load(["s100-q8"])
+            Engine(Bundle.open(bundle), provider="cpu").forward([1], Action(1.0, 1.0, 8))
         _one_line(caught.value, GRAPH)
 
 
@@ -178,18 +177,8 @@ def test_a_graph_of_unknown_operators(bundle: Path) -> None:
     seal(bundle, _config(bundle))
     engine = Engine(Bundle.open(bundle), provider="cpu", native_ops=False)
     with pytest.raises(BundleError) as caught:
-        engine.load(["s100-q8"])
+        engine.forward([1], Action(1.0, 1.0, 8))
     _one_line(caught.value, GRAPH, "ONNX Runtime refuses")
-
-
-def test_a_refused_function_body_names_the_oldest_runtime(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    content = (bundle / GRAPH).read_bytes()
-    (bundle / GRAPH).write_bytes(content.replace(b"RMSNormalization", b"RMXNormalization"))
-    seal(bundle, _config(bundle))
-    monkeypatch.setattr(onnxruntime, "__version__", "1.26.0")
-    with pytest.raises(BundleError) as caught:
-        Engine(Bundle.open(bundle), provider="cpu", native_ops=False).load(["s100-q8"])
-    _one_line(caught.value, GRAPH, "onnxruntime 1.27 or newer", "this is 1.26.0")
 
 
 def test_graph_weights_are_listed_as_onnx_lists_them(bundle: Path) -> None:

@@ -20,10 +20,10 @@ from helpers.random_decoder import describe
 from helpers.released_configs import CONFIGS
 from helpers.tiny_bundle import write_bundle
 from sol_rt.bundle.bundle import Bundle
+from sol_rt.bundle.cache_layout import SLACK, STEP
 from sol_rt.bundle.config import SolConfig
 from sol_rt.cli import main
 from sol_rt.engine import hardware
-from sol_rt.engine.kv_cache import SLACK, STEP
 from sol_rt.evaluation import doctor
 from sol_rt.evaluation.footprint import fitting_context, footprint, usual_contexts, windowed_layers
 from sol_rt.export.sources.decoder import Decoder
@@ -76,11 +76,14 @@ on_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="read
 _MEASURE = """
 import ctypes, json, re, sys
 from pathlib import Path
+from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
-from sol_rt.engine.engine import Engine
+from sol_rt.generate.native.engine import Engine
 bundle = Bundle.open(sys.argv[1])
 engine = Engine(bundle, provider="cpu")
-engine.load(list(bundle.config.variants))
+for variant in bundle.config.variants.values():
+    engine.forward([3], Action(1.0, variant.channel_density, variant.bits))
+engine.reset()
 bundle.tokenizer().encode("w3")
 found = []
 for tokens in map(int, sys.argv[2:]):

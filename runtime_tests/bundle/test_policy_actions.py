@@ -13,10 +13,8 @@ from hypothesis import strategies as st
 pytest.importorskip("torch")
 
 from helpers.made_configs import made_config
-from sol_rt.budget.cost.bytes_model import BytesCost, Line
 from sol_rt.budget.cost.cost_table import CostTable, MeasuredCost
-from sol_rt.budget.hull import Hull
-from sol_rt.budget.losses import ActionLosses
+from sol_rt.budget.cost.model import BytesCost, Line
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.config import SolConfig
 from sol_rt.bundle.policy_inputs import KNOWN_SCALARS
@@ -38,12 +36,13 @@ def _chosen(config: SolConfig, *tags: str) -> list[str]:
 def test_without_tags_no_mix_of_the_actions_left_out_loses_less(values: list[float]) -> None:
     """By trying all pairs of the bundle's actions at each context, in float64."""
     config = made_config(losses={tag: {512: value} for tag, value in zip(TAGS[1:], values, strict=True)})
-    cost, losses = BytesCost(config), ActionLosses(config)
+    cost = BytesCost(config)
     chosen = policy_actions(config, cost, (), CONTEXTS)
     assert config.dense in chosen
 
     def least(actions: Sequence[Action], context: int, budget: float) -> float:
-        points = [(cost.step(each, context) / cost.dense(context), losses.at(each, context)) for each in actions]
+        losses, dense = cost.losses(actions, context).tolist(), cost.dense(context)
+        points = [(cost.step(each, context) / dense, loss) for each, loss in zip(actions, losses, strict=True)]
         found = [loss for spent, loss in points if spent <= budget]
         for (low, one), (high, other) in itertools.product(points, points):
             if low < budget < high:
@@ -79,8 +78,7 @@ def test_a_run_of_hull_keeps_its_budget(budget: float, start: int) -> None:
     config = made_config(losses={tag: {512: 0.01 * place} for place, tag in enumerate(TAGS[1:], 1)})
     cost = BytesCost(config)
     actions = policy_actions(config, cost, (), CONTEXTS)
-    hull = Hull(actions, cost, ActionLosses(config).table)
-    taken = hull_actions(RolloutSpec(actions, cost, KNOWN_SCALARS), hull, budget, range(start, start + 256))
+    taken = hull_actions(RolloutSpec(actions, cost, KNOWN_SCALARS), budget, range(start, start + 256))
     assert len(taken) == 256
     spent = [cost.step(actions[place], start + at) / cost.dense(start + at) for at, place in enumerate(taken)]
     assert np.mean(spent) == pytest.approx(budget, abs=0.02)

@@ -21,7 +21,6 @@ from sol_rt.bundle.bits import MIXED, SCREENED, Screen
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import SolConfig
 from sol_rt.cli import main
-from sol_rt.engine.engine import Engine
 from sol_rt.engine.gpu.device_graph import device_graph
 from sol_rt.errors import UsageError
 from sol_rt.evaluation.inspect import describe as describe_bundle
@@ -30,12 +29,13 @@ from sol_rt.export.actions.lm_head_bits import Head, HeadPoint, choose_lm_head_b
 from sol_rt.export.actions.stored import StoredCalibration
 from sol_rt.export.actions.tail_offset import Tails, last_logits
 from sol_rt.export.graphs.graph import weight_bytes
+from sol_rt.export.runs import open_under
 from sol_rt.export.sources.decoder import Decoder, from_hf_config
 from sol_rt.export.sources.open_checkpoint import open_checkpoint
 from sol_rt.export.web import write_web_bundle
 from sol_rt.generate.model import SolModel
-from sol_rt.generate.native.model import NativeModel
-from sol_rt.ops import core_path, library_path
+from sol_rt.generate.native.engine import Engine
+from sol_rt.ops import library_path
 from sol_rt.progress import silent
 
 needs_kernels = pytest.mark.skipif(library_path() is None, reason="the native operators are not built")
@@ -165,10 +165,9 @@ def test_an_export_tries_screened_heads_and_takes_the_best(
     seal(folder, found)
     assert replace(Bundle.open(folder).config, files={}) == replace(found, files={})
     action = Action(1.0, 1.0, 4)
-    screened = Engine(Bundle.open(folder), provider="cpu").forward(WINDOWS[0], action, num_logits=8).logits.copy()
+    screened = Engine(Bundle.open(folder), provider="cpu").forward(WINDOWS[0], action, num_logits=8).logits
     plain = with_heads(folder, found, decoder, {**{v.bits: Head.of(v) for v in found.variants.values()}, 4: Head(8)})
-    engine = Engine(Bundle(folder, plain, identity="", verify=False), provider="cpu")
-    expected = engine.forward(WINDOWS[0], action, num_logits=8).logits
+    expected = open_under(folder, plain).forward(WINDOWS[0], action, num_logits=8).logits
     np.testing.assert_array_equal(screened.argmax(-1), expected.argmax(-1))
     assert not np.allclose(screened, expected, atol=1e-3)
 
@@ -304,14 +303,12 @@ def test_a_web_bundle_reads_the_lm_head_whole(exported: tuple[Path, SolConfig, D
 
 
 @needs_kernels
-@pytest.mark.skipif(core_path() is None, reason="the native core is not built")
-def test_the_native_core_generates_what_python_does(made: Path) -> None:
-    results = []
-    for model in (SolModel, NativeModel):
-        loaded = model.from_pretrained(made, measure_costs=False)
-        stream = loaded.stream(TOKENS, schedule="fixed:k100-s100-q4", max_new_tokens=24, eos_token_id=[])
-        for _ in stream:
-            pass
-        results.append(stream.result)
-    assert results[0].tokens == results[1].tokens
-    assert results[1].logprobs == pytest.approx(results[0].logprobs, abs=1e-3)
+def test_a_generation_takes_the_likeliest_tokens_of_the_screened_head(made: Path) -> None:
+    action = Action.parse("k100-s100-q4")
+    model = SolModel.from_pretrained(made, provider="cpu", measure_costs=False, prefill="s100-q4")
+    result = model.generate(TOKENS, schedule=f"fixed:{action.tag}", max_new_tokens=24, do_sample=False, eos_token_id=[])
+    engine, tokens = Engine(Bundle.open(made), provider="cpu"), list(TOKENS)
+    for token, logprob in zip(result.tokens, result.logprobs, strict=True):
+        seen = engine.forward(tokens[engine.length :], action).distribution
+        assert (seen.top, seen.log_probability(token)) == (token, pytest.approx(logprob, abs=1e-3))
+        tokens.append(token)

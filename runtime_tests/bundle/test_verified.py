@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -16,14 +17,13 @@ from typing import Any
 import damaged_weights
 import pytest
 
+from helpers.policy_session import PolicySession
 from helpers.random_decoder import WEIGHTS
-from helpers.tiny_bundle import seal, write_bundle
+from helpers.tiny_bundle import write_bundle
 from sol_rt import SolModel
-from sol_rt.budget.policy import PolicySession
 from sol_rt.bundle import bundle as bundle_module
 from sol_rt.bundle.bundle import Bundle, sha256
 from sol_rt.bundle.config import CONFIG_NAME, FileEntry, SolConfig
-from sol_rt.bundle.config_reader import read_config
 from sol_rt.bundle.file_state import CLOCK_NS, FileState
 from sol_rt.bundle.verify import verify_bundle
 from sol_rt.bundle.weights import SharedWeights
@@ -344,39 +344,6 @@ class TestReplacedDuringTheCheck:
         with pytest.raises(BundleError, match="replaced meanwhile"):
             SolModel.from_pretrained(checked, measure_costs=False)
 
-    @pytest.mark.parametrize("native", [True, False])
-    def test_what_was_compared_is_what_is_used(
-        self, native: bool, bundle: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """Every small file is exchanged right after its hash was compared, before its name could be opened again."""
-        settings = bundle / "generation_config.json"
-        settings.write_text('{"max_new_tokens": 20, "do_sample": false}', encoding="utf-8")
-        (bundle / "tokenizer_config.json").write_text('{"bos_token": "w7"}', encoding="utf-8")
-        (bundle / "chat_template.jinja").write_text("{{ bos_token }} {{ messages[0].content }}", encoding="utf-8")
-        seal(bundle, read_config(bundle / CONFIG_NAME))
-        expected = self.told(Bundle.open(bundle), native)
-        opened, compare, exchanged = Bundle.open(bundle), bundle_module._require_unchanged, []
-
-        def compared(path: Path, entry: FileEntry, digest: str) -> None:
-            compare(path, entry, digest)
-            replaced(path, b"{}")
-            exchanged.append(path.name)
-
-        monkeypatch.setattr(bundle_module, "_require_unchanged", compared)
-        assert self.told(opened, native) == expected
-        graphs = {file.name for file in bundle.glob("*.onnx")} & set(exchanged)
-        assert len(graphs) >= 2
-        assert set(exchanged) - graphs == {
-            "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
-        }  # fmt: skip
-
-    def told(self, bundle: Bundle, native: bool) -> tuple[int, ...]:
-        """Tokens of a conversation, with the policy and the bundle's own settings."""
-        model = SolModel.from_pretrained(bundle, native_ops=native, measure_costs=False)
-        result = model.generate([{"role": "user", "content": "w1 w2"}], schedule="sol", budget=0.7, eos_token_id=())
-        assert len(result.tokens) == 20
-        return (result.prompt_tokens, *result.tokens)
-
     def test_a_command_opens_the_bundle_once(self, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         opened: list[Path] = []
 
@@ -412,20 +379,21 @@ class TestReplacedWhileInUse:
         model = SolModel.from_pretrained(bundle, native_ops=native, measure_costs=False)
         bundle.rename(tmp_path / "old")
         other.rename(bundle)
-        if native and model.engine.native:  # the graphs are the same, and the weights are those that were mapped
+        if native and model.native:  # the graphs are the same, and the weights are those that were mapped
             assert action(model) == expected
         else:
             with pytest.raises(BundleError, match="load the bundle again"):
                 action(model)
-        with pytest.raises(BundleError, match="replaced: load it again"):
-            PolicySession(model.bundle, weights=model.engine.weights)
+        with pytest.raises(BundleError, match="load it again"):
+            PolicySession(model.bundle)
 
-    def test_a_tokenizer_that_was_replaced_is_refused(self, bundle: Path) -> None:
+    def test_a_tokenizer_that_was_replaced_is_not_read(self, bundle: Path) -> None:
         model = load(bundle)
-        path = bundle / "tokenizer.json"
-        replaced(path, path.read_bytes() + b"\n")
+        before = model.generate("w1", max_new_tokens=2).text
+        replaced(bundle / "tokenizer.json", b"{}")
+        assert model.generate("w1", max_new_tokens=2).text == before
         with pytest.raises(BundleError, match="replaced: load it again"):
-            model.generate("w1", max_new_tokens=2)
+            model.tokenizer.encode("w1")
 
     @pytest.mark.skipif(sys.platform == "win32", reason="Windows refuses to write to a mapped file")
     @pytest.mark.parametrize("cut", [False, True])
@@ -454,6 +422,7 @@ class TestReplacedWhileInUse:
         if not folder.is_dir():
             pytest.skip("descriptors are counted on Linux")
         opened = Bundle.open(bundle)
+        gc.collect()  # models of other tests
         before = len(list(folder.iterdir()))
         for _ in range(10):
             SharedWeights(opened)

@@ -12,11 +12,13 @@ import pytest
 from helpers.random_decoder import describe
 from helpers.tiny_bundle import write_bundle
 from sol_rt import SolModel
-from sol_rt.budget.cost.bytes_model import BytesCost
+from sol_rt.budget.cost.model import BytesCost
+from sol_rt.budget.dial import Dial
 from sol_rt.bundle.actions import Action
 from sol_rt.engine.step import StepOutput
 from sol_rt.errors import UsageError
 from sol_rt.evaluation.speed.bench import Bench, Case, Row, Setup, plan
+from sol_rt.generate.stream import Stream
 
 FLOOR = "k030-s050-q4"
 
@@ -158,9 +160,8 @@ def test_the_depth_is_filled_once_and_only_densely(model: SolModel, calls: list[
     assert {call.action for call in calls if call.start < depth} == {dense}
     # but for the last token, whose distribution every generation starts from, nothing below the depth is run again
     assert {(call.start, len(call.tokens)) for call in calls[1:] if call.start < depth} == {(depth - 1, 1)}
-    # a warm-up and two repetitions of each test, all of them from the depth
-    assert [call.start for call in calls if call.start >= depth] == [*range(depth, depth + 8)] * 6 + [depth] * 3
-    assert [len(call.tokens) for call in calls if call.start >= depth][-3:] == [16] * 3
+    # a warm-up and two repetitions of the prompt, from the depth
+    assert [(call.start, len(call.tokens)) for call in calls if call.start >= depth] == [(depth, 16)] * 3
 
 
 def test_tests_in_turn_take_turns_every_repetition(model: SolModel, calls: list[Call]) -> None:
@@ -169,14 +170,26 @@ def test_tests_in_turn_take_turns_every_repetition(model: SolModel, calls: list[
     assert [row.test for row in rows] == tests
     assert [len(row.samples_ns) for row in rows] == [2, 2, 2]
     assert [row.actions for row in rows] == [{FLOOR: 6}, {}, {model.bundle.config.dense.tag: 4}]
-    turn = [(20, 1), (21, 1), (22, 1), (20, 7), (20, 1), (21, 1)]
-    assert [(call.start, len(call.tokens)) for call in calls if call.start >= 20] == turn * 3
+    filled = [(0, 20), (19, 1), (19, 1)]
+    turn = [(19, 1), (20, 7)]
+    first, *later = [(call.start, len(call.tokens)) for call in calls]
+    assert first == filled[0]
+    assert [each for each in later if each[0] == 20] == [(20, 7)] * 3
+    assert set(later) == set(turn)
     assert model.engine.length == 20
 
 
-def test_depth_zero_decodes_from_an_empty_cache(model: SolModel, calls: list[Call]) -> None:
-    Bench(model).run(Case(0, 4, 0, f"fixed:{FLOOR}"), 1)
-    assert [call.start for call in calls if call.action == Action.parse(FLOOR)] == [0, 1, 2, 3] * 2
+def test_depth_zero_decodes_after_one_token(model: SolModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths, run_next = [], Stream._run_next
+
+    def noted(stream: Stream) -> None:
+        run_next(stream)
+        lengths.append(model.engine.length)
+
+    monkeypatch.setattr(Stream, "_run_next", noted)
+    row = Bench(model).run(Case(0, 4, 0, f"fixed:{FLOOR}"), 1)
+    assert row.actions == {FLOOR: 4}
+    assert lengths[-5:] == [1, 2, 3, 4, 5]  # after a token that is not timed
 
 
 def test_deeper_tests_do_not_start_from_cheap_steps(model: SolModel, calls: list[Call]) -> None:
@@ -200,16 +213,15 @@ def test_the_same_tokens_from_cheap_steps_of_another_run_are_not_taken(model: So
 def test_an_interrupted_run_leaves_the_depth(
     model: SolModel, calls: list[Call], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bench = Bench(model)
-    forward = model.engine.forward
+    bench, run_next = Bench(model), Stream._run_next
 
-    def interrupted(tokens: Any, action: Action, **settings: Any) -> StepOutput:
+    def interrupted(stream: Stream) -> None:
         if model.engine.length == 25:
             raise KeyboardInterrupt
-        return forward(tokens, action, **settings)
+        run_next(stream)
 
     with monkeypatch.context() as patch:
-        patch.setattr(model.engine, "forward", interrupted)
+        patch.setattr(Stream, "_run_next", interrupted)
         with pytest.raises(KeyboardInterrupt):
             bench.run(Case(0, 10, 20, f"fixed:{FLOOR}"), 1)
     assert model.engine.length == 20
@@ -220,25 +232,22 @@ def test_an_interrupted_run_leaves_the_depth(
 
 @pytest.mark.parametrize(("schedule", "budget"), [("sol", 0.6), ("uniform", 0.5), ("dense", 1.0)])
 def test_bench_runs_the_steps_of_generation(model: SolModel, calls: list[Call], schedule: str, budget: float) -> None:
-    """The same tokens through the same actions as a greedy generation from the same prompt."""
-    Bench(model).run(Case(0, 80, 24, schedule, budget), 1)
+    """As many of each action as a loop over the steps of a `Decoder` takes."""
+    row = Bench(model).run(Case(0, 80, 24, schedule, budget), 1)
     prompt = list(calls[0].tokens)
-    measured = [(call.tokens, call.action) for call in calls if call.start >= 24][-80:]
-    calls.clear()
-    # as the bench does: the last token of the prompt alone
-    model.generate(prompt, schedule="dense", max_new_tokens=1, eos_token_id=[])
-    options: dict[str, Any] = {} if schedule == "dense" else {"budget": budget}
-    generated = model.generate(
-        prompt, schedule=schedule, max_new_tokens=81, do_sample=False, eos_token_id=[], reuse_cache=True, **options
-    )
-    assert [token for tokens, _ in measured for token in tokens] == generated.tokens[:-1]
-    assert [(call.tokens, call.action) for call in calls if call.start >= 24] == measured
+    decoder = model.decoder(Dial(None if schedule == "dense" else budget, schedule))
+    decoder.prefill(prompt[:-1])
+    decoder.prefill(prompt, reuse=True)  # as the bench does: the last token of the prompt alone
+    for _ in range(80):
+        decoder.step(int(np.argmax(decoder.output.logits[-1])))
+    assert row.actions == decoder.actions
+    assert row.achieved_budget == decoder.achieved
 
 
 def test_the_depth_is_filled_dense_whatever_runs_prompts(
     model: SolModel, calls: list[Call], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model.engine, "prefill", Action(1.0, 1.0, 4))
+    monkeypatch.setattr(model, "prefill", Action(1.0, 1.0, 4))
     Bench(model).run(Case(0, 3, 24, f"fixed:{FLOOR}"), 2)
     before = [call for call in calls if call.start < 24]
     assert len(before) > 2
@@ -268,7 +277,12 @@ def test_bytes_count_the_policy(model: SolModel, calls: list[Call]) -> None:
     config = model.bundle.config
     steps = 32
     row = Bench(model).run(Case(0, steps, 32, "sol", 0.7), 1)
-    expected = sum(BytesCost(config).step(call.action, call.start) for call in calls[-steps:])
+    prompt = list(calls[0].tokens)
+    stream = model.stream(
+        prompt, schedule="sol", budget=0.7, max_new_tokens=steps + 1, do_sample=False, eos_token_id=[], reuse_cache=True
+    )
+    taken = [token.action for token in stream][1:]
+    expected = sum(BytesCost(config).step(action, 32 + index) for index, action in enumerate(taken))
     assert config.policy is not None
     assert row.bytes_read == pytest.approx(expected + steps * config.files[config.policy.file].bytes)
 

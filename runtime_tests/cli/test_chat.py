@@ -27,7 +27,6 @@ from sol_rt.cli.run import chat_input, generate
 from sol_rt.cli.run.chat import Conversation
 from sol_rt.cli.run.chat_input import Entry, entries
 from sol_rt.cli.run.interrupts import Interrupts
-from sol_rt.engine.engine import Engine
 from sol_rt.errors import DeviceError
 from sol_rt.generate.model import SolModel
 from sol_rt.generate.stream import Stream
@@ -112,14 +111,14 @@ def test_a_pipe_goes_on_after_a_wrong_command(chat: Chat, line: str) -> None:
 
 
 def test_a_pipe_stops_at_an_error_of_the_engine(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
-    forward, calls = Engine.forward, itertools.count(1)
+    run_next, calls = Stream._run_next, itertools.count(1)
 
-    def failing(engine: Engine, *arguments: Any, **named: Any) -> Any:
+    def failing(stream: Stream) -> None:
         if next(calls) > 5:
             raise DeviceError("a GPU", "it is lost")
-        return forward(engine, *arguments, **named)
+        run_next(stream)
 
-    monkeypatch.setattr(Engine, "forward", failing)
+    monkeypatch.setattr(Stream, "_run_next", failing)
     out, err = chat("w1", "w2", "w3", code=1)
     assert len(out.splitlines()) == 1
     assert err.splitlines()[-1].startswith("sol-rt: error: a GPU failed: it is lost")
@@ -445,9 +444,9 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, call: i
         (SolModel, "stream", 1, 0),
         (ChatTemplate, "render", 1, 0),
         (Stream, "__next__", 1, 0),
-        (Engine, "forward", 1, 0),  # the prefill
+        (Stream, "_run_next", 1, 0),  # the prompt
         (Stream, "__next__", 3, 2),
-        (Engine, "forward", 3, 2),
+        (Stream, "_run_next", 3, 2),
         (Stream, "close", 1, 0),
         (generate, "bought", 1, 2),  # the answer is there
         (chat_input, "_line", 2, 2),  # at the next prompt

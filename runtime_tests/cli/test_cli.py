@@ -22,7 +22,6 @@ from sol_rt.bundle.bundle import Bundle
 from sol_rt.cli import main
 from sol_rt.cli.app import COMMANDS, make_app
 from sol_rt.engine.hardware import check_simd_targets
-from sol_rt.ops import core_path
 from sol_rt.store.home import remember_last_export
 
 
@@ -206,14 +205,11 @@ def test_the_last_value_of_a_repeated_option_counts(capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.parametrize("value", ["abc", "-1", "1" + 23 * "0", "2560x", "0x", "089", "2,5"])
-@pytest.mark.parametrize("engine", ["python", "native"])
 def test_a_mask_of_targets_that_is_none_is_one_line(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, llama_bundle: Path, value: str, engine: str
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, llama_bundle: Path, value: str
 ) -> None:
-    if engine == "native" and core_path() is None:
-        pytest.skip("the native core is not built")
     monkeypatch.setenv("SOL_RT_SIMD_TARGETS", value)
-    argv = ["generate", "-m", str(llama_bundle), "-p", "a", "--engine", engine]
+    argv = ["generate", "-m", str(llama_bundle), "-p", "a"]
     fails(capsys, argv, 2, f"SOL_RT_SIMD_TARGETS: got {value!r}, expected a number from 0 to 2^63 - 1")
 
 
@@ -279,7 +275,7 @@ def test_help_lists_first_what_is_done_first(capsys: pytest.CaptureFixture[str])
     listed = [
         words[1] for line in capsys.readouterr().out.splitlines() if (words := line.split())[1:] and line[2:3] > " "
     ]
-    assert [name for name in listed if name in COMMANDS][:4] == ["run", "chat", "generate", "export"]
+    assert [name for name in listed if name in COMMANDS][:5] == ["run", "chat", "generate", "serve", "export"]
 
 
 def test_the_old_name_of_profile_serves_and_gives_the_new_one(capsys: pytest.CaptureFixture[str]) -> None:
@@ -357,9 +353,9 @@ def test_doctor_says_that_onnxruntime_cannot_be_imported(home: Path) -> None:
     assert run.stderr == ""
     findings = {finding["what"]: finding for finding in json.loads(run.stdout)["findings"]}
     assert "pip install --force-reinstall onnxruntime" in findings["onnxruntime"]["detail"]
-    for what in ("onnxruntime", "webgpu", "cuda", "model memory"):
+    for what in ("onnxruntime", "webgpu", "cuda"):
         assert findings[what]["state"] == "broken", what
-    for what in ("processor", "memory", "home", "bundles", "default model"):
+    for what in ("processor", "memory", "home", "bundles", "default model", "model memory"):
         assert findings[what]["state"] == "ok", what
 
 

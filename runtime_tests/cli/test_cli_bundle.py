@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import itertools
 import json
 import os
 import pty
@@ -14,7 +15,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,14 +35,14 @@ from sol_rt.cli import READER_GONE, main
 from sol_rt.cli.app import COMMANDS, make_app
 from sol_rt.cli.run import generate
 from sol_rt.engine import providers
-from sol_rt.engine.engine import Engine
 from sol_rt.engine.hardware import allowed_cores
 from sol_rt.errors import DeviceError, SolError
 from sol_rt.evaluation.speed import bandwidth
 from sol_rt.generate.generation_config import FILE
 from sol_rt.generate.results import Generation
+from sol_rt.generate.stream import Stream
 from sol_rt.generate.trace import TraceHeader, TraceWriter, read_trace
-from sol_rt.ops import core_path, library_path
+from sol_rt.ops import library_path
 
 STOPPED = b"sol-rt: stopped by Ctrl-C"
 PROMPT = "Once upon a time there was a small model"
@@ -261,16 +263,33 @@ def test_a_long_prompt_shows_its_progress_and_nothing_changes(
     plain, err = run(capsys, *argv)
     assert "reading the prompt" not in err, "a prompt that takes less than 2 seconds"
     monkeypatch.setattr("sol_rt.cli.loading.PROMPT_SECONDS", 1e-9)
-    forward = Engine._batch
+    run_next = Stream._run_next
 
-    def waiting(engine: Engine, *arguments: Any) -> Any:
+    def waiting(stream: Stream) -> None:
         time.sleep(0.2)  # until the timer has begun
-        return forward(engine, *arguments)
+        run_next(stream)
 
-    monkeypatch.setattr(Engine, "_batch", waiting)
+    monkeypatch.setattr(Stream, "_run_next", waiting)
     out, err = run(capsys, *argv)
     assert out == plain
     assert len([line for line in err.splitlines() if line.startswith("reading the prompt, ")]) == 1
+
+
+def test_the_progress_of_a_long_prompt_moves(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[str, float, float]] = []
+
+    @contextmanager
+    def recorded(after: float) -> Iterator[Callable[[str, float, float], None]]:
+        yield lambda *report: told.append(report)
+
+    monkeypatch.setattr("sol_rt.cli.loading.progress", recorded)
+    run(capsys, "generate", "-p", "a " * 700, "-n", "2")
+    read = [report for report in told if report[0].startswith("reading the prompt")]
+    count = read[-1][2]
+    assert count > 512
+    assert read == [(f"reading the prompt, {count} tokens", *share) for share in ((0, 1), (512, count), (count, count))]
 
 
 def test_a_prompt_that_takes_longer_than_the_answer_names_the_way_to_a_faster_one(
@@ -300,15 +319,14 @@ def test_generate_streams_text_to_stdout_and_statistics_to_stderr(capsys: pytest
 def test_an_error_within_the_text_has_a_line_of_its_own(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, argv: tuple[str, ...], steps: int
 ) -> None:
-    forward, lengths = Engine.forward, []
+    run_next, calls = Stream._run_next, itertools.count()
 
-    def failing(engine: Engine, tokens: Any, *rest: Any, **named: Any) -> Any:
-        lengths.append(len(tokens))
-        if len(lengths) > steps:
+    def failing(stream: Stream) -> None:
+        if next(calls) >= steps:
             raise DeviceError("a GPU", "it is lost")
-        return forward(engine, tokens, *rest, **named)
+        run_next(stream)
 
-    monkeypatch.setattr(Engine, "forward", failing)
+    monkeypatch.setattr(Stream, "_run_next", failing)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO((PROMPT + "\n").encode())))
     out, err = run(capsys, *argv, "--temperature", "0", "--schedule", "dense", code=1)
     assert "sol-rt: error: a GPU failed: it is lost" in err
@@ -548,17 +566,14 @@ def test_ctrl_c_keeps_the_text_the_trace_and_the_statistics(tmp_path: Path, endl
     assert json.loads(trace.read_text(encoding="utf-8").splitlines()[-1])["step"] >= 0
 
 
-@pytest.mark.parametrize(("engine", "code"), [("python", 2), ("native", 1)])
-def test_a_trace_that_another_process_writes_is_refused(tmp_path: Path, engine: str, code: int) -> None:
-    if engine == "native" and core_path() is None:
-        pytest.skip("the native core is not built")
+def test_a_trace_that_another_process_writes_is_refused(tmp_path: Path) -> None:
     trace = tmp_path / "run.jsonl"
-    argv = ["generate", "-p", "a", "-n", "2", "--engine", engine, "--trace", str(trace)]
+    argv = ["generate", "-p", "a", "-n", "2", "--trace", str(trace)]
     command = [sys.executable, "-m", "sol_rt", *argv]
     header = TraceHeader("tiny", "", (1,), "a", "dense", 1.0, "bytes")
     with TraceWriter(trace, header):
         ended = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-        assert (ended.returncode, ended.stdout) == (code, "")
+        assert (ended.returncode, ended.stdout) == (2, "")
         assert f"sol-rt: error: trace {trace}: another process is writing it; choose another file\n" in ended.stderr
         assert read_trace(trace).header == header
     subprocess.run(command, stdin=subprocess.DEVNULL, check=True)
@@ -852,9 +867,10 @@ def test_telemetry_that_the_user_turned_on_stays_on() -> None:
 
 BAD = {
     "BITS": "nan", "BUDGET": "2", "CHANNEL_DENSITY": "x", "CTX_SIZE": "99999", "DEBUG": "x", "DEVICE": "-1",
-    "ENGINE": "x", "FREQUENCY_PENALTY": "nan", "GOVERNOR": "x", "KV_DENSITY": "2", "MAX_LOSS": "-1",
-    "MAX_NEW_TOKENS": "0", "MIN_P": "x", "NATIVE_OPS": "x", "PREFILL": "x", "PRESENCE_PENALTY": "nan",
-    "PROVIDER": "x", "REPETITION_PENALTY": "0", "SCHEDULE": "fixed:x", "SEED": "-1", "SYSTEM": "\udcff",
+    "FREQUENCY_PENALTY": "nan", "GOVERNOR": "x", "HOST": "0.0.0.0", "KV_DENSITY": "2", "MAX_LOSS": "-1",
+    "MAX_NEW_TOKENS": "0", "MIN_P": "x", "NATIVE_OPS": "x", "PORT": "99999", "PREFILL": "x", "PRESENCE_PENALTY": "nan",
+    "PROVIDER": "x", "QUEUE": "-1", "REPETITION_PENALTY": "0", "SCHEDULE": "fixed:x", "SEED": "-1", "SESSIONS": "0",
+    "SYSTEM": "\udcff",
     "TEMPERATURE": "inf", "THREADS": "0", "TOKENS_PER_SECOND": "0", "TOP_K": "-1", "TOP_P": "nan", "VERIFY": "x",
 }  # fmt: skip
 """A wrong value of every variable that sets an option."""
@@ -874,8 +890,9 @@ def test_an_error_that_comes_from_a_variable_names_it(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
     monkeypatch.setenv(f"SOL_RT_{name}", value)
-    command = "chat" if name == "SYSTEM" else "generate"
-    out, err = run(capsys, command, "-p", "a", code=2)
+    monkeypatch.delenv("SOL_RT_API_KEY", raising=False)
+    command = ["serve"] if name in {"HOST", "PORT", "QUEUE", "SESSIONS"} else ["generate", "-p", "a"]
+    out, err = run(capsys, *(["chat", "-p", "a"] if name == "SYSTEM" else command), code=2)
     assert (out, err.count("\n")) == ("", 1)
     assert err.endswith(f" (from $SOL_RT_{name})\n")
 
@@ -939,7 +956,6 @@ def test_the_dial_of_the_command_line_wins_over_variables(
         ("BUDGET=0.8 SCHEDULE=dense", "", "$SOL_RT_BUDGET and $SOL_RT_SCHEDULE"),
         ("BITS=6 GOVERNOR=1", "", "$SOL_RT_GOVERNOR and $SOL_RT_BITS"),
         ("BUDGET=0.8 BITS=6", "", "$SOL_RT_BUDGET and $SOL_RT_BITS"),
-        ("ENGINE=native PROVIDER=cuda", "", "$SOL_RT_ENGINE and $SOL_RT_PROVIDER"),
     ],
 )
 def test_variables_that_contradict_each_other_are_named(

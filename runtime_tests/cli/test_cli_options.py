@@ -201,7 +201,7 @@ OF_LOADING = {
 ELSEWHERE = {
     "generate": {
         *("-m", "--model", "-f", "--file", "--replay", "--json", "--debug", "SOL_RT_DEBUG"),
-        *("--governor", "SOL_RT_GOVERNOR", "--engine", "SOL_RT_ENGINE"),
+        *("--governor", "SOL_RT_GOVERNOR"),
     },
     "chat": {"-m", "--model", "--governor", "SOL_RT_GOVERNOR", "--debug", "SOL_RT_DEBUG"},
     "perplexity": {"-m", "--model", "-o", "--output-format", "--json", "--debug", "SOL_RT_DEBUG"},

@@ -106,7 +106,7 @@ def test_configs_that_broke_a_reader_once(program: Path, name: str) -> None:
 
 def test_core_and_python_take_the_seeds_of_the_fuzz_target(program: Path, tmp_path: Path) -> None:
     """Mutations of a config that is refused at once would reach none of the later checks."""
-    seeds = runpy.run_path(str(ROOT / "bindings" / "c" / "tests" / "fuzz" / "seeds.py"))
+    seeds = runpy.run_path(str(ROOT / "core" / "tests" / "fuzz" / "seeds.py"))
     paths = []
     for number, config in enumerate(seeds["small_configs"]()):
         paths.append(tmp_path / f"{number}.json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 
@@ -9,16 +10,25 @@ import pytest
 
 from helpers.core_build import core_build, ort_library
 from helpers.places import TINY
-from helpers.tiny_bundle import write_bundle
+from helpers.tiny_bundle import seal, write_bundle
 from sol_rt.budget.cost.cost_table import CostTable
 from sol_rt.bundle.bundle import Bundle
+from sol_rt.bundle.config import CONFIG_NAME
+from sol_rt.bundle.config_reader import read_config
 
 GOLDEN = TINY
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_bundle(tmp_path_factory.mktemp("native") / "tiny", policy=True, losses=True)
+    """A bundle with a tokenizer that the core does not read."""
+    made = write_bundle(tmp_path_factory.mktemp("native") / "tiny", policy=True, losses=True)
+    file = made / "tokenizer.json"
+    document = json.loads(file.read_text(encoding="utf-8"))
+    document["model"] = {"type": "WordLevel", "vocab": document["model"]["vocab"], "unk_token": "<unk>"}
+    file.write_text(json.dumps(document), encoding="utf-8")
+    seal(made, read_config(made / CONFIG_NAME))
+    return made
 
 
 @pytest.mark.slow

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from helpers.core_build import core_program
+from helpers.gumbel import gumbel, token_words
 from helpers.philox_answers import ANSWERS, EXAMPLES
-from sol_rt.generate.gumbel import gumbel, token_words
 
 _SEEDS = [0, 1, 42, 2**31, 2**32 - 1, 2**32, 2**32 + 1, 2**63 - 1, 2**63, 2**64 - 1]
 

@@ -1,4 +1,4 @@
-"""Sessions of the native core through its C interface: golden traces, and the calls of bindings/c/tests/session.
+"""Sessions of the native core through its C interface: golden traces, and the calls of core/tests/session.
 
 Under the sanitizers the core runs function bodies: ONNX Runtime's threads, in which operators run, are not checked.
 """

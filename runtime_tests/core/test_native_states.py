@@ -1,4 +1,4 @@
-"""Layers with a state in the native core: Python's numbers over rewinds, and session files with the states' copies."""
+"""Layers with a state in the native core: session files with the states' copies, and runs that are broken off."""
 
 from __future__ import annotations
 
@@ -22,16 +22,14 @@ from helpers.random_decoder import hf_config
 from helpers.tiny_bundle import seal, write_bundle
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
+from sol_rt.bundle.cache_layout import CacheLayout
 from sol_rt.bundle.config import CONFIG_NAME
 from sol_rt.bundle.config_reader import read_config
-from sol_rt.engine.engine import Engine
-from sol_rt.engine.kv_cache import KvCache
-from sol_rt.engine.states import LAST
 from sol_rt.errors import NumericError
 from sol_rt.export.sources.decoder import from_hf_config
 from sol_rt.generate.model import SolModel
-from sol_rt.generate.native.library import core
-from sol_rt.generate.native.model import NativeModel
+from sol_rt.generate.trace import read_trace
+from sol_rt.native.library import core
 from sol_rt.ops import core_path, library_path
 
 BUNDLE, NUMERIC, CANCELLED = 2, 5, 7
@@ -72,18 +70,8 @@ def moves() -> list[Move]:
     return made
 
 
-def expected_of(engine: Engine, chosen: list[Move]) -> Iterator[np.ndarray]:
-    """Python's last logits and hidden state after each move that runs something."""
-    for move in chosen:
-        if isinstance(move, int):
-            engine.truncate(move)
-        else:
-            output = engine.forward(move[1], move[0])
-            yield np.concatenate([output.logits[-1], output.hidden[-1]])
-
-
 def got_of(core: Core, chosen: list[Move]) -> Iterator[np.ndarray]:
-    """The core's."""
+    """The last logits and hidden state after each move that runs something."""
     for move in chosen:
         if isinstance(move, int):
             core.do(f"truncate {move}")
@@ -91,45 +79,24 @@ def got_of(core: Core, chosen: list[Move]) -> Iterator[np.ndarray]:
             yield core.forward(*move)
 
 
-@pytest.mark.parametrize("native", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["native", "bodies"])
-def test_the_core_gives_the_numbers_of_python_over_rewinds(folder: Path, tmp_path: Path, native: bool) -> None:
-    if native and library_path() is None:
-        pytest.skip("the native operators are not built")
-    engine = Engine(Bundle.open(folder), provider="cpu", native_ops=native)
-    with Core(tmp_path / "results", native=native) as core:
-        core.do(f"load {folder}")
-        core.do("engine")
-        pairs = zip(got_of(core, moves()), expected_of(engine, moves()), strict=True)
-        for number, (got, expected) in enumerate(pairs):
-            if native:
-                assert np.array_equal(got, expected), number
-            else:
-                np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
-
-
 def test_a_restored_session_goes_on_as_the_saved_one(folder: Path, tmp_path: Path) -> None:
     """To the bit, over steps and rewinds to every kind of copy, into an engine that held another text."""
     before: list[Move] = [(DENSE, TOKENS[:700]), *steps(700, 100)]
     pending: list[Move] = [690, *steps(3000, 5), 650]  # saved before the tokens after the last copy run again
     after: list[Move] = [*steps(800, 9), 790, *steps(1, 2), 699, *steps(5, 30), 512, *steps(9, 3), 40, *steps(50, 3)]
-    engine = Engine(Bundle.open(folder), provider="cpu")
     with Core(tmp_path / "results") as core:
         core.do(f"load {folder}")
         for name, chosen in (("first", before), ("pending", [*before, *pending])):
             if name == "pending":
                 after = [move for move in after if not isinstance(move, int) or move <= 650]
-            engine.reset()
             core.do("engine")
-            for got, expected in zip(got_of(core, chosen), expected_of(engine, chosen), strict=True):
-                assert np.array_equal(got, expected)
+            list(got_of(core, chosen))
             length = core.do(f"save {tmp_path / name}")
             went_on = list(got_of(core, after))
             core.do("engine")
             core.forward(CHEAP, TOKENS[1000 : 1000 + length])  # another text of this length
-            assert core.do(f"restore {tmp_path / name}") == length == engine.length
-            restored = list(got_of(core, after))
-            assert all(map(np.array_equal, restored, went_on)), name
-            assert all(map(np.array_equal, restored, expected_of(engine, after))), name
+            assert core.do(f"restore {tmp_path / name}") == length
+            assert all(map(np.array_equal, got_of(core, after), went_on)), name
 
 
 def test_an_empty_session_is_restored_as_one(folder: Path, tmp_path: Path) -> None:
@@ -250,32 +217,24 @@ def test_files_of_other_versions_are_refused(folder: Path, tmp_path: Path) -> No
 
 
 def test_a_cancelled_prompt_goes_on_where_it_was(folder: Path, tmp_path: Path) -> None:
-    engine = Engine(Bundle.open(folder), provider="cpu")
-    engine.forward(TOKENS[:20], DENSE)
-    engine.on_chunk = interrupt
-    with pytest.raises(KeyboardInterrupt):
-        engine.forward(TOKENS[20:1400], DENSE)
-    engine.on_chunk = None
     after: list[Move] = [(DENSE, TOKENS[532:700]), *steps(700, 5), 540, *steps(1, 2)]
     with Core(tmp_path / "results") as core:
         core.do(f"load {folder}")
         core.do("engine")
         core.forward(DENSE, TOKENS[:20])
+        core.forward(DENSE, TOKENS[20:532])
+        expected = list(got_of(core, after))
+        core.do("engine")
+        core.forward(DENSE, TOKENS[:20])
         core.do("cancel 2")
         core.fails(f"forward {DENSE.tag} {' '.join(map(str, TOKENS[20:1400]))}", CANCELLED, "cancelled")
-        assert core.do("use 0") == engine.length == 532
-        assert all(map(np.array_equal, got_of(core, after), expected_of(engine, after)))
+        assert core.do("use 1") == 532
+        for got, wanted in zip(got_of(core, after), expected, strict=True):
+            np.testing.assert_allclose(got, wanted, rtol=1e-2, atol=1e-2)  # the chunks before it were others
         core.do("truncate 500")
         core.do("cancel 2")  # before the tokens after the last copy run again
         core.fails(f"forward {DENSE.tag} 5", CANCELLED, "cancelled")
-        assert core.do("use 0") == 500
-        engine.truncate(500)
-        assert all(map(np.array_equal, got_of(core, [*steps(9, 5)]), expected_of(engine, [*steps(9, 5)])))
-
-
-def interrupt(done: int, total: int) -> None:
-    if done:
-        raise KeyboardInterrupt
+        assert core.do("use 1") == 500
 
 
 def test_a_refused_step_changes_nothing(tmp_path: Path) -> None:
@@ -317,32 +276,31 @@ LONG: dict[str, Any] = {"max_new_tokens": 40, "eos_token_id": [], **SAMPLED}
     ids=str,
 )
 @pytest.mark.filterwarnings("ignore::sol_rt.errors.QualityWarning")
-def test_turns_are_those_of_python(spoken: Path, tmp_path: Path, dial: dict[str, Any]) -> None:
-    """A second turn, the first one again, an edited one; in the core from a file that another session saved."""
-    python = SolModel.from_pretrained(spoken, provider="cpu", measure_costs=False)
-    native = NativeModel.from_pretrained(spoken, measure_costs=False)
+def test_turns_are_those_of_a_session_that_was_never_saved(spoken: Path, tmp_path: Path, dial: dict[str, Any]) -> None:
+    """A second turn, the first one again, an edited one; each from a file that another session saved."""
+    going, saved = (opened(spoken, native=True) for _ in range(2))
     settings = {"max_new_tokens": 40, "eos_token_id": [], "reuse_cache": True, **SAMPLED, **dial}
     texts = [TOKENS[:60]]
     for number in range(4):
         expected, found = (
             finished(model.stream(texts[-1], trace=tmp_path / name, **settings))
-            for model, name in ((python, "python"), (native, "native"))
+            for model, name in ((going, "going"), (saved, "saved"))
         )
         assert found.tokens == expected.tokens
         assert found.cached_tokens == expected.cached_tokens
         assert found.actions == expected.actions
         assert found.achieved_budget == pytest.approx(expected.achieved_budget, rel=1e-12)
-        lines = [[json.loads(line) for line in read_lines(tmp_path / name)] for name in ("python", "native")]
+        lines = [[json.loads(line) for line in read_lines(tmp_path / name)] for name in ("going", "saved")]
         for theirs, ours in zip(*(each[1:] for each in lines), strict=True):
             assert [ours[name] for name in SAME] == [theirs[name] for name in SAME]
             assert ours["cost"] == pytest.approx(theirs["cost"], rel=1e-12)
         said = [*texts[-1], *found.tokens]
         texts.append([[*said, 5, 6, 7], texts[0], [*texts[-1][:50], 9, 8, 7], said][number])
-        native = reopened(native, spoken, tmp_path / "session")
-    assert finished(native.stream(replay=tmp_path / "python")).first_difference is None
+        saved = reopened(saved, spoken, tmp_path / "session")
+    assert finished(saved.stream(replay=read_trace(tmp_path / "going"))).first_difference is None
 
 
-SAME = ("step", "token", "action", "context")  # the core has no tokenizer of words
+SAME = ("step", "token", "text", "action", "context")
 
 
 def read_lines(path: Path) -> list[str]:
@@ -355,19 +313,18 @@ def finished(stream: Any) -> Any:
     return stream.result
 
 
-def opened(kind: Any, folder: Path, native: bool) -> Any:
-    """A SolModel or a NativeModel on the CPU, with native operators or without."""
-    on_cpu = {"provider": "cpu"} if kind is SolModel else {}
-    return kind.from_pretrained(folder, measure_costs=False, native_ops=native, **on_cpu)
+def opened(folder: Path, native: bool) -> SolModel:
+    """A model on the CPU, with native operators or without."""
+    return SolModel.from_pretrained(folder, provider="cpu", measure_costs=False, native_ops=native)
 
 
-def reopened(model: NativeModel, folder: Path, session: Path, native: bool = True) -> NativeModel:
-    """Another session, with what this one's file holds."""
-    other: NativeModel = opened(NativeModel, folder, native)
+def reopened(model: SolModel, folder: Path, session: Path, native: bool = True) -> SolModel:
+    """Another model, whose session has what this one's file holds."""
+    other = opened(folder, native)
     for function, each in (("save", model), ("restore", other)):
         call = getattr(core(), f"sol_session_{function}")
         call.restype, call.argtypes = c_void_p, (c_void_p, c_char_p)
-        assert call(each._session.handle, str(session).encode()) is None
+        assert call(each.engine.handle, str(session).encode()) is None
     return other
 
 
@@ -378,10 +335,10 @@ def test_a_generation_without_finite_numbers_leaves_a_session_that_goes_on(tmp_p
     config = {**hf_config("lfm2"), "num_hidden_layers": 5, "layer_types": LAYERS, "tie_word_embeddings": False}
     folder = write_bundle(tmp_path / "tiny", decoder=from_hf_config(config), losses=True)
     prompt = TOKENS[:60]
-    whole = finished(opened(SolModel, folder, native).stream(prompt, schedule="dense", **LONG)).tokens
+    whole = finished(opened(folder, native).stream(prompt, schedule="dense", **LONG)).tokens
     place = next(i for i, token in enumerate(whole) if i >= 20 and token not in [*prompt, *whole[:i], 5, 6, 7])
     poison(folder, whole[place])
-    going, fresh = ([opened(kind, folder, native) for kind in (SolModel, NativeModel)] for _ in range(2))
+    model, other = opened(folder, native), opened(folder, native)
     said = [*prompt, *whole[:place]]
     failing = {"reuse_cache": True, "schedule": "dense", **LONG}
     after = {"logit_bias": {whole[place]: -100}, "reuse_cache": True, **LONG}
@@ -392,13 +349,9 @@ def test_a_generation_without_finite_numbers_leaves_a_session_that_goes_on(tmp_p
         (wrong, [], said[:65], f"fixed:{CHEAP.tag}"),  # function bodies read what they mask
     ]
     for first, told, text, schedule in turns:
-        results = []
-        for model, other in zip(going, fresh, strict=True):
-            assert until_it_fails(model, first, failing) == told
-            found, expected = (finished(each.stream(text, schedule=schedule, **after)) for each in (model, other))
-            assert found.tokens == expected.tokens
-            results.append((found.tokens, found.cached_tokens))
-        assert results[0] == results[1]
+        assert until_it_fails(model, first, failing) == told
+        found, expected = (finished(each.stream(text, schedule=schedule, **after)) for each in (model, other))
+        assert found.tokens == expected.tokens
 
 
 def until_it_fails(model: Any, prompt: list[int], settings: dict[str, Any]) -> list[int]:
@@ -422,20 +375,20 @@ def poison(folder: Path, token: int) -> None:
 
 @pytest.mark.slow
 @WITH_CORE
-def test_turns_of_function_bodies_are_those_of_python(spoken: Path, tmp_path: Path) -> None:
+def test_turns_of_function_bodies_are_those_of_a_session_that_was_never_saved(spoken: Path, tmp_path: Path) -> None:
     """Without native operators the core keeps states, too: turns, rewinds and files as with them."""
-    python, native = (opened(kind, spoken, native=False) for kind in (SolModel, NativeModel))
-    assert not native.native
+    going, saved = (opened(spoken, native=False) for _ in range(2))
+    assert not saved.native
     settings = {"reuse_cache": True, "budget": 0.6, **LONG}
     texts = [TOKENS[:140]]  # more than a chunk
     for number in range(4):
-        expected, found = (finished(model.stream(texts[-1], **settings)) for model in (python, native))
+        expected, found = (finished(model.stream(texts[-1], **settings)) for model in (going, saved))
         assert (found.tokens, found.cached_tokens) == (expected.tokens, expected.cached_tokens)
         assert found.actions == expected.actions
         assert found.achieved_budget == pytest.approx(expected.achieved_budget, rel=1e-12)
         said = [*texts[-1], *found.tokens]
         texts.append([[*said, 5, 6, 7], texts[0], [*texts[-1][:50], 9, 8, 7], said][number])
-        native = reopened(native, spoken, tmp_path / "session", native=False)
+        saved = reopened(saved, spoken, tmp_path / "session", native=False)
 
 
 @pytest.mark.slow
@@ -478,25 +431,25 @@ def windowed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return write_bundle(base / "tiny", decoder=decoder, kv=request.param, losses=True)
 
 
-def test_same_numbers_as_python_with_windows(windowed: Path, tmp_path: Path) -> None:
-    """Rewinds to where cache and states hold all, to where the cache no longer holds what the last copy's next token
-    reads although it holds what the wanted one's reads, and to where it holds neither.
+def test_a_session_with_windows_goes_on_as_it_was_saved(windowed: Path, tmp_path: Path) -> None:
+    """Over rewinds to where cache and states hold all, to where the cache no longer holds what the last copy's next
+    token reads although it holds what the wanted one's reads, and to where it holds neither.
     """
     if library_path() is None:
         pytest.skip("the native operators are not built")
     before: list[Move] = [(DENSE, TOKENS[:1500]), *steps(1500, 40)]
     rewinds: list[Move] = [1530, *steps(7, 20), 1450, *steps(9, 3), 1000, *steps(60, 30), 1010, (DENSE, TOKENS[:700])]
     after: list[Move] = [*rewinds, 1300, *steps(50, 3), 300, *steps(80, 9), 0, (CHEAP, TOKENS[:90]), *steps(3, 3)]
-    engine, session = Engine(Bundle.open(windowed), provider="cpu"), tmp_path / "session"
+    pending: list[Move] = [*steps(60, 30), 1010, *steps(3, 3), 200, *steps(5, 3)]
+    session = tmp_path / "session"
     with Core(tmp_path / "results") as core:
         core.do(f"load {windowed}")
         core.do("engine")
-        assert all(map(np.array_equal, got_of(core, before), expected_of(engine, before)))
+        list(got_of(core, before))
         core.do(f"save {session}")
         content = session.read_bytes()
         assert struct.unpack_from("<5q", content, 104 + 4 * 1540) == (0, 0, 768, 0, 768)
-        expected = list(expected_of(engine, after))
-        assert all(map(np.array_equal, got_of(core, after), expected))
+        expected = list(got_of(core, after))
         core.do("engine")
         core.forward(CHEAP, TOKENS[1000:2700])  # what it held before is nothing to what it holds then
         assert core.do(f"restore {session}") == 1540
@@ -504,39 +457,37 @@ def test_same_numbers_as_python_with_windows(windowed: Path, tmp_path: Path) -> 
         core.do(f"restore {session}")
         core.do("truncate 1000")
         core.do(f"save {session}")  # before all tokens run again
+        expected = list(got_of(core, pending))
         core.do("engine")
         assert core.do(f"restore {session}") == 1000
-        engine.reset()
-        list(expected_of(engine, before))
-        pending: list[Move] = [*steps(60, 30), 1010, *steps(3, 3), 200, *steps(5, 3)]
-        assert all(map(np.array_equal, got_of(core, pending), expected_of(engine, [1000, *pending])))
+        assert all(map(np.array_equal, got_of(core, pending), expected))
 
 
 @WITH_CORE
-def test_turns_with_windows_are_those_of_python(windowed: Path, tmp_path: Path) -> None:
+def test_turns_with_windows_are_those_of_a_session_that_was_never_saved(windowed: Path, tmp_path: Path) -> None:
     """A second turn; edits where the cache holds all, where it holds what is read there but not what is read after the
-    last copy, and where it holds neither. In the core, files in between.
+    last copy, and where it holds neither; with files in between.
     """
-    python, native = (opened(kind, windowed, native=True) for kind in (SolModel, NativeModel))
+    going, saved = (opened(windowed, native=True) for _ in range(2))
     settings = {"reuse_cache": True, "budget": 0.6, **LONG}
     text, cached = TOKENS[:1400], []
     for kept in (1500, 1400, 1000, 700, 250, 0):
-        expected, found = (finished(model.stream(text, **settings)) for model in (python, native))
+        expected, found = (finished(model.stream(text, **settings)) for model in (going, saved))
         assert (found.tokens, found.cached_tokens) == (expected.tokens, expected.cached_tokens)
         assert found.actions == expected.actions
         text = [*[*text, *found.tokens][:kept], 5, 6, kept % 90]
         cached.append(found.cached_tokens)
-        native = reopened(native, windowed, tmp_path / "session")
+        saved = reopened(saved, windowed, tmp_path / "session")
     assert (cached[:3], cached[-1]) == ([0, 1439, 1400], 0)
 
 
 @WITH_CORE
 def test_private_memory_counts_the_states(spoken: Path) -> None:
-    native = NativeModel.from_pretrained(spoken, measure_costs=False)
+    native = opened(spoken, native=True)
     finished(native.stream(TOKENS[:60], max_new_tokens=1, schedule="dense"))
     config = Bundle.open(spoken).config
     model, kv = config.model, config.kv
     buffers = 8 * 5 * model.num_layers + 4 * (model.vocab_size + model.hidden_size)
-    cache = KvCache(model, kv).bytes_at(kv.capacity_for(60))
+    cache = CacheLayout(model, kv).bytes_at(kv.capacity_for(60))
     copies = 2  # before the last token of the prompt, and after it
-    assert native.private_bytes == cache + (2 + LAST + copies) * kv.state_bytes(model.hidden_size) + buffers
+    assert native.engine.private_bytes == cache + (2 + 16 + copies) * kv.state_bytes(model.hidden_size) + buffers

@@ -18,10 +18,7 @@ from helpers.core_build import ADDRESS
 from helpers.made_tokenizers import byte_level, write_tokenizers
 from helpers.native_text import NativeError, NativeText, differences, driver, random_text
 from helpers.places import ROOT
-from sol_rt.errors import BundleError, UsageError
-from sol_rt.generate.generation_config import GenerationConfig
-from sol_rt.generate.text_writer import TextWriter
-from sol_rt.text.stop_strings import StopStrings
+from sol_rt.errors import BundleError
 from sol_rt.text.tokenizer import Tokenizer
 
 USAGE, BUNDLE, TEXT = 1, 2, 10  # of enum sol_code in sol_rt.h
@@ -65,7 +62,7 @@ def test_random_texts_have_the_tokens_of_tokenizers(program: Path, files: dict[s
 
 def test_the_seeds_of_the_fuzz_target_are_read(program: Path, tmp_path: Path) -> None:
     """Mutations of a file that is refused at once would reach none of the later steps."""
-    seeds = runpy.run_path(str(ROOT / "bindings" / "c" / "tests" / "fuzz" / "seeds.py"))
+    seeds = runpy.run_path(str(ROOT / "core" / "tests" / "fuzz" / "seeds.py"))
     for document, text in seeds["small_tokenizers"]():
         path = _write(tmp_path / "tokenizer.json", document)
         with NativeText(program, path) as native:
@@ -164,22 +161,41 @@ def test_streams_give_the_pieces_of_the_python_runtime(program: Path, files: dic
             assert native.ask("stream", context=context, tokens=tokens, skip=skip) == expected
 
 
-def test_stop_strings_hold_back_what_the_python_runtime_holds_back(pieces: tuple[NativeText, Tokenizer]) -> None:
+def held_back(strings: list[str], texts: list[str]) -> list[Any]:
+    """The text that may be shown after each piece, whether a stop string was found, and at the end the rest."""
+    whole, shown, said = "", 0, []
+    found = False
+    for text in texts:
+        if found:
+            said.append(["", True])
+            continue
+        whole += text
+        places = [(at, len(string)) for string in strings if (at := whole.find(string)) >= 0]
+        if places:
+            found, end = True, min(places)[0]
+        else:
+            begun = [n for string in strings for n in range(1, len(string)) if whole.endswith(string[:n])]
+            end = len(whole) - max(begun, default=0)
+        said.append([whole[shown : max(end, shown)], found])
+        shown = max(end, shown)
+    return [*said, "" if found else whole[shown:]]
+
+
+def test_stop_strings_hold_back_what_may_begin_one(pieces: tuple[NativeText, Tokenizer]) -> None:
     draw = random.Random(5)
     for _ in range(300):
         strings = ["".join(draw.choice("abé") for _ in range(draw.randrange(1, 5))) for _ in range(draw.randrange(4))]
         texts = ["".join(draw.choice("abcé") for _ in range(draw.randrange(4))) for _ in range(8)]
-        stop = StopStrings(strings)
-        expected: list[Any] = [list(stop.feed(text)) for text in texts]
-        assert pieces[0].ask("stop", strings=strings, texts=texts) == [*expected, stop.flush()]
-    with pytest.raises(UsageError) as python:
-        StopStrings(["a", ""])
+        told = pieces[0].ask("stop", strings=strings, texts=texts)
+        stopped = next((index for index, each in enumerate(told[:-1]) if each[1]), len(texts))
+        expected = held_back(strings, texts)
+        assert told[: stopped + 1] == expected[: stopped + 1]
     with pytest.raises(NativeError) as native:
         pieces[0].ask("stop", strings=["a", ""], texts=[])
-    assert (native.value.code, str(native.value)) == (USAGE, str(python.value))
+    assert native.value.code == USAGE
 
 
-def test_generated_text_ends_where_the_python_runtime_ends_it(pieces: tuple[NativeText, Tokenizer]) -> None:
+def test_generated_text_ends_at_end_tokens_and_stop_strings(pieces: tuple[NativeText, Tokenizer]) -> None:
     native, reference = pieces
     draw, end = random.Random(9), reference.token_id("</s>")
     assert end is not None
@@ -189,15 +205,13 @@ def test_generated_text_ends_where_the_python_runtime_ends_it(pieces: tuple[Nati
         strings = [
             draw.choice(["a", "12", "the ", "e\u0301", "  ", "\n", "zzz", "ing"]) for _ in range(draw.randrange(3))
         ]
-        config = GenerationConfig(stop_strings=tuple(strings), eos_token_id=(end,))
-        writer = TextWriter(reference, prompt, config)
-        expected: list[Any] = []
-        for token in tokens:
-            text, reason = writer.add(token)
-            expected.append([text, reason == "stop"])
-            if reason:
-                break
-        assert native.ask("write", prompt=prompt, tokens=tokens, strings=strings, end=[end]) == expected
+        said = native.ask("write", prompt=prompt, tokens=tokens, strings=strings, end=[end])
+        stream = reference.stream(prompt)
+        whole = "".join(stream.add(token) for token in tokens[: len(said) - (len(said) == len(tokens))])
+        whole += stream.flush() if len(said) == len(tokens) else ""
+        places = [at for string in strings if (at := whole.find(string)) >= 0]
+        assert "".join(text for text, _ in said) == (whole[: min(places)] if places else whole)
+        assert [stop for _, stop in said] == [False] * (len(said) - 1) + [True]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Layers with a window in the native core: it keeps what Python keeps, in memory and in a session's file."""
+"""Layers with a window in the native core: what it keeps, in memory and in a session's file."""
 
 from __future__ import annotations
 
@@ -20,8 +20,6 @@ from helpers.core_steps import Core
 from helpers.random_decoder import describe, hf_config
 from helpers.tiny_bundle import write_bundle
 from sol_rt.bundle.actions import Action
-from sol_rt.bundle.bundle import Bundle
-from sol_rt.engine.engine import Engine
 from sol_rt.export.sources.decoder import from_hf_config
 from sol_rt.ops import library_path
 
@@ -39,40 +37,6 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     """A bundle with a layer that has a window, and one that has none."""
     decoder = replace(describe("gemma2"), max_context=4096)
     return write_bundle(tmp_path_factory.mktemp(request.param) / "tiny", decoder=decoder, kv=request.param)
-
-
-def moves() -> list[tuple[str, Any]]:
-    """Runs of tokens under an action, and rewinds: within the slack, beyond it, and to the start."""
-    steps = [("run", (CHEAP if token % 3 else DENSE, [token])) for token in TOKENS[:300]]
-    return [
-        ("run", (DENSE, TOKENS[:1500])),
-        *steps,
-        ("back", 1500),
-        *steps[:20],
-        ("back", 700),
-        *steps[:20],
-        ("run", (DENSE, TOKENS[2000:3000])),
-        ("back", 0),
-        ("run", (DENSE, TOKENS[:100])),
-        *steps[:3],
-    ]
-
-
-def test_same_numbers_as_python_over_rewinds(folder: Path, tmp_path: Path) -> None:
-    bundle = Bundle.open(folder)
-    assert bundle.config.kv.windows == (WINDOW, 0)
-    engine = Engine(bundle, provider="cpu")
-    with Core(tmp_path / "results") as core:
-        core.do(f"load {folder}")
-        core.do("engine")
-        for move, given in moves():
-            if move == "back":
-                engine.truncate(given)
-                core.do(f"truncate {given}")
-                continue
-            output = engine.forward(given[1], given[0])
-            expected = np.concatenate([output.logits[-1], output.hidden[-1]])
-            assert np.array_equal(core.forward(*given), expected), engine.length
 
 
 def test_a_saved_session_holds_what_the_cache_holds(folder: Path, tmp_path: Path) -> None:

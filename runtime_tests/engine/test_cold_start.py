@@ -7,79 +7,19 @@ import io
 import os
 import subprocess
 import sys
-import threading
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 
 from helpers.tiny_bundle import write_bundle
 from sol_rt.bundle.bundle import Bundle
-from sol_rt.bundle.weights import SharedWeights
 from sol_rt.cli.app import COMMANDS, HIDDEN, make_app
-from sol_rt.engine.engine import Engine
-from sol_rt.errors import BundleError
 from sol_rt.text import tokenizer
 
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Bundle:
     return Bundle.open(write_bundle(tmp_path / "tiny"))
-
-
-def test_a_session_opened_ahead_gives_the_same_numbers(bundle: Bundle) -> None:
-    expected = Engine(bundle, provider="cpu").forward([1, 2, 3], bundle.config.dense).logits
-    engine = Engine(bundle, provider="cpu")
-    engine.open_ahead(bundle.config.dense)
-    assert np.array_equal(engine.forward([1, 2, 3], bundle.config.dense).logits, expected)
-    assert bundle.config.dense.variant in engine.loaded
-    engine.finish_ahead()
-
-
-def test_an_error_ahead_comes_with_the_call_that_needs_the_session(bundle: Bundle) -> None:
-    engine = Engine(bundle, provider="cpu")
-    graph = bundle.path / bundle.config.variants[bundle.config.dense.variant].file
-    content = graph.read_bytes()
-    graph.write_bytes(b"?" + content[1:])
-    engine.open_ahead(bundle.config.dense)
-    engine.finish_ahead()
-    with pytest.raises(BundleError, match="replaced"):
-        engine.forward([1], bundle.config.dense)
-    graph.write_bytes(content)
-    assert engine.forward([1], bundle.config.dense).distribution.finite
-
-
-def test_the_callers_thread_prepares_what_is_opened_ahead(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    threads: list[threading.Thread] = []
-    attach = SharedWeights.attach
-
-    def noted(*arguments: Any, **more: Any) -> bytes:
-        threads.append(threading.current_thread())
-        return attach(*arguments, **more)
-
-    monkeypatch.setattr(SharedWeights, "attach", noted)
-    engine = Engine(bundle, provider="cpu")
-    engine.open_ahead(bundle.config.dense)
-    engine.forward([1], bundle.config.dense)
-    assert threads == [threading.current_thread()]
-
-
-def test_weights_are_faulted_in_only_where_memory_allows(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
-
-    class Libc:
-        @staticmethod
-        def madvise(address: object, size: object, advice: int) -> int:
-            asked.append(size.value)  # type: ignore[attr-defined]
-            return 0
-
-    monkeypatch.setattr("sol_rt.bundle.weights._libc", Libc)
-    weights = Engine(bundle, provider="cpu").weights
-    weights.fault_in(0)
-    assert asked == []
-    weights.fault_in(1 << 40)
-    assert sum(asked) == (bundle.path / bundle.config.weights_file).stat().st_size
 
 
 @pytest.mark.parametrize(("command", "threads"), [("generate", "1"), ("export", None)])

@@ -18,28 +18,27 @@ from helpers.made_configs import made_config
 from helpers.main_memory import MainMemory, cpu_session
 from helpers.random_decoder import CONFIGS, THREE_BIT_LAYERS
 from helpers.reference import Nested
+from helpers.saved_session import saved
 from helpers.tiny_bundle import write_bundle
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bits import MIXED, THREE
 from sol_rt.bundle.bundle import Bundle
+from sol_rt.bundle.cache_layout import CacheLayout
 from sol_rt.bundle.config import KvLayout, Variant
 from sol_rt.bundle.graph_file import external_tensors
 from sol_rt.bundle.weights import SharedWeights
 from sol_rt.engine import providers
-from sol_rt.engine.distribution import Distribution
-from sol_rt.engine.engine import Engine
-from sol_rt.engine.gpu import logit_summary
+from sol_rt.engine.gpu.device_cache import DeviceCache
 from sol_rt.engine.gpu.device_graph import DeviceGraph, device_graph, gather_capacity, repacked
 from sol_rt.engine.gpu.device_inputs import DeviceInputs
-from sol_rt.engine.gpu.device_runner import DeviceRunner
 from sol_rt.engine.gpu.device_sessions import OpenGraph
 from sol_rt.engine.gpu.device_weights import DeviceWeights
-from sol_rt.engine.gpu.logit_summary import LogitSummary, SummarisedDistribution
+from sol_rt.engine.gpu.gpu_engine import GpuEngine
 from sol_rt.engine.hardware import Gpu
-from sol_rt.engine.kv_cache import KvCache
 from sol_rt.engine.providers import Provider
 from sol_rt.engine.signature import CHANNEL_INPUTS, SPARSE_DIMS
 from sol_rt.errors import DeviceError, ProviderError
+from sol_rt.generate.native.engine import Engine
 
 import onnxruntime as ort
 
@@ -113,8 +112,9 @@ def test_a_step_gives_what_the_bundles_graph_gives(bundle: Bundle, kv_density: f
         weights.bind(binding, graph.values)
         engine.reset()
         engine.forward(PROMPT, bundle.config.dense)
-        for past, _, value in engine._cache.bindings():
-            content = value.numpy()
+        room = bundle.config.kv.capacity_for(len(PROMPT) + 1) - len(PROMPT)
+        for past, held in saved(engine)[0].items():
+            content = np.pad(held, [(0, 0), (0, 0), (0, room), *[(0, 0)] * (held.ndim - 3)])
             binding.bind_cpu_input(past, content.astype(content.dtype if content.dtype == np.uint8 else floats))
 
         pages = np.full(bundle.config.model.num_layers, action.pages(len(PROMPT), 4))
@@ -328,54 +328,6 @@ def test_a_graph_for_kernels_reads_weights_as_they_are_stored(bundle: Bundle) ->
         assert operators.count("DecoderLayer") == bundle.config.model.num_layers
 
 
-def test_a_step_gives_a_summary_of_its_logits(bundle: Bundle) -> None:
-    config = bundle.config
-    variant, rows = config.variants[config.dense.variant], logit_summary.summary_shape(config.model.vocab_size)
-    assert rows is not None
-    constants = {
-        "num_logits": np.ones(1, np.int64),
-        "kv_pages": np.zeros(0, np.int64),
-        **_counts(bundle, variant),
-    }
-    content = bundle.read(variant.file)
-    graph = device_graph(content, inline=True, bits=8, kv=KvLayout(), constants=constants, one_token=True, summary=rows)
-    session, memory = cpu_session(graph.model), MainMemory()
-    weights, cache = DeviceWeights(SharedWeights(bundle), memory), KvCache(config.model, config.kv, memory)
-    weights.place(graph.values)
-    cache.resize(64, 0)
-    binding = session.io_binding()
-    weights.bind(binding, graph.values)
-    for past, _, value in cache.bindings():
-        binding.bind_ortvalue_input(past, value)
-    small = {"input_ids": np.array([[7]]), "past_length": np.zeros(1, np.int64), "total_length": np.ones(1, np.int32)}
-    for name in {node.name for node in session.get_inputs()} & small.keys():
-        binding.bind_cpu_input(name, small[name])
-    for node in session.get_outputs():
-        binding.bind_output(node.name)
-    session.run_with_iobinding(binding)
-    got = dict(zip((node.name for node in session.get_outputs()), binding.copy_outputs_to_cpu(), strict=True))
-    summary = LogitSummary(*rows)
-    for name, array in summary.arrays.items():
-        array[:] = got[name]
-    logits = got["logits"][0]
-    assert np.abs(logits).max() > 0.1
-    found, wanted = SummarisedDistribution(summary, lambda: logits), Distribution(logits)
-    assert found.top == wanted.top
-    assert found.entropy == pytest.approx(wanted.entropy, rel=1e-4)
-    assert found.margin == pytest.approx(wanted.margin, rel=1e-4)
-
-
-def test_a_graph_for_kernels_gives_a_summary_too(bundle: Bundle) -> None:
-    content, rows = bundle.read("model.q8.onnx"), logit_summary.summary_shape(bundle.config.model.vocab_size)
-    made = [device_graph(content, inline=False, bits=8, kv=bundle.config.kv, summary=given) for given in (None, rows)]
-    plain, summed = (onnx.load_from_string(graph.model).graph for graph in made)
-    added = {item.name for item in summed.output} - {item.name for item in plain.output}
-    assert added == {logit_summary.PARTS, logit_summary.PLACES}
-    assert [node.op_type for node in summed.node if node.domain == "sol"] == [
-        node.op_type for node in plain.node if node.domain == "sol"
-    ]
-
-
 @given(st.integers(1, 3), st.integers(1, 9), st.integers(0, 2**32 - 1))
 def test_a_base_is_repacked_block_by_block(blocks: int, pairs: int, seed: int) -> None:
     rows, columns = 32 * blocks, 2 * pairs
@@ -430,13 +382,9 @@ def test_a_device_that_fails_is_one_typed_line(value: ort.OrtValue, monkeypatch:
     ):
         with pytest.raises(DeviceError, match="provider cpu: main memory failed: device lost; run again"):
             use()
-    mirror = memory.mirror({"x": np.zeros(3, np.float32)})
     monkeypatch.setattr(ort.OrtValue, "update_inplace", fail)
     with pytest.raises(DeviceError, match="provider cpu: main memory failed: device lost; run again"):
         memory.place(np.zeros(3, np.float32))
-    monkeypatch.setattr(memory, "read", fail)
-    with pytest.raises(DeviceError, match="provider cpu: main memory failed: device lost; run again"):
-        memory.fetch(mirror, ["x"])
 
 
 def test_an_error_of_ours_keeps_its_type(value: ort.OrtValue, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -448,7 +396,7 @@ def test_an_error_of_ours_keeps_its_type(value: ort.OrtValue, monkeypatch: pytes
     monkeypatch.setattr(memory, "_make_session", refuse)
     with pytest.raises(ProviderError, match=r"^no such operator$"):
         memory.grown(value, (1, 3, 9, 5), "float16")
-    runner = DeviceRunner.__new__(DeviceRunner)
+    runner = GpuEngine.__new__(GpuEngine)
     runner._where = "a GPU"
     with pytest.raises(ProviderError, match=r"^no such operator$"), runner._errors(SimpleNamespace(file="g")):  # type: ignore[arg-type]
         refuse()
@@ -459,21 +407,21 @@ def test_an_error_of_ours_keeps_its_type(value: ort.OrtValue, monkeypatch: pytes
 @pytest.mark.parametrize("kv", ["float16", "int8"])
 def test_a_cache_is_float32_where_its_memory_has_no_float16(kv: str) -> None:
     model, layout = made_config().model, KvLayout(kv, capacity_step=64)
-    narrow = KvCache(model, layout, MainMemory())
-    wide = KvCache(model, layout, MainMemory(floats="float32"))
-    for before, after in zip(narrow.buffers(), wide.buffers(), strict=True):
+    narrow, wide = CacheLayout(model, layout), CacheLayout(model, layout, "float32")
+    for before, after in zip(narrow.tensors(), wide.tensors(), strict=True):
         assert after == before._replace(dtype="float32" if before.dtype == "float16" else before.dtype)
     assert wide.bytes_at(64) > narrow.bytes_at(64) > 0
-    wide.resize(64, 0)
-    assert all(value.element_type() != onnx.TensorProto.FLOAT16 for _, _, value in wide.bindings())
+    cache = DeviceCache(wide, MainMemory())
+    cache.resize(64, 0)
+    assert all(value.element_type() != onnx.TensorProto.FLOAT16 for _, _, value in cache.bindings())
 
 
 def test_a_cache_grows_where_there_is_room_for_what_is_added() -> None:
     model, layout = made_config().model, KvLayout("float16", capacity_step=64)
     memory = MainMemory()
-    cache = KvCache(model, layout, memory)
+    cache = DeviceCache(CacheLayout(model, layout), memory)
     cache.resize(64, 0)
-    added = cache.bytes_at(128) - cache.bytes_at(64)
+    added = cache.layout.bytes_at(128) - cache.layout.bytes_at(64)
     memory._free_bytes = lambda: added - 1
     with pytest.raises(ProviderError, match="a KV cache of 128 tokens"):
         cache.resize(128, 64)
@@ -485,7 +433,7 @@ def test_a_cache_grows_where_there_is_room_for_what_is_added() -> None:
 @pytest.mark.parametrize("codes", [True, False])
 def test_key_codes_are_kept_where_something_reads_them(codes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     model, layout, memory = made_config().model, KvLayout("float16", capacity_step=64), MainMemory()
-    cache = KvCache(model, layout, memory, codes=codes)
+    cache = DeviceCache(CacheLayout(model, layout), memory, codes=codes)
     cache.resize(64, 0)
     grown: list[str] = []
     grow = memory.grown
@@ -494,8 +442,8 @@ def test_key_codes_are_kept_where_something_reads_them(codes: bool, monkeypatch:
     )
     cache.resize(128, 64)
     assert ("uint8" in grown) == codes
-    for buffer, (past, _, value) in zip(cache.buffers(), cache.bindings(), strict=True):
-        assert (past, value.shape()) == (buffer.past, list(cache.shape(buffer, 128)))
+    for tensor, (past, _, value) in zip(cache.layout.tensors(), cache.bindings(), strict=True):
+        assert (past, value.shape()) == (tensor.past, list(cache.layout.shape(tensor, 128)))
 
 
 class _Capturing(Provider):
@@ -521,13 +469,18 @@ def capturing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Engine:
     return Engine(bundle, provider="cuda")
 
 
+def gpu(engine: Engine) -> GpuEngine:
+    assert engine.gpu is not None
+    return engine.gpu
+
+
 def test_a_captured_graph_is_tried_again_though_another_one_was_refused(
     capturing: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trials, wrong = [], ["model.q4.onnx"]
     compare = OpenGraph._captures_right
 
-    def trial(graph: OpenGraph, cache: KvCache, inputs: DeviceInputs) -> bool:
+    def trial(graph: OpenGraph, cache: DeviceCache, inputs: DeviceInputs) -> bool:
         trials.append((graph.file, cache.capacity))
         return compare(graph, cache, inputs) and graph.file not in wrong
 
@@ -535,38 +488,38 @@ def test_a_captured_graph_is_tried_again_though_another_one_was_refused(
     dense = capturing.bundle.config.dense
     capturing.forward([5], dense)
     capturing.forward([6], Action(1.0, 1.0, 4))
-    assert (trials, capturing.captured_graphs) == ([("model.q8.onnx", 64), ("model.q4.onnx", 64)], 1)
+    assert (trials, gpu(capturing).graphs.captured) == ([("model.q8.onnx", 64), ("model.q4.onnx", 64)], 1)
     capturing.forward([7] * 64, dense)
     capturing.forward([8], dense)
     capturing.forward([8], Action(1.0, 1.0, 4))
-    assert (trials[2:], capturing.captured_graphs) == ([("model.q8.onnx", 128)], 1)
+    assert (trials[2:], gpu(capturing).graphs.captured) == ([("model.q8.onnx", 128)], 1)
     wrong.append("model.q8.onnx")
     capturing.forward([7] * 64, dense)
     capturing.forward([8], dense)
-    assert capturing.captured_graphs == 1  # the capacity has not doubled
+    assert gpu(capturing).graphs.captured == 1  # the capacity has not doubled
     capturing.forward([7] * 64, dense)
     capturing.forward([8], dense)
-    assert (trials[3:], capturing.captured_graphs) == ([("model.q8.onnx", 256)], 0)
+    assert (trials[3:], gpu(capturing).graphs.captured) == ([("model.q8.onnx", 256)], 0)
 
 
 def test_a_trial_without_memory_refuses_nothing(capturing: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    def short(_: KvCache) -> None:
+    def short(_: DeviceCache) -> None:
         raise ProviderError("a GPU: a tensor needs 1.0 MB of GPU memory, 0.5 MB is free")
 
     dense = capturing.bundle.config.dense
     capturing.forward([7] * 70, dense)
     with monkeypatch.context() as patch:
-        patch.setattr(KvCache, "scratch_bindings", short)
+        patch.setattr(DeviceCache, "scratch_bindings", short)
         capturing.forward([5], dense)
-    assert capturing.captured_graphs == 0
+    assert gpu(capturing).graphs.captured == 0
     capturing.forward([5], dense)
-    assert capturing.captured_graphs == 0  # only a new cache is tried
+    assert gpu(capturing).graphs.captured == 0  # only a new cache is tried
     capturing.forward([6], Action(1.0, 1.0, 4))
-    assert capturing.captured_graphs == 1
+    assert gpu(capturing).graphs.captured == 1
     capturing.forward([7] * 64, dense)
-    assert capturing.capacity == 192
+    assert gpu(capturing).cache.capacity == 192
     capturing.forward([5], dense)
-    assert capturing.captured_graphs == 2
+    assert gpu(capturing).graphs.captured == 2
 
 
 def test_short_memory_is_an_error_with_both_sizes(bundle: Bundle) -> None:

@@ -1,4 +1,4 @@
-"""Sessions, the shared cache and steps: equal results by every route, growth, rewinding, errors, providers."""
+"""Runs of given tokens: equal results by every route, growth, rewinding, errors, providers."""
 
 from __future__ import annotations
 
@@ -9,19 +9,21 @@ import shutil
 import subprocess
 import sys
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from helpers.random_decoder import RandomDecoder, describe
+from helpers.random_decoder import TRAITS, RandomDecoder, describe
 from helpers.tiny_bundle import write_bundle
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
+from sol_rt.bundle.cache_layout import CacheLayout
 from sol_rt.bundle.config import CONFIG_NAME
-from sol_rt.engine.engine import Engine
 from sol_rt.engine.providers import Provider
 from sol_rt.errors import BundleError, ContextError, ProviderError, UsageError
+from sol_rt.generate.native.engine import Engine
 from sol_rt.ops import library_path
 
 DENSE, CHEAP = Action(1.0, 1.0, 8), Action(0.3, 0.5, 4)
@@ -47,9 +49,15 @@ def engine(request: pytest.FixtureRequest) -> Engine:
     return Engine(request.getfixturevalue(name), provider="cpu", native_ops=native)
 
 
+@pytest.fixture
+def long(tmp_path: Path) -> Engine:
+    """With a context of more than a chunk."""
+    return Engine(Bundle.open(write_bundle(tmp_path / "long", decoder=replace(describe("llama"), max_context=1024))))
+
+
 def _logits(engine: Engine, tokens: list[int], action: Action = DENSE) -> np.ndarray:
     """float32 [tokens, vocab], one decode step a token."""
-    return np.stack([engine.forward([token], action).logits[0].copy() for token in tokens])
+    return np.stack([engine.forward([token], action).logits[0] for token in tokens])
 
 
 def test_a_prompt_gives_the_reference_logits(engine: Engine, tmp_path: Path) -> None:
@@ -61,8 +69,20 @@ def test_a_prompt_gives_the_reference_logits(engine: Engine, tmp_path: Path) -> 
     assert np.abs(output.logits - reference).max() < 0.05
 
 
+@pytest.mark.parametrize("family", sorted(TRAITS))
+def test_every_family_gives_the_reference_logits(family: str, tmp_path: Path) -> None:
+    """A prompt and steps after it, of the core's kernels."""
+    decoder = RandomDecoder.write(describe(family), tmp_path)
+    engine = Engine(Bundle.open(decoder.write_bundle(tmp_path, [(1.0, 8)])), provider="cpu")
+    tokens = TOKENS[:40]
+    reference, _ = decoder.logits(tokens, 1.0, 8)
+    prompt = engine.forward(tokens[:30], DENSE, num_logits=30).logits
+    got = np.concatenate([prompt, _logits(engine, tokens[30:])])
+    assert np.abs(got - reference).max() < 0.02 * np.abs(reference).max()
+
+
 def test_steps_chunks_and_batches_agree(engine: Engine) -> None:
-    whole = engine.forward(TOKENS, DENSE, num_logits=len(TOKENS)).logits.copy()
+    whole = engine.forward(TOKENS, DENSE, num_logits=len(TOKENS)).logits
     engine.reset()
     assert np.abs(_logits(engine, TOKENS) - whole).max() < 0.05
     engine.reset()
@@ -71,28 +91,17 @@ def test_steps_chunks_and_batches_agree(engine: Engine) -> None:
         assert np.abs(part - whole[start + 48 : start + 50]).max() < 0.05
 
 
-def test_chunks_are_told_and_change_nothing(engine: Engine) -> None:
-    engine._chunk = 64
-    expected = engine.forward(TOKENS[:200], DENSE).logits.copy()
-    engine.reset()
-    told: list[tuple[int, int]] = []
-    engine.on_chunk = lambda done, total: told.append((done, total))
-    assert np.array_equal(engine.forward(TOKENS[:200], DENSE).logits, expected)
-    assert told == [(done, 200) for done in (0, 64, 128, 192, 200)]
+def test_a_batch_that_ends_in_a_chunk_of_one_token_attends_all(long: Engine) -> None:
+    """Whatever the step before it chose: a graph takes a chunk of one token for a step. A chunk has 512 tokens."""
+    tokens = TOKENS * 3
+    whole = long.forward(tokens[:513], DENSE).logits
+    long.forward(tokens[513:514], Action(0.03, 1.0, 8))
+    long.reset()
+    assert np.array_equal(long.forward(tokens[:513], DENSE).logits, whole)
 
 
-def test_a_batch_that_ends_in_a_chunk_of_one_token_attends_all(engine: Engine) -> None:
-    """Whatever the step before it chose: a graph takes a chunk of one token for a step."""
-    engine._chunk = 64
-    whole = engine.forward(TOKENS[:193], DENSE).logits.copy()
-    engine.forward(TOKENS[193:194], Action(0.03, 1.0, 8))
-    engine.reset()
-    assert np.array_equal(engine.forward(TOKENS[:193], DENSE).logits, whole)
-
-
-def test_a_batch_leaves_what_the_step_before_gave(engine: Engine) -> None:
+def test_a_run_leaves_what_the_step_before_gave(engine: Engine) -> None:
     """Whoever runs a batch between steps may still sample from the step before it."""
-    engine._chunk = 16
     engine.forward(TOKENS[:50], DENSE)
     output = engine.forward(TOKENS[50:51], CHEAP)
     logits, hidden = output.logits.copy(), output.hidden.copy()
@@ -104,26 +113,22 @@ def test_a_batch_leaves_what_the_step_before_gave(engine: Engine) -> None:
 
 
 def test_logits_of_the_last_positions_only(engine: Engine) -> None:
-    whole = engine.forward(TOKENS, DENSE, num_logits=len(TOKENS)).logits.copy()
+    whole = engine.forward(TOKENS, DENSE, num_logits=len(TOKENS)).logits
     engine.reset()
     assert np.array_equal(engine.forward(TOKENS, DENSE, num_logits=200).logits, whole[50:])
 
 
-def test_the_cache_grows_in_steps_and_in_place_between(engine: Engine) -> None:
-    assert engine.capacity == 0
-    grown = []
-    for index, token in enumerate(TOKENS):
+def test_the_cache_grows_in_steps(engine: Engine) -> None:
+    grown, before = [], engine.private_bytes
+    for token in TOKENS:
         engine.forward([token], CHEAP)
-        if engine.capacity not in grown:
-            grown.append(engine.capacity)
-            assert engine.length == index + 1
-            pointers = _pointers(engine)
-        assert _pointers(engine) == pointers
-    assert grown == [64, 128, 192, 256]
-
-
-def _pointers(engine: Engine) -> list[int]:
-    return [value.data_ptr() for _, _, value in engine._cache.bindings()]
+        if engine.private_bytes > before:
+            grown.append((engine.length, engine.private_bytes - before))
+            before = engine.private_bytes
+    step = CacheLayout(engine.bundle.config.model, engine.bundle.config.kv).bytes_at(64)
+    assert [(length, added) for length, added in grown if added >= step] == [
+        (1, grown[0][1]), (65, step), (129, step), (193, step)
+    ]  # fmt: skip
 
 
 def test_growth_of_the_cache_changes_no_logits(engine: Engine) -> None:
@@ -136,11 +141,12 @@ def test_growth_of_the_cache_changes_no_logits(engine: Engine) -> None:
 def test_variants_continue_each_other(engine: Engine) -> None:
     """Whatever ran before, a step's result depends only on the cache: two engines with equal steps stay equal."""
     other = Engine(engine.bundle, provider="cpu", native_ops=engine.native)
-    other.load(reversed(engine.bundle.config.variants))
+    for key in reversed(engine.bundle.config.variants):
+        other.forward([3], Action.parse(f"k100-{key}"))
+    other.reset()
     for index, token in enumerate(TOKENS[:80]):
         action = engine.bundle.config.actions[index % len(engine.bundle.config.actions)].action
         assert np.array_equal(engine.forward([token], action).logits, other.forward([token], action).logits)
-    assert set(engine.loaded) == set(engine.bundle.config.variants)
 
 
 def test_native_operators_agree_with_the_bodies(bundle: Bundle) -> None:
@@ -172,7 +178,7 @@ def test_rewinding_repeats_exactly(engine: Engine) -> None:
 
 def test_a_lower_kv_density_reads_fewer_pages(engine: Engine) -> None:
     engine.forward(TOKENS[:200], DENSE)
-    dense = engine.forward([5], DENSE).logits.copy()
+    dense = engine.forward([5], DENSE).logits
     engine.truncate(200)
     assert not np.array_equal(engine.forward([5], Action(0.1, 1.0, 8)).logits, dense)
     engine.truncate(200)
@@ -181,14 +187,13 @@ def test_a_lower_kv_density_reads_fewer_pages(engine: Engine) -> None:
 
 def test_context_limits(engine: Engine) -> None:
     engine.forward([1] * 256, DENSE)
-    assert engine.capacity == 256
-    with pytest.raises(ContextError, match=r"257 tokens.*256.*MB"):
+    with pytest.raises(ContextError, match=r"257 tokens, expected at most 256"):
         engine.forward([1], DENSE)
     assert engine.length == 256
     capped = Engine(engine.bundle, provider="cpu", max_context=20)
     with pytest.raises(ContextError, match="21 tokens"):
         capped.forward([1] * 21, DENSE)
-    assert capped.capacity == 0
+    assert capped.length == 0
 
 
 @pytest.mark.parametrize("tokens", [[], [90], [-1], [1, 2, 90], [1, -1]])
@@ -243,7 +248,7 @@ def test_providers_by_name(bundle: Bundle) -> None:
 _IN_A_PROCESS = """
 import sys
 from sol_rt.bundle.bundle import Bundle
-from sol_rt.engine.engine import Engine
+from sol_rt.generate.native.engine import Engine
 from sol_rt.errors import SolError
 try:
     engine = Engine(Bundle.open(sys.argv[1]), provider=sys.argv[2])
@@ -318,7 +323,7 @@ def test_an_int8_cache_is_near_a_float16_one(bundle: Bundle, int8_bundle: Bundle
     if native and library_path() is None:
         pytest.skip("the native operators are not built")
     a, b = (Engine(made, provider="cpu", native_ops=native) for made in (bundle, int8_bundle))
-    outputs = [engine.forward(TOKENS[:200], DENSE, num_logits=200).logits.copy() for engine in (a, b)]
+    outputs = [engine.forward(TOKENS[:200], DENSE, num_logits=200).logits for engine in (a, b)]
     steps = [_logits(engine, TOKENS[200:220]) for engine in (a, b)]
     for first, second in (outputs, steps):
         assert 0 < np.sqrt(np.mean((first - second) ** 2)) < 0.03 * first.std()

@@ -29,11 +29,10 @@ import ctypes, json, re, sys
 from pathlib import Path
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
-from sol_rt.engine.engine import Engine
+from sol_rt.generate.native.engine import Engine
 bundle = Bundle.open(sys.argv[1])
 engine = Engine(bundle, provider="cpu")
 keys = list(bundle.config.variants) if sys.argv[2] == "all" else [bundle.config.dense.variant]
-engine.load(keys)
 engine.forward(list(range(3, 40)), bundle.config.dense)
 for key in keys:
     variant = bundle.config.variants[key]

@@ -21,21 +21,20 @@ from helpers.poison import texts
 from helpers.random_checkpoint import PRESETS, RandomCheckpoint, write_random_checkpoint
 from helpers.reference_steps import EXACT, random_tokens
 from helpers.rewinds import Moves, logits_along, moves
-from sol_rt.budget.cost.bytes_model import BytesCost
+from helpers.saved_session import saved
+from sol_rt.budget.cost.model import BytesCost
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
-from sol_rt.bundle.config import CONFIG_NAME, KvLayout
+from sol_rt.bundle.cache_layout import states_bytes
+from sol_rt.bundle.config import CONFIG_NAME
 from sol_rt.bundle.config_reader import parse_config, read_config
 from sol_rt.cli import main
-from sol_rt.engine.engine import Engine
-from sol_rt.engine.states import LAST, MOST_COPIES, States, states_bytes
 from sol_rt.errors import BundleError, NumericError, ProviderError, QualityWarning, UsageError
 from sol_rt.evaluation.footprint import footprint
 from sol_rt.export.pipeline import export_bundle
 from sol_rt.export.web import write_web_bundle
 from sol_rt.generate.model import SolModel
-from sol_rt.generate.native.model import NativeModel
-from sol_rt.ops import core_path
+from sol_rt.generate.native.engine import Engine
 
 DENSE, CHEAP = Action(1.0, 1.0, 8), Action(0.25, 0.5, 4)
 TOKENS = random_tokens(900, 300).tolist()
@@ -72,7 +71,7 @@ def fresh(bundle: Bundle) -> Callable[[list[int]], np.ndarray]:
 
     def logits(tokens: list[int]) -> np.ndarray:
         other.reset()
-        return other.forward(tokens, DENSE).logits[0].copy()
+        return other.forward(tokens, DENSE).logits[0]
 
     return logits
 
@@ -97,9 +96,9 @@ def test_steps_are_taken_back_without_running_any_token_again(engine: Engine, ba
     engine.forward(TOKENS[:40], DENSE)
     runs = []
     for _ in range(2):
-        runs.append([engine.forward([token], CHEAP).logits.copy() for token in TOKENS[40 : 40 + 20]])
+        runs.append([engine.forward([token], CHEAP).logits for token in TOKENS[40 : 40 + 20]])
         engine.truncate(60 - back)
-        runs[-1] += [engine.forward([token], CHEAP).logits.copy() for token in TOKENS[100 : 100 + back]]
+        runs[-1] += [engine.forward([token], CHEAP).logits for token in TOKENS[100 : 100 + back]]
         engine.truncate(40)
     assert np.array_equal(runs[0], runs[1])
     expected = runs[0][20 - back]
@@ -112,70 +111,14 @@ def test_steps_are_taken_back_without_running_any_token_again(engine: Engine, ba
 def test_a_prompt_begins_again_where_it_ended(engine: Engine, fresh: Callable[[list[int]], np.ndarray]) -> None:
     """The same prompt, whose last token runs again, after an answer of cheap steps longer than the last copies."""
     engine.reset()
-    first = engine.forward(TOKENS[:700], DENSE).logits.copy()
+    first = engine.forward(TOKENS[:700], DENSE).logits
     for token in TOKENS[700:750]:
         engine.forward([token], CHEAP)
-    states = engine._states
-    assert states is not None
-    assert {512, 699, 700, 704} <= set(states._copies)
     engine.truncate(699)
     again = engine.forward(TOKENS[699:700], DENSE)
     assert np.array_equal(again.logits, first)
     engine.truncate(650)
     assert same(engine.forward(TOKENS[650:660], DENSE).logits[0], fresh(TOKENS[:660]))
-
-
-def test_an_interrupted_prompt_goes_on_where_it_was(engine: Engine, fresh: Callable[[list[int]], np.ndarray]) -> None:
-    engine.reset()
-    engine.forward(TOKENS[:20], DENSE)
-
-    def interrupt(done: int, total: int) -> None:
-        if done:
-            raise KeyboardInterrupt
-
-    engine.on_chunk = interrupt
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            engine.forward(TOKENS[20:600], DENSE)
-    finally:
-        engine.on_chunk = None
-    assert engine.length == 532
-    assert same(engine.forward(TOKENS[532:600], DENSE).logits[0], fresh(TOKENS[:600]))
-
-
-@pytest.mark.parametrize("ahead", [-1, 61], ids=["while states are replaced", "before the token is counted"])
-def test_a_step_that_is_interrupted_at_its_end_changes_nothing(
-    engine: Engine, fresh: Callable[[list[int]], np.ndarray], ahead: int
-) -> None:
-    engine.reset()
-    engine.forward(TOKENS[:60], DENSE)
-    states = engine._states
-    assert states is not None
-    states._written[:] = 7.0
-    states.commit(61)
-    states.length = ahead
-    assert same(engine.forward([TOKENS[60]], DENSE).logits[0], fresh(TOKENS[:61]))
-    engine.forward(TOKENS[61:70], DENSE)
-    engine.truncate(61)
-    assert same(engine.forward([TOKENS[61]], DENSE).logits[0], fresh(TOKENS[:62]))
-
-
-def test_a_step_that_is_interrupted_while_states_are_replaced_leaves_no_copy_of_them(
-    engine: Engine, fresh: Callable[[list[int]], np.ndarray], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine.reset()
-    engine.forward(TOKENS[:60], DENSE)
-
-    def interrupted(self: States, states: object, length: int) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(States, "_replace", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            engine.forward([TOKENS[200]], DENSE)
-    engine.forward(TOKENS[60:90], DENSE)
-    engine.truncate(61)
-    assert same(engine.forward([TOKENS[61]], DENSE).logits[0], fresh(TOKENS[:62]))
 
 
 def test_a_refused_step_changes_nothing(tmp_path: Path) -> None:
@@ -187,12 +130,12 @@ def test_a_refused_step_changes_nothing(tmp_path: Path) -> None:
     scales.flush()
     engine = Engine(Bundle.open(copy, verify=False), provider="cpu", native_ops=False)
     engine.forward(TOKENS[:30], DENSE)
-    expected = [engine.forward([token], DENSE).logits.copy() for token in TOKENS[30:34]]
+    expected = [engine.forward([token], DENSE).logits for token in TOKENS[30:34]]
     engine.truncate(30)
     with pytest.raises(NumericError):
         engine.forward([310], DENSE)
     assert engine.length == 30
-    got = [engine.forward([token], DENSE).logits.copy() for token in TOKENS[30:34]]
+    got = [engine.forward([token], DENSE).logits for token in TOKENS[30:34]]
     assert np.array_equal(got, expected)
 
 
@@ -204,36 +147,11 @@ def test_the_first_layers_state_forgets_a_cheap_step(engine: Engine) -> None:
         engine.forward(TOKENS[:50], DENSE)
         for token, action in zip(TOKENS[50:], actions, strict=False):
             engine.forward([token], action)
-        return np.array(engine.states()[0])
+        return saved(engine)[1][0]
 
     cheap, repaired = first_state([CHEAP] * 3), first_state([CHEAP] * 3 + [DENSE] * 2)
     assert not np.allclose(cheap, first_state([DENSE] * 3), rtol=1e-3)
     assert np.array_equal(repaired, first_state([DENSE] * 5))
-
-
-def test_copies_are_thinned_out_from_the_oldest() -> None:
-    states = States(replace(made_model(), hidden_size=32), KvLayout(layers=("conv", "attention"), conv_size=3))
-    for length in range(1, 2000):
-        states._written[:] = length
-        states.commit(length)
-        states.keep()
-        assert len(states._copies) <= MOST_COPIES
-    kept = sorted(states._copies)
-    assert kept[0] == 1
-    assert kept[-4:] == [1996, 1997, 1998, 1999]
-    gaps = np.diff(kept)
-    assert np.all(gaps <= np.maximum(1, (1999 - np.array(kept[:-1])) / 2)), kept
-    for length in (1999, 1990, 1999 - LAST, 900, 3):
-        wanted = max([0, *(each for each in kept if each <= length)])
-        states.restore(length)
-        assert states.length >= wanted
-        assert (states._states == states.length).all()
-
-
-def made_model() -> Any:
-    from helpers.made_configs import made_config
-
-    return made_config().model
 
 
 def test_costs_and_memory_count_the_layers_that_attend_and_the_states(bundle: Bundle) -> None:
@@ -314,12 +232,8 @@ def test_a_filter_of_another_size_is_refused(folder: Path, tmp_path: Path) -> No
         Bundle.open(copy)
 
 
-@pytest.mark.parametrize("engine", ["python", "native"])
-def test_cheap_steps_are_warned_of_once(folder: Path, engine: str) -> None:
-    if engine == "native" and core_path() is None:
-        pytest.skip("the native core is not built")
-    opened: Any = SolModel if engine == "python" else NativeModel
-    model = opened.from_pretrained(folder, measure_costs=False)
+def test_cheap_steps_are_warned_of_once(folder: Path) -> None:
+    model = SolModel.from_pretrained(folder, measure_costs=False)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for how in ({}, {"budget": 1.0}, {"schedule": "dense"}, {"schedule": f"fixed:{DENSE.tag}"}):
@@ -330,7 +244,7 @@ def test_cheap_steps_are_warned_of_once(folder: Path, engine: str) -> None:
         warnings.simplefilter("error")
         list(model.stream(TOKENS[:8], max_new_tokens=2, bits=4))
     with pytest.warns(QualityWarning, match=r"compare with --budget 1$"):
-        list(opened.from_pretrained(folder, measure_costs=False).stream(TOKENS[:8], max_new_tokens=2, bits=4))
+        list(SolModel.from_pretrained(folder, measure_costs=False).stream(TOKENS[:8], max_new_tokens=2, bits=4))
 
 
 def test_the_commands_warn_in_one_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

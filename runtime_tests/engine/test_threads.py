@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -18,9 +23,10 @@ from sol_rt.budget.dial import Dial
 from sol_rt.bundle import weights
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.weights import SharedWeights
-from sol_rt.engine.distribution import SoftmaxSums, native_sums, numpy_sums
-from sol_rt.engine.engine import Engine
+from sol_rt.engine.distribution import Distribution, SoftmaxSums, native_sums, numpy_sums
+from sol_rt.engine.step import StepOutput
 from sol_rt.errors import BusyError, UsageError
+from sol_rt.generate.native.session import Session
 
 LONG = {"max_new_tokens": 48, "eos_token_id": []}
 PROMPTS = [f"w{n} w{n + 1} w{2 * n} w7" for n in range(1, 7)]
@@ -93,18 +99,9 @@ def test_softmax_sums_of_several_threads(sums: Callable[[np.ndarray], SoftmaxSum
     assert wrong == [0] * 4
 
 
-def test_two_models_on_one_engine_take_turns(model: SolModel) -> None:
-    other = SolModel(model.engine, model.cost)
-    how = {"do_sample": True, "seed": 5, **LONG}
-    alone = [model.generate(prompt, **how) for prompt in PROMPTS[:2]]
-    for _ in range(5):
-        both = at_once(lambda: model.generate(PROMPTS[0], **how), lambda: other.generate(PROMPTS[1], **how))
-        assert [(run.tokens, run.logprobs) for run in both] == [(run.tokens, run.logprobs) for run in alone]  # type: ignore[attr-defined]
-
-
 def test_a_decoder_in_another_thread_does_not_disturb_a_run(model: SolModel) -> None:
     alone = model.generate(PROMPTS[0], **LONG).tokens
-    _, decoder = model.decoder(Dial(budget=1.0))
+    decoder = model.decoder(Dial(budget=1.0))
     refused, ended = [], threading.Event()
 
     def intrude() -> None:
@@ -189,7 +186,7 @@ def test_within_a_thread_the_newest_generation_wins(model: SolModel) -> None:
         next(old)
 
 
-ENGINE_CALLS: dict[str, Callable[[Engine], object]] = {
+ENGINE_CALLS: dict[str, Callable[[Session], object]] = {
     "step": lambda engine: engine.forward([5], engine.bundle.config.dense),
     "several tokens": lambda engine: engine.forward([5, 6], engine.bundle.config.dense),
     "truncate": lambda engine: engine.truncate(1),
@@ -263,7 +260,7 @@ def test_a_stream_that_was_only_made_disturbs_nobody(model: SolModel) -> None:
 
 
 def test_a_second_thread_in_a_decoder_or_an_engine_is_refused(model: SolModel) -> None:
-    _, decoder = model.decoder(Dial(budget=1.0))
+    decoder = model.decoder(Dial(budget=1.0))
     with model.engine.exclusive():
         for call in (
             lambda: decoder.prefill([1, 2, 3]),
@@ -291,3 +288,150 @@ def test_two_sessions_that_open_at_once_share_their_weights(bundle: Path, monkey
     monkeypatch.setattr(weights, "_as_ort_value", make_together)
     one, other = at_once(lambda: shared.value("embed.base"), lambda: shared.value("embed.base"))
     assert one is other is shared.value("embed.base")
+
+
+def refused_stream(model: SolModel) -> None:
+    with pytest.raises(UsageError, match="budget"):
+        model.stream(PROMPTS[1], budget=5)
+
+
+DISTURBANCES: dict[str, Callable[[SolModel], object]] = {
+    **{name: lambda model, call=call: call(model.engine) for name, call in ENGINE_CALLS.items()},
+    "score": lambda model: model.score([1, 2, 3]),
+    "decoder": lambda model: model.decoder(Dial(budget=1.0)),
+    "generate": lambda model: model.generate(PROMPTS[1], max_new_tokens=3),
+    "refused stream": refused_stream,
+    "check": lambda model: model.check(Dial(budget=0.5)),
+}
+
+
+@pytest.mark.parametrize("name", DISTURBANCES)
+def test_a_stream_that_has_not_begun_is_disturbed_by_nothing(model: SolModel, name: str) -> None:
+    alone = model.generate(PROMPTS[0], **LONG).tokens
+    stream = model.stream(PROMPTS[0], **LONG)
+    DISTURBANCES[name](model)
+    assert [step.token for step in stream] == alone
+
+
+def test_a_decoder_and_a_stream_take_turns(model: SolModel) -> None:
+    alone = model.generate(PROMPTS[0], **LONG).tokens
+    decoder = model.decoder(Dial(budget=1.0))
+    decoder.prefill([1, 2, 3])
+    stream, refused = model.stream(PROMPTS[0], **LONG), Dial(budget=0.5, tokens_per_second=1.0)
+    decoder.step(4)  # a stream that was only made leaves it alone
+    first = next(stream).token
+    with pytest.raises(UsageError, match="contradict"):
+        model.decoder(refused)
+    assert [first, *(step.token for step in stream)] == alone
+    stream = model.stream(PROMPTS[0], **LONG)
+    next(stream)
+    decoder.prefill([1, 2, 3])
+    with pytest.raises(BusyError, match="interrupted"):
+        stream.budget = 0.5
+    stream.close()  # the decoder's results stay
+    decoder.step(4)
+    with pytest.raises(StopIteration):
+        next(stream)
+
+
+def test_a_request_is_refused_while_another_thread_generates(model: SolModel) -> None:
+    running, go_on = threading.Event(), threading.Event()
+
+    class Waiting:
+        name = "waiting"
+
+        def __init__(self, controller: Any) -> None:
+            self._dense = controller.dense
+
+        def choose(self, step: Any) -> Any:
+            running.set()
+            assert go_on.wait(60)
+            return self._dense
+
+    with ThreadPoolExecutor(1) as pool:
+        text = pool.submit(lambda: model.generate(PROMPTS[0], schedule=Waiting, **LONG).tokens)
+        try:
+            assert running.wait(60)
+            with pytest.raises(UsageError, match="budget"):
+                model.stream(PROMPTS[0], budget=5)
+            model.check(Dial(budget=0.5))
+        finally:
+            go_on.set()
+        assert text.result(60) == model.generate(PROMPTS[0], budget=1.0, **LONG).tokens
+
+
+INSIDE: dict[str, Callable[[SolModel], object]] = {
+    "generate": lambda model: model.generate(PROMPTS[0], max_new_tokens=2),
+    "score": lambda model: model.score([1, 2, 3]),
+    "forward": lambda model: model.engine.forward([1], model.bundle.config.dense),
+    "token": lambda model: next(model.stream(PROMPTS[0])),
+}
+
+
+@pytest.mark.parametrize("name", INSIDE)
+@pytest.mark.parametrize("whole", [True, False], ids=["score", "generate"])
+def test_a_schedule_that_uses_its_model_is_refused(model: SolModel, name: str, whole: bool) -> None:
+    """Also where the core runs in another thread than the caller's."""
+    seen: list[object] = []
+
+    class Nosy:
+        name = "nosy"
+
+        def __init__(self, controller: Any) -> None:
+            self._dense = controller.dense
+
+        def choose(self, step: Any) -> Any:
+            model.check(Dial(budget=0.5))  # needs no turn
+            with pytest.raises(BusyError, match="asks this function"):
+                INSIDE[name](model)
+            seen.append(step)
+            return self._dense
+
+    if whole:
+        assert model.score([1, 2, 3, 4], schedule=Nosy).logprobs.size == 3
+    else:
+        assert len(model.generate(PROMPTS[0], schedule=Nosy, max_new_tokens=3, eos_token_id=[]).tokens) == 3
+    assert len(seen) == 2
+
+
+def test_ctrl_c_twice_ends_a_long_run(model: SolModel) -> None:
+    """The main thread presses it in a step that a prompt's engine takes part in; the session is well afterwards."""
+
+    class Slow:
+        def truncate(self, length: int) -> None: ...
+
+        def reusable_prefix(self, length: int) -> int:
+            return length
+
+        def forward(self, tokens: Any, action: Any, *, num_logits: int = 1) -> Any:
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(0.2)  # the main thread handles it
+            dims = model.bundle.config.model
+            zeros = np.zeros((num_logits, dims.vocab_size), np.float32)
+            return StepOutput(zeros, np.zeros((num_logits, dims.hidden_size), np.float32), Distribution(zeros[-1]))
+
+    session = model.session(Slow())
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            session.forward([1, 2, 3], model.bundle.config.dense)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert session.length == 3  # it came too late for the run, and is not meant for the next one
+    assert session.tokens == [1, 2, 3]
+
+
+def test_an_exit_while_a_thread_generates_is_clean(bundle: Path) -> None:
+    code = (
+        "import sys, threading, time\n"
+        "from sol_rt import SolModel\n"
+        "model = SolModel.from_pretrained(sys.argv[1], provider='cpu', measure_costs=False)\n"
+        "def run():\n"
+        "    while True:\n"
+        "        model.generate('w1 w2 w3', max_new_tokens=200, eos_token_id=[])\n"
+        "threading.Thread(target=run, daemon=True).start()\n"
+        "time.sleep(0.3)\n"
+    )
+    for _ in range(3):
+        assert subprocess.run([sys.executable, "-c", code, str(bundle)], timeout=120).returncode == 0

@@ -15,18 +15,18 @@ import pytest
 
 from helpers.random_decoder import screenable
 from helpers.tiny_bundle import write_bundle
-from sol_rt.budget.cost.cost_table import MeasuredCost
+from sol_rt.budget.cost.cost_table import MeasuredCost, cost_table_path, quick_path
 from sol_rt.budget.cost.tune import candidates, choose, is_steady, tune, tune_copies
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bits import Screen
 from sol_rt.bundle.bundle import Bundle
-from sol_rt.engine.engine import Engine
 from sol_rt.engine.hardware import reads, tuning, usable_cores
 from sol_rt.engine.hardware.reads import read_bytes
 from sol_rt.engine.hardware.tuning import Tuned, Tuning
 from sol_rt.errors import WriteError
 from sol_rt.evaluation import doctor
 from sol_rt.generate.model import SolModel
+from sol_rt.generate.native.engine import Engine
 from sol_rt.ops import library_path
 from sol_rt.progress import silent
 
@@ -40,7 +40,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("SOL_RT_HOME", str(tmp_path / "home"))
     yield tmp_path / "home"
     if LIBRARY is not None:
-        tuning.apply(LIBRARY, Tuning())
+        Engine.set_tuning(Tuning())
 
 
 def test_the_fastest_is_chosen_where_it_is_faster_in_most_rounds() -> None:
@@ -185,73 +185,34 @@ def test_no_setting_changes_a_result(tmp_path: Path) -> None:
     actions = [entry.action for entry in bundle.config.actions]
     expected: list[bytes] = []
     for setting in [*candidates(8, False), Tuning(copies=True), Tuning(row_bytes_ahead=0), Tuning(members=1)]:
-        tuning.apply(LIBRARY, setting)
+        Engine.set_tuning(setting)
         engine.reset()
         engine.forward(range(40), bundle.config.dense)
         got = [engine.forward([7], action).logits.tobytes() for action in actions]
         assert got == (expected := expected or got)
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A bundle whose first load measures for a short time."""
-    monkeypatch.setattr("sol_rt.generate.model._TUNE_SECONDS", 0.05)
-    monkeypatch.setattr("sol_rt.budget.cost.profile._LEAST_QUICK", 2)
-    return write_bundle(tmp_path / "tiny", losses=True)
-
-
 @pytest.mark.slow
 @needs_operators
-def test_a_model_tries_settings_once_for_a_processor(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_first_load_takes_copies_where_a_profile_found_them_faster(tmp_path: Path) -> None:
     assert LIBRARY is not None
-    model = SolModel.from_pretrained(folder, provider="cpu")
-    key = tuning.machine_key(model.engine.threads, LIBRARY)
-    found = tuning.stored(key)
-    assert found is not None
-    assert found.quick
-    assert found.model == model.bundle.config.model.name
-    assert found.step_gb_per_second > 0
-    assert model.bundle.config.model.name in tuning.gains_of_copies(key)
-
-    applied: list[Tuning] = []
-    monkeypatch.setattr(tuning, "apply", lambda library, setting, **how: applied.append(setting))
-    tuning.save(key, FOUND)
-    SolModel.from_pretrained(folder, provider="cpu")
-    assert applied == [FOUND.tuning]  # read, not measured
-
-
-@pytest.mark.slow
-@needs_operators
-def test_settings_are_tried_again_after_an_hour_if_the_times_scattered(folder: Path) -> None:
-    assert LIBRARY is not None
-    key = tuning.machine_key(SolModel.from_pretrained(folder, provider="cpu").engine.threads, LIBRARY)
-    tuning.save(key, replace(FOUND, quick=True, steady=False))
-    SolModel.from_pretrained(folder, provider="cpu")
-    found = tuning.stored(key)
-    assert found is not None
-    assert found.created > FOUND.created
-
-
-@pytest.mark.slow
-@needs_operators
-def test_costs_of_other_settings_are_measured_again(folder: Path) -> None:
-    assert LIBRARY is not None
-    engine = SolModel.from_pretrained(folder, provider="cpu").engine
-    found = tuning.stored(key := tuning.machine_key(engine.threads, LIBRARY))
-    assert found is not None
-    other = Tuning(row_bytes_ahead=found.tuning.row_bytes_ahead + 64)
-    tuning.save(key, replace(found, tuning=other))
-    cost = SolModel.from_pretrained(folder, provider="cpu").cost
-    assert isinstance(cost, MeasuredCost)
-    assert cost.cost_table.tuning == other == tuning.current(LIBRARY)
+    folder = write_bundle(tmp_path / "tiny", losses=True)
+    key, name = tuning.machine_key(usable_cores(), LIBRARY), Bundle.open(folder).config.model.name
+    for gain in (1.1, 1.0):
+        tuning.save_gain_of_copies(key, name, gain)
+        cost = SolModel.from_pretrained(folder, provider="cpu").cost
+        assert isinstance(cost, MeasuredCost)
+        assert cost.cost_table.tuning is not None
+        assert cost.cost_table.tuning.copies == (gain > 1)
+        quick_path(cost_table_path(Bundle.open(folder), "cpu", usable_cores(), True)).unlink()
 
 
 @needs_operators
 def test_the_operators_tell_their_settings() -> None:
     assert LIBRARY is not None
     for setting in (Tuning(1, 64, 3), Tuning(copies=True), Tuning()):
-        tuning.apply(LIBRARY, setting)
-        assert tuning.current(LIBRARY) == setting
+        Engine.set_tuning(setting)
+        assert Engine.tuning() == setting
 
 
 @needs_operators
@@ -259,7 +220,7 @@ def test_tuning_leaves_an_empty_cache_and_reports_its_progress(tmp_path: Path) -
     assert LIBRARY is not None
     engine = Engine(_bundle(tmp_path), provider="cpu")
     shares: list[float] = []
-    found = tune(engine, LIBRARY, lambda what, done, total: shares.append(done / total), seconds=0.1)
+    found = tune(engine, lambda what, done, total: shares.append(done / total), seconds=0.1)
     assert engine.length == 0
     assert shares == sorted(shares)
     assert found.tuning in candidates(engine.threads, False)
@@ -279,33 +240,33 @@ def test_copies_are_taken_where_steps_gain_and_memory_has_room(tmp_path: Path, m
 
     def step(engine: Engine, length: int, action: Action, repeats: int) -> float:
         assert action.tag == "k100-s100-q4"
-        return 1.0 if tuning.current(LIBRARY).copies else 1.06  # type: ignore[arg-type]
+        return 1.0 if Engine.tuning().copies else 1.06
 
     engine = Engine(bundle, provider="cpu")
     monkeypatch.setattr("sol_rt.budget.cost.tune._step", step)
-    assert tune_copies(engine, LIBRARY, seconds=0.05) == pytest.approx(1.06)
-    assert tuning.current(LIBRARY).copies
+    assert tune_copies(engine, seconds=0.05) == pytest.approx(1.06)
+    assert Engine.tuning().copies
     monkeypatch.setattr("sol_rt.budget.cost.tune._LEAST_GAIN_OF_COPIES", 1.07)
-    assert tune_copies(engine, LIBRARY, seconds=0.05) == 1.0
-    assert not tuning.current(LIBRARY).copies
+    assert tune_copies(engine, seconds=0.05) == 1.0
+    assert not Engine.tuning().copies
 
     tuning.save_gain_of_copies(key, name, 1.06)
     for share, room in ((4, True), (3.9, False)):
         monkeypatch.setattr(tuning, "available_memory", lambda share=share: int(share * needed))
         Engine(bundle, provider="cpu")
-        assert tuning.current(LIBRARY) == Tuning(copies=room)
-    assert tune_copies(engine, LIBRARY, seconds=0.05) is None  # no room to try
+        assert Engine.tuning() == Tuning(copies=room)
+    assert tune_copies(engine, seconds=0.05) is None  # no room to try
     tuning.save_gain_of_copies(key, name, 1.0)
     monkeypatch.setattr(tuning, "available_memory", lambda: 1 << 40)
-    tuning.apply(LIBRARY, Tuning())
+    Engine.set_tuning(Tuning())
     Engine(bundle, provider="cpu")
-    assert not tuning.current(LIBRARY).copies
+    assert not Engine.tuning().copies
 
 
 @needs_operators
 def test_a_model_too_slow_for_the_time_keeps_the_defaults(tmp_path: Path) -> None:
     assert LIBRARY is not None
-    found = tune(Engine(_bundle(tmp_path), provider="cpu"), LIBRARY, silent, seconds=0, quick=True)
+    found = tune(Engine(_bundle(tmp_path), provider="cpu"), silent, seconds=0, quick=True)
     assert (found.tuning, found.gain) == (Tuning(), 1.0)
 
 
@@ -326,7 +287,7 @@ def test_plain_reads_are_measured_beside_the_step(tmp_path: Path, monkeypatch: p
         return read_bytes(data)
 
     monkeypatch.setattr(reads, "read_bytes", noted)
-    found = tune(engine, LIBRARY, silent, seconds=1.0)
+    found = tune(engine, silent, seconds=1.0)
     assert found.plain_gb_per_second > 0
     size = (engine.bundle.path / engine.bundle.config.weights_file).stat().st_size
     assert sum(seen) % size == 0  # whole passes

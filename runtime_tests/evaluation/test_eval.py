@@ -296,10 +296,10 @@ def test_costs_that_a_load_measures_are_no_setting_of_a_state(
 ) -> None:
     monkeypatch.setenv("SOL_RT_HOME", str(tmp_path / "home"))
     before = state_settings(model)
-    path = cost_table_path(model.bundle, *model.engine.machine)
-    table = table_for(model.bundle.config, bundle=model.bundle.identity, device=device_string(*model.engine.machine))
+    path = cost_table_path(model.bundle, *model.machine)
+    table = table_for(model.bundle.config, bundle=model.bundle.identity, device=device_string(*model.machine))
     keep_quick(replace(table, quick=True), path)
-    assert load_cost_model(model.bundle, *model.engine.machine).name == "measured"
+    assert load_cost_model(model.bundle, *model.machine).name == "measured"
     assert state_settings(model) == before
 
 

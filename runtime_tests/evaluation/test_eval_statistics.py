@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers.made_configs import made_config
-from sol_rt.budget.controller.budget import Controller
-from sol_rt.budget.cost.bytes_model import BytesCost
-from sol_rt.budget.schedules import PolicyInput
+from helpers.tiny_bundle import write_bundle
+from sol_rt import SolModel
+from sol_rt.budget.cost.cost_table import CostTable, MeasuredCost
+from sol_rt.budget.cost.model import Line
+from sol_rt.budget.dial import Dial
 from sol_rt.bundle.actions import Action
-from sol_rt.engine.distribution import Distribution
 from sol_rt.errors import UsageError
 from sol_rt.evaluation.quality.bootstrap import Bootstrap, CurvePoint, at_cost
 from sol_rt.evaluation.quality.mix import MixSchedule, hull_pair
@@ -96,18 +97,18 @@ def test_the_mix_is_the_lower_hulls() -> None:
 
 
 @pytest.mark.parametrize("budget", [0.55, 0.75, 0.9])
-def test_a_mix_of_two_actions_holds_the_budget_and_takes_them_in_turn(budget: float) -> None:
-    config = made_config()
-    cost = BytesCost(config)
+def test_a_mix_of_two_actions_holds_the_budget_and_takes_them_in_turn(tmp_path: Path, budget: float) -> None:
+    model = SolModel.from_pretrained(write_bundle(tmp_path / "tiny"), provider="cpu", measure_costs=False)
+    config = model.bundle.config
     low, high = Action(1.0, 0.5, 4), config.dense
-    controller = Controller((low, high), cost, budget)
-    schedule = MixSchedule(controller)
-    chosen = []
-    for step in range(200):
-        chosen.append(schedule.choose(PolicyInput(300 + step, 7, None, Distribution(np.zeros(4, np.float32)), step)))
-        controller.record(chosen[-1], 300 + step)
+    lines = {key: {1.0: Line(10.0 if key == high.variant else 5.0, 0.0, 0.0)} for key in config.variants}
+    model.cost = MeasuredCost(config, CostTable(model.bundle.identity, "a machine", "", 0.0, lines))
+    dial = Dial(budget, lambda controller: MixSchedule(controller, (low, high)))
+    decoder = model.decoder(dial)
+    decoder.prefill([1, 2, 3])
+    chosen = [decoder.step(7).action for _ in range(200)]
     assert set(chosen) == {low, high}
-    assert controller.achieved == pytest.approx(budget, abs=0.01)
+    assert decoder.achieved == pytest.approx(budget, abs=0.01)
     # evenly dealt: two stretches of 20 steps differ by a step or two
     counts = [chosen[start : start + 20].count(high) for start in range(20, 200, 20)]
     assert max(counts) - min(counts) <= 2

@@ -18,10 +18,10 @@ from helpers.bad_options import assert_refused
 from helpers.tiny_bundle import write_bundle
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
-from sol_rt.engine.engine import Engine
 from sol_rt.engine.providers import start_pool
 from sol_rt.errors import UsageError
 from sol_rt.export.actions.losses import Candidate, token_losses
+from sol_rt.generate.native.engine import Engine
 
 gguf = pytest.importorskip("gguf", reason="exporting comes with the extra export")
 

@@ -63,13 +63,13 @@ def test_asking_and_scoring_on_a_bundle(llama_bundle: Path) -> None:
     dense = model.bundle.config.dense
     tokens = list(range(3, 60))
     for dial in (Dial(schedule="dense"), Dial(0.7, "uniform")):
-        _, decoder = model.decoder(dial)
+        decoder = model.decoder(dial)
         for haystack in (tokens, [*tokens[:40], 1, 2]):
             fact = needle.Needle("a", "1")
             needle.answers(model, haystack, fact, decoder)
             question = model.tokenizer.encode(fact.question, add_special_tokens=False)
             asked = [*haystack, *question]
-            assert list(model.engine.tokens)[: len(asked)] == asked
+            assert model.engine.tokens[: len(asked)] == asked
 
     losses, times = kv_density.losses(model, tokens, 20, [dense])
     together = model.score(tokens, context=len(tokens) - 20, schedule="dense")

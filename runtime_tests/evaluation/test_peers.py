@@ -11,13 +11,13 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import sol_rt.ops
 from helpers.bad_options import assert_refused
 from helpers.tiny_bundle import write_bundle
 from peers import cold, peer_models, peer_report, peers
@@ -28,13 +28,12 @@ from report import quartiles
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bits import MIXED
 from sol_rt.bundle.bundle import Bundle
-from sol_rt.engine.engine import Engine
 from sol_rt.engine.step import StepOutput
 from sol_rt.errors import SolError, UsageError
 from sol_rt.generate.model import SolModel
-from sol_rt.generate.native.stream import NativeStream
+from sol_rt.generate.native.session import Session
 from sol_rt.generate.results import GeneratedToken
-from sol_rt.text.tokenizer import Tokenizer
+from sol_rt.generate.stream import Stream
 
 RATES = st.lists(st.floats(1, 1e4), min_size=1, max_size=9)
 
@@ -246,18 +245,14 @@ def test_a_prompt_runs_dense_and_under_the_variants_of_the_actions(recorder: Wor
     actions = [Action(0.3, 1.0, 4), Action(1.0, 1.0, 4), Action(1.0, 0.5, 4)]
     with recorder:
         args = argparse.Namespace(depths=[8], repetitions=1, count=2)
-        prompt, decoding = peers.tests(recorder, recorder, [], actions, bundle, args)
+        prompt, decoding = peers.tests(recorder, [], actions, bundle, args)
         calls = recorder.ask(do="calls")["calls"]
-        _, without_core = peers.tests(recorder, None, [], actions, bundle, args)
     tags = ["k100-s100-q4", "k100-s050-q4", "k100-s100-q8"]
     assert [call[2] for call in calls if call[0] == "prompt" and len(call[1]) == peers.PROMPT][:3] == tags
     assert list(prompt.own) == tags
     assert prompt.notes == {tags[0]: "(`--prefill s100-q4`)", tags[1]: "(`--prefill s050-q4`)"}
     assert decoding.notes == {}
-    assert peers.actions_of(decoding) == [action.tag for action in actions]
-    assert list(decoding.own)[:2] == ["k030-s100-q4", "k030-s100-q4 core"]
-    assert len(decoding.own) == 2 * len(actions)
-    assert list(without_core.own) == peers.actions_of(decoding)
+    assert list(decoding.own) == [action.tag for action in actions]
     row = tables(
         [peer_report.Test("pp512", {tags[0]: [2.0]}, {"a": [1.0]}, prompt.notes)], ["a"], tags[-1]
     ).splitlines()[-1]
@@ -280,12 +275,12 @@ def test_a_page_says_what_was_measured(recorder: WorkerProcess, tmp_path: Path) 
             windows=3,
             scored=64,
         )
-        rates = {"k050-s100-q4": [10.0, 10.0], "k050-s100-q4 core": [11.0, 11.0]}
+        rates = {"k050-s100-q4": [10.0, 10.0]}
         decoding = {"pp512": 0, "tg32 @ d64": 64}
         results = [
             peer_report.Test(name, rates, {"recorder": [5.0, 5.0]}, {}, depth) for name, depth in decoding.items()
         ]
-        page = peers.report([recorder] * 2, [recorder], results, config, args)
+        page = peers.report(recorder, [recorder], results, config, args)
     assert page.count("`k050-s100-q4` after 64 tokens reads 8 of 16 old pages") == 1
     assert "`tg32 @ d512`: 32 decode steps" in page
     assert "over 2 repetitions, all" in page
@@ -294,7 +289,7 @@ def test_a_page_says_what_was_measured(recorder: WorkerProcess, tmp_path: Path) 
     assert "Perplexity: of 3 windows of\nvalid.txt the 64 tokens after the depth" in page
     assert "`sol-rt --prefill VARIANT`; without the\noption prompts run dense (`k100-s100-q8`)." in page
     args.file = None
-    assert "--windows" not in peers.report([recorder] * 2, [recorder], results, config, args)
+    assert "--windows" not in peers.report(recorder, [recorder], results, config, args)
 
 
 def test_the_sparse_row_comes_once_and_only_where_the_bundle_has_its_variant(tmp_path: Path) -> None:
@@ -315,64 +310,50 @@ def test_scored_are_the_tokens_after_the_first_half_and_one(window: list[int], s
         assert nats == pytest.approx(expected, rel=1e-12, abs=1e-12)
 
 
-def test_a_start_runs_prompts_by_its_variant_and_reads_the_tokenizer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bundle, ran, read = write_bundle(tmp_path / "tiny"), [], []
+def test_a_start_runs_prompts_by_its_variant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle, ran = write_bundle(tmp_path / "tiny"), []
     monkeypatch.syspath_prepend(str(Path(peers.__file__).parent / "workers"))
     worker = importlib.import_module("sol_rt_worker")
-    forward, tokenizer = Engine.forward, Bundle.tokenizer
+    forward = Session.forward
 
-    def noted(self: Engine, tokens: list[int], action: Action, **how: object) -> StepOutput:
+    def noted(self: Session, tokens: list[int], action: Action, **how: Any) -> StepOutput:
         ran.append((len(tokens), action.tag))
         return forward(self, tokens, action, **how)
 
-    def noted_tokenizer(self: Bundle) -> Tokenizer:
-        read.append(self.path)
-        return tokenizer(self)
-
-    monkeypatch.setattr(Engine, "forward", noted)
-    monkeypatch.setattr(Bundle, "tokenizer", noted_tokenizer)
-    for options, prompt in (((None, False), "k100-s100-q8"), (("s100-q4", True), "k100-s100-q4")):
+    monkeypatch.setattr(Session, "forward", noted)
+    for options, prompt in (((None,), "k100-s100-q8"), (("s100-q4",), "k100-s100-q4")):
         own = worker.SolRt(bundle, None, *options)  # the pool of the tests
         assert own.settings.startswith(f"prompt by {prompt} ")
         for own.action in (None, "k100-s050-q6"):
             own.reset(8)
             own.prompt([5, 6, 7])
-            own.step()
-    assert read == [bundle]
-    under = [(3, "k100-s050-q6"), (1, "k100-s050-q6")]
-    assert ran == [
-        *[(3, "k100-s100-q8"), (1, "k100-s100-q8"), *under],
-        *[(3, "k100-s100-q4"), (1, "k100-s100-q8"), *under],
-    ]
-    options = ("--tokenizer", "--prefill", "s100-q4")
-    with WorkerProcess.start("sol_rt", sys.executable, bundle, 1, options=options) as started:
+    assert [tag for _, tag in ran] == ["k100-s100-q8", "k100-s050-q6", "k100-s100-q4", "k100-s050-q6"]
+    with WorkerProcess.start("sol_rt", sys.executable, bundle, 1, options=("--prefill", "s100-q4")) as started:
         assert started.settings == own.settings
         assert started.ask(do="prompt", tokens=[5, 6, 7])["ms"] > 0
 
 
-@pytest.mark.skipif(sol_rt.ops.core_path() is None, reason="the package was installed without the native core")
-def test_the_core_takes_the_steps_that_it_is_timed_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_runtime_takes_the_steps_that_it_is_timed_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = write_bundle(tmp_path / "tiny")
     monkeypatch.syspath_prepend(str(Path(peers.__file__).parent / "workers"))
-    core = importlib.import_module("sol_rt_core_worker").SolRtCore(bundle, None)
+    own = importlib.import_module("sol_rt_worker").SolRt(bundle, None)
     taken: list[GeneratedToken] = []
-    step = NativeStream.__next__
-    monkeypatch.setattr(NativeStream, "__next__", lambda self: taken.append(step(self)) or taken[-1])
+    step = Stream.__next__
+    monkeypatch.setattr(Stream, "__next__", lambda self: taken.append(step(self)) or taken[-1])
     prompt = [5, 6, 7, 8]
-    core.reset(12)
-    core.prompt(prompt)
-    for core.action in ("k100-s050-q6", "k100-s100-q4"):
+    own.reset(12)
+    own.prompt(prompt)
+    for own.action in ("k100-s050-q6", "k100-s100-q4"):
         taken.clear()
-        core.rewind(3)
-        core.prompt(prompt[3:])
+        own.rewind(3)
+        own.prompt(prompt[3:])
         for _ in range(5):
-            core.step()
-        assert [each.action.tag for each in taken[1:]] == [core.action] * 5
+            own.step()
+        assert [each.action.tag for each in taken[1:]] == [own.action] * 5
+        tokens = [each.token for each in taken]
         model = SolModel.from_pretrained(bundle, measure_costs=False)
-        expected = model.generate(prompt, schedule=f"fixed:{core.action}", max_new_tokens=6, eos_token_id=[])
-        assert [each.token for each in taken] == expected.tokens
+        expected = model.generate(prompt, schedule=f"fixed:{own.action}", max_new_tokens=6, eos_token_id=[])
+        assert tokens == expected.tokens
 
 
 def test_the_runtime_scores_what_its_perplexity_command_scores(tmp_path: Path) -> None:

@@ -19,16 +19,14 @@ from hypothesis import strategies as st
 pytest.importorskip("torch", reason="exporting comes with the extra export")
 from test_export import export, fails, policy_for
 
-from sol_rt.budget.cost.bytes_model import BytesCost
+from sol_rt.budget.cost.model import BytesCost
 from sol_rt.budget.dial import sensible_budget
 from sol_rt.budget.hull import Hull
-from sol_rt.budget.losses import ActionLosses
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import CONFIG_NAME, ActionEntry, SolConfig
 from sol_rt.bundle.selection import SELECTION, Selection
 from sol_rt.bundle.verify import verify_bundle
-from sol_rt.engine.engine import Engine
 from sol_rt.errors import BundleError, UsageError
 from sol_rt.export import pipeline
 from sol_rt.export.actions import action_set, effort, measuring
@@ -39,6 +37,7 @@ from sol_rt.export.actions.losses import Losses, losses_and_divergences
 from sol_rt.export.actions.selection import Verdict
 from sol_rt.export.bundle_folder import seal
 from sol_rt.export.policy_file import write_policy
+from sol_rt.generate.native.engine import Engine
 from sol_rt.progress import silent
 
 TEXT = "The old man of the sea told a tale of ships, of storms and of the stars above the bay. "
@@ -94,7 +93,7 @@ def test_an_export_with_a_text_is_a_sound_bundle(llama_checkpoint: Path, text_fi
     graphs = {path.name for path in (tmp_path / "out").glob("*.onnx")}
     assert graphs == {variant.file for variant in config.variants.values()}
     card = (tmp_path / "out" / "README.md").read_text()
-    hull = Hull([entry.action for entry in config.actions], BytesCost(config), ActionLosses(config).table)
+    hull = Hull([entry.action for entry in config.actions], BytesCost(config))
     for context in selection.contexts:
         (least,) = re.findall(rf"After {context} tokens, budgets of (\d\.\d\d) to 1 ", card)
         assert 0 <= float(least) - sensible_budget(hull, context) < 0.01

@@ -17,7 +17,6 @@ from helpers.random_decoder import describe
 from helpers.tiny_bundle import seal, write_bundle
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
-from sol_rt.engine.engine import Engine
 from sol_rt.errors import UsageError
 from sol_rt.export.actions import active_channels
 from sol_rt.export.actions.active_channels import (
@@ -29,6 +28,7 @@ from sol_rt.export.actions.active_channels import (
     with_levels,
 )
 from sol_rt.export.actions.losses import Candidate, token_divergences, token_losses
+from sol_rt.generate.native.engine import Engine
 
 WINDOWS = [np.random.default_rng(seed).integers(0, 90, 96).tolist() for seed in range(4)]
 DENSE = Action(1.0, 1.0, 4)

@@ -21,7 +21,6 @@ from sol_rt.bundle.bits import THREE  # noqa: E402
 from sol_rt.bundle.bundle import Bundle  # noqa: E402
 from sol_rt.bundle.config import SolConfig  # noqa: E402
 from sol_rt.bundle.verify import verify_bundle  # noqa: E402
-from sol_rt.engine.engine import Engine  # noqa: E402
 from sol_rt.export import pipeline  # noqa: E402
 from sol_rt.export.pipeline import export_bundle  # noqa: E402
 from sol_rt.export.quantize.codebook import (  # noqa: E402
@@ -34,6 +33,7 @@ from sol_rt.export.quantize.codebook import (  # noqa: E402
     pack_codes,
     unpack_codes,
 )
+from sol_rt.generate.native.engine import Engine  # noqa: E402
 from sol_rt.train.reference_model.model import ReferenceModel  # noqa: E402
 
 Array = np.ndarray

@@ -40,7 +40,6 @@ from helpers.reference_steps import (  # noqa: E402
 from sol_rt.bundle.actions import Action  # noqa: E402
 from sol_rt.bundle.bits import MIXED  # noqa: E402
 from sol_rt.bundle.bundle import Bundle  # noqa: E402
-from sol_rt.engine.engine import Engine  # noqa: E402
 from sol_rt.export.actions.candidates import BITS, CHANNEL_DENSITIES, KV_DENSITIES  # noqa: E402
 from sol_rt.export.pipeline import export_bundle  # noqa: E402
 from sol_rt.export.sources.checkpoint import Checkpoint  # noqa: E402
@@ -49,6 +48,7 @@ from sol_rt.export.sources.families import FAMILIES  # noqa: E402
 from sol_rt.export.sources.open_checkpoint import open_checkpoint  # noqa: E402
 from sol_rt.export.sources.source_model import SourceModel  # noqa: E402
 from sol_rt.export.weights import memory  # noqa: E402
+from sol_rt.generate.native.engine import Engine  # noqa: E402
 from sol_rt.ops import library_path  # noqa: E402
 from sol_rt.train.reference_model.model import UNROUNDED, ReferenceModel  # noqa: E402
 from sol_rt.train.reference_model.weights import FloatMatrix, read_checkpoint  # noqa: E402
@@ -131,8 +131,8 @@ def _graph(model: Model) -> None:
     assert model.bundle.config.kv.windows == from_hf_config(open_checkpoint(model.checkpoint).config).windows
     engine = Engine(model.bundle, provider="cpu")
     ids = tokens[0].tolist()
-    logits = [engine.forward(ids[:PROMPT], DENSE, num_logits=PROMPT).logits.copy()]
-    logits += [engine.forward([token], DENSE).logits.copy() for token in ids[PROMPT:]]
+    logits = [engine.forward(ids[:PROMPT], DENSE, num_logits=PROMPT).logits]
+    logits += [engine.forward([token], DENSE).logits for token in ids[PROMPT:]]
     errors = np.concatenate(logits) - expected[0].numpy()
     rms = float(np.sqrt(np.mean(errors**2))) / float(expected.std())
     if FIGURES and model.name in NAMES:
@@ -166,8 +166,8 @@ def test_a_window_of_several_chunks(native: bool, tmp_path: Path) -> None:
     tokens = random_tokens(1216, 300)
     with torch.no_grad():
         expected = source(torch.from_numpy(tokens)[None]).logits[0, -128:].numpy()
-    logits = [engine.forward(tokens[:-16].tolist(), DENSE, num_logits=112).logits.copy()]
-    logits += [engine.forward([int(token)], DENSE).logits.copy() for token in tokens[-16:]]
+    logits = [engine.forward(tokens[:-16].tolist(), DENSE, num_logits=112).logits]
+    logits += [engine.forward([int(token)], DENSE).logits for token in tokens[-16:]]
     errors = np.sqrt(np.mean((np.concatenate(logits) - expected) ** 2, axis=1)) / expected.std()
     assert errors.max() < 2 * EIGHT_BITS
     assert errors.mean() < EIGHT_BITS
@@ -192,8 +192,8 @@ def test_longrope_beyond_its_original_context(tmp_path: Path, monkeypatch: pytes
         with torch.no_grad():
             expected = source(torch.from_numpy(tokens[:length])[None], use_cache=False).logits[0, -20:].numpy()
         engine = Engine(Bundle.open(bundle), provider="cpu")
-        logits = [engine.forward(tokens[: length - 4].tolist(), DENSE, num_logits=16).logits.copy()]
-        logits += [engine.forward([int(token)], DENSE).logits.copy() for token in tokens[length - 4 : length]]
+        logits = [engine.forward(tokens[: length - 4].tolist(), DENSE, num_logits=16).logits]
+        logits += [engine.forward([int(token)], DENSE).logits for token in tokens[length - 4 : length]]
         return float(np.sqrt(np.mean((np.concatenate(logits) - expected) ** 2))) / float(expected.std())
 
     options = {"bits": (8,), "channel_density": (1.0,), "kv_density": (1.0,), "calibration": "none", "parity": False}

@@ -19,10 +19,10 @@ from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bits import MIXED
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import SolConfig
-from sol_rt.engine.engine import Engine
 from sol_rt.export import export_bundle
 from sol_rt.export.actions import lm_head_bits
 from sol_rt.export.actions.lm_head_bits import Head, HeadPoint, choose_lm_head_bits, worth_reading
+from sol_rt.export.runs import open_under
 from sol_rt.export.sources.decoder import Decoder, from_hf_config
 from sol_rt.export.sources.open_checkpoint import open_checkpoint
 from sol_rt.progress import silent
@@ -81,9 +81,7 @@ def test_a_bundle_with_its_choice_runs(
         assert variant.lm_head_bits == max(chosen, before)
         more = variant.weight_bytes - config.variants[variant.key].weight_bytes
         assert more == 64 * 320 * (variant.lm_head_bits - before) // 8
-    step = Engine(Bundle(folder, found, identity="", verify=False), provider="cpu").forward(
-        WINDOWS[0], Action(1.0, 1.0, 4)
-    )
+    step = open_under(folder, found).forward(WINDOWS[0], Action(1.0, 1.0, 4))
     head = read_bundle(folder).matrix("embed")
     off = {level: np.abs(step.logits[0] - step.hidden[0] @ head.at(level).numpy().T).mean() for level in (4, 6, 8)}
     assert min(off, key=lambda level: off[level]) == chosen

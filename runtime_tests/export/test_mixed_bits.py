@@ -19,11 +19,11 @@ from sol_rt.bundle.bits import MIXED  # noqa: E402
 from sol_rt.bundle.bundle import Bundle  # noqa: E402
 from sol_rt.bundle.config import CONFIG_NAME  # noqa: E402
 from sol_rt.cli.show.inspect import inspect  # noqa: E402
-from sol_rt.engine.engine import Engine  # noqa: E402
 from sol_rt.errors import BundleError, CheckpointError  # noqa: E402
 from sol_rt.evaluation.inspect import describe  # noqa: E402
 from sol_rt.export import pipeline  # noqa: E402
 from sol_rt.export.pipeline import ExportReport, export_bundle  # noqa: E402
+from sol_rt.generate.native.engine import Engine  # noqa: E402
 from sol_rt.train.reference_model.model import UNROUNDED, ReferenceModel  # noqa: E402
 from sol_rt.train.reference_model.weights import FloatMatrix, read_checkpoint  # noqa: E402
 

@@ -15,13 +15,13 @@ from test_stored_calibration import files, text_file
 
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
-from sol_rt.engine.engine import Engine
 from sol_rt.errors import UsageError
 from sol_rt.export.actions import lm_head_bits
 from sol_rt.export.actions.lm_head_bits import Head, HeadPoint
 from sol_rt.export.actions.stored import StoredCalibration
 from sol_rt.export.web import write_web_bundle
 from sol_rt.export.weights.weights_file import blob_bytes
+from sol_rt.generate.native.engine import Engine
 from sol_rt.train.reference_model.weights import read_bundle
 
 __all__ = ["text_file"]  # a fixture

@@ -21,11 +21,11 @@ from helpers.tiny_bundle import seal, write_bundle
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.cli import main
-from sol_rt.engine.engine import Engine
 from sol_rt.errors import BundleError, UsageError
 from sol_rt.export import web
 from sol_rt.export.graphs.graph import Target
 from sol_rt.export.web import write_web_bundle
+from sol_rt.generate.native.engine import Engine
 
 import onnxruntime as ort
 

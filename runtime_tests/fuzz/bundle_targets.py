@@ -17,8 +17,8 @@ import tokenizers
 from fuzz.targets import Reader
 from helpers.tiny_bundle import write_bundle
 from sol_rt import SolModel
-from sol_rt.budget.cost.bytes_model import Line
 from sol_rt.budget.cost.cost_table import CostTable, MeasuredCost
+from sol_rt.budget.cost.model import Line
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import CONFIG_NAME, FileEntry
 from sol_rt.bundle.config_reader import read_config
@@ -298,9 +298,9 @@ def device_table(folder: Path) -> Reader:
             text = data.decode("utf-8")
         except UnicodeDecodeError:  # load_cost_model says so in a note
             raise BundleError("table", "", "no text", "UTF-8") from None
-        measured = SolModel(model.engine, MeasuredCost(bundle.config, CostTable.from_json(text)))
+        model.cost = MeasuredCost(bundle.config, CostTable.from_json(text))
         for how in ({"budget": 0.7, "schedule": "uniform"}, {"budget": 0.8, "schedule": "sol"}, {}):
-            measured.generate([1, 2, 3], max_new_tokens=3, eos_token_id=[], **how)
-        measured.generate([1, 2, 3], max_new_tokens=3, eos_token_id=[], tokens_per_second=100)
+            model.generate([1, 2, 3], max_new_tokens=3, eos_token_id=[], **how)
+        model.generate([1, 2, 3], max_new_tokens=3, eos_token_id=[], tokens_per_second=100)
 
     return Reader(read, [table.to_json().encode()])

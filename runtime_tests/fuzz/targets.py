@@ -86,7 +86,7 @@ _COMMAND_WORDS = tuple(
     for word in (
         "\n", "\n-p\n", "\n-n\n", "\n--temperature\n", "\n--top-k\n", "\n--logit-bias\n", "\n--stop\n", "=",
         "\n--seed\n", "\n--budget\n", "\n--max-loss\n", "\n--tokens-per-second\n", "\n--schedule\n",
-        "\nfixed:k100-s100-q4\n", "\n--bits\n", "\n--special\n", "\n--chat\n", "\n--ctx-size\n", "\n--engine\nnative\n",
+        "\nfixed:k100-s100-q4\n", "\n--bits\n", "\n--special\n", "\n--chat\n", "\n--ctx-size\n",
         "\n--no-native-ops\n", "\n--no-verify\n",
         "nan", "inf", "-1", "1e-320", "1e308", "<|im_end|>", "\x1b[31m", "\u2028",
     )

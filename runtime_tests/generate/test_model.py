@@ -7,6 +7,7 @@ import math
 import shutil
 import subprocess
 import sys
+import tempfile
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -20,16 +21,14 @@ from helpers.random_decoder import describe
 from helpers.tiny_bundle import END, seal, write_bundle
 from sol_rt import SolModel
 from sol_rt.budget.cost import profile
-from sol_rt.budget.dial import sensible_budget
-from sol_rt.budget.policy import PolicySession
+from sol_rt.budget.dial import Dial, sensible_budget
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import CONFIG_NAME
 from sol_rt.bundle.config_reader import read_config
 from sol_rt.engine import providers
-from sol_rt.engine.engine import Engine
 from sol_rt.errors import BundleError, ContextError, QualityWarning, UsageError
-from sol_rt.generate.loop import Decoder
+from sol_rt.generate.native.engine import Engine
 from sol_rt.generate.trace import read_trace
 from sol_rt.progress import silent
 
@@ -94,23 +93,17 @@ def _alone(bundle: Path, prompt: list[int], count: int) -> tuple[list[int], list
 @pytest.mark.parametrize("schedule", ["sol", "uniform", "random", "dense"])
 def test_full_budget_is_the_dense_graph_bit_by_bit(bundle: Path, model: SolModel, schedule: str) -> None:
     tokens, tops = _alone(bundle, model.tokenizer.encode(PROMPT), 129)
-    stream = model.stream(PROMPT, budget=1.0, schedule=schedule, **LONG)
-    got, seen = [], []
-    for step in stream:
-        got.append(step.token)
-        seen.append(float(_current_logits(model).max()))
-    assert got == tokens
+    result = model.generate(PROMPT, budget=1.0, schedule=schedule, **LONG)
+    assert result.tokens == tokens
+    assert result.actions == {"k100-s100-q8": 128}
+    assert result.achieved_budget == 1.0
+    decoder = model.decoder(Dial(1.0, schedule))
+    decoder.prefill(model.tokenizer.encode(PROMPT))
+    seen = [float(decoder.output.logits.max())]
+    for token in tokens[:-1]:
+        decoder.step(token)
+        seen.append(float(decoder.output.logits.max()))
     assert seen == tops
-    assert stream.result is not None
-    assert stream.result.actions == {"k100-s100-q8": 128}
-    assert stream.result.achieved_budget == 1.0
-
-
-def _current_logits(model: SolModel) -> np.ndarray:
-    """Logits from which the newest token was drawn: float32 [vocab]."""
-    decoder = model.engine.owner
-    assert isinstance(decoder, Decoder)
-    return decoder.output.distribution.logits
 
 
 @pytest.mark.parametrize("schedule", ["uniform", "random", "sol"])
@@ -157,7 +150,7 @@ def test_repr_is_one_helpful_line(model: SolModel) -> None:
         f"{len(config.variants)} variants",
         f"{len(config.actions)} actions",
         "costs bytes",
-        f"cpu, {model.engine.threads} threads",
+        f"cpu, {model.provider.threads} threads",
         f"context {model.engine.max_context} tokens",
     ):
         assert part in said
@@ -232,6 +225,12 @@ def test_the_context_ends_a_text(model: SolModel) -> None:
 def test_empty_prompts(model: SolModel, prompt: str | list[int] | None) -> None:
     with pytest.raises(UsageError, match="prompt"):
         model.generate(prompt)
+
+
+def test_an_empty_text_is_no_prompt_of_a_replay(model: SolModel, tmp_path: Path) -> None:
+    model.generate(PROMPT, max_new_tokens=2, trace=tmp_path / "trace.jsonl")
+    with pytest.raises(UsageError, match="prompt: got an empty one"):
+        model.generate("", replay=read_trace(tmp_path / "trace.jsonl"))
 
 
 @pytest.mark.parametrize(
@@ -338,23 +337,21 @@ def test_a_loss_of_a_bundle_without_losses_is_refused(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_scattered_times_serve_for_an_hour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOL_RT_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr("sol_rt.budget.cost.profile._SCATTER", -1.0)
     folder = write_bundle(tmp_path / "tiny", losses=True)
-    model = SolModel.from_pretrained(folder, provider="cpu")
-    assert model.cost.unit == "milliseconds"
-    assert "the times varied" in model.cost.note
+    assert SolModel.from_pretrained(folder, provider="cpu").cost.unit == "milliseconds"
     (table,) = (tmp_path / "home" / "costs").iterdir()
+    scattered = {**json.loads(table.read_text()), "steady": False}
+    table.write_text(json.dumps(scattered))
     assert SolModel.from_pretrained(folder, provider="cpu").cost.note == ""  # read, not measured
     for created in ("2020-01-01T00:00:00+00:00", "2999-01-01T00:00:00+00:00", "2020-01-01T00:00:00", "last week"):
-        table.write_text(json.dumps({**json.loads(table.read_text()), "created": created}))
-        assert "the times varied" in SolModel.from_pretrained(folder, provider="cpu").cost.note
+        table.write_text(json.dumps({**scattered, "created": created}))
+        assert "measured what each action costs" in SolModel.from_pretrained(folder, provider="cpu").cost.note
 
 
 @pytest.mark.slow
 def test_a_home_that_cannot_be_written_is_said_and_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("SOL_RT_HOME", str(tmp_path / "file" / "home"))
-    monkeypatch.setattr("sol_rt.budget.cost.profile._SCATTER", math.inf)
     model = SolModel.from_pretrained(write_bundle(tmp_path / "tiny", losses=True), provider="cpu")
     assert model.cost.unit == "milliseconds"
     assert "cannot be written (Not a directory); set SOL_RT_HOME" in model.cost.note
@@ -366,7 +363,6 @@ def test_a_stale_cost_table_stays_and_a_quick_one_serves_beside_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SOL_RT_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr("sol_rt.budget.cost.profile._SCATTER", math.inf)
     folder = write_bundle(tmp_path / "tiny", losses=True)
     SolModel.from_pretrained(folder, provider="cpu")
     (quick,) = (tmp_path / "home" / "costs").iterdir()
@@ -384,14 +380,32 @@ def test_a_stale_cost_table_stays_and_a_quick_one_serves_beside_it(
     assert "measured" not in again.cost.note  # but not measured at every load
 
 
+def test_a_trace_has_the_bias_as_it_was_given(model: SolModel, tmp_path: Path) -> None:
+    biases = {3: 1.3, 4: -0.1, 5: 100.0, 6: 1e-7}
+    model.generate(PROMPT, max_new_tokens=2, logit_bias=biases, trace=tmp_path / "trace.jsonl")
+    written = read_trace(tmp_path / "trace.jsonl").header.generation["logit_bias"]
+    assert {int(token): bias for token, bias in written.items()} == biases
+
+
+def test_without_a_folder_for_temporary_files(model: SolModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOL_RT_HOME", str(tmp_path / "home"))
+    model.generate(PROMPT, max_new_tokens=2, trace=tmp_path / "trace.jsonl")
+    trace = read_trace(tmp_path / "trace.jsonl")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    with pytest.raises(UsageError, match=r"replay: .*No such file.*TMPDIR"):
+        model.stream(replay=trace)
+    cost = SolModel.from_pretrained(write_bundle(tmp_path / "tiny", losses=True), provider="cpu").cost
+    assert cost.unit == "bytes"
+    assert "not measured: " in cost.note
+
+
 @pytest.mark.slow
 def test_costs_are_measured_once_at_the_first_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOL_RT_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr("sol_rt.budget.cost.profile._SCATTER", math.inf)
     folder = write_bundle(tmp_path / "tiny", losses=True)
     first = SolModel.from_pretrained(folder, provider="cpu")
     assert first.cost.unit == "milliseconds"
-    assert "once" in first.cost.note
+    assert "measured what each action costs" in first.cost.note
     (table,) = (tmp_path / "home" / "costs").iterdir()
     content = table.read_bytes()
     second = SolModel.from_pretrained(folder, provider="cpu")
@@ -407,26 +421,18 @@ def test_costs_are_measured_once_at_the_first_load(tmp_path: Path, monkeypatch: 
 def test_the_policy_is_timed_behind_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = Bundle.open(write_bundle(tmp_path / "tiny", policy=True))
     engine = Engine(bundle, provider="cpu")
-    ran: list[Any] = []
+    ran: list[Action] = []
+    time_policy = Engine.time_policy
 
-    def logged(kind: type, name: str, what: Any) -> None:
-        call = getattr(kind, name)
+    def logging(self: Engine, action: Action) -> float:
+        ran.append(action)
+        return time_policy(self, action)
 
-        def logging(self: Any, *given: Any, **more: Any) -> Any:
-            ran.append(what(*given))
-            return call(self, *given, **more)
-
-        monkeypatch.setattr(kind, name, logging)
-
-    logged(Engine, "forward", lambda tokens, action: action)
-    logged(PolicySession, "decide", lambda *_: "policy")
-    tables = [profile.measure(engine, bundle, [8, 24], 1, silent).table, profile.measure_quickly(engine, bundle)]
+    monkeypatch.setattr(Engine, "time_policy", logging)
+    table = profile.measure(engine, bundle, [8, 24], 1, silent).table
     cheapest = min(bundle.config.variants.values(), key=lambda variant: (variant.bits, variant.channel_density))
-    places = [place for place, one in enumerate(ran) if one == "policy"]
-    assert len(places) > 20
-    for place in places:
-        assert ran[place - 1] == Action(1.0, cheapest.channel_density, cheapest.bits)
-    assert all(table.policy_ms > 0 for table in tables)
+    assert ran == [Action(1.0, cheapest.channel_density, cheapest.bits)]
+    assert table.policy_ms > 0
     assert engine.length == 0
 
 
@@ -459,14 +465,15 @@ def test_a_stream_closed_in_the_middle_of_a_token_ends_after_it(
     model: SolModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a signal's handler may close it."""
-    stream, forward = model.stream(PROMPT, **LONG), model.engine.forward
+    stream = model.stream(PROMPT, **LONG)
+    run_next = stream._run_next
 
-    def interrupted(*arguments: Any, **named: Any) -> Any:
+    def interrupted() -> None:
         stream.close()
-        return forward(*arguments, **named)
+        run_next()
 
     next(stream)
-    monkeypatch.setattr(model.engine, "forward", interrupted)
+    monkeypatch.setattr(stream, "_run_next", interrupted)
     next(stream)
     assert stream.result is not None
     assert len(stream.result.tokens) == 2
@@ -538,12 +545,12 @@ def test_a_variant_of_the_prompt_runs_the_prompt_alone(model: SolModel, tmp_path
     expected = []
     for action in ("k100-s050-q4", "k100-s100-q8"):
         model.engine.reset()
-        expected.append(model.engine.forward(prompt, Action.parse(action)).logits.copy())
+        expected.append(model.engine.forward(prompt, Action.parse(action)).distribution)
     stream = cheap.stream(PROMPT, budget=1.0, trace=tmp_path / "t.jsonl", **LONG)
     first = next(stream)
     assert first.action.tag == "k100-s050-q4"
-    assert np.array_equal(_current_logits(cheap), expected[0][0])
-    assert not np.array_equal(*expected)
+    assert first.token == expected[0].top
+    assert first.logprob == expected[0].log_probability(first.token) != expected[1].log_probability(first.token)
     for _ in stream:
         pass
     assert stream.result is not None
@@ -630,10 +637,10 @@ def test_nothing_to_score(model: SolModel, tokens: list[int], context: int) -> N
 def test_scores_beyond_the_context_are_refused_before_the_first_step(bundle: Path) -> None:
     model = SolModel.from_pretrained(bundle, provider="cpu", max_context=16)
     assert len(model.score([1] * 17).logprobs) == 16
-    changes = model.engine.changes
+    tokens = model.engine.tokens
     with pytest.raises(ContextError, match=r"score: got 17 tokens to run, expected at most 16"):
         model.score([1] * 18)
-    assert model.engine.changes == changes
+    assert model.engine.tokens == tokens
 
 
 def test_chat_keeps_what_was_said(model: SolModel) -> None:

@@ -23,7 +23,7 @@ from sol_rt.evaluation.pages.trace import (
     shades,
 )
 from sol_rt.generate.generation_config import GenerationConfig
-from sol_rt.generate.trace import Trace, TraceHeader, TraceRecord, TraceWriter, first_difference, read_trace
+from sol_rt.generate.trace import Trace, TraceHeader, TraceRecord, TraceWriter, read_trace
 
 HEADER = TraceHeader("tiny", "ab" * 32, (1, 2, 3), "Once upon", "sol", 0.5, "bytes")
 TAGS = ("k100-s100-q8", "k050-s050-q4")
@@ -132,14 +132,6 @@ def test_names_that_no_file_can_have_are_one_line(name: str) -> None:
     with pytest.raises(SolError, match=r"^trace '") as caught:
         read_trace(name)
     assert str(caught.value).isprintable()
-
-
-def test_first_difference() -> None:
-    trace = made_trace(5)
-    tokens = [record.token for record in trace.records]
-    assert first_difference(trace, tokens) is None
-    assert first_difference(trace, tokens[:3]) is None
-    assert first_difference(trace, [*tokens[:2], 0, *tokens[3:]]) == 2
 
 
 class Page(html.parser.HTMLParser):

@@ -1,4 +1,4 @@
-"""The file of golden traces: one case a line, and how the Python runtime plays a case.
+"""The file of golden traces: one case a line, and how `SolModel` plays a case.
 
 Seven fields, separated by tabs:
 

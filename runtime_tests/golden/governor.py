@@ -3,7 +3,7 @@
     python runtime_tests/golden/governor.py            # writes governor.tsv again
 
 Ten fields a line, separated by tabs: curve, lowest, highest, wanted rate, battery, charging (0 or 1), headroom, rate,
-then the budget after the reading and its calm count. `-` stands for an unknown number. Other settings are the defaults.
+then the budget after the reading and its calm count. `-` stands for an unknown number.
 The state is fresh (budget = highest) where a curve begins. Lines that begin with `#` are comments.
 """
 
@@ -60,7 +60,7 @@ def curves() -> list[Curve]:
         Reading(tokens_per_second=0.0), Reading(tokens_per_second=1e-9), Reading(tokens_per_second=1e9),
         *[Reading()] * 8, Reading(battery=-0.5, charging=True), *[Reading(headroom=0.0)] * 4,
     ]  # fmt: skip
-    plain, rated = GovernorSettings(), GovernorSettings(wanted_rate=19.0)
+    plain, rated = GovernorSettings(0.4), GovernorSettings(0.4, wanted_rate=19.0)
     return [
         Curve("battery-falls", plain, discharge),
         Curve("plugged-in", plain, plugged),
@@ -82,6 +82,11 @@ def states(curve: Curve) -> Iterator[GovernorState]:
         yield state
 
 
+def calm(state: GovernorState) -> int:
+    """Readings in a row that allowed a rise: a part of the core's own state."""
+    return int(state.own[1])
+
+
 def content() -> str:
     """Content of governor.tsv."""
     lines = ["# curve lowest highest wanted_rate battery charging headroom rate | budget calm"]
@@ -91,7 +96,7 @@ def content() -> str:
             given = (settings.lowest, settings.highest, settings.wanted_rate, reading.battery)
             measured = (reading.headroom, reading.tokens_per_second)
             fields = [*map(_field, given), str(int(reading.charging)), *map(_field, measured)]
-            lines.append("\t".join([curve.name, *fields, f"{state.budget:.17g}", str(state.calm)]))
+            lines.append("\t".join([curve.name, *fields, f"{state.budget:.17g}", str(calm(state))]))
     return "\n".join(lines) + "\n"
 
 

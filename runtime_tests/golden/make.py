@@ -1,4 +1,4 @@
-"""Makes golden traces: what the Python runtime generates from a bundle, for every other host to repeat.
+"""Makes golden traces: what `SolModel` generates from a bundle, for every other host to repeat.
 
     python runtime_tests/golden/make.py --tiny                  # tiny/ and cases.tsv, as they are checked in
     python runtime_tests/golden/make.py BUNDLE -o FOLDER        # cases.tsv of another bundle
@@ -21,7 +21,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from golden.cases import FILE, Case, Played, difference, line_of, play, read_cases, write_cases
 from helpers.simd_targets import X86_TARGETS
 from sol_rt.bundle.actions import Action
+from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import SolConfig
 
 HERE = Path(__file__).resolve().parent
@@ -51,7 +52,6 @@ class Way(NamedTuple):
     mask: int = 0
     shake: float = 0.0
     seed: int = 0
-    exact_products: bool = False
 
 
 WAYS = (
@@ -60,7 +60,6 @@ WAYS = (
     *(Way(f"native, {name}", mask=mask) for name, mask in X86_TARGETS.items()),
     *(Way(f"native, shaken {seed}", shake=_SMALL, seed=seed) for seed in range(2)),
     Way("bodies", native=False),
-    Way("bodies, float32 activations", native=False, exact_products=True),
     *(Way(f"bodies, shaken {seed}", native=False, shake=_LARGE, seed=seed) for seed in range(4)),
 )
 
@@ -188,47 +187,43 @@ def play_job() -> None:
     """The other side of `play_all`."""
     job = json.load(sys.stdin)
     way = Way(*job["way"])
-    from sol_rt.budget.cost.bytes_model import BytesCost
-    from sol_rt.bundle.bundle import Bundle
-    from sol_rt.engine.providers import Provider
+    from sol_rt.budget.cost.model import BytesCost
     from sol_rt.generate.model import SolModel
 
-    if way.exact_products:
-        made = Provider.options
-
-        def options(self: Provider) -> Any:
-            found = made(self)
-            found.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
-            return found
-
-        Provider.options = options  # type: ignore[method-assign]
     bundle = Bundle.open(job["bundle"])
     cost = BytesCost(bundle.config)
     model = SolModel.from_pretrained(
         bundle, provider="cpu", threads=way.threads, native_ops=way.native, cost=cost, measure_costs=False
     )
     if way.shake:
-        _shake(model, way)
+        model.engine = model.session(_Shaken(bundle, way))
     print(json.dumps([asdict(play(model, Case(**case))) for case in job["cases"]]))
 
 
-def _shake(model: Any, way: Way) -> None:
-    """Adds noise to everything that the model's graphs give out."""
-    from sol_rt.engine.distribution import Distribution
-    from sol_rt.engine.step import StepOutput
+class _Shaken:
+    """An engine that adds noise to everything that its graphs give out. The core drives it."""
 
-    forward, random = model.engine.forward, np.random.default_rng(way.seed)
+    def __init__(self, bundle: Bundle, way: Way) -> None:
+        from sol_rt.generate.native.engine import Engine
 
-    def shaken(array: np.ndarray) -> np.ndarray:
-        noise = random.standard_normal(array.shape) * way.shake * array.std()
+        self._engine, self._way = Engine(bundle, provider="cpu", threads=way.threads, native_ops=way.native), way
+        self._random = np.random.default_rng(way.seed)
+        self.truncate = self._engine.truncate
+
+    def reusable_prefix(self, length: int) -> int:
+        return length
+
+    def forward(self, tokens: Sequence[int], action: Action, *, num_logits: int = 1) -> Any:
+        from sol_rt.engine.distribution import Distribution
+        from sol_rt.engine.step import StepOutput
+
+        output = self._engine.forward(tokens, action, num_logits=num_logits)
+        logits = self._noisy(output.logits)
+        return StepOutput(logits, self._noisy(output.hidden), Distribution(logits[-1]))
+
+    def _noisy(self, array: np.ndarray) -> np.ndarray:
+        noise = self._random.standard_normal(array.shape) * self._way.shake * array.std()
         return np.asarray(array + noise, np.float32)
-
-    def step(*arguments: Any, **named: Any) -> StepOutput:
-        output = forward(*arguments, **named)
-        logits = shaken(output.logits)
-        return StepOutput(logits, shaken(output.hidden), Distribution(logits[-1]))
-
-    model.engine.forward = step
 
 
 def lacks(options: Mapping[str, str], config: SolConfig) -> bool:
@@ -296,7 +291,6 @@ def main() -> None:
         shutil.rmtree(bundle, ignore_errors=True)
         write_tiny(bundle)
     from golden.stories import stories
-    from sol_rt.bundle.bundle import Bundle
 
     opened = Bundle.open(bundle)
     source, tokenizer, end = stories(2), opened.tokenizer(), opened.config.model.eos_token_ids

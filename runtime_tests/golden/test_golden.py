@@ -1,4 +1,4 @@
-"""The golden traces: the Python runtime repeats every case, with native operators and with function bodies."""
+"""The golden traces: `SolModel` repeats every case, with native operators and with function bodies."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from golden.cases import FILE, Case, Played, difference, play, read_cases
 from helpers.places import GOLDEN
-from sol_rt.budget.cost.bytes_model import BytesCost
+from sol_rt.budget.cost.model import BytesCost
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.generate.model import SolModel
 from sol_rt.ops import library_path

@@ -1,4 +1,4 @@
-"""The native core (bindings/c) and its test programs, built once for all tests of a run."""
+"""The native core (core/) and its test programs, built once for all tests of a run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .packages import missing_packages
 from .places import ROOT
 from .tools import find_tool
 
-CORE = ROOT / "bindings" / "c"
+CORE = ROOT / "core"
 ADDRESS = "address,undefined"
 THREAD = "thread"
 SANITIZER_OPTIONS = {
@@ -45,7 +45,7 @@ def ort_library() -> Path:
 slow = False
 """True in runs that have slow tests; conftest.py sets it."""
 
-PROGRAMS = ("cores", "plan", "bundle_check", "governor", "random_numbers", "sampling")
+PROGRAMS = ("cores", "plan_calls", "bundle_check", "random_numbers")
 """Test programs that run under sanitizers in runs that have slow tests."""
 
 

@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from sol_rt.budget.cost.bytes_model import Line
 from sol_rt.budget.cost.cost_table import CostTable, cost_table_path, device_string
+from sol_rt.budget.cost.model import Line
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import SolConfig, Variant
 from sol_rt.engine.hardware import usable_cores

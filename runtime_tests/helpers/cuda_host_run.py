@@ -18,14 +18,13 @@ from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.cli import main
 from sol_rt.engine import providers
-from sol_rt.engine.distribution import Distribution
-from sol_rt.engine.engine import Engine
-from sol_rt.engine.gpu import cuda
+from sol_rt.engine.gpu import cuda, gpu_engine
+from sol_rt.engine.gpu.device_cache import DeviceCache
 from sol_rt.engine.gpu.device_inputs import DeviceInputs
-from sol_rt.engine.gpu.device_runner import DeviceRunner
 from sol_rt.engine.gpu.device_sessions import DeviceGraphs, OpenGraph
-from sol_rt.engine.kv_cache import KvCache
+from sol_rt.engine.gpu.gpu_engine import GpuEngine
 from sol_rt.errors import SolError
+from sol_rt.generate.native.engine import Engine
 from sol_rt.ops import library_path
 
 import onnxruntime as ort
@@ -51,14 +50,18 @@ def prepare(operators: Path) -> None:
     providers.library_path = lambda name="cpu": operators if name == "cuda" else library_path(name)  # type: ignore[assignment]
     cuda.wheel_versions = dict  # type: ignore[assignment]  # the stock wheel is installed as well
     cuda.load_libraries = lambda: None
-    Distribution.finite = property(lambda self: True)  # type: ignore[assignment, method-assign]
-    Distribution.top = property(lambda self: 1)  # type: ignore[assignment, method-assign]
+    gpu_engine._finite = lambda values: not values.fill(0)  # type: ignore[assignment]  # the core looks at them, too
+
+
+def gpu(engine: Engine) -> GpuEngine:
+    assert engine.gpu is not None
+    return engine.gpu
 
 
 def steps(bundle: Bundle) -> dict[str, Any]:
     """Every action: its session, a captured step after another, on a cache that grows in between."""
     engine = Engine(bundle, provider="cuda")
-    graphs = engine._runners.graphs  # type: ignore[attr-defined]
+    graphs, cache = gpu(engine).graphs, gpu(engine).cache
     engine.forward(range(10, 30), bundle.config.dense)
     costs, captures, kernels = {}, 0, 0
     for place in ("short", "grown"):
@@ -71,13 +74,12 @@ def steps(bundle: Bundle) -> dict[str, Any]:
                 engine.forward([6], entry.action)
             costs[f"{entry.action.tag} {place}"] = {what: counted(what) / STEPS for what in COUNTS}
         if place == "short":
-            before = engine.capacity
+            before = cache.capacity
             engine.reset()
             engine.forward([7] * (before + 1), bundle.config.dense)
-            assert engine.capacity > before
+            assert cache.capacity > before
     return {
         "native": engine.native,
-        "loaded": sorted(engine.loaded),
         "captured": {kind.file: one.captured for kind, one in graphs._opened.items() if kind.one_token},
         "captures": captures,
         "captured kernels": kernels,
@@ -92,15 +94,16 @@ def memory(bundle: Bundle) -> dict[str, int]:
     found = {"before": stand_in.used_bytes()}
     stand_in.forget_counts()
     engine = Engine(bundle, provider="cuda")
-    found |= {"weights": engine.device_weight_bytes}
+    found |= {"weights": gpu(engine).weight_bytes}
     found |= {"loaded": stand_in.used_bytes(), "most": stand_in.most_used_bytes()}
     for variant in bundle.config.variants:
         engine.forward([5], Action.parse(f"k100-{variant}"))
     engine.forward([5] * 150, bundle.config.dense)
     engine.forward([5], bundle.config.dense)
-    found |= {"all weights": engine.device_weight_bytes, "grown cache": engine._cache.bytes_at(engine.capacity)}
+    cache = gpu(engine).cache
+    found |= {"all weights": gpu(engine).weight_bytes, "grown cache": cache.layout.bytes_at(cache.capacity)}
     found["in use"] = stand_in.used_bytes()
-    del engine
+    del engine, cache
     gc.collect()
     return {**found, "after": stand_in.used_bytes()}
 
@@ -116,12 +119,12 @@ def short(bundle: Bundle, limit: str) -> dict[str, Any]:
 
 
 PLACES: dict[str, tuple[type, str, int]] = {
-    "prompt": (DeviceRunner, "batch", 8),
+    "prompt": (GpuEngine, "_batch", 8),
     "variant": (DeviceGraphs, "_make", 8),
     "capture": (OpenGraph, "try_capture", 40),
     "step": (OpenGraph, "run", 0),
     "results": (DeviceInputs, "receive", 0),
-    "growth": (KvCache, "resize", 8),
+    "growth": (DeviceCache, "resize", 8),
 }
 """Places where the GPU is lost: after so many of its calls, counted from the next call of a method."""
 
@@ -144,12 +147,13 @@ def lost(bundle: Bundle, place: str) -> dict[str, Any]:
     engine, dense = Engine(bundle, provider="cuda"), bundle.config.dense
     other = next(entry.action for entry in bundle.config.actions if entry.action.bits != dense.bits)
     engine.forward([5], dense)
-    tokens = {"prompt": 20, "growth": 2 * engine.capacity}.get(place, 1)
+    tokens = {"prompt": 20, "growth": 2 * gpu(engine).cache.capacity}.get(place, 1)
     lose_at(place)
     first = error_of(engine.forward, [5] * tokens, other if place in ("variant", "capture") else dense)
+    length = gpu(engine).length
+    engine.reset()
     again = error_of(engine.forward, [5], dense)
     new = error_of(Engine, bundle, provider="cuda")
-    length = engine.length
     del engine
     gc.collect()
     cpu = Engine(bundle)
@@ -160,15 +164,15 @@ def lost(bundle: Bundle, place: str) -> dict[str, Any]:
 
 def command(bundle: Bundle, place: str) -> None:
     """The command line, with a GPU that is lost in the prompt or some tokens later."""
-    forward, lengths = Engine.forward, []
+    forward, lengths = GpuEngine.forward, []
 
-    def counting(engine: Engine, tokens: Any, action: Action, **named: Any) -> Any:
+    def counting(engine: GpuEngine, tokens: Any, action: Action, **named: Any) -> Any:
         lengths.append(len(tokens))
         if len(lengths) == (1 if place == "prompt" else 4):
             lose_at(place)
         return forward(engine, tokens, action, **named)
 
-    Engine.forward = counting  # type: ignore[assignment, method-assign]
+    GpuEngine.forward = counting  # type: ignore[assignment, method-assign]
     sys.argv = ["sol-rt", "generate", "-m", str(bundle.path), "-p", "w1 w2 w3 w4", "-n", "8", "--temperature", "0"]
     sys.argv += ["--provider", "cuda"]
     sys.exit(main())

@@ -10,7 +10,6 @@ import gc
 import io
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,12 +19,10 @@ from helpers.greedy import greedy
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.engine import hardware, providers
-from sol_rt.engine.engine import Engine
-from sol_rt.engine.gpu import logit_summary
-from sol_rt.engine.gpu.device_memory import DeviceMemory
-from sol_rt.engine.gpu.device_runner import DeviceRunners
-from sol_rt.errors import ContextError, DeviceError, NumericError, ProviderError, SolError
+from sol_rt.engine.gpu.gpu_engine import GpuEngine
+from sol_rt.errors import ContextError, DeviceError, NumericError, ProviderError, SolError, UsageError
 from sol_rt.generate.model import SolModel
+from sol_rt.generate.native.engine import Engine
 
 import onnxruntime as ort
 
@@ -49,16 +46,21 @@ def steps(engine: Engine, count: int) -> list[np.ndarray]:
     actions = unpruned(engine.bundle)
     engine.reset()
     engine.forward(PROMPT, engine.bundle.config.dense)
-    return [engine.forward([5 + index], actions[index % len(actions)]).logits[0].copy() for index in range(count)]
+    return [engine.forward([5 + index], actions[index % len(actions)]).logits[0] for index in range(count)]
+
+
+def gpu(engine: Engine) -> GpuEngine:
+    assert engine.gpu is not None
+    return engine.gpu
 
 
 def _load(engine: Engine) -> dict[str, Any]:
-    one = engine.device_weight_bytes
-    engine.load(engine.bundle.config.variants)
+    one = gpu(engine).weight_bytes
+    for variant in engine.bundle.config.variants:
+        gpu(engine).open(Action.parse(f"k100-{variant}"))
     return {
-        "loaded": engine.loaded,
         "one_bytes": one,
-        "all_bytes": engine.device_weight_bytes,
+        "all_bytes": gpu(engine).weight_bytes,
         "provider": engine.provider.as_json(),
         "floats": engine.provider.floats,
         "gpu": engine.machine[-1],
@@ -100,13 +102,11 @@ def _captured(engine: Engine) -> dict[str, int]:
     engine.forward(PROMPT, engine.bundle.config.dense)
     for action in actions:
         engine.forward([5], action)
-    return {"graphs": len(actions), "captured": engine.captured_graphs}
+    return {"graphs": len(actions), "captured": gpu(engine).graphs.captured}
 
 
-def _fetched(folder: str) -> dict[str, Any]:
-    """Tokens and actions of generations, three of them greedy, and how often each had logits fetched, log-probabilities
-    of given tokens, and the same of an engine without summaries."""
-    runs: dict[str, Any] = {}
+def _generated(folder: str) -> dict[str, Any]:
+    """Tokens and actions of generations, three of them greedy."""
     fixed = {"schedule": "fixed:k030-s100-q8"}
     settings: dict[str, dict[str, Any]] = {
         "greedy": {**fixed, "do_sample": False},
@@ -114,19 +114,11 @@ def _fetched(folder: str) -> dict[str, Any]:
         "entropy": {"schedule": "entropy", "budget": 0.9, "do_sample": False},
         "sampled": {**fixed, "do_sample": True, "temperature": 0.8, "seed": 7},
     }
-    shape, fetch, counted = logit_summary.summary_shape, DeviceMemory.fetch, []
-    DeviceMemory.fetch = lambda *rest: (counted.append(1), fetch(*rest))[1]  # type: ignore[method-assign]
-    for summaries in (True, False):
-        if not summaries:
-            logit_summary.summary_shape = lambda size: None
-        model = SolModel.from_pretrained(folder, provider="webgpu")
-        for name, setting in settings.items():
-            counted.clear()
-            result = model.generate(PROMPT, max_new_tokens=12, **setting)
-            took = {"tokens": result.tokens, "actions": result.actions, "fetched": len(counted)}
-            runs[f"{name} {summaries}"] = took
-        runs[f"scores {summaries}"] = model.score(PROMPT, context=10, schedule="entropy", budget=0.9).logprobs.tolist()
-    logit_summary.summary_shape, DeviceMemory.fetch = shape, fetch  # type: ignore[method-assign]
+    model, runs = SolModel.from_pretrained(folder, provider="webgpu"), {}
+    for name, setting in settings.items():
+        stream = model.stream(PROMPT, max_new_tokens=12, **setting)
+        steps = list(stream)
+        runs[name] = {"tokens": [step.token for step in steps], "actions": [step.action.tag for step in steps[1:]]}
     return runs
 
 
@@ -134,23 +126,20 @@ def _broken(engine: Engine) -> dict[str, Any]:
     """Error of a run that ONNX Runtime refuses, and True if the engine works afterwards."""
     dense = engine.bundle.config.dense
     engine.reset()
-    before = engine.forward([1, 2, 3], dense).logits.copy()
+    before = engine.forward([1, 2, 3], dense).logits
     engine.forward([4], dense)
-    runner = engine._prepare(dense).step_runner
-    graph, binding = runner._step  # type: ignore[union-attr]
-    whole = runner._step
-    empty = graph.session.io_binding()
-    runner._step = graph, empty  # type: ignore[union-attr]
+    bound, kind = gpu(engine)._bound, gpu(engine)._plan(dense).step
+    whole = bound[kind]
+    bound[kind] = whole[0], whole[0].session.io_binding()
     try:
         engine.forward([5], dense)
         error = ""
     except DeviceError as caught:
         error = str(caught)
-    runner._step = whole  # type: ignore[union-attr]
+    length, bound[kind] = engine.length, whole
     engine.reset()
     same = bool(np.array_equal(engine.forward([1, 2, 3], dense).logits, before))
-    del binding
-    return {"error": error, "same_afterwards": same, "length": engine.length}
+    return {"error": error, "same_afterwards": same, "length": length}
 
 
 def _wiped(engine: Engine) -> dict[str, Any]:
@@ -158,7 +147,7 @@ def _wiped(engine: Engine) -> dict[str, Any]:
     dense = engine.bundle.config.dense
     engine.reset()
     engine.forward([1, 2, 3], dense)
-    values = {past: value for past, _, value in engine._cache.bindings()}
+    values = {past: value for past, _, value in gpu(engine).cache.bindings()}
     key = values["past_key_values.0.key"]
     content = key.numpy().copy()
     content[:, :, 1] = np.nan
@@ -178,9 +167,8 @@ def _short_of_cache(engine: Engine) -> dict[str, Any]:
     """Error where the cache cannot grow, and the engine's state afterwards."""
     dense = engine.bundle.config.dense
     engine.reset()
-    before = engine.forward(PROMPT, dense).logits.copy()
-    memory = engine._cache._device
-    assert memory is not None
+    before = engine.forward(PROMPT, dense).logits
+    memory = gpu(engine).cache._memory
     asked, memory._free_bytes = memory._free_bytes, lambda: 1000
     try:
         engine.forward(list(range(80)) * 2, dense)
@@ -188,33 +176,19 @@ def _short_of_cache(engine: Engine) -> dict[str, Any]:
     except ContextError as caught:
         error = str(caught)
     memory._free_bytes = asked
-    length = engine.length
+    try:
+        engine.forward([1], dense)
+        lost = ""
+    except UsageError as caught:
+        lost = str(caught)
+    length = gpu(engine).length
+    engine.reset()
     return {
         "error": error,
+        "lost": lost,
         "length": length,
         "same": bool(np.array_equal(engine.forward(PROMPT, dense).logits, before)),
     }
-
-
-def _registered(folder: str) -> dict[str, int]:
-    """Libraries of native operators that a generation under the policy registers, with `native_ops` and without."""
-    counts = {}
-    register = providers.Provider._register
-    for native in (True, False):
-        libraries = []
-
-        def count(
-            provider: providers.Provider, options: ort.SessionOptions, library: Path, seen: list[Path] = libraries
-        ) -> None:
-            seen.append(library)
-            register(provider, options, library)
-
-        providers.Provider._register = count  # type: ignore[method-assign]
-        model = SolModel.from_pretrained(folder, provider="webgpu", native_ops=native)
-        model.generate([1, 2, 3], budget=0.6, schedule="sol", max_new_tokens=4)
-        counts[str(native)] = len(libraries)
-    providers.Provider._register = register  # type: ignore[method-assign]
-    return counts
 
 
 def _on_the_cpu(engine: Engine) -> list[str]:
@@ -239,7 +213,7 @@ def _on_the_cpu(engine: Engine) -> list[str]:
 
 def _on_the_gpu() -> list[str]:
     """Objects of this process that hold a bundle's memory on a GPU."""
-    return [type(found).__name__ for found in gc.get_objects() if type(found) is DeviceRunners]
+    return [type(found).__name__ for found in gc.get_objects() if type(found) is GpuEngine]
 
 
 def _short_of_memory(folder: str) -> dict[str, Any]:
@@ -259,7 +233,7 @@ def _short_of_memory(folder: str) -> dict[str, Any]:
     with contextlib.redirect_stderr(io.StringIO()) as told:
         chosen = Engine(Bundle.open(folder), provider="auto")
     hardware.vulkan_gpus = report
-    left = [*chosen.loaded, *_on_the_gpu()[len(held) :]]
+    left = _on_the_gpu()[len(held) :]
     return {"error": error, "auto": chosen.provider_name, "told": told.getvalue().splitlines(), "left": left}
 
 
@@ -277,10 +251,8 @@ def main() -> int:
             result["load"] = _load(engine)
         if "greedy" in what:
             result["greedy"] = _greedy(engine)
-        if "fetched" in what:
-            result["fetched"] = _fetched(sys.argv[1])
-        if "registered" in what:
-            result["registered"] = _registered(sys.argv[1])
+        if "generated" in what:
+            result["generated"] = _generated(sys.argv[1])
         if "on the cpu" in what:
             result["on the cpu"] = _on_the_cpu(engine)
         if "dims" in what:
@@ -289,9 +261,6 @@ def main() -> int:
             result["captured"] = _captured(engine)
         if "steps" in what:
             result["steps"] = [logits.tolist() for logits in steps(engine, 60)]
-        if "channels" in what:
-            engine.set_active_channels(bundle.config.dense.variant, {})  # plans its actions anew
-            result["channels"] = [logits.tolist() for logits in steps(engine, 60)]
         if "broken" in what:
             result["broken"] = _broken(engine)
         if "wiped" in what:

@@ -12,7 +12,7 @@ from filelock import FileLock
 
 from helpers.places import ROOT
 
-OPS = ROOT / "sol_rt" / "ops"
+OPS = ROOT / "core" / "ops"
 NATIVE = ROOT / "runtime_tests" / "native"
 SOURCES = [*(OPS / "cuda").rglob("*.cu"), *(OPS / "cuda").rglob("*.cc"), OPS / "common" / "onnx" / "register.cc"]
 MACHINE = [NATIVE / "cuda_machine.cc", NATIVE / "cuda_races.cc"]

@@ -9,7 +9,7 @@ import numpy as np
 
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bits import MIXED, THREE
-from sol_rt.engine.engine import Engine
+from sol_rt.generate.native.engine import Engine
 
 TIE = {THREE: 0.1, 4: 0.1, MIXED: 0.1, 6: 0.1, 8: 0.01}
 """Two ways of computing an unpruned step may choose apart where the best two logits are this close, relative to the

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sol_rt.engine.engine import Engine
+from sol_rt.generate.native.session import Session
 
 
-def full_logprobs(engine: Engine, tokens: Sequence[int]) -> np.ndarray:
+def full_logprobs(engine: Session, tokens: Sequence[int]) -> np.ndarray:
     """Log-probabilities of each token after the first, of one dense batch, float64."""
     engine.owner = None  # whoever scored last finds that its cache is gone
     engine.reset()

@@ -13,6 +13,7 @@ from sol_rt.bundle.config import (
     ModelDims,
     PolicySpec,
     SolConfig,
+    TensorEntry,
     Variant,
 )
 from sol_rt.bundle.policy_inputs import KNOWN_SCALARS
@@ -41,8 +42,9 @@ def made_config(
             key = Action(1.0, channel_density, level).variant
             counts = (576,) * 30, (1536,) * 30, (576,) * 30, (576,) * 30
             layers = (LayerBits(8, 4, 4, 6),) * 30 if level == MIXED else None
+            head = 4 if level == MIXED else level
             variants[key] = Variant(
-                key, f"model.{bits_tag(level)}.onnx", channel_density, level, *counts, size, level, layers
+                key, f"model.{bits_tag(level)}.onnx", channel_density, level, *counts, size, head, layers
             )
     product = [
         Action(kv_density, channel_density, level)
@@ -52,7 +54,7 @@ def made_config(
     ]
     chosen = product if actions is None else [Action.parse(tag) for tag in actions]
     policy = None
-    files = {"weights.bin": FileEntry(1, "0" * 64)}
+    files = {name: FileEntry(4, "0" * 64) for name in ("weights.bin", *(each.file for each in variants.values()))}
     if policy_bytes is not None:
         known = chosen if policy_actions is None else [Action.parse(tag) for tag in policy_actions]
         policy = PolicySpec(
@@ -67,9 +69,9 @@ def made_config(
         )
         files["policy.onnx"] = FileEntry(policy_bytes, "0" * 64)
     dims = ModelDims("tiny", "LlamaForCausalLM", "", "", 49152, 576, 30, 9, 3, 64, 1536, 8192, 1, (2,))
-    dense = Action(1.0, 1.0, bits[0])
+    dense, tensors = Action(1.0, 1.0, bits[0]), {"norm": TensorEntry("float32", (1,), 0, 4)}
     found = losses or {}
     entries = tuple(
         ActionEntry(action, at[max(at)] if (at := dict(found.get(action.tag, {}))) else None, at) for action in chosen
     )
-    return SolConfig("test", dims, KvLayout(), dense, variants, entries, policy, "weights.bin", {}, files)
+    return SolConfig("test", dims, KvLayout(), dense, variants, entries, policy, "weights.bin", tensors, files)

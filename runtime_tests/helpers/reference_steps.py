@@ -8,8 +8,9 @@ import numpy as np
 import torch
 
 from helpers import reference
+from helpers.saved_session import saved
 from sol_rt.bundle.actions import Action
-from sol_rt.engine.engine import Engine
+from sol_rt.generate.native.engine import Engine
 from sol_rt.train.reference_model.kv_cache import KVCache
 from sol_rt.train.reference_model.model import ReferenceModel
 
@@ -36,20 +37,21 @@ def take_over(engine: Engine, cache: KVCache) -> None:
     """Copies the engine's cache into a row of the reference model's; codes of the keys anew, for function bodies store
     none. A state is what the filters got for the last tokens."""
     cache.reserve(engine.length + 1)
-    for layer, state in zip(engine.bundle.config.kv.convolving, engine.states(), strict=True):
-        held = torch.from_numpy(state.T[-engine.length :])
+    tensors, states = saved(engine)
+    for layer, state in zip(engine.bundle.config.kv.convolving, states, strict=True):
+        held = torch.from_numpy(state.T[-engine.length :].copy())
         cache.inputs[layer][0, engine.length - len(held) : engine.length] = held
     cache.lengths[:] = engine.length
-    buffers = [value.numpy() for _, _, value in engine._cache.bindings()]
+    buffers = list(tensors.values())
     int8 = cache.keys.dtype == torch.int8
     of_layer = 6 if int8 else 4
     for index, layer in enumerate(engine.bundle.config.kv.attending(len(cache.keys))):
-        key, value, _, _, *scales = (buffer[:, :, : engine.length] for buffer in buffers[of_layer * index :][:of_layer])
+        key, value, _, _, *scales = buffers[of_layer * index :][:of_layer]
         keys = reference.scaled_rows(key, scales[0]) if int8 else key
         packed, ranges = reference.key_codes(keys)
         parts = [cache.keys, cache.values, cache.key_codes, cache.key_ranges, cache.key_scales, cache.value_scales]
         for part, held in zip(parts, (key, value, reference.unpacked(packed), ranges, *scales), strict=False):
-            part[layer, 0, :, : engine.length] = torch.from_numpy(held[0])
+            part[layer, 0, :, : engine.length] = torch.from_numpy(held[0].copy())
 
 
 def check_steps(

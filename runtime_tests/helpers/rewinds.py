@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from sol_rt.bundle.actions import Action
-from sol_rt.engine.engine import Engine
+from sol_rt.generate.native.engine import Engine
 
 Moves = Sequence[tuple[str, float]]
 """Tokens in a batch or one by one, rewinds to a share of the text, rewinds by some tokens."""
@@ -40,5 +40,5 @@ def logits_along(engine: Engine, action: Action, chosen: Moves, random: Any) -> 
         else:
             tokens = [random.randrange(3, 300) for _ in range(int(size))]
             for part in [tokens] if move == "batch" else [[token] for token in tokens]:
-                logits = engine.forward(part, action).logits[0].copy()
+                logits = engine.forward(part, action).logits[0]
             yield logits

@@ -62,7 +62,7 @@ class Build:
 
     @property
     def library(self) -> Path:
-        return self.folder / "sol_rt" / "ops" / "cpu" / "libsol_ops_cpu.so"
+        return self.folder / "core" / "ops" / "cpu" / "libsol_ops_cpu.so"
 
     def run(
         self, program: str, *arguments: object, target: str | None = None, timeout: float = 600
@@ -72,7 +72,7 @@ class Build:
         Raises:
             MissingError: The thread sanitizer doesn't run on this system.
         """
-        command = [str(self.folder / "sol_rt" / "ops" / "native" / program), *map(str, arguments)]
+        command = [str(self.folder / "core" / "ops" / "native" / program), *map(str, arguments)]
         masked = {} if target is None else {"SOL_RT_SIMD_TARGETS": str(X86_TARGETS[target])}
         done = subprocess.run(
             command, env=os.environ | _OPTIONS | masked, capture_output=True, text=True, check=False, timeout=timeout

@@ -137,7 +137,8 @@ def _entry(action: Action, dense_bits: int, losses: bool) -> ActionEntry:
 def _write_text_files(folder: Path) -> None:
     words = [f"w{index}" for index in range(86)] + ["user", "assistant", "system", "<unk>"]
     vocabulary = {word: index for index, word in enumerate(words)}
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
+    words_alone = {"unk_token": "<unk>", "fuse_unk": True, "ignore_merges": True}  # no merges: a word is a token
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, [], **words_alone))
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")

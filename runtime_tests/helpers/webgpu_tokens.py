@@ -12,8 +12,8 @@ import sys
 from helpers.greedy import greedy
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
-from sol_rt.engine.engine import Engine
 from sol_rt.errors import ProviderError
+from sol_rt.generate.native.engine import Engine
 
 NO_ADAPTER = 3
 """Exit code where there is no WebGPU device."""

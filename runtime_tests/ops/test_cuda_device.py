@@ -156,7 +156,7 @@ def test_greedy_tokens_are_the_cpus(tmp_path: Path) -> None:
     from helpers.random_decoder import RandomDecoder, describe
     from sol_rt.bundle.actions import Action
     from sol_rt.bundle.bundle import Bundle
-    from sol_rt.engine.engine import Engine
+    from sol_rt.generate.native.engine import Engine
 
     decoder = RandomDecoder.write(describe("llama"), tmp_path)
     bundle = Bundle.open(decoder.write_bundle(tmp_path, [(1.0, 8), (1.0, 6), (1.0, 4), (0.5, 8)]))

@@ -119,7 +119,6 @@ def test_every_variant_is_captured_and_a_step_is_one_graph(
 ) -> None:
     found = result(libraries, "steps", write_bundle(tmp_path / "tiny", family, kv=kv))
     assert found["native"]
-    assert found["loaded"] == [f"s{share}-q{bits}" for share in ("050", "100") for bits in (4, 6, 8)]
     assert found["captured"] == {f"model.q{bits}.onnx": True for bits in (8, 6, 4)}
     assert found["captures"] == 2 * 2 * 3  # of each graph, compared and then for good, again after the cache has grown
     assert found["captured kernels"] >= 11 * 2 * found["captures"]  # at least 11 of each of two layers

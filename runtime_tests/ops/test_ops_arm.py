@@ -14,7 +14,7 @@ from helpers.places import ROOT, TESTS
 COMPILER = shutil.which("aarch64-linux-gnu-g++")
 EMULATOR = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
 HIGHWAY = next((root for root in map(Path, ("/usr/include", "/usr/local/include")) if (root / "hwy").is_dir()), None)
-OPS = ROOT / "sol_rt" / "ops"
+OPS = ROOT / "core" / "ops"
 TARGET = OPS / "cpu" / "simd" / "target.cc"
 
 

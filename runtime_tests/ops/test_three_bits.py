@@ -25,12 +25,12 @@ from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import CONFIG_NAME
 from sol_rt.bundle.config_reader import parse_config
 from sol_rt.bundle.verify import verify_bundle
-from sol_rt.engine.engine import Engine
 from sol_rt.errors import BundleError
 from sol_rt.export.graphs.functions import operators as bodies
 from sol_rt.export.sources.decoder import family_of, from_hf_config
 from sol_rt.export.sources.open_checkpoint import open_checkpoint
 from sol_rt.export.weights.mixed_bits import graph_precisions
+from sol_rt.generate.native.engine import Engine
 
 BODY = 5e-3
 WHOLE_GRAPH = 0.08

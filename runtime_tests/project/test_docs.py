@@ -16,7 +16,7 @@ DOCS = sorted((ROOT / "docs").rglob("*.md"))
 SECURITY = ROOT / "SECURITY.md"
 BENCHMARKS = ROOT / "benchmarks"
 PAGES = [ROOT / "README.md", SECURITY, BENCHMARKS / "README.md", *DOCS]
-CODE = [ROOT / name for name in ("sol_rt", "export", "train", "bindings/c", "bindings/web/src")]
+CODE = [ROOT / name for name in ("sol_rt", "export", "train", "core", "bindings/web/src")]
 
 _LINK = re.compile(r"\]\(([^()\s]+)\)")
 _IMAGE = re.compile(r"<img[^>]*\bsrc=\"([^\"]+)\"")

@@ -45,7 +45,7 @@ def test_the_example_s_training_config_is_read() -> None:
     assert read_config(str(EXAMPLES / "train_policy.yaml")).warm_start.updates > 0
 
 
-@pytest.mark.parametrize("name", ["generate.py", "own_schedule.py"])
+@pytest.mark.parametrize("name", ["generate.py", "own_schedule.py", "loop.py"])
 def test_a_wrong_model_is_one_line(name: str, tmp_path: Path) -> None:
     said = run(name, "no-such-model", home=tmp_path, code=2)
     assert said.startswith("error: model 'no-such-model': ")
@@ -71,6 +71,12 @@ def test_own_schedule(bundle: Path, tmp_path: Path) -> None:
     assert found, printed
     assert float(found[1]) <= 0.63
     assert sum(int(steps) for steps in re.findall(r"k\d+-s\d+-\w+: (\d+) steps", printed)) == 199
+
+
+def test_loop(bundle: Path, tmp_path: Path) -> None:
+    printed = run("loop.py", bundle, PROMPT, "-n", "40", home=tmp_path)
+    assert printed.startswith(f"{PROMPT} w")
+    assert len(printed.split()) > 10
 
 
 @pytest.mark.slow

@@ -140,7 +140,7 @@ def test_two_builds_in_two_folders_give_the_same_bytes(tmp_path: Path) -> None:
     )
     one, other = tmp_path / "one" / "source", tmp_path / "another-folder" / "source"
     shutil.copytree(ROOT, one, ignore=left_out)
-    listed = one / "sol_rt" / "ops" / "cpu" / "build.cmake"
+    listed = one / "core" / "ops" / "cpu" / "build.cmake"
     text = listed.read_text(encoding="utf-8")
     start = text.index("  attention/attention.cc")
     end = text.index(")\n", start)
@@ -296,6 +296,16 @@ def test_a_missing_build_requirement_is_named_in_one_line(missing: str, headers:
     assert missing in " ".join(wanted.stderr.split())
 
 
+def test_a_core_that_is_asked_for_names_the_packages_that_it_lacks(headers: Path, tmp_path: Path) -> None:
+    compiler = shutil.which("c++")
+    if compiler is None:
+        pytest.skip("no C++ compiler")
+    given = (f"-DHIGHWAY_INCLUDE_DIR={headers}", f"-DONNXRUNTIME_INCLUDE_DIR={headers}")
+    run = configured(tmp_path / "build", f"-DCMAKE_CXX_COMPILER={compiler}", *given, "-DSOL_CORE=ON")
+    assert run.returncode != 0
+    assert "nlohmann-json3-dev, libpcre2-dev and libutf8proc-dev" in " ".join(run.stderr.split())
+
+
 @pytest.mark.slow
 def test_code_that_does_not_compile_is_an_error(headers: Path, tmp_path: Path) -> None:
     compiler = shutil.which("c++")
@@ -312,7 +322,7 @@ def test_code_that_does_not_compile_is_an_error(headers: Path, tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_without_a_compiler_the_package_runs_on_standard_operators(llama_bundle: Path, tmp_path: Path) -> None:
+def test_without_a_compiler_the_package_says_what_running_a_model_needs(llama_bundle: Path, tmp_path: Path) -> None:
     pytest.importorskip("scikit_build_core", reason="the build back end comes with the extra dev")
     if CMAKE is None:
         pytest.skip("no cmake")
@@ -325,19 +335,17 @@ def test_without_a_compiler_the_package_runs_on_standard_operators(llama_bundle:
 
     home = dict(os.environ, SOL_RT_HOME=str(tmp_path / "home"))
     doctor = alone(folder, "doctor", "--json", env=home)
-    assert doctor.returncode == 0, doctor.stderr
-    finding = next(
-        finding for finding in json.loads(doctor.stdout)["findings"] if finding["what"] == "native operators"
-    )
-    assert finding["state"] == "missing"
-    assert "scripts/install-packages.sh build" in finding["detail"]
+    assert doctor.returncode == 1, doctor.stderr
+    findings = {finding["what"]: finding for finding in json.loads(doctor.stdout)["findings"]}
+    for what, state in (("native operators", "missing"), ("native core", "broken")):
+        assert findings[what]["state"] == state
+        assert "scripts/install-packages.sh build" in findings[what]["detail"]
 
-    command = ("generate", "-m", llama_bundle, "-p", "Once upon a time", "-n", "6", "--json", "--temperature", "0")
-    run = alone(folder, *command, "--provider", "cpu", env=home)
-    assert run.returncode == 0, run.stderr
-    assert len(json.loads(run.stdout)["tokens"]) == 6
-    assert run.stderr.count("native operators: not installed") == 1
-    assert "native operators" not in alone(folder, *command, "--no-native-ops", env=home).stderr
+    run = alone(folder, "generate", "-m", llama_bundle, "-p", "Once upon a time", "-n", "6", env=home)
+    assert run.returncode == 1
+    error = run.stderr.splitlines()[-1]
+    assert error.startswith("sol-rt: error: this installation has no native core, libsol_rt, which runs models; ")
+    assert "scripts/install-packages.sh build" in error
 
 
 @pytest.mark.slow

@@ -49,9 +49,8 @@ from sol_rt.cli import main as sol_rt_main
 from sol_rt.cli.app import run as _run  # noqa: F401 - imported before the forks
 from sol_rt.cli.run.saved_chat import read as read_chat
 from sol_rt.errors import SolError
-from sol_rt.generate.native.library import core
-from sol_rt.generate.native.model import NativeModel
 from sol_rt.generate.results import Generation
+from sol_rt.native.library import core
 from sol_rt.ops import core_path
 from sol_rt.store.download import UNFINISHED
 from sol_rt.train import trainer as _trainer  # noqa: F401 - imported before the forks
@@ -259,17 +258,17 @@ def _whole_training(place: Place, out: str, err: str, before: bool) -> str:
 _PROMPT, _SAVES = [1, 2, 3], 12
 
 
-def _core_session(bundle: str) -> tuple[Any, NativeModel]:
+def _core_session(bundle: str) -> tuple[Any, SolModel]:
     """The core, with the types of what saves and restores a session; and a model in it."""
     library = core()
     for name in ("sol_session_save", "sol_session_restore"):
         function = getattr(library, name)
         function.restype, function.argtypes = ctypes.c_void_p, (ctypes.c_void_p, ctypes.c_char_p)
         function.errcheck = library.sol_session_start.errcheck
-    return library, NativeModel.from_pretrained(bundle, threads=1, measure_costs=False)
+    return library, SolModel.from_pretrained(bundle, provider="cpu", threads=1, measure_costs=False)
 
 
-def _continued(model: NativeModel, tokens: list[int], count: int) -> Generation:
+def _continued(model: SolModel, tokens: list[int], count: int) -> Generation:
     settings = {"schedule": "dense", "max_new_tokens": count, "eos_token_id": (), "do_sample": True, "seed": 7}
     stream = model.stream(tokens, reuse_cache=True, **settings)
     for _ in stream:
@@ -278,7 +277,7 @@ def _continued(model: NativeModel, tokens: list[int], count: int) -> Generation:
     return stream.result
 
 
-def _conversation(model: NativeModel) -> Iterator[list[int]]:
+def _conversation(model: SolModel) -> Iterator[list[int]]:
     """The tokens of a prompt and what follows it, longer each time."""
     tokens = list(_PROMPT)
     for _ in range(_SAVES):
@@ -294,7 +293,7 @@ def save_sessions(argv: list[str]) -> int:
     try:
         library, model = _core_session(argv[0])
         for tokens in _conversation(model):
-            library.sol_session_save(model._session.handle, argv[1].encode())
+            library.sol_session_save(model.engine.handle, argv[1].encode())
             print(f"saved, {len(tokens) - 1} tokens", file=sys.stderr, flush=True)  # the last one has not run yet
     except SolError as error:
         print(f"sol-rt: error: {error}", file=sys.stderr)
@@ -310,7 +309,7 @@ def restore_session(argv: list[str]) -> int:
     library, model = _core_session(argv[0])
     *_, tokens = _conversation(model)
     if len(argv) > 1:
-        library.sol_session_restore(model._session.handle, argv[1].encode())
+        library.sol_session_restore(model.engine.handle, argv[1].encode())
     result = _continued(model, tokens, 8)
     print(result.cached_tokens, *result.tokens)
     return 0

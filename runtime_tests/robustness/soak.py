@@ -31,8 +31,7 @@ if __name__ == "__main__":
 import numpy as np
 
 from helpers.tiny_bundle import write_bundle
-from sol_rt import SolModel
-from sol_rt.budget.controller.base import BaseController
+from sol_rt import Controller, SolModel
 from sol_rt.budget.schedules import PolicyInput
 from sol_rt.bundle.actions import Action
 from sol_rt.engine.hardware import processor_name
@@ -313,7 +312,7 @@ class _Failing:
 
     name = "failing"
 
-    def __init__(self, controller: BaseController) -> None:
+    def __init__(self, controller: Controller) -> None:
         self.dense, self.steps = controller.dense, 0
 
     def choose(self, step: PolicyInput) -> Action:

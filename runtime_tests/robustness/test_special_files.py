@@ -13,19 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from helpers.places import TINY
-
 pytest.importorskip("onnx", reason="the tiny bundle's graphs are made with onnx, of the extra export")
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="named pipes and devices")
 
-import sol_rt.ops  # noqa: E402
 from helpers.tiny_bundle import write_bundle  # noqa: E402
 from sol_rt.atomic_write import write_bytes  # noqa: E402
 from sol_rt.bundle.bundle import Bundle  # noqa: E402
 from sol_rt.cli import loading, main  # noqa: E402
 from sol_rt.cli.run.saved_chat import read as read_chat  # noqa: E402
 from sol_rt.errors import BundleError, SolError, UsageError, WriteError  # noqa: E402
-from sol_rt.generate.native.model import NativeModel  # noqa: E402
+from sol_rt.generate.model import SolModel  # noqa: E402
 from sol_rt.generate.trace import read_trace  # noqa: E402
 from sol_rt.read_file import TooLargeError, read_bytes, require_regular  # noqa: E402
 
@@ -69,7 +66,6 @@ def refused(capsys: pytest.CaptureFixture[str], argv: list[str], pattern: str) -
     [
         ["generate", "-f"],
         ["generate", "--replay"],
-        ["generate", "--engine", "native", "--replay"],
         ["perplexity", "-f"],
         ["eval", "-f"],
         ["trace"],
@@ -111,22 +107,17 @@ def test_files_of_a_bundle(kind: str, bundle: Path, special: Path) -> None:
             read()
 
 
-@pytest.mark.parametrize("engine", ["python", "native"])
 def test_a_bundles_file_that_leads_to_a_device_is_said_to_be_one(
-    engine: str, bundle: Path, special: Path, capsys: pytest.CaptureFixture[str]
+    bundle: Path, special: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if engine == "native" and sol_rt.ops.core_path() is None:
-        pytest.skip("no native core")
     copy = Path(shutil.copytree(bundle, special / "tiny"))
     opened = Bundle.open(copy)
     (copy / "chat_template.jinja").unlink()
     (copy / "chat_template.jinja").symlink_to("/dev/zero")
     pattern = "chat_template.jinja: got a pipe, socket or device, expected a file of "
-    if engine == "python":
-        refused(capsys, ["generate", "-m", str(copy), "-p", "w1"], pattern)
-    else:
-        with pytest.raises(SolError, match=pattern):
-            NativeModel.from_pretrained(opened, measure_costs=False)
+    refused(capsys, ["generate", "-m", str(copy), "-p", "w1"], pattern)
+    with pytest.raises(SolError, match=pattern):
+        SolModel.from_pretrained(opened, provider="cpu", measure_costs=False)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -150,15 +141,6 @@ def test_a_trace_or_page_is_not_written_to_a_pipe_that_nobody_reads(
         os.close(holder)
         written, _ = reader.communicate()
     assert written.count(b"\n") == 3
-
-
-@pytest.mark.slow
-def test_the_core_does_not_wait_for_the_reader_of_a_pipe(special: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    if sol_rt.ops.core_path() is None:
-        pytest.skip("no native core")
-    golden = TINY
-    argv = ["generate", "--engine", "native", "-m", str(golden), "-p", "Ben", "-n", "2", "--trace", "pipe"]
-    refused(capsys, argv, "trace pipe: No such device or address; choose another file")
 
 
 def test_a_text_may_come_from_a_pipe(special: Path) -> None:

@@ -27,7 +27,6 @@ from sol_rt.bundle.config import FileEntry
 from sol_rt.errors import BundleError, SolError, UsageError
 from sol_rt.text import chat_template, template_process
 from sol_rt.text.chat_template import ChatTemplate
-from sol_rt.text.stop_strings import StopStrings
 from sol_rt.text.tokenizer import Tokenizer, _silenced
 
 SAMPLE = "Deep sea: 深海 fish glow 🐟🐙 — naïve, ﷽ and e\u0301. "
@@ -667,47 +666,6 @@ def test_stderr_is_there_after_two_threads_load_a_tokenizer() -> None:
 
 
 # Stop strings
-
-
-@settings(max_examples=200, deadline=None)
-@given(
-    text=st.text("ab\n", max_size=30),
-    strings=st.lists(st.text("ab\n", min_size=1, max_size=4), max_size=3),
-    cuts=st.lists(st.integers(1, 5), min_size=1, max_size=30),
-)
-def test_text_ends_before_the_first_stop_string(text: str, strings: list[str], cuts: list[int]) -> None:
-    """However the text is cut up, the same is shown: up to the first place where a stop string is complete."""
-    complete = [(text.find(string) + len(string), text.find(string)) for string in strings if string in text]
-    stop = StopStrings(strings)
-    shown, at, stopped = "", 0, False
-    for cut in [*cuts, *[1] * len(text)]:
-        piece, stopped = stop.feed(text[at : at + cut])
-        shown, at = shown + piece, at + cut
-        if stopped or at >= len(text):
-            break
-    assert stopped == bool(complete)
-    if complete:
-        assert not any(string in shown for string in strings)
-        assert text.startswith(shown)
-        assert shown in {text[:begin] for _, begin in complete}
-    else:
-        assert shown + stop.flush() == text
-
-
-def test_nothing_more_is_held_than_could_be_a_beginning() -> None:
-    stop = StopStrings(["\nUser:", "END"])
-    assert stop.feed("Hello") == ("Hello", False)
-    assert stop.feed(" E") == (" ", False)
-    assert stop.feed("N\n") == ("EN", False)
-    assert stop.feed("Us") == ("", False)
-    assert stop.feed("er: hi") == ("", True)
-    assert stop.flush() == ""
-
-
-def test_no_stop_strings() -> None:
-    assert StopStrings([]).feed("abc") == ("abc", False)
-    with pytest.raises(UsageError, match="empty"):
-        StopStrings([""])
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -35,7 +35,7 @@ from helpers.tiny_bundle import write_bundle  # noqa: E402
 from sol_rt.bundle.actions import Action  # noqa: E402
 from sol_rt.bundle.bits import MIXED, THREE, Precision, Screen  # noqa: E402
 from sol_rt.bundle.bundle import Bundle  # noqa: E402
-from sol_rt.engine.engine import Engine  # noqa: E402
+from sol_rt.generate.native.engine import Engine  # noqa: E402
 from sol_rt.train.reference_model.model import UNROUNDED, Arithmetic, ReferenceModel  # noqa: E402
 from sol_rt.train.reference_model.weights import FloatMatrix, read_blob, read_bundle, read_checkpoint  # noqa: E402
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,15 +18,15 @@ from torch import Tensor  # noqa: E402
 
 from helpers.random_decoder import WEIGHTS, RandomDecoder, describe  # noqa: E402
 from helpers.tiny_bundle import write_bundle  # noqa: E402
-from sol_rt.budget.controller.budget import Controller  # noqa: E402
-from sol_rt.budget.cost.bytes_model import BytesCost  # noqa: E402
-from sol_rt.budget.schedules.policy import SolSchedule  # noqa: E402
+from sol_rt.budget.cost.model import BytesCost  # noqa: E402
+from sol_rt.budget.dial import Dial  # noqa: E402
 from sol_rt.bundle.actions import Action  # noqa: E402
 from sol_rt.bundle.bundle import Bundle  # noqa: E402
+from sol_rt.bundle.config import FileEntry  # noqa: E402
 from sol_rt.bundle.policy_inputs import KNOWN_SCALARS  # noqa: E402
-from sol_rt.engine.engine import Engine  # noqa: E402
 from sol_rt.errors import ContextError, UsageError  # noqa: E402
-from sol_rt.generate.loop import Decoder  # noqa: E402
+from sol_rt.generate.native.engine import Engine  # noqa: E402
+from sol_rt.generate.native.plan import Asked, Plan  # noqa: E402
 from sol_rt.train.reference_model.branch_cache import BranchCache, Prefix  # noqa: E402
 from sol_rt.train.reference_model.model import UNROUNDED, Arithmetic, ReferenceModel  # noqa: E402
 from sol_rt.train.reference_model.weights import read_blob  # noqa: E402
@@ -147,55 +147,57 @@ def _divergence(tiny: Tiny, at: int, other: np.ndarray) -> float:
     return float((np.exp(dense) * (dense - other)).sum())
 
 
-def test_costs_are_the_controller_s(tiny: Tiny) -> None:
-    controller = Controller(tiny.spec.actions, tiny.spec.cost, 0.5)
+def test_costs_are_those_of_steps(tiny: Tiny) -> None:
+    def shares(context: int) -> np.ndarray:
+        cost = tiny.spec.cost
+        return np.array([cost.step(action, context) / cost.dense(context) for action in tiny.spec.actions])
+
     contexts = [1, 63, 64, 500]
-    expected = np.stack([controller.relative_costs(context) for context in contexts])
+    expected = np.stack([shares(context) for context in contexts])
     np.testing.assert_allclose(relative_costs(tiny.spec, tiny.spec.actions, contexts), expected, rtol=1e-12)
     rollouts = RuntimeRollouts(tiny.engine, tiny.spec)
     rollouts.open(tiny.tokens)
     table = drawn(1)
     episode = rollouts.run(START, HORIZON, BUDGET, Script(table), SCHEDULES)
     for t in range(HORIZON):
-        np.testing.assert_allclose(episode.cost[:, t], controller.relative_costs(START + t)[table[:, t]], rtol=1e-6)
+        np.testing.assert_allclose(episode.cost[:, t], shares(START + t)[table[:, t]], rtol=1e-6)
 
 
 class _Told:
     """A policy of the decode loop with random likings, which keeps the inputs that it got."""
 
-    def __init__(self, tiny: Tiny) -> None:
-        spec = tiny.engine.bundle.config.policy
-        assert spec is not None
-        self.spec, self._random = spec, np.random.default_rng(2)
-        self.scalars: list[Mapping[str, float]] = []
+    def __init__(self, actions: int) -> None:
+        self._actions, self._random = actions, np.random.default_rng(2)
+        self.scalars: list[np.ndarray] = []
         self.hidden: list[np.ndarray] = []
 
-    def reset(self) -> None: ...
-
-    def decide(
-        self, hidden: np.ndarray, token: int, scalars: Mapping[str, float], previous_action: int, step: int
-    ) -> np.ndarray:
-        self.scalars.append(scalars)
-        self.hidden.append(hidden[0].copy())
-        return self._random.standard_normal(len(self.spec.actions)).astype(np.float32)
+    def __call__(self, asked: Asked) -> np.ndarray:
+        self.scalars.append(asked.scalars.copy())
+        self.hidden.append(asked.hidden[0].copy())
+        return self._random.standard_normal(self._actions).astype(np.float32)
 
 
 def test_scalars_are_those_of_the_decode_loop(tiny: Tiny) -> None:
-    """The choices of `sol` in a generation, replayed as an episode, show the policy the same inputs."""
-    policy = _Told(tiny)
-    horizon = policy.spec.horizon
-    spec = tiny.spec
-    controller = Controller(spec.actions, spec.cost, BUDGET)
-    loop = Decoder(tiny.engine, controller, SolSchedule(controller, policy))
-    loop.prefill(tiny.tokens[:START])
-    taken = [loop.step(token).action for token in tiny.tokens[START : START + horizon]]
+    """The choices of `sol` in a run, replayed as an episode, show the policy the same inputs."""
+    config = tiny.engine.bundle.config
+    assert config.policy is not None
+    assert config.policy.scalars == tiny.spec.scalars
+    horizon, spec, policy = config.policy.horizon, tiny.spec, _Told(len(config.policy.actions))
+    free = replace(config, files={**config.files, config.policy.file: FileEntry(0, "0" * 64)})  # in training it is
+    plan = Plan(BytesCost(free), Dial(BUDGET, "sol"), policy=policy)
+    engine, taken = tiny.engine, []
+    engine.reset()
+    output = engine.forward(tiny.tokens[:START], config.dense)
+    for token in tiny.tokens[START : START + horizon]:
+        step = plan.step(engine.length, token, hidden=output.hidden, logits=output.logits[0])
+        taken.append(step.action)
+        output = engine.forward((token,), step.action)
     rollouts = RuntimeRollouts(tiny.engine, spec)
     rollouts.open(tiny.tokens)
     table = torch.tensor([[tiny.spec.actions.index(action) for action in taken]])
     assert len(set(taken)) > 3
     episode = rollouts.run(START, horizon, BUDGET, Script(table), 1)
-    told = [[scalars[name] for name in rollouts.spec.scalars] for scalars in policy.scalars]
-    np.testing.assert_allclose(episode.scalars[0], told, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(episode.scalars[0], policy.scalars, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(episode.hidden[0], policy.hidden, rtol=1e-4, atol=1e-4)
 
 
@@ -247,7 +249,7 @@ def test_losses_along_a_run_are_steps_after_that_run(tiny: Tiny) -> None:
     for at in range(len(taken)):
         for place, action in enumerate(tiny.spec.actions):
             engine.reset()
-            hidden = engine.forward(tiny.tokens[:START], tiny.dense).hidden[-1].copy()
+            hidden = engine.forward(tiny.tokens[:START], tiny.dense).hidden[-1]
             for earlier in range(at):
                 step = engine.forward([tiny.tokens[START + earlier]], tiny.spec.actions[taken[earlier]])
                 hidden = step.hidden[-1].copy()

@@ -26,8 +26,8 @@ pytest.importorskip("yaml")
 from safetensors.numpy import load_file  # noqa: E402
 
 from helpers.train_fixtures import CONFIG, make_bundle, make_text  # noqa: E402
-from sol_rt.budget.cost.bytes_model import Line  # noqa: E402
 from sol_rt.budget.cost.cost_table import CostTable, cost_table_path  # noqa: E402
+from sol_rt.budget.cost.model import Line  # noqa: E402
 from sol_rt.bundle.bundle import Bundle  # noqa: E402
 from sol_rt.cli.app import run  # noqa: E402
 from sol_rt.errors import BundleError  # noqa: E402

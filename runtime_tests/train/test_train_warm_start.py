@@ -11,7 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from helpers.made_configs import made_config  # noqa: E402
-from sol_rt.budget.cost.bytes_model import BytesCost  # noqa: E402
+from sol_rt.budget.cost.model import BytesCost  # noqa: E402
 from sol_rt.bundle.actions import Action  # noqa: E402
 from sol_rt.bundle.policy_inputs import KNOWN_SCALARS  # noqa: E402
 from sol_rt.export.graphs.policy_graph import PolicyShape  # noqa: E402

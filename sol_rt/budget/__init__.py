@@ -1,4 +1,4 @@
-"""Chooses the next action: cost model, cost table, controllers, schedules, policy session, dominated actions.
+"""Chooses the next action: the dial, costs and hull as the core computes them, cost tables, dominated actions.
 
 May import: sol_rt.engine and the folders below it.
 """

@@ -1,21 +1,18 @@
-"""The dial: what a caller asks of the decode steps, and the controller that holds it."""
+"""The dial: what a caller asks of the decode steps. The native core holds it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 
-from sol_rt.budget.controller.axes import AxisController
-from sol_rt.budget.controller.base import AxisTargets, BaseController, as_number, check_request
-from sol_rt.budget.controller.budget import Controller
-from sol_rt.budget.cost.bytes_model import CostModel, in_unit
+from sol_rt.budget.cost.model import in_unit
 from sol_rt.budget.hull import Hull
 from sol_rt.budget.losses import nats_of_share
 from sol_rt.budget.schedules import NAMES, Schedule
-from sol_rt.bundle.actions import Action
 from sol_rt.bundle.config import SolConfig
 from sol_rt.errors import UsageError, brief
 
@@ -26,13 +23,27 @@ KEEP_LOSS = ("hull", "sol")
 SENSIBLE_LOSS = 0.1
 """Share by which perplexity may rise at a bundle's sensible budgets. Long exact answers suffer before that."""
 
-NO_LOSSES = (
-    "--max-loss: no losses of this bundle's actions were measured; leave it out, or export the model with calibration"
-)
-"""The error of a request for a loss where the export measured none."""
+MakeSchedule = Callable[[Any], Schedule]
+"""Makes a schedule for one run, of a `Controller`: it has the actions and reports which of them keep the budget."""
 
-MakeSchedule = Callable[[BaseController], Schedule]
-"""Makes a schedule for one run. The controller has the actions and reports which of them keep the budget."""
+
+@dataclass(frozen=True)
+class AxisTargets:
+    """Mean settings to hold on the three axes; an axis without a target stays at its full value.
+
+    Attributes:
+        kv_density: mean share of the old cached tokens that attention reads, 0 to 1.
+        channel_density: mean share of the layers' base-plane weights read, 0 to 1.
+        bits: mean weight bits.
+    """
+
+    kv_density: float | None = None
+    channel_density: float | None = None
+    bits: float | None = None
+
+    def any(self) -> bool:
+        """True if any axis has a target."""
+        return any(getattr(self, field.name) is not None for field in fields(self))
 
 
 @dataclass(frozen=True)
@@ -62,7 +73,7 @@ class Dial:
     max_loss: float | None = None
 
     def __post_init__(self) -> None:
-        """Raises UsageError for values of another type; make_controller checks their range."""
+        """Raises UsageError for values of another type; the core checks their range."""
         for name in ("budget", "kv_density", "channel_density", "bits", "tokens_per_second", "max_loss"):
             if (value := getattr(self, name)) is not None:
                 object.__setattr__(self, name, as_number(name, value))
@@ -94,35 +105,21 @@ class Dial:
         return self.axis_targets.any() or self.tokens_per_second is not None or self.max_loss is not None
 
 
-def make_controller(
-    actions: Sequence[Action],
-    cost: CostModel,
-    budget: float = 1.0,
-    *,
-    axis_targets: AxisTargets | None = None,
-    tokens_per_second: float | None = None,
-    max_loss: float | None = None,
-    hull: Hull | None = None,
-    policy_cost: bool = False,
-) -> BaseController:
-    """The controller of axis targets if there are any, else that of the budget, the rate or the loss.
+def as_number(name: str, value: object) -> float:
+    """The value of an option as a float. Raises UsageError for another type."""
+    refused = UsageError(f"--{name.replace('_', '-')}: got {brief(value)}, expected a number")
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
+        raise refused
+    try:
+        return float(value)
+    except OverflowError:
+        raise refused from None
 
-    `max_loss` is as in `Dial`, and `hull` gives the budget that it takes at each context. Other arguments are those of
-    `Controller` and `AxisController`. Raises UsageError for values out of range, for contradictory or unreachable
-    requests, for a rate without measured costs, and for a loss without a hull.
-    """
-    check_request(budget, axis_targets, tokens_per_second, max_loss)
-    if axis_targets is not None and axis_targets.any():
-        return AxisController(actions, cost, axis_targets, policy_cost=policy_cost)
-    budget_at: Callable[[int], float] | None = None
-    if max_loss is not None:
-        if hull is None:
-            raise UsageError(NO_LOSSES)
-        budget_at = partial(budget_of_loss, max_loss, hull)
 
-    return Controller(
-        actions, cost, budget, tokens_per_second=tokens_per_second, budget_at=budget_at, policy_cost=policy_cost
-    )
+def check_budget(budget: float) -> None:
+    """Raises UsageError for a budget out of range, before the core has a run that it could check it for."""
+    if not (math.isfinite(budget) and 0 <= budget <= 1):
+        raise UsageError(f"--budget: got {budget}, expected a share of the dense cost from 0 to 1")
 
 
 def sensible_budget(hull: Hull, context: int) -> float:

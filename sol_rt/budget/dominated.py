@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from sol_rt.budget.cost.bytes_model import CostModel, FunctionBodyBytes
+from sol_rt.budget.cost.model import CostModel, FunctionBodyBytes
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bits import bits_name
 from sol_rt.bundle.config import ActionEntry, SolConfig
@@ -100,7 +100,7 @@ def describe(found: Mapping[Action, Action], provider: str) -> str:
         return ""
     named = [f"{action.tag} (over {found[action].tag})" for action in sorted(found, reverse=True)]
     shown = ", ".join(named[:4]) + (f" and {len(named) - 4} more" if len(named) > 4 else "")
-    return f"on {provider} {len(named)} actions save nothing and are not used: {shown}"
+    return f"on {provider} {len(named)} actions save nothing: {shown}"
 
 
 def ineffective(

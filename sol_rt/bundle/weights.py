@@ -6,13 +6,10 @@ then count as several copies of the weights. Initializers that a session gets as
 
 from __future__ import annotations
 
-import ctypes
 import math
 import mmap
 import os
-import sys
 import weakref
-from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
@@ -27,8 +24,6 @@ import onnxruntime as ort
 
 _ONNX_UINT4 = 21
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
-_MADV_POPULATE_READ = 22  # of Linux, from 5.14 on
-_PIECE_BYTES = 32 << 20
 
 
 class SharedWeights:
@@ -81,21 +76,6 @@ class SharedWeights:
         """The first `size` bytes of the mapped file, or all if it has fewer: uint8, as a view."""
         return self._bytes[:size]
 
-    def fault_in(self, free_bytes: int) -> None:
-        """Reads the mapped file into memory, in large pieces, and fills the page table of this process.
-
-        Without it the first run reads the file page by page. Where the system cannot do this, or half of `free_bytes`,
-        the free memory, is less than the file, nothing happens.
-        """
-        libc = _libc()
-        if libc is None or free_bytes < 2 * self._bytes.nbytes:
-            return
-        start = self._bytes.ctypes.data
-        for at in range(0, self._bytes.nbytes, _PIECE_BYTES):
-            size = min(_PIECE_BYTES, self._bytes.nbytes - at)
-            if libc.madvise(ctypes.c_void_p(start + at), ctypes.c_size_t(size), _MADV_POPULATE_READ) != 0:
-                return
-
     def check(self, file: str) -> tuple[bytes, list[ExternalTensor]]:
         """Compares every weight that a graph file refers to with the config.
 
@@ -147,10 +127,6 @@ class SharedWeights:
             # Session options hold no reference. Of two threads that make a value, both must get the one that is kept.
             found = self._values.setdefault(name, _as_ort_value(self._bytes, self._bundle.config.tensors[name]))
         return found
-
-
-def _libc() -> Any:
-    return ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 def _describe(dtype: str, shape: tuple[int, ...], offset: int, size: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sol_rt.cli.console import note, progress
@@ -11,13 +12,12 @@ from sol_rt.errors import SolError, UsageError
 from sol_rt.read_file import TooLargeError, read_all, read_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from sol_rt.bundle.bundle import Bundle
     from sol_rt.engine.providers import Provider
     from sol_rt.generate.model import SolModel
-    from sol_rt.generate.native.model import NativeModel
     from sol_rt.generate.results import GeneratedToken
     from sol_rt.generate.stream import Stream
 
@@ -91,44 +91,13 @@ def load(
         measure_costs=measure_costs,
     )
     warnings.showwarning = lambda message, *where: note(f"warning: {message}")
-    name_device(loaded.engine.provider)
-    if native_ops and loaded.engine.provider.name == "cpu" and not loaded.engine.provider.native:
+    name_device(loaded.provider)
+    if native_ops and loaded.provider.gpu is None and not loaded.native:
         note("native operators: not installed; standard ones run, several times slower; next step: sol-rt doctor")
     if loaded.cost.note:
         note(loaded.cost.note)
     if loaded.dominated:
-        note(describe(loaded.dominated, provider=loaded.engine.provider_name))
-    return loaded
-
-
-def load_native(
-    model: str | None,
-    *,
-    provider: str = "auto",
-    threads: int | None = None,
-    native_ops: bool = True,
-    ctx_size: int | None = None,
-    prefill: str | None = None,
-    verify: bool = True,
-) -> NativeModel:
-    """Opens the bundle that `-m` names in the native core; otherwise as `load`."""
-    from sol_rt.generate.native.library import core
-    from sol_rt.generate.native.model import NativeModel
-
-    if provider not in {"auto", "cpu"}:
-        raise UsageError(
-            f"--engine native: runs on the CPU alone; leave out --provider {provider}, or use --engine python"
-        )
-    core()  # before anything that takes long
-    threads = usable_threads(threads)
-    bundle = _open(model, ctx_size, verify)
-    loaded = NativeModel.from_pretrained(
-        bundle, threads=threads, native_ops=native_ops, max_context=ctx_size, prefill=prefill
-    )
-    if native_ops and not loaded.native:
-        note("native operators: not in the core; standard ones run, several times slower")
-    if loaded.cost_note:
-        note(loaded.cost_note)
+        note(describe(loaded.dominated, provider=loaded.provider.name))
     return loaded
 
 
@@ -163,17 +132,23 @@ def open_checked(path: Path, *, verify: bool) -> Bundle:
     return bundle
 
 
-def answered(model: SolModel, run: Stream) -> Iterator[GeneratedToken]:
-    """The tokens of `run`. A prompt that takes over 2 seconds shows its progress on stderr meanwhile."""
-    with progress(after=PROMPT_SECONDS) as report:
-        model.engine.on_chunk = lambda done, total: report(f"reading the prompt, {total} tokens", done, total)
-        try:
+class PromptBar:
+    """Shows on stderr how much of a prompt was read, if that takes over 2 seconds. `stream` takes it as `progress`."""
+
+    _show: Callable[[int, int], None]  # there as soon as `answered` runs the prompt
+
+    def __call__(self, done: int, total: int) -> None:
+        self._show(done, total)
+
+    def answered(self, run: Stream) -> Iterator[GeneratedToken]:
+        """The tokens of `run`."""
+        with progress(after=PROMPT_SECONDS) as report:
+            self._show = partial(report, f"reading the prompt, {run.prompt_tokens} tokens")
+            self._show(0, 1)
             first = next(run, None)
-        finally:
-            model.engine.on_chunk = None
-    if first is not None:
-        yield first
-        yield from run
+        if first is not None:
+            yield first
+            yield from run
 
 
 def note_ineffective(loaded: SolModel, how: Mapping[str, Any]) -> None:

@@ -89,13 +89,6 @@ class TableFormat(str, Enum):
     json = "json"
 
 
-class EngineName(str, Enum):
-    """Engine that runs the decode loop."""
-
-    python = "python"
-    native = "native"
-
-
 DECODING, BUDGET, MACHINE = "Decoding", "Budget", "Machine"
 
 # find_bundle reads $SOL_RT_MODEL, so that Python and the command line have the same rules.
@@ -303,12 +296,6 @@ Prefill = Annotated[
         metavar="VARIANT",
         help="Variant that runs the prompt, as s100-q4: a faster first token at some loss; default: the dense one.",
         panel=MACHINE,
-    ),
-]
-Engine = Annotated[
-    EngineName,
-    option(
-        "--engine", help="What runs the decode loop: python, or native, the core in C++ (CPU alone).", panel=MACHINE
     ),
 ]
 Provider = Annotated[str, option("--provider", help="Where to compute: auto, cpu, cuda or webgpu.", panel=MACHINE)]

@@ -1,5 +1,4 @@
-"""Runs one step: tokens and an action in, logits and hidden states out. Runners, KV cache, states,
-providers, GPUs.
+"""Where the core computes: providers, the processor and its settings, and the engine that runs graphs on a GPU.
 
 May import: sol_rt.store, sol_rt.bundle, sol_rt.text, sol_rt.ops.
 """

@@ -78,12 +78,15 @@ class Distribution:
 
     Args:
         logits: float32 [vocab]; the distribution is valid until they are overwritten.
-        sums: computes the softmax sums.
+        sums: computes the softmax sums when they are first asked for.
     """
 
     def __init__(self, logits: np.ndarray, sums: Callable[[np.ndarray], SoftmaxSums] = numpy_sums) -> None:
-        self._logits = logits
-        self._sums = sums(logits)
+        self._logits, self._compute = logits, sums
+
+    @functools.cached_property
+    def _sums(self) -> SoftmaxSums:
+        return self._compute(self._logits)
 
     @property
     def logits(self) -> np.ndarray:
@@ -129,17 +132,6 @@ class Distribution:
     def log_probability(self, token: int) -> float:
         """Log-probability of a token, in nats."""
         return self.logits.item(token) - self.log_sum
-
-    def likeliest(self, count: int) -> list[tuple[int, float]]:
-        """The `count` likeliest tokens, each with its log-probability in nats. Among equals, lower ids come first."""
-        logits = self.logits
-        count = min(count, len(logits))
-        if count == 0:
-            return []
-        least = np.partition(logits, len(logits) - count)[len(logits) - count]
-        tokens = np.flatnonzero(logits >= least)
-        order = tokens[np.argsort(-logits[tokens], kind="stable")][:count]
-        return [(token, self.log_probability(token)) for token in order.tolist()]
 
     def log_probability_under(self, probabilities: np.ndarray) -> float:
         """Expected log-probability, in nats, of a token drawn with `probabilities` (floats [vocab], their sum is 1)."""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sol_rt.engine.gpu import cuda, webgpu
-from sol_rt.engine.hardware import Gpu, check_simd_targets, check_threads, is_older, processor_name, usable_cores
+from sol_rt.engine.hardware import Gpu, check_simd_targets, check_threads, processor_name, usable_cores
 from sol_rt.engine.probes import attention_probe
 from sol_rt.errors import BundleError, ProviderError, UsageError, brief, one_line
 from sol_rt.ops import library_path
@@ -27,6 +27,7 @@ from sol_rt.ops import library_path
 import onnxruntime as ort
 
 if TYPE_CHECKING:
+    from sol_rt.bundle.bundle import Bundle
     from sol_rt.engine.gpu.device_memory import DeviceMemory
 
 NAMES = ("auto", "cpu", "cuda", "webgpu")
@@ -37,8 +38,6 @@ _PROBE_BODIES = _PROBE.with_name("probe_bodies.onnx")
 _PROBE_NATIVE = _PROBE.with_name("probe_native.onnx")
 _PROBE_TOLERANCE = 2e-3
 _QUIET = 4
-_OLDEST_FOR_BODIES = "1.27"
-"""1.23 multiplies by 4 and 8 bits alone; before 1.27 a graph with two bodies of one operator is refused."""
 _NO_CPU = "session.disable_cpu_ep_fallback"
 _CPU_REFUSED = "fallback to CPU EP has been explicitly disabled"
 
@@ -82,6 +81,13 @@ class Provider:
     def device_name(self) -> str:
         """Name of the GPU, as its driver has it; on the CPU the name of the processor."""
         return processor_name() if self.gpu is None else self.gpu.name
+
+    @property
+    def gpu_name(self) -> str:
+        """Name of the GPU for cost tables, with `float32` where it computes in that type; empty on the CPU."""
+        if self.gpu is None:
+            return ""
+        return self.gpu.name if self.floats == "float16" else f"{self.gpu.name}, {self.floats}"
 
     def as_json(self) -> dict[str, str]:
         """The keys by which every command's JSON says where it ran."""
@@ -131,10 +137,6 @@ class Provider:
             if self.name != "cpu":
                 raise ProviderError(f"provider {self.name}: cannot run {path}: {reason}; use --provider cpu") from None
             got = f"a graph that ONNX Runtime refuses ({reason})"
-            if not self.native and is_older(ort.__version__, _OLDEST_FOR_BODIES):
-                expected = f"onnxruntime {_OLDEST_FOR_BODIES} or newer for function bodies, this is {ort.__version__}"
-                hint = "pip install -U onnxruntime, or use native operators"
-                raise BundleError(path, "", got, expected, hint) from None
             raise BundleError(path, "", got, "a graph of this bundle") from None
 
     def _session(
@@ -270,7 +272,6 @@ def choose(
     native_ops: bool = True,
     device: int = 0,
     unfit: Mapping[str, str] = MappingProxyType({}),
-    say: Callable[[str], None] = tell,
 ) -> Provider:
     """Chooses the provider to run on.
 
@@ -284,7 +285,6 @@ def choose(
         native_ops: whether native operators may run.
         device: number of the GPU.
         unfit: providers that cannot run what they are chosen for, each with the reason.
-        say: takes the lines about providers that were passed over.
 
     Raises UsageError for an unknown name or a bad device number, ProviderError if a provider or a device that was asked
     for does not work.
@@ -305,21 +305,21 @@ def choose(
     if name != "auto":
         return _gpu(name, pool, device, native_ops)
     for candidate in _GPUS:
-        if not _has_device(candidate, say):
+        if not _has_device(candidate):
             continue
         if candidate == "cuda":
-            say("provider cuda: experimental, for it has not run on a GPU yet; --provider cuda takes it")
+            tell("provider cuda: experimental, for it has not run on a GPU yet; --provider cuda takes it")
             continue
         try:
             if candidate in unfit:
                 raise ProviderError(f"provider {candidate}: {unfit[candidate]}")
             provider = _gpu(candidate, pool, device, native_ops)
         except ProviderError as error:
-            say(f"{error} (continuing on the next provider)")
+            tell(f"{error} (continuing on the next provider)")
             continue
         if not provider.software:
             return provider
-        say(f"provider {candidate}: only a software adapter is here, slower than the cpu provider, which is used")
+        tell(f"provider {candidate}: only a software adapter is here, slower than the cpu provider, which is used")
     if device:
         raise ProviderError(
             f"device {device}: no GPU provider that works here has it; leave it out, or see sol-rt doctor"
@@ -327,14 +327,25 @@ def choose(
     return cpu
 
 
-def _has_device(name: str, say: Callable[[str], None]) -> bool:
+def unfit(bundle: Bundle) -> dict[str, str]:
+    """Providers that cannot run the bundle, each with the reason."""
+    if bundle.config.kv.convolving:
+        why = f"has no operators for the short convolutions of {bundle.path}; use --provider cpu"
+        return dict.fromkeys(("cuda", "webgpu"), why)
+    if bundle.config.kv.dtype != "int8":
+        return {}
+    why = f"has no operators on int8, the type of the KV cache of {bundle.path}"
+    return {"webgpu": f"{why}; use --provider cpu, or export with --kv float16"}
+
+
+def _has_device(name: str) -> bool:
     """True if a GPU provider is installed and the machine has a device for it."""
     if not _GPUS[name].installed():
         return False
     try:
         return cuda.present() if name == "cuda" else bool(webgpu.devices())
     except ProviderError as error:
-        say(f"{error} (continuing on the next provider)")
+        tell(f"{error} (continuing on the next provider)")
         return False
 
 

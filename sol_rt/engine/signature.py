@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from sol_rt.bundle.cache_layout import CacheLayout
 from sol_rt.bundle.config import SolConfig
-from sol_rt.engine.kv_cache import KvCache
 from sol_rt.errors import BundleError
 
 import onnxruntime as ort
@@ -24,8 +24,8 @@ _TYPES = {"float32": "float"}
 """ONNX Runtime's names of NumPy types, where the two differ."""
 
 
-def step_signature(config: SolConfig, cache: KvCache) -> Signature:
-    """Inputs and outputs of docs/reference/bundle-details.md section 1, with this model's sizes and cache buffers."""
+def step_signature(config: SolConfig, cache: CacheLayout) -> Signature:
+    """Inputs and outputs of docs/reference/bundle-details.md section 1, with this model's sizes and cache tensors."""
     model = config.model
     inputs: dict[str, tuple[str, list[int | None]]] = {
         "input_ids": ("tensor(int64)", [1, None]),
@@ -38,10 +38,10 @@ def step_signature(config: SolConfig, cache: KvCache) -> Signature:
         "logits": ("tensor(float)", [None, model.vocab_size]),
         "hidden_states": ("tensor(float)", [None, model.hidden_size]),
     }
-    for buffer in cache.buffers():
-        shape = [1, model.num_kv_heads, None, *([buffer.width] if buffer.width else [])]
-        kind = f"tensor({_TYPES.get(buffer.dtype, buffer.dtype)})"
-        inputs[buffer.past] = outputs[buffer.present] = (kind, shape)
+    for tensor in cache.tensors():
+        shape = [1, model.num_kv_heads, None, *([tensor.width] if tensor.width else [])]
+        kind = f"tensor({_TYPES.get(tensor.dtype, tensor.dtype)})"
+        inputs[tensor.past] = outputs[tensor.present] = (kind, shape)
     for layer in config.kv.convolving:
         past, present = state_names(layer)
         inputs[past] = outputs[present] = ("tensor(float)", [1, model.hidden_size, config.kv.conv_size - 1])

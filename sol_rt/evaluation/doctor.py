@@ -19,6 +19,7 @@ EXTRAS = {
     "export": ("torch", "transformers", "onnx", "gguf", "safetensors", "numba"),
     "train": ("torch", "yaml", "safetensors", "onnx"),
     "plot": ("altair", "vl_convert"),
+    "serve": ("starlette", "uvicorn", "prometheus_client"),
 }
 """Modules that an extra of the package brings, and that what it is for cannot do without."""
 
@@ -48,6 +49,7 @@ def examine() -> list[Finding]:
         ),
         *_onnxruntime(),
         _native_operators(),
+        _core(),
         _processor(),
         *_tuning(),
         _memory(),
@@ -94,6 +96,18 @@ def _native_operators() -> Finding:
     return Finding("ok", "native operators", f"{library}: {name}")
 
 
+def _core() -> Finding:
+    from sol_rt.errors import SolError
+    from sol_rt.native.library import core
+    from sol_rt.ops import core_path
+
+    try:
+        core()
+    except (SolError, OSError) as error:
+        return Finding("broken", "native core", " ".join(str(error).split()))
+    return Finding("ok", "native core", str(core_path()))
+
+
 def _processor() -> Finding:
     from sol_rt.engine.hardware import allowed_cores, processor_name, usable_cores
 
@@ -115,7 +129,7 @@ def _tuning() -> list[Finding]:
         threads = usable_cores()
         tuned = tuning.stored(tuning.machine_key(threads, library))
         if tuned is None:
-            hint = "nothing measured on this processor yet; sol-rt profile does, and so does the first generation"
+            hint = "nothing measured on this processor yet; sol-rt profile does"
             return [Finding("missing", "tuning", hint)]
         detail = f"{tuned.tuning}; a dense step of {tuned.model} read {tuned.rates}"
         gains = tuning.gains_of_copies(tuning.machine_key(threads, library)).items()

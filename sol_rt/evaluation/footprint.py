@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import asdict, dataclass
 
+from sol_rt.bundle.cache_layout import CacheLayout, most_kept, states_bytes
 from sol_rt.bundle.config import SolConfig
-from sol_rt.engine.kv_cache import KvCache, most_kept
-from sol_rt.engine.states import states_bytes
 
 CHUNK = 512  # tokens of a prompt that run at once
 _LIBRARIES = 72_000_000  # Python, NumPy and ONNX Runtime
@@ -54,7 +53,7 @@ class Footprint:
 def footprint(config: SolConfig, context: int) -> Footprint:
     """Memory of a process that has loaded all graphs of a bundle and holds a text of `context` tokens, bytes."""
     model = config.model
-    cache = KvCache(model, config.kv)
+    cache = CacheLayout(model, config.kv)
     graphs = len({variant.file for variant in config.variants.values()})
     program = _LIBRARIES + _TOKENIZER_ENTRY * model.vocab_size + graphs * (_GRAPH + _GRAPH_LAYER * model.num_layers)
     attended = (2 * model.num_heads + 2 * model.num_kv_heads) * model.head_dim
@@ -63,7 +62,7 @@ def footprint(config: SolConfig, context: int) -> Footprint:
     return Footprint(
         weights=max(entry.offset + entry.bytes for entry in config.tensors.values()),
         program=program,
-        cache=cache.bytes_at(cache.capacity_for(context)) + states_bytes(model, config.kv),
+        cache=cache.most_held(cache.capacity_for(context)) + states_bytes(model, config.kv),
         activations=4 * (min(CHUNK, context) * numbers + model.vocab_size),
     )
 
@@ -87,12 +86,12 @@ class WindowedLayers:
 
 def windowed_layers(config: SolConfig) -> list[WindowedLayers]:
     """Memory that the layers with a window keep of a long text, the narrowest window first; empty without windows."""
-    kv, cache = config.kv, KvCache(config.model, config.kv)
+    kv, cache = config.kv, CacheLayout(config.model, config.kv)
     longest = cache.capacity_for(config.model.max_context)
     attending = kv.attending(config.model.num_layers)
     counts = Counter(kv.windows[layer] for layer in attending if kv.windows and kv.windows[layer])
     return [
-        WindowedLayers(window, layers, min(most_kept(window), longest), cache.bytes_at(longest, window))
+        WindowedLayers(window, layers, min(most_kept(window), longest), cache.most_held(longest, window))
         for window, layers in sorted(counts.items())
     ]
 

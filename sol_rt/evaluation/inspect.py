@@ -6,10 +6,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sol_rt.budget.cost.bytes_model import BytesCost, CostModel
 from sol_rt.budget.cost.cost_table import load_cost_model
+from sol_rt.budget.cost.model import BytesCost, CostModel
 from sol_rt.budget.dial import DEFAULT_MAX_LOSS, budget_of_loss, sensible_budget
-from sol_rt.budget.schedules import measured_hull, policy_budgets
+from sol_rt.budget.hull import measured_hull
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bits import THREE, bits_name, is_of_screen
 from sol_rt.bundle.bundle import Bundle
@@ -69,7 +69,7 @@ def describe(path: Path, context: int = 512) -> dict[str, Any]:
             for key, entry in config.variants.items()
         ],
         "policy": config.policy.description if config.policy else None,
-        "policy_budgets": policy_budgets(config, cost),
+        "policy_budgets": cost.policy_budgets(),
         "context": context,
         "actions": [
             {
@@ -84,7 +84,7 @@ def describe(path: Path, context: int = 512) -> dict[str, Any]:
         "cost_model": cost.name,
         "memory": {str(at): footprint(config, at).to_json_dict() for at in usual_contexts(config.model.max_context)},
         "windows": [asdict(layers) for layers in windowed_layers(config)],
-        "budgets": _budgets(config, cost),
+        "budgets": _budgets(cost),
         "selection": None if selection is None else _selection(selection, measured),
     }
 
@@ -124,11 +124,11 @@ def _screen(config: SolConfig, variant: Variant) -> dict[str, float] | None:
     return {**screen._asdict(), "saved_bytes": saved}
 
 
-def _budgets(config: SolConfig, cost: CostModel) -> dict[str, dict[str, float]]:
-    hull = measured_hull(config, cost)
+def _budgets(cost: CostModel) -> dict[str, dict[str, float]]:
+    hull = measured_hull(cost)
     if hull is None:
         return {}
-    contexts = sorted({context for entry in config.actions for context in entry.losses}) or [512]
+    contexts = sorted({context for entry in cost.config.actions for context in entry.losses}) or [512]
     return {
         str(context): {
             "cheapest": hull.corners(context)[0].cost,

@@ -28,8 +28,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
-from sol_rt.budget.controller.spend_window import WINDOW_FROM
-from sol_rt.budget.cost.bytes_model import BytesCost
+from sol_rt.budget.cost.model import BytesCost
 from sol_rt.budget.dial import Dial
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.errors import UsageError
@@ -39,6 +38,7 @@ from sol_rt.store.home import find_bundle
 
 _COSTS = ("device", "bytes")
 _MAX_NEW_TOKENS = 256
+_HELD_FROM = 64  # decode steps from which on a budget is held (docs/reference/decode-loop.md section 2)
 _IGNORED = {"batch_size", "max_batch_size", "device", "trust_remote_code", "dtype"}  # the harness sends these to all
 
 
@@ -113,9 +113,9 @@ class SolLM(TemplateLM):
         )
         self._dial = Dial(_number("budget", budget), schedule, seed=seed)
         self._max_new_tokens = max_gen_toks
-        self._scorer = PromptScorer(self.model.engine)
+        self._scorer = PromptScorer(self.model)
         self._total, self._accounts, self._task = _Spent(), 0, None
-        self._name, self._decoder = self.model.decoder(self._dial)  # refuses a bad request before the first question
+        self._decoder = self.model.decoder(self._dial)  # refuses a bad request before the first question
 
     @property
     def max_length(self) -> int:
@@ -158,8 +158,8 @@ class SolLM(TemplateLM):
         scores.
         """
         return {
-            "schedule": self._name,
-            "requested_budget": self._decoder.controller.requested,
+            "schedule": self._dial.schedule or self.model.default_schedule(self._dial.budget),
+            "requested_budget": self._decoder.requested,
             "achieved_budget": self._total.achieved,
             "decode_steps": self._total.steps,
             "cost_model": self.model.cost.name,
@@ -221,8 +221,8 @@ class SolLM(TemplateLM):
 
     def _begin(self, request: Any) -> _Spent:
         """Begins an account if the last one has ended, and returns the costs so far."""
-        if request.task_name != self._task or self._decoder.controller.steps >= WINDOW_FROM:
-            self._name, self._decoder = self.model.decoder(self._next_account())
+        if request.task_name != self._task or self._decoder.steps >= _HELD_FROM:
+            self._decoder = self.model.decoder(self._next_account())
         self._task = request.task_name
         return self._total
 
@@ -248,9 +248,9 @@ class SolLM(TemplateLM):
         if room < 1:
             raise UsageError(f"a continuation has {len(continuation)} tokens, expected at most {self.max_length}")
         self._scorer.open(prompt[-room:])
-        before = self._decoder.controller.steps
+        before = self._decoder.steps
         result = self._scorer.score(self._decoder, continuation)
-        self._total = self._total.plus(result.spent, result.full, self._decoder.controller.steps - before)
+        self._total = self._total.plus(result.spent, result.full, self._decoder.steps - before)
         return float(result.logprobs.sum()), result.greedy
 
     def _rolling(self, text: str) -> Iterator[tuple[list[int], list[int]]]:

@@ -1,4 +1,4 @@
-"""Turns a prompt into text: `SolModel`, the decode loop, sampling, results, traces and replay.
+"""Turns a prompt into text: `SolModel`, streams, settings, results and traces, over the native core.
 
 May import: sol_rt.budget and the folders below it.
 """

@@ -1,4 +1,4 @@
-"""Checks of arguments that both `SolModel` and `NativeModel` take."""
+"""Checks of arguments of `SolModel`."""
 
 from __future__ import annotations
 

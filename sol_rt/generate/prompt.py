@@ -57,7 +57,7 @@ def prompt_tokens(
         tokens = tokenizer.encode_rendered(rendered, user)
     else:
         return given_tokens(prompt, vocab_size)
-    return _at_least_one(tokens)
+    return at_least_one(tokens)
 
 
 def check_length(text: str, encode: Callable[[str], Sequence[int]], max_context: int | None) -> None:
@@ -91,10 +91,11 @@ def _check_message(number: int, message: object) -> None:
 
 def given_tokens(prompt: object, vocab_size: int) -> list[int]:
     """A prompt that is token ids, as a list. Raises UsageError for an empty one, and as `token_ids` does."""
-    return _at_least_one(token_ids("prompt", prompt, vocab_size))
+    return at_least_one(token_ids("prompt", prompt, vocab_size))
 
 
-def _at_least_one(tokens: list[int]) -> list[int]:
+def at_least_one(tokens: list[int]) -> list[int]:
+    """The tokens of a prompt as given. Raises UsageError if there are none."""
     if not tokens:
         raise UsageError("prompt: got an empty one, expected at least one token")
     return tokens

@@ -1,9 +1,4 @@
-"""Results of a generation and of a scoring: a `GeneratedToken` for each token, a `Generation` at the end, `Scores`.
-
-`Progress` counts while the loop runs.
-
-`Progress` is what the loop counts while it runs.
-"""
+"""Results of a generation and of a scoring: a `GeneratedToken` for each token, a `Generation` at the end, `Scores`."""
 
 from __future__ import annotations
 
@@ -114,42 +109,3 @@ class Scores:
     logprobs: np.ndarray
     achieved_budget: float
     actions: dict[str, int]
-
-
-class Progress:
-    """Counts of a generation so far.
-
-    Attributes:
-        tokens: the generated tokens.
-        pieces: the text of each.
-        logprobs: the log-probability of each, in nats.
-        top_logprobs: the likeliest tokens at the place of each.
-        finish_reason: `closed` until the generation ends by itself.
-        prefilled: prompt tokens that were run.
-        prefill_seconds: the time that took.
-        first_token_ms: milliseconds from the call to the first token.
-        decode_ms: milliseconds of all decode steps.
-    """
-
-    def __init__(self) -> None:
-        self.tokens: list[int] = []
-        self.pieces: list[str] = []
-        self.logprobs: list[float] = []
-        self.top_logprobs: list[tuple[tuple[int, float], ...]] = []
-        self.finish_reason = "closed"
-        self.prefilled = 0
-        self.prefill_seconds = 0.0
-        self.first_token_ms = 0.0
-        self.decode_ms = 0.0
-
-    def add(self, generated: GeneratedToken) -> None:
-        """Counts one more token."""
-        if self.tokens:
-            self.decode_ms += generated.ms
-        else:
-            self.first_token_ms = generated.ms
-        self.tokens.append(generated.token)
-        self.pieces.append(generated.text)
-        self.logprobs.append(generated.logprob)
-        self.top_logprobs.append(generated.top_logprobs)
-        self.finish_reason = generated.finish_reason or self.finish_reason

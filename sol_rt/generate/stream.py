@@ -1,21 +1,27 @@
-"""A running generation: what `SolModel.stream` returns. It writes the trace and sums up at the end."""
+"""A running generation: what `SolModel.stream` returns."""
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from ctypes import byref, sizeof
 
-from sol_rt.budget.losses import ActionLosses
-from sol_rt.budget.schedules import is_constant
+from sol_rt.budget.dial import as_number, check_budget
 from sol_rt.bundle.actions import Action
 from sol_rt.engine.hardware import peak_rss_mb
-from sol_rt.engine.turns import Turns
-from sol_rt.errors import UsageError
-from sol_rt.generate.generation_config import GenerationConfig
-from sol_rt.generate.loop import Decoder, StepRecord, generate_steps
-from sol_rt.generate.results import GeneratedToken, Generation, Progress
-from sol_rt.generate.trace import Trace, TraceRecord, TraceWriter, first_difference
-from sol_rt.text.tokenizer import Tokenizer
+from sol_rt.errors import BusyError, UsageError
+from sol_rt.generate.native.callbacks import raising_of
+from sol_rt.generate.native.session import Session, interruptible
+from sol_rt.generate.request import Checks, Request
+from sol_rt.generate.results import GeneratedToken, Generation
+from sol_rt.native import structs
+from sol_rt.native.library import core
+
+_FINISH = {0: None, 1: "stop", 2: "length"}
+_action = functools.lru_cache(maxsize=1024)(Action.parse)
 
 
 class Stream(Iterator[GeneratedToken]):
@@ -26,58 +32,110 @@ class Stream(Iterator[GeneratedToken]):
     on a loss.
 
     Any thread may take the next token, set the budget or the rate, and close the stream; all of these wait for the
-    token in progress.
+    token in progress. A function of the caller's that a call asks gets a BusyError instead.
 
     Args:
-        schedule: name of the schedule, for the summary.
-        decoder: a fresh decoder.
-        prompt: tokens of the prompt.
-        config: how to sample and when to end.
-        tokenizer: the bundle's tokenizer.
-        turns: the engine's turns.
-        losses: what each action is expected to lose.
-        reuse: whether to keep the tokens of the prompt that the cache begins with.
-        trace: where to write every step; the stream closes it.
-        replay: the trace whose actions run again, or None.
+        session: runs it.
+        checks: checks the request, which begins in `session` at the first token.
+        request: what was asked for.
+
+    Raises UsageError, ContextError, SolError for a request that cannot run.
     """
 
-    def __init__(
-        self,
-        schedule: str,
-        decoder: Decoder,
-        prompt: Sequence[int],
-        config: GenerationConfig,
-        tokenizer: Tokenizer,
-        *,
-        turns: Turns,
-        losses: ActionLosses,
-        reuse: bool = False,
-        trace: TraceWriter | None = None,
-        replay: Trace | None = None,
-    ) -> None:
-        self._schedule, self._decoder, self._prompt = schedule, decoder, prompt
-        self._losses, self._trace, self._replay = losses, trace, replay
-        self._progress = Progress()
-        self._steps = generate_steps(decoder, prompt, config, tokenizer, self._progress, reuse=reuse)
-        self._turns = turns
+    def __init__(self, session: Session, checks: Checks, request: Request) -> None:
+        self._session, self._checks, self._request = session, checks, request
+        self._turns = session.turns
+        self._token = structs.Token(size=sizeof(structs.Token))
+        self._tokens: list[GeneratedToken] = []
         self._result: Generation | None = None
-        self._begun = self._ended = self._running = self._closing = False
+        self._budget, self._rate = request.budget, request.tokens_per_second
+        self._moved = False  # the dial, before the start
+        self._mark = object()  # owns the session; the stream itself may be dropped
+        self._begun = self._ended = self._running = self._closing = self._interrupted = False
+        self._fixed = checks.check(request)
 
     def __next__(self) -> GeneratedToken:
+        if self._ended:
+            raise StopIteration
         with self._turns.step(self, first=not self._begun):
-            self._begun = self._running = True
+            if self._ended:
+                raise StopIteration
             try:
-                generated, record = next(self._steps)
-                if self._trace is not None:
-                    self._trace.write(_trace_record(generated, record, len(self._progress.tokens) - 1))
+                if self._begun:
+                    self._require_undisturbed()
+                else:
+                    self._begin()
+                self._running = True
+                own = self._request.options.own
+                with raising_of(self._session.host, self._turns), raising_of(own, self._turns):
+                    if self._tokens:
+                        self._run_next()
+                    else:  # the prompt takes long
+                        with self._session.reporting(self._request.progress):
+                            interruptible(self._session.handle, self._run_next)
             except BaseException:
                 self._running = False
                 self._end()
                 raise
             self._running = False
-            if self._closing:
+            token = self._read()
+            self._tokens.append(token)
+            if token.finish_reason is not None or self._closing:
                 self._end()
-            return generated
+            return token
+
+    @property
+    def open(self) -> bool:
+        """True from the first token until the generation has ended."""
+        return self._begun and not self._ended and not self._interrupted
+
+    def move_to(self, session: Session) -> None:
+        """Runs in another session of the same model. Only before the first token."""
+        assert not self._begun
+        self._session, self._turns = session, session.turns
+
+    @property
+    def prompt(self) -> Sequence[int]:
+        """Token ids of the prompt; empty in a replay of the trace's own."""
+        return self._request.prompt
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the prompt."""
+        replay = self._request.replay
+        return len(self._request.prompt or (() if replay is None else replay.header.prompt_tokens))
+
+    @property
+    def budget(self) -> float | None:
+        """The budget that the next step holds, 0 to 1; None under a rate, a loss or axis targets, and where the action
+        is fixed.
+
+        Setting it raises UsageError for a value out of range, under axis targets, and where the action is fixed;
+        BusyError if something else has taken over the session.
+        """
+        return self._budget
+
+    @budget.setter
+    def budget(self, budget: float) -> None:
+        budget = as_number("budget", budget)
+        check_budget(budget)
+        self._move("budget", budget, None)
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """The rate that the next step holds; None if none is held.
+
+        Setting it raises UsageError for a value out of range, without measured costs, under axis targets, and where the
+        action is fixed; BusyError if something else has taken over the session.
+        """
+        return self._rate
+
+    @tokens_per_second.setter
+    def tokens_per_second(self, rate: float) -> None:
+        rate = as_number("tokens_per_second", rate)
+        if not (math.isfinite(rate) and rate > 0):
+            raise UsageError(f"--tokens-per-second: got {rate}, expected a number over 0")
+        self._move("tokens_per_second", None, rate)
 
     def close(self) -> None:
         """Ends the generation. The trace is then complete, and the model ready for the next generation.
@@ -86,49 +144,83 @@ class Stream(Iterator[GeneratedToken]):
         """
         self._end()
 
-    @property
-    def budget(self) -> float | None:
-        """The budget that the next step holds, 0 to 1; None under a rate, a loss or axis targets, and where the action
-        is fixed.
-
-        Setting it raises UsageError for a value out of range, under axis targets, and where the action is fixed.
-        """
-        return None if self._fixed else self._decoder.controller.budget
-
-    @budget.setter
-    def budget(self, budget: float) -> None:
-        with self._turns.paused():
-            self._require_free("budget")
-            self._decoder.controller.set_budget(budget)
-
-    @property
-    def tokens_per_second(self) -> float | None:
-        """The rate that the next step holds; None if none is held.
-
-        Setting it raises UsageError for a value out of range, without measured costs, under axis targets, and where the
-        action is fixed.
-        """
-        return None if self._fixed else self._decoder.controller.tokens_per_second
-
-    @tokens_per_second.setter
-    def tokens_per_second(self, rate: float) -> None:
-        with self._turns.paused():
-            self._require_free("tokens_per_second")
-            self._decoder.controller.set_rate(rate)
-
-    @property
-    def _fixed(self) -> bool:
-        return self._replay is not None or is_constant(self._schedule)
-
-    def _require_free(self, name: str) -> None:
-        if self._fixed:
-            which = "a replay runs the trace's actions" if self._replay is not None else f"{self._schedule} fixes them"
-            raise UsageError(f"{name}: cannot change the actions of this run: {which}; start another one")
+    def interrupt(self) -> None:
+        """Says that something else takes over the session: the next token is then a BusyError. `Session` calls it."""
+        if self.open:
+            self._result = self._summary()
+            self._interrupted = True
 
     @property
     def result(self) -> Generation | None:
         """The summary once the generation has ended; None before, and where it ended without a token."""
-        return self._result
+        return self._result if self._ended else None
+
+    def _begin(self) -> None:
+        """Begins in the session, in place of what ran there."""
+        session = self._session
+        session.displace()
+        self._begun = True
+        self._request.start(session.handle)
+        session.newest, session.owner = self, self._mark
+        if self._moved:
+            self._set_dial()
+
+    def _require_undisturbed(self) -> None:
+        """Raises BusyError if something else took over the session."""
+        if not self._interrupted:
+            return
+        if self._session.owner is self._mark:
+            raise BusyError(
+                "this generation was interrupted by a call of its engine; finish or close it before such a call"
+            )
+        raise BusyError("this generation was interrupted by another one on the same model; finish or close one first")
+
+    def _move(self, name: str, budget: float | None, rate: float | None) -> None:
+        """Holds the next steps to a budget or a rate. A stream that has not begun does so at its start."""
+        if name in self._fixed:
+            raise UsageError(self._fixed[name])
+        with self._turns.paused():
+            if not self._ended:
+                self._require_undisturbed()
+            before = self._budget, self._rate
+            self._budget, self._rate = budget, rate
+            if not self._begun:
+                self._moved = True
+            elif not self._ended:
+                try:
+                    self._set_dial()
+                except UsageError:
+                    self._budget, self._rate = before
+                    raise
+
+    def _set_dial(self) -> None:
+        if self._budget is not None:
+            core().sol_session_set_budget(self._session.handle, self._budget)
+        else:
+            core().sol_session_set_tokens_per_second(self._session.handle, self._rate)
+
+    def _run_next(self) -> None:
+        core().sol_session_next(self._session.handle, byref(self._token))
+
+    def _read(self) -> GeneratedToken:
+        token = self._token
+        finish = _FINISH[token.finish]
+        text = ctypes.string_at(token.text, token.text_length).decode("utf-8", "replace")
+        if (own := self._request.text) is not None:
+            text = "" if finish == "stop" else own.add(token.token)
+            text += "" if finish is None else own.flush()
+        return GeneratedToken(
+            token=token.token,
+            text=text,
+            action=_action(token.action.decode()),
+            logprob=token.logprob,
+            cost=token.cost,
+            relative_cost=token.relative_cost,
+            achieved_budget=token.achieved_budget,
+            ms=token.milliseconds,
+            finish_reason=finish,
+            top_logprobs=tuple((token.top_tokens[i], token.top_logprobs[i]) for i in range(token.num_top)),
+        )
 
     def _end(self) -> None:
         with self._turns.closing(self):
@@ -138,65 +230,47 @@ class Stream(Iterator[GeneratedToken]):
                 self._closing = True
                 return
             self._ended = True
-            self._steps.close()
-            if self._trace is not None:
-                self._trace.close()
-            if self._progress.tokens:
-                self._result = self._summary()
+            if self._interrupted:
+                return
+            if not self._begun:
+                if self._request.options.struct.trace:
+                    self._checks.write_empty_trace(self._request)
+            elif self._session.newest is self:
+                try:
+                    core().sol_session_stop(self._session.handle)
+                finally:
+                    self._result = self._summary()
 
-    def _summary(self) -> Generation:
-        controller, progress = self._decoder.controller, self._progress
-        rate = _rate(len(progress.tokens) - 1, progress.decode_ms / 1e3)
-        requested = None if self._schedule.startswith("fixed:") else controller.requested
+    def _summary(self) -> Generation | None:
+        if not self._tokens:
+            return None
+        result = structs.Result(size=sizeof(structs.Result))
+        core().sol_session_result(self._session.handle, byref(result))
         return Generation(
-            text="".join(progress.pieces),
-            tokens=progress.tokens,
-            schedule=self._schedule,
-            requested_budget=controller.achieved if requested is None else requested,
-            achieved_budget=controller.achieved,
-            cost_model=controller.cost.name,
-            prefill=self._decoder.prompt_action.variant,
-            prompt_tokens_per_second=_rate(progress.prefilled, progress.prefill_seconds),
-            tokens_per_second=rate,
-            time_to_first_token_ms=progress.first_token_ms,
-            actions=dict(self._decoder.actions),
+            text="".join(token.text for token in self._tokens),
+            tokens=[token.token for token in self._tokens],
+            schedule=result.schedule.decode(),
+            requested_budget=result.requested_budget,
+            achieved_budget=result.achieved_budget,
+            cost_model=result.cost_model.decode(),
+            prefill=self._tokens[0].action.variant,
+            prompt_tokens_per_second=result.prompt_tokens_per_second,
+            tokens_per_second=result.tokens_per_second,
+            time_to_first_token_ms=result.time_to_first_token_ms,
+            actions=dict(Counter(token.action.tag for token in self._tokens[1:])),
             peak_rss_mb=peak_rss_mb(),
-            finish_reason=progress.finish_reason,
-            floored=controller.floored,
-            fastest_tokens_per_second=controller.fastest_rate(self._decoder.engine.length),
-            dense_tokens_per_second=rate * controller.achieved,
-            expected_loss=self._expected_loss(),
-            prompt_tokens=len(self._prompt),
-            cached_tokens=len(self._prompt) - progress.prefilled,
-            first_difference=None if self._replay is None else first_difference(self._replay, progress.tokens),
-            logprobs=progress.logprobs,
-            top_logprobs=progress.top_logprobs,
+            finish_reason=self._tokens[-1].finish_reason or "closed",
+            floored=bool(result.floored),
+            fastest_tokens_per_second=_number(result.fastest_tokens_per_second),
+            dense_tokens_per_second=result.tokens_per_second * result.achieved_budget,
+            expected_loss=_number(result.expected_loss),
+            prompt_tokens=result.prompt_tokens,
+            cached_tokens=result.cached_tokens,
+            first_difference=None if result.first_difference < 0 else result.first_difference,
+            logprobs=[token.logprob for token in self._tokens],
+            top_logprobs=[token.top_logprobs for token in self._tokens],
         )
 
-    def _expected_loss(self) -> float | None:
-        """Mean expected loss of the steps, each action's taken at the middle of the generation."""
-        actions = self._decoder.actions
-        middle = len(self._prompt) + len(self._progress.tokens) // 2
-        losses = {tag: self._losses.at(Action.parse(tag), middle) for tag in actions}
-        if not actions or any(math.isnan(loss) for loss in losses.values()):
-            return None
-        return sum(losses[tag] * count for tag, count in actions.items()) / sum(actions.values())
 
-
-def _trace_record(generated: GeneratedToken, record: StepRecord, index: int) -> TraceRecord:
-    return TraceRecord(
-        step=index,
-        token=generated.token,
-        text=generated.text,
-        action=generated.action.tag if index else None,
-        context=record.context,
-        cost=generated.cost,
-        relative_cost=generated.relative_cost,
-        logprob=generated.logprob,
-        ms=generated.ms,
-        achieved=generated.achieved_budget,
-    )
-
-
-def _rate(count: int, seconds: float) -> float:
-    return count / seconds if count and seconds > 0 else 0.0
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -37,7 +36,7 @@ class TraceHeader:
         config_sha256: `Bundle.identity`.
         prompt_tokens: the whole prompt as token ids.
         prompt: the prompt as text; decoded, with the markers of the chat template, if it was given as tokens or
-            messages.
+            messages. Empty where the native core cannot read the tokenizer.
         schedule: name of the schedule.
         budget: requested budget; under a rate or a loss, what it comes to after the prompt. None under axis targets.
         cost_model: "bytes" or "measured".
@@ -190,14 +189,6 @@ def read_trace(path: Path | str) -> Trace:
         last = number == len(lines)
         records.append(_record(path, number, line, last, len(records)))
     return Trace(header, tuple(records))
-
-
-def first_difference(trace: Trace, tokens: Iterable[int]) -> int | None:
-    """Index of the first of `tokens` that differs from the trace's; None if they agree up to the shorter one's end."""
-    for index, (record, token) in enumerate(zip(trace.records, tokens, strict=False)):
-        if record.token != token:
-            return index
-    return None
 
 
 def _parsed(line: str) -> dict[str, Any]:

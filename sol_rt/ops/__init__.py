@@ -28,7 +28,7 @@ def library_path(provider: str = "cpu") -> Path | None:
 
 
 def core_path() -> Path | None:
-    """Path of the native core, libsol_rt (bindings/c). Returns None if the package was built without it."""
+    """Path of the native core, libsol_rt (core/). Returns None if the package was built without it."""
     path = Path(__file__).with_name(f"libsol_rt{_SUFFIX}")
     return path if path.is_file() else None
 

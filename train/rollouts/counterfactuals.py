@@ -17,10 +17,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from sol_rt.atomic_write import write_bytes, write_text
-from sol_rt.budget.controller.budget import Controller
-from sol_rt.budget.hull import Hull
-from sol_rt.budget.schedules.hull import HullSchedule
+from sol_rt.budget.dial import Dial
 from sol_rt.errors import CheckpointError, UsageError
+from sol_rt.generate.native.plan import Plan
 from sol_rt.train.rollouts.rollout import Rollouts, RolloutSpec
 
 ABOUT = "about.json"
@@ -77,9 +76,7 @@ class MeasuredWindows:
         return losses
 
 
-def measure(
-    rollouts: Rollouts, tokens: Sequence[int], positions: int, hull: Hull | None = None, budget: float | None = None
-) -> Counterfactuals:
+def measure(rollouts: Rollouts, tokens: Sequence[int], positions: int, budget: float | None = None) -> Counterfactuals:
     """Measures a window: its last `positions` positions that a token to score follows, or as many as it has.
 
     The positions follow dense steps, or where there is a budget along the run of the schedule `hull` at that budget.
@@ -91,24 +88,20 @@ def measure(
         view = rollouts.policy_inputs(start, length, _BUDGET)
         losses = rollouts.losses(start, length, rollouts.spec.actions)
     else:
-        assert hull is not None
-        taken = hull_actions(rollouts.spec, hull, budget, range(start, start + length))
+        taken = hull_actions(rollouts.spec, budget, range(start, start + length))
         view, losses = rollouts.losses_along_run(start, taken, _BUDGET)
     parts = (view.token, view.hidden.float(), view.scalars.float(), losses.loss, losses.kl)
     token, hidden, scalars, loss, kl = (part.cpu() for part in parts)
     return Counterfactuals(token, hidden, scalars, loss, kl, start)
 
 
-def hull_actions(spec: RolloutSpec, hull: Hull, budget: float, contexts: Sequence[int]) -> list[int]:
-    """The actions that the schedule `hull` takes at a budget, as indices into `spec.actions`, one for each context."""
-    controller = Controller(spec.actions, spec.cost, budget)
-    schedule = HullSchedule(controller, hull)
-    taken = []
-    for context in contexts:
-        action = schedule.at(context)
-        controller.record(action, context)
-        taken.append(spec.actions.index(action))
-    return taken
+def hull_actions(spec: RolloutSpec, budget: float, contexts: Sequence[int]) -> list[int]:
+    """The actions that the schedule `hull` takes at a budget, as indices into `spec.actions`, one for each context.
+
+    It goes by the bundle's losses.
+    """
+    plan = Plan(spec.cost, Dial(budget, "hull"), spec.actions)
+    return [spec.actions.index(plan.step(context).action) for context in contexts]
 
 
 class CounterfactualStore:

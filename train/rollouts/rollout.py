@@ -12,7 +12,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from sol_rt.budget.cost.bytes_model import CostModel
+from sol_rt.budget.cost.model import CostModel
 from sol_rt.bundle.actions import Action
 
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from sol_rt.bundle.actions import Action
 from sol_rt.engine.distribution import Distribution, Reference
-from sol_rt.engine.engine import Engine
 from sol_rt.engine.step import StepOutput
+from sol_rt.generate.native.engine import Engine
 from sol_rt.train.rollouts.observation import (
     RowDistribution,
     StepResult,
@@ -84,7 +84,7 @@ class RuntimeRollouts:
         for first in range(start - 1, start + length - 1, _BLOCK):
             stop = min(first + _BLOCK, start + length - 1)
             output = self._run_dense(first, stop)
-            hidden.append(output.hidden.copy())
+            hidden.append(output.hidden)
             nexts = self._tokens[first + 1 : stop + 1]
             before += [_row(Distribution(row), token) for row, token in zip(output.logits, nexts, strict=True)]
         tokens = self._tokens[start : start + length]
@@ -154,11 +154,9 @@ class RuntimeRollouts:
             self._dense = length
 
     def _result(self, output: StepOutput, target: int, reference: Reference | None = None) -> StepResult:
-        """Copies a step's output, which the next step overwrites. `reference` is None for a dense step."""
+        """Result of a step. `reference` is None for a dense step."""
         kl = 0.0 if reference is None else reference.divergence(output.distribution)
-        return StepResult(
-            torch.from_numpy(output.hidden.copy()), [_row(output.distribution, target)], torch.tensor([kl])
-        )
+        return StepResult(torch.from_numpy(output.hidden), [_row(output.distribution, target)], torch.tensor([kl]))
 
 
 def _references(output: StepOutput, dtype: type[np.floating[Any]]) -> list[Reference]:

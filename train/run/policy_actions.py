@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sol_rt.budget.cost.bytes_model import CostModel
+from sol_rt.budget.cost.model import CostModel
 from sol_rt.budget.hull import Hull
-from sol_rt.budget.losses import ActionLosses
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.config import SolConfig
 from sol_rt.errors import UsageError
@@ -38,10 +37,9 @@ def policy_actions(
         if config.dense.tag not in tags:
             raise UsageError(f"policy.actions: got {', '.join(tags)}, expected {config.dense.tag}, dense, among them")
         return tuple(action for action in known if action.tag in tags)
-    losses = ActionLosses(config)
-    if not losses.measured:
+    if not config.losses_measured:
         return known
-    hull = Hull(known, cost, losses.table)
+    hull = Hull(known, cost)
     members = {hull.actions[corner.place] for context in contexts for corner in hull.corners(context)}
     if len(members) < 2:
         raise UsageError(

@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-OPS = HERE.parents[2] / "sol_rt" / "ops"
+OPS = HERE.parents[2] / "core" / "ops"
 COMPILER = "aarch64-linux-gnu-g++"
 EMULATOR = "qemu-aarch64"
 LLAMA = "llama-cpp-python==0.3.36"

@@ -15,7 +15,6 @@ WITHOUT_FLASH = "llama.cpp -fa 0"
 """llama.cpp with the option that turns its flash attention off. Which is faster depends on processor and context."""
 SCRIPTS = {
     "sol_rt": ("sol_rt_worker.py",),
-    "sol_rt core": ("sol_rt_core_worker.py",),
     "llama.cpp": ("llama_cpp_worker.py",),
     WITHOUT_FLASH: ("llama_cpp_worker.py", "--no-flash-attention"),
     "genai": ("genai_worker.py",),

@@ -1,13 +1,15 @@
-"""Worker of sol_rt itself. A request without "action" runs the dense action; it also answers `nll` (scoring.py).
+"""Worker of sol_rt: the native core, called from Python. It also answers `nll` (scoring.py).
 
 python sol_rt_worker.py BUNDLE --threads N
 ... --prefill s100-q4    a prompt without "action" runs this variant
-... --tokenizer          reads the tokenizer before the first request, as every command does
+
+A prompt runs the variant of the request's action, without one the dense one. A step is a token of a greedy generation
+under the action, its text included: the loop that apps run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,11 @@ from protocol import arguments, serve
 
 from sol_rt import __version__
 from sol_rt.bundle.actions import Action
-from sol_rt.bundle.bundle import Bundle
-from sol_rt.engine.engine import Engine
-from sol_rt.engine.hardware import tuning
 from sol_rt.engine.hardware.tuning import Tuning
 from sol_rt.export.actions.losses import Candidate, token_losses
+from sol_rt.generate.model import SolModel
+from sol_rt.generate.native.engine import Engine
+from sol_rt.generate.results import GeneratedToken
 
 import onnxruntime as ort
 
@@ -35,52 +37,57 @@ def spoken(settings: Tuning | None) -> str:
 class SolRt:
     action: str | None = None
 
-    def __init__(self, folder: Path, threads: int, prefill: str | None = None, tokenizer: bool = False) -> None:
-        bundle = Bundle.open(folder)
-        self._dense = bundle.config.dense
-        self._prefill = Action.parse(f"k100-{prefill}") if prefill else self._dense
+    def __init__(self, folder: Path, threads: int | None, prefill: str | None = None) -> None:
+        model = SolModel.from_pretrained(folder, provider="cpu", threads=threads, prefill=prefill, measure_costs=False)
+        config = model.bundle.config
         self.version = f"sol_rt {__version__}, onnxruntime {ort.__version__}"
-        self._engine = Engine(bundle, threads=threads, provider="cpu")
-        library = self._engine.provider.library
-        settings = f"prompt by {self._prefill.tag} before decode rows, {bundle.config.kv.dtype} KV"
-        self.settings = f"{settings}, {spoken(None if library is None else tuning.current(library))}"
-        self._engine.open_ahead(self._prefill)
-        if tokenizer:
-            bundle.tokenizer()
+        tuning = Engine.tuning() if model.native else None
+        prompts = f"prompt by {model.prefill.tag} before decode rows"
+        self.settings = f"{prompts}, {config.kv.dtype} KV, {spoken(tuning)}"
+        self._model, self._dense = model, config.dense.tag
+        self._tokens: list[int] = []
+        self._room = 0
+        self._stream: Iterator[GeneratedToken] | None = None
 
     def reset(self, capacity: int) -> None:
-        self._engine.reset()
+        self._model.engine.reset()
+        self._tokens, self._room, self._stream = [], capacity, None
 
     def prompt(self, tokens: Sequence[int]) -> None:
-        self._run(tokens, self._action(self._prefill))
+        self._tokens += tokens
+        self._stream = None
+        action = Action.parse(self.action) if self.action else self._model.prefill
+        self._model.engine.forward(tokens, action)
 
     def rewind(self, length: int) -> None:
-        self._engine.truncate(length)
-        self._engine.follow_up()
+        del self._tokens[length:]
+        self._model.engine.truncate(length)
 
     def step(self) -> None:
-        self._run([self._next], self._action(self._dense))
+        if self._stream is None:
+            self._stream = self._model.stream(
+                self._tokens,
+                schedule=f"fixed:{self.action or self._dense}",
+                max_new_tokens=self._room - len(self._tokens),
+                eos_token_id=[],
+                reuse_cache=True,
+            )
+            next(self._stream)  # of the prompt, whose last token runs once more
+        next(self._stream)
 
     def nll(self, request: dict[str, Any]) -> dict[str, Any]:
         """Answers as scoring.py's `scorer` does, by action of "actions"; the first tokens of a window run dense."""
         tags, context = request["actions"], request["context"]
         candidates = [Candidate(Action.parse(tag)) for tag in tags]
-        found = token_losses(self._engine, request["windows"], candidates, context=context)
+        found = token_losses(self._model.engine, request["windows"], candidates, context=context)
         return {"nll": dict(zip(tags, found.tolist(), strict=True))}
-
-    def _action(self, default: Action) -> Action:
-        return Action.parse(self.action) if self.action else default
-
-    def _run(self, tokens: Sequence[int], action: Action) -> None:
-        self._next = self._engine.forward(tokens, action).distribution.top
 
 
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--prefill", metavar="VARIANT")
-    parser.add_argument("--tokenizer", action="store_true")
     args = parser.parse_args()
-    worker = SolRt(args.model, args.threads, args.prefill, args.tokenizer)
+    worker = SolRt(args.model, args.threads, args.prefill)
     serve(worker, nll=worker.nll)
 
 

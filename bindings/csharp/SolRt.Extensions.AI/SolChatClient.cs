@@ -34,7 +34,7 @@ public sealed class SolChatClient : IChatClient
     private readonly ChatClientMetadata _metadata;
     private readonly object _gate = new();  // guards the fields below
     private readonly List<SolSession> _idle = new();
-    private readonly Dictionary<SolSession, bool> _rented = new();  // of running requests: whether they hold the client's budget
+    private readonly List<SolSession> _rented = new();  // of running requests
     private double? _budget;
     private bool _disposed;
 
@@ -51,28 +51,13 @@ public sealed class SolChatClient : IChatClient
     }
 
     /// <summary>
-    /// The live dial, 0 to 1: holds for requests without a dial or a schedule of their own, the running ones included, from their next decode step on.
+    /// The live dial, 0 to 1: holds for requests without a dial or a schedule of their own, the running ones included, from their next decode step on. Of
+    /// another number these throw <see cref="SolUsageException"/>.
     /// </summary>
-    /// <exception cref="ArgumentOutOfRangeException">Not from 0 to 1.</exception>
     public double? Budget
     {
         get { lock (_gate) { return _budget; } }
-        set
-        {
-            if (value is double budget && !(budget >= 0 && budget <= 1))
-            {
-                throw new ArgumentOutOfRangeException(nameof(value), value, "Budget: expected a share of the dense cost from 0 to 1");
-            }
-            lock (_gate)
-            {
-                ThrowIfDisposed();
-                _budget = value;
-                foreach (var rented in _rented.Where(rented => rented.Value))
-                {
-                    rented.Key.Budget = value;
-                }
-            }
-        }
+        set { lock (_gate) { _budget = value; } }
     }
 
     /// <summary>
@@ -110,7 +95,10 @@ public sealed class SolChatClient : IChatClient
     {
         var prompt = Tokens(messages ?? throw new ArgumentNullException(nameof(messages)), options);
         var generate = Translate(options);
-        var session = Rent(prompt, follows: (generate.Budget ?? generate.TokensPerSecond ?? generate.MaxLoss) is null && generate.Schedule is null);
+        var follows = (generate.Budget ?? generate.TokensPerSecond ?? generate.MaxLoss) is null && generate.Schedule is null;
+        generate.Budget ??= follows ? Budget : null;
+        var held = generate.Budget;
+        var session = Rent(prompt);
         try
         {
             var id = Guid.NewGuid().ToString("N");
@@ -126,6 +114,11 @@ public sealed class SolChatClient : IChatClient
                     Conclude(update, session.Result);
                 }
                 yield return update;
+                if (follows && token.Finish == SolFinish.None && Budget is double budget && budget != held)
+                {
+                    session.SetBudget(budget);
+                    held = budget;
+                }
             }
         }
         finally
@@ -156,7 +149,7 @@ public sealed class SolChatClient : IChatClient
                 return;
             }
             _disposed = true;
-            sessions = _idle.Concat(_rented.Keys).ToArray();
+            sessions = _idle.Concat(_rented).ToArray();
             _idle.Clear();
         }
         foreach (var session in sessions)
@@ -250,7 +243,7 @@ public sealed class SolChatClient : IChatClient
     }
 
     // Of the idle sessions the one whose cache begins most like the prompt; a new one if none is idle.
-    private SolSession Rent(int[] prompt, bool follows)
+    private SolSession Rent(int[] prompt)
     {
         lock (_gate)
         {
@@ -261,8 +254,7 @@ public sealed class SolChatClient : IChatClient
                 session = _model.CreateSession();
             }
             _idle.Remove(session);
-            _rented.Add(session, follows);
-            session.Budget = follows ? _budget : null;
+            _rented.Add(session);
             return session;
         }
     }

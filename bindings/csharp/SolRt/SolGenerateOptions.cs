@@ -4,10 +4,7 @@ namespace SolRt;
 
 /// <summary>
 /// Options of a generation. Null stands for the model's own default. At most one dial may be set: <see cref="Budget"/>, <see cref="TokensPerSecond"/>,
-/// <see cref="MaxLoss"/>, or targets on the axes. With none the session's <see cref="SolSession.Budget"/> holds, and without that the fastest mix that
-/// loses at most 0.5%.
-/// <see cref="MaxLoss"/>, or targets on the axes. With none the session's <see cref="SolSession.Budget"/> holds, and without that the fastest mix that
-/// loses at most 0.5%.
+/// <see cref="MaxLoss"/>, or targets on the axes. With none the fastest mix of actions runs that loses at most 0.5%.
 /// </summary>
 public sealed class SolGenerateOptions
 {
@@ -42,7 +39,7 @@ public sealed class SolGenerateOptions
     public long? Seed { get; set; }
 
     /// <summary>Number of likeliest tokens that each <see cref="SolToken"/> lists.</summary>
-    public int TopLogprobs { get; set; }
+    public int? TopLogprobs { get; set; }
 
     /// <summary>Added to the logits of tokens, -100 to 100.</summary>
     public IReadOnlyDictionary<int, float>? LogitBias { get; set; }
@@ -74,6 +71,9 @@ public sealed class SolGenerateOptions
     /// <summary><c>sol</c>, <c>hull</c>, <c>uniform</c>, <c>entropy</c>, <c>random</c>, <c>fixed:TAG</c> or <c>dense</c>.</summary>
     public string? Schedule { get; set; }
 
+    /// <summary>A schedule of the app's; <see cref="Schedule"/> is then the name under which it is reported.</summary>
+    public SolSchedule? Choose { get; set; }
+
     /// <summary>True keeps the tokens of the prompt that the cache begins with, in place of running the whole prompt.</summary>
     public bool? ReuseCache { get; set; }
 
@@ -83,16 +83,7 @@ public sealed class SolGenerateOptions
     /// <summary>A trace whose actions run again, in place of a dial.</summary>
     public string? Replay { get; set; }
 
-    // True if the options say themselves what a step may cost, so that the session's budget does not apply.
-    internal bool HasDial =>
-        (Budget ?? TokensPerSecond ?? MaxLoss) is not null || IsFixed;
-
-    // True if the core refuses to move the budget of such a generation.
-    internal bool IsFixed =>
-        (KvDensity ?? ChannelDensity ?? Bits) is not null || Replay is not null || Schedule == "dense"
-        || Schedule?.StartsWith("fixed:", System.StringComparison.Ordinal) == true;
-
-    internal unsafe void Fill(NativeGenerateOptions* native, NativeMemory memory, double? sessionBudget)
+    internal unsafe void Fill(NativeGenerateOptions* native, NativeMemory memory)
     {
         Native.sol_generate_options_init(native, (uint)sizeof(NativeGenerateOptions));
         native->MaxNewTokens = MaxNewTokens ?? native->MaxNewTokens;
@@ -105,8 +96,8 @@ public sealed class SolGenerateOptions
         native->PresencePenalty = PresencePenalty ?? native->PresencePenalty;
         native->FrequencyPenalty = FrequencyPenalty ?? native->FrequencyPenalty;
         native->Seed = Seed ?? native->Seed;
-        native->TopLogprobs = TopLogprobs;
-        native->Budget = Budget ?? (HasDial ? null : sessionBudget) ?? native->Budget;
+        native->TopLogprobs = TopLogprobs ?? native->TopLogprobs;
+        native->Budget = Budget ?? native->Budget;
         native->TokensPerSecond = TokensPerSecond ?? native->TokensPerSecond;
         native->MaxLoss = MaxLoss ?? native->MaxLoss;
         native->KvDensity = KvDensity ?? native->KvDensity;
@@ -116,6 +107,7 @@ public sealed class SolGenerateOptions
         native->ReuseCache = ReuseCache is bool reuse ? (reuse ? 1 : 0) : native->ReuseCache;
         native->Trace = memory.Text(Trace, "Trace");
         native->Replay = memory.Text(Replay, "Replay");
+        native->Choose = Choose is null ? System.IntPtr.Zero : Asked.Callback;
         if (EndTokens is not null)
         {
             native->EndTokens = memory.Array(EndTokens);

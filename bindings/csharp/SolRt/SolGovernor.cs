@@ -20,7 +20,7 @@ public sealed class SolGovernorReading
 
 /// <summary>
 /// Turns the device's state into a budget between two bounds, with hysteresis. Step it every second or every few tokens and hand its budget to
-/// <see cref="SolSession.Budget"/>. One thread at a time.
+/// <see cref="SolSession.SetBudget"/>. One thread at a time.
 /// </summary>
 public sealed unsafe class SolGovernor
 {

@@ -177,7 +177,8 @@ public sealed class SolModel : IDisposable
         using var model = Borrow();
         IntPtr session;
         Native.Check(Native.sol_session_create(model.Value, &session));
-        return new SolSession(this, new NativeHandle(session, &Native.sol_session_release));
+        var info = ReadInfo(model.Value);
+        return new SolSession(this, new NativeHandle(session, &Native.sol_session_release), info.VocabSize, info.HiddenSize);
     }
 
     /// <summary>Tries settings of the operators, which then hold for the process, and times every action, for about four seconds.
@@ -189,6 +190,16 @@ public sealed class SolModel : IDisposable
         using var model = Borrow();
         using var memory = new NativeMemory();
         Native.Check(Native.sol_model_measure_costs(model.Value, memory.Text(file, "file")));
+    }
+
+    /// <summary>Takes costs from the text of a cost table, which may be the app's own, from the next generation on.</summary>
+    /// <param name="table">The text; null goes back to bytes.</param>
+    /// <exception cref="SolBundleException">The text is no table of this bundle.</exception>
+    public unsafe void SetCosts(string? table)
+    {
+        using var model = Borrow();
+        using var memory = new NativeMemory();
+        Native.Check(Native.sol_model_set_costs(model.Value, memory.Text(table, "table")));
     }
 
     /// <summary>Token ids of a text.</summary>

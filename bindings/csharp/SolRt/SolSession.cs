@@ -7,72 +7,47 @@ using System.Threading.Tasks;
 namespace SolRt;
 
 /// <summary>
-/// One KV cache, one conversation, one generation at a time. <see cref="Budget"/>, <see cref="TokensPerSecond"/>, <see cref="Cancel"/> and
+/// One KV cache, one conversation, one generation at a time. <see cref="SetBudget"/>, <see cref="SetTokensPerSecond"/>, <see cref="Cancel"/> and
 /// <see cref="Dispose"/> may be used from any thread at any time; everything else by one thread at a time, and a second one gets
 /// <see cref="SolBusyException"/>. Sessions of one model run at the same time.
 /// </summary>
 public sealed class SolSession : IDisposable
 {
     private readonly NativeHandle _handle;
+    private readonly int _vocabSize, _hiddenSize;
     private readonly object _gate = new();  // guards the fields below
-    private double? _budget;                          // for generations without a dial of their own
-    private double? _liveBudget, _liveTokensPerSecond;  // what the running generation holds
     private bool _active;      // an enumeration of GenerateAsync is under way
-    private bool _running;     // and further tokens may follow
-    private bool _fixed;       // the running generation's budget can't be moved
     private bool _calling;     // a call for the next token is under way
     private bool _cancelled;   // the generation is to end
     private bool _cancelSent;  // the core got the request, and no call has ended for it yet
     private bool _disposed;
+    private SolSchedule? _choose;  // of the running generation; of whoever runs it
 
-    internal SolSession(SolModel model, NativeHandle handle)
+    internal SolSession(SolModel model, NativeHandle handle, int vocabSize, int hiddenSize)
     {
         Model = model;
         _handle = handle;
+        (_vocabSize, _hiddenSize) = (vocabSize, hiddenSize);
     }
 
     /// <summary>The model that the session was opened on.</summary>
     public SolModel Model { get; }
 
-    /// <summary>
-    /// The live dial: share of the dense cost, 0 to 1. Setting it moves a running generation from its next decode step on, and holds for later generations
-    /// whose options set no dial of their own. Null: the running generation stays as it is, and later ones get no budget. While a generation runs this
-    /// returns what that generation holds.
-    /// </summary>
-    /// <exception cref="SolUsageException">Not from 0 to 1; or the running generation has targets on the axes, one action only, or a replay.</exception>
-    public double? Budget
+    /// <summary>Moves a running generation from its next decode step on, in place of what it held.</summary>
+    /// <param name="budget">Share of the dense cost, 0 to 1.</param>
+    /// <exception cref="SolUsageException">Not from 0 to 1; no generation is running; or it has targets on the axes, one action only, or a replay.</exception>
+    public void SetBudget(double budget)
     {
-        get { lock (_gate) { return _running ? _liveBudget : _budget; } }
-        set
-        {
-            if (value is double budget && !(budget >= 0 && budget <= 1))
-            {
-                throw new SolUsageException($"Budget: got {budget}, expected a share of the dense cost from 0 to 1");
-            }
-            lock (_gate)
-            {
-                Move(value, rate: false);
-                _budget = value;
-                (_liveBudget, _liveTokensPerSecond) = value is null ? (_liveBudget, _liveTokensPerSecond) : (value, null);
-            }
-        }
+        using var session = Borrow();
+        Native.Check(Native.sol_session_set_budget(session.Value, budget));
     }
 
-    /// <summary>
-    /// The rate that a running generation is to hold from its next decode step on; null where a budget holds. Setting it needs measured costs and a
-    /// running generation; for one that has yet to begin use <see cref="SolGenerateOptions.TokensPerSecond"/>.
-    /// </summary>
-    public double? TokensPerSecond
+    /// <summary>As <see cref="SetBudget"/>, with a rate that needs measured costs.</summary>
+    /// <param name="rate">Tokens per second.</param>
+    public void SetTokensPerSecond(double rate)
     {
-        get { lock (_gate) { return _running ? _liveTokensPerSecond : null; } }
-        set
-        {
-            lock (_gate)
-            {
-                Move(value, rate: true);
-                (_liveBudget, _liveTokensPerSecond) = value is null ? (_liveBudget, _liveTokensPerSecond) : (null, value);
-            }
-        }
+        using var session = Borrow();
+        Native.Check(Native.sol_session_set_tokens_per_second(session.Value, rate));
     }
 
     /// <summary>Generates from a text: <see cref="GenerateAsync(IReadOnlyList{int}, SolGenerateOptions?, CancellationToken)"/>.</summary>
@@ -175,12 +150,62 @@ public sealed class SolSession : IDisposable
         }
     }
 
+    /// <summary>Appends tokens to the cache. One token is a decode step; several run as a prompt does. Ends a running generation.</summary>
+    /// <param name="tokens">Token ids.</param>
+    /// <param name="action">Tag of the action; null for the dense one.</param>
+    public unsafe SolOutput Forward(IReadOnlyList<int> tokens, string? action = null)
+    {
+        _ = tokens ?? throw new ArgumentNullException(nameof(tokens));
+        using var session = Borrow();
+        using var memory = new NativeMemory();
+        var made = new SolOutput(new float[_vocabSize], new float[_hiddenSize]);
+        fixed (float* logits = made.Logits, hidden = made.Hidden)
+        {
+            var rows = new NativeRows
+            {
+                Size = (uint)sizeof(NativeRows), NumLogits = (UIntPtr)1, Logits = logits, LogitsLength = (UIntPtr)_vocabSize, Hidden = hidden,
+                HiddenLength = (UIntPtr)_hiddenSize,
+            };
+            Native.Check(Native.sol_session_forward(
+                session.Value, memory.Array(tokens), (UIntPtr)tokens.Count, memory.Text(action, nameof(action)), &rows, null));
+        }
+        return made;
+    }
+
+    /// <summary>
+    /// Runs the first tokens as a prompt on an empty cache, then scores each later token and processes it as a decode step. Ends a running generation.
+    /// </summary>
+    /// <param name="tokens">Token ids.</param>
+    /// <param name="context">How many of them are the prompt.</param>
+    /// <param name="options">The dial, the schedule and the seed count; without a dial it is a budget of 1.</param>
+    public unsafe SolScores Score(IReadOnlyList<int> tokens, int context, SolGenerateOptions? options = null)
+    {
+        _ = tokens ?? throw new ArgumentNullException(nameof(tokens));
+        options ??= new SolGenerateOptions();
+        using var session = Borrow();
+        using var memory = new NativeMemory();
+        NativeGenerateOptions native;
+        options.Fill(&native, memory);
+        var logprobs = new double[Math.Max(tokens.Count - context, 0)];
+        NativeScores scores = default;
+        scores.Size = (uint)sizeof(NativeScores);
+        fixed (double* room = logprobs)
+        {
+            scores.Logprobs = room;
+            scores.LogprobsLength = (UIntPtr)logprobs.Length;
+            Asked.Schedule = options.Choose;
+            Native.Check(Asked.OrThrown(Native.sol_session_score(
+                session.Value, memory.Array(tokens), (UIntPtr)tokens.Count, Length(context), &native, &scores)));
+        }
+        return SolScores.Of(logprobs, scores);
+    }
+
     /// <summary>Keeps the first tokens of the cache. Ends a running generation.</summary>
     /// <param name="length">How many to keep.</param>
     public void Rewind(int length)
     {
         using var session = Borrow();
-        Native.Check(Native.sol_session_rewind(session.Value, length >= 0 ? (UIntPtr)(uint)length : UIntPtr.Zero - 1));
+        Native.Check(Native.sol_session_rewind(session.Value, Length(length)));
     }
 
     /// <summary>Writes tokens and cache to a file, as a whole or not at all. Ends a running generation.</summary>
@@ -216,6 +241,9 @@ public sealed class SolSession : IDisposable
         _handle.Dispose();
     }
 
+    // A negative length becomes one that is too long, which the core refuses.
+    private static UIntPtr Length(int length) => length >= 0 ? (UIntPtr)(uint)length : UIntPtr.Zero - 1;
+
     private NativeHandle.Use Borrow() => _handle.Borrow(nameof(SolSession));
 
     // Under the gate. Sends the request only while a call runs: a request without one would end the call after it, whichever that is.
@@ -229,31 +257,10 @@ public sealed class SolSession : IDisposable
         }
     }
 
-    // Under the gate.
-    private void Move(double? value, bool rate)
-    {
-        using var session = Borrow();
-        if (value is not double target || (!_running && !rate))
-        {
-            return;
-        }
-        try
-        {
-            Native.Check(rate
-                ? Native.sol_session_set_tokens_per_second(session.Value, target)
-                : Native.sol_session_set_budget(session.Value, target));
-        }
-        catch (SolUsageException) when (!rate && !_fixed)
-        {
-            // The generation ended while its last token was on its way here.
-        }
-    }
-
     private unsafe void Begin(IReadOnlyList<int> prompt, SolGenerateOptions options)
     {
         using var session = Borrow();
         using var memory = new NativeMemory();
-        double? budget;
         lock (_gate)
         {
             if (_active)
@@ -262,29 +269,21 @@ public sealed class SolSession : IDisposable
             }
             _active = true;
             _cancelled = false;
-            budget = _budget;
         }
         var begun = false;
         try
         {
             NativeGenerateOptions native;
-            options.Fill(&native, memory, budget);
+            options.Fill(&native, memory);
             Native.Check(Native.sol_session_start(session.Value, memory.Array(prompt), (UIntPtr)prompt.Count, &native));
             begun = true;
+            _choose = options.Choose;
         }
         finally
         {
             lock (_gate)
             {
-                _active = _running = begun;
-                _fixed = options.IsFixed;
-                _liveBudget = options.Budget ?? (options.HasDial ? null : budget);
-                _liveTokensPerSecond = options.TokensPerSecond;
-                if (begun && !_disposed && !options.HasDial && _budget is double moved && moved != budget)
-                {
-                    Move(moved, rate: false);  // it was set while the generation began
-                    _liveBudget = moved;
-                }
+                _active = begun;
             }
         }
     }
@@ -307,15 +306,14 @@ public sealed class SolSession : IDisposable
             }
             _calling = true;
         }
-        var goesOn = false;
         try
         {
             if (Native.sol_session_busy(session.Value) == 0)
             {
                 return null;
             }
-            Native.Check(Native.sol_session_next(session.Value, &token));
-            goesOn = token.Finish == (int)SolFinish.None;
+            Asked.Schedule = _choose;
+            Native.Check(Asked.OrThrown(Native.sol_session_next(session.Value, &token)));
             return SolToken.Of(token);
         }
         catch (OperationCanceledException) when (Ended())
@@ -331,7 +329,6 @@ public sealed class SolSession : IDisposable
             lock (_gate)
             {
                 _calling = false;
-                _running = goesOn;
             }
         }
 
@@ -352,7 +349,7 @@ public sealed class SolSession : IDisposable
         lock (_gate)
         {
             (disposed, pending) = (_disposed, _cancelSent);
-            _active = _running = _cancelSent = false;
+            _active = _cancelSent = false;
         }
         if (disposed)
         {

@@ -78,6 +78,29 @@ public sealed record SolToken
     }
 }
 
+/// <summary>Results of a run of tokens, of the last one.</summary>
+/// <param name="Logits">A number for each token of the vocabulary.</param>
+/// <param name="Hidden">Output of the final norm.</param>
+public sealed record SolOutput(float[] Logits, float[] Hidden);
+
+/// <summary>Log-probabilities of given tokens, and the decode steps that processed them.</summary>
+/// <param name="Logprobs">Of each token that was scored, in nats.</param>
+/// <param name="Actions">Tag of each decode step: one less than there are tokens, for the last one is only scored.</param>
+/// <param name="Costs">Cost of each step, in the cost model's unit.</param>
+/// <param name="Schedule">The schedule that ran.</param>
+/// <param name="AchievedBudget">What the steps cost, as a share of the dense cost.</param>
+/// <param name="RequestedBudget">What was asked for, as a share of the dense cost.</param>
+/// <param name="ExpectedLoss">Mean measured loss of the actions taken, nats per token; NaN if it was not measured.</param>
+/// <param name="Floored">Whether the budget lay below the cheapest action.</param>
+public sealed record SolScores(
+    IReadOnlyList<double> Logprobs, IReadOnlyList<string> Actions, IReadOnlyList<double> Costs, string Schedule, double AchievedBudget,
+    double RequestedBudget, double ExpectedLoss, bool Floored)
+{
+    internal static unsafe SolScores Of(double[] logprobs, in NativeScores native) => new(
+        logprobs, Native.Texts(native.Actions, native.NumActions), new System.ReadOnlySpan<double>(native.Costs, (int)native.NumActions).ToArray(),
+        Native.Text(native.Schedule), native.AchievedBudget, native.RequestedBudget, native.ExpectedLoss, native.Floored != 0);
+}
+
 /// <summary>Result of a generation so far.</summary>
 /// <param name="NumTokens">Tokens generated so far, the end token included.</param>
 /// <param name="PromptTokens">Tokens of the prompt.</param>

@@ -24,19 +24,20 @@
 #![warn(missing_docs)]
 
 mod error;
-#[allow(non_camel_case_types)]
 mod ffi;
 mod governor;
 mod handle;
 mod model;
 mod options;
+mod schedule;
 mod session;
 
 pub use error::{Code, Error};
 pub use governor::{Governor, Reading};
 pub use model::{Action, Model, ModelInfo, ModelOptions, Progress, Runtime, RuntimeOptions, Verify};
 pub use options::GenerateOptions;
-pub use session::{Control, Finish, GenerationResult, Session, Token, Tokens};
+pub use schedule::{Choice, Schedule};
+pub use session::{Control, Finish, GenerationResult, Output, Scores, Session, Token, Tokens};
 
 /// Version of the core that is linked, as "0.1.0".
 pub fn version() -> String {

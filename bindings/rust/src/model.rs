@@ -79,7 +79,7 @@ pub struct ModelOptions<'a> {
     /// Files that are compared with their hashes.
     pub verify: Verify,
     /// A cap in tokens below the model's own; 0 for none.
-    pub max_context: u32,
+    pub max_context: i32,
     /// A cost table that was measured on this device; `None`: costs are bytes.
     pub cost_table: Option<&'a Path>,
     /// Key of the variant that runs prompts, as "s100-q4": a faster first token at some loss; `None` for the dense one.
@@ -138,11 +138,9 @@ impl Model {
         let folder = c_path(folder.as_ref())?;
         let table = options.cost_table.map(c_path).transpose()?;
         let prefill = options.prefill.map(c_string).transpose()?;
-        let max_context =
-            i32::try_from(options.max_context).map_err(|_| Error::usage(format!("max_context: got {}, expected less than 2^31", options.max_context)))?;
         let mut raw = defaults(ffi::sol_model_options_init);
-        raw.verify = options.verify as i32;
-        raw.max_context = max_context;
+        raw.verify = options.verify as ffi::sol_verify;
+        raw.max_context = options.max_context;
         raw.cost_table = pointer(&table);
         raw.prefill = pointer(&prefill);
         let mut report = Report { progress: options.progress, panic: None };
@@ -202,9 +200,17 @@ impl Model {
         check(unsafe { ffi::sol_model_measure_costs(self.0.raw(), pointer(&file)) })
     }
 
+    /// Takes costs from the text of a cost table, from the next generation on; `None` goes back to bytes. The table may be the host's own.
+    pub fn set_costs(&self, table: Option<&str>) -> Result<(), Error> {
+        let table = table.map(c_string).transpose()?;
+        // SAFETY: the handle is valid, and the string outlives the call.
+        check(unsafe { ffi::sol_model_set_costs(self.0.raw(), pointer(&table)) })
+    }
+
     /// Tokens of a text. `add_special` adds what the model wants around it; with `parse_special`, special tokens written in it become those tokens.
     pub fn encode(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<i32>, Error> {
-        let flags = u32::from(add_special) | u32::from(parse_special) << 1;
+        let flag = |wanted: bool, flag| if wanted { flag } else { 0 };
+        let flags = flag(add_special, ffi::SOL_ENCODE_ADD_SPECIAL) | flag(parse_special, ffi::SOL_ENCODE_PARSE_SPECIAL);
         // SAFETY: the text has a length beside it; `filled` gives room for `capacity` tokens.
         filled(|room, capacity, count| unsafe { ffi::sol_model_encode(self.0.raw(), text.as_ptr().cast::<c_char>(), text.len(), flags, room, capacity, count) })
     }
@@ -212,8 +218,8 @@ impl Model {
     /// Text of tokens. Bytes that are no character become U+FFFD.
     pub fn decode(&self, tokens: &[i32], skip_special: bool) -> Result<String, Error> {
         // SAFETY: as in `encode`.
-        let bytes = filled(|room, capacity, count| unsafe {
-            ffi::sol_model_decode(self.0.raw(), tokens.as_ptr(), tokens.len(), skip_special.into(), room, capacity, count)
+        let bytes: Vec<u8> = filled(|room: *mut u8, capacity, count| unsafe {
+            ffi::sol_model_decode(self.0.raw(), tokens.as_ptr(), tokens.len(), skip_special.into(), room.cast(), capacity, count)
         })?;
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
@@ -228,8 +234,10 @@ impl Model {
 
     /// A session with a KV cache of its own.
     pub fn session(&self) -> Result<Session, Error> {
+        let info = self.info()?;
         // SAFETY: the handle is valid.
-        Handle::new(ffi::sol_session_release, |session| unsafe { ffi::sol_session_create(self.0.raw(), session) }).map(Session::new)
+        let handle = Handle::new(ffi::sol_session_release, |session| unsafe { ffi::sol_session_create(self.0.raw(), session) })?;
+        Ok(Session::new(handle, info.vocab_size, info.hidden_size))
     }
 }
 

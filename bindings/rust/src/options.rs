@@ -5,25 +5,26 @@ use std::path::PathBuf;
 
 use crate::error::{c_path, c_string, defaults, pointer, Error};
 use crate::ffi;
+use crate::schedule::{on_choose, Schedule};
 
 /// Options of a generation. `None` is the model's own default. At most one of `budget`, `tokens_per_second`, `max_loss` and the targets on the axes may be set;
 /// with none, the fastest mix of actions runs that loses at most 0.5%.
 #[derive(Clone, Debug, Default)]
 #[allow(missing_docs)]
 pub struct GenerateOptions {
-    pub max_new_tokens: Option<u32>,
+    pub max_new_tokens: Option<i32>,
     /// True draws from the distribution; false takes the likeliest token.
     pub do_sample: Option<bool>,
     pub temperature: Option<f64>,
-    pub top_k: Option<u32>,
+    pub top_k: Option<i32>,
     pub top_p: Option<f64>,
     pub min_p: Option<f64>,
     pub repetition_penalty: Option<f64>,
     pub presence_penalty: Option<f64>,
     pub frequency_penalty: Option<f64>,
-    /// Of sampling and of the schedule `random`, below 2^63; `None` draws a fresh one.
-    pub seed: Option<u64>,
-    pub top_logprobs: u32,
+    /// Of sampling and of the schedule `random`; `None` draws a fresh one.
+    pub seed: Option<i64>,
+    pub top_logprobs: Option<i32>,
     /// Tokens, and what is added to their scores: -100 to 100.
     pub logit_bias: Vec<(i32, f32)>,
     /// The text ends before the first of these. In place of the model's own.
@@ -41,8 +42,10 @@ pub struct GenerateOptions {
     pub bits: Option<f64>,
     /// `sol`, `hull`, `uniform`, `entropy`, `random`, `fixed:TAG` or `dense`.
     pub schedule: Option<String>,
-    /// Runs the whole prompt, whatever the cache holds.
-    pub ignore_cache: bool,
+    /// A schedule of the host's; `schedule` is then the name under which it is reported.
+    pub choose: Option<Schedule>,
+    /// True keeps the tokens of the prompt that the cache begins with, false runs the whole prompt.
+    pub reuse_cache: Option<bool>,
     /// File to write every step to, as `sol-rt trace` reads it.
     pub trace: Option<PathBuf>,
     /// A trace whose actions run again, in place of a dial.
@@ -59,15 +62,9 @@ impl GenerateOptions {
         let trace = self.trace.as_deref().map(c_path).transpose()?;
         let replay = self.replay.as_deref().map(c_path).transpose()?;
         let mut raw = defaults(ffi::sol_generate_options_init);
-        let counts = [
-            (&mut raw.max_new_tokens, self.max_new_tokens, "max_new_tokens"),
-            (&mut raw.top_k, self.top_k, "top_k"),
-            (&mut raw.top_logprobs, Some(self.top_logprobs), "top_logprobs"),
-        ];
-        for (field, value, name) in counts {
-            if let Some(value) = value {
-                *field = i32::try_from(value).map_err(|_| Error::usage(format!("{name}: got {value}, expected less than 2^31")))?;
-            }
+        let counts = [(&mut raw.max_new_tokens, self.max_new_tokens), (&mut raw.top_k, self.top_k), (&mut raw.top_logprobs, self.top_logprobs)];
+        for (field, value) in counts {
+            *field = value.unwrap_or(*field);
         }
         let numbers = [
             (&mut raw.temperature, self.temperature),
@@ -87,10 +84,8 @@ impl GenerateOptions {
             *field = value.unwrap_or(*field);
         }
         raw.do_sample = self.do_sample.map_or(raw.do_sample, i32::from);
-        if let Some(seed) = self.seed {
-            raw.seed = i64::try_from(seed).map_err(|_| Error::usage(format!("seed: got {seed}, expected less than 2^63")))?;
-        }
-        raw.reuse_cache = (!self.ignore_cache).into();
+        raw.seed = self.seed.unwrap_or(raw.seed);
+        raw.reuse_cache = self.reuse_cache.map_or(raw.reuse_cache, i32::from);
         // The pointer of an empty list is not NULL, so it would replace the model's own, or those of the trace that is replayed.
         if !biases.is_empty() {
             raw.logit_bias = biases.as_ptr();
@@ -105,6 +100,10 @@ impl GenerateOptions {
             raw.num_end_tokens = tokens.len();
         }
         raw.schedule = pointer(&schedule);
+        if let Some(choose) = &self.choose {
+            raw.choose = Some(on_choose);
+            raw.choose_user = choose.user();
+        }
         raw.trace = pointer(&trace);
         raw.replay = pointer(&replay);
         body(&raw)

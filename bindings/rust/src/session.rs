@@ -4,10 +4,11 @@ use std::path::Path;
 use std::slice;
 use std::sync::{Arc, Weak};
 
-use crate::error::{c_path, check, filled, string, told, Error};
+use crate::error::{c_path, c_string, check, filled, pointer, string, told, Error};
 use crate::ffi;
 use crate::handle::Handle;
 use crate::options::GenerateOptions;
+use crate::schedule::{unwound, Schedule};
 
 /// State of a generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,10 +21,10 @@ pub enum Finish {
     Length,
 }
 
-fn finish(raw: i32) -> Finish {
+fn finish(raw: ffi::sol_finish) -> Finish {
     match raw {
-        0 => Finish::None,
-        1 => Finish::Stop,
+        ffi::SOL_FINISH_NONE => Finish::None,
+        ffi::SOL_FINISH_STOP => Finish::Stop,
         _ => Finish::Length,
     }
 }
@@ -80,17 +81,49 @@ pub struct GenerationResult {
     pub finish: Finish,
 }
 
+/// Results of a run of tokens, of the last one.
+#[derive(Clone, Debug)]
+pub struct Output {
+    /// A number for each token of the vocabulary.
+    pub logits: Vec<f32>,
+    /// Output of the final norm.
+    pub hidden: Vec<f32>,
+}
+
+/// Log-probabilities of tokens that were given, and the decode steps that processed them.
+#[derive(Clone, Debug)]
+pub struct Scores {
+    /// Of each token that was scored, in nats.
+    pub logprobs: Vec<f64>,
+    /// Tag of each decode step: one less than there are tokens, for the last one is only scored.
+    pub actions: Vec<String>,
+    /// Cost of each step, in the cost model's unit.
+    pub costs: Vec<f64>,
+    /// The schedule that ran.
+    pub schedule: String,
+    /// Cost of the steps over their dense cost.
+    pub achieved_budget: f64,
+    /// Budget asked for.
+    pub requested_budget: f64,
+    /// Mean measured loss of the actions taken, nats a token; NaN if not measured.
+    pub expected_loss: f64,
+    /// True if the budget lay below the cheapest action.
+    pub floored: bool,
+}
+
 /// One conversation with its KV cache.
 #[derive(Debug)]
 pub struct Session {
     handle: Arc<Handle<ffi::sol_session>>,
+    vocab_size: usize,
+    hidden_size: usize,
     // Reading methods take `&self`, and the core lets one thread at a time read.
     _not_sync: std::marker::PhantomData<std::cell::Cell<()>>,
 }
 
 impl Session {
-    pub(crate) fn new(handle: Handle<ffi::sol_session>) -> Self {
-        Session { handle: Arc::new(handle), _not_sync: std::marker::PhantomData }
+    pub(crate) fn new(handle: Handle<ffi::sol_session>, vocab_size: usize, hidden_size: usize) -> Self {
+        Session { handle: Arc::new(handle), vocab_size, hidden_size, _not_sync: std::marker::PhantomData }
     }
 
     fn raw(&self) -> *mut ffi::sol_session {
@@ -101,7 +134,49 @@ impl Session {
     pub fn generate(&mut self, prompt: &[i32], options: &GenerateOptions) -> Result<Tokens<'_>, Error> {
         // SAFETY: prompt and options outlive the call.
         options.with_raw(|raw| check(unsafe { ffi::sol_session_start(self.raw(), prompt.as_ptr(), prompt.len(), raw) }))?;
-        Ok(Tokens { session: self, over: false })
+        Ok(Tokens { session: self, _choose: options.choose.clone(), over: false })
+    }
+
+    /// Appends tokens to the cache, under the action of a tag, or `None` for the dense one. One token is a decode step; several run as a prompt does.
+    /// Ends a running generation.
+    pub fn forward(&mut self, tokens: &[i32], action: Option<&str>) -> Result<Output, Error> {
+        let action = action.map(c_string).transpose()?;
+        let mut made = Output { logits: vec![0.0; self.vocab_size], hidden: vec![0.0; self.hidden_size] };
+        let rows = ffi::sol_rows {
+            size: std::mem::size_of::<ffi::sol_rows>() as u32,
+            num_logits: 1,
+            logits: made.logits.as_mut_ptr(),
+            logits_length: made.logits.len(),
+            hidden: made.hidden.as_mut_ptr(),
+            hidden_length: made.hidden.len(),
+        };
+        // SAFETY: tokens, the string and the buffers outlive the call.
+        check(unsafe { ffi::sol_session_forward(self.raw(), tokens.as_ptr(), tokens.len(), pointer(&action), &rows, std::ptr::null_mut()) })?;
+        Ok(made)
+    }
+
+    /// Runs the first `context` tokens as a prompt on an empty cache, then scores each later token and processes it as a decode step. Of the options the
+    /// dial, the schedule and the seed count; without a dial it is a budget of 1. Ends a running generation.
+    pub fn score(&mut self, tokens: &[i32], context: usize, options: &GenerateOptions) -> Result<Scores, Error> {
+        let mut logprobs = vec![0.0; tokens.len().saturating_sub(context)];
+        // SAFETY: all zero is a valid value of the struct; its pointers are valid until the session's next call, and all are copied here.
+        unwound(options.with_raw(|options| unsafe {
+            let raw: ffi::sol_scores = told(|raw: *mut ffi::sol_scores| {
+                (*raw).logprobs = logprobs.as_mut_ptr();
+                (*raw).logprobs_length = logprobs.len();
+                ffi::sol_session_score(self.raw(), tokens.as_ptr(), tokens.len(), context, options, raw)
+            })?;
+            Ok(Scores {
+                actions: (0..raw.num_actions).map(|index| string(*raw.actions.add(index))).collect(),
+                costs: (0..raw.num_actions).map(|index| *raw.costs.add(index)).collect(),
+                schedule: string(raw.schedule),
+                achieved_budget: raw.achieved_budget,
+                requested_budget: raw.requested_budget,
+                expected_loss: raw.expected_loss,
+                floored: raw.floored != 0,
+                logprobs,
+            })
+        }))
     }
 
     /// Control of this session for other threads, at any time.
@@ -171,6 +246,7 @@ impl Session {
 #[derive(Debug)]
 pub struct Tokens<'a> {
     session: &'a mut Session,
+    _choose: Option<Schedule>, // the core asks it
     over: bool,
 }
 
@@ -190,7 +266,7 @@ impl Iterator for Tokens<'_> {
         }
         // SAFETY: all zero is a valid value of the struct; its pointers are valid until the session's next call, and all are copied here.
         unsafe {
-            let raw: ffi::sol_token = match told(|raw| ffi::sol_session_next(self.session.raw(), raw)) {
+            let raw: ffi::sol_token = match unwound(told(|raw| ffi::sol_session_next(self.session.raw(), raw))) {
                 Ok(raw) => raw,
                 Err(error) => {
                     self.over = true;

@@ -4,11 +4,12 @@ mod common;
 
 use std::fs;
 use std::panic::{catch_unwind, AssertUnwindSafe};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::Arc;
 use std::thread;
 
 use common::{cases, dense, folder, generate, model, runtime, variable};
-use sol_rt::{Code, Finish, GenerateOptions, Governor, Model, ModelOptions, Reading, Runtime, Session, Verify};
+use sol_rt::{Code, Finish, GenerateOptions, Governor, Model, ModelOptions, Reading, Runtime, Schedule, Session, Verify};
 
 fn code<T>(result: Result<T, sol_rt::Error>) -> Code {
     let Err(error) = result else { panic!("no error") };
@@ -20,7 +21,7 @@ fn code<T>(result: Result<T, sol_rt::Error>) -> Code {
 fn an_iterator_streams_and_ends() {
     let mut session = model().session().unwrap();
     let prompt = cases()[0].prompt.clone();
-    let options = GenerateOptions { top_logprobs: 3, ..dense(12) };
+    let options = GenerateOptions { top_logprobs: Some(3), ..dense(12) };
     let tokens: Vec<_> = session.generate(&prompt, &options).unwrap().map(Result::unwrap).collect();
     assert_eq!(tokens.len(), 12);
     assert_eq!(tokens[11].finish, Finish::Length);
@@ -55,6 +56,87 @@ fn a_model_says_what_it_is() {
     } else {
         assert_eq!(code(model().encode_chat(&[("user", "w1")])), Code::Text);
     }
+}
+
+#[test]
+fn forward_gives_the_logits_of_a_generation() {
+    let mut session = model().session().unwrap();
+    let expected = generate(&mut session, 6).unwrap();
+    session.rewind(0).unwrap();
+    let mut run = cases()[0].prompt.clone();
+    for token in expected {
+        let made = session.forward(&run, None).unwrap();
+        let best = made.logits.iter().copied().fold(f32::MIN, f32::max);
+        assert_eq!(made.logits.iter().position(|logit| *logit == best), Some(token as usize));
+        assert_eq!(made.hidden.len(), model().info().unwrap().hidden_size);
+        run = vec![token];
+    }
+    assert_eq!(code(session.forward(&[1], Some("k100"))), Code::Usage);
+    assert_eq!(code(session.forward(&[], None)), Code::Usage);
+}
+
+#[test]
+fn a_score_has_the_numbers_of_the_generation() {
+    let mut session = model().session().unwrap();
+    let options = GenerateOptions { budget: Some(0.6), schedule: Some("hull".into()), ..dense(20) };
+    let mut tokens = cases()[0].prompt.clone();
+    let context = tokens.len();
+    let made: Vec<_> = session.generate(&tokens, &options).unwrap().map(Result::unwrap).collect();
+    tokens.extend(made.iter().map(|token| token.token));
+    let scores = session.score(&tokens, context, &options).unwrap();
+    assert_eq!(scores.logprobs, made.iter().map(|token| token.logprob).collect::<Vec<_>>());
+    assert_eq!(scores.actions, made[1..].iter().map(|token| token.action.clone()).collect::<Vec<_>>());
+    assert_eq!(scores.costs, made[1..].iter().map(|token| token.cost).collect::<Vec<_>>());
+    assert_eq!((scores.schedule.as_str(), scores.achieved_budget), ("hull", made[19].achieved_budget));
+    for wrong in [0, tokens.len(), tokens.len() + 1] {
+        assert_eq!(code(session.score(&tokens, wrong, &options)), Code::Usage);
+    }
+}
+
+#[test]
+fn a_schedule_of_the_hosts_picks_the_actions() {
+    let mut session = model().session().unwrap();
+    let prompt = cases()[0].prompt.clone();
+    let info = model().info().unwrap();
+    let tag = model().actions().unwrap()[5].tag.clone();
+    let calls = Arc::new(AtomicUsize::new(0));
+    let (counted, wanted) = (calls.clone(), tag.clone());
+    let choose = Schedule::new(move |choice| {
+        assert_eq!(choice.step, counted.fetch_add(1, Ordering::Relaxed));
+        assert_eq!((choice.hidden.len(), choice.logits.len()), (info.hidden_size, info.vocab_size));
+        assert_eq!((choice.relative_costs.len(), choice.allowed.len()), (choice.actions.len(), choice.actions.len()));
+        assert!(choice.budget == Some(0.9) && choice.entropy > 0.0 && choice.margin <= choice.top_probability);
+        choice.actions.iter().position(|action| *action == wanted).unwrap()
+    });
+    let options = GenerateOptions { budget: Some(0.9), schedule: Some("mine".into()), choose: Some(choose), ..dense(12) };
+    let fixed = GenerateOptions { schedule: Some(format!("fixed:{tag}")), ..dense(12) };
+    let mut run = |options: &GenerateOptions| session.generate(&prompt, options).unwrap().map(|token| token.unwrap().token).collect::<Vec<_>>();
+    let expected = run(&fixed);
+    assert_eq!(run(&options), expected);
+    assert_eq!(session.result().unwrap().schedule, "mine");
+    assert_eq!(calls.swap(0, Ordering::Relaxed), 11);
+    assert!(session.score(&prompt, 1, &options).unwrap().actions.iter().all(|action| *action == tag));
+    let failing = GenerateOptions { choose: Some(Schedule::new(|_| panic!("mine"))), schedule: None, ..dense(12) };
+    let run = catch_unwind(AssertUnwindSafe(|| session.generate(&prompt, &failing).unwrap().map(Result::unwrap).count()));
+    assert_eq!(*run.unwrap_err().downcast_ref::<&str>().unwrap(), "mine");
+    let wrong = GenerateOptions { choose: Some(Schedule::new(|_| usize::MAX)), schedule: None, ..dense(12) };
+    assert_eq!(code(session.score(&prompt, 1, &wrong)), Code::Usage);
+}
+
+#[test]
+fn costs_of_the_hosts() {
+    let own = Model::load(runtime(), folder("SOL_TEST_BUNDLE")).unwrap();
+    let line = |key: &&str| format!(r#""{key}": {{"1.0": {{"fixed": {}, "per_token": 0, "per_page": 0, "error": 0}}}}"#, if *key == "s100-q4" { 2 } else { 8 });
+    let lines: Vec<_> = ["s100-q8", "s100-q6", "s100-qmix", "s100-q4", "s060-q8", "s060-q6", "s060-q4"].iter().map(line).collect();
+    let head = r#""format": "sol_rt.cost_table", "format_version": 1, "device": "", "created": "", "policy_ms": 0, "quick": false, "steady": true"#;
+    let table = format!(r#"{{{head}, "tuning": null, "bundle": "{}", "lines": {{{}}}}}"#, own.info().unwrap().identity, lines.join(", "));
+    own.set_costs(Some(&table)).unwrap();
+    assert_eq!(own.info().unwrap().cost_model, "measured");
+    let cost = |tag: &str| own.actions().unwrap().iter().find(|action| action.tag == tag).unwrap().relative_cost;
+    assert_eq!(cost("k100-s100-q4"), 0.25);
+    assert_eq!(code(own.set_costs(Some("{}"))), Code::Bundle);
+    own.set_costs(None).unwrap();
+    assert_eq!(own.info().unwrap().cost_model, "bytes");
 }
 
 #[test]
@@ -272,8 +354,6 @@ fn what_is_out_of_range() {
         GenerateOptions { budget: Some(0.5), max_loss: Some(0.1), ..Default::default() },
         GenerateOptions { schedule: Some("none".into()), ..Default::default() },
         GenerateOptions { schedule: Some("a\0b".into()), ..Default::default() },
-        GenerateOptions { max_new_tokens: Some(u32::MAX), ..Default::default() },
-        GenerateOptions { seed: Some(u64::MAX), ..Default::default() },
     ];
     for options in wrong {
         assert_eq!(code(session.generate(&prompt, &options)), Code::Usage, "{options:?}");

@@ -1,4 +1,4 @@
-//! The golden traces: tokens, actions, costs and text are those of the Python runtime.
+//! The golden traces: tokens, actions, costs and text are those of the traces.
 
 mod common;
 

@@ -90,14 +90,14 @@ function shaded(token) {
   return piece;
 }
 
-/** Relative cost of the cheapest action, at a short context. */
-function floorOf({ cost, bundle }) {
-  return Math.min(...bundle.config.actions.map(({ action }) => cost.step(action, 128) / cost.dense(128)));
+/** Relative cost of the cheapest action. */
+function floorOf({ actions }) {
+  return Math.min(...actions.map((action) => action.relative_cost));
 }
 
 function report(token) {
   const { tokens, tokens_per_second } = state.stream.result;
-  find("requested").textContent = percent(token.requested_budget ?? token.achieved_budget);
+  find("requested").textContent = percent(token.requested_budget);
   find("achieved").textContent = percent(token.achieved_budget);
   find("rate").textContent = tokens_per_second.toFixed(1);
   find("count").textContent = tokens.length;

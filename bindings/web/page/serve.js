@@ -1,5 +1,5 @@
 /**
- * Serves the page and bundles from this machine: `node page/serve.js [PORT] [NAME=FOLDER …]`. No build step is needed.
+ * Serves the page and bundles from this machine: `node page/serve.js [PORT] [NAME=FOLDER …]`.
  *
  * It sends the two headers that make the page cross-origin isolated, which threads of wasm need.
  */
@@ -11,7 +11,7 @@ import { pipeline } from "node:stream";
 import { fileURLToPath } from "node:url";
 
 const ROOT = fileURLToPath(new URL("..", import.meta.url));
-const SERVED = ["page", "src", "test", "bench", "node_modules"];
+const SERVED = ["page", "src", "core", "test", "bench", "node_modules"];
 /** @type {Record<string, string>} */
 const TYPES = {
   ".css": "text/css", ".html": "text/html; charset=utf-8", ".js": "text/javascript", ".json": "application/json",

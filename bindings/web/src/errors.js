@@ -36,6 +36,14 @@ export class BundleError extends SolError {
     this.path = path;
     this.key = key;
   }
+
+  /**
+   * An error of the core, which has worded it.
+   * @param {string} message
+   */
+  static worded(message) {
+    return Object.assign(new BundleError("", "", "", ""), { message: plain(message).slice(0, LONGEST) });
+  }
 }
 
 /** A prompt or generation does not fit the model's context. */

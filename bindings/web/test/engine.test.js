@@ -152,6 +152,7 @@ test("weights that could not be made take no memory", { skip }, async () => {
   const place = [entry("location", "layers.0.up.8.float32"), entry("length", "2000000000")];
   const weight = field(5, joined(field(2, 1), field(8, "w"), ...place, field(14, 1)));
   const bundle = await Bundle.open(await changedBundle(folder, { "model.q8.wasm.onnx": field(7, weight) }));
+  bundle.readConfig();
   const graphs = new Graphs(bundle, await Runtime.open({ provider: "wasm" }));
   const variant = /** @type {any} */ (bundle.config.variants.get("s100-q8"));
   for (let i = 0; i < 3; i++) {

@@ -6,8 +6,6 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
 
-import { defaultSchedule } from "../src/budget/schedules/schedule.js";
-import { parseConfig } from "../src/bundle/config.js";
 import { Graphs } from "../src/engine/graphs.js";
 import { BundleError, ContextError, SolModel, UsageError } from "../src/index.js";
 import { changedBundle, tiny } from "./changed_bundle.js";
@@ -54,9 +52,9 @@ test("budgets that no generation takes", { skip }, async () => {
     assert.equal(dial.budget, 0.5);
   }
   const axes = await model.stream([290], { schedule: "uniform", bits: 6 });
-  assert.throws(() => (axes.budget = 0.5), { name: "UsageError", message: /holds kv_density, channel_density and bits instead/ });
+  assert.throws(() => (axes.budget = 0.5), { name: "UsageError", message: /this generation holds targets on the axes/ });
   const fixed = await model.stream([290], { schedule: "dense" });
-  assert.throws(() => (fixed.budget = 0.5), { name: "UsageError", message: /the schedule dense fixes the action/ });
+  assert.throws(() => (fixed.budget = 0.5), { name: "UsageError", message: /schedule dense fixes the action/ });
 });
 
 test("a prompt runs through another variant", { skip }, async (t) => {
@@ -96,14 +94,6 @@ test("a prompt's graph that cannot be loaded leaves no session", { skip }, async
 
 test("the policy is the default at the budgets where it wins", { skip }, async (t) => {
   const raw = JSON.parse(await readFile(join(tiny, "sol_config.json"), "utf8"));
-  const chosen = (/** @type {object} */ more, axes = false) => {
-    const config = parseConfig(JSON.stringify({ ...raw, policy: { ...raw.policy, ...more } }), "tiny");
-    return [0.34, 0.35, 0.5, 0.51, 1].map((budget) => defaultSchedule(config, budget, axes)).join(" ");
-  };
-  assert.equal(chosen({}), "hull hull hull hull hull");
-  assert.equal(chosen({ gain_over_hull: 0.01 }), "sol sol sol sol sol");
-  assert.equal(chosen({ gain_over_hull: 0.01, gain_budgets: [0.35, 0.5] }), "hull sol sol hull hull");
-  assert.equal(chosen({ gain_over_hull: 0.01, gain_budgets: [0.35, 0.5] }, true), "uniform sol sol uniform uniform");
   const folder = await mkdtemp(join(tmpdir(), "sol-rt-web-"));
   t.after(() => rm(folder, { recursive: true }));
   const copy = await changedBundle(folder, {});
@@ -115,9 +105,6 @@ test("the policy is the default at the budgets where it wins", { skip }, async (
     const stream = await own.stream([290], { max_new_tokens: 1, ...dial });
     for await (const _ of stream);
     assert.equal(stream.result.schedule, name);
-  }
-  for (const wrong of [[0.5, 0.35], [0, 1.5], [0.35], ["a", 1], null]) {
-    assert.throws(() => chosen({ gain_budgets: wrong }), /policy\.gain_budgets.*two shares of the dense cost/);
   }
 });
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from sol_rt.atomic_write import write_errors, write_text
-from sol_rt.budget.cost.bytes_model import BytesCost, CostModel, Line, LineCost
-from sol_rt.bundle.actions import Action, density, hundredths
+from sol_rt.budget.cost.model import BytesCost, CostModel, Line
+from sol_rt.bundle.actions import density
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import SolConfig
 from sol_rt.engine.hardware import processor_name
@@ -29,8 +29,6 @@ IN_BYTES = "; costs are bytes"
 _QUICK = ".quick.json"
 _LONGEST = 1e9
 """Milliseconds that a step may take; larger numbers would overflow in sums."""
-_SHORTEST = 1e-6
-"""Milliseconds that a step has to take; rates are divided by it, and costs by the dense one."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,7 @@ class CostTable:
         created: date and time, ISO 8601.
         policy_ms: milliseconds of one run of the policy, 0 without one.
         lines: variant key -> KV density -> line in milliseconds.
-        quick: whether `profile.measure_quickly` made the table, at one short context.
+        quick: whether a first load made the table, at one short context.
         steady: whether the times agreed from round to round. If not, the table serves for an hour.
         tuning: settings of the operators that the times were taken under, which the native core applies when it loads
             the table; None where the CPU's native operators did not run.
@@ -119,36 +117,27 @@ def _numbers(kind: type[Any], raw: Mapping[str, Any]) -> Any:
     return kind(**{name: _milliseconds(raw[name]) for name in names})
 
 
-class MeasuredCost(LineCost):
-    """Milliseconds from a cost table. A KV density that was not measured takes the line of the nearest one that was."""
+class MeasuredCost(CostModel):
+    """Milliseconds from a cost table. A KV density that was not measured takes the line of the nearest one that was.
+
+    Args:
+        config: the bundle's config.
+        table: the table.
+        note: as in CostModel.
+        path: the file that the table was read from, if there is one.
+
+    Attributes:
+        cost_table, path: as given.
+
+    Raises SolError if the table lacks a variant of the bundle, or says that a step takes no time.
+    """
 
     unit = "milliseconds"
     name = "measured"
 
     def __init__(self, config: SolConfig, table: CostTable, note: str = "", path: Path | None = None) -> None:
-        """`path`: the file that the table was read from, if there is one.
-
-        Raises SolError if the table lacks a variant of the bundle, or says that a step takes no time."""
-        for key in config.variants:
-            if not table.lines.get(key):
-                raise SolError(f"cost table: no variant {key}; run `sol-rt profile` again")
-        self.cost_table = table
-        self.path = path
-        super().__init__(config, self._measured_line, note)
-        for key in config.variants:
-            for line in table.lines[key].values():
-                if line.fixed + line.per_token < _SHORTEST:
-                    raise SolError(f"cost table: a step of {key} takes no time; run `sol-rt profile` again")
-
-    def _measured_line(self, action: Action) -> Line:
-        row = self.cost_table.lines[action.variant]
-        # a step that chooses tokens does other work than one that reads all of them
-        alike = [kv_density for kv_density in row if (kv_density == 1.0) == (action.kv_density == 1.0)] or list(row)
-        asked = hundredths(action.kv_density)
-        return row[min(alike, key=lambda kv_density: (abs(hundredths(kv_density) - asked), kv_density))]
-
-    def policy(self) -> float:
-        return self.cost_table.policy_ms
+        self.cost_table, self.path = table, path
+        super().__init__(config, table.to_json(), note)
 
 
 def device_string(provider: str, threads: int, native: bool, gpu: str = "") -> str:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sol_rt.budget.cost.bytes_model import Line
+from sol_rt.budget.cost.model import Line
 from sol_rt.errors import SolError
 
 _REWEIGHTINGS = 30

@@ -10,17 +10,20 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from itertools import product
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sol_rt.budget.cost.bytes_model import BytesCost
+from sol_rt.budget.cost.model import BytesCost
 from sol_rt.bundle.actions import Action
-from sol_rt.engine.engine import Engine
+from sol_rt.bundle.weights import SharedWeights
 from sol_rt.engine.hardware import tuning
 from sol_rt.engine.hardware.reads import PlainReads
 from sol_rt.engine.hardware.tuning import Tuned, Tuning
 from sol_rt.progress import Progress
+
+if TYPE_CHECKING:
+    from sol_rt.generate.native.engine import Engine
 
 _CONTEXT = 16  # tokens
 _LEAST_ROUNDS, _MOST_ROUNDS = 4, 200
@@ -44,12 +47,11 @@ def candidates(threads: int, quick: bool) -> list[Tuning]:
     return [default, *(each for each in tried if each != default)]
 
 
-def tune(engine: Engine, library: Path, progress: Progress, *, seconds: float, quick: bool = False) -> Tuned:
+def tune(engine: Engine, progress: Progress, *, seconds: float, quick: bool = False) -> Tuned:
     """Times dense and cheapest steps under all candidates and applies the best one.
 
     Args:
         engine: an engine on the CPU with native operators; its cache is overwritten.
-        library: the operators that the engine runs.
         progress: progress callback.
         seconds: about how long to take, at most twice that. Where it allows fewer than _LEAST_ROUNDS rounds, the
             defaults stay.
@@ -60,17 +62,16 @@ def tune(engine: Engine, library: Path, progress: Progress, *, seconds: float, q
     cheapest = min((entry.action for entry in config.actions), key=lambda action: BytesCost(config).step(action, 64))
     actions = [config.dense, Action(1.0, cheapest.channel_density, cheapest.bits)]
     engine.reset()
-    engine.load([action.variant for action in actions])
     length = _filled(engine)
     each = 2 if _step(engine, length, config.dense, 1) < _FAST_SECONDS else 1
     rounds: list[list[list[float]]] = []
     plain: list[float] = []  # 10^9 bytes a second, one for each round
     order, began = np.random.default_rng(0), time.perf_counter()
-    with PlainReads(engine.weights.beginning(_READ_BYTES), engine.threads) as reads:
+    with PlainReads(SharedWeights(engine.bundle).beginning(_READ_BYTES), engine.threads) as reads:
         while len(rounds) <= _MOST_ROUNDS:  # the first one warms up
             row = [[0.0] * len(actions) for _ in tried]
             for index in order.permutation(len(tried)):
-                tuning.apply(library, tried[index])
+                engine.set_tuning(tried[index])
                 row[index] = [_step(engine, length, action, each) for action in actions]
             rounds.append(row)
             plain.append(reads.gb_per_second())
@@ -83,7 +84,7 @@ def tune(engine: Engine, library: Path, progress: Progress, *, seconds: float, q
     known = len(times) >= _LEAST_ROUNDS
     best, gain = choose(times) if known else (0, 1.0)
     engine.reset()
-    tuning.apply(library, tried[best])
+    engine.set_tuning(tried[best])
     rate = BytesCost(config).dense(length) / float(np.percentile(times[:, best, 0], 25)) / 1e9
     return Tuned(
         tried[best],
@@ -97,7 +98,7 @@ def tune(engine: Engine, library: Path, progress: Progress, *, seconds: float, q
     )
 
 
-def tune_copies(engine: Engine, library: Path, *, seconds: float) -> float | None:
+def tune_copies(engine: Engine, *, seconds: float) -> float | None:
     """Measures the speedup of whole 4-bit steps by copies of the model's matrices; 1 if it is not clear, or too small.
 
     Applies copies if it is over 1. None if the bundle has no such steps, they are too slow for _LEAST_ROUNDS rounds, or
@@ -105,22 +106,20 @@ def tune_copies(engine: Engine, library: Path, *, seconds: float) -> float | Non
 
     Args:
         engine: an engine on the CPU with native operators; its cache is overwritten.
-        library: the operators that the engine runs, with the settings to keep.
         seconds: about how long to take, after a first round that makes the copies.
     """
     config, whole = engine.bundle.config, Action(1.0, 1.0, 4)
     if whole.variant not in config.variants or not tuning.room_for_copies(config.tensors):
         return None
     engine.reset()
-    engine.load([whole.variant])
-    length, settings = _filled(engine), replace(tuning.current(library), copies=False)
+    length, settings = _filled(engine), replace(engine.tuning(), copies=False)
     tried = [settings, replace(settings, copies=True)]
     rounds: list[list[list[float]]] = []
     began = time.perf_counter()
     while len(rounds) <= _MOST_ROUNDS and (len(rounds) <= _LEAST_ROUNDS or time.perf_counter() - began < seconds):
         row = [[0.0], [0.0]]
         for index in (0, 1) if len(rounds) % 2 else (1, 0):
-            tuning.apply(library, tried[index], keep_copies=True)
+            engine.set_tuning(tried[index], keep_copies=True)
             row[index] = [_step(engine, length, whole, 2)]
         rounds.append(row)
         if len(rounds) == 1:
@@ -130,7 +129,7 @@ def tune_copies(engine: Engine, library: Path, *, seconds: float) -> float | Non
     times = np.array(rounds[1:])
     known = len(times) >= _LEAST_ROUNDS
     best, gain = choose(times, _LEAST_GAIN_OF_COPIES) if known else (0, 1.0)
-    tuning.apply(library, tried[best])
+    engine.set_tuning(tried[best])
     if best == 0:
         _step(engine, length, whole, 1)  # frees the copies
     engine.reset()
@@ -163,8 +162,6 @@ def choose(times: np.ndarray, least_gain: float = _LEAST_GAIN) -> tuple[int, flo
 
 def is_steady(times: np.ndarray) -> bool:
     """True if the gains over the first candidate agree from round to round, on average over the candidates.
-
-    If they do not, other programs ran meanwhile, and the first candidate may have stayed because of that.
 
     Where they do not, other programs ran meanwhile, and the first candidate may have stayed because of that.
 

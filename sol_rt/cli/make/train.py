@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from sol_rt.budget.hull import Hull
     from sol_rt.bundle.bundle import Bundle
-    from sol_rt.engine.engine import Engine
+    from sol_rt.generate.native.engine import Engine
     from sol_rt.progress import Progress, Stages
     from sol_rt.train.config import TrainConfig
     from sol_rt.train.data.windows import Windows
@@ -89,7 +89,7 @@ def train(
     from sol_rt.budget.dial import untried_states
     from sol_rt.bundle.bundle import Bundle
     from sol_rt.cli.loading import usable_threads
-    from sol_rt.engine.engine import Engine
+    from sol_rt.generate.native.engine import Engine
     from sol_rt.progress import Stages
     from sol_rt.store.home import file_name, home
     from sol_rt.store.verified import check_weights
@@ -234,12 +234,8 @@ def _rollouts(engine: Engine, settings: TrainConfig, *, in_torch: bool, say: Cal
 def _hull(bundle: Bundle, source: Rollouts) -> Hull | None:
     """The hull of the policy's actions by the bundle's losses; None where the bundle has none."""
     from sol_rt.budget.hull import Hull
-    from sol_rt.budget.losses import ActionLosses
 
-    losses = ActionLosses(bundle.config)
-    if not losses.measured:
-        return None
-    return Hull(source.spec.actions, source.spec.cost, losses.table)
+    return Hull(source.spec.actions, source.spec.cost) if bundle.config.losses_measured else None
 
 
 def _embedding(bundle: Bundle) -> Callable[[Tensor], Tensor]:

@@ -114,7 +114,7 @@ def bench(
     )
     for name in planned.left_out:
         note(f"{name}: left out, because the model's context is {loaded.engine.max_context} tokens")
-    measuring = Bench(loaded, _read_bandwidth(loaded.engine.provider_name, loaded.engine.threads))
+    measuring = Bench(loaded, _read_bandwidth(loaded.provider.name, loaded.provider.threads))
     as_json = json or output is options.TableFormat.json
     rows: list[Row] = []
     if not as_json:
@@ -179,7 +179,7 @@ _OF_DENSE = ("budget", "achieved")
 
 
 def _print_header(setup: Setup) -> None:
-    from sol_rt.budget.cost.bytes_model import in_unit
+    from sol_rt.budget.cost.model import in_unit
 
     read = "not measured" if setup.read_gb_per_second is None else f"{setup.read_gb_per_second:.1f} GB/s"
     print(

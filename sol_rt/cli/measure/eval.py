@@ -215,7 +215,7 @@ def _held_out(
 
         write_bytes(png, render_evaluation_png(evaluation))
         note(f"{png}: written")
-    provider = {"provider": model.engine.provider_name}
+    provider = {"provider": model.provider.name}
     _print({**evaluation.as_json(), **provider} if as_json else table_lines(evaluation))
 
 

@@ -42,7 +42,7 @@ def perplexity(
     debug: options.Debug = False,
 ) -> None:
     """Measure perplexity on a text file. The second half of every window is scored, one decode step per token."""
-    from sol_rt.budget.cost.bytes_model import in_unit
+    from sol_rt.budget.cost.model import in_unit
     from sol_rt.cli.loading import dial, load, note_ineffective, read_text
     from sol_rt.evaluation.quality.perplexity import perplexity as measure
 
@@ -68,8 +68,8 @@ def perplexity(
     summary = {key: value for key, value in asdict(result).items() if key != "actions"}
     summary |= {
         "cost_model": loaded.cost.name,
-        "prefill": loaded.engine.prefill.variant,
-        **loaded.engine.provider.as_json(),
+        "prefill": loaded.prefill.variant,
+        **loaded.provider.as_json(),
     }
     if json or output is options.Format.json:
         print_json(summary)

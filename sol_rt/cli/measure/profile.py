@@ -11,9 +11,8 @@ from sol_rt.cli import options
 from sol_rt.cli.console import note, print_json, print_table, progress
 
 if TYPE_CHECKING:
-    from sol_rt.budget.cost.bytes_model import CostModel
+    from sol_rt.budget.cost.model import CostModel
     from sol_rt.bundle.actions import Action
-    from sol_rt.bundle.config import SolConfig
 
 
 _TUNE_SECONDS = 10.0
@@ -49,9 +48,9 @@ def profile(
     from sol_rt.budget.cost.tune import tune, tune_copies
     from sol_rt.budget.dominated import describe, replacements
     from sol_rt.cli.loading import bundle_path, name_device, open_checked, usable_threads
-    from sol_rt.engine.engine import Engine
     from sol_rt.engine.hardware import tuning
     from sol_rt.errors import UsageError
+    from sol_rt.generate.native.engine import Engine
     from sol_rt.store.home import check_writable
 
     if math.isnan(seconds):  # which is below no limit
@@ -70,10 +69,10 @@ def profile(
     tuned = gain = None
     with progress(timed=True) as report:
         if (library := engine.provider.library) is not None and engine.provider.gpu is None:
-            tuned = tune(engine, library, report, seconds=min(_TUNE_SECONDS, seconds / 4))
+            tuned = tune(engine, report, seconds=min(_TUNE_SECONDS, seconds / 4))
             seconds *= 3 / 4
             tuning.save(key := tuning.machine_key(engine.threads, library), tuned)
-            gain = tune_copies(engine, library, seconds=min(_TUNE_SECONDS, seconds / 4) / 3)
+            gain = tune_copies(engine, seconds=min(_TUNE_SECONDS, seconds / 4) / 3)
             if gain is not None:
                 tuning.save_gain_of_copies(key, bundle.config.model.name, gain)
         result = measure(engine, bundle, lengths, repeats, report, seconds=seconds)
@@ -82,7 +81,7 @@ def profile(
     dominated: dict[Action, Action] = {}
     if engine.provider.gpu is not None:
         dominated = replacements(bundle.config, cost)
-    on_hull = _on_hull(bundle.config, cost, sorted({row.context for row in result.rows}))
+    on_hull = _on_hull(cost, sorted({row.context for row in result.rows}))
     if json:
         rows = [row.as_json() for row in result.rows]
         instead = {action.tag: other.tag for action, other in dominated.items()}
@@ -126,11 +125,11 @@ def calibrate(**given: Any) -> None:
     profile(**given)
 
 
-def _on_hull(config: SolConfig, cost: CostModel, contexts: list[int]) -> dict[str, list[str]]:
+def _on_hull(cost: CostModel, contexts: list[int]) -> dict[str, list[str]]:
     """The actions that a mix needs at each context, the cheapest first; empty if the export measured no losses."""
-    from sol_rt.budget.schedules import measured_hull
+    from sol_rt.budget.hull import measured_hull
 
-    hull = measured_hull(config, cost)
+    hull = measured_hull(cost)
     if hull is None:
         return {}
     return {str(at): [hull.actions[corner.place].tag for corner in hull.corners(at)] for at in contexts}

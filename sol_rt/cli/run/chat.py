@@ -63,17 +63,18 @@ class Conversation:
 
         A question without an answer is dropped. If the chat is not interactive, Ctrl-C raises KeyboardInterrupt.
         """
-        from sol_rt.cli.loading import answered
+        from sol_rt.cli.loading import PromptBar
         from sol_rt.cli.run.generate import bought, slow_prompt
 
         governor, settings = self._governed()
         asked = [*self.messages, {"role": "user", "content": text}]
         said: list[str] = []
+        bar = PromptBar()
         run: Stream | None = None
         try:
             with self.interrupts.heeded():
-                run = self.model.stream(asked, **settings)
-                tokens = answered(self.model, run)
+                run = self.model.stream(asked, progress=bar, **settings)
+                tokens = bar.answered(run)
                 if governor is not None:
                     tokens = governor.govern(run, tokens)
                 elif (wanted := settings.get("tokens_per_second")) is not None:
@@ -181,7 +182,7 @@ class Conversation:
         settings = {**self.settings, **asked}
         if is_constant(settings["schedule"] or ""):
             settings["schedule"] = None
-        self.model.decoder(_dial_of(settings))  # raises for a loss where none was measured
+        self.model.check(_dial_of(settings))  # raises for a loss where none was measured
         self.settings = settings
         note(self._dial())
 
@@ -195,7 +196,7 @@ class Conversation:
         settings = {**self.settings, "schedule": argument}
         if is_constant(argument):
             settings |= {"budget": None, "tokens_per_second": None, "max_loss": None}  # a fixed action takes no budget
-        self.model.decoder(_dial_of(settings))  # raises for a schedule that this bundle or the dial cannot have
+        self.model.check(_dial_of(settings))  # raises for a schedule that this bundle or the dial cannot have
         self.settings = settings
         note(f"schedule {argument}")
 
@@ -290,7 +291,7 @@ def _checked(settings: dict[str, Any], model: SolModel) -> dict[str, Any]:
     dial, names = _dial_of(settings), _dial_names()
     others = {name: value for name, value in settings.items() if name not in names}
     GenerationConfig().updated(**others).check_vocabulary(model.bundle.config.model.vocab_size)
-    model.decoder(dial)  # raises for values that are out of range, contradict or can't be reached
+    model.check(dial)  # raises for values that are out of range, contradict or can't be reached
     return {"schedule": None, **settings}
 
 

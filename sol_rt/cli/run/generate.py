@@ -19,7 +19,6 @@ from sol_rt.errors import SolError, UsageError
 if TYPE_CHECKING:
     from sol_rt.bundle.config import SolConfig
     from sol_rt.generate.model import SolModel
-    from sol_rt.generate.native.model import NativeModel
     from sol_rt.generate.results import Generation
     from sol_rt.generate.trace import Trace
 
@@ -86,7 +85,6 @@ def generate(
         ),
     ] = None,
     prefill: options.Prefill = None,
-    engine: options.Engine = options.EngineName.python,
     provider: options.Provider = "auto",
     device: options.Device = 0,
     threads: options.Threads = None,
@@ -96,7 +94,7 @@ def generate(
     debug: options.Debug = False,
 ) -> None:
     """Generate text. The text streams to stdout; budget, speed and the actions taken go to stderr."""
-    from sol_rt.cli.loading import answered, dial, load, load_native, note_ineffective
+    from sol_rt.cli.loading import PromptBar, dial, load, note_ineffective
 
     rate, loss = (None, None) if governor else (tokens_per_second, max_loss)  # a governor holds both itself
     arguments: dict[str, Any] = {
@@ -122,22 +120,15 @@ def generate(
     if governor:
         check_governable(arguments, tokens_per_second, max_loss)
         sensors = Sensors()
-    settings: dict[str, Any] = {"provider": provider, "threads": threads, "native_ops": native_ops}
-    native = engine is options.EngineName.native
-    loaded: Any = (
-        load_native(model, **settings, ctx_size=ctx_size, prefill=prefill, verify=verify)
-        if native
-        else load(model, **settings, device=device, ctx_size=ctx_size, prefill=prefill, verify=verify)
-    )
-    if native:
-        arguments["replay"] = replay
-    else:
-        note_ineffective(loaded, arguments)
+    settings: dict[str, Any] = {"provider": provider, "threads": threads, "native_ops": native_ops, "device": device}
+    loaded = load(model, **settings, ctx_size=ctx_size, prefill=prefill, verify=verify)
+    note_ineffective(loaded, arguments)
     mover = None if sensors is None else Governor(loaded, sensors, budget, tokens_per_second, max_loss)
     if mover is not None:
         arguments["budget"] = mover.budget
-    run = loaded.stream(text, **arguments)
-    tokens = run if native else answered(loaded, run)
+    bar = PromptBar()
+    run = loaded.stream(text, progress=bar, **arguments)
+    tokens = bar.answered(run)
     if mover is not None:
         tokens = mover.govern(run, tokens)
     elif rate is not None and replay is None:
@@ -167,7 +158,7 @@ def generate(
         note(f"trace: {trace}; sol-rt trace {trace} draws it")
 
 
-def _finish(result: Generation | None, model: SolModel | NativeModel, json: bool, how: Mapping[str, Any]) -> None:
+def _finish(result: Generation | None, model: SolModel, json: bool, how: Mapping[str, Any]) -> None:
     """Ends the line of text and reports the result, also after Ctrl-C. `result` is None if there was no token."""
     if not json:
         print(flush=True)
@@ -181,7 +172,7 @@ def _finish(result: Generation | None, model: SolModel | NativeModel, json: bool
             note(line)
 
 
-def _top_logprobs(result: Generation, model: SolModel | NativeModel) -> dict[str, Any]:
+def _top_logprobs(result: Generation, model: SolModel) -> dict[str, Any]:
     """The key `top_logprobs` of `generate --json`: the likeliest tokens at each place; empty if none were asked for."""
     if not any(result.top_logprobs):
         return {}
@@ -253,7 +244,7 @@ def report(result: Generation, how: Mapping[str, Any]) -> None:
 
 def report_figures(result: Generation) -> None:
     """Prints on stderr budget, speed and actions of a generation."""
-    from sol_rt.budget.cost.bytes_model import in_unit
+    from sol_rt.budget.cost.model import in_unit
 
     floored = "; the bundle's cheapest action costs more than the requested budget" if _overspent(result) else ""
     note(

@@ -35,7 +35,7 @@ class Governor:
         highest: the highest budget, 1 by default.
         wanted_rate: tokens per second to keep, or None.
         max_loss: share by which perplexity may rise at the lowest budget, after 512 tokens; None for the least
-            sensible budget, or for `GovernorSettings.lowest` if the export measured no losses.
+            sensible budget, or for `default_lowest` if the export measured no losses.
 
     Attributes:
         max_loss: as given.
@@ -153,25 +153,23 @@ class Rate:
 
 def _least_budget(model: SolModel, max_loss: float | None) -> float:
     """The lowest budget of a governor. Raises UsageError for a loss where the export measured none."""
-    from sol_rt.budget.dial import NO_LOSSES, budget_of_loss, sensible_budget
-    from sol_rt.budget.governor import GovernorSettings
+    from sol_rt.budget.dial import Dial, budget_of_loss, sensible_budget
+    from sol_rt.budget.governor import default_lowest
 
-    if max_loss is None:
-        return GovernorSettings.lowest if model.hull is None else sensible_budget(model.hull, _CONTEXT)
+    if max_loss is not None:
+        model.check(Dial(max_loss=max_loss))
     if model.hull is None:
-        raise UsageError(NO_LOSSES)
-    return budget_of_loss(max_loss, model.hull, _CONTEXT)
+        return default_lowest()
+    return sensible_budget(model.hull, _CONTEXT) if max_loss is None else budget_of_loss(max_loss, model.hull, _CONTEXT)
 
 
 def check_governable(settings: Mapping[str, Any], wanted_rate: float | None, max_loss: float | None) -> None:
     """Raises UsageError for settings of `SolModel.stream` that hold something else than a budget, and for a rate that
-    no machine can keep. Also for a loss that is out of range or that the schedule does not keep.
+    no machine can keep. Also for a loss that the schedule does not keep.
     """
-    from sol_rt.budget.controller.base import check_request
     from sol_rt.cli.loading import check_rate
 
     check_rate(wanted_rate)
-    check_request(1.0, None, None, max_loss)
     check_keeps_loss(settings.get("schedule"), max_loss)
     if wrong := _ungovernable(settings):
         names = ", ".join("--" + name.replace("_", "-") for name in wrong)

@@ -88,7 +88,7 @@ def _shown(value: Any) -> Any:
 def _print(description: dict[str, Any], every: bool) -> None:
     from rich.table import Table
 
-    from sol_rt.budget.cost.bytes_model import in_unit
+    from sol_rt.budget.cost.model import in_unit
 
     model = description["model"]
     unit = in_unit(description["cost_model"])
@@ -232,7 +232,7 @@ def _only_loss(loss: float | None) -> str:
 
 
 def _print_frontier(selection: Selection, cost_model: str, relative_cost: RelativeCost | None) -> None:
-    from sol_rt.budget.cost.bytes_model import in_unit
+    from sol_rt.budget.cost.model import in_unit
     from sol_rt.evaluation.frontier import frontier, text_plot
 
     unit = in_unit(cost_model)

@@ -21,7 +21,6 @@ from onnx import TensorProto, helper, numpy_helper
 from sol_rt.bundle.bits import SCREENED
 from sol_rt.bundle.config import BLOCK, KvLayout, tensor_bytes
 from sol_rt.bundle.graph_file import ONNX_DTYPES
-from sol_rt.engine.gpu import logit_summary
 from sol_rt.engine.signature import GATHER_CAPACITY
 
 import onnxruntime as ort
@@ -78,7 +77,6 @@ def device_graph(
     dims: Mapping[str, int] | None = None,
     one_token: bool = False,
     float32: bool = False,
-    summary: tuple[int, int] | None = None,
     kv_density: float = 1.0,
 ) -> DeviceGraph:
     """Rewrites a graph of a bundle for a GPU.
@@ -92,7 +90,6 @@ def device_graph(
         dims: sizes of dims of inputs that the file leaves open.
         one_token: whether `input_ids` always holds one token.
         float32: whether everything in float16 becomes float32, the cache too; for function bodies alone.
-        summary: rows and width of a summary of the logits that the graph is to give besides (logit_summary.py).
         kv_density: share of the old tokens that a step attends, for which function bodies are to have room.
     """
     model = onnx.load_from_string(content)
@@ -100,8 +97,6 @@ def device_graph(
     if inline:
         _fit_gather_capacity(model.graph, kv_density, kv)
         model = onnx.inliner.inline_local_functions(model)
-    if summary is not None:
-        logit_summary.append(model.graph, *summary)
     rewriter = _Rewriter(model, bits, dict(constants or {}), dict(dims or {}), one_token)
     if float32:
         rewriter.widen()

@@ -64,11 +64,6 @@ class DeviceMemory(ABC):
         """True if the GPU is known to have stopped answering."""
         return False
 
-    def fetch(self, mirror: Mirror, names: Collection[str]) -> None:
-        """Reads tensors into their arrays. Raises DeviceError if that fails."""
-        with self.errors():
-            mirror.receive(names)
-
     def require(self, needed_bytes: int, what: str) -> None:
         """Raises ProviderError if the driver says that so much memory is not free. Some drivers notice only later."""
         free = self._free_bytes()

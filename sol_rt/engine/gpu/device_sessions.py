@@ -14,12 +14,11 @@ import numpy as np
 
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.weights import SharedWeights
-from sol_rt.engine.gpu import logit_summary
+from sol_rt.engine.gpu.device_cache import DeviceCache
 from sol_rt.engine.gpu.device_graph import Value, device_graph
 from sol_rt.engine.gpu.device_inputs import DeviceInputs
 from sol_rt.engine.gpu.device_memory import DeviceMemory
 from sol_rt.engine.gpu.device_weights import DeviceWeights
-from sol_rt.engine.kv_cache import KvCache
 from sol_rt.engine.signature import CHANNEL_INPUTS, SPARSE_DIMS, Signature, check_signature
 from sol_rt.errors import ProviderError
 
@@ -66,7 +65,6 @@ class DeviceGraphs:
         memory: the GPU's memory.
         stored: the mapped weights file.
         signature: the inputs and outputs that every graph has.
-        summary: rows and width of the summary of logits that graphs for steps compute; None for none.
 
     Attributes:
         weights: the weights on the GPU.
@@ -80,10 +78,9 @@ class DeviceGraphs:
         memory: DeviceMemory,
         stored: SharedWeights,
         signature: Signature,
-        summary: tuple[int, int] | None = None,
     ) -> None:
         self._bundle, self._provider, self._stored = bundle, provider, stored
-        self._signature, self._summary = signature, summary
+        self._signature = signature
         self.weights = DeviceWeights(stored, memory)
         self._memory = memory
         self.captures = provider.can_capture
@@ -128,10 +125,10 @@ class DeviceGraphs:
             dims=layers,
             one_token=kind.one_token,
             float32=self._provider.floats == "float32",
-            summary=self._summary if kind.one_token else None,
             kv_density=1.0 if kind.kv_density is None else kind.kv_density,
         )
         self.weights.place(graph.values)
+        self._stored.require_unchanged()  # afterwards, so that no weights come of a file that was just written to
         capture = self.captures and kind.one_token
         try:
             session = self._session(kind, graph.model, capture)
@@ -141,7 +138,7 @@ class DeviceGraphs:
             # a provider that cannot capture this graph cannot capture another one of the bundle
             capture = self.captures = False
             session = self._session(kind, graph.model, capture)
-        ignored = {value.name for value in graph.values} | {logit_summary.PARTS, logit_summary.PLACES}
+        ignored = {value.name for value in graph.values}
         inputs, outputs = self._signature
         inputs = {name: wanted for name, wanted in inputs.items() if name not in constants}
         check_signature(path, session, (inputs, outputs), ignored=ignored)
@@ -222,7 +219,7 @@ class OpenGraph:
         plain = not self.captured and self._uncaptured is not None
         self.session.run_with_iobinding(binding, self._uncaptured if plain else self._captured_options)
 
-    def try_capture(self, cache: KvCache, inputs: DeviceInputs) -> None:
+    def try_capture(self, cache: DeviceCache, inputs: DeviceInputs) -> None:
         """Tries whether captured runs give the same numbers as plain runs. If so, later runs are captured.
 
         A provider may record less than its kernels do: WebGPU leaves out copies between buffers, and sizes that a
@@ -244,7 +241,7 @@ class OpenGraph:
         self.release_capture()
         self.captured, self.refused = right is True, right is False
 
-    def _captures_right(self, cache: KvCache, inputs: DeviceInputs) -> bool:
+    def _captures_right(self, cache: DeviceCache, inputs: DeviceInputs) -> bool:
         size = cache.capacity
         lengths = (size // 2, size // 2 + 1, size // 2 + 2, size // 4, size - 1)
         outcomes: list[dict[str, np.ndarray]] = []

@@ -7,7 +7,6 @@ are best.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import math
 import sys
@@ -146,28 +145,6 @@ def _write(machines: dict[str, Any], copies: dict[str, Any]) -> Path:
     document = {"format": FORMAT, "format_version": FORMAT_VERSION, "machines": machines, "copies": copies}
     write_text(path, json.dumps(document, indent=1) + "\n")
     return path
-
-
-def apply(library: Path, tuning: Tuning, *, keep_copies: bool = False) -> None:
-    """Sets how the operators of this process run from now on, those of every engine.
-
-    Without `tuning.copies`, copies that there are, are freed; with `keep_copies` they stay, for settings that follow.
-    As engines call it, the one that is made last decides whether steps of earlier ones read copies. Results are the
-    same bits.
-    """
-    operators = ctypes.CDLL(str(library))
-    operators.SolOpsTune(
-        *(ctypes.c_uint32(value) for value in (tuning.cache_level, tuning.row_bytes_ahead, tuning.members))
-    )
-    operators.SolOpsCopies(ctypes.c_uint32(1 if tuning.copies else 2 if keep_copies else 0))
-
-
-def current(library: Path) -> Tuning:
-    """Reads the settings of the operators of this process from `library`."""
-    values = (ctypes.c_uint32 * 4)()
-    ctypes.CDLL(str(library)).SolOpsTuning(values)
-    level, ahead, members, copies = values
-    return Tuning(level, ahead, members, copies != 0)
 
 
 def copied_bytes(tensors: Mapping[str, TensorEntry]) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 
 import altair as alt
 
-from sol_rt.budget.cost.bytes_model import in_unit
+from sol_rt.budget.cost.model import in_unit
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bits import MIXED
 from sol_rt.errors import UsageError

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import altair as alt
 
-from sol_rt.budget.cost.bytes_model import in_unit
+from sol_rt.budget.cost.model import in_unit
 from sol_rt.evaluation.pages.chart import LossChart, Mark, figure, in_words, png
 from sol_rt.evaluation.pages.style import page, table, tiles
 from sol_rt.evaluation.report.report import Comparison, Evaluation, Result, SizeReport

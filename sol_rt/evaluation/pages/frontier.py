@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import altair as alt
 
-from sol_rt.budget.cost.bytes_model import in_unit
+from sol_rt.budget.cost.model import in_unit
 from sol_rt.budget.hull import falling_hull
 from sol_rt.bundle.selection import Candidate, Selection
 from sol_rt.evaluation.frontier import FrontierPoint, RelativeCost, frontier

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import altair as alt
 
-from sol_rt.budget.cost.bytes_model import in_unit
+from sol_rt.budget.cost.model import in_unit
 from sol_rt.evaluation.pages.chart import LIGHT, MONOSPACE, WIDTH, colours, figure, rows, tag_and_words
 from sol_rt.evaluation.pages.style import COLOURS, page, tiles
 from sol_rt.generate.trace import Trace, TraceRecord

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sol_rt.engine.engine import Engine
 from sol_rt.engine.step import StepOutput
 from sol_rt.errors import ContextError, UsageError
-from sol_rt.evaluation.quality.runs import detached
-from sol_rt.generate.loop import Decoder
+from sol_rt.generate.model import SolModel
+from sol_rt.generate.native.decoder import Decoder
 
 
 @dataclass(frozen=True)
@@ -36,15 +35,15 @@ class PromptScorer:
 
     A prompt is prefilled dense up to its last token. Tokens that it shares with the previous prompt stay in the cache.
     That last token and all tokens of the continuation but the last one are decode steps, so a decode step predicts
-    every token of the continuation. A decoder may be used for several prompts; its controller then keeps the budget
-    over all of them, as in a server.
+    every token of the continuation. A decoder may be used for several prompts, and then keeps the budget over all of
+    them, as in a server.
 
     Args:
-        engine: the model's engine; its cache is overwritten.
+        model: an open model; its cache is overwritten.
     """
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, model: SolModel) -> None:
+        self._model, self._engine = model, model.engine
         self._dense: list[int] = []  # tokens of the cache that were prefilled dense
         self._tail: list[int] = []
         self._output: StepOutput
@@ -69,12 +68,12 @@ class PromptScorer:
         engine.owner = self
         engine.truncate(shared)
         self._dense = dense
-        self._output = detached(engine.forward(dense[shared:], engine.bundle.config.dense))
+        self._output = engine.forward(dense[shared:], engine.bundle.config.dense)
 
     def score(self, decoder: Decoder, continuation: Sequence[int]) -> Continuation:
         """Scores a continuation, one token or more, of the opened prompt. Raises ContextError if it is too long."""
         decoder.rewind(len(self._dense), self._output)
-        context, cost = len(self._dense), decoder.controller.cost
+        context, cost = len(self._dense), self._model.cost
         spent = full = 0.0
         tokens = [*self._tail, *continuation]
         first = len(self._tail)

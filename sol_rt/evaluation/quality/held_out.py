@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from sol_rt.budget.cost.bytes_model import CostModel
+from sol_rt.budget.cost.model import CostModel
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.config import SolConfig
 from sol_rt.errors import ContextError, UsageError
@@ -135,7 +135,7 @@ def state_settings(model: SolModel, block: int | None = None) -> dict[str, objec
     dropped = {"README.md", policy["file"] if policy else None}
     document["files"] = {name: entry for name, entry in document["files"].items() if name not in dropped}
     digest = hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
-    kernels = "native" if model.engine.native else model.engine.provider_name
+    kernels = "native" if model.native else model.provider.name
     return {
         "bundle": digest[:16],
         "cost": " and ".join(

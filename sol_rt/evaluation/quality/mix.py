@@ -8,28 +8,33 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 
-from sol_rt.budget.controller.budget import Controller
 from sol_rt.budget.hull import falling_hull
 from sol_rt.budget.schedules import PolicyInput
-from sol_rt.budget.schedules.hull import ErrorDiffusion
 from sol_rt.bundle.actions import Action
+from sol_rt.generate.native.own_schedule import Controller
 
 
 class MixSchedule:
-    """Alternates between the controller's first two actions, so that their mean cost is the controller's target."""
+    """Alternates between two of the controller's actions, by error diffusion, so that their mean cost is its target."""
 
     name = "mix"
 
-    def __init__(self, controller: Controller) -> None:
-        self._controller = controller
-        self._turns = ErrorDiffusion()
+    def __init__(self, controller: Controller, pair: tuple[Action, Action]) -> None:
+        self._controller, self._pair = controller, pair
+        self._places = [controller.actions.index(action) for action in pair]
+        self._carry = 0.5  # what is owed to the dearer action, in steps
 
     def choose(self, step: PolicyInput) -> Action:
         controller = self._controller
-        costs = controller.relative_costs(step.context)[:2].tolist()
+        costs = controller.relative_costs(step.context)[self._places].tolist()
         low, high = sorted(range(2), key=costs.__getitem__)
-        dearer = self._turns.take_dearer(controller.target(step.context), costs[low], costs[high])
-        return controller.actions[high if dearer else low]
+        rise = costs[high] - costs[low]
+        share = (controller.target(step.context) - costs[low]) / rise if rise > 0 else 1.0
+        self._carry += min(max(share, 0.0), 1.0)
+        if self._carry < 1.0 - 1e-9:
+            return self._pair[low]
+        self._carry -= 1.0
+        return self._pair[high]
 
 
 def hull_pair(points: Mapping[Action, tuple[float, float]], budget: float) -> tuple[Action, Action] | None:

@@ -11,34 +11,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sol_rt.errors import ContextError, UsageError
 
 if TYPE_CHECKING:
-    from sol_rt.bundle.bundle import Bundle
     from sol_rt.bundle.config import ModelDims
     from sol_rt.generate.model import SolModel
-    from sol_rt.generate.results import Scores
     from sol_rt.text.tokenizer import Tokenizer
-
-
-class Scorer(Protocol):
-    """A model that scores text: `SolModel`, or `NativeModel` in the core."""
-
-    @property
-    def bundle(self) -> Bundle:
-        """The opened bundle."""
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """The bundle's tokenizer."""
-
-    @property
-    def score(self) -> Callable[..., Scores]:
-        """`SolModel.score`."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +87,7 @@ def estimate(logprobs: np.ndarray, chunks: int, achieved_budget: float, actions:
 
 
 def perplexity(
-    model: Scorer,
+    model: SolModel,
     text: str,
     *,
     size: int = 512,

@@ -10,10 +10,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from sol_rt.budget.controller.budget import Controller
-from sol_rt.budget.cost.bytes_model import BytesCost, CostModel
 from sol_rt.budget.cost.cost_table import load_cost_model
-from sol_rt.budget.dial import Dial
+from sol_rt.budget.cost.model import BytesCost, CostModel
+from sol_rt.budget.dial import Dial, MakeSchedule
 from sol_rt.budget.schedules import is_constant
 from sol_rt.bundle.actions import Action
 from sol_rt.engine.distribution import Distribution, Reference
@@ -21,8 +20,8 @@ from sol_rt.engine.step import StepOutput
 from sol_rt.evaluation.quality.mix import MixSchedule
 from sol_rt.evaluation.quality.oracle import hindsight
 from sol_rt.evaluation.quality.windows import Window
-from sol_rt.generate.loop import Decoder
 from sol_rt.generate.model import SolModel
+from sol_rt.generate.native.decoder import Decoder
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ def other_cost(model: SolModel) -> CostModel | None:
     """
     if model.cost.name != "bytes":
         return BytesCost(model.bundle.config)
-    measured = load_cost_model(model.bundle, *model.engine.machine, quick=False)
+    measured = load_cost_model(model.bundle, *model.machine, quick=False)
     return None if measured.name == "bytes" else measured
 
 
@@ -114,27 +113,26 @@ class WindowScorer:
         self._window, self._dense = window, []
         engine.owner = self
         engine.reset()
-        given = engine.forward(window.tokens[: window.context], self._model.bundle.config.dense)
-        self._prefilled = detached(given)
+        self._prefilled = engine.forward(window.tokens[: window.context], self._model.bundle.config.dense)
         return self.run(DENSE)
 
     def run(self, setting: Setting) -> WindowRun:
         """Runs the opened window under a schedule."""
         window, dense = self._window, self._dense
-        decoder = self._decoder(setting)
-        decoder.rewind(window.context, self._prefilled)
+        steps = self._decoder(setting)
+        steps.rewind(window.context, self._prefilled)
         first = not dense
         scored = window.tokens[window.context :]
         rows = np.empty((window.steps, _COLUMNS), np.float64)
         for index, (token, target) in enumerate(itertools.pairwise(scored)):
             context = window.context + index
-            taken = decoder.step(token)
-            distribution = decoder.output.distribution
+            taken = steps.step(token)
+            distribution = steps.output.distribution
             if first:
                 dense.append(Reference(distribution, np.float32))
             policy = setting.schedule == "sol"
             rows[index] = self._row(dense[index], distribution, target, taken.action, context, taken.cost, policy)
-        return self._sums(rows, dict(decoder.actions), decoder.controller.floored)
+        return self._sums(rows, dict(steps.actions), steps.floored)
 
     def oracle(self, actions: Sequence[Action], budgets: Sequence[float]) -> list[WindowRun]:
         """Runs every action at every token of the opened window, each after a dense cache, and chooses in hindsight.
@@ -204,29 +202,16 @@ class WindowScorer:
         )
 
     def _decoder(self, setting: Setting) -> Decoder:
-        if setting.mixed is not None:
-            assert setting.budget is not None
-            return mixed_decoder(self._model, setting.mixed, setting.budget)
         budget = 1.0 if setting.budget is None or is_constant(setting.schedule) else setting.budget
-        return self._model.decoder(Dial(budget, setting.schedule, seed=setting.seed))[1]
-
-
-def mixed_decoder(model: SolModel, actions: tuple[Action, Action], budget: float) -> Decoder:
-    """A decoder that alternates between two actions so that their mean cost is the budget."""
-    config = model.bundle.config
-    known: Sequence[Action] = actions if config.dense in actions else (*actions, config.dense)
-    controller = Controller(known, model.cost, budget)
-    return Decoder(model.engine, controller, MixSchedule(controller))
-
-
-def detached(output: StepOutput) -> StepOutput:
-    """Copies an output, because later steps overwrite the engine's arrays."""
-    logits = output.logits[-1:].copy()
-    return StepOutput(logits, output.hidden[-1:].copy(), Distribution(logits[0]))
+        pair = setting.mixed
+        schedule: str | MakeSchedule = setting.schedule
+        if pair is not None:
+            schedule = lambda controller: MixSchedule(controller, pair)  # noqa: E731
+        return self._model.decoder(Dial(budget, schedule, seed=setting.seed))
 
 
 def device_words(model: SolModel) -> str:
     """Describes a model's GPU or processor, threads, provider and kernels in words."""
-    engine = model.engine
-    kernels = "native kernels" if engine.native else "ONNX Runtime kernels"
-    return f"{engine.provider.device_name}, {engine.threads} threads, {engine.provider_name}, {kernels}"
+    provider = model.provider
+    kernels = "native kernels" if model.native else "ONNX Runtime kernels"
+    return f"{provider.device_name}, {provider.threads} threads, {provider.name}, {kernels}"

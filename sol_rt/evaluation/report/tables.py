@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from sol_rt.budget.cost.bytes_model import in_unit
+from sol_rt.budget.cost.model import in_unit
 from sol_rt.evaluation.quality.bootstrap import Figure
 from sol_rt.evaluation.quality.held_out import ORACLE
 from sol_rt.evaluation.report.report import Comparison, Evaluation, Result, SizeReport

@@ -7,10 +7,10 @@
     for test in plan(model, n_depth=(0, 2048)).tests:
         print(bench.run(test, repetitions=5).as_json())
 
-A `tg` test times the decode steps of generation: schedule, controller, graph, and the greedy choice of the next token.
+A `tg` test times the decode steps of a greedy generation, with all that it does for a token.
 A `pp` test times the prefill, dense unless the model has another variant for it, and the logits of the last token. Not
-timed are opening the model, filling the cache to the depth, the warm-up repetition, and turning tokens into text. As in
-llama-bench, prompts are random tokens, and an end token does not end a generation.
+timed are opening the model, filling the cache to the depth, and the warm-up repetition. As in llama-bench, prompts are
+random tokens, and an end token does not end a generation.
 """
 
 from __future__ import annotations
@@ -27,20 +27,19 @@ from typing import Any
 import numpy as np
 
 from sol_rt import __version__
-from sol_rt.budget.cost.bytes_model import BytesCost
+from sol_rt.budget.cost.model import BytesCost
 from sol_rt.budget.dial import Dial
 from sol_rt.budget.schedules import is_constant
+from sol_rt.bundle.actions import Action
 from sol_rt.engine.hardware import peak_rss_mb, processor_name
 from sol_rt.errors import UsageError
-from sol_rt.generate.generation_config import GenerationConfig
-from sol_rt.generate.loop import Decoder, StepRecord
 from sol_rt.generate.model import SolModel
-from sol_rt.generate.sampling import Sampler
 from sol_rt.progress import Progress, silent
 
 import onnxruntime as ort
 
 BUDGETS = (1.0, 0.6, 0.4)
+_GREEDY = {"do_sample": False, "repetition_penalty": 1.0, "eos_token_id": [], "stop_strings": []}
 
 
 @dataclass(frozen=True)
@@ -229,7 +228,7 @@ def plan(
     if beyond := [depth for depth in n_depth if depth >= limit]:
         raise UsageError(f"--n-depth: got {beyond[0]}, expected less than {limit}, the model's context")
     dials = _dials(model, budgets, schedules)
-    prefill = model.engine.prefill
+    prefill = model.prefill
     prompted = "dense" if prefill == model.bundle.config.dense else prefill.variant
     tests: list[Case] = []
     left_out: list[Case] = []
@@ -237,7 +236,7 @@ def plan(
         wanted = [Case(count, 0, depth, prompted) for count in n_prompt if count]
         wanted += [Case(0, count, depth, *dial) for count in n_gen if count for dial in dials]
         for test in wanted:
-            fits = depth + test.n_prompt + test.n_gen <= limit
+            fits = max(depth, 1 if test.n_gen else 0) + test.n_prompt + test.n_gen <= limit
             (tests if fits else left_out).append(test)
     if not tests:
         what = f"all tests exceed the model's context of {limit} tokens" if left_out else "no tokens to process"
@@ -261,7 +260,7 @@ def _dials(
         else:
             dials += [(name, budget) for budget in wanted]
     for name, budget in dials:
-        model.decoder(Case(0, 1, 0, name, budget).dial)  # raises now what would otherwise fail after minutes
+        model.check(Case(0, 1, 0, name, budget).dial)  # raises now what would otherwise fail after minutes
     return dials
 
 
@@ -278,9 +277,9 @@ class Bench:
 
     def __init__(self, model: SolModel, read_gb_per_second: float | None = None) -> None:
         self._model, self._engine = model, model.engine
-        config, engine = model.bundle.config, model.engine
+        config = model.bundle.config
         self._bytes = BytesCost(config)
-        self._tokens = np.random.default_rng(0).integers(0, config.model.vocab_size, engine.max_context).tolist()
+        self._tokens = np.random.default_rng(0).integers(0, config.model.vocab_size, self._engine.max_context).tolist()
         self.setup = Setup(
             version=__version__,
             onnxruntime=ort.__version__,
@@ -288,11 +287,11 @@ class Bench:
             model=config.model.name,
             model_filename=str(model.bundle.path),
             model_size=config.files[config.weights_file].bytes,
-            **engine.provider.as_json(),
-            kernels="native" if engine.native else "onnxruntime",
-            n_threads=engine.threads,
+            **model.where,
+            kernels="native" if model.native else "onnxruntime",
+            n_threads=model.provider.threads,
             cost_model=model.cost.name,
-            prefill=engine.prefill.variant,
+            prefill=model.prefill.variant,
             read_gb_per_second=read_gb_per_second,
         )
 
@@ -327,6 +326,8 @@ class Bench:
             for number, (test, own) in enumerate(zip(tests, samples, strict=True)):
                 before = done * len(tests) + number
                 progress(test.label, before, (repetitions + 1) * len(tests))
+                if not done and test.n_gen:
+                    self._open(test)
                 with self._at(test.n_depth):
                     sample = self._prompt(test) if test.n_prompt else self._generation(test)
                 if done:  # the first run is the warm-up
@@ -357,50 +358,48 @@ class Bench:
         if engine.owner is not self:  # someone else filled the cache
             engine.reset()
         engine.owner = self
-        engine.truncate(min(depth, engine.length))
-        if engine.length < depth:
+        if depth:  # the last token runs anew, and before it all that a rewind left undone
+            engine.truncate(min(depth - 1, engine.length))
             engine.forward(self._tokens[engine.length : depth], self._model.cost.dense_action)
-        engine.follow_up()
+        else:
+            engine.reset()
         try:
             yield
         finally:
             engine.truncate(min(depth, engine.length))
             engine.owner = self
 
+    def _open(self, test: Case) -> None:
+        """Makes the sessions that the steps of a test may need, so that none is made while it is timed.
+
+        On a GPU the repetition that is not timed makes them.
+        """
+        if is_constant(test.schedule) or test.budget == 1.0 or self._model.provider.gpu is not None:
+            return
+        spare = self._model.session()
+        for variant in self._model.bundle.config.variants.values():
+            spare.forward([0], Action(1.0, variant.channel_density, variant.bits))
+            spare.reset()
+
     def _prompt(self, test: Case) -> _Sample:
-        _, decoder = self._model.decoder(Dial(schedule="dense"))
-        tokens = self._tokens[: test.n_depth + test.n_prompt]
+        tokens = self._tokens[test.n_depth : test.n_depth + test.n_prompt]
         start = time.perf_counter_ns()
-        decoder.prefill(tokens, reuse=True)
+        self._engine.forward(tokens, self._model.prefill)
         return _Sample(time.perf_counter_ns() - start)
 
     def _generation(self, test: Case) -> _Sample:
-        _, decoder = self._model.decoder(test.dial)
-        engine, controller = self._engine, decoder.controller
-        if not controller.dense_only and not is_constant(decoder.schedule.name):
-            engine.load({action.variant for action in controller.actions})
-        sampler = Sampler(GenerationConfig(), self._model.bundle.config.model.vocab_size)
-        history = self._tokens[: max(test.n_depth, 1)]
-        taken: list[StepRecord] = []
-        # run the last token again, dense as those before it: the first new token is chosen from its distribution
-        decoder.prompt_action = controller.dense
-        decoder.prefill(history, reuse=True)
-        decoder.rewind(test.n_depth, decoder.output)
+        prompt = self._tokens[: max(test.n_depth, 1)]
+        dial = {"schedule": test.schedule, "budget": None if is_constant(test.schedule) else test.budget}
+        settings: dict[str, Any] = {**_GREEDY, **dial, "max_new_tokens": test.n_gen + 1, "reuse_cache": True}
+        stream = self._model.stream(prompt, **settings)
+        next(stream)  # of the last token of the prompt, which runs again
         start = time.perf_counter_ns()
-        for _ in range(test.n_gen):
-            token, _ = sampler.sample(decoder.output.distribution, history)
-            history.append(token)
-            taken.append(decoder.step(token))
+        taken = list(stream)
         elapsed = time.perf_counter_ns() - start
-        read = sum(self._bytes_of(decoder, step) for step in taken)
-        return _Sample(elapsed, read, controller.achieved, dict(decoder.actions))
-
-    def _bytes_of(self, decoder: Decoder, step: StepRecord) -> float:
-        """Bytes that a decode step read, including those of the policy."""
-        read = self._bytes.step(step.action, step.context)
-        if decoder.schedule.name == "sol" and not decoder.controller.dense_only:
-            read += self._bytes.policy()
-        return read
+        read = sum(self._bytes.step(token.action, len(prompt) + index) for index, token in enumerate(taken))
+        if test.schedule == "sol" and test.budget != 1.0:
+            read += len(taken) * self._bytes.policy()
+        return _Sample(elapsed, read, taken[-1].achieved_budget, dict(Counter(token.action.tag for token in taken)))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The native core (bindings/c) from Python: `NativeModel` generates as `SolModel` does, without Python in the loop.
+"""Sessions of the native core (core/): runs, scores, streams' options and callbacks.
 
 May import: sol_rt.generate and the folders below it.
 """

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TypeVar
 
 from sol_rt.errors import SolError
+from sol_rt.generate.native.turns import Turns
 
 T = TypeVar("T")
 
@@ -16,27 +17,37 @@ class Callbacks:
 
     def __init__(self) -> None:
         self._failed: BaseException | None = None
+        self._turns: Turns | None = None
 
     def answer(self, call: Callable[[], T], failed: T) -> T:
-        """The result of `call`. If that raises, `failed`, on which the core ends its call."""
+        """The result of `call`. If that raises, `failed`, on which the core ends its call or goes on."""
         try:
-            return call()
+            with nullcontext() if self._turns is None else self._turns.asking():
+                return call()
         except BaseException as error:
             self._failed = error
             return failed
 
     @contextmanager
-    def raising(self) -> Iterator[None]:
-        """While the core runs: raises an exception of a callback in place of the core's error that it caused."""
+    def raising(self, turns: Turns) -> Iterator[None]:
+        """While the core runs: raises an exception of a callback, in place of the core's error if there is one.
+
+        Args:
+            turns: of the session that runs. A callback that uses the session gets a BusyError.
+        """
+        self._failed, self._turns = None, turns
         try:
             yield
         except SolError:
-            failed, self._failed = self._failed, None
-            if failed is None:
+            if self._failed is None:
                 raise
-            raise failed from None
+        finally:
+            self._turns = None
+        failed, self._failed = self._failed, None
+        if failed is not None:
+            raise failed
 
 
-def raising_of(callbacks: Callbacks | None) -> AbstractContextManager[None]:
-    """`callbacks.raising()`; a context that changes nothing where there are none."""
-    return nullcontext() if callbacks is None else callbacks.raising()
+def raising_of(callbacks: Callbacks | None, turns: Turns) -> AbstractContextManager[None]:
+    """`callbacks.raising(turns)`; a context that changes nothing where there are none."""
+    return nullcontext() if callbacks is None else callbacks.raising(turns)

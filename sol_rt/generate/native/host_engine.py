@@ -13,12 +13,12 @@ from sol_rt.bundle.actions import Action
 from sol_rt.bundle.config import ModelDims
 from sol_rt.engine.step import StepOutput
 from sol_rt.errors import UsageError
-from sol_rt.generate.native import structs
 from sol_rt.generate.native.callbacks import Callbacks
+from sol_rt.native import structs
 
 
 class CacheEngine(Protocol):
-    """An engine with a KV cache, as `Engine` is one."""
+    """An engine with a KV cache, as `GpuEngine` is one."""
 
     def forward(self, tokens: Sequence[int], action: Action, *, num_logits: int = 1) -> StepOutput:
         """Appends tokens to the cache and returns the output of the last `num_logits` of them."""

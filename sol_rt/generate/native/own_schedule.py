@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from sol_rt.budget.schedules import PolicyInput
+from sol_rt.budget.schedules import PolicyInput, Schedule
 from sol_rt.bundle.actions import Action
-from sol_rt.errors import UsageError, brief
-from sol_rt.generate.native import structs
+from sol_rt.errors import SolError, UsageError, brief
 from sol_rt.generate.native.callbacks import Callbacks
 from sol_rt.generate.native.session import distribution_of, floats
-from sol_rt.generate.own_schedule import made_schedule
+from sol_rt.generate.trace import is_name
+from sol_rt.native import structs
 
 
-class CoreController:
+class Controller:
     """Reports to a schedule what the core's controller allows. A is the number of actions.
 
     Answers are those of the step that is being chosen; asking about another context is a UsageError.
@@ -60,6 +60,10 @@ class CoreController:
         allowed, costs = self.allowed(context), self.relative_costs(context)
         return index if allowed[index] else int(np.argmin(np.where(allowed, np.abs(costs - costs[index]), np.inf)))
 
+    def floor(self, context: int) -> float:
+        """Cost of the cheapest action in dense steps."""
+        return float(self.relative_costs(context).min())
+
     def target(self, context: int) -> float:
         """Cost in dense steps that this step should aim for."""
         return float(self._at(context).target)
@@ -93,18 +97,30 @@ class OwnSchedule(Callbacks):
     Raises UsageError if `make` returns no schedule.
     """
 
-    def __init__(self, make: Any, controller: CoreController) -> None:
+    def __init__(self, make: Any, controller: Controller) -> None:
         super().__init__()
-        self._controller = controller
+        self._controller, self._checked = controller, False
         self._indices = {action: index for index, action in enumerate(controller.actions)}
         self._schedule = made_schedule(make, controller)
         self.name = self._schedule.name
         self.callback = structs.Choose(lambda _, choice: self.answer(lambda: self._index(choice.contents), -1))
 
+    def _check_actions(self, choice: structs.Choice) -> None:
+        """Compares the order of the actions with the core's, at the first step."""
+        if self._checked:
+            return
+        tags = [action.tag for action in self._controller.actions]
+        given = [choice.actions[index].decode() for index in range(choice.num_actions)]
+        if given != tags:
+            raise SolError(f"schedule {self.name}: the core gives the actions {brief(given)}, expected {brief(tags)}")
+        self._checked = True
+
     def _index(self, choice: structs.Choice) -> int:
         logits = floats(choice.logits, choice.vocab_size)
         distribution = distribution_of(choice.distribution.contents, logits)
-        hidden = floats(choice.hidden, 1, choice.hidden_size)
+        # a schedule may keep it; a plan without a model may have none
+        hidden = floats(choice.hidden, 1, choice.hidden_size).copy() if choice.hidden else None
+        self._check_actions(choice)
         self._controller.choice = choice
         try:
             action = self._schedule.choose(PolicyInput(choice.context, choice.token, hidden, distribution, choice.step))
@@ -113,3 +129,17 @@ class OwnSchedule(Callbacks):
         if (index := self._indices.get(action)) is None:
             raise UsageError(f"--schedule: {self.name} chose {brief(action)}, expected one of the controller's actions")
         return index
+
+
+def made_schedule(make: Callable[[Any], Schedule], controller: object) -> Schedule:
+    """Calls a caller's function to make a schedule. Raises UsageError if the result is no schedule."""
+    expected = "expected a function that takes the controller and returns an object with `name` and `choose`"
+    if isinstance(make, type) and not hasattr(make, "choose"):
+        raise UsageError(f"--schedule: got {brief(make)}, {expected}")
+    schedule = make(controller)
+    name = getattr(schedule, "name", None)
+    if not (isinstance(name, str) and callable(getattr(schedule, "choose", None))):
+        raise UsageError(f"--schedule: got a function that returns {brief(schedule)}, {expected}")
+    if not is_name(name):
+        raise UsageError(f"--schedule: got the name {brief(name)}, expected a short text that can be printed")
+    return schedule

@@ -1,12 +1,14 @@
-"""`NativeSession`: one KV cache of the native core, with runs and scores of given tokens."""
+"""`Session`: one KV cache of the native core, with runs and scores of given tokens."""
 
 from __future__ import annotations
 
+import _thread
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
-from ctypes import POINTER, byref, c_float, c_int32, c_size_t, c_void_p, cast, sizeof
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from ctypes import POINTER, byref, c_double, c_float, c_int32, c_size_t, c_void_p, cast, sizeof
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -15,20 +17,33 @@ from sol_rt.bundle.bundle import Bundle
 from sol_rt.engine.distribution import Distribution, SoftmaxSums
 from sol_rt.engine.step import StepOutput
 from sol_rt.errors import UsageError, brief
-from sol_rt.generate.native import structs
-from sol_rt.generate.native.callbacks import raising_of
+from sol_rt.generate.native.callbacks import Callbacks, raising_of
 from sol_rt.generate.native.host_engine import CacheEngine, HostEngine
-from sol_rt.generate.native.library import core, model_info
+from sol_rt.generate.native.turns import Turns
 from sol_rt.generate.prompt import token_ids
+from sol_rt.native import structs
+from sol_rt.native.library import core, model_info
 
 
-class NativeSession:
+class Displaced(Protocol):
+    """A run of a session, until something else takes the session over."""
+
+    @property
+    def open(self) -> bool:
+        """True until it has ended."""
+
+    def interrupt(self) -> None:
+        """Keeps the results so far, which the core is about to drop."""
+
+
+class Session:
     """A KV cache in the core, and runs on it. One thread at a time uses it; a second one gets a BusyError.
 
     Args:
         model: the `sol_model`, which the core keeps as long as the session.
         bundle: the bundle that it was loaded from.
-        engine: as in `NativeModel.session`.
+        engine: runs the graphs and holds the cache in place of the core; None for the core. Nobody else uses it
+            meanwhile.
 
     Attributes:
         bundle: as given.
@@ -36,25 +51,61 @@ class NativeSession:
         max_context: tokens that the cache may hold at most.
         handle: the `sol_session`.
         host: the callbacks of `engine`, or None.
+        turns: decides which thread's generation runs.
+        owner: the object that last filled the cache for itself, or None. It checks that it still is the owner.
+        planned: the `Decoder` whose plan the session has, or None.
+        changes: how often something took the session over.
     """
 
     def __init__(self, model: c_void_p, bundle: Bundle, engine: CacheEngine | None = None) -> None:
         info = model_info(model)
         self.bundle, self.native, self.max_context = bundle, bool(info.native), int(info.max_context)
         self.host = None if engine is None else HostEngine(engine, bundle.config.model)
+        self.turns = Turns()
+        self.owner: object = None
+        self.planned: object = None
+        self.changes = 0
+        self._newest: weakref.ref[Displaced] | None = None
         self.handle = c_void_p()
         if self.host is None:
             core().sol_session_create(model, byref(self.handle))
         else:
             core().sol_session_create_on(model, byref(self.host.struct), byref(self.handle))
-        self._release = weakref.finalize(self, core().sol_session_release, self.handle)
+        weakref.finalize(self, core().sol_session_release, self.handle).atexit = False  # another thread may be in it
+
+    @property
+    def newest(self) -> Displaced | None:
+        """The stream that runs in this session or did so last; None after `displace`, and if it was dropped."""
+        return None if self._newest is None else self._newest()
+
+    @newest.setter
+    def newest(self, stream: Displaced) -> None:
+        self._newest = weakref.ref(stream)
+
+    @property
+    def idle(self) -> bool:
+        """True if neither a stream nor a `Decoder` is between two of its steps here."""
+        newest = self.newest
+        return (newest is None or not newest.open) and (self.planned is None or self.owner is not self.planned)
+
+    def displace(self) -> None:
+        """Says that something else is about to use the session: the core then ends what runs there."""
+        newest, self._newest = self.newest, None
+        if newest is not None:
+            newest.interrupt()
+        self.changes += 1
+
+    @property
+    def private_bytes(self) -> int:
+        """Bytes of KV cache and buffers that only this session uses."""
+        return int(core().sol_session_private_bytes(self.handle))
 
     @property
     def tokens(self) -> list[int]:
         """The tokens in the cache."""
-        held = (c_int32 * self.length)()
-        core().sol_session_tokens(self.handle, held, len(held), byref(c_size_t()))
-        return list(held)
+        held, count = (c_int32 * self.max_context)(), c_size_t()
+        core().sol_session_tokens(self.handle, held, len(held), byref(count))
+        return held[: count.value]
 
     @property
     def length(self) -> int:
@@ -63,11 +114,19 @@ class NativeSession:
         core().sol_session_tokens(self.handle, None, 0, byref(count))
         return count.value
 
+    def exclusive(self) -> AbstractContextManager[None]:
+        """Keeps other threads out while several calls have to see the same cache. Raises BusyError if one is in."""
+        return self.turns.exclusive()
+
     def truncate(self, length: int) -> None:
         """Keeps the first `length` tokens of the cache. Raises UsageError if there are fewer."""
-        if not _is_whole(length) or not 0 <= length <= self.length:
-            raise UsageError(f"truncate: got {brief(length)}, expected 0 to {self.length}, the tokens in the cache")
-        core().sol_session_rewind(self.handle, int(length))
+        with self.exclusive():
+            held = self.length
+            if not is_whole(length) or not 0 <= length <= held:
+                raise UsageError(f"truncate: got {brief(length)}, expected 0 to {held}, the tokens in the cache")
+            if length < held:
+                self.displace()
+                core().sol_session_rewind(self.handle, int(length))
 
     def reset(self) -> None:
         """Forgets all tokens. The cache keeps its capacity."""
@@ -76,25 +135,36 @@ class NativeSession:
     def forward(self, tokens: Sequence[int] | np.ndarray, action: Action, *, num_logits: int = 1) -> StepOutput:
         """Appends tokens to the cache and returns the output of the last `num_logits` of them, in arrays of its own.
 
-        Arguments are those of `Engine.forward`. One token with one row of results is a decode step under `action`;
-        several tokens run in chunks through the action's variant, with attention to all tokens.
+        One token with one row of results is a decode step under `action`; several tokens run in chunks through the
+        action's variant, with attention to all tokens. A call that fails leaves a prefix of the tokens in the cache.
+        Ctrl-C ends a run of several tokens where the main thread calls it.
+
+        Args:
+            tokens: token ids, [S].
+            action: the action to run; its variant is in the bundle.
+            num_logits: how many of the last tokens to return results for, 1 to S.
 
         Raises UsageError, ContextError, NumericError, BusyError.
         """
         if not isinstance(action, Action):
             raise UsageError(f"forward: got {brief(action)}, expected an Action; Action.parse reads a tag")
-        model = self.bundle.config.model
-        ids = token_ids("forward", tokens, model.vocab_size)
-        if not _is_whole(num_logits) or not 1 <= num_logits <= len(ids):
+        ids = token_ids("forward", tokens, self.bundle.config.model.vocab_size)
+        if not is_whole(num_logits) or not 1 <= num_logits <= len(ids):
             raise UsageError(
                 f"forward: num_logits: got {brief(num_logits)} for {len(ids)} tokens, expected 1 to {len(ids)}"
             )
-        results = self.results(num_logits)
+        results, tag = self.results(int(num_logits)), action.tag.encode()
         given = (c_int32 * len(ids))(*ids)
-        with raising_of(self.host):
-            core().sol_session_forward(
-                self.handle, given, len(ids), action.tag.encode(), byref(results.rows), byref(results.seen)
-            )
+        with self.exclusive(), raising_of(self.host, self.turns):
+            self.displace()
+
+            def run() -> None:
+                core().sol_session_forward(self.handle, given, len(ids), tag, byref(results.rows), byref(results.seen))
+
+            if len(ids) > 1:
+                interruptible(self.handle, run)
+            else:
+                run()
         return results.output()
 
     def results(self, num_logits: int) -> Results:
@@ -103,24 +173,69 @@ class NativeSession:
         return Results(num_logits, model.vocab_size, model.hidden_size)
 
     def set_active_channels(self, variant_key: str, counts_by_name: Mapping[str, Sequence[int]]) -> None:
-        """Changes a variant's active channels in this session, as `Engine.set_active_channels` does.
+        """Changes a variant's active channels in this session.
 
-        Raises UsageError for counts that are out of range or too few.
+        Args:
+            variant_key: key of the variant.
+            counts_by_name: active channels of every layer, by `active_up`, `active_down`, `active_qkv` and `active_o`;
+                a name that is left out gets the bundle's own counts.
+
+        Raises UsageError for counts that are out of range or too few, and where an engine of Python's runs the graphs,
+        as on a GPU.
         """
         model = self.bundle.config.model
+        if self.host is not None:
+            raise UsageError("active channels: they can be changed on the CPU alone; use provider cpu")
         if not isinstance(counts_by_name, Mapping):
             raise UsageError(f"active channels: got {brief(counts_by_name)}, expected counts by name")
         for name, counts in counts_by_name.items():
             if name not in model.channels:
                 raise UsageError(f"active channels: got {brief(name)}, expected one of {', '.join(model.channels)}")
             sized = isinstance(counts, (Sequence, np.ndarray)) and len(counts) == model.num_layers
-            if not sized or not all(_is_whole(count) and abs(int(count)) < 2**31 for count in counts):
+            if not sized or not all(is_whole(count) and abs(int(count)) < 2**31 for count in counts):
                 raise UsageError(f"{name}: got {brief(counts)}, expected {model.num_layers} whole numbers, one a layer")
         arrays = [
             (c_int32 * model.num_layers)(*map(int, counts_by_name[name])) if name in counts_by_name else None
             for name in ("active_up", "active_down", "active_qkv", "active_o")
         ]
-        core().sol_session_set_active_channels(self.handle, variant_key.encode(), *arrays, model.num_layers)
+        with self.exclusive():
+            self.displace()
+            core().sol_session_set_active_channels(self.handle, variant_key.encode(), *arrays, model.num_layers)
+
+    @contextmanager
+    def reporting(self, progress: Callable[[int, int], object] | None) -> Iterator[None]:
+        """Meanwhile, calls `progress` after each part of a prompt with the tokens that are done and all of them.
+
+        An exception of `progress` ends the run, and is raised at the end of the context.
+        """
+        if progress is None:
+            yield
+            return
+        callbacks = Callbacks()
+
+        def report(_: int | None, done: int, total: int) -> None:
+            if not callbacks.answer(lambda: (progress(done, total), True)[1], False):
+                core().sol_session_cancel(self.handle)
+
+        callback = structs.PromptProgress(report)
+        core().sol_session_set_progress(self.handle, callback, None)
+        try:
+            with callbacks.raising(self.turns):
+                yield
+        finally:
+            core().sol_session_set_progress(self.handle, structs.PromptProgress(), None)
+
+    def time_policy(self, action: Action) -> float:
+        """Milliseconds of one run of the policy after decode steps under `action` at the tokens in the cache.
+
+        The steps have filled the processor's caches with the model's weights. 0 if the bundle has no policy. Raises
+        UsageError for an empty cache.
+        """
+        found = c_double()
+        with self.exclusive(), raising_of(self.host, self.turns):
+            self.displace()
+            core().sol_session_time_policy(self.handle, action.tag.encode(), byref(found))
+        return found.value
 
     def score(
         self, tokens: Sequence[int], context: int, options: structs.GenerateOptions, *, hidden: bool = False
@@ -138,7 +253,8 @@ class NativeSession:
         if states is not None:
             scores.hidden, scores.hidden_length = states.ctypes.data, states.size
         ids = (c_int32 * len(tokens))(*tokens)
-        with raising_of(self.host):
+        self.displace()
+        with raising_of(self.host, self.turns):
             interruptible(
                 self.handle,
                 lambda: core().sol_session_score(self.handle, ids, len(tokens), context, byref(options), byref(scores)),
@@ -168,7 +284,7 @@ class Results:
 
 
 class Scored:
-    """Result of `NativeSession.score`. N tokens were scored.
+    """Result of `Session.score`. N tokens were scored.
 
     Attributes:
         logprobs: float64 [N], nats.
@@ -197,30 +313,39 @@ def floats(pointer: Any, *shape: int) -> np.ndarray:
 
 
 def interruptible(session: c_void_p, call: Callable[[], object]) -> None:
-    """Runs a long call of the core. In the main thread the call runs in another one, so that Ctrl-C gets through."""
+    """Runs a long call of the core. In the main thread the call runs in another one, so that Ctrl-C gets through.
+
+    The call has ended when this returns or raises, however often Ctrl-C is pressed.
+    """
     if threading.current_thread() is not threading.main_thread():
         call()
         return
     failed: list[BaseException] = []
+    ended = threading.Event()
+    interrupted: BaseException | None = None
 
     def run() -> None:
         try:
             call()
         except BaseException as error:
             failed.append(error)
+        finally:
+            ended.set()
 
-    worker = threading.Thread(target=run)
-    worker.start()
-    try:
-        worker.join()
-    except BaseException:
-        core().sol_session_cancel(session)
-        worker.join()
+    _thread.start_new_thread(run, ())  # Ctrl-C breaks off the waits of `Thread.start` and `Thread.join`
+    while not ended.is_set():
+        try:
+            ended.wait()
+        except BaseException as error:  # Ctrl-C, or what a signal's handler raises
+            interrupted = interrupted or error
+            core().sol_session_cancel(session)
+    if interrupted is not None:
         core().sol_session_stop(session)  # forgets a request that came too late to end this run
-        raise
+        raise interrupted
     if failed:
         raise failed[0]
 
 
-def _is_whole(value: object) -> bool:
+def is_whole(value: object) -> bool:
+    """True for an integer of Python or NumPy that is no truth value."""
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)

@@ -109,6 +109,23 @@ internal unsafe struct NativeStep
     public int Floored;
 }
 
+internal unsafe struct NativePolicyRun
+{
+    public uint Size;
+    public byte* Graph;
+    public float* Hidden;
+    public UIntPtr HiddenSize;
+    public float* Scalars;
+    public UIntPtr NumScalars;
+    public int Token, First;
+    public long PreviousAction, Step;
+}
+
+internal struct NativeTuning
+{
+    public uint Size, CacheLevel, RowBytesAhead, Members, Copies;
+}
+
 internal struct NativeHostEngine
 {
     public uint Size;
@@ -224,6 +241,7 @@ internal static unsafe class Native
     [DllImport(Library, CallingConvention = C)] internal static extern IntPtr sol_model_get_info(IntPtr model, NativeModelInfo* info);
     [DllImport(Library, CallingConvention = C)] internal static extern IntPtr sol_model_get_action(IntPtr model, int index, NativeActionInfo* info);
     [DllImport(Library, CallingConvention = C)] internal static extern IntPtr sol_model_measure_costs(IntPtr model, byte* file);
+    [DllImport(Library, CallingConvention = C)] internal static extern IntPtr sol_model_set_costs(IntPtr model, byte* table);
     [DllImport(Library, CallingConvention = C)]
     internal static extern IntPtr sol_model_encode(
         IntPtr model, byte* text, UIntPtr length, uint flags, int* tokens, UIntPtr capacity, UIntPtr* count);
@@ -242,6 +260,12 @@ internal static unsafe class Native
     [DllImport(Library, CallingConvention = C)] internal static extern IntPtr sol_session_save(IntPtr session, byte* file);
     [DllImport(Library, CallingConvention = C)] internal static extern IntPtr sol_session_restore(IntPtr session, byte* file);
     [DllImport(Library, CallingConvention = C)] internal static extern ulong sol_session_private_bytes(IntPtr session);
+    [DllImport(Library, CallingConvention = C)]
+    internal static extern IntPtr sol_session_forward(
+        IntPtr session, int* tokens, UIntPtr numTokens, byte* action, NativeRows* rows, NativeDistribution* seen);
+    [DllImport(Library, CallingConvention = C)]
+    internal static extern IntPtr sol_session_score(
+        IntPtr session, int* tokens, UIntPtr numTokens, UIntPtr context, NativeGenerateOptions* options, NativeScores* scores);
     [DllImport(Library, CallingConvention = C)] internal static extern void sol_generate_options_init(NativeGenerateOptions* options, uint size);
     [DllImport(Library, CallingConvention = C)]
     internal static extern IntPtr sol_session_start(IntPtr session, int* prompt, UIntPtr numTokens, NativeGenerateOptions* options);
@@ -297,6 +321,16 @@ internal static unsafe class Native
     }
 
     internal static void Release(IntPtr error) => sol_error_release(error);
+
+    internal static string[] Texts(byte** texts, UIntPtr count)
+    {
+        var copies = new string[(int)count];
+        for (var i = 0; i < copies.Length; ++i)
+        {
+            copies[i] = Text(texts[i]);
+        }
+        return copies;
+    }
 
     internal static string Text(byte* text) => Marshal.PtrToStringUTF8((IntPtr)text) ?? "";
 }

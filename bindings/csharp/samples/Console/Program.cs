@@ -11,7 +11,7 @@ try
 {
     using var model = SolModel.Load(args[0]);
     using var session = model.CreateSession();
-    session.Budget = args.Length == 2 ? double.Parse(args[1], System.Globalization.CultureInfo.InvariantCulture) : null;
+    double? budget = args.Length == 2 ? double.Parse(args[1], System.Globalization.CultureInfo.InvariantCulture) : null;
     var messages = new List<SolMessage>();
     while (true)
     {
@@ -21,7 +21,8 @@ try
             return 0;
         }
         messages.Add(new SolMessage("user", question));
-        messages.Add(new SolMessage("assistant", await Answer(session, messages)));
+        (var answer, budget) = await Answer(session, messages, budget);
+        messages.Add(new SolMessage("assistant", answer));
     }
 }
 catch (SolException error)
@@ -30,7 +31,8 @@ catch (SolException error)
     return error.Code == SolCode.Usage ? 2 : 1;
 }
 
-static async Task<string> Answer(SolSession session, List<SolMessage> messages)
+// The answer, and the budget that the keys left.
+static async Task<(string Answer, double? Budget)> Answer(SolSession session, List<SolMessage> messages, double? budget)
 {
     using var cancel = new CancellationTokenSource();
     ConsoleCancelEventHandler stop = (_, press) =>
@@ -40,7 +42,7 @@ static async Task<string> Answer(SolSession session, List<SolMessage> messages)
     };
     Console.CancelKeyPress += stop;
     var text = new System.Text.StringBuilder();
-    var options = new SolGenerateOptions { MaxNewTokens = 400, ReuseCache = true };
+    var options = new SolGenerateOptions { MaxNewTokens = 400, ReuseCache = true, Budget = budget };
     try
     {
         // A bundle whose template the core cannot render goes on with the last message as plain text.
@@ -51,10 +53,11 @@ static async Task<string> Answer(SolSession session, List<SolMessage> messages)
         {
             text.Append(token.Text);
             Console.Write(Console.IsOutputRedirected ? token.Text : Shaded(token));
-            while (!Console.IsInputRedirected && Console.KeyAvailable)
+            while (!Console.IsInputRedirected && token.Finish == SolFinish.None && Console.KeyAvailable)
             {
                 var step = Console.ReadKey(intercept: true).KeyChar switch { '+' => 0.05, '-' => -0.05, _ => 0 };
-                session.Budget = Math.Clamp((session.Budget ?? 1) + step, 0, 1);
+                budget = Math.Clamp((budget ?? 1) + step, 0, 1);
+                session.SetBudget(budget.Value);
             }
         }
     }
@@ -69,7 +72,7 @@ static async Task<string> Answer(SolSession session, List<SolMessage> messages)
     Console.WriteLine();
     Console.Error.WriteLine(
         $"{result.NumTokens} tokens, {result.TokensPerSecond:0.0} tokens/s, budget {result.AchievedBudget:0.00} of {result.RequestedBudget:0.00}");
-    return text.ToString();
+    return (text.ToString(), budget);
 }
 
 // From grey where a token was cheap to white where it was dense.

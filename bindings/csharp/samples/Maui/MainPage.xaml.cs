@@ -66,7 +66,6 @@ public partial class MainPage : ContentPage
         {
             _model = await SolModel.LoadAsync(BundleFolder);
             _session = _model.CreateSession();
-            _session.Budget = Dial.Value;
             _messages.Clear();
             var info = _model.Info;
             Status.Text = $"{info.Name}: {info.MappedBytes / 1e6:0} MB of weights";
@@ -106,7 +105,7 @@ public partial class MainPage : ContentPage
         using var running = _running = new CancellationTokenSource();
         try
         {
-            var options = new SolGenerateOptions { MaxNewTokens = 512, ReuseCache = true };
+            var options = new SolGenerateOptions { MaxNewTokens = 512, ReuseCache = true, Budget = Dial.Value };
             await foreach (var token in session.ChatAsync(_messages, options, running.Token))
             {
                 text.Append(token.Text);
@@ -136,9 +135,13 @@ public partial class MainPage : ContentPage
 
     private void OnDial(object? sender, ValueChangedEventArgs e)
     {
-        if (_session is not null)
+        try
         {
-            _session.Budget = e.NewValue;
+            _session?.SetBudget(e.NewValue);
+        }
+        catch (SolUsageException)
+        {
+            // Nothing is generating: the next generation begins with the dial's budget.
         }
     }
 

@@ -168,36 +168,116 @@ internal static class GenerationTests
         using var model = SolModel.Load(Given.Bundle);
         using var session = model.CreateSession();
         var dense = model.Info.Dense;
-        session.Budget = 1;
-        Given.Equal(1.0, session.Budget, "the dial");
         var actions = new List<string>();
         var options = Greedy(40, "uniform");
+        options.Budget = 1;
         await foreach (var token in session.GenerateAsync(Long.Prompt, options))
         {
             actions.Add(token.Action);
             if (actions.Count == 12)
             {
-                await Task.Run(() => session.Budget = 0.1);
+                await Task.Run(() => session.SetBudget(0.1));
+                Given.Throws<SolUsageException>(() => session.SetBudget(1.5), "a budget above 1");
+                Given.Throws<SolUsageException>(() => session.SetBudget(double.NaN), "a budget that is no number");
+                Given.Throws<SolUsageException>(() => session.SetTokensPerSecond(10), "a rate without measured costs");
             }
         }
         Given.True(actions.Take(12).All(action => action == dense), $"dense at budget 1: {string.Join(' ', actions)}");
         Given.True(actions.Skip(12).Count(action => action != dense) > 20, $"cheaper at budget 0.1: {string.Join(' ', actions)}");
-        Given.Equal(0.1, session.Budget, "the dial stays where it was put");
-        session.Rewind(0);
-        var later = await Given.All(session.GenerateAsync(Long.Prompt, options));
-        Given.True(later.Skip(1).All(token => token.Action != dense), "and holds for the next generation");
-        session.Rewind(0);
-        var own = await Given.All(session.GenerateAsync(Long.Prompt, Greedy(8, "dense")));
-        Given.True(own.All(token => token.Action == dense), "but not for one with a schedule of one action");
-        Given.Throws<SolUsageException>(() => session.Budget = 1.5, "a budget above 1");
-        Given.Throws<SolUsageException>(() => session.Budget = double.NaN, "a budget that is no number");
-        Given.Throws<SolUsageException>(() => session.TokensPerSecond = 10, "a rate without a generation");
+        Given.Throws<SolUsageException>(() => session.SetBudget(0.5), "a budget without a generation");
         session.Rewind(0);
         await foreach (var token in session.GenerateAsync(Long.Prompt, Greedy(8, "dense")))
         {
-            Given.Throws<SolUsageException>(() => session.Budget = 0.5, "the budget of a schedule of one action");
+            Given.Throws<SolUsageException>(() => session.SetBudget(0.5), "the budget of a schedule of one action");
             break;
         }
+    }
+
+    public static async Task ForwardGivesTheLogitsOfAGeneration()
+    {
+        using var model = SolModel.Load(Given.Bundle);
+        using var session = model.CreateSession();
+        var expected = await Given.All(session.GenerateAsync(Long.Prompt, Greedy(6, "dense")));
+        session.Rewind(0);
+        IReadOnlyList<int> run = Long.Prompt;
+        foreach (var token in expected)
+        {
+            var made = session.Forward(run);
+            Given.Equal(token.Token, Array.IndexOf(made.Logits, made.Logits.Max()), "the likeliest token");
+            Given.Equal(model.Info.HiddenSize, made.Hidden.Length, "the hidden state");
+            run = [token.Token];
+        }
+        Given.Throws<SolUsageException>(() => session.Forward(Long.Prompt, "k100"), "a wrong tag");
+        Given.Throws<SolUsageException>(() => session.Forward([]), "no tokens");
+    }
+
+    public static async Task AScoreHasTheNumbersOfTheGeneration()
+    {
+        using var model = SolModel.Load(Given.Bundle);
+        using var session = model.CreateSession();
+        var options = Greedy(20, "hull");
+        options.Budget = 0.6;
+        var made = await Given.All(session.GenerateAsync(Long.Prompt, options));
+        int[] tokens = [.. Long.Prompt, .. made.Select(token => token.Token)];
+        var scores = session.Score(tokens, Long.Prompt.Length, options);
+        Given.Same(made.Select(token => token.Logprob), scores.Logprobs, "log-probabilities");
+        Given.Same(made.Skip(1).Select(token => token.Action), scores.Actions, "actions");
+        Given.Same(made.Skip(1).Select(token => token.Cost), scores.Costs, "costs");
+        Given.Equal("hull", scores.Schedule, "the schedule");
+        Given.Equal(made[^1].AchievedBudget, scores.AchievedBudget, "the budget");
+        foreach (var wrong in new[] { -1, 0, tokens.Length, tokens.Length + 1 })
+        {
+            Given.Throws<SolUsageException>(() => session.Score(tokens, wrong, options), $"a context of {wrong}");
+        }
+    }
+
+    public static async Task AScheduleOfTheAppsPicksTheActions()
+    {
+        using var model = SolModel.Load(Given.Bundle);
+        using var session = model.CreateSession();
+        var (tag, info, calls) = (model.Actions[5].Tag, model.Info, 0);
+        var options = Greedy(12, "mine");
+        options.Budget = 0.9;
+        options.Choose = choice =>
+        {
+            Given.Equal(calls++, choice.Step, "steps");
+            Given.True(choice.Hidden.Length == info.HiddenSize && choice.Logits.Length == info.VocabSize, "sizes");
+            Given.True(choice.RelativeCosts.Length == choice.Actions.Length && choice.Allowed.Length == choice.Actions.Length, "actions");
+            Given.True(choice.Budget == 0.9 && choice.Entropy > 0 && choice.Margin <= choice.TopProbability, "facts");
+            return Array.IndexOf(choice.Actions, tag);
+        };
+        var expected = await Given.All(session.GenerateAsync(Long.Prompt, Greedy(12, $"fixed:{tag}")));
+        session.Rewind(0);
+        var made = await Given.All(session.GenerateAsync(Long.Prompt, options));
+        Given.Same(expected.Select(token => token.Token), made.Select(token => token.Token), "tokens");
+        Given.Equal("mine", session.Result.Schedule, "its name");
+        Given.Equal(11, calls, "calls");
+        calls = 0;
+        Given.True(session.Score(Long.Prompt, 1, options).Actions.All(action => action == tag), "a score asks it, too");
+        options.Choose = _ => throw new FormatException("the host's own");
+        await Given.Throws<FormatException>(() => Given.All(session.GenerateAsync(Long.Prompt, options)), "what it throws arrives");
+        Given.Throws<FormatException>(() => session.Score(Long.Prompt, 1, options), "of a score, too");
+        options.Choose = _ => 1000;
+        Given.Throws<SolUsageException>(() => session.Score(Long.Prompt, 1, options), "an action that is none");
+    }
+
+    public static void CostsOfTheApps()
+    {
+        using var model = SolModel.Load(Given.Bundle);
+        var lines = model.Actions.Select(action => action.Tag[5..]).Distinct().Select(key =>
+            $$$"""
+            "{{{key}}}": {"1.0": {"fixed": {{{(key == "s100-q4" ? 2 : 8)}}}, "per_token": 0, "per_page": 0, "error": 0}}
+            """);
+        model.SetCosts(
+            $$"""
+            {"format": "sol_rt.cost_table", "format_version": 1, "device": "", "created": "", "policy_ms": 0, "quick": false, "steady": true,
+             "tuning": null, "bundle": "{{model.Info.Identity}}", "lines": { {{string.Join(',', lines)}} } }
+            """);
+        Given.Equal("measured", model.Info.CostModel, "the cost model");
+        Given.Equal(0.25, model.Actions.Single(action => action.Tag == "k100-s100-q4").RelativeCost, "a cost");
+        Given.Throws<SolBundleException>(() => model.SetCosts("{}"), "no table");
+        model.SetCosts(null);
+        Given.Equal("bytes", model.Info.CostModel, "the cost model");
     }
 
     public static async Task OneGenerationAtATime()

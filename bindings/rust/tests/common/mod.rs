@@ -74,7 +74,7 @@ fn options(field: &str) -> (GenerateOptions, Vec<(usize, f64)>) {
     for word in field.split_whitespace() {
         let (key, value) = word.split_once('=').unwrap();
         let number = || Some(value.parse::<f64>().unwrap());
-        let count = || Some(value.parse::<u32>().unwrap());
+        let count = || Some(value.parse::<i32>().unwrap());
         match key {
             "budget" => options.budget = number(),
             "schedule" => options.schedule = Some(value.to_owned()),
@@ -130,10 +130,10 @@ fn unquote(json: &str) -> String {
 }
 
 /// Dense, greedy, without an end token.
-pub fn dense(tokens: u32) -> GenerateOptions {
+pub fn dense(tokens: i32) -> GenerateOptions {
     GenerateOptions { max_new_tokens: Some(tokens), schedule: Some("dense".into()), end_tokens: Some(Vec::new()), ..Default::default() }
 }
 
-pub fn generate(session: &mut Session, tokens: u32) -> Result<Vec<i32>, Error> {
+pub fn generate(session: &mut Session, tokens: i32) -> Result<Vec<i32>, Error> {
     session.generate(&cases()[0].prompt, &dense(tokens))?.map(|token| Ok(token?.token)).collect()
 }

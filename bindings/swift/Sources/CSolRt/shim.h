@@ -1,2 +1,2 @@
 // The C interface as Swift sees it where no xcframework brings it.
-#include "../../../c/include/sol_rt.h"
+#include "../../../../core/include/sol_rt.h"

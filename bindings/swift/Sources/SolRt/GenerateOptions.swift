@@ -10,7 +10,7 @@ public struct GenerateOptions: Sendable {
   public var topK: Int32?
   /// Of sampling and of the schedule `random`; nil or a negative one draws a fresh one.
   public var seed: Int64?
-  public var topLogprobs: Int32 = 0
+  public var topLogprobs: Int32?
   /// Tokens, and what is added to their scores: -100 to 100.
   public var logitBias: [Int32: Float] = [:]
   /// The text ends before the first of these. In place of the model's own.
@@ -26,8 +26,10 @@ public struct GenerateOptions: Sendable {
   public var kvDensity, channelDensity, bits: Double?
   /// `sol`, `hull`, `uniform`, `entropy`, `random`, `fixed:TAG` or `dense`.
   public var schedule: String?
-  /// False runs the whole prompt, whatever the cache holds.
-  public var reuseCache = true
+  /// A schedule of the app's; `schedule` is then the name under which it is reported.
+  public var choose: SolSchedule?
+  /// True keeps the tokens of the prompt that the cache begins with, false runs the whole prompt.
+  public var reuseCache: Bool?
   /// File to write every step to, as `sol-rt trace` reads it.
   public var trace: String?
   /// A trace whose actions run again, in place of a dial.
@@ -40,8 +42,8 @@ public struct GenerateOptions: Sendable {
     self.maxNewTokens = maxNewTokens
   }
 
-  /// Calls `body` with these options in C, which are valid during that call.
-  func withRaw(_ body: (inout sol_generate_options) throws -> Void) throws {
+  /// Calls `body` with these options in C, which are valid during that call; `asked` has to stay as long as the core may ask it.
+  func withRaw(_ asked: Asked?, _ body: (inout sol_generate_options) throws -> Void) throws {
     var raw = sol_generate_options()
     sol_generate_options_init(&raw, UInt32(MemoryLayout<sol_generate_options>.stride))
     func set<T>(_ field: WritableKeyPath<sol_generate_options, T>, _ value: T?) { if let value { raw[keyPath: field] = value } }
@@ -61,8 +63,12 @@ public struct GenerateOptions: Sendable {
     set(\.kv_density, kvDensity)
     set(\.channel_density, channelDensity)
     set(\.bits, bits)
-    raw.top_logprobs = topLogprobs
-    raw.reuse_cache = reuseCache ? 1 : 0
+    set(\.top_logprobs, topLogprobs)
+    set(\.reuse_cache, reuseCache.map { $0 ? 1 : 0 })
+    if let asked {
+      raw.choose_user = Unmanaged.passUnretained(asked).toOpaque()
+      raw.choose = { user, choice in Unmanaged<Asked>.fromOpaque(user!).takeUnretainedValue().index(choice!.pointee) }
+    }
     let biases = logitBias.map { sol_logit_bias(token: $0.key, bias: $0.value) }
     let ends = (endTokens ?? []) + [0]  // the pointer must not be NULL where an empty list replaces the model's tokens
     try withCStrings(stopStrings ?? []) { stops in

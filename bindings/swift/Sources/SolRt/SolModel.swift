@@ -134,6 +134,11 @@ public final class SolModel: @unchecked Sendable {
     try withCString(file) { try check(sol_model_measure_costs(pointer, $0)) }
   }
 
+  /// Takes costs from the text of a cost table, which may be the app's own, from the next generation on; nil goes back to bytes.
+  public func setCosts(_ table: String?) throws {
+    try withCString(table) { try check(sol_model_set_costs(pointer, $0)) }
+  }
+
   /// Tokens of a text. `addSpecial` adds what the model wants around it; with `parseSpecial`, special tokens written in it become those tokens.
   public func encode(_ text: String, addSpecial: Bool = true, parseSpecial: Bool = false) throws -> [Int32] {
     let flags: UInt32 = (addSpecial ? 1 : 0) | (parseSpecial ? 2 : 0)
@@ -160,9 +165,10 @@ public final class SolModel: @unchecked Sendable {
 
   /// A session with a KV cache of its own.
   public func session() throws -> SolSession {
+    let info = try self.info()
     var made: OpaquePointer?
     try check(sol_session_create(pointer, &made))
-    return SolSession(made!)
+    return SolSession(made!, vocabSize: info.vocabSize, hiddenSize: info.hiddenSize)
   }
 
   private final class Progress {

@@ -55,6 +55,27 @@ public struct SolResult: Sendable {
   public let finish: SolToken.Finish
 }
 
+/// Results of a run of tokens, of the last one: logits of the vocabulary, and the output of the final norm.
+public struct SolOutput: Sendable {
+  public let logits, hidden: [Float]
+}
+
+/// Log-probabilities of given tokens, and the decode steps that processed them.
+public struct SolScores: Sendable {
+  /// Of each token that was scored, in nats.
+  public let logprobs: [Double]
+  /// Tag of each decode step: one less than there are tokens, for the last one is only scored.
+  public let actions: [String]
+  /// Cost of each step, in the cost model's unit.
+  public let costs: [Double]
+  public let schedule: String
+  public let achievedBudget, requestedBudget: Double
+  /// Mean measured loss of the actions taken, nats a token; NaN if not measured.
+  public let expectedLoss: Double
+  /// True if the budget lay below the cheapest action.
+  public let floored: Bool
+}
+
 /// One conversation with its KV cache. One thread or task at a time uses it; `cancel`, `setBudget`, `setTokensPerSecond`, `isBusy` and `close` may be called
 /// from any, at any time.
 public final class SolSession: @unchecked Sendable {
@@ -63,8 +84,14 @@ public final class SolSession: @unchecked Sendable {
   private let lock = NSLock() // guards the fields below
   private var calls = 0, closed = false, generation = 0
   private let turn = NSLock() // held by whoever begins, continues or ends a generation
+  private var asked: Asked? // the schedule of the last generation, which the core asks; used by whoever has the turn
+  private let vocabSize, hiddenSize: Int
 
-  init(_ pointer: OpaquePointer) { self.pointer = pointer }
+  init(_ pointer: OpaquePointer, vocabSize: Int, hiddenSize: Int) {
+    self.pointer = pointer
+    self.vocabSize = vocabSize
+    self.hiddenSize = hiddenSize
+  }
 
   deinit { if !closed { sol_session_release(pointer) } }
 
@@ -104,6 +131,52 @@ public final class SolSession: @unchecked Sendable {
         promptTokensPerSecond: raw.prompt_tokens_per_second, tokensPerSecond: raw.tokens_per_second,
         timeToFirstTokenMilliseconds: raw.time_to_first_token_ms, fastestTokensPerSecond: raw.fastest_tokens_per_second, floored: raw.floored != 0,
         firstDifference: raw.first_difference < 0 ? nil : Int(raw.first_difference), finish: SolToken.Finish(rawValue: UInt32(raw.finish.rawValue)) ?? .length)
+    }
+  }
+
+  /// Appends tokens to the cache, under the action of a tag, or nil for the dense one. One token is a decode step; several run as a prompt does. Ends a
+  /// running generation.
+  public func forward(_ tokens: [Int32], action: String? = nil) throws -> SolOutput {
+    var logits = [Float](repeating: 0, count: vocabSize), hidden = [Float](repeating: 0, count: hiddenSize)
+    try call { session in
+      try withCString(action) { action in
+        try logits.withUnsafeMutableBufferPointer { logits in
+          try hidden.withUnsafeMutableBufferPointer { hidden in
+            var rows = sol_rows()
+            rows.size = UInt32(MemoryLayout<sol_rows>.stride)
+            rows.num_logits = 1
+            rows.logits = logits.baseAddress
+            rows.logits_length = logits.count
+            rows.hidden = hidden.baseAddress
+            rows.hidden_length = hidden.count
+            try check(sol_session_forward(session, tokens, tokens.count, action, &rows, nil))
+          }
+        }
+      }
+    }
+    return SolOutput(logits: logits, hidden: hidden)
+  }
+
+  /// Runs the first `context` tokens as a prompt on an empty cache, then scores each later token and processes it as a decode step. Of the options the dial,
+  /// the schedule and the seed count; without a dial it is a budget of 1. Ends a running generation.
+  public func score(_ tokens: [Int32], context: Int, _ options: GenerateOptions = GenerateOptions()) throws -> SolScores {
+    let asked = options.choose.map(Asked.init)
+    var logprobs = [Double](repeating: 0, count: max(tokens.count - context, 0))
+    return try call { session in
+      var raw = sol_scores()
+      raw.size = UInt32(MemoryLayout<sol_scores>.stride)
+      try options.withRaw(asked) { options in
+        try logprobs.withUnsafeMutableBufferPointer { room in
+          raw.logprobs = room.baseAddress
+          raw.logprobs_length = room.count
+          let error = sol_session_score(session, tokens, tokens.count, context, &options, &raw)
+          try asked?.check(error) ?? check(error)
+        }
+      }
+      return SolScores(
+        logprobs: logprobs, actions: (0..<raw.num_actions).map { string(raw.actions[$0]) },
+        costs: Array(UnsafeBufferPointer(start: raw.costs, count: raw.num_actions)), schedule: string(raw.schedule), achievedBudget: raw.achieved_budget,
+        requestedBudget: raw.requested_budget, expectedLoss: raw.expected_loss, floored: raw.floored != 0)
     }
   }
 
@@ -170,7 +243,9 @@ public final class SolSession: @unchecked Sendable {
   /// The number of the generation that begins. It is counted in the same turn, so that no other one can begin in between.
   private func start(_ prompt: [Int32], _ options: GenerateOptions) throws -> Int {
     try alone { session in
-      try options.withRaw { try check(sol_session_start(session, prompt, prompt.count, &$0)) }
+      let asked = options.choose.map(Asked.init)
+      try options.withRaw(asked) { try check(sol_session_start(session, prompt, prompt.count, &$0)) }
+      self.asked = asked
       return lock.withLock {
         generation += 1
         return generation
@@ -186,7 +261,8 @@ public final class SolSession: @unchecked Sendable {
       if sol_session_busy(session) == 0 { return nil }
       var raw = sol_token()
       raw.size = UInt32(MemoryLayout<sol_token>.stride)
-      try check(sol_session_next(session, &raw))
+      let error = sol_session_next(session, &raw)
+      try asked?.check(error) ?? check(error)
       return SolToken(raw)
     }
   }

@@ -81,6 +81,78 @@ final class SolRtTests: XCTestCase {
     XCTAssertThrowsError(try Self.model.encodeChat(messages + [("user", "a\0b")]))
   }
 
+  func testForwardGivesTheLogitsOfAGeneration() async throws {
+    let session = try Self.model.session()
+    let expected = try await tokens(session, 6)
+    try session.rewind(0)
+    var run = prompt
+    for token in expected {
+      let made = try session.forward(run)
+      XCTAssertEqual(made.logits.firstIndex(of: made.logits.max()!), Int(token))
+      XCTAssertEqual(made.hidden.count, try Self.model.info().hiddenSize)
+      run = [token]
+    }
+    fails(.usage) { try session.forward(self.prompt, action: "k100") }
+    fails(.usage) { try session.forward([]) }
+  }
+
+  func testAScoreHasTheNumbersOfTheGeneration() throws {
+    let session = try Self.model.session()
+    var options = dense(20)
+    options.schedule = "hull"
+    options.budget = 0.6
+    var made: [SolToken] = []
+    try session.generate(prompt, options) { made.append($0) }
+    let tokens = prompt + made.map(\.token)
+    let scores = try session.score(tokens, context: prompt.count, options)
+    XCTAssertEqual(scores.logprobs, made.map(\.logprob))
+    XCTAssertEqual(scores.actions, made.dropFirst().map(\.action))
+    XCTAssertEqual(scores.costs, made.dropFirst().map(\.cost))
+    XCTAssertEqual(scores.schedule, "hull")
+    XCTAssertEqual(scores.achievedBudget, made[19].achievedBudget)
+    for wrong in [-1, 0, tokens.count, tokens.count + 1] { fails(.usage) { try session.score(tokens, context: wrong, options) } }
+  }
+
+  func testAScheduleOfTheAppsPicksTheActions() throws {
+    let session = try Self.model.session()
+    let info = try Self.model.info()
+    let tag = try Self.model.actions()[5].tag
+    var options = dense(12)
+    options.schedule = "fixed:" + tag
+    var expected: [Int32] = [], made: [Int32] = []
+    try session.generate(prompt, options) { expected.append($0.token) }
+    options.schedule = "mine"
+    options.budget = 0.9
+    options.choose = { choice in
+      guard choice.hidden.count == info.hiddenSize, choice.budget == 0.9, choice.entropy > 0, choice.margin <= choice.topProbability,
+        choice.relativeCosts.count == choice.actions.count, choice.allowed.count == choice.actions.count
+      else { throw Mine() }
+      return choice.actions.firstIndex(of: tag)!
+    }
+    XCTAssertEqual(try session.generate(prompt, options) { made.append($0.token) }.schedule, "mine")
+    XCTAssertEqual(made, expected)
+    XCTAssertTrue(try session.score(prompt, context: 1, options).actions.allSatisfy { $0 == tag })
+    options.choose = { _ in throw Mine() }
+    XCTAssertThrowsError(try session.generate(prompt, options) { _ in }) { XCTAssertTrue($0 is Mine) }
+    XCTAssertThrowsError(try session.score(prompt, context: 1, options)) { XCTAssertTrue($0 is Mine) }
+    options.choose = { _ in 1000 }
+    fails(.usage) { try session.score(self.prompt, context: 1, options) }
+  }
+
+  func testCostsOfTheApps() throws {
+    let model = try SolModel(Self.runtime, folder: Self.bundle)
+    let lines = Set(try model.actions().map { String($0.tag.dropFirst(5)) }).map {
+      "\"\($0)\": {\"1.0\": {\"fixed\": \($0 == "s100-q4" ? 2 : 8), \"per_token\": 0, \"per_page\": 0, \"error\": 0}}"
+    }
+    let head = #""format": "sol_rt.cost_table", "format_version": 1, "device": "", "created": "", "policy_ms": 0, "quick": false, "steady": true"#
+    try model.setCosts("{\(head), \"tuning\": null, \"bundle\": \"\(try model.info().identity)\", \"lines\": {\(lines.joined(separator: ", "))}}")
+    XCTAssertEqual(try model.info().costModel, "measured")
+    XCTAssertEqual(try model.actions().first { $0.tag == "k100-s100-q4" }?.relativeCost, 0.25)
+    fails(.bundle) { try model.setCosts("{}") }
+    try model.setCosts(nil)
+    XCTAssertEqual(try model.info().costModel, "bytes")
+  }
+
   func testACallInALoopEndsTheGeneration() async throws {
     let session = try Self.model.session()
     let expected = try await tokens(session, 8)

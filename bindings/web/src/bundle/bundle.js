@@ -1,12 +1,14 @@
 /** A checked bundle: its config, and its files as they are read. */
+import { CORE_FILES } from "../core/core_model.js";
 import { BundleError, ProviderError, SolError } from "../errors.js";
 import { ChatTemplate, CONFIG_FILE, FILE as TEMPLATE } from "../text/chat_template.js";
-import { FILE as TOKENIZER, Tokenizer } from "../text/tokenizer.js";
-import { CONFIG_NAME, parseConfig } from "./config.js";
+import { CONFIG_NAME, listedFiles, parseConfig } from "./config.js";
 import { openSource } from "./source.js";
 
 /** @import {SolConfig} from "./config.js" */
 /** @import {BundleLocation, BundleSource} from "./source.js" */
+
+const TOKENIZER = "tokenizer.json";
 
 /**
  * @typedef {object} OpenOptions
@@ -20,28 +22,53 @@ export class Bundle {
   /** @type {Promise<Uint8Array> | null} */
   #weights = null;
   #done = 0;
+  #content;
+  #files;
+  /** @type {SolConfig | null} */
+  #config = null;
+  /** @type {Uint8Array | null} */
+  #tokenizer = null;
 
   /**
    * @param {BundleSource} source
-   * @param {SolConfig} config
+   * @param {Uint8Array} content of the config
    * @param {OpenOptions} options
    */
-  constructor(source, config, options) {
+  constructor(source, content, options) {
     this.source = source;
-    this.config = config;
     this.options = options;
     this.name = source.name;
+    this.#content = content;
+    this.#files = listedFiles(decoded(content));
   }
 
   /**
-   * Reads and checks a bundle's config. Throws BundleError.
+   * Reads a bundle's config, which the core checks. Throws BundleError.
    * @param {BundleLocation} location
    * @param {OpenOptions} [options]
    */
   static async open(location, options = {}) {
     const source = openSource(location);
     const content = await source.read(CONFIG_NAME, { signal: options.signal });
-    return new Bundle(source, parseConfig(decoded(content), `${source.name}/${CONFIG_NAME}`), options);
+    return new Bundle(source, content, options);
+  }
+
+  /** The config and the files that the core reads, by name. Throws BundleError. */
+  async coreFiles() {
+    const files = new Map([[CONFIG_NAME, this.#content]]);
+    for (const file of CORE_FILES) if (this.has(file)) files.set(file, await this.read(file));
+    this.#tokenizer = files.get(TOKENIZER) ?? null;
+    return files;
+  }
+
+  /** Takes the config over once the core has checked it. Throws BundleError for a bundle that does not run here. */
+  readConfig() {
+    this.#config = parseConfig(decoded(this.#content), `${this.name}/${CONFIG_NAME}`);
+  }
+
+  get config() {
+    if (this.#config === null) throw new SolError(`${this.name}: the config was not checked yet`);
+    return this.#config;
   }
 
   /**
@@ -49,7 +76,7 @@ export class Bundle {
    * @param {string} file
    */
   has(file) {
-    return this.config.files.has(file);
+    return this.#files.has(file);
   }
 
   /**
@@ -57,15 +84,16 @@ export class Bundle {
    * @param {string} file
    */
   async read(file) {
-    const entry = this.config.files.get(file);
+    const entry = this.#files.get(file);
     if (entry === undefined) throw new BundleError(this.name, file, "no such file", "a file of the bundle");
     const { signal, onProgress, verify = true } = this.options;
-    const all = this.config.files.get(this.config.weights_file)?.bytes ?? 0;
+    const weights = this.#config?.weights_file;
+    const all = weights === undefined ? 0 : (this.#files.get(weights)?.bytes ?? 0);
     const onBytes = (/** @type {number} */ bytes) => {
       this.#done += bytes;
       onProgress?.(Math.min(this.#done, all), all);
     };
-    const big = file === this.config.weights_file;
+    const big = file === weights;
     const content = await this.source.read(file, {
       signal, sha256: entry.sha256, size: entry.bytes, onBytes: big ? onBytes : undefined,
     });
@@ -108,11 +136,12 @@ export class Bundle {
     this.#weights = null;
   }
 
-  /** The model's tokenizer. Throws BundleError if it is missing, unreadable or does not fit the model. */
-  async tokenizer() {
-    const { vocab_size, eos_token_ids } = this.config.model;
-    const text = decoded(await this.read(TOKENIZER));
-    return Tokenizer.parse(text, `${this.name}/${TOKENIZER}`, vocab_size, eos_token_ids);
+  /** Content of `tokenizer.json`, which the core has checked. Throws BundleError if there is none. @returns {any} */
+  tokenizerJson() {
+    if (this.#tokenizer === null) throw new BundleError(this.name, TOKENIZER, "no such file", "a file of the bundle");
+    const json = JSON.parse(decoded(this.#tokenizer));
+    this.#tokenizer = null;
+    return json;
   }
 
   /** The model's chat template. Throws UsageError if it has none. */

@@ -84,7 +84,7 @@ export class Graphs {
       const next = "export the bundle with --target web, or use provider wasm";
       throw new ProviderError(`provider webgpu: this GPU has no float16 (shader-f16), which ${file} needs; ${next}`);
     }
-    const level = variant.layer_bits === null ? variant.bits : Math.max(...variant.layer_bits.flat());
+    const level = variant.layer_bits === undefined ? variant.bits : Math.max(...variant.layer_bits.flat());
     const session = {
       // quantizing activations to 8 bits would lose more than weights of 8 bits do
       qdq_matmulnbits_accuracy_level: level === 8 ? "1" : "4",

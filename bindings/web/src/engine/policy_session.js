@@ -1,9 +1,10 @@
 /** The policy's session: it runs once before each decode step and keeps its state between runs (docs/reference/bundle-details.md section 5). */
 import { externalTensors, requireStored } from "../bundle/graph_file.js";
-import { NumericError, UsageError } from "../errors.js";
+import { UsageError } from "../errors.js";
 
 /** @import {Bundle} from "../bundle/bundle.js" */
 /** @import {PolicySpec} from "../bundle/config.js" */
+/** @import {PolicyRun} from "../core/core_model.js" */
 /** @import {Runtime, Session, Tensor} from "./runtime.js" */
 
 /** Runs a bundle's policy.onnx, on the processor everywhere. */
@@ -44,27 +45,19 @@ export class PolicySession {
     return new PolicySession(policy, runtime, session);
   }
 
-  /** Forgets the episode. */
-  reset() {
-    this.#state = this.#zeros();
-  }
-
   /**
    * Logits over the policy's actions.
-   * @param {Float32Array} hidden [hidden] of the step that produced `token`
-   * @param {number} token the token about to be processed
-   * @param {number[]} scalars in the order of the policy's names
-   * @param {number} previous index of the last action, -1 at the start
-   * @param {number} step position within the episode
+   * @param {PolicyRun} run
    */
-  async decide(hidden, token, scalars, previous, step) {
+  async decide({ hidden, token, scalars, previous, step, first }) {
+    if (first) this.#state = this.#zeros();
     const { Tensor } = this.runtime.ort;
     const int64 = (/** @type {number} */ value, /** @type {number[]} */ shape) =>
       new Tensor("int64", BigInt64Array.of(BigInt(value)), shape);
     const feeds = {
       hidden_states: new Tensor("float32", hidden, [1, hidden.length]),
       input_ids: int64(token, [1, 1]),
-      scalars: new Tensor("float32", Float32Array.from(scalars), [1, scalars.length]),
+      scalars: new Tensor("float32", scalars, [1, scalars.length]),
       previous_action: int64(previous, [1]),
       step: int64(step, [1]),
       past_state: this.#state,
@@ -73,13 +66,8 @@ export class PolicySession {
     const run = this.runtime.run(this.spec.file, this.session, feeds, fetches);
     this.#last = run.catch(() => undefined);
     const results = await run;
-    const logits = Array.from(/** @type {Float32Array} */ (results.action_logits.data));
-    if (!logits.every(Number.isFinite)) {
-      const what = `policy ${this.spec.file}: non-finite logits at step ${step}`;
-      throw new NumericError(`${what}; check the bundle with \`sol-rt verify\`, or use the schedule uniform`);
-    }
     this.#state = results.present_state;
-    return logits;
+    return /** @type {Float32Array} */ (results.action_logits.data);
   }
 
   /** Frees the session when it no longer runs. */

@@ -13,8 +13,8 @@ static_assert(sizeof(jint) == sizeof(int32_t) && sizeof(jlong) >= sizeof(void*),
 
 namespace {
 
-jclass exception_class;
-jmethodID exception_of;
+jclass exception_class, native_class;
+jmethodID exception_of, native_choose;
 
 template <class T>
 T* Handle(jlong pointer) {
@@ -49,7 +49,7 @@ void ThrowMemory(JNIEnv* env) {
   if (error) env->ThrowNew(error, "sol_rt_jni");
 }
 
-// A copy of a Java array of bytes, ints, floats or doubles for the length of a call; of null it is NULL and empty.
+// A copy of a Java array of bytes, ints, longs, floats or doubles for the length of a call; of null it is NULL and empty.
 template <class T>
 struct Copy {
   T* data = nullptr;
@@ -69,6 +69,7 @@ struct Copy {
  private:
   void Read(JNIEnv* env, jarray a, char* to) { env->GetByteArrayRegion(static_cast<jbyteArray>(a), 0, Length(), reinterpret_cast<jbyte*>(to)); }
   void Read(JNIEnv* env, jarray a, int32_t* to) { env->GetIntArrayRegion(static_cast<jintArray>(a), 0, Length(), reinterpret_cast<jint*>(to)); }
+  void Read(JNIEnv* env, jarray a, int64_t* to) { env->GetLongArrayRegion(static_cast<jlongArray>(a), 0, Length(), reinterpret_cast<jlong*>(to)); }
   void Read(JNIEnv* env, jarray a, float* to) { env->GetFloatArrayRegion(static_cast<jfloatArray>(a), 0, Length(), to); }
   void Read(JNIEnv* env, jarray a, double* to) { env->GetDoubleArrayRegion(static_cast<jdoubleArray>(a), 0, Length(), to); }
   jsize Length() const { return static_cast<jsize>(size); }
@@ -161,6 +162,86 @@ int32_t Report(void* user, const char* what, uint64_t done, uint64_t total) {
   return progress.env->ExceptionCheck() ? 1 : 0;
 }
 
+// The schedule of the call that this thread makes.
+struct Asked {
+  JNIEnv* env;
+  jobject schedule;
+};
+thread_local Asked asked;
+
+int32_t Choose(void*, const sol_choice* choice) {
+  const Asked mine = asked;  // the schedule may call another session, with a schedule of its own
+  JNIEnv* const env = mine.env;
+  if (env->PushLocalFrame(16) != 0) return -1;
+  const double facts[] = {double(choice->token), double(choice->step), double(choice->context), choice->target, choice->allowance, choice->budget,
+                          choice->achieved_budget, choice->distribution->top_probability, choice->distribution->margin, choice->distribution->entropy};
+  const jsize count = static_cast<jsize>(choice->num_actions), width = static_cast<jsize>(choice->hidden_size);
+  jdoubleArray numbers = Numbers(env, facts, sizeof facts / sizeof *facts), costs = Numbers(env, choice->relative_costs, choice->num_actions);
+  jclass bytes = env->ExceptionCheck() ? nullptr : env->FindClass("[B");
+  jobjectArray actions = bytes ? env->NewObjectArray(count, bytes, nullptr) : nullptr;
+  for (jsize i = 0; actions && i < count; i++) SetString(env, actions, i, choice->actions[i]);
+  jbyteArray allowed = env->ExceptionCheck() ? nullptr : BytesOf(env, reinterpret_cast<const char*>(choice->allowed), choice->num_actions);
+  jfloatArray hidden = allowed ? env->NewFloatArray(width) : nullptr;
+  int32_t index = -1;
+  if (hidden) {
+    env->SetFloatArrayRegion(hidden, 0, width, choice->hidden);
+    index = env->CallStaticIntMethod(native_class, native_choose, mine.schedule, numbers, actions, costs, allowed, hidden);
+  }
+  if (env->ExceptionCheck()) index = -1;
+  env->PopLocalFrame(nullptr);
+  asked = mine;
+  return index;
+}
+
+jarray Part(JNIEnv* env, jobjectArray parts, jsize index) { return static_cast<jarray>(env->GetObjectArrayElement(parts, index)); }
+
+// The options of `GenerateOptions.parts` in C, valid as long as this object, where Java throws nothing.
+struct Options {
+  Copy<int32_t> counts, biased, ends;
+  Copy<double> numbers;
+  Copy<int64_t> seed;
+  Copy<float> bias;
+  Strings stops, texts;
+  sol_logit_bias* logit_bias;
+  sol_generate_options raw;
+
+  Options(JNIEnv* env, jobjectArray parts)
+      : counts(env, Part(env, parts, 0)), biased(env, Part(env, parts, 3)), ends(env, Part(env, parts, 6)), numbers(env, Part(env, parts, 1)),
+        seed(env, Part(env, parts, 2)), bias(env, Part(env, parts, 4)), stops(env, static_cast<jobjectArray>(Part(env, parts, 5))),
+        texts(env, static_cast<jobjectArray>(Part(env, parts, 7))),
+        logit_bias(static_cast<sol_logit_bias*>(malloc(biased.size * sizeof(sol_logit_bias) + 1))) {
+    if (!logit_bias) ThrowMemory(env);
+    if (!env->ExceptionCheck()) Fill();
+  }
+  ~Options() { free(logit_bias); }
+  Options(const Options&) = delete;
+  Options& operator=(const Options&) = delete;
+
+ private:
+  void Fill() {
+    sol_generate_options_init(&raw, sizeof raw);
+    int32_t* const count_fields[] = {&raw.max_new_tokens, &raw.do_sample, &raw.top_k, &raw.top_logprobs, &raw.reuse_cache};
+    for (size_t i = 0; i < 5; i++) {
+      if (counts.data[i] >= 0) *count_fields[i] = counts.data[i];
+    }
+    double* const number_fields[] = {&raw.temperature, &raw.top_p, &raw.min_p, &raw.repetition_penalty, &raw.presence_penalty, &raw.frequency_penalty,
+                                     &raw.budget, &raw.tokens_per_second, &raw.max_loss, &raw.kv_density, &raw.channel_density, &raw.bits};
+    for (size_t i = 0; i < 12; i++) *number_fields[i] = numbers.data[i];
+    raw.seed = seed.data[0];
+    for (size_t i = 0; i < biased.size; i++) logit_bias[i] = {biased.data[i], bias.data[i]};
+    raw.logit_bias = biased.size > 0 ? logit_bias : nullptr;  // an empty list would replace the model's own
+    raw.num_logit_bias = biased.size;
+    raw.stop_strings = stops.data;
+    raw.num_stop_strings = stops.size;
+    raw.end_tokens = ends.data;
+    raw.num_end_tokens = ends.size;
+    raw.schedule = texts.data[0];
+    raw.trace = texts.data[1];
+    raw.replay = texts.data[2];
+    raw.choose = counts.data[5] != 0 ? Choose : nullptr;
+  }
+};
+
 sol_governor_settings Settings(JNIEnv* env, jdoubleArray array) {
   Copy<double> numbers(env, array);
   sol_governor_settings settings;
@@ -177,8 +258,6 @@ void SetState(JNIEnv* env, jdoubleArray array, const sol_governor_state& state) 
   env->SetDoubleArrayRegion(array, 1, 7, state.reserved);
 }
 
-constexpr jint kUnset = INT32_MIN;  // SolNative.UNSET
-
 }  // namespace
 
 #define SOL_JNI(type, name) extern "C" JNIEXPORT type JNICALL Java_ai_solrt_SolNative_##name
@@ -190,7 +269,12 @@ extern "C" JNIEXPORT jint JNICALL JNI_OnLoad(JavaVM* vm, void*) {
   if (!local) return JNI_ERR;
   exception_class = static_cast<jclass>(env->NewGlobalRef(local));
   exception_of = env->GetStaticMethodID(local, "of", "(I[B)Lai/solrt/SolException;");
-  return exception_class && exception_of ? JNI_VERSION_1_6 : JNI_ERR;
+  if (!exception_class || !exception_of) return JNI_ERR;
+  local = env->FindClass("ai/solrt/SolNative");
+  if (!local) return JNI_ERR;
+  native_class = static_cast<jclass>(env->NewGlobalRef(local));
+  native_choose = env->GetStaticMethodID(local, "choose", "(Lai/solrt/SolSchedule;[D[[B[D[B[F)I");
+  return native_class && native_choose ? JNI_VERSION_1_6 : JNI_ERR;
 }
 
 SOL_JNI(jstring, version)(JNIEnv* env, jclass) { return env->NewStringUTF(sol_version()); }
@@ -264,6 +348,11 @@ SOL_JNI(void, modelMeasureCosts)(JNIEnv* env, jclass, jlong model, jbyteArray fi
   if (!env->ExceptionCheck()) Throw(env, sol_model_measure_costs(Handle<sol_model>(model), path.data));
 }
 
+SOL_JNI(void, modelSetCosts)(JNIEnv* env, jclass, jlong model, jbyteArray table) {
+  String text(env, table);
+  if (!env->ExceptionCheck()) Throw(env, sol_model_set_costs(Handle<sol_model>(model), text.data));
+}
+
 SOL_JNI(jintArray, modelEncode)(JNIEnv* env, jclass, jlong model, jbyteArray text, jint flags) {
   String copy(env, text);
   if (env->ExceptionCheck()) return nullptr;
@@ -324,47 +413,16 @@ SOL_JNI(void, sessionRestore)(JNIEnv* env, jclass, jlong session, jbyteArray fil
 
 SOL_JNI(jlong, sessionPrivateBytes)(JNIEnv*, jclass, jlong session) { return static_cast<jlong>(sol_session_private_bytes(Handle<sol_session>(session))); }
 
-SOL_JNI(void, sessionStart)
-(JNIEnv* env, jclass, jlong session, jintArray prompt, jintArray counts, jdoubleArray numbers, jlong seed, jintArray bias_tokens, jfloatArray biases,
- jobjectArray stops, jintArray end_tokens, jobjectArray strings) {
-  Copy<int32_t> tokens(env, prompt), ints(env, counts), biased(env, bias_tokens), ends(env, end_tokens);
-  Copy<double> doubles(env, numbers);
-  Copy<float> bias(env, biases);
-  Strings stop_strings(env, stops), texts(env, strings);
-  sol_logit_bias* logit_bias = static_cast<sol_logit_bias*>(malloc(biased.size * sizeof(sol_logit_bias) + 1));
-  if (!logit_bias) ThrowMemory(env);
-  if (!env->ExceptionCheck()) {
-    sol_generate_options options;
-    sol_generate_options_init(&options, sizeof options);
-    int32_t* const count_fields[] = {&options.max_new_tokens, &options.do_sample, &options.top_k, &options.top_logprobs, &options.reuse_cache};
-    for (size_t i = 0; i < 5; i++) {
-      if (ints.data[i] != kUnset) *count_fields[i] = ints.data[i];
-    }
-    double* const number_fields[] = {&options.temperature, &options.top_p, &options.min_p, &options.repetition_penalty, &options.presence_penalty,
-                                     &options.frequency_penalty, &options.budget, &options.tokens_per_second, &options.max_loss, &options.kv_density,
-                                     &options.channel_density, &options.bits};
-    for (size_t i = 0; i < 12; i++) {
-      if (!isnan(doubles.data[i])) *number_fields[i] = doubles.data[i];
-    }
-    if (seed != kUnset) options.seed = seed;
-    for (size_t i = 0; i < biased.size; i++) logit_bias[i] = {biased.data[i], bias.data[i]};
-    options.logit_bias = biased.size > 0 ? logit_bias : nullptr;  // an empty list would replace the model's own
-    options.num_logit_bias = biased.size;
-    options.stop_strings = stop_strings.data;
-    options.num_stop_strings = stop_strings.size;
-    options.end_tokens = ends.data;
-    options.num_end_tokens = ends.size;
-    options.schedule = texts.data[0];
-    options.trace = texts.data[1];
-    options.replay = texts.data[2];
-    Throw(env, sol_session_start(Handle<sol_session>(session), tokens.data, tokens.size, &options));
-  }
-  free(logit_bias);
+SOL_JNI(void, sessionStart)(JNIEnv* env, jclass, jlong session, jintArray prompt, jobjectArray parts) {
+  Copy<int32_t> tokens(env, prompt);
+  Options options(env, parts);
+  if (!env->ExceptionCheck()) Throw(env, sol_session_start(Handle<sol_session>(session), tokens.data, tokens.size, &options.raw));
 }
 
-SOL_JNI(jdoubleArray, sessionNext)(JNIEnv* env, jclass, jlong session, jobjectArray strings) {
+SOL_JNI(jdoubleArray, sessionNext)(JNIEnv* env, jclass, jlong session, jobjectArray strings, jobject schedule) {
   sol_token token{};
   token.size = sizeof token;
+  asked = {env, schedule};
   if (Throw(env, sol_session_next(Handle<sol_session>(session), &token))) return nullptr;
   SetString(env, strings, 0, token.text, token.text_length);
   SetString(env, strings, 1, token.action);
@@ -394,6 +452,40 @@ SOL_JNI(jdoubleArray, sessionResult)(JNIEnv* env, jclass, jlong session, jobject
                             double(result.first_difference), double(result.finish), result.requested_budget, result.achieved_budget, result.expected_loss,
                             result.prompt_tokens_per_second, result.tokens_per_second, result.time_to_first_token_ms, result.fastest_tokens_per_second};
   return Numbers(env, numbers, sizeof numbers / sizeof *numbers);
+}
+
+SOL_JNI(void, sessionForward)
+(JNIEnv* env, jclass, jlong session, jintArray tokens, jbyteArray action, jfloatArray logits, jfloatArray hidden) {
+  Copy<int32_t> copy(env, tokens);
+  String tag(env, action);
+  Copy<float> row(env, logits), state(env, hidden);
+  if (env->ExceptionCheck()) return;
+  const sol_rows rows = {sizeof(sol_rows), 1, row.data, row.size, state.data, state.size};
+  if (Throw(env, sol_session_forward(Handle<sol_session>(session), copy.data, copy.size, tag.data, &rows, nullptr))) return;
+  env->SetFloatArrayRegion(logits, 0, static_cast<jsize>(row.size), row.data);
+  env->SetFloatArrayRegion(hidden, 0, static_cast<jsize>(state.size), state.data);
+}
+
+SOL_JNI(jdoubleArray, sessionScore)
+(JNIEnv* env, jclass, jlong session, jintArray tokens, jint context, jobjectArray parts, jobject schedule, jdoubleArray logprobs, jdoubleArray costs,
+ jobjectArray strings) {
+  Copy<int32_t> copy(env, tokens);
+  Copy<double> scored(env, logprobs);
+  Options options(env, parts);
+  if (env->ExceptionCheck()) return nullptr;
+  sol_scores scores{};
+  scores.size = sizeof scores;
+  scores.logprobs = scored.data;
+  scores.logprobs_length = scored.size;
+  asked = {env, schedule};
+  // A negative context becomes one that is too long, which the library refuses.
+  if (Throw(env, sol_session_score(Handle<sol_session>(session), copy.data, copy.size, static_cast<size_t>(context), &options.raw, &scores))) return nullptr;
+  env->SetDoubleArrayRegion(logprobs, 0, static_cast<jsize>(scored.size), scored.data);
+  env->SetDoubleArrayRegion(costs, 0, static_cast<jsize>(scores.num_actions), scores.costs);
+  SetString(env, strings, 0, scores.schedule);
+  for (size_t i = 0; i < scores.num_actions; i++) SetString(env, strings, static_cast<jsize>(i + 1), scores.actions[i]);
+  const double numbers[] = {scores.achieved_budget, scores.requested_budget, scores.expected_loss, double(scores.floored)};
+  return Numbers(env, numbers, 4);
 }
 
 SOL_JNI(void, sessionCancel)(JNIEnv*, jclass, jlong session) { sol_session_cancel(Handle<sol_session>(session)); }

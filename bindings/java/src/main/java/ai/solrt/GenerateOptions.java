@@ -18,25 +18,31 @@ public final class GenerateOptions {
     return new Builder();
   }
 
-  void start(long session, int[] prompt) {
-    int[] counts = {b.maxNewTokens, b.doSample, b.topK, b.topLogprobs, b.reuseCache};
+  SolSchedule schedule() {
+    return b.choose;
+  }
+
+  /** The options as sol_rt_jni.cc takes them. A negative count, and a number that is NaN, stand for the model's own default. */
+  Object[] parts() {
+    int[] counts = {b.maxNewTokens, b.doSample, b.topK, b.topLogprobs, b.reuseCache, b.choose == null ? 0 : 1};
     double[] numbers = {b.temperature, b.topP, b.minP, b.repetitionPenalty, b.presencePenalty, b.frequencyPenalty,
                         b.budget, b.tokensPerSecond, b.maxLoss, b.kvDensity, b.channelDensity, b.bits};
-    SolNative.sessionStart(session, prompt, counts, numbers, b.seed, b.biasTokens, b.biases, SolNative.utf8(b.stopStrings), b.endTokens,
-                           SolNative.utf8(b.schedule, b.trace, b.replay));
+    return new Object[] {counts, numbers, new long[] {b.seed}, b.biasTokens, b.biases, SolNative.utf8(b.stopStrings), b.endTokens,
+                         SolNative.utf8(b.schedule, b.trace, b.replay)};
   }
 
   /** Sets options one by one. */
   public static final class Builder implements Cloneable {
-    private int maxNewTokens = SolNative.UNSET, doSample = SolNative.UNSET, topK = SolNative.UNSET, topLogprobs = SolNative.UNSET, reuseCache = SolNative.UNSET;
+    private int maxNewTokens = -1, doSample = -1, topK = -1, topLogprobs = -1, reuseCache = -1;
     private double temperature = Double.NaN, topP = Double.NaN, minP = Double.NaN, repetitionPenalty = Double.NaN, presencePenalty = Double.NaN;
     private double frequencyPenalty = Double.NaN, budget = Double.NaN, tokensPerSecond = Double.NaN, maxLoss = Double.NaN, kvDensity = Double.NaN;
     private double channelDensity = Double.NaN, bits = Double.NaN;
-    private long seed = SolNative.UNSET;
+    private long seed = -1;
     private int[] biasTokens = {}, endTokens;
     private float[] biases = {};
     private String[] stopStrings;
     private String schedule, trace, replay;
+    private SolSchedule choose;
 
     private Builder() {}
 
@@ -81,7 +87,9 @@ public final class GenerateOptions {
     public Builder bits(double value) { bits = value; return this; }
     /** {@code sol}, {@code hull}, {@code uniform}, {@code entropy}, {@code random}, {@code fixed:TAG} or {@code dense}. */
     public Builder schedule(String value) { schedule = value; return this; }
-    /** False runs the whole prompt, whatever the cache holds. */
+    /** A schedule of the app's; {@link #schedule} is then the name under which it is reported. */
+    public Builder choose(SolSchedule value) { choose = value; return this; }
+    /** True keeps the tokens of the prompt that the cache begins with, false runs the whole prompt. */
     public Builder reuseCache(boolean value) { reuseCache = value ? 1 : 0; return this; }
     /** File to write every step to, as {@code sol-rt trace} reads it. */
     public Builder trace(String file) { trace = file; return this; }

@@ -89,6 +89,14 @@ public final class SolModel extends SolHandle {
     call(m -> { SolNative.modelMeasureCosts(m, SolNative.utf8(file)); return null; });
   }
 
+  /**
+   * Takes costs from the text of a cost table, from the next generation on; null goes back to bytes. The table may be the app's own. Throws
+   * {@link SolException.Bundle} for a text that is no table of this bundle.
+   */
+  public void setCosts(String table) {
+    call(m -> { SolNative.modelSetCosts(m, SolNative.utf8(table)); return null; });
+  }
+
   /** Tokens of {@code text}, with what the model wants around it. Special tokens that are written in the text stay text. */
   public int[] encode(String text) {
     return encode(text, true, false);
@@ -111,6 +119,7 @@ public final class SolModel extends SolHandle {
 
   /** A session with a KV cache of its own. */
   public SolSession newSession() {
-    return new SolSession(call((LongFunction<Long>) SolNative::sessionCreate));
+    Info info = info();
+    return new SolSession(call((LongFunction<Long>) SolNative::sessionCreate), info.vocabSize, info.hiddenSize);
   }
 }

@@ -8,9 +8,6 @@ import java.util.Arrays;
  * come back as {@code double[]} in the order of their numeric fields, with their strings in {@code byte[][]}.
  */
 final class SolNative {
-  /** Stands in an {@code int} or {@code long} for an option that was not set; NaN does in a {@code double}. */
-  static final int UNSET = Integer.MIN_VALUE;
-
   static {
     // A desktop program may name the file; Android finds the library by its name.
     String file = System.getProperty("ai.solrt.library");
@@ -31,6 +28,7 @@ final class SolNative {
   static native double[] modelInfo(long model, byte[][] strings);
   static native double[] modelAction(long model, int index, byte[][] strings);
   static native void modelMeasureCosts(long model, byte[] file);
+  static native void modelSetCosts(long model, byte[] table);
   static native int[] modelEncode(long model, byte[] text, int flags);
   static native byte[] modelDecode(long model, int[] tokens, boolean skipSpecial);
   static native int[] modelEncodeChat(long model, byte[][] rolesAndContents);
@@ -42,11 +40,17 @@ final class SolNative {
   static native void sessionSave(long session, byte[] file);
   static native void sessionRestore(long session, byte[] file);
   static native long sessionPrivateBytes(long session);
-  static native void sessionStart(long session, int[] prompt, int[] counts, double[] numbers, long seed, int[] biasTokens, float[] biases, byte[][] stops,
-                                  int[] endTokens, byte[][] strings);
-  static native double[] sessionNext(long session, byte[][] strings);
+  /** {@code options}: {@link GenerateOptions#parts}. */
+  static native void sessionStart(long session, int[] prompt, Object[] options);
+  /** {@code schedule}: that of the options at the start, or null. */
+  static native double[] sessionNext(long session, byte[][] strings, SolSchedule schedule);
   static native void sessionStop(long session);
   static native double[] sessionResult(long session, byte[][] strings);
+  /** Fills {@code logits} and {@code hidden} with the results of the last token. */
+  static native void sessionForward(long session, int[] tokens, byte[] action, float[] logits, float[] hidden);
+  /** Fills the arrays; {@code strings} with the schedule and the actions. */
+  static native double[] sessionScore(long session, int[] tokens, int context, Object[] options, SolSchedule schedule, double[] logprobs, double[] costs,
+                                      byte[][] strings);
   static native void sessionCancel(long session);
   static native void sessionSetBudget(long session, double budget);
   static native void sessionSetTokensPerSecond(long session, double rate);
@@ -74,6 +78,18 @@ final class SolNative {
     byte[][] all = new byte[texts.length][];
     for (int i = 0; i < texts.length; i++) all[i] = utf8(texts[i]);
     return all;
+  }
+
+  /** Called by the native library. */
+  static int choose(SolSchedule schedule, double[] numbers, byte[][] actions, double[] costs, byte[] allowed, float[] hidden) {
+    return schedule.choose(new SolSchedule.Choice(numbers, actions, costs, allowed, hidden));
+  }
+
+  /** The strings from {@code first} on. */
+  static String[] strings(byte[][] utf8, int first) {
+    String[] texts = new String[utf8.length - first];
+    for (int i = 0; i < texts.length; i++) texts[i] = string(utf8[first + i]);
+    return texts;
   }
 
   static String string(byte[] utf8) {

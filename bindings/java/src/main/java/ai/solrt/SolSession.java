@@ -10,11 +10,25 @@ import java.util.function.LongFunction;
  * {@link #setBudget}, {@link #setTokensPerSecond}, {@link #isBusy} and {@link #close} at any time.
  */
 public final class SolSession extends SolHandle {
+  /** Results of a run of tokens, of the last one: logits of the vocabulary, and the output of the final norm. */
+  public static final class Output {
+    public final float[] logits, hidden;
+
+    Output(int vocabSize, int hiddenSize) {
+      logits = new float[vocabSize];
+      hidden = new float[hiddenSize];
+    }
+  }
+
+  private final int vocabSize, hiddenSize;
   private Thread owner;
   private int generation;
+  private SolSchedule schedule;
 
-  SolSession(long pointer) {
+  SolSession(long pointer, int vocabSize, int hiddenSize) {
     super(pointer, SolNative::sessionRelease);
+    this.vocabSize = vocabSize;
+    this.hiddenSize = hiddenSize;
   }
 
   /**
@@ -50,7 +64,8 @@ public final class SolSession extends SolHandle {
   /** As {@link #start}; returns the number of the generation, by which a flow sees that another one took its place. */
   int begin(int[] prompt, GenerateOptions options) {
     return own(s -> {
-      options.start(s, prompt);
+      SolNative.sessionStart(s, prompt, options.parts());
+      schedule = options.schedule();
       return ++generation;
     });
   }
@@ -73,7 +88,7 @@ public final class SolSession extends SolHandle {
 
   private SolToken next(long s) {
     byte[][] strings = new byte[2][];
-    return new SolToken(SolNative.sessionNext(s, strings), strings);
+    return new SolToken(SolNative.sessionNext(s, strings, schedule), strings);
   }
 
   /** Ends a running generation. The cache keeps what was run. */
@@ -92,6 +107,28 @@ public final class SolSession extends SolHandle {
   public SolResult result() {
     byte[][] strings = new byte[2][];
     return own(s -> new SolResult(SolNative.sessionResult(s, strings), strings));
+  }
+
+  /**
+   * Appends tokens to the cache, under the action of a tag, or null for the dense one. One token is a decode step; several run as a prompt does. Ends a
+   * running generation.
+   */
+  public Output forward(int[] tokens, String action) {
+    Output made = new Output(vocabSize, hiddenSize);
+    run(s -> SolNative.sessionForward(s, tokens, SolNative.utf8(action), made.logits, made.hidden));
+    return made;
+  }
+
+  /**
+   * Runs the first {@code context} tokens as a prompt on an empty cache, then scores each later token and processes it as a decode step. Of the options the
+   * dial, the schedule and the seed count; without a dial it is a budget of 1. Ends a running generation.
+   */
+  public SolScores score(int[] tokens, int context, GenerateOptions options) {
+    int count = Math.max(tokens.length - context, 1);
+    double[] logprobs = new double[count], costs = new double[count - 1];
+    byte[][] strings = new byte[count][];
+    return own(s -> new SolScores(SolNative.sessionScore(s, tokens, context, options.parts(), options.schedule(), logprobs, costs, strings),
+                                  strings, logprobs, costs));
   }
 
   /** Tokens in the KV cache. */

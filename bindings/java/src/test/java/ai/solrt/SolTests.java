@@ -54,6 +54,10 @@ public final class SolTests {
     test("options that are out of range", SolTests::badOptions);
     test("objects that are closed", SolTests::closed);
     test("callbacks that throw", SolTests::callbacksThatThrow);
+    test("forward gives the logits of a generation", SolTests::forward);
+    test("a score has the numbers of the generation", SolTests::score);
+    test("a schedule of the app's picks the actions", SolTests::ownSchedule);
+    test("costs of the app's", SolTests::ownCosts);
     test("the governor's recorded curves", SolTests::governorCurves);
     test("the governor holds its bounds", SolTests::governor);
     model.close();
@@ -492,6 +496,92 @@ public final class SolTests {
     options.progress = (what, done, total) -> seen.add(done);
     SolModel.load(runtime, BUNDLE, options).close();
     check(!seen.isEmpty(), "progress is reported");
+  }
+
+  private static void forward() {
+    try (SolSession session = model.newSession()) {
+      List<Integer> expected = generate(session, 6);
+      session.rewind(0);
+      int[] run = prompt;
+      for (int token : expected) {
+        SolSession.Output made = session.forward(run, null);
+        int best = 0;
+        for (int i = 1; i < made.logits.length; i++) if (made.logits[i] > made.logits[best]) best = i;
+        equal(token, best);
+        equal(model.info().hiddenSize, made.hidden.length);
+        run = new int[] {token};
+      }
+      fails(SolException.Usage.class, () -> session.forward(prompt, "k100"));
+      fails(SolException.Usage.class, () -> session.forward(new int[0], null));
+    }
+  }
+
+  private static void score() {
+    try (SolSession session = model.newSession()) {
+      GenerateOptions options = GenerateOptions.builder().maxNewTokens(20).endTokens().doSample(false).budget(0.6).schedule("hull").build();
+      List<SolToken> made = new ArrayList<>();
+      session.generate(prompt, options, made::add);
+      int[] tokens = Arrays.copyOf(prompt, prompt.length + 20);
+      for (int i = 0; i < 20; i++) tokens[prompt.length + i] = made.get(i).token;
+      SolScores scores = session.score(tokens, prompt.length, options);
+      equal(20, scores.logprobs.length);
+      equal(19, scores.actions.length);
+      for (int i = 0; i < 20; i++) {
+        equal(made.get(i).logprob, scores.logprobs[i]);
+        if (i > 0) equal(made.get(i).action, scores.actions[i - 1]);
+        if (i > 0) equal(made.get(i).cost, scores.costs[i - 1]);
+      }
+      equal("hull", scores.schedule);
+      equal(made.get(19).achievedBudget, scores.achievedBudget);
+      for (int wrong : new int[] {-1, 0, tokens.length, tokens.length + 1}) fails(SolException.Usage.class, () -> session.score(tokens, wrong, options));
+    }
+  }
+
+  private static void ownSchedule() {
+    String tag = model.action(5).tag;
+    int[] calls = {0};
+    SolSchedule schedule = choice -> {
+      equal((long) calls[0]++, choice.step);
+      check(choice.hidden.length == model.info().hiddenSize && choice.relativeCosts.length == choice.actions.length, "sizes");
+      check(choice.budget == 0.9 && choice.allowed.length == choice.actions.length && choice.entropy > 0 && choice.margin <= choice.topProbability, "facts");
+      return Arrays.asList(choice.actions).indexOf(tag);
+    };
+    try (SolSession session = model.newSession()) {
+      GenerateOptions.Builder builder = GenerateOptions.builder().maxNewTokens(12).endTokens().doSample(false);
+      List<Integer> expected = new ArrayList<>(), made = new ArrayList<>();
+      session.generate(prompt, builder.schedule("fixed:" + tag).build(), token -> expected.add(token.token));
+      GenerateOptions own = builder.schedule("mine").budget(0.9).choose(schedule).build();
+      equal("mine", session.generate(prompt, own, token -> made.add(token.token)).schedule);
+      equal(expected, made);
+      equal(11, calls[0]);
+      calls[0] = 0;
+      for (String action : session.score(prompt, 1, own).actions) equal(tag, action);
+      GenerateOptions failing = builder.choose(choice -> { throw new IllegalStateException("mine"); }).build();
+      fails(IllegalStateException.class, () -> session.generate(prompt, failing, token -> { }));
+      fails(IllegalStateException.class, () -> session.score(prompt, 1, failing));
+      fails(SolException.Usage.class, () -> session.score(prompt, 1, builder.choose(choice -> 1000).build()));
+      made.clear();
+      session.generate(prompt, builder.choose(null).schedule("fixed:" + tag).budget(Double.NaN).build(), token -> made.add(token.token));
+      equal(expected, made);
+    }
+  }
+
+  private static void ownCosts() {
+    try (SolModel own = SolModel.load(runtime, BUNDLE)) {
+      StringBuilder lines = new StringBuilder();
+      for (String key : new String[] {"s100-q8", "s100-q6", "s100-qmix", "s100-q4", "s060-q8", "s060-q6", "s060-q4"}) {
+        lines.append(lines.length() == 0 ? "" : ", ").append('"').append(key).append("\": {\"1.0\": {\"fixed\": ").append(key.equals("s100-q4") ? 2 : 8)
+            .append(", \"per_token\": 0, \"per_page\": 0, \"error\": 0}}");
+      }
+      own.setCosts("{\"format\": \"sol_rt.cost_table\", \"format_version\": 1, \"device\": \"\", \"created\": \"\", \"policy_ms\": 0, \"quick\": false, "
+          + "\"steady\": true, \"tuning\": null, \"bundle\": \"" + own.info().identity + "\", \"lines\": {" + lines + "}}");
+      equal("measured", own.info().costModel);
+      equal("k100-s100-q4", own.action(3).tag);
+      equal(0.25, own.action(3).relativeCost);
+      fails(SolException.Bundle.class, () -> own.setCosts("{}"));
+      own.setCosts(null);
+      equal("bytes", own.info().costModel);
+    }
   }
 
   private static void governorCurves() throws Exception {

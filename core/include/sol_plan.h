@@ -1,0 +1,109 @@
+// Costs and plans of decode steps from a bundle's config alone: no weights, no ONNX Runtime. For exports, trainings and reports; hosts that generate need
+// none of it. The rules of sol_rt.h hold here, too.
+//
+// Threads: a `sol_costs` and a `sol_hull` may be used by any number of threads at once, a `sol_plan` by one at a time.
+#ifndef SOL_PLAN_H_
+#define SOL_PLAN_H_
+
+#include "sol_rt.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// ---- Costs ----------------------------------------------------------------------------------------------------------------------------------------
+
+typedef struct sol_costs sol_costs;
+
+// `config`: text of a sol_config.json. `table`: text of a cost table, whose bundle is not compared; NULL: costs are bytes.
+SOL_RT_API sol_error* sol_costs_create(const char* config, const char* table, sol_costs** costs);
+SOL_RT_API void sol_costs_release(sol_costs* costs);
+// Cost of steps without the policy's run, in the cost model's unit: `steps` [num_contexts, num_actions]. `actions` are tags of any variants of the bundle
+// with any KV density; `contexts` are the tokens in the cache before the step.
+SOL_RT_API sol_error* sol_costs_steps(const sol_costs* costs, const char* const* actions, size_t num_actions, const int64_t* contexts,
+                                      size_t num_contexts, double* steps);
+// Cached tokens that a step reads, and KV pages whose key codes it scores: means over the layers that attend. They do not depend on the cost model.
+SOL_RT_API sol_error* sol_costs_reads(const sol_costs* costs, const char* action, int64_t context, double* tokens, double* pages);
+SOL_RT_API double sol_costs_policy(const sol_costs* costs);  // of one run of the policy; 0 without one, and for NULL
+// Expected added loss of actions over dense at a context, nats a token: `losses` [num_actions]; NaN if not measured.
+SOL_RT_API sol_error* sol_costs_losses(const sol_costs* costs, const char* const* actions, size_t num_actions, int64_t context, double* losses);
+// Tags of the actions that a schedule works with, separated by spaces and ended by NUL. `length` counts the bytes without the NUL. `own` stands for a schedule
+// of the host's. `targets`: 1 under targets on the axes.
+SOL_RT_API sol_error* sol_costs_actions(const sol_costs* costs, const char* schedule, int32_t targets, char* tags, size_t capacity, size_t* length);
+// The least and the largest budget at which `sol` is the default schedule; NaN where it is at none.
+SOL_RT_API sol_error* sol_costs_policy_budgets(const sol_costs* costs, double* low, double* high);
+// The default schedule at a budget, 1 where something else is asked for: `sol`, `hull` or `uniform`. `targets`: 1 under targets on the axes.
+SOL_RT_API sol_error* sol_costs_default_schedule(const sol_costs* costs, double budget, int32_t targets, const char** schedule);
+
+// ---- Hull: which actions to mix -------------------------------------------------------------------------------------------------------------------
+
+typedef struct sol_hull sol_hull;
+
+// The lower hull of (relative cost, expected loss) of these actions, the dense one among them, each once.
+SOL_RT_API sol_error* sol_hull_create(const sol_costs* costs, const char* const* actions, size_t num_actions, sol_hull** hull);
+SOL_RT_API void sol_hull_release(sol_hull* hull);
+// The corners at a context, from the cheapest action to dense: places among the actions, relative costs, losses. Arrays of the capacity num_actions;
+// `count` is set to the number of corners.
+SOL_RT_API sol_error* sol_hull_corners(const sol_hull* hull, int64_t context, size_t* places, double* costs, double* losses, size_t* count);
+// Relative cost of the cheapest mix that loses at most `loss` nats a token; dense's if none does.
+SOL_RT_API sol_error* sol_hull_cost_at(const sol_hull* hull, double loss, int64_t context, double* cost);
+
+// Corners of the lower convex hull of `count` points (xs, ys), in ascending order of x. Puts them in front in both arrays and sets `count` to their number.
+// `falling`: 1 for those up to the least y.
+SOL_RT_API sol_error* sol_lower_hull(double* xs, double* ys, size_t* count, int32_t falling);
+
+// ---- Plans: the actions of a run ------------------------------------------------------------------------------------------------------------------
+
+typedef struct sol_plan sol_plan;
+
+// Facts that a policy is asked with. Pointers are valid during the call.
+typedef struct sol_policy_inputs {
+  uint32_t size;
+  int32_t token;            // the token about to be processed
+  const float* hidden;      // of `sol_plan_seen`
+  size_t hidden_size;
+  const float* scalars;     // [num_scalars], in the order of the config's policy
+  size_t num_scalars;
+  int64_t previous_action;  // place among the policy's actions; -1 at the start of an episode
+  int64_t step;             // position within the episode
+  int32_t fresh;            // 1 at the first call of a plan: forget the episodes before
+} sol_policy_inputs;
+
+// Fills the logits of the policy's actions. Returning anything but 0 ends the call with SOL_ERROR_HOST.
+typedef int32_t (*sol_decide)(void* user, const sol_policy_inputs* inputs, float* logits);
+
+typedef struct sol_plan_options {
+  uint32_t size;
+  const sol_generate_options* options;  // the dial, the schedule and the seed count; NULL for none. `choose` gets the hidden state of `sol_plan_seen`
+  const char* const* actions;           // tags to choose among, the dense action with them; NULL for those of the schedule
+  size_t num_actions;
+  sol_decide decide;                    // in place of the bundle's policy, for `sol`; NULL for none
+  void* decide_user;                    // given to `decide`
+} sol_plan_options;
+
+// Facts about a step.
+typedef struct sol_plan_seen {
+  uint32_t size;
+  int32_t token;        // the token about to be processed
+  int64_t step;         // decode steps before this one
+  int64_t context;      // tokens in the cache
+  const float* hidden;  // [hidden_size], handed on to the policy; may be NULL
+  size_t hidden_size;
+  const float* logits;  // [num_logits], from which the token was picked; NULL if not known: `entropy` needs them, and to `sol` all tokens are alike
+  size_t num_logits;
+} sol_plan_seen;
+
+// `costs` may be released before the plan.
+SOL_RT_API sol_error* sol_plan_create(const sol_costs* costs, const sol_plan_options* options, sol_plan** plan);
+SOL_RT_API void sol_plan_release(sol_plan* plan);
+// Chooses the action of a step and books its cost. `step->action` is valid until the plan's next call.
+SOL_RT_API sol_error* sol_plan_step(sol_plan* plan, const sol_plan_seen* seen, sol_step* step);
+// Hold from the next step on, as `sol_session_set_budget` and `_tokens_per_second` do.
+SOL_RT_API sol_error* sol_plan_set_budget(sol_plan* plan, double budget);
+SOL_RT_API sol_error* sol_plan_set_tokens_per_second(sol_plan* plan, double rate);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif  // SOL_PLAN_H_

@@ -1,0 +1,23 @@
+// Contents of a `sol_costs`.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "budget/cost_model.h"
+#include "bundle/config/config.h"
+#include "sol_plan.h"
+
+struct sol_costs {
+  std::shared_ptr<const sol_rt::Config> config;
+  std::shared_ptr<const sol_rt::CostModel> cost;
+};
+
+namespace sol_rt {
+
+// Throws SOL_ERROR_USAGE for a context below 0, and for one that no cache can have.
+void RequireContext(int64_t context);
+// Reads tags. Throws SOL_ERROR_USAGE.
+std::vector<Action> ActionsOf(const char* const* tags, size_t count);
+
+}  // namespace sol_rt

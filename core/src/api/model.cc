@@ -1,0 +1,146 @@
+// Models of the C interface: loading, what they hold, and what their actions cost.
+#include <limits>
+
+#include "api/border.h"
+#include "api/handles.h"
+#include "base/file/atomic_file.h"
+#include "budget/controller/controller.h"
+#include "budget/measure/measure_costs.h"
+#include "budget/schedules/schedule.h"
+
+using sol_rt::Guard;
+
+namespace {
+
+constexpr int64_t kContext = 512;  // tokens, at which the relative costs of actions are reported
+
+sol_model_options Defaults() {
+  sol_model_options options{};
+  options.verify = SOL_VERIFY_SMALL;
+  return options;
+}
+
+const char* ScheduleName(const sol_rt::Config& config, const sol_rt::CostModel& cost) {
+  const std::string name = sol_rt::DefaultSchedule(config, cost, 1.0, sol_rt::AxisTargets{});
+  return name == "sol" ? "sol" : name == "hull" ? "hull" : "uniform";
+}
+
+sol_model_info InfoOf(const sol_model& handle) {
+  const sol_rt::Model& model = *handle.model;
+  const sol_rt::Config& config = model.config();
+  sol_model_info info{};
+  info.name = config.model.name.c_str();
+  info.generator = config.generator.c_str();
+  info.identity = model.identity().c_str();
+  info.vocab_size = config.model.vocab_size;
+  info.hidden_size = config.model.hidden_size;
+  info.num_layers = config.model.num_layers;
+  info.max_context = static_cast<int32_t>(model.max_context());
+  info.num_actions = static_cast<int32_t>(handle.tags.size());
+  info.has_policy = config.policy ? 1 : 0;
+  info.has_losses = config.LossesMeasured() ? 1 : 0;
+  info.has_tokenizer = model.tokenizer() ? 1 : 0;
+  info.has_chat = model.chat() ? 1 : 0;
+  info.native = model.factory() != nullptr && model.factory()->native() ? 1 : 0;
+  info.default_schedule = ScheduleName(config, *model.cost());
+  info.cost_model = model.cost()->InMilliseconds() ? "measured" : "bytes";
+  info.dense = handle.dense.c_str();
+  info.mapped_bytes = model.factory() == nullptr ? 0 : model.factory()->mapped_bytes();
+  return info;
+}
+
+}  // namespace
+
+namespace sol_rt {
+
+void RequireFactory(const Model& model, const char* function) {
+  if (model.factory() != nullptr) return;
+  UsageFault(std::string(function) + ": got a model that was loaded without a runtime, expected one that has it; make sessions with sol_session_create_on");
+}
+
+}  // namespace sol_rt
+
+extern "C" {
+
+void sol_model_options_init(sol_model_options* options, uint32_t size) { sol_rt::InitStruct(Defaults(), options, size); }
+
+sol_error* sol_model_load(sol_runtime* runtime, const char* folder, const sol_model_options* options, sol_model** model) {
+  return Guard([&] {
+    sol_rt::RequirePointer(model, "sol_model_load: model");
+    *model = nullptr;
+    sol_rt::RequirePointer(folder, "sol_model_load: folder");
+    const sol_model_options given = sol_rt::ReadStruct(options, Defaults(), "sol_model_options");
+    if (given.verify < SOL_VERIFY_NONE || given.verify > SOL_VERIFY_ALL) {
+      sol_rt::UsageFault("sol_model_options: verify: got " + std::to_string(given.verify) + ", expected a sol_verify");
+    }
+    sol_rt::ModelOptions wanted;
+    wanted.max_context = given.max_context;
+    if (given.prefill != nullptr) wanted.prefill = given.prefill;
+    if (given.cost_table != nullptr) wanted.cost_table = given.cost_table;
+    sol_rt::Progress progress;
+    if (given.progress != nullptr) {
+      progress = [&given](const char* what, uint64_t done, uint64_t total) {
+        if (given.progress(given.user, what, done, total) != 0) {
+          throw sol_rt::Error(SOL_ERROR_HOST, "sol_model_load: the host's progress callback asked to stop");
+        }
+      };
+    }
+    auto made = std::make_unique<sol_model>();
+    const auto bundle = std::make_shared<sol_rt::Bundle>(sol_rt::Bundle::Open(folder, given.verify, progress, runtime != nullptr));
+    made->model = std::make_shared<sol_rt::Model>(bundle, runtime == nullptr ? nullptr : runtime->Open(bundle), wanted);
+    for (const sol_rt::ActionEntry& entry : made->model->config().actions) made->tags.push_back(entry.action.Tag());
+    made->dense = made->model->config().dense.Tag();
+    *model = made.release();
+  });
+}
+
+void sol_model_release(sol_model* model) { delete model; }
+
+sol_error* sol_model_get_info(const sol_model* model, sol_model_info* info) {
+  return Guard([&] {
+    sol_rt::RequireHandle(model, "sol_model_get_info");
+    sol_rt::RequireSized(info, "sol_model_info");
+    sol_rt::FillStruct(InfoOf(*model), info);
+  });
+}
+
+sol_error* sol_model_get_action(const sol_model* model, int32_t index, sol_action_info* info) {
+  return Guard([&] {
+    sol_rt::RequireHandle(model, "sol_model_get_action");
+    sol_rt::RequireSized(info, "sol_action_info");
+    const auto count = static_cast<int32_t>(model->tags.size());
+    if (index < 0 || index >= count) {
+      sol_rt::UsageFault("sol_model_get_action: index: got " + std::to_string(index) + ", expected 0 to " + std::to_string(count - 1));
+    }
+    const sol_rt::Config& config = model->model->config();
+    const sol_rt::ActionEntry& entry = config.actions[static_cast<size_t>(index)];
+    const std::shared_ptr<const sol_rt::CostModel> cost = model->model->cost();
+    sol_action_info made{};
+    made.tag = model->tags[static_cast<size_t>(index)].c_str();
+    made.relative_cost = cost->Step(entry.action, kContext) / cost->Step(config.dense, kContext);
+    made.loss = entry.loss ? *entry.loss : std::numeric_limits<double>::quiet_NaN();
+    sol_rt::FillStruct(made, info);
+  });
+}
+
+sol_error* sol_model_measure_costs(sol_model* model, const char* file) {
+  return Guard([&] {
+    sol_rt::RequireHandle(model, "sol_model_measure_costs");
+    sol_rt::Model& own = *model->model;
+    sol_rt::RequireFactory(own, "sol_model_measure_costs");
+    if (file != nullptr) own.bundle().RequireOutside("cost table", file);
+    const sol_rt::CostTable table = sol_rt::MeasureCosts(*own.factory(), own.bundle(), own.max_context());
+    own.SetCost(sol_rt::MakeMeasuredCost(own.config(), table));
+    if (file != nullptr) sol_rt::WriteFileAtomically(file, table.ToJson());
+  });
+}
+
+sol_error* sol_model_set_costs(sol_model* model, const char* table) {
+  return Guard([&] {
+    sol_rt::RequireHandle(model, "sol_model_set_costs");
+    sol_rt::Model& own = *model->model;
+    own.SetCost(table == nullptr ? sol_rt::MakeBytesCost(own.config()) : sol_rt::MeasuredCostOf(own.config(), own.identity(), table));
+  });
+}
+
+}  // extern "C"

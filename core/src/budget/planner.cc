@@ -1,0 +1,162 @@
+// Makes one generation's controller and schedule.
+#include "budget/planner.h"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "base/error.h"
+#include "budget/controller/controller.h"
+#include "budget/hull/hull.h"
+#include "budget/hull/losses.h"
+#include "budget/schedules/schedule.h"
+
+namespace sol_rt {
+namespace {
+
+constexpr const char* kOwn = "own";        // name of a host's schedule that has none
+constexpr double kDefaultMaxLoss = 0.005;  // the `max_loss` that applies if nothing is asked for
+
+class RunPlanner final : public Planner {
+ public:
+  RunPlanner(const Config& config, std::string name, std::unique_ptr<Controller> controller, std::unique_ptr<sol_rt::Schedule> schedule,
+             std::string fixed)
+      : name_(std::move(name)), losses_(config), controller_(std::move(controller)), schedule_(std::move(schedule)), fixed_(std::move(fixed)) {}
+
+  const PolicyQuestion* Question(const StepSeen& seen) override { return schedule_->Question(seen); }
+  Action Choose(const StepSeen& seen) override { return schedule_->Choose(seen); }
+
+  Charge Record(const Action& action, int64_t context) override {
+    if (taken_.empty()) first_context_ = context;
+    const auto found = std::find_if(taken_.begin(), taken_.end(), [&](const auto& entry) { return entry.first == action; });
+    if (found == taken_.end()) {
+      taken_.emplace_back(action, 1);
+    } else {
+      ++found->second;
+    }
+    return controller_->Record(action, context);
+  }
+
+  void SetBudget(double budget) override {
+    RequireSettable("budget");
+    controller_->SetBudget(budget);
+  }
+
+  void SetTokensPerSecond(double rate) override {
+    RequireSettable("tokens_per_second");
+    controller_->SetTokensPerSecond(rate);
+  }
+
+  const std::string& Schedule() const override { return name_; }
+  double Achieved() const override { return controller_->Achieved(); }
+  double Requested() const override {
+    return !fixed_.empty() && name_.rfind("fixed:", 0) == 0 ? Achieved() : controller_->Requested().value_or(Achieved());
+  }
+  double Asked(int64_t context) const override { return controller_->Budget() ? Requested() : std::min(1.0, controller_->Allowance(context)); }
+  bool Floored() const override { return controller_->floored(); }
+  std::optional<double> FastestRate(int64_t context) override { return controller_->FastestRate(context); }
+
+  std::optional<double> ExpectedLoss() const override {
+    if (taken_.empty()) return std::nullopt;
+    const int64_t steps = controller_->steps(), middle = first_context_ + (steps + 1) / 2;  // the first token took no decode step
+    double sum = 0.0;
+    for (const auto& [action, count] : taken_) sum += losses_.At(action, middle) * static_cast<double>(count);
+    if (std::isnan(sum)) return std::nullopt;
+    return sum / static_cast<double>(steps);
+  }
+
+ private:
+  void RequireSettable(const std::string& what) const {
+    if (!fixed_.empty()) UsageFault(what + ": cannot change the actions of this run: " + fixed_ + "; start another one");
+  }
+
+  std::string name_;
+  ActionLosses losses_;
+  std::unique_ptr<Controller> controller_;
+  std::unique_ptr<sol_rt::Schedule> schedule_;
+  std::string fixed_;  // why there is no budget to set; empty where there is one
+  std::vector<std::pair<Action, int64_t>> taken_;  // actions with their steps, in the order of their first step
+  int64_t first_context_ = 0;
+};
+
+// Takes the recorded actions, step by step.
+class ReplaySchedule final : public Schedule {
+ public:
+  explicit ReplaySchedule(std::vector<Action> actions) : actions_(std::move(actions)) {}
+  Action Choose(const StepSeen& seen) override {
+    if (seen.step < 0 || static_cast<size_t>(seen.step) >= actions_.size()) UsageFault("replay: the trace has no more steps");
+    return actions_[static_cast<size_t>(seen.step)];
+  }
+
+ private:
+  std::vector<Action> actions_;
+};
+
+class HostSchedule final : public Schedule {
+ public:
+  HostSchedule(Controller& controller, OwnSchedule choose) : controller_(controller), choose_(std::move(choose)) {}
+  Action Choose(const StepSeen& seen) override { return controller_.actions().at(choose_(seen, controller_)); }
+
+ private:
+  Controller& controller_;
+  OwnSchedule choose_;
+};
+
+bool KeepsLoss(const std::string& schedule) { return schedule == "hull" || schedule == "sol"; }
+
+// Request of the dial, with the default if the dial asks for nothing.
+Request RequestOf(const Config& config, const Dial& dial, const std::string& name) {
+  Request request{dial.budget.value_or(1.0), {dial.kv_density, dial.channel_density, dial.bits}, dial.tokens_per_second, dial.max_loss};
+  const bool other = request.axis_targets.Any() || request.tokens_per_second || request.max_loss;
+  if (IsConstant(name) && (request.budget != 1.0 || other)) {
+    UsageFault("schedule " + name + ": fixes the action; leave out budget, kv_density, channel_density, bits, rate and loss");
+  }
+  if (!dial.budget && !other && config.LossesMeasured() && KeepsLoss(name)) request.max_loss = kDefaultMaxLoss;
+  if (request.max_loss && (dial.own || (dial.schedule && !dial.schedule->empty())) && !KeepsLoss(name)) {
+    UsageFault("--max-loss: the schedule " + name + " keeps no loss; leave out --schedule, or give --budget");
+  }
+  return request;
+}
+
+}  // namespace
+
+std::unique_ptr<Planner> MakePlanner(const Config& config, std::shared_ptr<const CostModel> cost, const Dial& dial, PolicyRunner* policy) {
+  const AxisTargets targets{dial.kv_density, dial.channel_density, dial.bits};
+  const bool named = dial.schedule && !dial.schedule->empty();
+  // an own schedule works on the bundle's actions and keeps no loss, whatever it is called
+  const std::string name = dial.own ? kOwn : named ? *dial.schedule : DefaultSchedule(config, *cost, dial.budget.value_or(1.0), targets);
+  const Request request = RequestOf(config, dial, name);
+  std::shared_ptr<Hull> hull;
+  const auto actions_of = [&](const std::string& schedule, const AxisTargets& held) {
+    return dial.actions.empty() ? ScheduleActions(config, schedule, held) : dial.actions;
+  };
+  if (config.LossesMeasured()) hull = std::make_shared<Hull>(Once(actions_of("hull", {})), *cost, ActionLosses(config));
+  std::vector<Action> actions = actions_of(name, targets);
+  if (!targets.Any() && name != "sol") actions = Once(actions);  // the policy has a logit for each place, so its actions may come twice
+  auto controller = MakeController(std::move(actions), std::move(cost), request, request.max_loss ? hull : nullptr, name == "sol");
+  std::unique_ptr<Schedule> schedule;
+  if (dial.own) {
+    schedule = std::make_unique<HostSchedule>(*controller, dial.own);
+  } else {
+    schedule = MakeSchedule(config, name, *controller, dial.seed, std::move(hull), policy);
+  }
+  std::string fixed;
+  if (IsConstant(name)) fixed = name + " fixes them";
+  return std::make_unique<RunPlanner>(config, dial.own && named ? *dial.schedule : name, std::move(controller), std::move(schedule), std::move(fixed));
+}
+
+std::unique_ptr<Planner> MakeReplayPlanner(const Config& config, std::shared_ptr<const CostModel> cost, const std::string& schedule,
+                                           std::vector<Action> actions_of_trace, double budget) {
+  for (const Action& action : actions_of_trace) {
+    if (config.variants.count(action.Variant()) == 0) {
+      UsageFault("replay: " + action.Tag() + " is in the trace, its variant is not in the bundle");
+    }
+  }
+  Request request;
+  request.budget = budget;
+  auto controller = MakeController(ScheduleActions(config, "random", {}), std::move(cost), request, nullptr, schedule == "sol");
+  return std::make_unique<RunPlanner>(config, schedule, std::move(controller), std::make_unique<ReplaySchedule>(std::move(actions_of_trace)),
+                                      "a replay runs the trace's actions");
+}
+
+}  // namespace sol_rt

@@ -1,0 +1,290 @@
+#include "generate/generation.h"
+
+#include <algorithm>
+#include <limits>
+#include <random>
+
+#include "base/error.h"
+#include "generate/model.h"
+#include "generate/settings/json_repr.h"
+
+namespace sol_rt {
+namespace {
+
+double Milliseconds(std::chrono::steady_clock::duration time) { return std::chrono::duration<double, std::milli>(time).count(); }
+
+double Rate(int64_t count, double seconds) { return count > 0 && seconds > 0 ? static_cast<double>(count) / seconds : 0.0; }
+
+bool StartsWith(const std::string& text, const char* beginning) { return text.rfind(beginning, 0) == 0; }
+
+bool HasAxisTargets(const Dial& dial) { return dial.kv_density || dial.channel_density || dial.bits; }
+
+void RequireTokens(const std::string& what, const std::vector<int32_t>& tokens, int32_t vocab_size) {
+  for (size_t place = 0; place < tokens.size(); ++place) {
+    if (tokens[place] >= 0 && tokens[place] < vocab_size) continue;
+    UsageFault(what + ": got token " + std::to_string(tokens[place]) + " at place " + std::to_string(place) + ", expected 0 to " +
+               std::to_string(vocab_size - 1));
+  }
+}
+
+[[noreturn]] void Cancelled() { throw Error(SOL_ERROR_CANCELLED, "the generation was cancelled; the session is ready for another one"); }
+
+// Explains why the dial cannot be moved while the generation runs; empty if it can.
+std::string FixedBecause(const Dial& dial, bool replay) {
+  if (replay) return "a replay repeats the trace's actions";
+  if (HasAxisTargets(dial)) return "this generation holds targets on the axes";
+  const std::string schedule = dial.own ? "" : dial.schedule.value_or("");
+  if (schedule == "dense" || StartsWith(schedule, "fixed:")) return "schedule " + schedule + " fixes the action";
+  return "";
+}
+
+std::vector<int32_t> EndTokens(const GenerationConfig& config) {
+  std::vector<int32_t> tokens;
+  for (const int64_t token : config.eos_token_id) {
+    if (token <= std::numeric_limits<int32_t>::max()) tokens.push_back(static_cast<int32_t>(token));
+  }
+  return tokens;
+}
+
+}  // namespace
+
+Generation::Generation(const GenerationParts& parts, GenerationRequest request)
+    : parts_(parts), history_(std::move(request.prompt)), config_(std::move(request.defaults)), reuse_cache_(request.reuse_cache), prefill_(parts.prefill) {
+  const int32_t vocab_size = parts.config.model.vocab_size;
+  if (!request.replay.empty()) {
+    replay_ = ReadTrace(request.replay);
+    for (auto setting = replay_->header.generation.begin(); setting != replay_->header.generation.end(); ++setting) {
+      config_.Set(setting.key(), *setting);
+    }
+  }
+  for (const auto& [name, value] : request.settings) config_.Set(name, value);
+  if (!config_.seed && !config_.greedy()) config_.seed = std::random_device()();  // a number that a trace can hold
+  if (replay_) config_.max_new_tokens = static_cast<int64_t>(replay_->records.size());
+  config_.CheckVocabulary(vocab_size);
+  if (!parts.tokenizer && !config_.stop_strings.empty()) {
+    throw Error(SOL_ERROR_TEXT, "stop_strings: got " + std::to_string(config_.stop_strings.size()) +
+                                    ", expected none, as the core has no tokenizer for this bundle; give an empty list and look for "
+                                    "them in the host's own text");
+  }
+
+  if (replay_ && history_.empty()) {
+    history_ = replay_->header.prompt_tokens;
+    RequireTokens("replay: prompt", history_, vocab_size);
+  }
+  RequireTokens("prompt", history_, vocab_size);
+  if (history_.empty()) UsageFault("prompt: got an empty one, expected at least one token");
+  if (replay_ && history_ != replay_->header.prompt_tokens) {
+    UsageFault("replay: the prompt is not the trace's; leave it out, or record the run again");
+  }
+  prompt_tokens_ = history_.size();
+  const int64_t room = parts.engine.max_context() - static_cast<int64_t>(prompt_tokens_);
+  if (room < 0 && !replay_) {
+    throw Error(SOL_ERROR_CONTEXT, "prompt: got " + std::to_string(prompt_tokens_) + " tokens, expected at most " +
+                                       std::to_string(parts.engine.max_context()) + ", the model's context; shorten it");
+  }
+  limit_ = std::min(config_.max_new_tokens, room + 1);  // the last token is returned without being processed, so it needs no room
+
+  if (replay_) {
+    if (replay_->header.config_sha256 != parts.identity) {
+      UsageFault("replay: the trace was made with another bundle (" + BriefJson(replay_->header.bundle) + "); name that one");
+    }
+    if (replay_->records.empty()) UsageFault("replay: got a trace without tokens, expected one at least; record the run again");
+    if (limit_ < config_.max_new_tokens) {
+      throw Error(SOL_ERROR_CONTEXT, "replay: got a trace of " + std::to_string(prompt_tokens_ + replay_->records.size() - 1) + " tokens, expected at most " +
+                                         std::to_string(parts.engine.max_context()) + ", the model's context; open the model with a larger one");
+    }
+    std::vector<Action> actions;
+    for (const TraceRecord& record : replay_->records) {
+      if (record.token >= vocab_size) {
+        UsageFault("replay: got token " + std::to_string(record.token) + " at step " + std::to_string(record.step) + " of the trace, expected 0 to " +
+                   std::to_string(vocab_size - 1) + "; record the run again");
+      }
+      if (!record.action) continue;
+      if (parts.config.variants.count(record.action->Variant()) == 0) {
+        UsageFault("replay: " + record.action->Tag() + " is in the trace, its variant is not in the bundle");
+      }
+      actions.push_back(*record.action);
+    }
+    prefill_ = PrefillAction(parts.config, replay_->header.prefill);
+    asked_ = replay_->header.budget.value_or(1.0);
+    planner_ = MakeReplayPlanner(parts.config, parts.cost, replay_->header.schedule, std::move(actions), *asked_);
+  } else {
+    planner_ = MakePlanner(parts.config, parts.cost, request.dial, parts.policy);
+    if (!HasAxisTargets(request.dial)) asked_ = planner_->Asked(static_cast<int64_t>(prompt_tokens_));
+  }
+  writer_ = std::make_unique<TextWriter>(parts.tokenizer, history_, config_.stop_strings, EndTokens(config_));
+  if (!request.trace.empty()) trace_ = std::make_unique<TraceWriter>(request.trace, Header());
+  parts_.live.Open(FixedBecause(request.dial, replay_.has_value()), parts.cost->InMilliseconds());
+}
+
+const GeneratedToken& Generation::Next(const Interrupted& interrupted) {
+  const StepToRun& step = Begin(interrupted);
+  return End([&] { return parts_.engine.Forward(step.tokens, step.count, step.action, interrupted); }, interrupted);
+}
+
+void Generation::Enter(const Interrupted& interrupted) {
+  if (over_) UsageFault("this generation is over; start another one");
+  if (entered_) return;
+  start_ = Clock::now();
+  if (interrupted()) {
+    Abandon();
+    Cancelled();
+  }
+  entered_ = true;
+  if (!begun_) return;
+  parts_.live.TakeOver(*planner_);
+  context_ = parts_.engine.length();
+}
+
+const PolicyQuestion* Generation::BeginPolicy(const Interrupted& interrupted) {
+  Enter(interrupted);
+  if (!begun_ || running_) return nullptr;
+  try {
+    return planner_->Question(Seen());
+  } catch (...) {
+    Abandon();
+    throw;
+  }
+}
+
+const StepToRun& Generation::Begin(const Interrupted& interrupted) {
+  Enter(interrupted);
+  if (running_) return *running_;
+  try {
+    running_ = begun_ ? Step() : Prompt();
+  } catch (...) {
+    Abandon();
+    throw;
+  }
+  run_start_ = Clock::now();
+  return *running_;
+}
+
+const GeneratedToken& Generation::End(const std::function<StepOutput()>& output, const Interrupted& interrupted) {
+  if (over_ || !running_) UsageFault("no step has begun; call sol_session_begin_step first");
+  try {
+    output_ = output();
+    if (begun_) {
+      EndStep();
+    } else {
+      EndPrompt();
+      begun_ = true;
+    }
+    running_.reset();
+    entered_ = false;
+    if (interrupted()) Cancelled();
+    Pick();
+    if (trace_) {
+      const int64_t step = static_cast<int64_t>(history_.size() - prompt_tokens_) - 1;
+      const GeneratedToken& made = generated_;
+      trace_->Write({step, made.token, made.text, step ? std::optional<Action>(made.action) : std::nullopt, context_, made.cost, made.relative_cost,
+                     made.logprob, made.ms, made.achieved});
+    }
+  } catch (...) {
+    Abandon();
+    throw;
+  }
+  if (generated_.finish != Finish::kNone) Close();
+  return generated_;
+}
+
+void Generation::Abandon() {
+  over_ = true;
+  parts_.live.Close();
+  trace_.reset();
+}
+
+void Generation::Close() {
+  over_ = true;
+  parts_.live.Close();
+  if (!trace_) return;
+  const std::unique_ptr<TraceWriter> trace = std::move(trace_);
+  trace->Close();
+}
+
+StepToRun Generation::Prompt() {
+  Engine& engine = parts_.engine;
+  int64_t cached = 0;
+  if (reuse_cache_) {
+    const auto difference = std::mismatch(history_.begin(), history_.end() - 1, engine.tokens().begin(), engine.tokens().end());
+    cached = engine.Held(difference.first - history_.begin());  // the last token always runs: its logits are needed
+  }
+  engine.Truncate(cached);
+  prefilled_ = static_cast<int64_t>(history_.size()) - cached;
+  return {history_.data() + cached, static_cast<size_t>(prefilled_), prefill_};
+}
+
+void Generation::EndPrompt() {
+  prefill_seconds_ = Milliseconds(Clock::now() - run_start_) / 1e3;
+  sampler_ = std::make_unique<Sampler>(config_, parts_.config.model.vocab_size);  // its arrays are that long, which the graph has shown to be true
+  context_ = parts_.engine.length();
+  generated_.action = prefill_;
+  generated_.cost = generated_.relative_cost = 0.0;
+}
+
+StepSeen Generation::Seen() const {
+  return {context_, generated_.token, output_.hidden, output_.distribution, static_cast<int64_t>(history_.size() - prompt_tokens_) - 1};
+}
+
+StepToRun Generation::Step() { return {&generated_.token, 1, planner_->Choose(Seen())}; }
+
+void Generation::EndStep() {
+  generated_.action = running_->action;
+  const Charge charge = planner_->Record(generated_.action, context_);
+  generated_.cost = charge.cost;
+  generated_.relative_cost = charge.relative;
+}
+
+void Generation::Pick() {
+  const Sampler::Picked picked = sampler_->Sample(output_.distribution, history_);
+  generated_.token = picked.token;
+  generated_.logprob = picked.logprob;
+  generated_.likeliest.clear();
+  if (config_.top_logprobs > 0) generated_.likeliest = output_.distribution.Likeliest(static_cast<int32_t>(config_.top_logprobs));
+  history_.push_back(picked.token);
+  TextWriter::Piece piece = writer_->Add(picked.token);
+  generated_.text = std::move(piece.text);
+  generated_.finish = piece.stop ? Finish::kStop : Finish::kNone;
+  const int64_t count = static_cast<int64_t>(history_.size() - prompt_tokens_);
+  if (!piece.stop && count == limit_) {
+    generated_.text += writer_->Flush();
+    generated_.finish = Finish::kLength;
+  }
+  generated_.achieved = planner_->Achieved();
+  generated_.requested = planner_->Requested();
+  generated_.ms = Milliseconds(Clock::now() - start_);
+  if (count == 1) {
+    first_token_ms_ = generated_.ms;
+  } else {
+    decode_ms_ += generated_.ms;
+  }
+}
+
+GenerationResult Generation::Result() const {
+  const std::vector<int32_t> made(history_.begin() + static_cast<std::ptrdiff_t>(prompt_tokens_), history_.end());
+  GenerationResult result{};
+  result.num_tokens = static_cast<int64_t>(made.size());
+  result.prompt_tokens = static_cast<int64_t>(prompt_tokens_);
+  result.cached_tokens = begun_ ? result.prompt_tokens - prefilled_ : 0;
+  result.schedule = planner_->Schedule();
+  result.cost_model = parts_.cost->Name();
+  result.requested = planner_->Requested();
+  result.achieved = planner_->Achieved();
+  result.expected_loss = planner_->ExpectedLoss();
+  result.prompt_tokens_per_second = Rate(prefilled_, prefill_seconds_);
+  result.tokens_per_second = Rate(result.num_tokens - 1, decode_ms_ / 1e3);
+  result.first_token_ms = first_token_ms_;
+  result.fastest_rate = planner_->FastestRate(parts_.engine.length());
+  result.floored = planner_->Floored();
+  result.first_difference = replay_ ? replay_->FirstDifference(made) : -1;
+  result.finish = made.empty() ? Finish::kNone : generated_.finish;
+  return result;
+}
+
+TraceHeader Generation::Header() const {
+  const std::string prompt = parts_.tokenizer ? parts_.tokenizer->Decode(history_.data(), history_.size(), false) : "";
+  const std::string prefill = prefill_ == parts_.config.dense ? "" : prefill_.Variant();
+  return {parts_.config.model.name, parts_.identity, history_, prompt, planner_->Schedule(), asked_, parts_.cost->Name(), config_.ForTrace(), prefill};
+}
+
+}  // namespace sol_rt

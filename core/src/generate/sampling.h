@@ -1,0 +1,52 @@
+// Picks the next token from logits (docs/reference/decode-loop.md, section 5). The order is that of transformers: logit bias, repetition penalty, presence and
+// frequency penalty, temperature, top_k, top_p, min_p. Random numbers depend on the seed and the position alone.
+#pragma once
+
+#include <cstdint>
+#include <unordered_map>
+#include <vector>
+
+#include "engine/distribution.h"
+#include "generate/gumbel.h"
+#include "generate/settings/generation_config.h"
+
+namespace sol_rt {
+
+// A draw depends on seed, position and scores alone, not on the draws before it. But a sampler counts its tokens for the penalties, so each generation has
+// its own.
+class Sampler {
+ public:
+  struct Picked {
+    int32_t token;
+    double logprob;  // nats, under the raw distribution
+  };
+
+  // Throws SOL_ERROR_USAGE for a logit bias of a token outside the vocabulary. `config.seed` has to be set unless `config.greedy()`.
+  Sampler(const GenerationConfig& config, int32_t vocab_size);
+
+  // `history`: tokens of the prompt and the text so far. Their number is the position of the token, on which the noise depends; the tokens are read only
+  // for the repetition penalty.
+  Picked Sample(const Distribution& distribution, const std::vector<int32_t>& history);
+
+ private:
+  bool Changes(const std::vector<int32_t>& history) const;
+  void Change(const float* logits, const std::vector<int32_t>& history);  // fills scores_ with the logits after bias and penalties
+  void Divide();                                                         // scores_ by the temperature
+  void FindCandidates();                                                 // fills tokens_ and values_ from scores_
+  void KeepNucleus();
+  void Keep(const std::vector<size_t>& places);  // of the candidates, in this order
+  void Count(int32_t token);
+
+  const GenerationConfig config_;
+  const int32_t vocab_size_;
+  const RandomWords random_;
+  std::vector<float> bias_;       // [vocab]; empty if there is none
+  std::vector<float> penalties_;  // [vocab], what presence and frequency penalty add; empty if there are none
+  std::unordered_map<int32_t, int64_t> counts_;
+  std::vector<float> scores_;     // [vocab]
+  std::vector<int32_t> tokens_;   // that may be drawn; empty stands for all
+  std::vector<float> values_;     // their scores, less the largest
+  std::vector<float> weights_;    // exp(values_), for top_p and min_p
+};
+
+}  // namespace sol_rt
