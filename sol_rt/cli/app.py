@@ -23,6 +23,7 @@ COMMANDS = {
     "run": "make.run:run",
     "chat": "run.chat:chat",
     "generate": "run.generate:generate",
+    "serve": "run.serve:serve",
     "export": "make.export:export",
     "train": "make.train:train",
     "inspect": "show.inspect:inspect",
@@ -42,7 +43,8 @@ COMMANDS = {
 }
 """Subcommand to the module under sol_rt.cli and the function in it, in the order of the help."""
 HIDDEN = {"ppl", "calibrate"}
-TAKES_MODEL = {"export", "chat", "bench", "perplexity", "ppl", "profile", "calibrate", "inspect", "verify", "eval"}
+_MEASURES = {"bench", "perplexity", "ppl", "profile", "calibrate", "eval"}
+TAKES_MODEL = {"export", "chat", "serve", "inspect", "verify", *_MEASURES}
 """Commands whose argument is a model, which `-m` names otherwise."""
 _ARGUMENT_IS = {"generate": "-p gives the prompt, -m names the model", "train": "-m names the model, -d the text"}
 """Commands without an argument, to the options that say what one would."""

@@ -1,0 +1,121 @@
+"""`sol-rt serve` lets programs that speak OpenAI's protocol use a model."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import os
+import socket
+from typing import Annotated, Any
+
+from sol_rt.cli import options
+from sol_rt.cli.console import note
+from sol_rt.errors import SolError, UsageError, one_line
+
+_KEY = "SOL_RT_API_KEY"
+_LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+SERVER = "Server"
+
+
+def serve(
+    model: options.Model = None,
+    host: Annotated[
+        str,
+        options.option(
+            "--host", help="Address to listen at; another one than this machine's needs a key.", panel=SERVER
+        ),
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, options.option("--port", min=0, max=65535, help="Port; 0 takes a free one.", panel=SERVER)
+    ] = 8080,
+    sessions: Annotated[
+        int,
+        options.option(
+            "--sessions", min=1, max=64, help="Answers that run at a time, each with its own cache.", panel=SERVER
+        ),
+    ] = 4,
+    queue: Annotated[
+        int,
+        options.option(
+            "--queue", min=0, help="Answers that may wait beside them; others get status 429.", panel=SERVER
+        ),
+    ] = 64,
+    name: Annotated[
+        str | None,
+        options.option("--name", env=False, help="The model's name for clients; default: the bundle's.", panel=SERVER),
+    ] = None,
+    ctx_size: options.ContextSize = None,
+    prefill: options.Prefill = None,
+    provider: options.Provider = "auto",
+    device: options.Device = 0,
+    threads: options.Threads = None,
+    native_ops: options.NativeOps = True,
+    verify: options.Verify = True,
+    debug: options.Debug = False,
+) -> None:
+    """Serve a model to programs that speak OpenAI's protocol, with the dial in every request.
+
+    A key that every request must give comes from $SOL_RT_API_KEY.
+    """
+    from sol_rt.cli.loading import load, require_packages
+
+    require_packages("serve")
+    import uvicorn
+
+    from sol_rt.serve.app import Server, Settings
+
+    class _Ending(uvicorn.Server):
+        """Ends all answers before the connections, so that clients learn why."""
+
+        def __init__(self, config: uvicorn.Config, server: Server) -> None:
+            super().__init__(config)
+            self._server = server
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            await asyncio.to_thread(self._server.scheduler.close)
+            await super().shutdown(sockets)
+
+    key = os.environ.get(_KEY, "").strip()
+    if not key and not _is_loopback(host):
+        raise UsageError(
+            f"--host {host}: others could use this model; set ${_KEY}, which clients give as their API key"
+        )
+    machine: dict[str, Any] = {"provider": provider, "threads": threads, "native_ops": native_ops, "device": device}
+    with _listening(host, port) as listener:
+        loaded = load(model, **machine, ctx_size=ctx_size, prefill=prefill, verify=verify)
+        if loaded.provider.gpu is not None and sessions > 1:
+            note(f"--sessions {sessions}: the GPU has one cache, so answers run one after another")
+            sessions = 1
+        called = name or loaded.bundle.path.name
+        address = listener.getsockname()
+        shown = f"[{address[0]}]" if ":" in address[0] else address[0]
+        hosts = (
+            () if key else (*_LOOPBACK, shown)
+        )  # a page of another name could otherwise reach this machine's address
+        server = Server(loaded, Settings(called, sessions, queue, key, hosts))
+        note(f"serving {called} at http://{shown}:{address[1]}/v1 (Ctrl-C ends it)")
+        config = uvicorn.Config(
+            server.app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=5,
+            limit_concurrency=1024, h11_max_incomplete_event_size=64 << 10,
+        )  # fmt: skip
+        _Ending(config, server).run([listener])
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """A socket that listens, before the model is loaded. Raises SolError."""
+    try:
+        family, *_, address = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(128)
+    except (OSError, UnicodeError) as error:
+        raise SolError(f"--host {host} --port {port}: {one_line(error)}; choose another address") from None
+    return listener

@@ -1,0 +1,7 @@
+"""A local server that speaks the protocols of language model clients, with the dial in every request.
+
+`scheduler.py` runs many answers on one model, step by step; `request.py` reads what a client asks for; `openai_api.py`
+is the protocol; `app.py` puts them behind HTTP. docs/guide/serving.md is the user's page.
+
+May import: sol_rt.generate and the folders below it.
+"""

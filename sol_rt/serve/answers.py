@@ -1,0 +1,82 @@
+"""Starts answers and brings their events from the scheduler's thread to the server's."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from dataclasses import replace
+
+from starlette.concurrency import run_in_threadpool
+
+from sol_rt.errors import ContextError
+from sol_rt.generate.model import SolModel
+from sol_rt.generate.results import GeneratedToken, Generation
+from sol_rt.generate.stream import Stream
+from sol_rt.serve.metrics import Metrics
+from sol_rt.serve.request import Asked
+from sol_rt.serve.scheduler import Event, Job, Scheduler
+
+
+class Answer:
+    """An answer that runs or waits. `job.cancelled` ends it.
+
+    Attributes:
+        job: what the scheduler runs.
+        result: the summary, once the answer has ended; None where it ended without a token.
+    """
+
+    def __init__(self, scheduler: Scheduler, stream: Stream, asked: Asked, metrics: Metrics) -> None:
+        self._scheduler, self._metrics = scheduler, metrics
+        self._events: asyncio.Queue[Event | None] = asyncio.Queue()
+        self._loop = asyncio.get_running_loop()
+        self.job = Job(stream, stream.prompt, self._tell, asked.background)
+        self.result: Generation | None = None
+        self._ended = self._begun = False
+
+    def start(self) -> None:
+        """Queues the answer. Raises QueueFullError, ClosingError."""
+        self._scheduler.submit(self.job)
+
+    def _tell(self, event: Event | None) -> None:
+        """Takes an event in the scheduler's thread."""
+        if isinstance(event, GeneratedToken):
+            self._metrics.token(event, first=not self._begun)
+            self._begun = True
+        elif isinstance(event, Generation):
+            event = replace(event, cached_tokens=self.job.cached)  # chunks of this prompt are no cached ones
+            self._metrics.end(event, self.job.waited_ms)
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+
+    async def tokens(self) -> AsyncIterator[GeneratedToken]:
+        """The tokens as they come. Raises what ended the answer early."""
+        while not self._ended:
+            event = await self._events.get()
+            if isinstance(event, GeneratedToken):
+                yield event
+                continue
+            self._ended = True
+            if isinstance(event, Exception):
+                raise event
+            self.result = event
+
+
+async def prepare(model: SolModel, asked: Asked) -> Stream:
+    """Checks a request against the model and encodes its prompt, beside the event loop.
+
+    Raises UsageError, and ContextError for a prompt that leaves no room for a token.
+    """
+    return await run_in_threadpool(_prepared, model, asked)
+
+
+def _prepared(model: SolModel, asked: Asked) -> Stream:
+    if asked.top_logprobs is not None:
+        _ = model.tokenizer  # its first use takes a while, and is not for the event loop
+    tokens, most = model.encode(asked.prompt), model.engine.max_context
+    room = most - len(tokens)
+    if room < 1:
+        raise ContextError(f"prompt: got {len(tokens)} tokens, expected at most {most - 1}; shorten the conversation")
+    limit = room if asked.max_tokens is None else min(asked.max_tokens, room)
+    arguments = {**asked.arguments, "max_new_tokens": limit, "top_logprobs": asked.top_logprobs}
+    return model.stream(tokens, reuse_cache=True, **arguments)

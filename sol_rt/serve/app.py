@@ -1,0 +1,324 @@
+"""The server: routes, errors, bounds, and who may ask."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import os
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from sol_rt.errors import ContextError, SolError, UsageError
+from sol_rt.generate.model import SolModel
+from sol_rt.serve.answers import Answer, prepare
+from sol_rt.serve.metrics import Metrics
+from sol_rt.serve.openai_api import Shape
+from sol_rt.serve.request import Asked, FieldError, number, read_chat, read_completion
+from sol_rt.serve.scheduler import ClosingError, QueueFullError, Scheduler
+
+PING_SECONDS = 15.0
+"""Time after which a stream without a token gets a comment, so that nobody on the way closes it."""
+MOST_BODY_BYTES = 8 << 20
+STUCK_SECONDS = 60.0
+"""Time without a step after which the server says that it is not well."""
+_OPEN = ("/health",)
+"""Paths that need no key."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of a server.
+
+    Attributes:
+        name: of the model, as clients ask for it.
+        sessions: answers that run at a time.
+        queue: answers that may wait beside them.
+        api_key: a key that every request must give; empty for none.
+        hosts: values of the header Host that are answered; empty for all.
+    """
+
+    name: str
+    sessions: int = 4
+    queue: int = 64
+    api_key: str = ""
+    hosts: tuple[str, ...] = ()
+
+
+class Server:
+    """One model behind HTTP. `app` is the ASGI application; nobody else uses `model` meanwhile."""
+
+    def __init__(self, model: SolModel, settings: Settings) -> None:
+        self.model, self.settings = model, settings
+        self.scheduler = Scheduler(model, sessions=settings.sessions, queue=settings.queue)
+        self.metrics = Metrics(self.scheduler)
+        self._answers: dict[str, Answer] = {}
+        self.app = Starlette(
+            routes=[
+                Route("/v1/chat/completions", self._chat, methods=["POST"]),
+                Route("/v1/completions", self._completion, methods=["POST"]),
+                Route("/v1/models", self._models),
+                Route("/v1/models/{name:path}", self._model),
+                Route("/v1/budget/{id}", self._budget, methods=["POST"]),
+                Route("/health", self._health),
+                Route("/metrics", self._metrics),
+            ],
+            middleware=[Middleware(Guard, settings=settings, metrics=self.metrics)],
+            exception_handlers={
+                SolError: _failed,
+                404: _not_found,
+                405: _not_found,
+                ClientDisconnect: _gone,
+                Exception: _failed,
+            },
+        )
+
+    async def _chat(self, request: Request) -> Response:
+        return await self._answer(request, read_chat(await _body(request), request.headers, self.settings.name), True)
+
+    async def _completion(self, request: Request) -> Response:
+        asked = read_completion(await _body(request), request.headers, self.settings.name)
+        return await self._answer(request, asked, False)
+
+    async def _answer(self, request: Request, asked: Asked, chat: bool) -> Response:
+        self.scheduler.require_room()  # before the prompt is encoded
+        shape = Shape(asked, self.settings.name, self._text_of, chat)
+        answer = Answer(self.scheduler, await prepare(self.model, asked), asked, self.metrics)
+        answer.start()
+        self._answers[shape.answer_id] = answer
+        if asked.stream:
+            return _Events(self._events(answer, shape), lambda: self._end(answer, shape))
+        try:
+            tokens = await _unless_gone(request, answer)
+        finally:
+            self._end(answer, shape)
+        assert answer.result is not None  # an answer that ends without an error has a token
+        return JSONResponse(shape.whole(tokens, answer.result))
+
+    def _text_of(self, token: int) -> str:
+        """A token's text as it is within a text: at the beginning some tokenizers leave out its space."""
+        tokenizer = self.model.tokenizer
+        before = tokenizer.encode("a", False)
+        return tokenizer.decode([*before, token], False)[len(tokenizer.decode(before, False)) :]
+
+    def _end(self, answer: Answer, shape: Shape) -> None:
+        answer.job.cancelled = True
+        del self._answers[shape.answer_id]
+
+    async def _events(self, answer: Answer, shape: Shape) -> AsyncIterator[str]:
+        """Server-sent events: chunks, comments where none come, and `[DONE]`. An error ends them with an object."""
+        tokens = answer.tokens()
+        finish, step = "stop", None
+        try:
+            if (first := shape.first_chunk()) is not None:
+                yield _event(first)
+            step = asyncio.ensure_future(anext(tokens, None))
+            while True:
+                done, _ = await asyncio.wait({step}, timeout=PING_SECONDS)
+                if not done:
+                    yield ": waiting\n\n"
+                    continue
+                if (token := step.result()) is None:
+                    break
+                if (chunk := shape.chunk(token)) is not None:
+                    yield _event(chunk)
+                finish = token.finish_reason or finish
+                step = asyncio.ensure_future(anext(tokens, None))
+            yield _event(shape.last_chunk(finish))
+            if shape.asked.usage_chunk:
+                yield _event(shape.usage_chunk(answer.result))
+            yield "data: [DONE]\n\n"
+        except Exception as error:
+            yield _event(_told(error)[1])
+        finally:
+            if step is not None:
+                step.cancel()
+
+    async def _models(self, request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [self._card()]})
+
+    async def _model(self, request: Request) -> Response:
+        if request.path_params["name"] != self.settings.name:
+            return _not_found(request, None)
+        return JSONResponse(self._card())
+
+    def _card(self) -> dict[str, Any]:
+        context = self.model.engine.max_context
+        card = {"id": self.settings.name, "object": "model", "created": 0, "owned_by": "sol_rt"}
+        return card | {"max_context": context, "cost_model": self.model.cost.name}
+
+    async def _budget(self, request: Request) -> Response:
+        """Moves the dial of an answer that runs."""
+        answer, body = self._answers.get(request.path_params["id"]), await _body(request)
+        if answer is None:
+            return _not_found(request, None)
+        budget = number("budget", body.get("budget"))
+        await asyncio.to_thread(setattr, answer.job.stream, "budget", budget)
+        return JSONResponse({"id": request.path_params["id"], "budget": budget})
+
+    async def _health(self, request: Request) -> Response:
+        if self.scheduler.alive() and self.scheduler.seconds_without_a_step() < STUCK_SECONDS:
+            return JSONResponse({"status": "ok"})
+        error = {"message": "the model takes no step", "type": "unavailable_error", "param": None, "code": None}
+        return JSONResponse({"error": error}, 503)
+
+    async def _metrics(self, request: Request) -> Response:
+        return Response(self.metrics.text(), media_type="text/plain; version=0.0.4")
+
+
+class Guard:
+    """Refuses who may not ask and what is too long, and counts requests. Pages of other origins may not ask."""
+
+    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
+        self._app, self._settings, self._metrics = app, settings, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request, read = Request(scope), 0
+
+        async def counted() -> Any:
+            nonlocal read
+            message = await receive()
+            read += len(message.get("body", b""))
+            if read > MOST_BODY_BYTES:
+                raise _TooLongError
+            return message
+
+        async def answered(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                path = scope["route"].path if "route" in scope else "other"
+                self._metrics.request(path, message["status"])
+            await send(message)
+
+        refusal = self._refusal(request)
+        try:
+            await (refusal or self._app)(scope, counted, answered)
+        except _TooLongError:
+            await _refused(413, f"the body has more than {MOST_BODY_BYTES} bytes")(scope, receive, answered)
+
+    def _refusal(self, request: Request) -> Response | None:
+        host = request.headers.get("host", "").lower()
+        name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
+        if self._settings.hosts and name not in self._settings.hosts:
+            return _refused(421, f"got the host {name[:100]!r}, expected one of {', '.join(self._settings.hosts)}")
+        origin = request.headers.get("origin")
+        if origin is not None and origin.lower().partition("://")[2] != host:
+            return _refused(403, "pages of other origins may not ask this server")
+        if not self._settings.api_key or request.url.path in _OPEN:
+            return None
+        scheme, _, key = request.headers.get("authorization", "").partition(" ")
+        given = key if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
+        if hmac.compare_digest(given.strip().encode("latin-1"), os.fsencode(self._settings.api_key)):
+            return None
+        return _refused(401, "a wrong key or none; give the server's key as a bearer token", "invalid_api_key")
+
+
+class _Events(StreamingResponse):
+    """A stream that ends its answer, also if the client leaves before it begins."""
+
+    def __init__(self, events: AsyncIterator[str], end: Callable[[], None]) -> None:
+        headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
+        super().__init__(events, media_type="text/event-stream", headers=headers)
+        self._end = end
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._end()
+
+
+class _TooLongError(Exception):
+    """A body that goes on beyond the bound."""
+
+
+async def _unless_gone(request: Request, answer: Answer) -> list[Any]:
+    """All tokens of an answer. Raises ClientDisconnect when the client leaves."""
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    async def all_tokens() -> list[Any]:
+        return [token async for token in answer.tokens()]
+
+    leaving, answering = asyncio.ensure_future(gone()), asyncio.ensure_future(all_tokens())
+    try:
+        await asyncio.wait({leaving, answering}, return_when=asyncio.FIRST_COMPLETED)
+        if not answering.done():
+            raise ClientDisconnect
+        return answering.result()
+    finally:
+        for task in (leaving, answering):
+            task.cancel()
+            with suppress(asyncio.CancelledError, Exception):
+                await task
+
+
+async def _body(request: Request) -> Mapping[str, Any]:
+    """The request's JSON object. Raises FieldError for anything else."""
+    try:
+        body = json.loads(await request.body(), parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
+        raise FieldError("body", f"no JSON ({error})") from None
+    if not isinstance(body, dict):
+        raise FieldError("body", "expected a JSON object")
+    return body
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no number of JSON")
+
+
+def _told(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]]:
+    """Status, body and headers for an error."""
+    status, kind, code, headers = 500, "server_error", None, {"x-should-retry": "false"}
+    message = str(error) if isinstance(error, SolError) else f"unexpected {type(error).__name__}"
+    if isinstance(error, ClosingError):
+        status, kind, code = 503, "unavailable_error", "closing"
+        headers = {"x-should-retry": "true"}
+    elif isinstance(error, QueueFullError):
+        status, kind, code = 429, "rate_limit_error", "queue_full"
+        headers = {"retry-after": "1", "x-should-retry": "true"}
+    elif isinstance(error, ContextError):
+        status, kind, code = 400, "invalid_request_error", "context_length_exceeded"
+    elif isinstance(error, UsageError):
+        status, kind = 400, "invalid_request_error"
+    field = getattr(error, "field", None)
+    if field == "model" and isinstance(error, FieldError):
+        status, code = 404, "model_not_found"
+    return status, {"error": {"message": message, "type": kind, "param": field, "code": code}}, headers
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    status, body, headers = _told(error)
+    return JSONResponse(body, status, headers)
+
+
+async def _gone(request: Request, error: Exception) -> Response:
+    return Response(status_code=499)  # nobody reads it, but the count of statuses has it
+
+
+def _not_found(request: Request, error: Exception | None) -> Response:
+    status = getattr(error, "status_code", 404)
+    return _refused(status, f"{request.method} {request.url.path}: no such thing here", "not_found")
+
+
+def _refused(status: int, message: str, code: str | None = None) -> Response:
+    error = {"message": message, "type": "invalid_request_error", "param": None, "code": code}
+    return JSONResponse({"error": error}, status)
+
+
+def _event(content: Mapping[str, Any]) -> str:
+    return f"data: {json.dumps(content, ensure_ascii=False, allow_nan=False)}\n\n"

@@ -1,0 +1,227 @@
+"""Reads the JSON of a request: the conversation, the dial and the settings of its generation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sol_rt.errors import UsageError, brief, plain
+
+_HELD = ("budget", "max_loss", "tokens_per_second")
+_SAMPLING = {
+    "temperature": float,
+    "top_p": float,
+    "top_k": int,
+    "min_p": float,
+    "seed": int,
+    "presence_penalty": float,
+    "frequency_penalty": float,
+    "repetition_penalty": float,
+}
+_WITHOUT_EFFECT = {"user", "metadata", "store", "prompt_cache_key", "safety_identifier", "parallel_tool_calls"}
+"""Fields that change nothing about an answer: they are taken without a word."""
+_COMPLETION_TOKENS = 16
+"""Tokens of a plain completion that asks for no number, as in OpenAI's API."""
+_MOST_STOPS, _MOST_MESSAGES = 64, 4096
+_MOST_NAMES, _LONGEST_NAME = 32, 60
+_KINDS = {
+    float: "a number",
+    int: "a whole number",
+    str: "a text",
+    bool: "true or false",
+    list: "a list",
+    dict: "an object",
+}
+
+
+class FieldError(UsageError):
+    """A field of a request that cannot be followed.
+
+    Attributes:
+        field: its name.
+    """
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field}: {message}")
+        self.field = field
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request of a protocol, checked as far as that goes without the model.
+
+    Attributes:
+        prompt: a text, token ids, or messages with role and content.
+        arguments: of `SolModel.stream`, the dial among them.
+        max_tokens: tokens to generate at most; None for all that fit.
+        stream: the answer comes in pieces.
+        usage_chunk: the stream ends with the usage.
+        top_logprobs: likeliest tokens to report; None for no log-probabilities at all.
+        background: gives way to other requests.
+        ignored: fields that this server does not know.
+    """
+
+    prompt: Any
+    arguments: Mapping[str, Any]
+    max_tokens: int | None = None
+    stream: bool = False
+    usage_chunk: bool = False
+    top_logprobs: int | None = None
+    background: bool = False
+    ignored: tuple[str, ...] = field(default=())
+
+
+def read_chat(body: Mapping[str, Any], headers: Mapping[str, str], known_as: str) -> Asked:
+    """A request of `/v1/chat/completions`. `known_as` is the model's name. Raises FieldError."""
+    reader = _Reader(body)
+    messages = reader.take("messages", list)
+    if not messages or len(messages) > _MOST_MESSAGES:
+        raise FieldError("messages", f"got {len(messages or ())}, expected 1 to {_MOST_MESSAGES}")
+    tops = reader.take("top_logprobs", int)
+    top_logprobs = (tops or 0) if reader.take("logprobs", bool) else None
+    newer, older = reader.take("max_completion_tokens", int), reader.take("max_tokens", int)
+    return reader.asked(
+        [_message(n, each) for n, each in enumerate(messages)],
+        older if newer is None else newer,
+        top_logprobs,
+        headers,
+        known_as,
+    )
+
+
+def read_completion(body: Mapping[str, Any], headers: Mapping[str, str], known_as: str) -> Asked:
+    """A request of `/v1/completions`. Raises FieldError."""
+    reader = _Reader(body)
+    prompt = reader.fields.pop("prompt", None)
+    if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], (str, list)):
+        prompt = prompt[0]
+    if not prompt or not (
+        isinstance(prompt, str) or (isinstance(prompt, list) and all(type(t) is int for t in prompt))
+    ):
+        raise FieldError("prompt", f"got {brief(prompt)}, expected one text, or token ids")
+    for name, kind, only in (("echo", bool, False), ("suffix", str, ""), ("best_of", int, 1)):
+        if reader.take(name, kind) not in (None, only):
+            raise FieldError(name, "is not supported; leave it out")
+    most = reader.take("max_tokens", int)
+    return reader.asked(
+        prompt, _COMPLETION_TOKENS if most is None else most, reader.take("logprobs", int), headers, known_as
+    )
+
+
+def split_name(model: str, known_as: str) -> tuple[float | None, bool]:
+    """The budget and whether the request is of the background: `NAME@0.5`, `NAME:background`. Raises FieldError."""
+    how = model.removeprefix(known_as)
+    if not model.startswith(known_as) or (how and how[0] not in "@:"):
+        raise FieldError("model", f"got {brief(model)}, this server has {known_as}")
+    if how in ("", ":background"):
+        return None, bool(how)
+    try:
+        return number("model", how.removeprefix("@")), False
+    except FieldError:
+        raise FieldError(
+            "model", f"got {brief(model)}, expected {known_as}, {known_as}@BUDGET or {known_as}:background"
+        ) from None
+
+
+def number(name: str, value: Any) -> float:
+    """A finite number, given as one or as a text. Raises FieldError."""
+    try:
+        found = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        found = math.nan
+    if not math.isfinite(found):
+        raise FieldError(name, f"got {brief(value)}, expected a number")
+    return found
+
+
+class _Reader:
+    """Takes the fields of a body one by one; what is left is unknown."""
+
+    def __init__(self, body: Mapping[str, Any]) -> None:
+        self.fields = dict(body)
+
+    def take(self, name: str, kind: type) -> Any:
+        """The field's value; None where it is missing or null."""
+        value = self.fields.pop(name, None)
+        if value is None:
+            return None
+        if kind is float and type(value) in (int, float):
+            return number(name, value)
+        if type(value) is not kind:
+            raise FieldError(name, f"got {brief(value)}, expected {_KINDS[kind]}")
+        return value
+
+    def asked(
+        self, prompt: Any, max_tokens: int | None, top_logprobs: int | None, headers: Mapping[str, str], known_as: str
+    ) -> Asked:
+        """The request with all fields that both protocols have."""
+        named_budget, background = split_name(self.take("model", str) or known_as, known_as)
+        if max_tokens is not None and max_tokens < 1:
+            raise FieldError("max_tokens", f"got {max_tokens}, expected 1 or more")
+        arguments = {name: value for name, kind in _SAMPLING.items() if (value := self.take(name, kind)) is not None}
+        if "temperature" in arguments:
+            arguments["do_sample"] = arguments["temperature"] > 0
+        if (stop := self.fields.pop("stop", None)) is not None:
+            if isinstance(stop, list) and len(stop) > _MOST_STOPS:
+                raise FieldError("stop", f"got {len(stop)} texts, expected at most {_MOST_STOPS}")
+            arguments["stop_strings"] = stop
+        if (bias := self.take("logit_bias", dict)) is not None:
+            arguments["logit_bias"] = bias
+        arguments |= self._dial(headers, named_budget)
+        options = self.take("stream_options", dict) or {}
+        self._refuse()
+        background = background or self.take("service_tier", str) == "flex"
+        stream = self.take("stream", bool) or False
+        ignored = tuple(plain(name)[:_LONGEST_NAME] for name in sorted(self.fields.keys() - _WITHOUT_EFFECT))[
+            :_MOST_NAMES
+        ]
+        usage = bool(options.get("include_usage", False))
+        return Asked(prompt, arguments, max_tokens, stream, usage, top_logprobs, background, ignored)
+
+    def _dial(self, headers: Mapping[str, str], budget: float | None) -> dict[str, Any]:
+        """The dial: by field, by header `X-Sol-Budget` and the like, or by the model's name, in that order."""
+        fields = {name: value for name in _HELD if (value := self.take(name, float)) is not None}
+        given = {name: text for name in _HELD if (text := headers.get(_header(name))) is not None}
+        found: dict[str, Any] = fields or {name: number(name, text) for name, text in given.items()}
+        if budget is not None and not found:
+            found["budget"] = budget
+        schedule = self.take("schedule", str)
+        if schedule is None:
+            schedule = headers.get(_header("schedule"))
+        return found if schedule is None else {**found, "schedule": schedule}
+
+    def _refuse(self) -> None:
+        """Refuses what would be a wrong answer if it were ignored."""
+        choice = self.fields.pop("tool_choice", None)
+        tools = self.fields.pop("tools", None) or self.fields.pop("functions", None)
+        if tools and choice != "none":
+            raise FieldError("tools", "are not supported; leave them out")
+        shape = self.fields.pop("response_format", None)
+        if shape not in (None, {"type": "text"}):
+            raise FieldError("response_format", f"got {brief(shape)}, expected text; leave it out")
+        if self.take("n", int) not in (None, 1):
+            raise FieldError("n", "expected 1; ask several times")
+
+
+def _header(name: str) -> str:
+    return "x-sol-" + name.replace("_", "-")
+
+
+def _message(place: int, message: Any) -> dict[str, Any]:
+    """A message with its content as one text. Raises FieldError."""
+    where = f"messages[{place}]"
+    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+        raise FieldError(where, f"got {brief(message)}, expected an object with role and content")
+    content = message.get("content")
+    if isinstance(content, list):
+        parts = [part for part in content if isinstance(part, dict) and part.get("type") == "text"]
+        texts = [text for part in parts if isinstance(text := part.get("text"), str)]
+        if len(texts) != len(content):
+            raise FieldError(f"{where}.content", "expected parts of type text alone")
+        content = "".join(texts)
+    if not isinstance(content, str):
+        raise FieldError(f"{where}.content", f"got {brief(content)}, expected a text")
+    role = "system" if message["role"] == "developer" else message["role"]
+    return {"role": role, "content": content}

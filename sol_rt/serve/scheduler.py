@@ -1,0 +1,233 @@
+"""Runs several answers on one model: one step each in turn, prompts in chunks between them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from sol_rt.errors import SolError
+from sol_rt.generate.model import SolModel
+from sol_rt.generate.native.decoder import common_prefix
+from sol_rt.generate.native.session import Session
+from sol_rt.generate.results import GeneratedToken, Generation
+from sol_rt.generate.stream import Stream
+
+CHUNK_SECONDS = 0.2
+"""Time that a chunk of a prompt may take; the others wait for it."""
+BACKGROUND_ROUNDS = 4
+"""Beside other answers, one in the background gets a step every so many rounds."""
+_WORTH_REUSE = 0.5
+"""Share of a prompt, or of what a cache holds, from which on its beginning is worth the rest of that cache."""
+_LONGEST_REWIND = 256
+"""Tokens by which a cache may go back where layers have a window, and still has what they read."""
+_FIRST_CHUNK, _LEAST_CHUNK, _MOST_CHUNK = 64, 16, 1024  # tokens
+
+Event = GeneratedToken | Generation | Exception
+"""One token; the summary, which comes last; or the error that ended the answer. No summary: it was cancelled early."""
+
+
+class QueueFullError(SolError):
+    """As many answers wait as may."""
+
+
+class ClosingError(SolError):
+    """The scheduler ends."""
+
+    def __init__(self) -> None:
+        super().__init__("the server is closing; ask again when it is back")
+
+
+@dataclass(eq=False)
+class Job:
+    """An answer to run.
+
+    Attributes:
+        stream: the checked generation, which has not begun. It reuses the cache.
+        prompt: its tokens.
+        tell: gets each event, in the scheduler's thread.
+        background: gives way to the others.
+        cancelled: set by anyone; the answer then ends after the step in progress.
+        waited_ms: time in the queue.
+        cached: tokens of the prompt that the session's cache had.
+    """
+
+    stream: Stream
+    prompt: Sequence[int]
+    tell: Callable[[Event | None], None]
+    background: bool = False
+    cancelled: bool = False
+    waited_ms: float = 0.0
+    cached: int = 0
+    queued_at: float = field(default_factory=time.monotonic)
+
+
+@dataclass(eq=False)
+class _Seat:
+    """A session, and the job that runs in it."""
+
+    session: Session
+    job: Job | None = None
+    read: int = 0  # tokens of the job's prompt in the cache
+    used_at: float = 0.0
+
+
+class Scheduler:
+    """Runs jobs on a model's sessions, in a thread of its own.
+
+    Args:
+        model: nobody else runs it meanwhile.
+        sessions: answers at a time; each has a KV cache, which keeps its tokens for the next prompt that begins alike.
+        queue: answers that may wait beside them.
+    """
+
+    def __init__(self, model: SolModel, *, sessions: int = 4, queue: int = 64) -> None:
+        self._model, self._most = model, sessions + queue
+        self._seats = [_Seat(model.engine), *(_Seat(model.session()) for _ in range(sessions - 1))]
+        self._waiting: list[Job] = []
+        self._changed = threading.Condition()
+        self._closing = False
+        self._chunk, self._round = _FIRST_CHUNK, 0
+        self._stepped_at = time.monotonic()
+        self._thread = threading.Thread(target=self._run, name="sol-rt scheduler", daemon=True)
+        self._thread.start()
+
+    @property
+    def running(self) -> int:
+        """Answers that run."""
+        return sum(seat.job is not None for seat in self._seats)
+
+    @property
+    def waiting(self) -> int:
+        """Answers in the queue."""
+        return sum(not job.cancelled for job in tuple(self._waiting))
+
+    def seconds_without_a_step(self) -> float:
+        """Seconds since the last step; 0 where there is nothing to run."""
+        return time.monotonic() - self._stepped_at if self.running or self._waiting else 0.0
+
+    def alive(self) -> bool:
+        """True until `close`."""
+        return self._thread.is_alive() and not self._closing
+
+    def require_room(self) -> None:
+        """Raises QueueFullError if as many answers run and wait as may; ClosingError after `close`."""
+        if not self.alive():
+            raise ClosingError
+        if self.running + self.waiting >= self._most:
+            raise QueueFullError(f"{self.waiting} requests wait, expected fewer; try again later")
+
+    def submit(self, job: Job) -> None:
+        """Queues a job. Raises what `require_room` raises."""
+        with self._changed:
+            self.require_room()
+            if not self.running and not self._waiting:
+                self._stepped_at = time.monotonic()
+            self._waiting.append(job)
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Ends all jobs after the step in progress, then the thread."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        failed: Exception = ClosingError()
+        try:
+            while True:
+                with self._changed:
+                    while not (self._waiting or self.running or self._closing):
+                        self._changed.wait()
+                    if self._closing:
+                        break
+                    self._seat_jobs()
+                self._step_all()
+        except Exception as error:
+            failed = error
+        with self._changed:
+            self._closing = True
+            left = [*(seat.job for seat in self._seats if seat.job is not None), *self._waiting]
+            self._waiting.clear()
+        for job in left:
+            job.stream.close()
+            with suppress(Exception):  # one that can't be told keeps no other from it
+                job.tell(failed)
+
+    def _seat_jobs(self) -> None:
+        """Gives free sessions to waiting jobs: first those that are not in the background, each in order."""
+        for job in [job for job in self._waiting if job.cancelled]:
+            self._waiting.remove(job)
+            job.tell(None)
+        for job in sorted(self._waiting, key=lambda job: job.background):
+            free = [seat for seat in self._seats if seat.job is None]
+            if not free:
+                return
+            self._waiting.remove(job)
+            job.waited_ms = (time.monotonic() - job.queued_at) * 1e3
+            self._sit(job, free)
+
+    def _sit(self, job: Job, free: Sequence[_Seat]) -> None:
+        """Takes the session whose cache begins with most of the prompt, if that is worth it, else the oldest one."""
+        shared, held = {}, {}
+        for seat in free:
+            with seat.session.turns.paused():  # a check of another request may be in this session
+                tokens = seat.session.tokens
+            shared[id(seat)], held[id(seat)] = common_prefix(tokens, job.prompt), len(tokens)
+        best = max(free, key=lambda seat: shared[id(seat)])
+        if shared[id(best)] < _WORTH_REUSE * min(held[id(best)], len(job.prompt)) or not shared[id(best)]:
+            best = min(free, key=lambda seat: (held[id(seat)] > 0, seat.used_at))
+        best.job, best.read = job, shared[id(best)]
+        job.cached = min(best.read, len(job.prompt) - 1)
+
+    def _step_all(self) -> None:
+        self._round += 1
+        busy = [(seat, seat.job) for seat in self._seats if seat.job is not None]
+        gives_way = any(not job.background for _, job in busy) and self._round % BACKGROUND_ROUNDS != 0
+        for seat, job in busy:
+            if gives_way and job.background and not job.cancelled:
+                continue
+            try:
+                with seat.session.turns.paused():
+                    ended = self._step(seat, job)
+            except Exception as error:
+                job.tell(error)
+                ended = True
+            self._stepped_at = time.monotonic()
+            if ended:
+                seat.job, seat.used_at = None, time.monotonic()
+
+    def _step(self, seat: _Seat, job: Job) -> bool:
+        """Runs a chunk of the prompt or a decode step. Returns True if the job has ended."""
+        if job.cancelled:
+            job.stream.close()
+            job.tell(job.stream.result)
+            return True
+        if not job.stream.open:
+            if self._read_prompt(seat, job):
+                return False
+            job.stream.move_to(seat.session)
+        token = next(job.stream)
+        job.tell(token)
+        if token.finish_reason is None:
+            return False
+        job.tell(job.stream.result)
+        return True
+
+    def _read_prompt(self, seat: _Seat, job: Job) -> bool:
+        """Appends a chunk of the prompt to the cache, if more is left than a chunk. Returns True if it did."""
+        if (dropped := seat.session.length - seat.read) > 0:  # the cache has more than the shared beginning
+            if dropped > _LONGEST_REWIND and self._model.bundle.config.kv.windows:
+                seat.read = job.cached = 0
+            seat.session.truncate(seat.read)
+        if len(job.prompt) - seat.read <= self._chunk:
+            return False
+        begun = time.monotonic()
+        seat.session.forward(job.prompt[seat.read : seat.read + self._chunk], self._model.prefill)
+        rate = self._chunk / (time.monotonic() - begun)
+        seat.read += self._chunk
+        self._chunk = int(min(max(rate * CHUNK_SECONDS, _LEAST_CHUNK), _MOST_CHUNK))
+        return True
