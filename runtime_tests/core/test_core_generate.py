@@ -350,7 +350,7 @@ def test_measured_costs_name_the_settings_of_the_operators(tmp_path: Path, monke
         assert tuning is None
         return
     assert tuning is not None
-    assert replace(tuning, members=0) in candidates(4, quick=True)
+    assert replace(tuning, members=0) in candidates(4)
     again = opened(measure_costs=True)
     assert isinstance(again.cost, MeasuredCost)
     assert again.cost.path == file

@@ -75,10 +75,9 @@ def test_times_are_steady_if_the_gains_agree_from_round_to_round() -> None:
     assert not is_steady(quiet * np.exp(0.2 * rng.normal(size=(8, 5, 2))))
 
 
-@pytest.mark.parametrize("quick", [True, False])
-def test_candidates_begin_with_the_default_and_differ(quick: bool) -> None:
+def test_candidates_begin_with_the_default_and_differ() -> None:
     for threads in (1, 2, 8):
-        found = candidates(threads, quick)
+        found = candidates(threads)
         assert found[0] == Tuning()
         assert len(set(found)) == len(found)
         assert {each.members for each in found} == ({0, 4} if threads == 8 else {0})
@@ -184,7 +183,7 @@ def test_no_setting_changes_a_result(tmp_path: Path) -> None:
     engine = Engine(bundle := _bundle(tmp_path), provider="cpu")
     actions = [entry.action for entry in bundle.config.actions]
     expected: list[bytes] = []
-    for setting in [*candidates(8, False), Tuning(copies=True), Tuning(row_bytes_ahead=0), Tuning(members=1)]:
+    for setting in [*candidates(8), Tuning(copies=True), Tuning(row_bytes_ahead=0), Tuning(members=1)]:
         Engine.set_tuning(setting)
         engine.reset()
         engine.forward(range(40), bundle.config.dense)
@@ -223,7 +222,7 @@ def test_tuning_leaves_an_empty_cache_and_reports_its_progress(tmp_path: Path) -
     found = tune(engine, lambda what, done, total: shares.append(done / total), seconds=0.1)
     assert engine.length == 0
     assert shares == sorted(shares)
-    assert found.tuning in candidates(engine.threads, False)
+    assert found.tuning in candidates(engine.threads)
     assert found.gain >= 1
 
 
@@ -266,7 +265,7 @@ def test_copies_are_taken_where_steps_gain_and_memory_has_room(tmp_path: Path, m
 @needs_operators
 def test_a_model_too_slow_for_the_time_keeps_the_defaults(tmp_path: Path) -> None:
     assert LIBRARY is not None
-    found = tune(Engine(_bundle(tmp_path), provider="cpu"), silent, seconds=0, quick=True)
+    found = tune(Engine(_bundle(tmp_path), provider="cpu"), silent, seconds=0)
     assert (found.tuning, found.gain) == (Tuning(), 1.0)
 
 

@@ -1,9 +1,7 @@
 #include "engine/policy_runner.h"
 
-#include <algorithm>
-#include <cmath>
-
 #include "base/error.h"
+#include "engine/engine.h"
 
 namespace sol_rt {
 
@@ -12,7 +10,7 @@ const std::vector<float>& PolicyRunner::Decide(const PolicyQuestion& question) {
     throw Error(SOL_ERROR_INTERNAL, "policy: got " + std::to_string(question.scalars->size()) + " scalars, expected " + std::to_string(scalars_));
   }
   const std::vector<float>& logits = Run(question);
-  if (!std::all_of(logits.begin(), logits.end(), [](float logit) { return std::isfinite(logit); })) {
+  if (!AllFinite(logits.data(), logits.size())) {
     throw Error(SOL_ERROR_NUMERIC, "policy " + file_ + ": non-finite logits at step " + std::to_string(question.step) +
                                        "; check the bundle with `sol-rt verify`, or use --schedule uniform");
   }

@@ -31,6 +31,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
         sol_rt::CheckShapes("sol_config.json", sol_rt::ReadConfig(rest, "sol_config.json"));
         break;
       case 1:
+        sol_rt::ReadSmallGraph(rest);
         sol_rt::ExternalTensors(rest, "model.onnx");
         break;
       default: {

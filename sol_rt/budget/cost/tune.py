@@ -37,17 +37,17 @@ _READ_BYTES = 512 << 20  # of the weights, in a round
 _SMALL_TEAM = 4  # threads from which on half of them is tried: two of a core share its way to memory
 
 
-def candidates(threads: int, quick: bool) -> list[Tuning]:
+def candidates(threads: int) -> list[Tuning]:
     """The settings that are tried, the defaults first."""
     default = Tuning()
-    levels, aheads = (2, 1), (12288, 49152) if quick else (12288, 6144, 24576, 49152)
+    levels, aheads = (2, 1), (12288, 6144, 24576, 49152)
     tried = [Tuning(level, ahead) for level, ahead in product(levels, aheads)]
     if threads >= _SMALL_TEAM:
         tried += [Tuning(members=threads // 2)]
     return [default, *(each for each in tried if each != default)]
 
 
-def tune(engine: Engine, progress: Progress, *, seconds: float, quick: bool = False) -> Tuned:
+def tune(engine: Engine, progress: Progress, *, seconds: float) -> Tuned:
     """Times dense and cheapest steps under all candidates and applies the best one.
 
     Args:
@@ -55,10 +55,9 @@ def tune(engine: Engine, progress: Progress, *, seconds: float, quick: bool = Fa
         progress: progress callback.
         seconds: about how long to take, at most twice that. Where it allows fewer than _LEAST_ROUNDS rounds, the
             defaults stay.
-        quick: whether to try few settings.
     """
     config = engine.bundle.config
-    tried = candidates(engine.threads, quick)
+    tried = candidates(engine.threads)
     cheapest = min((entry.action for entry in config.actions), key=lambda action: BytesCost(config).step(action, 64))
     actions = [config.dense, Action(1.0, cheapest.channel_density, cheapest.bits)]
     engine.reset()
@@ -92,7 +91,7 @@ def tune(engine: Engine, progress: Progress, *, seconds: float, quick: bool = Fa
         rate,
         float(np.percentile(plain[1:] or plain, 75)),
         model=config.model.name,
-        quick=quick,
+        quick=False,
         created=tuning.now(),
         steady=not known or is_steady(times),  # a slow model is slow again in an hour
     )
