@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import functools
 import importlib.util
+import os
 from collections.abc import Callable, Iterable
 from ctypes import (
     POINTER,
@@ -36,7 +38,7 @@ _CODES: dict[int, Callable[[str], SolError]] = {
     4: ContextError,
     5: NumericError,
     6: BusyError,
-    8: UsageError,  # a file that cannot be written
+    8: lambda message: _unwritten(message),
     10: UsageError,
 }
 CANCELLED = 7
@@ -118,6 +120,13 @@ _OTHERS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "sol_hull_release": (None, (c_void_p,)),
     "sol_plan_release": (None, (c_void_p,)),
 }
+
+
+def _unwritten(message: str) -> SolError:
+    """The error for a file that cannot be written. Raises BrokenPipeError where its reader has left."""
+    if os.strerror(errno.EPIPE) in message:  # the interface has no number for it
+        raise BrokenPipeError(errno.EPIPE, message)
+    return UsageError(message)
 
 
 class Cancelled(SolError):
