@@ -14,6 +14,7 @@ from sol_rt.generate.model import SolModel
 from sol_rt.generate.results import GeneratedToken, Generation
 from sol_rt.generate.stream import Stream
 from sol_rt.serve.metrics import Metrics
+from sol_rt.serve.pieces import Parser, Piece
 from sol_rt.serve.request import Asked
 from sol_rt.serve.scheduler import Event, Job, Scheduler
 
@@ -26,8 +27,8 @@ class Answer:
         result: the summary, once the answer has ended; None where it ended without a token.
     """
 
-    def __init__(self, scheduler: Scheduler, stream: Stream, asked: Asked, metrics: Metrics) -> None:
-        self._scheduler, self._metrics = scheduler, metrics
+    def __init__(self, scheduler: Scheduler, stream: Stream, asked: Asked, metrics: Metrics, parser: Parser) -> None:
+        self._scheduler, self._metrics, self._parser = scheduler, metrics, parser
         self._events: asyncio.Queue[Event | None] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
         self.job = Job(stream, stream.prompt, self._tell, asked.background)
@@ -49,12 +50,13 @@ class Answer:
         with suppress(RuntimeError):  # the loop is closed: nobody waits any more
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
-    async def tokens(self) -> AsyncIterator[GeneratedToken]:
-        """The tokens as they come. Raises what ended the answer early."""
+    async def tokens(self) -> AsyncIterator[tuple[GeneratedToken, list[Piece]]]:
+        """The tokens as they come, each with the pieces that became certain. Raises what ended the answer early."""
         while not self._ended:
             event = await self._events.get()
             if isinstance(event, GeneratedToken):
-                yield event
+                pieces = self._parser.feed(event.text)
+                yield event, pieces if event.finish_reason is None else [*pieces, *self._parser.finish()]
                 continue
             self._ended = True
             if isinstance(event, Exception):

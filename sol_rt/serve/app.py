@@ -9,6 +9,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from starlette.applications import Starlette
@@ -20,14 +21,15 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sol_rt.errors import ContextError, SolError, UsageError
 from sol_rt.generate.model import SolModel
+from sol_rt.generate.results import Generation
+from sol_rt.serve import openai_api
 from sol_rt.serve.answers import Answer, prepare
 from sol_rt.serve.metrics import Metrics
-from sol_rt.serve.openai_api import Shape
-from sol_rt.serve.request import Asked, FieldError, number, read_chat, read_completion
+from sol_rt.serve.pieces import Parser, PlainParser
+from sol_rt.serve.protocol import Endpoint, Facts, Failure, Writer
+from sol_rt.serve.request import Asked, FieldError, number
 from sol_rt.serve.scheduler import ClosingError, QueueFullError, Scheduler
 
-PING_SECONDS = 15.0
-"""Time after which a stream without a token gets a comment, so that nobody on the way closes it."""
 MOST_BODY_BYTES = 8 << 20
 STUCK_SECONDS = 60.0
 """Time without a step after which the server says that it is not well."""
@@ -45,6 +47,7 @@ class Settings:
         queue: answers that may wait beside them.
         api_key: a key that every request must give; empty for none.
         hosts: values of the header Host that are answered; empty for all.
+        ping_seconds: time without a token after which a stream shows a sign of life, so that nobody on the way ends it.
     """
 
     name: str
@@ -52,20 +55,27 @@ class Settings:
     queue: int = 64
     api_key: str = ""
     hosts: tuple[str, ...] = ()
+    ping_seconds: float = 15.0
 
 
 class Server:
-    """One model behind HTTP. `app` is the ASGI application; nobody else uses `model` meanwhile."""
+    """One model behind HTTP. `app` is the ASGI application; nobody else uses `model` meanwhile.
 
-    def __init__(self, model: SolModel, settings: Settings) -> None:
-        self.model, self.settings = model, settings
+    Args:
+        parser: makes what splits the text of an answer.
+    """
+
+    def __init__(
+        self, model: SolModel, settings: Settings, parser: Callable[[Asked], Parser] = lambda asked: PlainParser()
+    ) -> None:
+        self.model, self.settings, self._parser = model, settings, parser
+        self._ends = frozenset(model.bundle.config.model.eos_token_ids)
         self.scheduler = Scheduler(model, sessions=settings.sessions, queue=settings.queue)
         self.metrics = Metrics(self.scheduler)
         self._answers: dict[str, Answer] = {}
         self.app = Starlette(
             routes=[
-                Route("/v1/chat/completions", self._chat, methods=["POST"]),
-                Route("/v1/completions", self._completion, methods=["POST"]),
+                *(Route(each.path, partial(self._answer, each), methods=["POST"]) for each in _ENDPOINTS),
                 Route("/v1/models", self._models),
                 Route("/v1/models/{name:path}", self._model),
                 Route("/v1/budget/{id}", self._budget, methods=["POST"]),
@@ -82,27 +92,23 @@ class Server:
             },
         )
 
-    async def _chat(self, request: Request) -> Response:
-        return await self._answer(request, read_chat(await _body(request), request.headers, self.settings.name), True)
-
-    async def _completion(self, request: Request) -> Response:
-        asked = read_completion(await _body(request), request.headers, self.settings.name)
-        return await self._answer(request, asked, False)
-
-    async def _answer(self, request: Request, asked: Asked, chat: bool) -> Response:
+    async def _answer(self, endpoint: Endpoint, request: Request) -> Response:
+        asked = endpoint.read(await _body(request), request.headers, self.settings.name)
         self.scheduler.require_room()  # before the prompt is encoded
-        shape = Shape(asked, self.settings.name, self._text_of, chat)
-        answer = Answer(self.scheduler, await prepare(self.model, asked), asked, self.metrics)
+        stream = await prepare(self.model, asked)
+        answer = Answer(self.scheduler, stream, asked, self.metrics, self._parser(asked))
+        stop_of = partial(self._stop_of, asked)
+        writer = endpoint.writer(Facts(asked, self.settings.name, len(stream.prompt), self._text_of, stop_of))
         answer.start()
-        self._answers[shape.answer_id] = answer
+        self._answers[writer.answer_id] = answer
         if asked.stream:
-            return _Events(self._events(answer, shape), lambda: self._end(answer, shape))
+            return _Events(self._events(answer, writer), writer.media_type, lambda: self._end(answer, writer))
         try:
-            tokens = await _unless_gone(request, answer)
+            await _unless_gone(request, answer, writer)
         finally:
-            self._end(answer, shape)
+            self._end(answer, writer)
         assert answer.result is not None  # an answer that ends without an error has a token
-        return JSONResponse(shape.whole(tokens, answer.result))
+        return JSONResponse(writer.whole(answer.result))
 
     def _text_of(self, token: int) -> str:
         """A token's text as it is within a text: at the beginning some tokenizers leave out its space."""
@@ -110,35 +116,40 @@ class Server:
         before = tokenizer.encode("a", False)
         return tokenizer.decode([*before, token], False)[len(tokenizer.decode(before, False)) :]
 
-    def _end(self, answer: Answer, shape: Shape) -> None:
-        answer.job.cancelled = True
-        del self._answers[shape.answer_id]
+    def _stop_of(self, asked: Asked, result: Generation) -> str | None:
+        """The stop string that ended an answer; None where none did."""
+        given = asked.arguments.get("stop_strings", ())
+        if result.finish_reason != "stop" or not given or result.tokens[-1] in self._ends:
+            return None
+        said = self.model.tokenizer.decode(result.tokens)[len(result.text) :]
+        return next((text for text in ([given] if isinstance(given, str) else given) if said.startswith(text)), None)
 
-    async def _events(self, answer: Answer, shape: Shape) -> AsyncIterator[str]:
-        """Server-sent events: chunks, comments where none come, and `[DONE]`. An error ends them with an object."""
+    def _end(self, answer: Answer, writer: Writer) -> None:
+        answer.job.cancelled = True
+        del self._answers[writer.answer_id]
+
+    async def _events(self, answer: Answer, writer: Writer) -> AsyncIterator[str]:
+        """What the writer makes of the tokens, and pings where none come. An error ends it."""
         tokens = answer.tokens()
-        finish, step = "stop", None
+        step = None
         try:
-            if (first := shape.first_chunk()) is not None:
-                yield _event(first)
+            if text := writer.begin():
+                yield text
             step = asyncio.ensure_future(anext(tokens, None))
             while True:
-                done, _ = await asyncio.wait({step}, timeout=PING_SECONDS)
+                done, _ = await asyncio.wait({step}, timeout=self.settings.ping_seconds)
                 if not done:
-                    yield ": waiting\n\n"
+                    yield writer.ping()
                     continue
-                if (token := step.result()) is None:
+                if (part := step.result()) is None:
                     break
-                if (chunk := shape.chunk(token)) is not None:
-                    yield _event(chunk)
-                finish = token.finish_reason or finish
+                if text := writer.part(part[0], writer.content.add(*part)):
+                    yield text
                 step = asyncio.ensure_future(anext(tokens, None))
-            yield _event(shape.last_chunk(finish))
-            if shape.asked.usage_chunk:
-                yield _event(shape.usage_chunk(answer.result))
-            yield "data: [DONE]\n\n"
+            if answer.result is not None:  # else the client has gone
+                yield writer.end(answer.result)
         except Exception as error:
-            yield _event(_told(error)[1])
+            yield writer.failed(_told(error))
         finally:
             if step is not None:
                 step.cancel()
@@ -168,8 +179,7 @@ class Server:
     async def _health(self, request: Request) -> Response:
         if self.scheduler.alive() and self.scheduler.seconds_without_a_step() < STUCK_SECONDS:
             return JSONResponse({"status": "ok"})
-        error = {"message": "the model takes no step", "type": "unavailable_error", "param": None, "code": None}
-        return JSONResponse({"error": error}, 503)
+        return _refused(request, Failure(503, "the model takes no step", "unavailable_error"))
 
     async def _metrics(self, request: Request) -> Response:
         return Response(self.metrics.text(), media_type="text/plain; version=0.0.4")
@@ -203,33 +213,39 @@ class Guard:
 
         refusal = self._refusal(request)
         try:
-            await (refusal or self._app)(scope, counted, answered)
+            await (self._app if refusal is None else _refused(request, refusal))(scope, counted, answered)
         except _TooLongError:
-            await _refused(413, f"the body has more than {MOST_BODY_BYTES} bytes")(scope, receive, answered)
+            failure = Failure(413, f"the body has more than {MOST_BODY_BYTES} bytes")
+            await _refused(request, failure)(scope, receive, answered)
 
-    def _refusal(self, request: Request) -> Response | None:
+    def _refusal(self, request: Request) -> Failure | None:
         host = request.headers.get("host", "").lower()
         name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
         if self._settings.hosts and name not in self._settings.hosts:
-            return _refused(421, f"got the host {name[:100]!r}, expected one of {', '.join(self._settings.hosts)}")
+            return Failure(421, f"got the host {name[:100]!r}, expected one of {', '.join(self._settings.hosts)}")
         origin = request.headers.get("origin")
         if origin is not None and origin.lower().partition("://")[2] != host:
-            return _refused(403, "pages of other origins may not ask this server")
+            return Failure(403, "pages of other origins may not ask this server")
         if not self._settings.api_key or request.url.path in _OPEN:
             return None
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
         given = key if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
         if hmac.compare_digest(given.strip().encode("latin-1"), os.fsencode(self._settings.api_key)):
             return None
-        return _refused(401, "a wrong key or none; give the server's key as a bearer token", "invalid_api_key")
+        return Failure(
+            401,
+            "a wrong key or none; give the server's key as a bearer token",
+            "authentication_error",
+            code="invalid_api_key",
+        )
 
 
 class _Events(StreamingResponse):
     """A stream that ends its answer, also if the client leaves before it begins."""
 
-    def __init__(self, events: AsyncIterator[str], end: Callable[[], None]) -> None:
+    def __init__(self, events: AsyncIterator[str], media_type: str, end: Callable[[], None]) -> None:
         headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
-        super().__init__(events, media_type="text/event-stream", headers=headers)
+        super().__init__(events, media_type=media_type, headers=headers)
         self._end = end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -243,22 +259,23 @@ class _TooLongError(Exception):
     """A body that goes on beyond the bound."""
 
 
-async def _unless_gone(request: Request, answer: Answer) -> list[Any]:
-    """All tokens of an answer. Raises ClientDisconnect when the client leaves."""
+async def _unless_gone(request: Request, answer: Answer, writer: Writer) -> None:
+    """Gives the writer all tokens of an answer. Raises ClientDisconnect when the client leaves."""
 
     async def gone() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
-    async def all_tokens() -> list[Any]:
-        return [token async for token in answer.tokens()]
+    async def all_tokens() -> None:
+        async for token, pieces in answer.tokens():
+            writer.content.add(token, pieces)
 
     leaving, answering = asyncio.ensure_future(gone()), asyncio.ensure_future(all_tokens())
     try:
         await asyncio.wait({leaving, answering}, return_when=asyncio.FIRST_COMPLETED)
         if not answering.done():
             raise ClientDisconnect
-        return answering.result()
+        answering.result()
     finally:
         for task in (leaving, answering):
             task.cancel()
@@ -281,8 +298,8 @@ def _no_number(text: str) -> float:
     raise ValueError(f"{text} is no number of JSON")
 
 
-def _told(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]]:
-    """Status, body and headers for an error."""
+def _told(error: Exception) -> Failure:
+    """An error as clients are told of it."""
     status, kind, code, headers = 500, "server_error", None, {"x-should-retry": "false"}
     message = str(error) if isinstance(error, SolError) else f"unexpected {type(error).__name__}"
     if isinstance(error, ClosingError):
@@ -298,12 +315,11 @@ def _told(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]]:
     field = getattr(error, "field", None)
     if field == "model" and isinstance(error, FieldError):
         status, code = 404, "model_not_found"
-    return status, {"error": {"message": message, "type": kind, "param": field, "code": code}}, headers
+    return Failure(status, message, kind, field, code, headers)
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    status, body, headers = _told(error)
-    return JSONResponse(body, status, headers)
+    return _refused(request, _told(error))
 
 
 async def _gone(request: Request, error: Exception) -> Response:
@@ -312,13 +328,17 @@ async def _gone(request: Request, error: Exception) -> Response:
 
 def _not_found(request: Request, error: Exception | None) -> Response:
     status = getattr(error, "status_code", 404)
-    return _refused(status, f"{request.method} {request.url.path}: no such thing here", "not_found")
+    return _refused(
+        request, Failure(status, f"{request.method} {request.url.path}: no such thing here", code="not_found")
+    )
 
 
-def _refused(status: int, message: str, code: str | None = None) -> Response:
-    error = {"message": message, "type": "invalid_request_error", "param": None, "code": code}
-    return JSONResponse({"error": error}, status)
+def _refused(request: Request, failure: Failure) -> Response:
+    """The answer for an error, in the shape of the protocol that the path belongs to."""
+    shape = next((shape for path, shape in _ERRORS.items() if request.url.path.startswith(path)), openai_api.error)
+    return JSONResponse(shape(failure), failure.status, dict(failure.headers))
 
 
-def _event(content: Mapping[str, Any]) -> str:
-    return f"data: {json.dumps(content, ensure_ascii=False, allow_nan=False)}\n\n"
+_ENDPOINTS = openai_api.ENDPOINTS
+_ERRORS: dict[str, Callable[[Failure], dict[str, Any]]] = {}
+"""Shapes of errors by the beginning of the path; all others have OpenAI's."""

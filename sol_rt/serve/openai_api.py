@@ -1,123 +1,157 @@
-"""OpenAI's protocol: shapes of answers to `/v1/chat/completions` and `/v1/completions`."""
+"""OpenAI's protocol: `/v1/chat/completions` and `/v1/completions`."""
 
 from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any
 
 from sol_rt.generate.results import GeneratedToken, Generation
-from sol_rt.serve.request import Asked
+from sol_rt.serve.content import Block, Delta
+from sol_rt.serve.protocol import Endpoint, Facts, Failure, Writer, event, logprobs, sol
+from sol_rt.serve.request import read_chat, read_completion
 
-Names = Callable[[int], str]
-"""The text of one token."""
+
+def error(failure: Failure) -> dict[str, Any]:
+    """The body of an error."""
+    about = {"message": failure.message, "type": failure.kind, "param": failure.param, "code": failure.code}
+    return {"error": about}
 
 
-@dataclass(frozen=True)
-class Shape:
-    """Writes the objects of one answer.
+class _OpenAiWriter(Writer):
+    """What chat and plain completions have in common."""
 
-    Attributes:
-        asked: the request.
-        model: the model's name.
-        name_of: gives the text of a token, for log-probabilities.
-        chat: messages; False for plain completions.
-    """
+    kind, chunk_kind, prefix = "", "", ""
 
-    asked: Asked
-    model: str
-    name_of: Names
-    chat: bool
-    id: str = field(default_factory=lambda: uuid.uuid4().hex)
-    created: int = field(default_factory=lambda: int(time.time()))
+    def __init__(self, facts: Facts) -> None:
+        super().__init__(facts, f"{self.prefix}-{uuid.uuid4().hex}")
+        self._created = int(time.time())
 
-    @property
-    def answer_id(self) -> str:
-        """The answer's id, by which `/v1/budget/ID` finds it."""
-        return f"{'chatcmpl' if self.chat else 'cmpl'}-{self.id}"
+    def end(self, result: Generation) -> str:
+        last = event(self._chunk([self._last(self._finish(result))]))
+        if self.facts.asked.usage_chunk:
+            last += event(self._chunk([]) | self._usage(result))
+        return last + "data: [DONE]\n\n"
 
-    def first_chunk(self) -> dict[str, Any] | None:
-        """The chunk before all text; None where the protocol has none."""
-        return self._chunk([self._choice({"role": "assistant", "content": ""}, None, None)]) if self.chat else None
+    def failed(self, failure: Failure) -> str:
+        return event(error(failure))
 
-    def chunk(self, token: GeneratedToken) -> dict[str, Any] | None:
-        """The chunk of a token; None where it adds neither text nor anything else."""
-        if not token.text and self.asked.top_logprobs is None:
-            return None
-        part: Any = {"content": token.text} if self.chat else token.text
-        return self._chunk([self._choice(part, None, self._logprobs([token]))])
+    def whole(self, result: Generation) -> dict[str, Any]:
+        choice = self._choice(self._finish(result), self._logprobs(self.content.tokens)) | self._all()
+        return self._chunk([choice]) | {"object": self.kind} | self._usage(result)
 
-    def last_chunk(self, finish: str) -> dict[str, Any]:
-        """The chunk that says why the text ended."""
-        return self._chunk([self._choice({} if self.chat else "", _FINISH.get(finish, "stop"), None)])
+    def _last(self, finish: str) -> dict[str, Any]:
+        """The choice that says why the text ended."""
+        raise NotImplementedError
 
-    def usage_chunk(self, result: Generation | None) -> dict[str, Any]:
-        """The chunk with the usage, after which nothing comes."""
-        return self._chunk([]) | self._usage(result)
+    def _all(self) -> dict[str, Any]:
+        """The answer's content within a choice."""
+        raise NotImplementedError
 
-    def whole(self, tokens: list[GeneratedToken], result: Generation) -> dict[str, Any]:
-        """The answer in one object."""
-        text, finish = "".join(token.text for token in tokens), _FINISH.get(result.finish_reason, "stop")
-        choice = self._choice(text, finish, self._logprobs(tokens))
-        if self.chat:
-            del choice["delta"]
-            choice["message"] = {"role": "assistant", "content": text, "refusal": None}
-        kind = "chat.completion" if self.chat else "text_completion"
-        return self._chunk([choice]) | {"object": kind} | self._usage(result)
+    def _logprobs(self, tokens: Sequence[GeneratedToken]) -> dict[str, Any] | None:
+        """Log-probabilities; None where nobody asked for them."""
+        raise NotImplementedError
+
+    def _finish(self, result: Generation) -> str:
+        if result.finish_reason == "length":
+            return "length"
+        return "tool_calls" if self.content.calls() else "stop"
 
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        kind = "chat.completion.chunk" if self.chat else "text_completion"
-        return {"id": self.answer_id, "object": kind, "created": self.created, "model": self.model, "choices": choices}
+        about = {"id": self.answer_id, "object": self.chunk_kind, "created": self._created, "model": self.facts.model}
+        return about | {"choices": choices}
 
-    def _choice(self, part: Any, finish: str | None, logprobs: Any) -> dict[str, Any]:
-        return {"index": 0, "delta" if self.chat else "text": part, "finish_reason": finish, "logprobs": logprobs}
+    @staticmethod
+    def _choice(finish: str | None, logprobs: Any) -> dict[str, Any]:
+        return {"index": 0, "finish_reason": finish, "logprobs": logprobs}
 
-    def _logprobs(self, tokens: list[GeneratedToken]) -> dict[str, Any] | None:
-        if self.asked.top_logprobs is None:
-            return None
-        if self.chat:
-            return {
-                "content": [
-                    self._named(token.token, token.logprob)
-                    | {"top_logprobs": [self._named(*likely) for likely in token.top_logprobs]}
-                    for token in tokens
-                ]
-            }
-        return {
-            "tokens": [self.name_of(token.token) for token in tokens],
-            "token_logprobs": [token.logprob for token in tokens],
-            "top_logprobs": [{self.name_of(one): value for one, value in token.top_logprobs} for token in tokens],
-        }
-
-    def _named(self, token: int, logprob: float) -> dict[str, Any]:
-        text = self.name_of(token)
-        part = "\ufffd" in text  # of a character, whose bytes a text can't hold
-        return {"token": text, "logprob": logprob, "bytes": None if part else list(text.encode())}
-
-    def _usage(self, result: Generation | None) -> dict[str, Any]:
+    def _usage(self, result: Generation) -> dict[str, Any]:
         """Counts of tokens, and what the dial did: `sol`."""
-        prompt, made, cached = 0, 0, 0
-        sol: dict[str, Any] = {"ignored": list(self.asked.ignored)}
-        if result is not None:
-            prompt, made, cached = result.prompt_tokens, len(result.tokens), result.cached_tokens
-            sol |= {
-                "schedule": result.schedule,
-                "requested_budget": result.requested_budget,
-                "achieved_budget": result.achieved_budget,
-                "expected_loss": result.expected_loss,
-                "prefill": result.prefill,
-                "actions": result.actions,
-                "tokens_per_second": result.tokens_per_second,
-            }
+        prompt, made = result.prompt_tokens, len(result.tokens)
         usage = {
             "prompt_tokens": prompt,
             "completion_tokens": made,
             "total_tokens": prompt + made,
-            "prompt_tokens_details": {"cached_tokens": cached},
+            "prompt_tokens_details": {"cached_tokens": result.cached_tokens},
+            "completion_tokens_details": {"reasoning_tokens": self.content.reasoning_tokens},
         }
-        return {"usage": usage, "sol": sol}
+        return {"usage": usage, "sol": sol(self.facts.asked, result)}
 
 
-_FINISH = {"stop": "stop", "length": "length"}
+class _ChatWriter(_OpenAiWriter):
+    kind, chunk_kind, prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"
+
+    def begin(self) -> str:
+        return self._delta({"role": "assistant", "content": ""}, None)
+
+    def part(self, token: GeneratedToken, deltas: Sequence[Delta]) -> str:
+        asked = self._logprobs([token])
+        if asked is None:
+            return "".join(self._delta(_delta(delta), None) for delta in deltas)
+        *before, last = [_delta(delta) for delta in deltas] or [{"content": ""}]
+        return "".join(self._delta(each, None) for each in before) + self._delta(last, asked)
+
+    def _delta(self, delta: dict[str, Any], logprobs: Any) -> str:
+        return event(self._chunk([self._choice(None, logprobs) | {"delta": delta}]))
+
+    def _last(self, finish: str) -> dict[str, Any]:
+        return self._choice(finish, None) | {"delta": {}}
+
+    def _all(self) -> dict[str, Any]:
+        calls, text = self.content.calls(), self.content.text("text")
+        message: dict[str, Any] = {"role": "assistant", "content": text or (None if calls else ""), "refusal": None}
+        if reasoning := self.content.text("reasoning"):
+            message["reasoning_content"] = reasoning
+        if calls:
+            message["tool_calls"] = [_call(block, block.text) for block in calls]
+        return {"message": message}
+
+    def _logprobs(self, tokens: Sequence[GeneratedToken]) -> dict[str, Any] | None:
+        return None if self.facts.asked.top_logprobs is None else {"content": logprobs(self.facts, tokens)}
+
+
+class _CompletionWriter(_OpenAiWriter):
+    kind, chunk_kind, prefix = "text_completion", "text_completion", "cmpl"
+
+    def begin(self) -> str:
+        return ""
+
+    def part(self, token: GeneratedToken, deltas: Sequence[Delta]) -> str:
+        asked, text = self._logprobs([token]), "".join(delta.text for delta in deltas)
+        return event(self._chunk([self._choice(None, asked) | {"text": text}])) if text or asked else ""
+
+    def _last(self, finish: str) -> dict[str, Any]:
+        return self._choice(finish, None) | {"text": ""}
+
+    def _all(self) -> dict[str, Any]:
+        return {"text": self.content.text("text")}
+
+    def _logprobs(self, tokens: Sequence[GeneratedToken]) -> dict[str, Any] | None:
+        if self.facts.asked.top_logprobs is None:
+            return None
+        text_of = self.facts.text_of
+        return {
+            "tokens": [text_of(token.token) for token in tokens],
+            "token_logprobs": [token.logprob for token in tokens],
+            "top_logprobs": [{text_of(one): value for one, value in token.top_logprobs} for token in tokens],
+        }
+
+
+def _delta(delta: Delta) -> dict[str, Any]:
+    """A chat delta. Clients need a tool call's index in each, its id and name in the first."""
+    if delta.block.kind == "tool":
+        if delta.first:
+            return {"tool_calls": [{"index": delta.block.index} | _call(delta.block, delta.text)]}
+        return {"tool_calls": [{"index": delta.block.index, "function": {"arguments": delta.text}}]}
+    return {"content" if delta.block.kind == "text" else "reasoning_content": delta.text}
+
+
+def _call(block: Block, arguments: str) -> dict[str, Any]:
+    return {"id": block.call_id, "type": "function", "function": {"name": block.name, "arguments": arguments}}
+
+
+ENDPOINTS = (
+    Endpoint("/v1/chat/completions", read_chat, _ChatWriter),
+    Endpoint("/v1/completions", read_completion, _CompletionWriter),
+)
