@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,37 +16,12 @@ import httpx
 import openai
 import pytest
 
-from helpers.random_decoder import describe
-from helpers.tiny_bundle import write_bundle
+from helpers.servers import left, running, served
 from sol_rt.generate.model import SolModel
+from sol_rt.serve.app import Server
 
 MESSAGES: list[Any] = [{"role": "user", "content": "w3 w4 w5 w6"}]
 LONG = " ".join(f"w{n % 80 + 3}" for n in range(400))
-
-
-@contextmanager
-def served(bundle: Path, *options: str, **environment: str) -> Iterator[str]:
-    """A server's address. The server has ended, and without an error, when the context has."""
-    command = [sys.executable, "-m", "sol_rt", "serve", str(bundle), "--port", "0", *options]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | environment)
-    assert process.stderr is not None
-    said = []
-    for line in process.stderr:
-        said.append(line)
-        if match := re.search(r"http://\S+", line):
-            break
-    else:
-        pytest.fail("".join(said))
-    rest = threading.Thread(target=lambda: said.extend(process.stderr or ()))
-    rest.start()
-    try:
-        yield match[0].removesuffix("/v1")
-    finally:
-        process.terminate()
-        code = process.wait(30)
-        rest.join()
-    assert code == 143, said
-    assert "Traceback" not in "".join(said), "".join(said)
 
 
 def client_of(address: str, **settings: Any) -> openai.OpenAI:
@@ -58,29 +29,8 @@ def client_of(address: str, **settings: Any) -> openai.OpenAI:
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_bundle(
-        tmp_path_factory.mktemp("served") / "tiny",
-        decoder=replace(describe("llama"), max_context=8192),
-        policy=True,
-        losses=True,
-    )
-
-
-@pytest.fixture(scope="module")
-def address(bundle: Path) -> Iterator[str]:
-    with served(bundle, "--sessions", "2") as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
 def client(address: str) -> openai.OpenAI:
     return client_of(address)
-
-
-@pytest.fixture(scope="module")
-def model(bundle: Path) -> SolModel:
-    return SolModel.from_pretrained(bundle, provider="cpu", measure_costs=False)
 
 
 def ask(client: openai.OpenAI, **arguments: Any) -> Any:
@@ -183,23 +133,48 @@ def test_the_dial_moves_while_an_answer_runs(address: str, client: openai.OpenAI
     assert httpx.post(f"{address}/v1/budget/{first.id}", json={"budget": 0.3}).status_code == 404
 
 
-def test_a_client_that_leaves_ends_its_answer(address: str, client: openai.OpenAI) -> None:
-    def running() -> float:
-        text = httpx.get(f"{address}/metrics").text
-        return float(re.search(r"^sol_rt_running (\S+)", text, re.MULTILINE)[1])  # type: ignore[index]
+def test_reasoning_and_calls_of_tools(thinking: str) -> None:
+    client = client_of(thinking)
+    whole: Any = ask(client)
+    deltas = [chunk.choices[0].delta for chunk in ask(client, stream=True)]
+    calls = [call for delta in deltas for call in delta.tool_calls or ()]
+    ids = [(call.index, call.id) for call in calls]
+    assert ids == [(0, "call_a"), (0, None), (0, None), (1, "call_b"), (1, None)]
+    assert "".join(getattr(delta, "reasoning_content", None) or "" for delta in deltas) == "let me see"
+    with client.chat.completions.stream(model="tiny", messages=MESSAGES, logit_bias={"2": 100}) as stream:
+        ended = stream.until_done().get_final_completion()
+    assert ended.choices[0].finish_reason == "tool_calls"
+    for completion in (whole, ended):
+        message: Any = completion.choices[0].message
+        assert message.content == "I ask."
+        assert [(call.id, call.type, call.function.name, call.function.arguments) for call in message.tool_calls] == [
+            ("call_a", "function", "weather", '{"city": "Ulm"}'),
+            ("call_b", "function", "time", '{"zone": "CET"}'),
+        ]
+    assert whole.choices[0].message.reasoning_content == "let me see"
+    assert whole.usage.completion_tokens_details.reasoning_tokens == 2
 
-    with ask(client, max_tokens=8000, stream=True) as stream:
+
+def test_comments_while_a_stream_waits(slow: tuple[str, Server]) -> None:
+    address, _ = slow
+    never = {"0": -100, "2": -100}
+    with ask(client_of(address), max_tokens=8000, stream=True, logit_bias=never) as first:
+        chunks = iter(first)
+        next(chunks)
+        body = {"messages": MESSAGES, "max_tokens": 3, "stream": True}
+        with httpx.stream("POST", f"{address}/v1/chat/completions", json=body) as waiting:
+            assert ": waiting" in waiting.iter_lines()
+
+
+def test_a_client_that_leaves_ends_its_answer(address: str, client: openai.OpenAI) -> None:
+    never = {"0": -100, "2": -100}
+    with left(address), ask(client, max_tokens=8000, stream=True, logit_bias=never) as stream:
         chunks = iter(stream)
         next(chunks)
-        assert running() == 1
-    body = {"messages": MESSAGES, "max_tokens": 8000, "temperature": 0}
-    with pytest.raises(httpx.ReadTimeout):
+        assert running(address) == 1
+    body = {"messages": MESSAGES, "max_tokens": 8000, "temperature": 0, "logit_bias": never}
+    with left(address), pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{address}/v1/chat/completions", json=body, timeout=0.3)
-    for _ in range(100):
-        if running() == 0:
-            break
-        time.sleep(0.1)
-    assert running() == 0
 
 
 def test_requests_that_can_t_be_followed(address: str) -> None:

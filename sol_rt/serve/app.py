@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import json
 import os
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -22,11 +22,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from sol_rt.errors import ContextError, SolError, UsageError
 from sol_rt.generate.model import SolModel
 from sol_rt.generate.results import Generation
-from sol_rt.serve import openai_api
+from sol_rt.serve import anthropic_api, ollama_api, openai_api, responses_api
+from sol_rt.serve.about import About
 from sol_rt.serve.answers import Answer, prepare
 from sol_rt.serve.metrics import Metrics
 from sol_rt.serve.pieces import Parser, PlainParser
-from sol_rt.serve.protocol import Endpoint, Facts, Failure, Writer
+from sol_rt.serve.protocol import Count, Endpoint, Facts, Failure, Ready, Writer, body_of
 from sol_rt.serve.request import Asked, FieldError, number
 from sol_rt.serve.scheduler import ClosingError, QueueFullError, Scheduler
 
@@ -73,11 +74,12 @@ class Server:
         self.scheduler = Scheduler(model, sessions=settings.sessions, queue=settings.queue)
         self.metrics = Metrics(self.scheduler)
         self._answers: dict[str, Answer] = {}
+        about = About(model, settings.name, settings.sessions)
         self.app = Starlette(
             routes=[
                 *(Route(each.path, partial(self._answer, each), methods=["POST"]) for each in _ENDPOINTS),
-                Route("/v1/models", self._models),
-                Route("/v1/models/{name:path}", self._model),
+                *(Route(each.path, partial(self._count, each), methods=["POST"]) for each in _COUNTS),
+                *about.routes(),
                 Route("/v1/budget/{id}", self._budget, methods=["POST"]),
                 Route("/health", self._health),
                 Route("/metrics", self._metrics),
@@ -93,7 +95,9 @@ class Server:
         )
 
     async def _answer(self, endpoint: Endpoint, request: Request) -> Response:
-        asked = endpoint.read(await _body(request), request.headers, self.settings.name)
+        asked = endpoint.read(await body_of(request), request.headers, self.settings.name)
+        if isinstance(asked, Ready):
+            return JSONResponse(asked.body)
         self.scheduler.require_room()  # before the prompt is encoded
         stream = await prepare(self.model, asked)
         answer = Answer(self.scheduler, stream, asked, self.metrics, self._parser(asked))
@@ -110,19 +114,23 @@ class Server:
         assert answer.result is not None  # an answer that ends without an error has a token
         return JSONResponse(writer.whole(answer.result))
 
-    def _text_of(self, token: int) -> str:
-        """A token's text as it is within a text: at the beginning some tokenizers leave out its space."""
+    async def _count(self, count: Count, request: Request) -> Response:
+        asked = count.read(await body_of(request), request.headers, self.settings.name)
+        return JSONResponse(count.body(len(await run_in_threadpool(self.model.encode, asked.prompt))))
+
+    def _text_of(self, *tokens: int, skip_special: bool = False) -> str:
+        """The text of tokens as it is within a text: at the beginning some tokenizers leave out its space."""
         tokenizer = self.model.tokenizer
         before = tokenizer.encode("a", False)
-        return tokenizer.decode([*before, token], False)[len(tokenizer.decode(before, False)) :]
+        return tokenizer.decode([*before, *tokens], skip_special)[len(tokenizer.decode(before, skip_special)) :]
 
     def _stop_of(self, asked: Asked, result: Generation) -> str | None:
         """The stop string that ended an answer; None where none did."""
         given = asked.arguments.get("stop_strings", ())
         if result.finish_reason != "stop" or not given or result.tokens[-1] in self._ends:
             return None
-        said = self.model.tokenizer.decode(result.tokens)[len(result.text) :]
-        return next((text for text in ([given] if isinstance(given, str) else given) if said.startswith(text)), None)
+        rest = self._text_of(*result.tokens, skip_special=True)[len(result.text) :]
+        return next((text for text in ([given] if isinstance(given, str) else given) if rest.startswith(text)), None)
 
     def _end(self, answer: Answer, writer: Writer) -> None:
         answer.job.cancelled = True
@@ -154,22 +162,9 @@ class Server:
             if step is not None:
                 step.cancel()
 
-    async def _models(self, request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [self._card()]})
-
-    async def _model(self, request: Request) -> Response:
-        if request.path_params["name"] != self.settings.name:
-            return _not_found(request, None)
-        return JSONResponse(self._card())
-
-    def _card(self) -> dict[str, Any]:
-        context = self.model.engine.max_context
-        card = {"id": self.settings.name, "object": "model", "created": 0, "owned_by": "sol_rt"}
-        return card | {"max_context": context, "cost_model": self.model.cost.name}
-
     async def _budget(self, request: Request) -> Response:
         """Moves the dial of an answer that runs."""
-        answer, body = self._answers.get(request.path_params["id"]), await _body(request)
+        answer, body = self._answers.get(request.path_params["id"]), await body_of(request)
         if answer is None:
             return _not_found(request, None)
         budget = number("budget", body.get("budget"))
@@ -283,21 +278,6 @@ async def _unless_gone(request: Request, answer: Answer, writer: Writer) -> None
                 await task
 
 
-async def _body(request: Request) -> Mapping[str, Any]:
-    """The request's JSON object. Raises FieldError for anything else."""
-    try:
-        body = json.loads(await request.body(), parse_constant=_no_number)
-    except (ValueError, RecursionError) as error:
-        raise FieldError("body", f"no JSON ({error})") from None
-    if not isinstance(body, dict):
-        raise FieldError("body", "expected a JSON object")
-    return body
-
-
-def _no_number(text: str) -> float:
-    raise ValueError(f"{text} is no number of JSON")
-
-
 def _told(error: Exception) -> Failure:
     """An error as clients are told of it."""
     status, kind, code, headers = 500, "server_error", None, {"x-should-retry": "false"}
@@ -339,6 +319,8 @@ def _refused(request: Request, failure: Failure) -> Response:
     return JSONResponse(shape(failure), failure.status, dict(failure.headers))
 
 
-_ENDPOINTS = openai_api.ENDPOINTS
-_ERRORS: dict[str, Callable[[Failure], dict[str, Any]]] = {}
+_PROTOCOLS = (openai_api, responses_api, anthropic_api, ollama_api)
+_ENDPOINTS = [endpoint for protocol in _PROTOCOLS for endpoint in protocol.ENDPOINTS]
+_COUNTS = (*responses_api.COUNTS, *anthropic_api.COUNTS)
+_ERRORS = {"/v1/messages": anthropic_api.error, "/api/": ollama_api.error}
 """Shapes of errors by the beginning of the path; all others have OpenAI's."""

@@ -21,6 +21,7 @@ class Block:
         name: of the tool.
         call_id: id of the call.
         text: all that has come; of a tool call its arguments, which are JSON.
+        tokens: that ended in this block.
     """
 
     kind: Literal["text", "reasoning", "tool"]
@@ -29,6 +30,7 @@ class Block:
     name: str = ""
     call_id: str = ""
     text: str = ""
+    tokens: list[GeneratedToken] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ class Content:
         """Adds the pieces that came with a token. A tool call's pieces follow each other."""
         deltas = [self._add(piece) for piece in pieces]
         self.tokens.append(token)
+        if self.blocks:
+            self.blocks[-1].tokens.append(token)
         self.reasoning_tokens += {delta.block.kind for delta in deltas} == {"reasoning"}
         return deltas
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from starlette.requests import Request
+
 from sol_rt.generate.results import GeneratedToken, Generation
-from sol_rt.serve.content import Content, Delta
-from sol_rt.serve.request import Asked
+from sol_rt.serve.content import Block, Content, Delta
+from sol_rt.serve.request import Asked, FieldError
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,13 @@ class Writer(ABC):
 
 
 @dataclass(frozen=True)
+class Ready:
+    """An answer for which nothing is generated."""
+
+    body: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class Endpoint:
     """A path that gives answers.
 
@@ -105,8 +115,34 @@ class Endpoint:
     """
 
     path: str
-    read: Callable[[Mapping[str, Any], Mapping[str, str], str], Asked]
+    read: Callable[[Mapping[str, Any], Mapping[str, str], str], Asked | Ready]
     writer: Callable[[Facts], Writer]
+
+
+@dataclass(frozen=True)
+class Count:
+    """A path that counts a prompt's tokens.
+
+    Attributes:
+        path: of the URL.
+        read: reads the body and the headers for a model of the given name. Raises FieldError.
+        body: the answer for a number of tokens.
+    """
+
+    path: str
+    read: Callable[[Mapping[str, Any], Mapping[str, str], str], Asked]
+    body: Callable[[int], dict[str, Any]]
+
+
+async def body_of(request: Request) -> Mapping[str, Any]:
+    """A request's JSON object. Raises FieldError for anything else."""
+    try:
+        body = json.loads(await request.body(), parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
+        raise FieldError("body", f"no JSON ({error})") from None
+    if not isinstance(body, dict):
+        raise FieldError("body", "expected a JSON object")
+    return body
 
 
 def dumps(content: Mapping[str, Any]) -> str:
@@ -145,3 +181,16 @@ def logprobs(facts: Facts, tokens: Sequence[GeneratedToken]) -> list[dict[str, A
         named(token.token, token.logprob) | {"top_logprobs": [named(*likely) for likely in token.top_logprobs]}
         for token in tokens
     ]
+
+
+def arguments(block: Block) -> dict[str, Any]:
+    """The arguments of a tool call as an object. A text that is none comes as `arguments`, so that nothing is lost."""
+    with suppress(ValueError, RecursionError):
+        found = json.loads(block.text or "{}")
+        if isinstance(found, dict):
+            return found
+    return {"arguments": block.text}
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no number of JSON")

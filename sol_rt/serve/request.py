@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sol_rt.errors import UsageError, brief, plain
 
 _HELD = ("budget", "max_loss", "tokens_per_second")
-_SAMPLING = {
+DIAL = (*_HELD, "schedule")
+"""Fields of the dial."""
+SAMPLING = {
     "temperature": float,
     "top_p": float,
     "top_k": int,
@@ -20,6 +23,7 @@ _SAMPLING = {
     "frequency_penalty": float,
     "repetition_penalty": float,
 }
+"""Fields that choose tokens, and their types."""
 _WITHOUT_EFFECT = {"user", "metadata", "store", "prompt_cache_key", "safety_identifier", "parallel_tool_calls"}
 """Fields that change nothing about an answer: they are taken without a word."""
 _COMPLETION_TOKENS = 16
@@ -41,11 +45,12 @@ class FieldError(UsageError):
 
     Attributes:
         field: its name.
+        reason: the message without it.
     """
 
     def __init__(self, field: str, message: str) -> None:
         super().__init__(f"{field}: {message}")
-        self.field = field
+        self.field, self.reason = field, message
 
 
 @dataclass(frozen=True)
@@ -110,6 +115,82 @@ def read_completion(body: Mapping[str, Any], headers: Mapping[str, str], known_a
     )
 
 
+def read_as_chat(
+    body: Mapping[str, Any],
+    headers: Mapping[str, str],
+    known_as: str,
+    names: Mapping[str, str],
+    read: Callable[[Mapping[str, Any], Mapping[str, str], str], Asked] = read_chat,
+) -> Asked:
+    """A request of another protocol, whose fields were given chat's names; `names` has the protocol's own for those.
+
+    Raises FieldError.
+    """
+    try:
+        asked = read(body, headers, known_as)
+    except FieldError as error:
+        raise FieldError(names.get(error.field, error.field), error.reason) from None
+    return replace(asked, ignored=tuple(names.get(name, name) for name in asked.ignored))
+
+
+def taken(fields: dict[str, Any], name: str, kind: type) -> Any:
+    """Takes a field out and returns its value; None where it is missing or null. Raises FieldError."""
+    value = fields.pop(name, None)
+    if value is None:
+        return None
+    if kind is float and type(value) in (int, float):
+        return number(name, value)
+    if type(value) is not kind:
+        raise FieldError(name, f"got {brief(value)}, expected {_KINDS[kind]}")
+    return value
+
+
+def refuse(fields: dict[str, Any], *names: str) -> None:
+    """Takes out fields that would make a wrong answer if they were ignored. Raises FieldError for one with a value."""
+    for name in names:
+        if fields.pop(name, None) not in (None, False, "", [], {}):
+            raise FieldError(name, "is not supported; leave it out")
+
+
+def objects(where: str, values: Any) -> list[dict[str, Any]]:
+    """A list of objects, which are copied. Raises FieldError."""
+    if not isinstance(values, list) or not all(isinstance(each, dict) for each in values):
+        raise FieldError(where, f"got {brief(values)}, expected a list of objects")
+    return [dict(each) for each in values]
+
+
+def joined(where: str, content: Any, kinds: tuple[str, ...] = ("text",)) -> str:
+    """A text that is given as one or as parts of those types. Raises FieldError."""
+    if isinstance(content, str):
+        return content
+    parts = objects(where, content)
+    if wrong := [part for part in parts if part.get("type") not in kinds or not isinstance(part.get("text"), str)]:
+        raise FieldError(where, f"got {brief(wrong[0])}, expected a text or parts of type {' or '.join(kinds)}")
+    return "".join(part["text"] for part in parts)
+
+
+def one_of(where: str, value: Any, known: Iterable[str]) -> str:
+    """A text that is one of those known. Raises FieldError."""
+    if not isinstance(value, str) or value not in known:
+        raise FieldError(where, f"got {brief(value)}, expected {', '.join(known)}")
+    return value
+
+
+def text_of(where: str, fields: Mapping[str, Any], name: str) -> str:
+    """A field of an object that must be a text. Raises FieldError."""
+    if not isinstance(value := fields.get(name), str):
+        raise FieldError(f"{where}.{name}", f"got {brief(value)}, expected a text")
+    return value
+
+
+def as_json(where: str, value: Any) -> str:
+    """A value as JSON's text. Raises FieldError for a number too large for it, or what is nested too deep."""
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (ValueError, RecursionError) as error:
+        raise FieldError(where, f"no JSON ({error})") from None
+
+
 def split_name(model: str, known_as: str) -> tuple[float | None, bool]:
     """The budget and whether the request is of the background: `NAME@0.5`, `NAME:background`. Raises FieldError."""
     how = model.removeprefix(known_as)
@@ -144,14 +225,7 @@ class _Reader:
 
     def take(self, name: str, kind: type) -> Any:
         """The field's value; None where it is missing or null."""
-        value = self.fields.pop(name, None)
-        if value is None:
-            return None
-        if kind is float and type(value) in (int, float):
-            return number(name, value)
-        if type(value) is not kind:
-            raise FieldError(name, f"got {brief(value)}, expected {_KINDS[kind]}")
-        return value
+        return taken(self.fields, name, kind)
 
     def asked(
         self, prompt: Any, max_tokens: int | None, top_logprobs: int | None, headers: Mapping[str, str], known_as: str
@@ -160,7 +234,7 @@ class _Reader:
         named_budget, background = split_name(self.take("model", str) or known_as, known_as)
         if max_tokens is not None and max_tokens < 1:
             raise FieldError("max_tokens", f"got {max_tokens}, expected 1 or more")
-        arguments = {name: value for name, kind in _SAMPLING.items() if (value := self.take(name, kind)) is not None}
+        arguments = {name: value for name, kind in SAMPLING.items() if (value := self.take(name, kind)) is not None}
         if "temperature" in arguments:
             arguments["do_sample"] = arguments["temperature"] > 0
         if (stop := self.fields.pop("stop", None)) is not None:

@@ -56,6 +56,11 @@ class ChatTemplate:
         self._lock = threading.Lock()
         self._process = _tried_twice(lambda: _Process(source))
 
+    @property
+    def source(self) -> str:
+        """The template's text."""
+        return self._source
+
     @classmethod
     def from_folder(
         cls, folder: Path, files: Collection[str], read: Callable[[str], bytes] | None = None

@@ -1,4 +1,4 @@
-"""`sol-rt serve` lets programs that speak OpenAI's protocol use a model."""
+"""`sol-rt serve` lets programs that speak OpenAI's, Anthropic's or Ollama's protocol use a model."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def serve(
     verify: options.Verify = True,
     debug: options.Debug = False,
 ) -> None:
-    """Serve a model to programs that speak OpenAI's protocol, with the dial in every request.
+    """Serve a model to programs that speak OpenAI's, Anthropic's or Ollama's protocol, with the dial in every request.
 
     A key that every request must give comes from $SOL_RT_API_KEY.
     """
