@@ -20,6 +20,7 @@ from sol_rt.generate.model import SolModel
 from sol_rt.serve.ollama_api import LATEST, base_name
 from sol_rt.serve.protocol import body_of
 from sol_rt.serve.request import FieldError, split_name
+from sol_rt.serve.steps import curves
 
 _OLLAMA_VERSION = "0.13.0"
 """The version whose protocol `/api` follows: some programs refuse one that is older than they need."""
@@ -64,7 +65,8 @@ class About:
         """The model's entry in the words of OpenAI and of Anthropic."""
         openai = {"id": self._name, "object": "model", "created": 0, "owned_by": "sol_rt"}
         anthropic = {"type": "model", "display_name": self._name, "created_at": "1970-01-01T00:00:00Z"}
-        return openai | anthropic | {"max_context": self._context, "cost_model": self._model.cost.name}
+        ours = {"max_context": self._context, "cost_model": self._model.cost.name, "losses": curves(self._model)}
+        return openai | anthropic | ours
 
     async def _tags(self, request: Request) -> Response:
         return JSONResponse({"models": [self._entry() | {"modified_at": self._modified}]})

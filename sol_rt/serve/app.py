@@ -30,6 +30,7 @@ from sol_rt.serve.pieces import Parser, PlainParser
 from sol_rt.serve.protocol import Count, Endpoint, Facts, Failure, Ready, Writer, body_of
 from sol_rt.serve.request import Asked, FieldError, number
 from sol_rt.serve.scheduler import ClosingError, QueueFullError, Scheduler
+from sol_rt.serve.steps import StepFacts
 
 MOST_BODY_BYTES = 8 << 20
 STUCK_SECONDS = 60.0
@@ -102,7 +103,8 @@ class Server:
         stream = await prepare(self.model, asked)
         answer = Answer(self.scheduler, stream, asked, self.metrics, self._parser(asked))
         stop_of = partial(self._stop_of, asked)
-        writer = endpoint.writer(Facts(asked, self.settings.name, len(stream.prompt), self._text_of, stop_of))
+        step_of = StepFacts(self.model, stream).of if asked.step_facts else None
+        writer = endpoint.writer(Facts(asked, self.settings.name, len(stream.prompt), self._text_of, stop_of, step_of))
         answer.start()
         self._answers[writer.answer_id] = answer
         if asked.stream:

@@ -87,13 +87,14 @@ class _ChatWriter(_OpenAiWriter):
 
     def part(self, token: GeneratedToken, deltas: Sequence[Delta]) -> str:
         asked = self._logprobs([token])
-        if asked is None:
+        step = {} if self.facts.step_of is None else {"sol": self.facts.step_of(token)}
+        if asked is None and not step:
             return "".join(self._delta(_delta(delta), None) for delta in deltas)
         *before, last = [_delta(delta) for delta in deltas] or [{"content": ""}]
-        return "".join(self._delta(each, None) for each in before) + self._delta(last, asked)
+        return "".join(self._delta(each, None) for each in before) + self._delta(last, asked, step)
 
-    def _delta(self, delta: dict[str, Any], logprobs: Any) -> str:
-        return event(self._chunk([self._choice(None, logprobs) | {"delta": delta}]))
+    def _delta(self, delta: dict[str, Any], logprobs: Any, more: dict[str, Any] | None = None) -> str:
+        return event(self._chunk([self._choice(None, logprobs) | {"delta": delta}]) | (more or {}))
 
     def _last(self, finish: str) -> dict[str, Any]:
         return self._choice(finish, None) | {"delta": {}}

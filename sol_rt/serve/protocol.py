@@ -47,6 +47,7 @@ class Facts:
         prompt_tokens: tokens of the prompt.
         text_of: gives the text of a token.
         stop_of: gives the stop string that ended an answer; None where none did.
+        step_of: describes the step of each token in turn; None where nobody asked for that.
     """
 
     asked: Asked
@@ -54,6 +55,7 @@ class Facts:
     prompt_tokens: int
     text_of: Callable[[int], str]
     stop_of: Callable[[Generation], str | None]
+    step_of: Callable[[GeneratedToken], dict[str, Any]] | None = None
 
 
 class Writer(ABC):

@@ -63,6 +63,7 @@ class Asked:
         max_tokens: tokens to generate at most; None for all that fit.
         stream: the answer comes in pieces.
         usage_chunk: the stream ends with the usage.
+        step_facts: the stream tells what each step did: `stream_options.include_sol`.
         top_logprobs: likeliest tokens to report; None for no log-probabilities at all.
         background: gives way to other requests.
         ignored: fields that this server does not know.
@@ -73,6 +74,7 @@ class Asked:
     max_tokens: int | None = None
     stream: bool = False
     usage_chunk: bool = False
+    step_facts: bool = False
     top_logprobs: int | None = None
     background: bool = False
     ignored: tuple[str, ...] = field(default=())
@@ -251,8 +253,8 @@ class _Reader:
         ignored = tuple(plain(name)[:_LONGEST_NAME] for name in sorted(self.fields.keys() - _WITHOUT_EFFECT))[
             :_MOST_NAMES
         ]
-        usage = bool(options.get("include_usage", False))
-        return Asked(prompt, arguments, max_tokens, stream, usage, top_logprobs, background, ignored)
+        usage, facts = (bool(options.get(name, False)) for name in ("include_usage", "include_sol"))
+        return Asked(prompt, arguments, max_tokens, stream, usage, facts, top_logprobs, background, ignored)
 
     def _dial(self, headers: Mapping[str, str], budget: float | None) -> dict[str, Any]:
         """The dial: by field, by header `X-Sol-Budget` and the like, or by the model's name, in that order."""
