@@ -27,6 +27,7 @@ from sol_rt.serve.about import About
 from sol_rt.serve.answers import Answer, prepare
 from sol_rt.serve.metrics import Metrics
 from sol_rt.serve.pieces import Parser, PlainParser
+from sol_rt.serve.playground import FILES, routes
 from sol_rt.serve.protocol import Count, Endpoint, Facts, Failure, Ready, Writer, body_of
 from sol_rt.serve.request import Asked, FieldError, number
 from sol_rt.serve.scheduler import ClosingError, QueueFullError, Scheduler
@@ -35,7 +36,7 @@ from sol_rt.serve.steps import StepFacts
 MOST_BODY_BYTES = 8 << 20
 STUCK_SECONDS = 60.0
 """Time without a step after which the server says that it is not well."""
-_OPEN = ("/health",)
+_OPEN = ("/health", *FILES)
 """Paths that need no key."""
 
 
@@ -84,6 +85,7 @@ class Server:
                 Route("/v1/budget/{id}", self._budget, methods=["POST"]),
                 Route("/health", self._health),
                 Route("/metrics", self._metrics),
+                *routes(),
             ],
             middleware=[Middleware(Guard, settings=settings, metrics=self.metrics)],
             exception_handlers={
