@@ -276,3 +276,25 @@ def test_a_server_that_ends_tells_its_clients(bundle: Path) -> None:
     waiting.join()
     assert isinstance(failed[0], openai.InternalServerError)
     assert failed[0].status_code == 503
+
+
+def test_the_key_comes_from_a_file(bundle: Path, tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_text("secret\n")
+    with served(bundle, "--api-key-file", str(file), SOL_RT_API_KEY="another") as address:
+        statuses = [
+            httpx.get(f"{address}/v1/models", headers={"x-api-key": key}).status_code for key in ("another", "secret")
+        ]
+    assert statuses == [401, 200]
+
+
+@pytest.mark.parametrize("content", [None, b"", b" \n", b"\xff", b"k" * 5000])
+def test_a_file_without_a_key_is_named(bundle: Path, tmp_path: Path, content: bytes | None) -> None:
+    file = tmp_path / "key"
+    if content is not None:
+        file.write_bytes(content)
+    command = [sys.executable, "-m", "sol_rt", "serve", str(bundle), "--api-key-file", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert f"--api-key-file {file}: " in done.stderr
+    assert "Traceback" not in done.stderr

@@ -6,13 +6,16 @@ import asyncio
 import ipaddress
 import os
 import socket
+from pathlib import Path
 from typing import Annotated, Any
 
 from sol_rt.cli import options
 from sol_rt.cli.console import note
 from sol_rt.errors import SolError, UsageError, one_line
+from sol_rt.read_file import read_bytes
 
 _KEY = "SOL_RT_API_KEY"
+_LONGEST_KEY = 4096  # bytes
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 SERVER = "Server"
 
@@ -44,6 +47,10 @@ def serve(
         str | None,
         options.option("--name", env=False, help="The model's name for clients; default: the bundle's.", panel=SERVER),
     ] = None,
+    api_key_file: Annotated[
+        Path | None,
+        options.option("--api-key-file", env=False, help="File with a key that every request must give.", panel=SERVER),
+    ] = None,
     ctx_size: options.ContextSize = None,
     prefill: options.Prefill = None,
     provider: options.Provider = "auto",
@@ -55,7 +62,7 @@ def serve(
 ) -> None:
     """Serve a model to programs that speak OpenAI's, Anthropic's or Ollama's protocol, with the dial in every request.
 
-    A key that every request must give comes from $SOL_RT_API_KEY.
+    The page at / chats with the model. A key that every request must give comes from --api-key-file or $SOL_RT_API_KEY.
     """
     from sol_rt.cli.loading import load, require_packages
 
@@ -75,11 +82,9 @@ def serve(
             await asyncio.to_thread(self._server.scheduler.close)
             await super().shutdown(sockets)
 
-    key = os.environ.get(_KEY, "").strip()
+    key = _key(api_key_file)
     if not key and not _is_loopback(host):
-        raise UsageError(
-            f"--host {host}: others could use this model; set ${_KEY}, which clients give as their API key"
-        )
+        raise UsageError(f"--host {host}: others could use this model; set a key, by ${_KEY} or --api-key-file")
     machine: dict[str, Any] = {"provider": provider, "threads": threads, "native_ops": native_ops, "device": device}
     with _listening(host, port) as listener:
         loaded = load(model, **machine, ctx_size=ctx_size, prefill=prefill, verify=verify)
@@ -93,12 +98,26 @@ def serve(
             () if key else (*_LOOPBACK, shown)
         )  # a page of another name could otherwise reach this machine's address
         server = Server(loaded, Settings(called, sessions, queue, key, hosts))
-        note(f"serving {called} at http://{shown}:{address[1]}/v1 (Ctrl-C ends it)")
+        here = f"http://{shown}:{address[1]}"
+        note(f"serving {called} at {here}/v1 and a playground at {here}/ (Ctrl-C ends it)")
         config = uvicorn.Config(
             server.app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=5,
             limit_concurrency=1024, h11_max_incomplete_event_size=64 << 10,
         )  # fmt: skip
         _Ending(config, server).run([listener])
+
+
+def _key(file: Path | None) -> str:
+    """The key that requests must give; empty for none. Raises UsageError for a file without one."""
+    if file is None:
+        return os.environ.get(_KEY, "").strip()
+    try:
+        key = read_bytes(file, _LONGEST_KEY, pipes=True).decode().strip()
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--api-key-file {file}: {one_line(error)}; name a file that has the key as text") from None
+    if not key:
+        raise UsageError(f"--api-key-file {file}: got an empty file, expected a key")
+    return key
 
 
 def _is_loopback(host: str) -> bool:
