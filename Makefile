@@ -40,7 +40,7 @@
 #              long-*.json,
 #              what make ladder and make peers wrote as .json, copied there by hand.
 # make screenshots MODEL=smollm2-135m TEXT=file
-#              Makes the bundle's HTML pages and their pictures in docs/images, light and dark. Needs Chromium in PATH, and held-out
+#              Makes the bundle's HTML pages, and pictures of them and of the playground in docs/images. Needs Chromium in PATH, and held-out
 #              text for the page of schedules.
 # make bench-gpu BUNDLES="folder folder" PROVIDER=cuda
 #              Measures decode and prefill on this machine's GPU and writes build/results/gpu.md. Needs no network once the

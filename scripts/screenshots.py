@@ -1,10 +1,11 @@
-"""Makes a bundle's HTML pages, and pictures of them in a headless Chromium, for the documentation.
+"""Makes a bundle's HTML pages, and pictures of them and of the playground in a headless Chromium, for the docs.
 
     python scripts/screenshots.py smollm2-135m -f valid.tokens.txt -o docs/images
     make screenshots MODEL=smollm2-135m TEXT=valid.tokens.txt
 
 Each page is shot in light and in dark mode: `page-trace-light.png`, `page-trace-dark.png`, and the same for
 `page-actions` and `page-schedules`. The last needs held-out text to score; without -f its pictures stay as they are.
+`playground-light.png` and `playground-dark.png` show `sol-rt serve`; they need the package playwright.
 Chromium or Chrome has to be in PATH.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -25,6 +27,8 @@ MOST_BYTES = 200_000
 
 _WIDTH = 920  # pixels
 _PAGES = {"trace": 1440, "actions": 1180, "schedules": 950}  # height in pixels that is shown of each page
+_PLAYGROUND = {"width": 1280, "height": 760}  # pixels
+_QUESTION, _BUDGETS = "Name three rivers in Europe, with a sentence about each.", {"A": "100", "B": "75"}
 _PROMPT = "Write a short story about a robot that learns to paint."
 _GENERATE = ("--chat", "-p", _PROMPT, "--budget", "0.7", "-n", "100", "--repetition-penalty", "1.1")
 _EVALUATE = ("-c", "512", "--chunks", "4", "--scored", "64", "--random", "8", "-b", "0.5,0.6,0.7")
@@ -91,6 +95,43 @@ def shoot(browser: str, page: Path, picture: Path, height: int, dark: bool) -> N
         raise BrowserError(f"{picture}: got {size} bytes, expected 1 to {MOST_BYTES}; change the height in {__file__}")
 
 
+def shoot_playground(browser: str, model: str, folder: Path) -> None:
+    """Writes pictures of two answers side by side, as a server of the model gives them. Raises BrowserError."""
+    try:
+        from playwright.sync_api import Error, sync_playwright
+    except ImportError:
+        print("playground: needs playwright (pip install playwright); its pictures stay as they are", file=sys.stderr)
+        return
+    command = [sys.executable, "-m", "sol_rt", "serve", model, "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server, sync_playwright() as playwright:
+        assert server.stderr is not None
+        try:
+            address = next((found[1] for line in server.stderr if (found := re.search(r"(http://\S+)/v1", line))), None)
+            if address is None:
+                raise BrowserError(f"sol-rt serve {model}: did not start; run it by hand")
+            chromium = playwright.chromium.launch(executable_path=browser, args=list(_FLAGS))
+            for mode in ("light", "dark"):
+                page = chromium.new_page(viewport=_PLAYGROUND, color_scheme=mode)
+                page.goto(address)
+                page.click("#tune")
+                page.fill("#max_tokens", "76")
+                page.get_by_role("button", name="Done").click()
+                page.click("#compare")
+                for pane, budget in _BUDGETS.items():
+                    page.fill(f"#budget-{pane}", budget)
+                page.fill("#prompt", _QUESTION)
+                page.press("#prompt", "Enter")
+                page.locator("#send", has_text="Send").wait_for(timeout=1000 * _SECONDS)
+                picture = folder / f"playground-{mode}.png"
+                page.screenshot(path=picture, animations="disabled")
+                print(picture)
+            chromium.close()
+        except Error as error:
+            raise BrowserError(f"playground: {error.message.splitlines()[0]}; open it by hand") from None
+        finally:
+            server.terminate()
+
+
 def sol_rt(*argv: str, folder: Path | None = None) -> None:
     """Runs one of sol_rt's commands without its text. Raises CalledProcessError if it fails."""
     subprocess.run([sys.executable, "-m", "sol_rt", *argv], check=True, stdout=subprocess.DEVNULL, cwd=folder)
@@ -136,6 +177,7 @@ def main() -> None:
                     picture = args.output / f"page-{name}-{mode}.png"
                     shoot(browser, page, picture, _PAGES[name], mode == "dark")
                     print(picture)
+        shoot_playground(browser, model, args.output)
     except (BrowserError, OSError) as error:
         sys.exit(f"error: {error}")
     except subprocess.CalledProcessError as error:

@@ -333,3 +333,5 @@ def test_pictures_in_the_docs_are_small() -> None:
     names = [f"page-{name}-{mode}" for name in sorted(PAGES) for mode in ("dark", "light")]
     assert [picture.stem for picture in pictures] == names, "run `make screenshots`"
     assert max(picture.stat().st_size for picture in pictures) <= screenshots.MOST_BYTES
+    for mode in ("dark", "light"):
+        assert (ROOT / f"docs/images/playground-{mode}.png").stat().st_size < 150_000
