@@ -325,6 +325,19 @@ typedef struct sol_choice {
 // Returns the index of an action, allowed or not; a negative number ends the call with SOL_ERROR_HOST. It may call functions of the session that only read.
 typedef int32_t (*sol_choose)(void* user, const sol_choice* choice);
 
+// Answers of a mask of the host's.
+typedef enum sol_masked {
+  SOL_MASK_NONE = 0,    // every token may follow
+  SOL_MASK_FILLED = 1,  // those may follow whose bits were set: none at all is SOL_ERROR_USAGE
+  SOL_MASK_STOP = 2     // the text is complete: the token before it ends with SOL_FINISH_STOP
+} sol_masked;
+
+// Says which tokens may follow the first `num_tokens` of the text; the prompt is no part of it. Bit t % 32 of mask[t / 32] is that of token t, end tokens
+// included; all bits are 0 before the call. Asked once a position, in the thread of the call that makes the token before it: at first with no tokens, where
+// SOL_MASK_STOP is SOL_ERROR_USAGE, then after each token that does not end the text. Returns a `sol_masked`; a negative number ends the call with
+// SOL_ERROR_HOST. Pointers are valid during the call. It may call functions of the session that only read.
+typedef int32_t (*sol_mask)(void* user, const int32_t* tokens, size_t num_tokens, uint32_t* mask, size_t num_words);
+
 // Numbers that are NaN, or negative where they are counts, stand for the model's own default (generation_config.json).
 typedef struct sol_generate_options {
   uint32_t size;
@@ -364,13 +377,19 @@ typedef struct sol_generate_options {
   // targets, 1.0 if nothing is asked for. `schedule` is then the name under which it is reported; NULL: `own`.
   sol_choose choose;     // NULL for none
   void* choose_user;     // given to `choose`
+
+  // Tokens that are left out have a logit of -inf after bias and penalties, before temperature and filters. Log-probabilities, distributions and schedules
+  // stay those of all tokens. Of a screened LM head, allowed tokens that are no candidates keep the screen's logits. Scores and plans ask no mask, and no
+  // trace holds one: a replay needs it again.
+  sol_mask mask;         // NULL for none
+  void* mask_user;       // given to `mask`
 } sol_generate_options;
 
 SOL_RT_API void sol_generate_options_init(sol_generate_options* options, uint32_t size);
 
 typedef enum sol_finish {
   SOL_FINISH_NONE = 0,   // more tokens follow
-  SOL_FINISH_STOP = 1,   // end token or stop string
+  SOL_FINISH_STOP = 1,   // end token or stop string, or a mask that ends the text
   SOL_FINISH_LENGTH = 2  // max_new_tokens, or the context is full
 } sol_finish;
 

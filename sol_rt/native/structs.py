@@ -153,6 +153,9 @@ class Choice(ctypes.Structure):
 Choose = CFUNCTYPE(c_int32, c_void_p, POINTER(Choice))
 """`sol_choose`."""
 
+Mask = CFUNCTYPE(c_int32, c_void_p, POINTER(c_int32), c_size_t, c_void_p, c_size_t)
+"""`sol_mask`."""
+
 
 class Scores(ctypes.Structure):
     """`sol_scores`."""
@@ -255,6 +258,8 @@ class GenerateOptions(ctypes.Structure):
         ("replay", c_char_p),
         ("choose", Choose),
         ("choose_user", c_void_p),
+        ("mask", Mask),
+        ("mask_user", c_void_p),
     )
 
 

@@ -184,6 +184,12 @@ pub struct sol_choice {
     pub distribution: *const sol_distribution,
 }
 pub type sol_choose = ::std::option::Option<unsafe extern "C" fn(user: *mut std::ffi::c_void, choice: *const sol_choice) -> i32>;
+pub const SOL_MASK_NONE: sol_masked = 0;
+pub const SOL_MASK_FILLED: sol_masked = 1;
+pub const SOL_MASK_STOP: sol_masked = 2;
+pub type sol_masked = std::ffi::c_uint;
+pub type sol_mask =
+    ::std::option::Option<unsafe extern "C" fn(user: *mut std::ffi::c_void, tokens: *const i32, num_tokens: usize, mask: *mut u32, num_words: usize) -> i32>;
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct sol_generate_options {
@@ -217,6 +223,8 @@ pub struct sol_generate_options {
     pub replay: *const std::ffi::c_char,
     pub choose: sol_choose,
     pub choose_user: *mut std::ffi::c_void,
+    pub mask: sol_mask,
+    pub mask_user: *mut std::ffi::c_void,
 }
 pub const SOL_FINISH_NONE: sol_finish = 0;
 pub const SOL_FINISH_STOP: sol_finish = 1;

@@ -45,6 +45,7 @@ void Start(sol_session& session, const int32_t* prompt, size_t num_tokens, const
   request.defaults = model.generation_config();
   request.settings = sol_rt::SettingsOf(options);
   request.dial = sol_rt::DialOf(session.model->config(), &session, options);
+  request.mask = sol_rt::MaskOf(session, options);
   request.reuse_cache = options.reuse_cache != 0;
   if (options.trace != nullptr) {
     request.trace = options.trace;

@@ -167,6 +167,20 @@ Dial DialOf(const Config& config, sol_session* session, const sol_generate_optio
   return dial;
 }
 
+AskMask MaskOf(sol_session& session, const sol_generate_options& options) {
+  if (options.mask == nullptr) return nullptr;
+  return [&session, mask = options.mask, user = options.mask_user](const int32_t* tokens, size_t count, uint32_t* words, size_t num_words) {
+    const InCallback mark(session);
+    const int32_t answer = mask(user, tokens, count, words, num_words);
+    const std::string where = " at position " + std::to_string(count) + " of the text";
+    if (answer < 0) throw Error(SOL_ERROR_HOST, "the host's mask asked to stop" + where);
+    if (answer > SOL_MASK_STOP) {
+      UsageFault("the host's mask: got " + std::to_string(answer) + where + ", expected 0 to " + std::to_string(SOL_MASK_STOP) + ", or less to end the call");
+    }
+    return answer == SOL_MASK_STOP ? Masked::kStop : answer == SOL_MASK_FILLED ? Masked::kFilled : Masked::kNone;
+  };
+}
+
 sol_generate_options DefaultOptions() {
   sol_generate_options options{};
   options.max_new_tokens = options.do_sample = options.top_k = options.top_logprobs = -1;

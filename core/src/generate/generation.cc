@@ -113,6 +113,7 @@ Generation::Generation(const GenerationParts& parts, GenerationRequest request)
     if (!HasAxisTargets(request.dial)) asked_ = planner_->Asked(static_cast<int64_t>(prompt_tokens_));
   }
   writer_ = std::make_unique<TextWriter>(parts.tokenizer, history_, config_.stop_strings, EndTokens(config_));
+  if (request.mask) mask_.emplace(std::move(request.mask), vocab_size);
   if (!request.trace.empty()) trace_ = std::make_unique<TraceWriter>(request.trace, Header());
   parts_.live.Open(FixedBecause(request.dial, replay_.has_value()), parts.cost->InMilliseconds());
 }
@@ -220,6 +221,9 @@ void Generation::EndPrompt() {
   context_ = parts_.engine.length();
   generated_.action = prefill_;
   generated_.cost = generated_.relative_cost = 0.0;
+  if (mask_ && !mask_->Ask(history_.data() + prompt_tokens_, 0)) {
+    UsageFault("the host's mask: got a stop before the first token, expected a token that may come; allow a token that ends the text");
+  }
 }
 
 StepSeen Generation::Seen() const {
@@ -236,7 +240,7 @@ void Generation::EndStep() {
 }
 
 void Generation::Pick() {
-  const Sampler::Picked picked = sampler_->Sample(output_.distribution, history_);
+  const Sampler::Picked picked = sampler_->Sample(output_.distribution, history_, mask_ ? mask_->Words() : nullptr);
   generated_.token = picked.token;
   generated_.logprob = picked.logprob;
   generated_.likeliest.clear();
@@ -246,9 +250,12 @@ void Generation::Pick() {
   generated_.text = std::move(piece.text);
   generated_.finish = piece.stop ? Finish::kStop : Finish::kNone;
   const int64_t count = static_cast<int64_t>(history_.size() - prompt_tokens_);
-  if (!piece.stop && count == limit_) {
-    generated_.text += writer_->Flush();
-    generated_.finish = Finish::kLength;
+  if (!piece.stop) {
+    const bool complete = mask_ && !mask_->Ask(history_.data() + prompt_tokens_, static_cast<size_t>(count));
+    if (complete || count == limit_) {
+      generated_.text += writer_->Flush();
+      generated_.finish = complete ? Finish::kStop : Finish::kLength;
+    }
   }
   generated_.achieved = planner_->Achieved();
   generated_.requested = planner_->Requested();

@@ -20,6 +20,7 @@
 #include "generate/live_dial.h"
 #include "generate/sampling.h"
 #include "generate/settings/generation_config.h"
+#include "generate/token_mask.h"
 #include "generate/trace/trace.h"
 #include "text/text_writer.h"
 #include "text/tokenizer.h"
@@ -44,6 +45,7 @@ struct GenerationRequest {
   GenerationConfig defaults;
   std::vector<std::pair<std::string, nlohmann::json>> settings;
   Dial dial;
+  AskMask mask;  // null: every token may be picked
   bool reuse_cache = false;
   std::string trace, replay;  // files; empty for none
 };
@@ -91,7 +93,8 @@ class Generation {
   const PolicyQuestion* BeginPolicy(const Interrupted& interrupted);
   // The first half: drops from the cache what the prompt does not keep, or chooses the action of the step. Called again, it returns the same step.
   const StepToRun& Begin(const Interrupted& interrupted);
-  // The second half: takes the output of the tokens, charges the step and picks the token. Throws SOL_ERROR_USAGE if no step has begun.
+  // The second half: takes the output of the tokens, charges the step, picks the token and asks what may follow it. Throws SOL_ERROR_USAGE if no step has
+  // begun.
   const GeneratedToken& End(const std::function<StepOutput()>& output, const Interrupted& interrupted);
 
   void Close();  // completes the trace, which may throw SOL_ERROR_WRITE
@@ -120,6 +123,7 @@ class Generation {
   std::optional<Trace> replay_;
   std::unique_ptr<Planner> planner_;
   std::optional<double> asked_;  // the budget of the trace's header
+  std::optional<TokenMask> mask_;
   std::unique_ptr<Sampler> sampler_;
   std::unique_ptr<TextWriter> writer_;
   std::unique_ptr<TraceWriter> trace_;

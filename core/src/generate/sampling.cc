@@ -56,16 +56,17 @@ Sampler::Sampler(const GenerationConfig& config, int32_t vocab_size)
   if (config.presence_penalty != 0 || config.frequency_penalty != 0) penalties_.resize(size);
 }
 
-Sampler::Picked Sampler::Sample(const Distribution& distribution, const std::vector<int32_t>& history) {
+Sampler::Picked Sampler::Sample(const Distribution& distribution, const std::vector<int32_t>& history, const uint32_t* mask) {
   int32_t token = distribution.top;
-  const bool changes = Changes(history);
+  const bool changes = Changes(history) || mask != nullptr;
   if (changes || !config_.greedy()) {
     Change(distribution.logits, history);
+    if (mask != nullptr) Hide(mask);
     if (config_.greedy()) {
       token = static_cast<int32_t>(std::max_element(scores_.begin(), scores_.end()) - scores_.begin());
     } else {
       Divide();
-      FindCandidates();
+      FindCandidates(mask != nullptr);
       token = NoisyArgmax(random_, static_cast<int64_t>(history.size()), tokens_, values_);
     }
   }
@@ -93,6 +94,13 @@ void Sampler::Change(const float* logits, const std::vector<int32_t>& history) {
   for (size_t i = 0; i < penalties_.size(); ++i) scores_[i] += penalties_[i];
 }
 
+// Comes after the penalties: their limits would make -inf a number.
+void Sampler::Hide(const uint32_t* mask) {
+  for (size_t i = 0; i < scores_.size(); ++i) {
+    if (!Allows(mask, i)) scores_[i] = -std::numeric_limits<float>::infinity();
+  }
+}
+
 void Sampler::Divide() {
   if (config_.temperature == 1.0) return;
   const float largest = *std::max_element(scores_.begin(), scores_.end());
@@ -102,12 +110,14 @@ void Sampler::Divide() {
   for (float& score : scores_) score = (score - subtracted) / temperature;
 }
 
-void Sampler::FindCandidates() {
+void Sampler::FindCandidates(bool masked) {
   const size_t size = scores_.size();
   tokens_.clear();
   float largest;
-  if (config_.top_k > 0 && config_.top_k < vocab_size_) {
-    const float least = Largest(scores_, static_cast<size_t>(config_.top_k));  // tokens that tie with the last of the k stay
+  const bool uses_top_k = config_.top_k > 0 && config_.top_k < vocab_size_;
+  if (uses_top_k || masked) {
+    float least = std::numeric_limits<float>::lowest();  // leaves out -inf
+    if (uses_top_k) least = std::max(least, Largest(scores_, static_cast<size_t>(config_.top_k)));  // tokens that tie with the last of the k stay
     largest = least;
     values_.clear();
     for (size_t i = 0; i < size; ++i) {

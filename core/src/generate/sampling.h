@@ -1,5 +1,5 @@
 // Picks the next token from logits (docs/reference/decode-loop.md, section 5). The order is that of transformers: logit bias, repetition penalty, presence and
-// frequency penalty, temperature, top_k, top_p, min_p. Random numbers depend on the seed and the position alone.
+// frequency penalty, mask, temperature, top_k, top_p, min_p. Random numbers depend on the seed and the position alone.
 #pragma once
 
 #include <cstdint>
@@ -9,6 +9,7 @@
 #include "engine/distribution.h"
 #include "generate/gumbel.h"
 #include "generate/settings/generation_config.h"
+#include "generate/token_mask.h"
 
 namespace sol_rt {
 
@@ -26,13 +27,15 @@ class Sampler {
 
   // `history`: tokens of the prompt and the text so far. Their number is the position of the token, on which the noise depends; the tokens are read only
   // for the repetition penalty.
-  Picked Sample(const Distribution& distribution, const std::vector<int32_t>& history);
+  // `mask`: the tokens that may be picked, one at least; null for all.
+  Picked Sample(const Distribution& distribution, const std::vector<int32_t>& history, const uint32_t* mask);
 
  private:
   bool Changes(const std::vector<int32_t>& history) const;
   void Change(const float* logits, const std::vector<int32_t>& history);  // fills scores_ with the logits after bias and penalties
+  void Hide(const uint32_t* mask);                                       // sets the scores of the tokens that it leaves out to -inf
   void Divide();                                                         // scores_ by the temperature
-  void FindCandidates();                                                 // fills tokens_ and values_ from scores_
+  void FindCandidates(bool masked);                                      // fills tokens_ and values_ from scores_
   void KeepNucleus();
   void Keep(const std::vector<size_t>& places);  // of the candidates, in this order
   void Count(int32_t token);

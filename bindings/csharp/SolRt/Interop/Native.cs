@@ -69,7 +69,7 @@ internal unsafe struct NativeGenerateOptions
     public byte* Schedule;
     public int ReuseCache;
     public byte* Trace, Replay;
-    public IntPtr Choose, ChooseUser;
+    public IntPtr Choose, ChooseUser, Mask, MaskUser;
 }
 
 internal struct NativeDistribution
