@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         UsageError,
     )
     from sol_rt.generate.generation_config import GenerationConfig
+    from sol_rt.generate.grammar import Grammar
     from sol_rt.generate.model import SolModel
     from sol_rt.generate.native.engine import Engine
     from sol_rt.generate.native.own_schedule import Controller
@@ -53,6 +54,7 @@ _HOMES = {
     "GeneratedToken": "generate.results",
     "Generation": "generate.results",
     "GenerationConfig": "generate.generation_config",
+    "Grammar": "generate.grammar",
     "NumericError": "errors",
     "PolicyInput": "budget.schedules",
     "ProviderError": "errors",
@@ -78,6 +80,7 @@ __all__ = [
     "GeneratedToken",
     "Generation",
     "GenerationConfig",
+    "Grammar",
     "NumericError",
     "PolicyInput",
     "ProviderError",

@@ -19,6 +19,7 @@ EXTRAS = {
     "export": ("torch", "transformers", "onnx", "gguf", "safetensors", "numba"),
     "train": ("torch", "yaml", "safetensors", "onnx"),
     "plot": ("altair", "vl_convert"),
+    "grammar": ("llguidance",),
     "serve": ("starlette", "uvicorn", "prometheus_client"),
 }
 """Modules that an extra of the package brings, and that what it is for cannot do without."""

@@ -43,6 +43,7 @@ from sol_rt.bundle.bundle import Bundle
 from sol_rt.engine.hardware import tuning
 from sol_rt.errors import QualityWarning, UsageError, brief, one_line
 from sol_rt.generate.arguments import as_switch, opened_bundle
+from sol_rt.generate.grammar import Grammar, Matchers
 from sol_rt.generate.native import text
 from sol_rt.generate.native.callbacks import raising_of
 from sol_rt.generate.native.decoder import Decoder
@@ -212,6 +213,11 @@ class SolModel:
         return self.bundle.chat_template()
 
     @cached_property
+    def _matchers(self) -> Matchers:
+        model = self.bundle.config.model
+        return Matchers(self.tokenizer, model.vocab_size, model.eos_token_ids)
+
+    @cached_property
     def hull(self) -> Hull | None:
         """The lower hull of the bundle's actions on this device; None if the export measured no losses."""
         if not self.bundle.config.losses_measured:
@@ -259,6 +265,7 @@ class SolModel:
         reuse_cache: bool | None = None,
         parse_special: bool = False,
         progress: Callable[[int, int], object] | None = None,
+        grammar: Grammar | None = None,
         **generation: Any,
     ) -> Stream:
         """Starts a generation and yields its tokens.
@@ -276,6 +283,8 @@ class SolModel:
                 never do.
             progress: called with the tokens of the prompt that are done and all that are to run, after each part of
                 up to 512 tokens. An exception of it ends the generation and is raised.
+            grammar: what the text has to be. Log-probabilities stay those of all tokens. A trace does not hold it: give
+                it again in a replay.
             generation: settings of `GenerationConfig`, under Hugging Face's names.
 
         Warns with QualityWarning, once for each model, of a budget below the sensible ones, and of cheap steps where
@@ -286,11 +295,15 @@ class SolModel:
             raise UsageError(f"replay: got {brief(replay)}, expected a Trace; read_trace reads one from a file")
         if progress is not None and not callable(progress):
             raise UsageError(f"progress: got {brief(progress)}, expected a function of tokens done and tokens in all")
+        if grammar is not None and not isinstance(grammar, Grammar):
+            raise UsageError(f"grammar: got {brief(grammar)}, expected a Grammar, as of Grammar.json_schema")
         dial = Dial(
             budget, schedule, kv_density, channel_density, bits, tokens_per_second, generation.get("seed"), max_loss
         )
         options = Options(self.cost, dial if replay is None else Dial())
         options.set_generation({name: value for name, value in generation.items() if value is not None})
+        if grammar is not None:
+            options.set_mask(self._matchers.mask(grammar))
         if trace is not None:
             check_trace_path(self.bundle, trace)
             options.set_trace(trace)

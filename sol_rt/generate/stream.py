@@ -66,8 +66,9 @@ class Stream(Iterator[GeneratedToken]):
                 else:
                     self._begin()
                 self._running = True
-                own = self._request.options.own
-                with raising_of(self._session.host, self._turns), raising_of(own, self._turns):
+                asked, turns = self._request.options, self._turns
+                host = self._session.host
+                with raising_of(host, turns), raising_of(asked.own, turns), raising_of(asked.mask, turns):
                     if self._tokens:
                         self._run_next()
                     else:  # the prompt takes long
@@ -207,7 +208,9 @@ class Stream(Iterator[GeneratedToken]):
         finish = _FINISH[token.finish]
         text = ctypes.string_at(token.text, token.text_length).decode("utf-8", "replace")
         if (own := self._request.text) is not None:
-            text = "" if finish == "stop" else own.add(token.token)
+            mask = self._request.options.mask
+            ends = finish == "stop" and not (mask is not None and mask.complete)
+            text = "" if ends else own.add(token.token)
             text += "" if finish is None else own.flush()
         return GeneratedToken(
             token=token.token,

@@ -98,6 +98,10 @@ class Tokenizer:
             problem = " ".join(str(error).removeprefix(_FROM_BUFFER).split())[:120]
             raise BundleError(path, "", f"an unreadable tokenizer ({problem})", "a tokenizers file") from None
 
+    def to_json(self) -> str:
+        """The content of a `tokenizer.json` for other libraries."""
+        return self._inner.to_str()
+
     @property
     def vocab_size(self) -> int:
         """Number of tokens, added tokens included."""

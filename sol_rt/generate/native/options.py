@@ -15,6 +15,7 @@ from sol_rt.bundle.actions import Action
 from sol_rt.errors import UsageError, brief
 from sol_rt.generate.generation_config import GenerationConfig
 from sol_rt.generate.native.own_schedule import Controller, OwnSchedule
+from sol_rt.generate.native.token_mask import TokenMask
 from sol_rt.native import structs
 from sol_rt.native.library import default_options, path_bytes
 
@@ -36,6 +37,7 @@ class Options:
     Attributes:
         struct: the `sol_generate_options`, valid as long as this object.
         own: the caller's schedule that the core asks, or None.
+        mask: the mask that the core asks, or None.
 
     Raises UsageError.
     """
@@ -44,6 +46,7 @@ class Options:
         self.struct = default_options()
         self._config = cost.config
         self._kept: list[Any] = []
+        self.mask: TokenMask | None = None
         self.own = self._set_dial(dial, cost, actions)
         if dial.seed is not None:
             if dial.seed > _LARGEST_SEED:
@@ -100,6 +103,10 @@ class Options:
             ends = (c_int32 * max(len(ids), 1))(*ids)
             options.end_tokens, options.num_end_tokens = ends, len(ids)
             self._kept.append(ends)
+
+    def set_mask(self, mask: TokenMask) -> None:
+        """Sets the mask of the tokens that may be picked. It serves one generation."""
+        self.mask, self.struct.mask = mask, mask.callback
 
     def set_trace(self, path: Path | str) -> None:
         """Sets the file to write every step to."""
