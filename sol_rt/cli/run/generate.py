@@ -18,6 +18,7 @@ from sol_rt.errors import SolError, UsageError
 
 if TYPE_CHECKING:
     from sol_rt.bundle.config import SolConfig
+    from sol_rt.generate.grammar import Grammar
     from sol_rt.generate.model import SolModel
     from sol_rt.generate.results import Generation
     from sol_rt.generate.trace import Trace
@@ -66,6 +67,27 @@ def generate(
             panel=options.DECODING,
         ),
     ] = None,
+    json_schema: Annotated[
+        Path | None,
+        options.option(
+            "--json-schema",
+            env=False,
+            help="File with a JSON schema: the text is JSON that is valid under it.",
+            panel=options.DECODING,
+        ),
+    ] = None,
+    grammar: Annotated[
+        Path | None,
+        options.option(
+            "--grammar", env=False, help="File with a Lark grammar: the text is of it.", panel=options.DECODING
+        ),
+    ] = None,
+    regex: Annotated[
+        str | None,
+        options.option(
+            "--regex", env=False, help="Regular expression: the whole text matches it.", panel=options.DECODING
+        ),
+    ] = None,
     budget: options.Budget = None,
     tokens_per_second: options.TokensPerSecond = None,
     governor: options.Governor = False,
@@ -105,6 +127,7 @@ def generate(
         "top_logprobs": top_logprobs,
         "trace": trace,
         "parse_special": parse_special,
+        "grammar": _grammar(json_schema, grammar, regex),
     }
     text: Any = None
     if replay is None:
@@ -353,6 +376,20 @@ def _prompt(prompt: str | None, file: Path | None) -> str:
     if not text:
         raise UsageError("the prompt is empty; give some text with -p or -f")
     return text
+
+
+def _grammar(json_schema: Path | None, lark: Path | None, regex: str | None) -> Grammar | None:
+    """What the text has to be; None where no flag says it."""
+    from sol_rt.cli.loading import read_text
+    from sol_rt.generate.grammar import Grammar
+
+    if sum(given is not None for given in (json_schema, lark, regex)) > 1:
+        raise UsageError("--json-schema, --grammar and --regex each say what the text has to be; give one")
+    if json_schema is not None:
+        return Grammar.json_schema(read_text(json_schema))
+    if lark is not None:
+        return Grammar.lark(read_text(lark))
+    return None if regex is None else Grammar.regex(regex)
 
 
 def _is_device(stream: TextIO) -> bool:
