@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sol_rt.errors import UsageError, brief, plain
+from sol_rt.generate.grammar import Grammar
 
 _HELD = ("budget", "max_loss", "tokens_per_second")
 DIAL = (*_HELD, "schedule")
@@ -245,6 +246,8 @@ class _Reader:
             arguments["stop_strings"] = stop
         if (bias := self.take("logit_bias", dict)) is not None:
             arguments["logit_bias"] = bias
+        if (grammar := _grammar(self.fields.pop("response_format", None))) is not None:
+            arguments["grammar"] = grammar
         arguments |= self._dial(headers, named_budget)
         options = self.take("stream_options", dict) or {}
         self._refuse()
@@ -274,15 +277,27 @@ class _Reader:
         tools = self.fields.pop("tools", None) or self.fields.pop("functions", None)
         if tools and choice != "none":
             raise FieldError("tools", "are not supported; leave them out")
-        shape = self.fields.pop("response_format", None)
-        if shape not in (None, {"type": "text"}):
-            raise FieldError("response_format", f"got {brief(shape)}, expected text; leave it out")
         if self.take("n", int) not in (None, 1):
             raise FieldError("n", "expected 1; ask several times")
 
 
 def _header(name: str) -> str:
     return "x-sol-" + name.replace("_", "-")
+
+
+def _grammar(shape: Any) -> Grammar | None:
+    """The grammar of a `response_format`; None for text. Raises UsageError."""
+    if shape is None or shape == {"type": "text"}:
+        return None
+    kind = shape.get("type") if isinstance(shape, dict) else None
+    if kind == "json_object":
+        return Grammar.json_schema({"type": "object"})
+    named = shape.get("json_schema") if kind == "json_schema" else None
+    schema = named.get("schema") if isinstance(named, dict) else None
+    if not isinstance(schema, dict):
+        expected = "type text, type json_object, or type json_schema with an object json_schema.schema"
+        raise FieldError("response_format", f"got {brief(shape)}, expected {expected}")
+    return Grammar.json_schema(schema)
 
 
 def _message(place: int, message: Any) -> dict[str, Any]:
