@@ -137,6 +137,12 @@ class Bundle:
 
         return ChatTemplate.from_folder(self.path, self.config.files, self.read)
 
+    def chat_template_source(self) -> str:
+        """Reads the chat template's text; empty if the model has none. Raises BundleError."""
+        from sol_rt.text.chat_template import ChatTemplate
+
+        return ChatTemplate.source_in_folder(self.path, self.config.files, self.read)
+
 
 def _content(path: Path) -> bytes:
     """Content of a small file. Raises BundleError if it cannot be read, or is too large."""

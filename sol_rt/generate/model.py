@@ -51,7 +51,17 @@ from sol_rt.generate.native.engine import Engine
 from sol_rt.generate.native.host_engine import CacheEngine
 from sol_rt.generate.native.options import Options
 from sol_rt.generate.native.session import Session
-from sol_rt.generate.prompt import Prompt, at_least_one, check_length, given_tokens, is_chat, prompt_tokens, token_ids
+from sol_rt.generate.prompt import (
+    Prompt,
+    Tools,
+    at_least_one,
+    check_length,
+    check_tools,
+    given_tokens,
+    is_chat,
+    prompt_tokens,
+    token_ids,
+)
 from sol_rt.generate.request import Checks, Request
 from sol_rt.generate.results import Generation, Scores
 from sol_rt.generate.stream import Stream
@@ -218,6 +228,11 @@ class SolModel:
         return Matchers(self.tokenizer, model.vocab_size, model.eos_token_ids)
 
     @cached_property
+    def chat_template_source(self) -> str:
+        """The chat template's text; empty if the model has none. Raises BundleError if it is unreadable."""
+        return self.bundle.chat_template_source()
+
+    @cached_property
     def hull(self) -> Hull | None:
         """The lower hull of the bundle's actions on this device; None if the export measured no losses."""
         if not self.bundle.config.losses_measured:
@@ -374,9 +389,18 @@ class SolModel:
             scored = self.engine.score(ids, context, options.struct)
         return Scores(scored.logprobs, scored.achieved_budget, dict(Counter(scored.actions)))
 
-    def encode(self, prompt: Prompt) -> list[int]:
-        """The token ids of a prompt, as `stream` runs it. Raises UsageError, ContextError, BundleError."""
-        return self._tokens(prompt, False)
+    def encode(self, prompt: Prompt, *, tools: Tools = ()) -> list[int]:
+        """The token ids of a prompt, as `stream` runs it.
+
+        Args:
+            prompt: text, token ids, or chat messages.
+            tools: functions that the model may call, in OpenAI's form. They need chat messages, and a chat template
+                that writes them.
+
+        Raises UsageError, ContextError, BundleError.
+        """
+        check_tools(prompt, tools)
+        return self._tokens(prompt, False, tools)
 
     def decoder(self, dial: Dial, session: Session | None = None) -> Decoder:
         """A run of decode steps of given tokens under `dial`, on a session of this model; by default on `engine`.
@@ -426,14 +450,20 @@ class SolModel:
             self._warned = True
             warnings.warn(line, QualityWarning, stacklevel=3)
 
-    def _tokens(self, prompt: Prompt | None, parse_special: bool) -> list[int]:
+    def _tokens(self, prompt: Prompt | None, parse_special: bool, tools: Tools = ()) -> list[int]:
         if prompt is None:
             raise UsageError("prompt: got none, expected text, token ids or messages")
         most, vocab_size = self.engine.max_context, self.bundle.config.model.vocab_size
         if not self._info.has_tokenizer and (isinstance(prompt, str) or is_chat(prompt)):
             template = self._template if is_chat(prompt) else None
             return prompt_tokens(
-                prompt, self.tokenizer, template, vocab_size, parse_special=parse_special, max_context=most
+                prompt,
+                self.tokenizer,
+                template,
+                vocab_size,
+                parse_special=parse_special,
+                max_context=most,
+                tools=tools,
             )
         if isinstance(prompt, str):
 
@@ -442,10 +472,10 @@ class SolModel:
 
             check_length(prompt, encode, most)
             return at_least_one(encode(prompt) if prompt else [])
-        if is_chat(prompt) and self._info.has_chat and all(map(text.is_plain, prompt)):
+        if is_chat(prompt) and not tools and self._info.has_chat and all(map(text.is_plain, prompt)):
             return text.encode_chat(self._model, prompt, most)
         if is_chat(prompt):
-            return prompt_tokens(prompt, self.tokenizer, self._template, vocab_size, max_context=most)
+            return prompt_tokens(prompt, self.tokenizer, self._template, vocab_size, max_context=most, tools=tools)
         return given_tokens(prompt, vocab_size)
 
 

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from sol_rt.errors import ContextError, UsageError, brief
+from sol_rt.errors import ContextError, SolError, UsageError, brief
 from sol_rt.text.chat_template import ChatTemplate
 from sol_rt.text.tokenizer import Tokenizer
-from sol_rt.text.user_text import without_content
+from sol_rt.text.user_text import blank, without_content
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
 """Text, token ids, or chat messages with `role` and `content`."""
+Tools = Sequence[Mapping[str, Any]]
+"""Functions in OpenAI's form: `type`, and `function` with `name`, `description` and `parameters`, a JSON schema."""
 
 
 _TOKENS_TO_SPARE = 1024
 _CHARACTERS_A_TOKEN = 8  # twice what text usually has, so that few prompts that fit are encoded twice
+_READS_TOOLS_OF_A_MESSAGE = re.compile(r"""message(\.tools|\[['"]tools['"]\])""")  # as that of Phi-4-mini
 
 
 def is_chat(prompt: Prompt) -> bool:
@@ -33,13 +38,16 @@ def prompt_tokens(
     *,
     parse_special: bool = False,
     max_context: int | None = None,
+    tools: Tools = (),
 ) -> list[int]:
     """The prompt's token ids, all below `vocab_size`.
 
     Text gets what the model wants around a text; special tokens written in it become those tokens only if
-    `parse_special` says so. Chat messages go through `template`; special tokens in their content stay text.
+    `parse_special` says so. Chat messages go through `template` with the `tools` that the model may call; special
+    tokens in their texts stay text.
 
-    Raises UsageError for an empty prompt, for anything that is no prompt, and for messages that the template refuses.
+    Raises UsageError for an empty prompt, for anything that is no prompt, for messages that the template refuses, and
+    for tools if the template has none.
     Raises ContextError for a text much too long for `max_context` tokens, before all of it is encoded.
     """
     if isinstance(prompt, str):
@@ -48,9 +56,11 @@ def prompt_tokens(
     elif template is not None and is_chat(prompt):
         for number, message in enumerate(prompt):
             _check_message(number, message)
-        user = tokenizer.marked_messages(prompt)
-        rendered = template.render(user.marked)
-        if tokenizer.special_in(rendered) != tokenizer.special_in(template.render(without_content(prompt))):
+        messages, variable, functions = _with_tools(template, cast(Sequence[Mapping[str, Any]], prompt), tools)
+        user = tokenizer.marked_messages([messages, functions])
+        rendered = template.render(user.marked[0], **{variable: user.marked[1]})
+        bare = template.render(without_content(messages), **{variable: blank(functions)})
+        if tokenizer.special_in(rendered) != tokenizer.special_in(bare):
             got = "text that the chat template turns into special tokens, or that changes which ones it writes"
             raise UsageError(f"messages: got {got}; leave out what reads like one, or escapes one")
         check_length(user.unmarked(rendered), lambda part: tokenizer.encode(part, False), max_context)
@@ -58,6 +68,35 @@ def prompt_tokens(
     else:
         return given_tokens(prompt, vocab_size)
     return at_least_one(tokens)
+
+
+def check_tools(prompt: object, tools: object) -> None:
+    """Raises UsageError for anything but tools in OpenAI's form, and for tools beside a prompt without messages."""
+    if not isinstance(tools, Sequence) or not all(isinstance(tool, Mapping) for tool in tools):
+        raise UsageError(f"tools: got {brief(tools)}, expected dicts in OpenAI's form")
+    if tools and not (isinstance(prompt, Sequence) and len(prompt) > 0 and isinstance(prompt[0], Mapping)):
+        raise UsageError(f"tools: got a prompt of {brief(prompt)}, expected chat messages; put the tools into the text")
+
+
+def _with_tools(
+    template: ChatTemplate, messages: Sequence[Mapping[str, Any]], tools: Tools
+) -> tuple[Sequence[Mapping[str, Any]], str, Tools | None]:
+    """Messages as the template takes them, and its variable for tools. Raises UsageError if it takes no tools."""
+    if not tools:
+        return messages, "tools", None
+    try:
+        plain = template.render(messages)
+    except SolError:  # it may not do without tools
+        plain = ""
+    for variable in ("tools", "xml_tools"):  # the latter is SmolLM3's
+        given: dict[str, Any] = {variable: tools}
+        if template.render(messages, **given) != plain:
+            return messages, variable, tools
+    if not _READS_TOOLS_OF_A_MESSAGE.search(template.source):
+        raise UsageError("tools: this model's chat template has no tools; leave them out, or take a model with tools")
+    first = messages[0] if messages[0]["role"] == "system" else {"role": "system", "content": ""}
+    functions = json.dumps([tool.get("function", tool) for tool in tools], ensure_ascii=False)
+    return [{**first, "tools": functions}, *(messages[1:] if first is messages[0] else messages)], "tools", None
 
 
 def check_length(text: str, encode: Callable[[str], Sequence[int]], max_context: int | None) -> None:

@@ -74,26 +74,21 @@ class ChatTemplate:
 
         Raises UsageError if the model has no template, BundleError if its files are unreadable.
         """
-
-        def content(name: str) -> bytes:
-            return read_bytes(folder / name) if read is None else read(name)
-
-        config = {}
-        if CONFIG_FILE in files:
-            config = _tokenizer_config(folder / CONFIG_FILE, lambda: content(CONFIG_FILE))
-        if FILE in files:
-            try:
-                source = content(FILE).decode("utf-8")
-            except (OSError, UnicodeDecodeError) as error:
-                raise BundleError(folder / FILE, "", f"an unreadable file ({error})", "UTF-8 text") from None
-        else:
-            source = default_template(config.get("chat_template"))
+        source, config = _read(folder, files, read)
         if not source:
             raise UsageError(
                 f"{folder}: this model has no chat template; use sol-rt generate -p, or put a {FILE} into the "
                 "checkpoint and export again"
             )
         return cls(source, _special_tokens(config))
+
+    @staticmethod
+    def source_in_folder(folder: Path, files: Collection[str], read: Callable[[str], bytes] | None = None) -> str:
+        """Reads a template's text alone, which starts no process; empty if there is none. As `from_folder` otherwise.
+
+        Raises BundleError.
+        """
+        return _read(folder, files, read)[0]
 
     def render(
         self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **variables: Any
@@ -246,6 +241,23 @@ def _end(process: subprocess.Popen[str]) -> None:
 def _failed(message: str, line: int | None = None) -> SolError:
     where = "" if line is None else f" line {line}"
     return SolError(f"chat template{where}: {message}; correct {FILE} or generate from a plain prompt")
+
+
+def _read(folder: Path, files: Collection[str], read: Callable[[str], bytes] | None) -> tuple[str, Mapping[str, Any]]:
+    """A template's text, and the configuration of the tokenizer. Raises BundleError."""
+
+    def content(name: str) -> bytes:
+        return read_bytes(folder / name) if read is None else read(name)
+
+    config = {}
+    if CONFIG_FILE in files:
+        config = _tokenizer_config(folder / CONFIG_FILE, lambda: content(CONFIG_FILE))
+    if FILE not in files:
+        return default_template(config.get("chat_template")), config
+    try:
+        return content(FILE).decode("utf-8"), config
+    except (OSError, UnicodeDecodeError) as error:
+        raise BundleError(folder / FILE, "", f"an unreadable file ({error})", "UTF-8 text") from None
 
 
 def _tokenizer_config(path: Path, content: Callable[[], bytes]) -> dict[str, Any]:

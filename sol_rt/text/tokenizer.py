@@ -10,7 +10,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -134,8 +134,18 @@ class Tokenizer:
         self._refuse("prompt", [token for token, put in zip(encoding.ids, added, strict=True) if not put])
         return list(encoding.ids)
 
+    @property
+    def special_tokens(self) -> Mapping[int, str]:
+        """Texts of the special tokens by their ids."""
+        return self._special
+
+    @property
+    def added_tokens(self) -> Mapping[int, str]:
+        """Texts of the tokens beside the model's vocabulary by their ids, special or not."""
+        return {number: token.content for number, token in self._inner.get_added_tokens_decoder().items()}
+
     def marked_messages(self, messages: Any) -> UserText:
-        """Messages for a chat template, with marks at the special tokens that they contain as text.
+        """Messages for a chat template, and tools, with marks at the special tokens that they contain as text.
 
         Raises UsageError for messages that nest too deeply, or leave no character for marks.
         """

@@ -9,7 +9,8 @@ it may end one.
 
 A template may also rewrite texts, so that other characters become a special token. So it renders a second conversation,
 in which every character of the contents is another one: `without_content`. Its special tokens are the template's own. A
-prompt that has others is refused. What a template writes of a message's other fields is not checked in this way.
+prompt that has others is refused. Calls of tools, their results and the tools' own descriptions count as contents. What
+a template writes of a message's other fields, such as its role, is not checked in this way.
 """
 
 from __future__ import annotations
@@ -23,6 +24,19 @@ from sol_rt.errors import UsageError
 
 _FIRST_MARK = 0xF0000  # of two planes of 65,536 private-use characters each
 _NOTHING = "\ue000"  # a private-use character of another plane
+_KEYS = 0xE001, 6000  # the next ones stand for the keys of a dict
+_CONTENTS = {"content", "reasoning_content", "name", "tool_calls", "tool_call_id", "tools"}
+"""Fields of a message whose text anyone may have written."""
+_SCHEMA = {
+    *("type", "function", "id", "name", "description", "parameters", "arguments", "strict", "text", "content"),
+    *("properties", "required", "items", "enum", "default", "title", "format", "anyOf", "allOf", "oneOf", "nullable"),
+}
+"""Keys by which templates find their way in tools and calls."""
+_TYPES = {
+    *("function", "text", "image", "image_url", "audio", "input_audio", "video", "file"),
+    *("object", "array", "string", "number", "integer", "boolean", "null"),
+}
+"""Types, which decide what a template writes."""
 _VISIBLE = re.compile(r"\S")
 
 
@@ -111,18 +125,25 @@ class UserText:
 def without_content(messages: Iterable[Any]) -> list[dict[str, Any]]:
     """The messages with all characters of their contents but white space replaced by one that means nothing."""
     return [
-        {key: _blank(value) if key == "content" else value for key, value in message.items()} for message in messages
+        {key: blank(value) if key in _CONTENTS else value for key, value in message.items()} for message in messages
     ]
 
 
-def _blank(value: Any) -> Any:
+def blank(value: Any, is_type: bool = False) -> Any:
+    """A value with the characters of its texts and keys replaced. What decides what a template does with it stays."""
     if isinstance(value, str):
-        return _VISIBLE.sub(_NOTHING, value)
-    if isinstance(value, Mapping):  # the type of a part decides what a template does with it
-        return {key: item if key == "type" else _blank(item) for key, item in value.items()}
+        return value if is_type and value in _TYPES else _VISIBLE.sub(_NOTHING, value)
+    if isinstance(value, Mapping):
+        return {_blank_key(place, key): blank(item, key == "type") for place, (key, item) in enumerate(value.items())}
     if isinstance(value, (list, tuple)):
-        return [_blank(item) for item in value]
+        return [blank(item, is_type) for item in value]
     return value
+
+
+def _blank_key(place: int, key: Any) -> Any:
+    """Another key for each place of a dict, so that there are as many."""
+    first, count = _KEYS
+    return chr(first + place % count) if isinstance(key, str) and key not in _SCHEMA else key
 
 
 def _ends_within(text: str, tokens: Sequence[str]) -> bool:
