@@ -188,7 +188,7 @@ def test_requests_that_can_t_be_followed(address: str) -> None:
     assert refusal(404, model="other")["code"] == "model_not_found"
     assert refusal(400, messages=[])["param"] == "messages"
     assert refusal(400, temperature="warm")["param"] == "temperature"
-    assert refusal(400, tools=[{"type": "function"}])["param"] == "tools"
+    assert refusal(400, tools=[{"type": "function"}])["param"] == "tools[0]"
     assert refusal(400, response_format={"type": "yaml"})["param"] == "response_format"
     assert refusal(400, n=2)["param"] == "n"
     assert (

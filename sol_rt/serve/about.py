@@ -15,11 +15,11 @@ from starlette.routing import Route
 from sol_rt import __version__
 from sol_rt.bundle.bits import bits_tag
 from sol_rt.bundle.config import CONFIG_NAME
-from sol_rt.errors import UsageError
 from sol_rt.generate.model import SolModel
 from sol_rt.serve.ollama_api import LATEST, base_name
 from sol_rt.serve.protocol import body_of
 from sol_rt.serve.request import FieldError, split_name
+from sol_rt.serve.response_templates import fields_of
 from sol_rt.serve.steps import curves
 
 _OLLAMA_VERSION = "0.13.0"
@@ -27,13 +27,7 @@ _OLLAMA_VERSION = "0.13.0"
 
 
 class About:
-    """Facts of a served model.
-
-    Attributes:
-        capabilities: in Ollama's words; programs offer tools where `tools` is among them.
-    """
-
-    capabilities: tuple[str, ...] = ("completion",)
+    """Facts of a served model."""
 
     def __init__(self, model: SolModel, name: str, sessions: int) -> None:
         self._model, self._name, self._sessions = model, name, sessions
@@ -103,12 +97,12 @@ class About:
             {
                 "modelfile": f"FROM {self._name}\n",
                 "parameters": "",
-                "template": await asyncio.to_thread(lambda: self._template),
+                "template": await asyncio.to_thread(lambda: self._model.chat_template_source),
                 "license": model.license,
                 "modified_at": self._modified,
                 "details": self._details(),
                 "model_info": general | {f"{self._family}.{key}": value for key, value in sizes.items()},
-                "capabilities": list(self.capabilities),
+                "capabilities": await asyncio.to_thread(lambda: self._capabilities),
             }
         )
 
@@ -122,7 +116,7 @@ class About:
                 "total_slots": self._sessions,
                 "model_alias": self._name,
                 "model_path": self._model.bundle.path.name,
-                "chat_template": await asyncio.to_thread(lambda: self._template),
+                "chat_template": await asyncio.to_thread(lambda: self._model.chat_template_source),
                 "modalities": {"vision": False, "audio": False},
                 "build_info": f"sol_rt {__version__}",
             }
@@ -153,13 +147,12 @@ class About:
     def _context(self) -> int:
         return self._model.engine.max_context
 
-    @cached_property
-    def _template(self) -> str:
-        """The chat template; empty where the model has none."""
-        try:
-            return self._model.bundle.chat_template().source
-        except UsageError:
-            return ""
+    @property
+    def _capabilities(self) -> list[str]:
+        """In Ollama's words: programs offer tools where `tools` is among them."""
+        names = {"tool": "tools", "reasoning": "thinking"}
+        kinds = {field.kind for field in fields_of(self._model.chat_template_source)}
+        return ["completion", *(name for kind, name in names.items() if kind in kinds)]
 
     @cached_property
     def _bytes(self) -> int:

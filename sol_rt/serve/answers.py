@@ -3,20 +3,43 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from starlette.concurrency import run_in_threadpool
 
 from sol_rt.errors import ContextError
+from sol_rt.generate.grammar import Grammar
 from sol_rt.generate.model import SolModel
+from sol_rt.generate.prompt import is_chat
 from sol_rt.generate.results import GeneratedToken, Generation
 from sol_rt.generate.stream import Stream
+from sol_rt.serve.call_grammar import call_grammar
 from sol_rt.serve.metrics import Metrics
-from sol_rt.serve.pieces import Parser, Piece
-from sol_rt.serve.request import Asked
+from sol_rt.serve.pieces import Parser, Piece, PlainParser
+from sol_rt.serve.request import Asked, FieldError
+from sol_rt.serve.response_parser import ResponseParser
+from sol_rt.serve.response_templates import Field, fields_of
 from sol_rt.serve.scheduler import Event, Job, Scheduler
+
+_PROMPT_END = 8
+"""Last tokens of a prompt, which may begin the answer's reasoning."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A request that can run.
+
+    Attributes:
+        stream: its generation.
+        parser: splits the text of its answer.
+        markers: texts of special tokens that the parser needs; all others stay hidden.
+    """
+
+    stream: Stream
+    parser: Parser = field(default_factory=PlainParser)
+    markers: Mapping[int, str] = field(default_factory=dict)
 
 
 class Answer:
@@ -27,11 +50,12 @@ class Answer:
         result: the summary, once the answer has ended; None where it ended without a token.
     """
 
-    def __init__(self, scheduler: Scheduler, stream: Stream, asked: Asked, metrics: Metrics, parser: Parser) -> None:
-        self._scheduler, self._metrics, self._parser = scheduler, metrics, parser
+    def __init__(self, scheduler: Scheduler, prepared: Prepared, asked: Asked, metrics: Metrics) -> None:
+        self._scheduler, self._metrics = scheduler, metrics
+        self._parser, self._markers = prepared.parser, prepared.markers
         self._events: asyncio.Queue[Event | None] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
-        self.job = Job(stream, stream.prompt, self._tell, asked.background)
+        self.job = Job(prepared.stream, prepared.stream.prompt, self._tell, asked.background)
         self.result: Generation | None = None
         self._ended = self._begun = False
 
@@ -55,7 +79,7 @@ class Answer:
         while not self._ended:
             event = await self._events.get()
             if isinstance(event, GeneratedToken):
-                pieces = self._parser.feed(event.text)
+                pieces = self._parser.feed(event.text + self._markers.get(event.token, ""))
                 yield event, pieces if event.finish_reason is None else [*pieces, *self._parser.finish()]
                 continue
             self._ended = True
@@ -64,7 +88,7 @@ class Answer:
             self.result = event
 
 
-async def prepare(model: SolModel, asked: Asked) -> Stream:
+async def prepare(model: SolModel, asked: Asked) -> Prepared:
     """Checks a request against the model and encodes its prompt, beside the event loop.
 
     Raises UsageError, and ContextError for a prompt that leaves no room for a token.
@@ -72,13 +96,34 @@ async def prepare(model: SolModel, asked: Asked) -> Stream:
     return await run_in_threadpool(_prepared, model, asked)
 
 
-def _prepared(model: SolModel, asked: Asked) -> Stream:
+def _prepared(model: SolModel, asked: Asked) -> Prepared:
     if asked.top_logprobs is not None:
         _ = model.tokenizer  # its first use takes a while, and is not for the event loop
-    tokens, most = model.encode(asked.prompt), model.engine.max_context
+    tokens, most = model.encode(asked.prompt, tools=asked.tools), model.engine.max_context
     room = most - len(tokens)
     if room < 1:
         raise ContextError(f"prompt: got {len(tokens)} tokens, expected at most {most - 1}; shorten the conversation")
     limit = room if asked.max_tokens is None else min(asked.max_tokens, room)
     arguments = {**asked.arguments, "max_new_tokens": limit, "top_logprobs": asked.top_logprobs}
-    return model.stream(tokens, reuse_cache=True, **arguments)
+    if not (fields := _fields(model, asked)):
+        return Prepared(model.stream(tokens, reuse_cache=True, **arguments))
+    names = [tool["function"]["name"] for tool in asked.tools]
+    end = model.tokenizer.decode(tokens[-_PROMPT_END:], skip_special_tokens=False)
+    parser = ResponseParser(fields, prompt=end, tools=names)
+    if asked.tool_choice == "required":
+        grammar = call_grammar(fields, asked.tools, model.tokenizer.added_tokens, parser.field)
+        arguments["grammar"] = Grammar.lark(grammar)
+    literals = [text for field in fields for text in field.literals]
+    special = model.tokenizer.special_tokens.items()
+    markers = {number: token for number, token in special if any(token in text for text in literals)}
+    return Prepared(model.stream(tokens, reuse_cache=True, **arguments), parser, markers)
+
+
+def _fields(model: SolModel, asked: Asked) -> tuple[Field, ...]:
+    """The fields of an answer, without tools' where none may be called. Raises FieldError for tools of another form."""
+    fields = fields_of(model.chat_template_source) if is_chat(asked.prompt) else ()
+    if not asked.tools:
+        return tuple(field for field in fields if field.kind != "tool")
+    if not any(field.kind == "tool" for field in fields):
+        raise FieldError("tools", "this model calls tools in a form that is not known here; leave them out")
+    return fields

@@ -7,7 +7,7 @@ import hmac
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -26,7 +26,7 @@ from sol_rt.serve import anthropic_api, ollama_api, openai_api, responses_api
 from sol_rt.serve.about import About
 from sol_rt.serve.answers import Answer, prepare
 from sol_rt.serve.metrics import Metrics
-from sol_rt.serve.pieces import Parser, PlainParser
+from sol_rt.serve.pieces import Parser
 from sol_rt.serve.playground import FILES, routes
 from sol_rt.serve.protocol import Count, Endpoint, Facts, Failure, Ready, Writer, body_of
 from sol_rt.serve.request import Asked, FieldError, number
@@ -65,12 +65,10 @@ class Server:
     """One model behind HTTP. `app` is the ASGI application; nobody else uses `model` meanwhile.
 
     Args:
-        parser: makes what splits the text of an answer.
+        parser: makes what splits the text of an answer; by default what the model's chat template calls for.
     """
 
-    def __init__(
-        self, model: SolModel, settings: Settings, parser: Callable[[Asked], Parser] = lambda asked: PlainParser()
-    ) -> None:
+    def __init__(self, model: SolModel, settings: Settings, parser: Callable[[Asked], Parser] | None = None) -> None:
         self.model, self.settings, self._parser = model, settings, parser
         self._ends = frozenset(model.bundle.config.model.eos_token_ids)
         self.scheduler = Scheduler(model, sessions=settings.sessions, queue=settings.queue)
@@ -102,8 +100,10 @@ class Server:
         if isinstance(asked, Ready):
             return JSONResponse(asked.body)
         self.scheduler.require_room()  # before the prompt is encoded
-        stream = await prepare(self.model, asked)
-        answer = Answer(self.scheduler, stream, asked, self.metrics, self._parser(asked))
+        prepared = await prepare(self.model, asked)
+        if self._parser is not None:
+            prepared = replace(prepared, parser=self._parser(asked))
+        stream, answer = prepared.stream, Answer(self.scheduler, prepared, asked, self.metrics)
         stop_of = partial(self._stop_of, asked)
         step_of = StepFacts(self.model, stream).of if asked.step_facts else None
         writer = endpoint.writer(Facts(asked, self.settings.name, len(stream.prompt), self._text_of, stop_of, step_of))
@@ -120,7 +120,9 @@ class Server:
 
     async def _count(self, count: Count, request: Request) -> Response:
         asked = count.read(await body_of(request), request.headers, self.settings.name)
-        return JSONResponse(count.body(len(await run_in_threadpool(self.model.encode, asked.prompt))))
+        return JSONResponse(
+            count.body(len(await run_in_threadpool(partial(self.model.encode, asked.prompt, tools=asked.tools))))
+        )
 
     def _text_of(self, *tokens: int, skip_special: bool = False) -> str:
         """The text of tokens as it is within a text: at the beginning some tokenizers leave out its space."""

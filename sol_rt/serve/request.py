@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -31,6 +33,7 @@ _COMPLETION_TOKENS = 16
 """Tokens of a plain completion that asks for no number, as in OpenAI's API."""
 _MOST_STOPS, _MOST_MESSAGES = 64, 4096
 _MOST_NAMES, _LONGEST_NAME = 32, 60
+_TOOL_NAME = re.compile(r"[\w.\-/]{1,128}")
 _KINDS = {
     float: "a number",
     int: "a whole number",
@@ -68,6 +71,8 @@ class Asked:
         top_logprobs: likeliest tokens to report; None for no log-probabilities at all.
         background: gives way to other requests.
         ignored: fields that this server does not know.
+        tools: functions that the model may call, in OpenAI's form.
+        tool_choice: `none`, `auto`, or `required`: the answer is a call. A request for one tool has no others.
     """
 
     prompt: Any
@@ -79,6 +84,8 @@ class Asked:
     top_logprobs: int | None = None
     background: bool = False
     ignored: tuple[str, ...] = field(default=())
+    tools: tuple[dict[str, Any], ...] = ()
+    tool_choice: str = "auto"
 
 
 def read_chat(body: Mapping[str, Any], headers: Mapping[str, str], known_as: str) -> Asked:
@@ -90,13 +97,15 @@ def read_chat(body: Mapping[str, Any], headers: Mapping[str, str], known_as: str
     tops = reader.take("top_logprobs", int)
     top_logprobs = (tops or 0) if reader.take("logprobs", bool) else None
     newer, older = reader.take("max_completion_tokens", int), reader.take("max_tokens", int)
-    return reader.asked(
-        [_message(n, each) for n, each in enumerate(messages)],
+    tools, choice = _tools(reader.take("tools", list) or [], reader.fields.pop("tool_choice", None))
+    asked = reader.asked(
+        _with_names_of_tools([_message(n, each) for n, each in enumerate(messages)]),
         older if newer is None else newer,
         top_logprobs,
         headers,
         known_as,
     )
+    return replace(asked, tools=tools, tool_choice=choice)
 
 
 def read_completion(body: Mapping[str, Any], headers: Mapping[str, str], known_as: str) -> Asked:
@@ -273,10 +282,8 @@ class _Reader:
 
     def _refuse(self) -> None:
         """Refuses what would be a wrong answer if it were ignored."""
-        choice = self.fields.pop("tool_choice", None)
-        tools = self.fields.pop("tools", None) or self.fields.pop("functions", None)
-        if tools and choice != "none":
-            raise FieldError("tools", "are not supported; leave them out")
+        if self.fields.pop("functions", None):
+            raise FieldError("functions", "are not supported; give tools")
         if self.take("n", int) not in (None, 1):
             raise FieldError("n", "expected 1; ask several times")
 
@@ -305,7 +312,9 @@ def _message(place: int, message: Any) -> dict[str, Any]:
     where = f"messages[{place}]"
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         raise FieldError(where, f"got {brief(message)}, expected an object with role and content")
-    content = message.get("content")
+    content, more = message.get("content"), _about_tools(where, message)
+    if content is None and "tool_calls" in more:
+        content = ""
     if isinstance(content, list):
         parts = [part for part in content if isinstance(part, dict) and part.get("type") == "text"]
         texts = [text for part in parts if isinstance(text := part.get("text"), str)]
@@ -315,4 +324,77 @@ def _message(place: int, message: Any) -> dict[str, Any]:
     if not isinstance(content, str):
         raise FieldError(f"{where}.content", f"got {brief(content)}, expected a text")
     role = "system" if message["role"] == "developer" else message["role"]
-    return {"role": role, "content": content}
+    return {"role": role, "content": content, **more}
+
+
+def _about_tools(where: str, message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message's further fields: its reasoning, its calls, or the call that it answers. Raises FieldError."""
+    names = {"assistant": ("reasoning_content",), "tool": ("tool_call_id", "name")}.get(message["role"], ())
+    found = {name: value for name in names if (value := message.get(name)) is not None}
+    for name, value in found.items():
+        if not isinstance(value, str):
+            raise FieldError(f"{where}.{name}", f"got {brief(value)}, expected a text")
+    if message["role"] != "assistant" or not (calls := message.get("tool_calls")):
+        return found
+    if not isinstance(calls, list):
+        raise FieldError(f"{where}.tool_calls", f"got {brief(calls)}, expected a list")
+    return found | {"tool_calls": [_call(f"{where}.tool_calls[{n}]", each) for n, each in enumerate(calls)]}
+
+
+def _call(where: str, call: Any) -> dict[str, Any]:
+    """A call of a tool as chat templates read it: with its arguments as an object, if they are one."""
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise FieldError(where, f"got {brief(call)}, expected an object with id, type and function")
+    arguments = function.get("arguments") or {}
+    if isinstance(arguments, str):
+        with suppress(ValueError, RecursionError):  # a model's own mistake comes back as it was
+            read = json.loads(arguments)
+            arguments = read if isinstance(read, dict) else arguments
+    if not isinstance(arguments, (dict, str)) or not isinstance(call.get("id", ""), str):
+        raise FieldError(where, f"got {brief(call)}, expected an id that is a text, and arguments as JSON")
+    named = {"name": function["name"], "arguments": arguments}
+    return {"id": call.get("id", ""), "type": "function", "function": named}
+
+
+def _with_names_of_tools(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages with the tool's name at its results, which templates write and clients leave out."""
+    names: dict[str, str] = {}
+    found = []
+    for message in messages:
+        names |= {call["id"]: call["function"]["name"] for call in message.get("tool_calls", ())}
+        name = names.get(message.get("tool_call_id", ""))
+        found.append({"name": name, **message} if name is not None else message)
+    return found
+
+
+def _tools(tools: list[Any], choice: Any) -> tuple[tuple[dict[str, Any], ...], str]:
+    """The functions that may be called, and the choice. Other kinds of tools are left out. Raises FieldError."""
+    found: dict[Any, dict[str, Any]] = {}
+    for place, tool in enumerate(tools):
+        where = f"tools[{place}]"
+        if not isinstance(tool, dict):
+            raise FieldError(where, f"got {brief(tool)}, expected an object")
+        if tool.get("type", "function") != "function":
+            continue
+        function = tool.get("function")
+        name = function.get("name") if isinstance(function, dict) else None
+        if not isinstance(function, dict) or not isinstance(name, str) or not _TOOL_NAME.fullmatch(name):
+            raise FieldError(where, f"got {brief(tool)}, expected a function with a name")
+        about = {"name": name, "description": function.get("description") or ""}
+        parameters = function.get("parameters")
+        if parameters is None or parameters == {}:
+            parameters = {"type": "object", "properties": {}}
+        if not isinstance(about["description"], str) or not isinstance(parameters, dict):
+            raise FieldError(where, "expected a text as description and a JSON schema as parameters")
+        found[name] = {"type": "function", "function": {**about, "parameters": parameters}}
+    if isinstance(choice, dict) and isinstance(choice.get("function"), dict):
+        name = choice["function"].get("name")
+        if not isinstance(name, str) or name not in found:
+            raise FieldError("tool_choice", f"got {brief(name)}, expected one of the tools")
+        return (found[name],), "required"
+    if choice not in (None, "none", "auto", "required"):
+        raise FieldError("tool_choice", f"got {brief(choice)}, expected none, auto, required or a function")
+    if choice == "required" and not found:
+        raise FieldError("tool_choice", "got required, expected tools beside it")
+    return () if choice == "none" else tuple(found.values()), choice or "auto"
