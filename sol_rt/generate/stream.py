@@ -96,6 +96,11 @@ class Stream(Iterator[GeneratedToken]):
         self._session, self._turns = session, session.turns
 
     @property
+    def movable(self) -> bool:
+        """True if its budget can be set, also where it holds something else at first."""
+        return "budget" not in self._fixed
+
+    @property
     def prompt(self) -> Sequence[int]:
         """Token ids of the prompt; empty in a replay of the trace's own."""
         return self._request.prompt

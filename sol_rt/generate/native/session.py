@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from ctypes import POINTER, byref, c_double, c_float, c_int32, c_size_t, c_void_p, cast, sizeof
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,7 +23,7 @@ from sol_rt.generate.native.host_engine import CacheEngine, HostEngine
 from sol_rt.generate.native.turns import Turns
 from sol_rt.generate.prompt import token_ids
 from sol_rt.native import structs
-from sol_rt.native.library import core, model_info
+from sol_rt.native.library import core, model_info, path_bytes
 
 
 class Displaced(Protocol):
@@ -131,6 +132,25 @@ class Session:
     def reset(self) -> None:
         """Forgets all tokens. The cache keeps its capacity."""
         self.truncate(0)
+
+    def save(self, path: Path) -> None:
+        """Writes the tokens and the cache to a file, as a whole or not at all. Ends what runs here.
+
+        Raises UsageError for a file that cannot be written, and where an engine of Python's holds the cache.
+        """
+        with self.exclusive():
+            self.displace()
+            core().sol_session_save(self.handle, path_bytes(path))
+
+    def restore(self, path: Path) -> None:
+        """Replaces the cache by one that `save` wrote for the same bundle. Ends what runs here.
+
+        Raises BundleError for a file that is missing, damaged, or another bundle's; UsageError where an engine of
+        Python's holds the cache.
+        """
+        with self.exclusive():
+            self.displace()
+            core().sol_session_restore(self.handle, path_bytes(path))
 
     def forward(self, tokens: Sequence[int] | np.ndarray, action: Action, *, num_logits: int = 1) -> StepOutput:
         """Appends tokens to the cache and returns the output of the last `num_logits` of them, in arrays of its own.

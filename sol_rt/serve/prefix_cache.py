@@ -1,0 +1,210 @@
+"""Prefixes of prompts on disk: the KV caches of sessions that others needed, for prompts that begin alike.
+
+An entry is a file that the core wrote and a file with its tokens, int32. Their name has hashes of the bundle and of
+the tokens, by which a damaged list is found. The core checks the cache itself. The system keeps files that were used
+lately in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sol_rt.atomic_write import write_bytes
+from sol_rt.errors import BundleError, SolError, one_line
+from sol_rt.generate.native.session import Session
+
+LEAST_TOKENS = 64
+"""Tokens that an entry has to save a prompt, beside the caches of the sessions."""
+_CACHE, _TOKENS = ".kv", ".tokens"
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """A saved cache.
+
+    Attributes:
+        tokens: the tokens in it, int32 [T].
+        path: its file.
+        size: bytes of its files.
+    """
+
+    tokens: np.ndarray
+    path: Path
+    size: int
+
+
+class PrefixCache:
+    """Saved caches of one bundle in a folder, those used last. Any thread may use it.
+
+    Files that cannot be read or written are told of and left out. Others may use the folder, too; all count for the
+    bound.
+
+    Args:
+        folder: where the files are; made, for its owner alone, if it is missing.
+        most_bytes: bytes that files in the folder may take.
+        identity: of the bundle.
+        say: tells the operator a line.
+        least: tokens from which on a cache is kept.
+
+    Raises SolError if the folder cannot be made.
+    """
+
+    def __init__(
+        self, folder: Path, most_bytes: int, identity: str, say: Callable[[str], None], *, least: int = LEAST_TOKENS
+    ) -> None:
+        self._folder, self._most, self._say, self.least = folder, most_bytes, say, least
+        self._prefix = hashlib.sha256(identity.encode()).hexdigest()[:16] + "-"
+        self._lock = threading.Lock()
+        self._entries: dict[str, Entry] = {}  # by name, those used last at the end
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise SolError(f"--cache-dir {folder}: {one_line(error)}; choose another folder") from None
+        self._read_index()
+
+    @property
+    def entries(self) -> list[Entry]:
+        """The entries, those used last at the end."""
+        with self._lock:
+            return list(self._entries.values())
+
+    def find(self, prompt: Sequence[int], rewind: int | None = None) -> tuple[Entry | None, int]:
+        """The entry that begins with most of a prompt, and how many tokens that are.
+
+        With `rewind`, an entry may have at most so many more.
+        """
+        best, longest, wanted = None, 0, np.array(prompt, "<i4")
+        for entry in self.entries:
+            shared = _shared(entry.tokens, wanted)
+            if shared > longest and (rewind is None or len(entry.tokens) - shared <= rewind):
+                best, longest = entry, shared
+        return best, longest
+
+    def save(self, session: Session) -> None:
+        """Saves a session's cache, in place of those that it continues; the oldest entries make room for it."""
+        tokens = np.array(session.tokens, "<i4")
+        name = self._name(tokens)
+        with self._lock:
+            if len(tokens) < self.least or self._touch(name):
+                return
+        path = self._folder / (name + _CACHE)
+        try:
+            for file in (path, path.with_suffix(_TOKENS)):  # replacing a file keeps its permissions
+                os.close(os.open(file, os.O_CREAT | os.O_WRONLY, 0o600))
+            session.save(path)
+            write_bytes(path.with_suffix(_TOKENS), tokens.tobytes())
+            size = _size(path)
+        except (SolError, OSError) as error:
+            self._say(f"a cache was not saved: {one_line(error)}")
+            _remove(path)
+            return
+        with self._lock:
+            self._entries[name] = Entry(tokens, path, size)
+            for older, entry in list(self._entries.items()):
+                if older != name and _shared(entry.tokens, tokens) == len(entry.tokens):
+                    self._drop(older)
+            self._make_room()
+
+    def restore(self, entry: Entry, session: Session) -> bool:
+        """Puts an entry into a session. Returns False, and forgets the entry, if its file is damaged or gone."""
+        try:
+            session.restore(entry.path)
+            if not np.array_equal(session.tokens, entry.tokens):
+                raise BundleError(entry.path, "", "other tokens", "those of its list", "it is removed")
+        except SolError as error:
+            self._say(f"a saved cache is left out: {one_line(error)}")
+            with self._lock:
+                self._drop(entry.path.stem)
+            return False
+        with self._lock:
+            self._touch(entry.path.stem)
+        return True
+
+    def _name(self, tokens: np.ndarray) -> str:
+        return self._prefix + hashlib.sha256(tokens.tobytes()).hexdigest()
+
+    def _read_index(self) -> None:
+        """Reads the entries of this bundle, and removes what is damaged."""
+        with self._lock:
+            own = self._prefix + "*"
+            lists = {path.stem: path for path in self._folder.glob(own + _TOKENS)}
+            for path in sorted(self._folder.glob(own + _CACHE), key=_used_at):
+                tokens = _tokens_in(lists.pop(path.stem, None))
+                if tokens is None or self._name(tokens) != path.stem:
+                    self._say(f"{path}: the list of its tokens is missing or damaged; it is removed")
+                    _remove(path)
+                    continue
+                self._entries[path.stem] = Entry(tokens, path, _size(path))
+            for alone in lists.values():
+                _remove(alone)
+            self._make_room()
+
+    def _touch(self, name: str) -> bool:
+        """Marks an entry as used last. Returns False if there is none."""
+        if (entry := self._entries.pop(name, None)) is None:
+            return False
+        self._entries[name] = entry
+        with suppress(OSError):
+            os.utime(entry.path)
+        return True
+
+    def _make_room(self) -> None:
+        """Removes the files used longest ago, also those of other bundles, until the rest fits."""
+        files = sorted(self._folder.glob("*" + _CACHE), key=_used_at)
+        sizes = {path: _size(path) for path in files}
+        total = sum(sizes.values())
+        for path in files:
+            if total <= self._most:
+                return
+            total -= sizes[path]
+            self._entries.pop(path.stem, None)
+            _remove(path)
+
+    def _drop(self, name: str) -> None:
+        if (entry := self._entries.pop(name, None)) is not None:
+            _remove(entry.path)
+
+
+def _shared(one: np.ndarray, other: np.ndarray) -> int:
+    """Number of tokens that the two begin with in common."""
+    length = min(len(one), len(other))
+    differ = np.flatnonzero(one[:length] != other[:length])
+    return int(differ[0]) if len(differ) else length
+
+
+def _tokens_in(path: Path | None) -> np.ndarray | None:
+    """The tokens of a list; None for one that is missing or no list."""
+    try:
+        return None if path is None else np.frombuffer(path.read_bytes(), "<i4")
+    except (OSError, ValueError):
+        return None
+
+
+def _used_at(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _size(path: Path) -> int:
+    """Bytes of an entry's files that there are."""
+    size = 0
+    for file in (path, path.with_suffix(_TOKENS)):
+        with suppress(OSError):
+            size += file.stat().st_size
+    return size
+
+
+def _remove(path: Path) -> None:
+    for file in (path, path.with_suffix(_TOKENS)):
+        with suppress(OSError):
+            file.unlink()
