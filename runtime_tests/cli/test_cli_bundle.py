@@ -866,14 +866,18 @@ def test_telemetry_that_the_user_turned_on_stays_on() -> None:
 
 
 BAD = {
-    "BITS": "nan", "BUDGET": "2", "CHANNEL_DENSITY": "x", "CTX_SIZE": "99999", "DEBUG": "x", "DEVICE": "-1",
+    "BITS": "nan", "BUDGET": "2", "BUDGET_MAX": "2", "BUDGET_MIN": "-1", "CACHE_BYTES": "-1",
+    "CHANNEL_DENSITY": "x", "CTX_SIZE": "99999", "DEBUG": "x", "DEVICE": "-1",
     "FREQUENCY_PENALTY": "nan", "GOVERNOR": "x", "HOST": "0.0.0.0", "KV_DENSITY": "2", "MAX_LOSS": "-1",
     "MAX_NEW_TOKENS": "0", "MIN_P": "x", "NATIVE_OPS": "x", "PORT": "99999", "PREFILL": "x", "PRESENCE_PENALTY": "nan",
     "PROVIDER": "x", "QUEUE": "-1", "REPETITION_PENALTY": "0", "SCHEDULE": "fixed:x", "SEED": "-1", "SESSIONS": "0",
-    "SYSTEM": "\udcff",
+    "SYSTEM": "\udcff", "TARGET_LATENCY": "0", "TARGET_QUEUE": "-1",
     "TEMPERATURE": "inf", "THREADS": "0", "TOKENS_PER_SECOND": "0", "TOP_K": "-1", "TOP_P": "nan", "VERIFY": "x",
 }  # fmt: skip
 """A wrong value of every variable that sets an option."""
+OF_SERVE = {
+    "BUDGET_MAX", "BUDGET_MIN", "CACHE_BYTES", "HOST", "PORT", "QUEUE", "SESSIONS", "TARGET_LATENCY", "TARGET_QUEUE",
+}  # fmt: skip
 
 
 def test_every_variable_of_an_option_has_a_wrong_value() -> None:
@@ -891,7 +895,7 @@ def test_an_error_that_comes_from_a_variable_names_it(
 ) -> None:
     monkeypatch.setenv(f"SOL_RT_{name}", value)
     monkeypatch.delenv("SOL_RT_API_KEY", raising=False)
-    command = ["serve"] if name in {"HOST", "PORT", "QUEUE", "SESSIONS"} else ["generate", "-p", "a"]
+    command = ["serve"] if name in OF_SERVE else ["generate", "-p", "a"]
     out, err = run(capsys, *(["chat", "-p", "a"] if name == "SYSTEM" else command), code=2)
     assert (out, err.count("\n")) == ("", 1)
     assert err.endswith(f" (from $SOL_RT_{name})\n")

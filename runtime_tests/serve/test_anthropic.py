@@ -171,7 +171,7 @@ def test_what_claude_code_sends_is_taken(address: str) -> None:
     }
     answer = httpx.post(f"{address}/v1/messages?beta=true", json=body, headers=headers)
     assert answer.status_code == 200
-    assert answer.json()["sol"]["ignored"] == ["context_management", "thinking", "tools[0]"]
+    assert answer.json()["sol"]["ignored"] == ["context_management", "tools[0]"]
 
 
 def test_a_conversation_with_tools_is_that_of_chat() -> None:

@@ -16,6 +16,7 @@ from helpers.random_decoder import describe
 from helpers.tiny_bundle import write_bundle
 from sol_rt.generate.model import SolModel
 from sol_rt.generate.results import GeneratedToken
+from sol_rt.serve.answer_dial import AnswerDial
 from sol_rt.serve.request import FieldError, read_chat, read_completion
 from sol_rt.serve.scheduler import BACKGROUND_ROUNDS, ClosingError, Event, Job, QueueFullError, Scheduler
 
@@ -47,7 +48,7 @@ class Listener:
                 ended.set()
 
         stream = model.stream(prompt, max_new_tokens=count, eos_token_id=[], reuse_cache=True)
-        return Job(stream, prompt, tell, background)
+        return Job(stream, prompt, tell, AnswerDial(stream), background)
 
     def tokens(self, name: str) -> list[int]:
         return [event.token for who, event in self.events if who == name and isinstance(event, GeneratedToken)]
@@ -186,7 +187,8 @@ def test_where_telling_fails_all_jobs_end(model: SolModel) -> None:
 
     scheduler, listener = Scheduler(model, sessions=1), Listener()
     later = listener.job(model, "later", [4, 5], 5)
-    scheduler.submit(Job(model.stream([4, 5], max_new_tokens=3, reuse_cache=True), [4, 5], fail))
+    stream = model.stream([4, 5], max_new_tokens=3, reuse_cache=True)
+    scheduler.submit(Job(stream, [4, 5], fail, AnswerDial(stream)))
     with contextlib.suppress(ClosingError):
         scheduler.submit(later)
         assert listener.ended["later"].wait(60)

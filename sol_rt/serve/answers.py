@@ -55,12 +55,14 @@ class Answer:
         self._parser, self._markers = prepared.parser, prepared.markers
         self._events: asyncio.Queue[Event | None] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
-        self.job = Job(prepared.stream, prepared.stream.prompt, self._tell, asked.background)
+        stream = prepared.stream
+        dial = scheduler.control.dial(stream, asked)
+        self.job = Job(stream, stream.prompt, self._tell, dial, asked.background)
         self.result: Generation | None = None
         self._ended = self._begun = False
 
     def start(self) -> None:
-        """Queues the answer. Raises QueueFullError, ClosingError."""
+        """Queues the answer. Raises QueueFullError, ClosingError, DeadlineImpossibleError."""
         self._scheduler.submit(self.job)
 
     def _tell(self, event: Event | None) -> None:
@@ -69,7 +71,7 @@ class Answer:
             self._metrics.token(event, first=not self._begun)
             self._begun = True
         elif isinstance(event, Generation):
-            event = replace(event, cached_tokens=self.job.cached)  # chunks of this prompt are no cached ones
+            event = self.job.dial.served(event, self.job.cached)  # chunks of this prompt are no cached ones
             self._metrics.end(event, self.job.waited_ms)
         with suppress(RuntimeError):  # the loop is closed: nobody waits any more
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import hmac
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -19,15 +19,21 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from sol_rt.budget.governor import Reading
 from sol_rt.errors import ContextError, SolError, UsageError
 from sol_rt.generate.model import SolModel
 from sol_rt.generate.results import Generation
 from sol_rt.serve import anthropic_api, ollama_api, openai_api, responses_api
 from sol_rt.serve.about import About
 from sol_rt.serve.answers import Answer, prepare
+from sol_rt.serve.budget_control import least_budget
+from sol_rt.serve.deadline import DeadlineImpossibleError, DeadlineMissedError
+from sol_rt.serve.effort import Effort, with_effort
+from sol_rt.serve.load import LoadSettings
 from sol_rt.serve.metrics import Metrics
 from sol_rt.serve.pieces import Parser
 from sol_rt.serve.playground import FILES, routes
+from sol_rt.serve.prefix_cache import PrefixCache
 from sol_rt.serve.protocol import Count, Endpoint, Facts, Failure, Ready, Writer, body_of
 from sol_rt.serve.request import Asked, FieldError, number
 from sol_rt.serve.scheduler import ClosingError, QueueFullError, Scheduler
@@ -51,6 +57,8 @@ class Settings:
         api_key: a key that every request must give; empty for none.
         hosts: values of the header Host that are answered; empty for all.
         ping_seconds: time without a token after which a stream shows a sign of life, so that nobody on the way ends it.
+        load, sensors, prefixes: as of Scheduler.
+        efforts: budgets by `reasoning_effort`, before the defaults.
     """
 
     name: str
@@ -59,6 +67,10 @@ class Settings:
     api_key: str = ""
     hosts: tuple[str, ...] = ()
     ping_seconds: float = 15.0
+    load: LoadSettings | None = None
+    sensors: Callable[[], Reading] | None = None
+    efforts: Mapping[str, Effort] = field(default_factory=dict)
+    prefixes: PrefixCache | None = None
 
 
 class Server:
@@ -71,7 +83,15 @@ class Server:
     def __init__(self, model: SolModel, settings: Settings, parser: Callable[[Asked], Parser] | None = None) -> None:
         self.model, self.settings, self._parser = model, settings, parser
         self._ends = frozenset(model.bundle.config.model.eos_token_ids)
-        self.scheduler = Scheduler(model, sessions=settings.sessions, queue=settings.queue)
+        self._load = settings.load or LoadSettings(least_budget(model))
+        self.scheduler = Scheduler(
+            model,
+            sessions=settings.sessions,
+            queue=settings.queue,
+            load=self._load,
+            sensors=settings.sensors,
+            prefixes=settings.prefixes,
+        )
         self.metrics = Metrics(self.scheduler)
         self._answers: dict[str, Answer] = {}
         about = About(model, settings.name, settings.sessions)
@@ -99,6 +119,7 @@ class Server:
         asked = endpoint.read(await body_of(request), request.headers, self.settings.name)
         if isinstance(asked, Ready):
             return JSONResponse(asked.body)
+        asked = with_effort(asked, self.settings.efforts, self._load.lowest)
         self.scheduler.require_room()  # before the prompt is encoded
         prepared = await prepare(self.model, asked)
         if self._parser is not None:
@@ -174,7 +195,7 @@ class Server:
         if answer is None:
             return _not_found(request, None)
         budget = number("budget", body.get("budget"))
-        await asyncio.to_thread(setattr, answer.job.stream, "budget", budget)
+        await asyncio.to_thread(answer.job.dial.ask, budget)
         return JSONResponse({"id": request.path_params["id"], "budget": budget})
 
     async def _health(self, request: Request) -> Response:
@@ -294,11 +315,15 @@ def _told(error: Exception) -> Failure:
     elif isinstance(error, QueueFullError):
         status, kind, code = 429, "rate_limit_error", "queue_full"
         headers = {"retry-after": "1", "x-should-retry": "true"}
+    elif isinstance(error, DeadlineMissedError):
+        status, kind, code = 504, "deadline_error", "deadline_missed"
     elif isinstance(error, ContextError):
         status, kind, code = 400, "invalid_request_error", "context_length_exceeded"
     elif isinstance(error, UsageError):
         status, kind = 400, "invalid_request_error"
     field = getattr(error, "field", None)
+    if isinstance(error, DeadlineImpossibleError):
+        code = error.code
     if field == "model" and isinstance(error, FieldError):
         status, code = 404, "model_not_found"
     return Failure(status, message, kind, field, code, headers)

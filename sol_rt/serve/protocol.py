@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from starlette.requests import Request
 
 from sol_rt.generate.results import GeneratedToken, Generation
+from sol_rt.serve.answer_dial import Served
 from sol_rt.serve.content import Block, Content, Delta
 from sol_rt.serve.request import Asked, FieldError
 
@@ -158,8 +159,9 @@ def event(content: Mapping[str, Any], name: str = "") -> str:
 
 
 def sol(asked: Asked, result: Generation) -> dict[str, Any]:
-    """The object `sol` of an answer: what the dial did, and the fields that were ignored."""
+    """The object `sol` of an answer: what the dial did and why, and the fields that were ignored."""
     return {
+        **(result.told if isinstance(result, Served) else {}),
         "ignored": list(asked.ignored),
         "schedule": result.schedule,
         "requested_budget": result.requested_budget,

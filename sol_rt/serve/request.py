@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,10 @@ from sol_rt.generate.grammar import Grammar
 _HELD = ("budget", "max_loss", "tokens_per_second")
 DIAL = (*_HELD, "schedule")
 """Fields of the dial."""
+EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+"""Values of `reasoning_effort`, from the least on."""
+TIERS = ("auto", "default", "flex", "priority", "standard_only")
+"""Values of `service_tier`: flex is the background, priority comes first; the others are alike."""
 SAMPLING = {
     "temperature": float,
     "top_p": float,
@@ -73,6 +78,13 @@ class Asked:
         ignored: fields that this server does not know.
         tools: functions that the model may call, in OpenAI's form.
         tool_choice: `none`, `auto`, or `required`: the answer is a call. A request for one tool has no others.
+        priority: comes before other requests, and load does not lower its budget.
+        deadline_ms: time in which the answer is to be complete, from `arrived_at` on; None for any.
+        effort: `reasoning_effort`, one of EFFORTS; None where it is not given.
+        by_effort: the budget comes from the effort.
+        thinking_budget: budget of the reasoning; None where the effort says nothing.
+        thinking_tokens: tokens of reasoning at most; None for any number.
+        arrived_at: time when it was read, of the monotonic clock, seconds.
     """
 
     prompt: Any
@@ -86,6 +98,13 @@ class Asked:
     ignored: tuple[str, ...] = field(default=())
     tools: tuple[dict[str, Any], ...] = ()
     tool_choice: str = "auto"
+    priority: bool = False
+    deadline_ms: float | None = None
+    effort: str | None = None
+    by_effort: bool = False
+    thinking_budget: float | None = None
+    thinking_tokens: int | None = None
+    arrived_at: float = field(default_factory=time.monotonic, compare=False)
 
 
 def read_chat(body: Mapping[str, Any], headers: Mapping[str, str], known_as: str) -> Asked:
@@ -260,13 +279,43 @@ class _Reader:
         arguments |= self._dial(headers, named_budget)
         options = self.take("stream_options", dict) or {}
         self._refuse()
-        background = background or self.take("service_tier", str) == "flex"
+        tier = self._word("service_tier", TIERS)
+        deadline_ms, effort = self._deadline_ms(headers), self._word("reasoning_effort", EFFORTS)
         stream = self.take("stream", bool) or False
         ignored = tuple(plain(name)[:_LONGEST_NAME] for name in sorted(self.fields.keys() - _WITHOUT_EFFECT))[
             :_MOST_NAMES
         ]
         usage, facts = (bool(options.get(name, False)) for name in ("include_usage", "include_sol"))
-        return Asked(prompt, arguments, max_tokens, stream, usage, facts, top_logprobs, background, ignored)
+        return Asked(
+            prompt,
+            arguments,
+            max_tokens,
+            stream,
+            usage,
+            facts,
+            top_logprobs,
+            background or tier == "flex",
+            ignored,
+            priority=tier == "priority",
+            deadline_ms=deadline_ms,
+            effort=effort,
+        )
+
+    def _word(self, name: str, words: tuple[str, ...]) -> str | None:
+        """A field's value among some; None where it is missing."""
+        word: str | None = self.take(name, str)
+        if word is not None and word not in words:
+            raise FieldError(name, f"got {brief(word)}, expected one of {', '.join(words)}")
+        return word
+
+    def _deadline_ms(self, headers: Mapping[str, str]) -> float | None:
+        """The deadline by field or header, milliseconds."""
+        given = self.take("deadline_ms", float)
+        if given is None and (text := headers.get(_header("deadline_ms"))) is not None:
+            given = number("deadline_ms", text)
+        if given is not None and not given > 0:
+            raise FieldError("deadline_ms", f"got {given:g}, expected milliseconds over 0")
+        return given
 
     def _dial(self, headers: Mapping[str, str], budget: float | None) -> dict[str, Any]:
         """The dial: by field, by header `X-Sol-Budget` and the like, or by the model's name, in that order."""

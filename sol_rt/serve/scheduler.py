@@ -5,15 +5,22 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from sol_rt.budget.governor import Reading
 from sol_rt.errors import SolError
 from sol_rt.generate.model import SolModel
 from sol_rt.generate.native.decoder import common_prefix
 from sol_rt.generate.native.session import Session
 from sol_rt.generate.results import GeneratedToken, Generation
 from sol_rt.generate.stream import Stream
+from sol_rt.serve.answer_dial import AnswerDial
+from sol_rt.serve.budget_control import BudgetControl, least_budget
+from sol_rt.serve.deadline import DeadlineMissedError
+from sol_rt.serve.load import LoadSettings
+from sol_rt.serve.prefix_cache import Entry, PrefixCache
 
 CHUNK_SECONDS = 0.2
 """Time that a chunk of a prompt may take; the others wait for it."""
@@ -48,6 +55,7 @@ class Job:
         stream: the checked generation, which has not begun. It reuses the cache.
         prompt: its tokens.
         tell: gets each event, in the scheduler's thread.
+        dial: its dial.
         background: gives way to the others.
         cancelled: set by anyone; the answer then ends after the step in progress.
         waited_ms: time in the queue.
@@ -57,11 +65,17 @@ class Job:
     stream: Stream
     prompt: Sequence[int]
     tell: Callable[[Event | None], None]
+    dial: AnswerDial
     background: bool = False
     cancelled: bool = False
     waited_ms: float = 0.0
     cached: int = 0
     queued_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def rank(self) -> int:
+        """Place among those that wait: the priority first, the background last."""
+        return 0 if self.dial.priority else 1 + self.background
 
 
 @dataclass(eq=False)
@@ -72,6 +86,10 @@ class _Seat:
     job: Job | None = None
     read: int = 0  # tokens of the job's prompt in the cache
     used_at: float = 0.0
+    begun_at: float = 0.0
+    stepped_at: float = field(default_factory=time.monotonic)
+    held: Sequence[int] = ()  # tokens in the cache when its last job ended
+    opening: Future[None] | None = None  # saves what the cache had, and restores what the prompt begins with
 
 
 class Scheduler:
@@ -81,10 +99,28 @@ class Scheduler:
         model: nobody else runs it meanwhile.
         sessions: answers at a time; each has a KV cache, which keeps its tokens for the next prompt that begins alike.
         queue: answers that may wait beside them.
+        load: bounds of the budgets and targets of load; by default load moves nothing.
+        sensors: reads battery and heat for the governor; None for no governor.
+        prefixes: keeps caches that others take the sessions of; None for none.
+
+    Attributes:
+        control: sets the budgets.
     """
 
-    def __init__(self, model: SolModel, *, sessions: int = 4, queue: int = 64) -> None:
-        self._model, self._most = model, sessions + queue
+    def __init__(
+        self,
+        model: SolModel,
+        *,
+        sessions: int = 4,
+        queue: int = 64,
+        load: LoadSettings | None = None,
+        sensors: Callable[[], Reading] | None = None,
+        prefixes: PrefixCache | None = None,
+    ) -> None:
+        self._model, self._most, self._prefixes = model, sessions + queue, prefixes
+        self.control = BudgetControl(model, load or LoadSettings(least_budget(model)), sensors, 1 / BACKGROUND_ROUNDS)
+        self._files = ThreadPoolExecutor(1, "sol-rt caches")
+        self._rewind = _LONGEST_REWIND if model.bundle.config.kv.windows else None
         self._seats = [_Seat(model.engine), *(_Seat(model.session()) for _ in range(sessions - 1))]
         self._waiting: list[Job] = []
         self._changed = threading.Condition()
@@ -120,9 +156,10 @@ class Scheduler:
             raise QueueFullError(f"{self.waiting} requests wait, expected fewer; try again later")
 
     def submit(self, job: Job) -> None:
-        """Queues a job. Raises what `require_room` raises."""
+        """Queues a job. Raises what `require_room` raises, and DeadlineImpossibleError."""
         with self._changed:
             self.require_room()
+            self._admit(job)
             if not self.running and not self._waiting:
                 self._stepped_at = time.monotonic()
             self._waiting.append(job)
@@ -134,6 +171,24 @@ class Scheduler:
             self._closing = True
             self._changed.notify()
         self._thread.join()
+
+    def _admit(self, job: Job) -> None:
+        """Raises DeadlineImpossibleError for a deadline that cannot be met."""
+        if job.dial.deadline is None:
+            return
+        running = [seat.job for seat in tuple(self._seats) if seat.job is not None]
+        before = sum(other.rank <= job.rank and not other.cancelled for other in self._waiting)
+        free = len(self._seats) - len(running)
+        shared = max((common_prefix(seat.held, job.prompt) for seat in self._seats), default=0)
+        if self._prefixes is not None:
+            shared = max(shared, self._prefixes.find(job.prompt, self._rewind)[1])
+        self.control.admit(
+            job.dial,
+            running,
+            ahead=max(before + 1 - free, 0),
+            sessions=len(self._seats),
+            prompt=len(job.prompt) - shared,
+        )
 
     def _run(self) -> None:
         failed: Exception = ClosingError()
@@ -156,13 +211,20 @@ class Scheduler:
             job.stream.close()
             with suppress(Exception):  # one that can't be told keeps no other from it
                 job.tell(failed)
+        self._files.shutdown()
+        if self._prefixes is not None:
+            for seat in sorted(self._seats, key=lambda seat: seat.used_at):
+                self._keep(seat, self._prefixes)
 
     def _seat_jobs(self) -> None:
-        """Gives free sessions to waiting jobs: first those that are not in the background, each in order."""
+        """Gives free sessions to waiting jobs: by rank, and in order within one."""
         for job in [job for job in self._waiting if job.cancelled]:
             self._waiting.remove(job)
             job.tell(None)
-        for job in sorted(self._waiting, key=lambda job: job.background):
+        for job in [job for job in self._waiting if job.dial.late()]:
+            self._waiting.remove(job)
+            job.tell(DeadlineMissedError())
+        for job in sorted(self._waiting, key=lambda job: job.rank):
             free = [seat for seat in self._seats if seat.job is None]
             if not free:
                 return
@@ -178,19 +240,54 @@ class Scheduler:
                 tokens = seat.session.tokens
             shared[id(seat)], held[id(seat)] = common_prefix(tokens, job.prompt), len(tokens)
         best = max(free, key=lambda seat: shared[id(seat)])
-        if shared[id(best)] < _WORTH_REUSE * min(held[id(best)], len(job.prompt)) or not shared[id(best)]:
-            best = min(free, key=lambda seat: (held[id(seat)] > 0, seat.used_at))
-        best.job, best.read = job, shared[id(best)]
+        oldest = min(free, key=lambda seat: (held[id(seat)] > 0, seat.used_at))
+        saved = self._saved(job, shared[id(best)])
+        poor = shared[id(best)] < _WORTH_REUSE * min(held[id(best)], len(job.prompt)) or not shared[id(best)]
+        if poor or saved is not None:
+            best = oldest
+        best.job, best.read, best.begun_at = job, shared[id(best)], time.monotonic()
         job.cached = min(best.read, len(job.prompt) - 1)
+        dropped = held[id(best)] - (0 if saved is not None else best.read)
+        if self._prefixes is not None and (saved is not None or dropped >= self._prefixes.least):
+            best.opening = self._files.submit(self._open, best, job, saved, self._prefixes)
+
+    def _saved(self, job: Job, shared: int) -> Entry | None:
+        """The saved cache that is worth restoring; None where the sessions have about as much."""
+        if self._prefixes is None:
+            return None
+        entry, length = self._prefixes.find(job.prompt, self._rewind)
+        return entry if length >= shared + self._prefixes.least else None
+
+    def _open(self, seat: _Seat, job: Job, saved: Entry | None, prefixes: PrefixCache) -> None:
+        """Saves a seat's cache and restores another, beside the steps of the others."""
+        self._keep(seat, prefixes)
+        if saved is None:
+            return
+        with seat.session.turns.paused():
+            prefixes.restore(saved, seat.session)
+            seat.read = common_prefix(seat.session.tokens, job.prompt)
+        job.cached = min(seat.read, len(job.prompt) - 1)
+
+    def _keep(self, seat: _Seat, prefixes: PrefixCache) -> None:
+        with seat.session.turns.paused():
+            prefixes.save(seat.session)
 
     def _step_all(self) -> None:
         self._round += 1
         busy = [(seat, seat.job) for seat in self._seats if seat.job is not None]
+        opening = [seat.opening for seat, _ in busy if seat.opening is not None]
+        if len(opening) == len(busy):
+            wait(opening, return_when=FIRST_COMPLETED)
+        busy = [(seat, job) for seat, job in busy if seat.opening is None or seat.opening.done()]
+        self.control.turn([job for _, job in busy], self.waiting)
         gives_way = any(not job.background for _, job in busy) and self._round % BACKGROUND_ROUNDS != 0
         for seat, job in busy:
             if gives_way and job.background and not job.cancelled:
                 continue
             try:
+                if seat.opening is not None:
+                    opened, seat.opening = seat.opening, None
+                    opened.result()
                 with seat.session.turns.paused():
                     ended = self._step(seat, job)
             except Exception as error:
@@ -199,6 +296,9 @@ class Scheduler:
             self._stepped_at = time.monotonic()
             if ended:
                 seat.job, seat.used_at = None, time.monotonic()
+                with seat.session.turns.paused():
+                    seat.held = seat.session.tokens
+                self.control.ended(seat.used_at - seat.begun_at)
 
     def _step(self, seat: _Seat, job: Job) -> bool:
         """Runs a chunk of the prompt or a decode step. Returns True if the job has ended."""
@@ -206,11 +306,27 @@ class Scheduler:
             job.stream.close()
             job.tell(job.stream.result)
             return True
-        if not job.stream.open:
+        begun, before = time.monotonic(), seat.stepped_at
+        seat.stepped_at = begun
+        first = not job.stream.open
+        if first:
+            if job.dial.late():
+                raise DeadlineMissedError
             if self._read_prompt(seat, job):
                 return False
             job.stream.move_to(seat.session)
         token = next(job.stream)
+        seconds = time.monotonic() - begun
+        if not first:
+            self.control.took(token, seconds)
+        elif (rest := len(job.prompt) - seat.read) >= _LEAST_CHUNK:
+            self.control.read(rest, seconds)
+        job.dial.made += 1
+        # without a number of tokens, the last one is that after which the next would be late
+        if token.finish_reason is None and job.dial.late(0.0 if job.dial.limit is not None else begun - before):
+            token = replace(token, finish_reason="length")
+            job.dial.cut()
+            job.stream.close()
         job.tell(token)
         if token.finish_reason is None:
             return False
@@ -227,7 +343,9 @@ class Scheduler:
             return False
         begun = time.monotonic()
         seat.session.forward(job.prompt[seat.read : seat.read + self._chunk], self._model.prefill)
-        rate = self._chunk / (time.monotonic() - begun)
+        seconds = time.monotonic() - begun
+        self.control.read(self._chunk, seconds)
+        rate = self._chunk / seconds
         seat.read += self._chunk
         self._chunk = int(min(max(rate * CHUNK_SECONDS, _LEAST_CHUNK), _MOST_CHUNK))
         return True

@@ -6,18 +6,26 @@ import asyncio
 import ipaddress
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from sol_rt.cli import options
 from sol_rt.cli.console import note
+from sol_rt.cli.lists import parts
 from sol_rt.errors import SolError, UsageError, one_line
 from sol_rt.read_file import read_bytes
+
+if TYPE_CHECKING:
+    from sol_rt.budget.governor import Reading
+    from sol_rt.generate.model import SolModel
+    from sol_rt.serve.load import LoadSettings
+    from sol_rt.serve.prefix_cache import PrefixCache
 
 _KEY = "SOL_RT_API_KEY"
 _LONGEST_KEY = 4096  # bytes
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
-SERVER = "Server"
+SERVER, LOAD, CACHES = "Server", "Budgets by load", "Caches"
 
 
 def serve(
@@ -51,6 +59,65 @@ def serve(
         Path | None,
         options.option("--api-key-file", env=False, help="File with a key that every request must give.", panel=SERVER),
     ] = None,
+    target_latency: Annotated[
+        float | None,
+        options.option(
+            "--target-latency",
+            min=0.001,
+            help="Milliseconds between two tokens of an answer that budgets fall for, as more answers run.",
+            panel=LOAD,
+        ),
+    ] = None,
+    target_queue: Annotated[
+        int | None,
+        options.option(
+            "--target-queue",
+            min=0,
+            help="Answers that may wait before budgets fall; with twice as many the lowest one holds.",
+            panel=LOAD,
+        ),
+    ] = None,
+    budget_min: Annotated[
+        float | None,
+        options.option(
+            "--budget-min",
+            min=0.0,
+            max=1.0,
+            help="Budget that load, deadlines and the governor keep; default: the least that loses at most 10%.",
+            panel=LOAD,
+        ),
+    ] = None,
+    budget_max: Annotated[
+        float, options.option("--budget-max", min=0.0, max=1.0, help="Budget that no answer goes above.", panel=LOAD)
+    ] = 1.0,
+    governor: Annotated[
+        bool,
+        options.option(
+            "--governor", help="Let battery and heat move all budgets between the bounds. Needs psutil.", panel=LOAD
+        ),
+    ] = False,
+    effort: Annotated[
+        list[str] | None,
+        options.option(
+            "--effort",
+            env=False,
+            metavar="NAME=BUDGET[:TOKENS]",
+            help="Budget, and tokens of reasoning at most, of a reasoning_effort, as low=0.4:256; may be repeated.",
+            panel=LOAD,
+        ),
+    ] = None,
+    cache_dir: Annotated[
+        Path | None,
+        options.option(
+            "--cache-dir",
+            env=False,
+            help="Folder that keeps the caches of prompts, also after a restart. They hold what users wrote.",
+            panel=CACHES,
+        ),
+    ] = None,
+    cache_bytes: Annotated[
+        int, options.option("--cache-bytes", min=0, help="Bytes that the folder may take.", panel=CACHES)
+    ] = 4 << 30,
     ctx_size: options.ContextSize = None,
     prefill: options.Prefill = None,
     provider: options.Provider = "auto",
@@ -70,6 +137,7 @@ def serve(
     import uvicorn
 
     from sol_rt.serve.app import Server, Settings
+    from sol_rt.serve.effort import parse_effort
 
     class _Ending(uvicorn.Server):
         """Ends all answers before the connections, so that clients learn why."""
@@ -85,19 +153,26 @@ def serve(
     key = _key(api_key_file)
     if not key and not _is_loopback(host):
         raise UsageError(f"--host {host}: others could use this model; set a key, by ${_KEY} or --api-key-file")
+    efforts = dict(map(parse_effort, parts(effort)))
+    sensors = _sensors() if governor else None
     machine: dict[str, Any] = {"provider": provider, "threads": threads, "native_ops": native_ops, "device": device}
     with _listening(host, port) as listener:
         loaded = load(model, **machine, ctx_size=ctx_size, prefill=prefill, verify=verify)
         if loaded.provider.gpu is not None and sessions > 1:
             note(f"--sessions {sessions}: the GPU has one cache, so answers run one after another")
             sessions = 1
+        load_settings = _load_settings(loaded, budget_min, budget_max, target_latency, target_queue)
+        prefixes = None if cache_dir is None else _prefixes(loaded, cache_dir, cache_bytes)
         called = name or loaded.bundle.path.name
         address = listener.getsockname()
         shown = f"[{address[0]}]" if ":" in address[0] else address[0]
         hosts = (
             () if key else (*_LOOPBACK, shown)
         )  # a page of another name could otherwise reach this machine's address
-        server = Server(loaded, Settings(called, sessions, queue, key, hosts))
+        settings = Settings(
+            called, sessions, queue, key, hosts, load=load_settings, sensors=sensors, efforts=efforts, prefixes=prefixes
+        )
+        server = Server(loaded, settings)
         here = f"http://{shown}:{address[1]}"
         note(f"serving {called} at {here}/v1 and a playground at {here}/ (Ctrl-C ends it)")
         config = uvicorn.Config(
@@ -118,6 +193,43 @@ def _key(file: Path | None) -> str:
     if not key:
         raise UsageError(f"--api-key-file {file}: got an empty file, expected a key")
     return key
+
+
+def _load_settings(
+    model: SolModel, lowest: float | None, highest: float, target_latency: float | None, target_queue: int | None
+) -> LoadSettings:
+    """Bounds and targets of budgets. Raises UsageError."""
+    from sol_rt.serve.budget_control import least_budget
+    from sol_rt.serve.load import LoadSettings
+
+    lowest = min(least_budget(model), highest) if lowest is None else lowest
+    return LoadSettings(lowest, highest, target_latency, target_queue)
+
+
+def _sensors() -> Callable[[], Reading]:
+    """Reads battery and heat. Raises UsageError where this machine tells neither, or psutil is missing."""
+    from sol_rt.budget.governor import Reading
+    from sol_rt.cli.run.sensors import Sensors
+
+    sensors = Sensors()
+    if sensors.battery()[0] is None and sensors.headroom() is None:
+        raise UsageError("--governor: this machine tells neither battery nor temperature; leave it out")
+
+    def read() -> Reading:
+        battery, charging = sensors.battery()
+        return Reading(battery, charging, sensors.headroom())
+
+    return read
+
+
+def _prefixes(model: SolModel, folder: Path, most_bytes: int) -> PrefixCache | None:
+    """The saved caches of prompts; None on a GPU. Raises SolError."""
+    from sol_rt.serve.prefix_cache import PrefixCache
+
+    if model.provider.gpu is not None:
+        note(f"--cache-dir {folder}: caches on a GPU are not saved")
+        return None
+    return PrefixCache(folder, most_bytes, model.bundle.identity, note)
 
 
 def _is_loopback(host: str) -> bool:

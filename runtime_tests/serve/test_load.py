@@ -1,0 +1,236 @@
+"""The policy that turns the dial by load, alone and in a scheduler."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from helpers.random_decoder import describe
+from helpers.tiny_bundle import write_bundle
+from sol_rt.budget.governor import Reading
+from sol_rt.errors import UsageError
+from sol_rt.generate.model import SolModel
+from sol_rt.generate.results import Generation
+from sol_rt.serve.answer_dial import Served
+from sol_rt.serve.effort import DEFAULTS, Effort, parse_effort, with_effort
+from sol_rt.serve.load import BAND, RISE_AFTER, Load, LoadSettings, LoadState, Running, next_state, wanted_budget
+from sol_rt.serve.request import EFFORTS, Asked, FieldError, read_completion
+from sol_rt.serve.scheduler import Event, Job, Scheduler
+
+UNIT = st.floats(0, 1)
+RUNNING = st.builds(Running, UNIT, st.sampled_from([0.25, 1.0]), st.booleans())
+LOADS = st.builds(
+    Load,
+    st.lists(RUNNING, max_size=8).map(tuple),
+    st.integers(0, 40),
+    st.none() | st.floats(0.01, 500),
+)
+SETTINGS = st.builds(
+    lambda one, other, latency, queue: LoadSettings(min(one, other), max(one, other), latency, queue),
+    UNIT,
+    UNIT,
+    st.none() | st.floats(0.1, 1000),
+    st.none() | st.integers(0, 16),
+)
+TOLERANCE = 1e-9
+
+
+@given(LOADS, SETTINGS, RUNNING)
+def test_more_load_never_allows_more(load: Load, settings: LoadSettings, another: Running) -> None:
+    budget = wanted_budget(load, settings)
+    assert settings.lowest <= budget <= settings.highest
+    more = [replace(load, running=(*load.running, another)), replace(load, waiting=load.waiting + 1)]
+    if load.dense_ms is not None:
+        more.append(replace(load, dense_ms=2 * load.dense_ms))
+    assert all(wanted_budget(each, settings) <= budget + TOLERANCE for each in more)
+
+
+@given(LOADS, SETTINGS)
+def test_a_round_takes_what_the_target_allows(load: Load, settings: LoadSettings) -> None:
+    budget = wanted_budget(load, settings)
+    if settings.target_latency_ms is None or load.dense_ms is None or budget == settings.lowest:
+        return
+    steps = sum(each.share * (min(each.ceiling, budget) if each.movable else each.ceiling) for each in load.running)
+    assert steps * load.dense_ms <= settings.target_latency_ms * (1 + 1e-6)
+
+
+@given(LOADS, SETTINGS, UNIT)
+def test_it_settles_within_the_bounds(load: Load, settings: LoadSettings, start: float) -> None:
+    state, wanted = LoadState(start), wanted_budget(load, settings)
+    budgets = []
+    for _ in range(RISE_AFTER + 40):
+        state = next_state(state, load, settings)
+        budgets.append(state.budget)
+    assert all(settings.lowest <= budget <= settings.highest for budget in budgets)
+    assert abs(budgets[-1] - wanted) <= BAND + TOLERANCE
+    assert budgets[-1] == budgets[-2]
+    rises = [after >= before for before, after in pairwise(budgets)]
+    assert all(rises) or not any(after > before for before, after in pairwise(budgets))
+
+
+@given(LOADS, LOADS, SETTINGS)
+def test_loads_in_turn_do_not_move_it_up_and_down(one: Load, other: Load, settings: LoadSettings) -> None:
+    state, budgets = LoadState(settings.highest), []
+    for turn in range(60):
+        state = next_state(state, (one, other)[turn % 2], settings)
+        budgets.append(state.budget)
+    assert all(after <= before for before, after in pairwise(budgets))
+
+
+@pytest.mark.parametrize(
+    "wrong", [(0.5, 0.4), (-0.1, 1.0), (0.1, 1.1), (0.1, 1.0, 0.0), (0.1, 1.0, float("nan")), (0.1, 1.0, None, -1)]
+)
+def test_wrong_settings_are_refused(wrong: tuple[Any, ...]) -> None:
+    with pytest.raises(UsageError, match="expected"):
+        LoadSettings(*wrong)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> SolModel:
+    folder: Path = tmp_path_factory.mktemp("loaded")
+    decoder = replace(describe("llama"), max_context=8192)
+    return SolModel.from_pretrained(
+        write_bundle(folder / "tiny", decoder=decoder, losses=True), provider="cpu", measure_costs=False
+    )
+
+
+class Run:
+    """An answer of a scheduler, and its summary."""
+
+    def __init__(self, scheduler: Scheduler, model: SolModel, asked: Asked, count: int = 40) -> None:
+        self.begun, self.ended, self.error = threading.Event(), threading.Event(), None
+        self.served: Served | None = None
+        stream = model.stream(asked.prompt, max_new_tokens=count, eos_token_id=[], reuse_cache=True, **asked.arguments)
+        dial = scheduler.control.dial(stream, asked)
+
+        def tell(event: Event | None) -> None:
+            self.begun.set()
+            if isinstance(event, Generation):
+                self.served = dial.served(event, 0)
+            if isinstance(event, (Generation, Exception)) or event is None:
+                self.ended.set()
+
+        self.job = Job(stream, stream.prompt, tell, dial, asked.background)
+        scheduler.submit(self.job)
+
+    def result(self) -> Served:
+        assert self.ended.wait(60)
+        assert self.served is not None
+        return self.served
+
+
+def asked(**fields: Any) -> Asked:
+    return read_completion({"prompt": [4, 5], "max_tokens": 40, **fields}, {}, "tiny")
+
+
+def test_load_lowers_all_but_the_priority(model: SolModel) -> None:
+    """Any answer that runs is more than a target of a microsecond allows."""
+    scheduler = Scheduler(model, sessions=3, load=LoadSettings(0.4, 1.0, target_latency_ms=1e-3))
+    try:
+        runs = [
+            Run(scheduler, model, each)
+            for each in (asked(budget=1), asked(budget=1, service_tier="priority"), asked(budget=0.3))
+        ]
+        lowered, kept, below = (run.result() for run in runs)
+    finally:
+        scheduler.close()
+    assert (lowered.reason, kept.reason, below.reason) == ("load", "asked", "asked")
+    assert lowered.achieved_budget < 0.7 < kept.achieved_budget == 1.0
+    assert lowered.told["asked"] == {"budget": 1}
+    assert below.requested_budget == pytest.approx(0.3)
+
+
+def test_the_queue_lowers_budgets_and_its_end_raises_them(model: SolModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With steps of a millisecond and more, so that the answer lasts."""
+    scheduler = Scheduler(model, sessions=1, load=LoadSettings(0.4, 1.0, target_queue=0))
+    monkeypatch.setattr(scheduler.control, "took", lambda token, seconds: time.sleep(1e-3))
+    try:
+        first = Run(scheduler, model, asked(), 6000)
+        assert first.begun.wait(60)
+        waiting = Run(scheduler, model, asked())
+        while first.job.dial.budget > 0.4:
+            assert not first.ended.wait(0.01)
+        waiting.job.cancelled = True
+        while first.job.dial.budget < first.job.dial.ceiling:
+            assert not first.ended.wait(0.01)
+        first.job.cancelled = True
+        assert first.result().reason == "load"
+        assert waiting.ended.wait(60)
+    finally:
+        scheduler.close()
+
+
+def test_the_governor_lowers_all(model: SolModel) -> None:
+    """An empty battery, whatever the priority."""
+    scheduler = Scheduler(model, sessions=1, load=LoadSettings(0.4), sensors=lambda: Reading(battery=0.02))
+    try:
+        served = Run(scheduler, model, asked(budget=1, service_tier="priority")).result()
+    finally:
+        scheduler.close()
+    assert served.reason == "governor"
+    assert served.achieved_budget < 1.0
+
+
+def test_the_operator_s_bound_holds_for_all(model: SolModel) -> None:
+    scheduler = Scheduler(model, sessions=1, load=LoadSettings(0.3, 0.5))
+    try:
+        served = Run(scheduler, model, asked(budget=1, service_tier="priority")).result()
+    finally:
+        scheduler.close()
+    assert served.requested_budget == pytest.approx(0.5)
+
+
+def test_a_moved_dial_is_what_the_client_asks_for(model: SolModel) -> None:
+    scheduler = Scheduler(model, sessions=1, load=LoadSettings(0.1, 1.0, target_latency_ms=1e9))
+    try:
+        run = Run(scheduler, model, asked(budget=1), 6000)
+        run.job.dial.ask(0.5)
+        served = run.result()
+    finally:
+        scheduler.close()
+    assert (served.told["asked"], served.reason) == ({"budget": 0.5}, "asked")
+    assert served.achieved_budget < 0.95
+
+
+def test_a_level_of_effort_is_a_budget() -> None:
+    own = dict(map(parse_effort, ["low=0.4:256", "high=0.9"]))
+    assert own == {"low": Effort(0.4, 256), "high": Effort(0.9)}
+    low = with_effort(asked(reasoning_effort="low"), own, 0.5)
+    assert (low.arguments["budget"], low.thinking_budget, low.thinking_tokens, low.by_effort) == (0.4, 0.4, 256, True)
+    explicit = with_effort(asked(reasoning_effort="low", max_loss=0.1), own, 0.5)
+    assert "budget" not in explicit.arguments
+    assert (explicit.thinking_tokens, explicit.by_effort) == (256, False)
+    assert with_effort(asked(reasoning_effort="minimal"), own, 0.7).arguments["budget"] == 0.7
+    none = with_effort(asked(reasoning_effort="none"), own, 0.7)
+    assert ("budget" in none.arguments, none.thinking_tokens) == (False, 0)
+    assert "budget" not in with_effort(asked(reasoning_effort="medium"), own, 0.7).arguments
+    assert tuple(DEFAULTS) == EFFORTS
+
+
+def test_an_effort_is_the_reason(model: SolModel) -> None:
+    scheduler = Scheduler(model, sessions=1)
+    try:
+        served = Run(scheduler, model, with_effort(asked(reasoning_effort="low"), {}, 0.1)).result()
+    finally:
+        scheduler.close()
+    assert served.told == {"asked": {"budget": 0.8}, "reason": "effort"}
+
+
+@pytest.mark.parametrize("text", ["low", "low=", "odd=0.4", "low=2", "low=nan", "low=0.4:x", "low=0.4:-1"])
+def test_wrong_levels_are_refused(text: str) -> None:
+    with pytest.raises(UsageError):
+        parse_effort(text)
+
+
+@pytest.mark.parametrize("fields", [{"reasoning_effort": "huge"}, {"service_tier": "gold"}, {"service_tier": 1}])
+def test_unknown_words_are_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(FieldError, match="expected"):
+        asked(**fields)
