@@ -1,0 +1,189 @@
+"""Times that clients of a server see as more of them ask at once, with the dial fixed and moved by load.
+
+    python benchmarks serve.load smollm2-135m --clients 1,2,4,8,16 --seconds 10 --target-latency 60
+
+`sol-rt serve` runs as a process and is asked over loopback. Each client asks for one answer after the other, each with
+a prompt of its own and budget 1. Fixed: nothing lowers it. Free: load does, between the bounds, towards the target.
+First token: from the request to the first text. Between tokens: from one text to the next, as they arrive.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+
+from report import FOLDER, facts, machine, write_page
+
+FORM = "sol_rt.serving_load"
+_TOPICS = ("rivers", "bridges", "glass", "winter", "bread", "clocks", "whales", "maps", "salt", "trains")
+
+
+@dataclass
+class Seen:
+    """What clients saw.
+
+    Attributes:
+        first, between: seconds to the first text, and from each text to the next.
+        tokens: tokens of all answers.
+        sols: the objects `sol` of the answers, each with its number of tokens.
+        seconds: from the first request to the last answer.
+    """
+
+    first: list[float] = field(default_factory=list)
+    between: list[float] = field(default_factory=list)
+    tokens: int = 0
+    sols: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", help="folder, or the name of an exported bundle")
+    parser.add_argument("--clients", default="1,2,4,8,16")
+    parser.add_argument("--seconds", type=float, default=10.0, help="time in which clients begin answers, of each row")
+    parser.add_argument("-n", "--count", type=int, default=64, help="tokens of an answer")
+    parser.add_argument("--sessions", type=int, default=16)
+    parser.add_argument("--target-latency", type=float, default=60.0, help="milliseconds between tokens")
+    parser.add_argument("--budget-min", type=float, default=0.4)
+    parser.add_argument("-t", "--threads", type=int, default=os.cpu_count())
+    parser.add_argument("-o", "--output", type=Path, default=FOLDER / "serving_load.json")
+    arguments = parser.parse_args()
+    common = ["--sessions", str(arguments.sessions), "--threads", str(arguments.threads)]
+    bounds = ["--budget-min", str(arguments.budget_min), "--target-latency", str(arguments.target_latency)]
+    counts, rows = [int(count) for count in arguments.clients.split(",")], []
+    for dial, options in (("fixed", []), ("free", bounds)):
+        with served(arguments.bundle, *common, *options) as address:
+            asyncio.run(load(address, 1, 1.0, arguments.count))  # warms up
+            for clients in counts:
+                seen = asyncio.run(load(address, clients, arguments.seconds, arguments.count))
+                rows.append({"dial": dial, "clients": clients, **summary(seen)})
+                print(line(rows[-1]), flush=True)
+    document = facts(FORM, arguments.bundle, None, arguments.threads) | {"settings": settings(arguments), "rows": rows}
+    write_page(arguments.output, json.dumps(document, indent=1) + "\n")
+    write_page(arguments.output.with_suffix(".md"), page(arguments, rows))
+
+
+@contextmanager
+def served(bundle: str, *options: str) -> Iterator[str]:
+    """The address of a server of its own, which ends with the context."""
+    command = [sys.executable, "-m", "sol_rt", "serve", bundle, "--port", "0", *options]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        match = next((found for text in process.stderr if (found := re.search(r"http://\S+", text))), None)
+        if match is None:
+            sys.exit(f"error: serve.load: the server of {bundle} did not start")
+        yield match[0]
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+async def load(address: str, clients: int, seconds: float, count: int) -> Seen:
+    """Lets clients ask until no answer begins any more."""
+    seen, begun = Seen(), time.perf_counter()
+    async with httpx.AsyncClient(base_url=address, timeout=300, limits=httpx.Limits(max_connections=clients)) as http:
+
+        async def ask_on(client: int) -> None:
+            turn = 0
+            while time.perf_counter() < begun + seconds:
+                topic, turn = _TOPICS[(client + turn) % len(_TOPICS)], turn + 1
+                await ask(http, seen, f"Question {client}-{turn}: tell me in detail about {topic}.", count)
+
+        await asyncio.gather(*(ask_on(client) for client in range(clients)))
+    seen.seconds = time.perf_counter() - begun
+    return seen
+
+
+async def ask(http: httpx.AsyncClient, seen: Seen, question: str, count: int) -> None:
+    """Asks for one answer."""
+    body = {
+        "messages": [{"role": "user", "content": question}],
+        "max_tokens": count,
+        "budget": 1.0,
+        "temperature": 0,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    before, first = time.perf_counter(), True
+    async with http.stream("POST", "/chat/completions", json=body) as answer:
+        answer.raise_for_status()
+        async for text in answer.aiter_lines():
+            if not text.startswith("data: {"):
+                continue
+            chunk, now = json.loads(text.removeprefix("data: ")), time.perf_counter()
+            if chunk["choices"] and chunk["choices"][0]["delta"].get("content"):
+                (seen.first if first else seen.between).append(now - before)
+                before, first = now, False
+            elif chunk.get("usage"):
+                made = chunk["usage"]["completion_tokens"]
+                seen.tokens += made
+                seen.sols.append((made, chunk["sol"]))
+
+
+def summary(seen: Seen) -> dict[str, Any]:
+    """Figures of a row; times in milliseconds, loss in nats a token."""
+    weights = np.array([made for made, _ in seen.sols], np.float64)
+    budgets = np.array([sol["achieved_budget"] for _, sol in seen.sols])
+    losses = np.array([sol["expected_loss"] or 0.0 for _, sol in seen.sols])
+    return {
+        "answers": len(seen.sols),
+        "tokens_per_second": seen.tokens / seen.seconds,
+        **percentiles("first_token_ms", seen.first),
+        **percentiles("between_tokens_ms", seen.between),
+        "achieved_budget": float(np.average(budgets, weights=weights)),
+        "expected_loss": float(np.average(losses, weights=weights)),
+        "reasons": dict(Counter(sol["reason"] for _, sol in seen.sols)),
+    }
+
+
+def percentiles(name: str, seconds: Sequence[float]) -> dict[str, float]:
+    """Median and 95th percentile in milliseconds."""
+    middle, high = np.percentile(seconds, [50, 95]) * 1e3
+    return {f"{name}_p50": float(middle), f"{name}_p95": float(high)}
+
+
+def settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Settings that are not facts of the machine."""
+    names = ("seconds", "count", "sessions", "target_latency", "budget_min")
+    return {name: getattr(arguments, name) for name in names}
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row of the table."""
+    return (
+        f"| {row['dial']} | {row['clients']} | {row['tokens_per_second']:.1f} | {row['first_token_ms_p50']:.0f} | "
+        f"{row['first_token_ms_p95']:.0f} | {row['between_tokens_ms_p50']:.1f} | {row['between_tokens_ms_p95']:.1f} | "
+        f"{row['achieved_budget']:.2f} | {row['expected_loss']:.4f} |"
+    )
+
+
+def page(arguments: argparse.Namespace, rows: Sequence[dict[str, Any]]) -> str:
+    """The table in Markdown."""
+    head = (
+        f"{machine()}; {arguments.bundle}, {arguments.threads} threads, {arguments.sessions} sessions, "
+        f"{arguments.count} tokens an answer, {arguments.seconds:g} s a row; free: {arguments.budget_min:g} to 1, "
+        f"target {arguments.target_latency:g} ms between tokens\n\n"
+        "| dial | clients | tokens/s | first token, ms: p50 | p95 | between tokens, ms: p50 | p95 | budget | nats |\n"
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|\n"
+    )
+    return head + "\n".join(map(line, rows)) + "\n"
+
+
+if __name__ == "__main__":
+    main()
