@@ -16,7 +16,7 @@ from helpers.places import ROOT
 pytest.importorskip("onnx", reason="making a bundle comes with the extra export")
 
 from helpers.made_configs import made_config
-from helpers.random_decoder import describe
+from helpers.random_decoder import describe, medium_decoder
 from helpers.released_configs import CONFIGS
 from helpers.tiny_bundle import write_bundle
 from sol_rt.bundle.bundle import Bundle
@@ -26,7 +26,6 @@ from sol_rt.cli import main
 from sol_rt.engine import hardware
 from sol_rt.evaluation import doctor
 from sol_rt.evaluation.footprint import fitting_context, footprint, usual_contexts, windowed_layers
-from sol_rt.export.sources.decoder import Decoder
 from sol_rt.ops import library_path
 from sol_rt.store.home import remember_last_export
 
@@ -35,21 +34,6 @@ if TYPE_CHECKING:
 
 LONG, WINDOW = 6000, 300
 RELEASED = ("Qwen3-0.6B", "SmolLM3-3B")
-
-
-def medium_decoder() -> Decoder:
-    """Heads, layers and a context that make its cache large."""
-    sizes = {
-        "num_layers": 8,
-        "rope_of_layer": (0,) * 8,
-        "num_heads": 8,
-        "num_kv_heads": 4,
-        "head_dim": 64,
-        "rotary_dim": 64,
-    }
-    decoder = describe("llama")
-    rope = replace(decoder.ropes[0], inverse_frequencies=tuple(0.5**i for i in range(32)))
-    return replace(decoder, hidden_size=512, intermediate_size=1024, max_context=8192, ropes=(rope,), **sizes)
 
 
 @pytest.fixture(scope="module")

@@ -88,6 +88,21 @@ def describe(family: str) -> Decoder:
     return from_hf_config(hf_config(family))
 
 
+def medium_decoder() -> Decoder:
+    """Heads, layers and a context that make its cache large."""
+    sizes = {
+        "num_layers": 8,
+        "rope_of_layer": (0,) * 8,
+        "num_heads": 8,
+        "num_kv_heads": 4,
+        "head_dim": 64,
+        "rotary_dim": 64,
+    }
+    decoder = describe("llama")
+    rope = replace(decoder.ropes[0], inverse_frequencies=tuple(0.5**i for i in range(32)))
+    return replace(decoder, hidden_size=512, intermediate_size=1024, max_context=8192, ropes=(rope,), **sizes)
+
+
 def screenable(family: str) -> Decoder:
     """A decoder whose LM head a matrix of 3 bits can screen: its rows are a multiple of 32."""
     return replace(describe(family), vocab_size=96)

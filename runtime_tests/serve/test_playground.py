@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import screenshots
 
+from helpers.random_decoder import medium_decoder
 from helpers.servers import served
+from helpers.tiny_bundle import write_bundle
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 expect = sync_api.expect
@@ -102,8 +105,20 @@ def test_text_appears_with_its_costs_and_is_saved(opened: Opened, address: str) 
     expect(opened.page.locator("#spoken p").last).to_contain_text("The answer is complete")
 
 
-def test_the_dial_moves_an_answer_that_runs(opened: Opened) -> None:
-    opened.ready(max_tokens=4000)
+@pytest.fixture
+def slow(browser: Any, tmp_path: Path) -> Iterator[Opened]:
+    """A page whose answers take seconds."""
+    bundle = write_bundle(tmp_path / "medium", decoder=medium_decoder(), bits=(8, 4), losses=True)
+    with served(bundle, "--sessions", "1") as address:
+        opened = Opened(browser, address)
+        yield opened
+        opened.page.close()
+    assert opened.said == []
+
+
+def test_the_dial_moves_an_answer_that_runs(slow: Opened) -> None:
+    opened = slow
+    opened.ready(max_tokens=8000, temperature=0)
     opened.page.fill("#budget-A", "100")
     opened.ask()
     expect(opened.tokens.nth(5)).to_be_visible()
