@@ -179,6 +179,25 @@ def test_the_governor_lowers_all(model: SolModel) -> None:
     assert served.achieved_budget < 1.0
 
 
+def test_a_sensor_that_fails_keeps_the_last_reading(model: SolModel) -> None:
+    readings = iter([OSError("no battery"), Reading(battery=0.02), OSError("no battery")])
+
+    def read() -> Reading:
+        reading = next(readings)
+        if isinstance(reading, OSError):
+            raise reading
+        return reading
+
+    scheduler, reasons = Scheduler(model, sessions=1, load=LoadSettings(0.4), sensors=read), []
+    try:
+        for _ in range(3):
+            scheduler.control._governed_at = 0.0
+            reasons.append(Run(scheduler, model, asked(budget=1), 3).result().reason)
+    finally:
+        scheduler.close()
+    assert reasons == ["asked", "governor", "governor"]
+
+
 def test_the_operator_s_bound_holds_for_all(model: SolModel) -> None:
     scheduler = Scheduler(model, sessions=1, load=LoadSettings(0.3, 0.5))
     try:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from helpers.random_decoder import describe
 from helpers.tiny_bundle import write_bundle
+from sol_rt.errors import SolError
 from sol_rt.generate.model import SolModel
 from sol_rt.generate.results import GeneratedToken
 from sol_rt.serve.answer_dial import AnswerDial
@@ -196,6 +197,27 @@ def test_where_telling_fails_all_jobs_end(model: SolModel) -> None:
     assert not scheduler.alive()
     with pytest.raises(ClosingError):
         scheduler.submit(later)
+
+
+def test_a_panic_ends_all_jobs_with_an_error(model: SolModel) -> None:
+    """A panic of a library in Rust is no Exception."""
+
+    class Panic(BaseException):
+        pass
+
+    def fail(event: Event | None) -> None:
+        raise Panic
+
+    scheduler, listener = Scheduler(model, sessions=2), Listener()
+    other = listener.job(model, "other", [4, 5], 8000)
+    stream = model.stream([6, 7], max_new_tokens=3, reuse_cache=True)
+    scheduler.submit(other)
+    scheduler.submit(Job(stream, [6, 7], fail, AnswerDial(stream)))
+    assert listener.ended["other"].wait(60)
+    assert isinstance(error := listener.events[-1][1], SolError)
+    assert "ended by Panic" in str(error)
+    assert not scheduler.alive()
+    scheduler.close()
 
 
 def test_where_a_scheduler_closes_all_jobs_end(model: SolModel) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Protocol
 
 from sol_rt.budget.dial import sensible_budget
@@ -151,7 +152,8 @@ class BudgetControl:
             return
         self._governed_at = now
         settings = GovernorSettings(self._load.lowest, self._load.highest)
-        self._governed = next_budget(self._governed, self._sensors(), settings)
+        with suppress(Exception):  # a reading that fails keeps the last one
+            self._governed = next_budget(self._governed, self._sensors(), settings)
 
     def _share(self, job: Runs, count: int) -> float:
         return self._background_share if job.background and count > 1 else 1.0

@@ -203,13 +203,15 @@ class Scheduler:
                 self._step_all()
         except Exception as error:
             failed = error
+        except BaseException as error:  # a panic of a library in Rust
+            failed = SolError(f"the scheduler has ended by {type(error).__name__}; start the server again")
         with self._changed:
             self._closing = True
             left = [*(seat.job for seat in self._seats if seat.job is not None), *self._waiting]
             self._waiting.clear()
         for job in left:
-            job.stream.close()
-            with suppress(Exception):  # one that can't be told keeps no other from it
+            with suppress(BaseException):  # one that can't be told keeps no other from it
+                job.stream.close()
                 job.tell(failed)
         self._files.shutdown()
         if self._prefixes is not None:
