@@ -198,6 +198,28 @@ def test_a_sensor_that_fails_keeps_the_last_reading(model: SolModel) -> None:
     assert reasons == ["asked", "governor", "governor"]
 
 
+@pytest.mark.parametrize("schedule", ["dense", "fixed:k030-s100-q4"])
+@pytest.mark.parametrize(
+    ("settings", "fields"),
+    [
+        ({"load": LoadSettings(0.3, 0.5)}, {}),
+        ({"load": LoadSettings(0.4, 1.0, target_queue=0)}, {}),
+        ({"sensors": lambda: Reading(battery=1.0)}, {}),
+        ({}, {"deadline_ms": 60_000}),
+    ],
+)
+def test_a_schedule_that_no_budget_moves_is_refused_where_budgets_move(
+    model: SolModel, schedule: str, settings: dict[str, Any], fields: dict[str, Any]
+) -> None:
+    scheduler = Scheduler(model, sessions=1, **settings)
+    try:
+        with pytest.raises(FieldError, match="schedule: this server moves budgets"):
+            Run(scheduler, model, asked(schedule=schedule, **fields))
+        Run(scheduler, model, asked(schedule="uniform", budget=0.5, **fields)).result()
+    finally:
+        scheduler.close()
+
+
 def test_the_operator_s_bound_holds_for_all(model: SolModel) -> None:
     scheduler = Scheduler(model, sessions=1, load=LoadSettings(0.3, 0.5))
     try:

@@ -20,7 +20,7 @@ from sol_rt.generate.stream import Stream
 from sol_rt.serve.answer_dial import AnswerDial, Reason, ceiling_of
 from sol_rt.serve.deadline import DeadlineImpossibleError, Pace, budget_in_time, estimate
 from sol_rt.serve.load import Load, LoadSettings, LoadState, Running, next_state
-from sol_rt.serve.request import Asked
+from sol_rt.serve.request import Asked, FieldError
 
 _READING_SECONDS, _GOVERNOR_SECONDS = 0.05, 1.0
 _CONTEXT = 512  # tokens for which the least sensible budget is taken
@@ -62,7 +62,11 @@ class BudgetControl:
         self._governed, self._governed_at = GovernorState(load.highest), 0.0
 
     def dial(self, stream: Stream, asked: Asked) -> AnswerDial:
-        """The dial of an answer that is about to wait."""
+        """The dial of an answer that is about to wait. Raises FieldError for a schedule that no budget moves."""
+        load = self._load
+        moves = load.moves or load.highest < 1 or self._sensors is not None or asked.deadline_ms is not None
+        if moves and "schedule" in asked.arguments and not stream.movable:
+            raise FieldError("schedule", "this server moves budgets; ask for a budget")
         dial = AnswerDial(stream, ceiling_of(self._model, asked.arguments, stream.prompt_tokens), asked)
         if dial.limit is not None:
             dial.limit = min(dial.limit, self._model.engine.max_context - stream.prompt_tokens)
