@@ -174,6 +174,12 @@ def test_what_claude_code_sends_is_taken(address: str) -> None:
     assert answer.json()["sol"]["ignored"] == ["context_management", "tools[0]"]
 
 
+@pytest.mark.parametrize("more", [{}, {"output_config": {"effort": "low"}}])
+def test_reasoning_that_is_turned_off_is_named_as_ignored(address: str, more: dict[str, Any]) -> None:
+    body = {"max_tokens": 2, "messages": MESSAGES, "thinking": {"type": "disabled"}, **more}
+    assert httpx.post(f"{address}/v1/messages", json=body).json()["sol"]["ignored"] == ["thinking"]
+
+
 def test_a_conversation_with_tools_is_that_of_chat() -> None:
     thought = {"type": "thinking", "thinking": "w5", "signature": ""}
     calls = [

@@ -143,7 +143,7 @@ def test_a_name_that_has_the_tag_itself(bundle: Path) -> None:
 def test_options_and_fields_without_a_meaning_are_named(address: str) -> None:
     options = GREEDY | {"num_ctx": 4096, "mirostat": 1, "repeat_penalty": 1.1, "top_k": 5, "stop": ["w99"], "n": 3}
     told = sol(address, options=options, keep_alive=-1, think=False, truncate=True)
-    assert told["ignored"] == ["options.mirostat", "options.n", "options.num_ctx", "truncate"]
+    assert told["ignored"] == ["options.mirostat", "options.n", "options.num_ctx", "think", "truncate"]
 
 
 def test_stop_and_no_bound(client: ollama.Client) -> None:

@@ -126,10 +126,13 @@ def _thinking(fields: dict[str, Any]) -> dict[str, Any]:
     """How long to think and in which form to answer, in chat's words."""
     found: dict[str, Any] = {}
     thinking, output = taken(fields, "thinking", dict), taken(fields, "output_config", dict) or {}
-    if thinking is not None:
-        found["reasoning_effort"] = "none" if thinking.get("type") == "disabled" else "medium"
+    disabled = thinking is not None and thinking.get("type") == "disabled"
     if "effort" in output:
         found["reasoning_effort"] = output["effort"]
+        if disabled:
+            fields["thinking"] = thinking  # to be named as ignored
+    elif thinking is not None:
+        found["reasoning_effort"] = "none" if disabled else "medium"
     form = output.get("format") or fields.pop("output_format", None)
     if isinstance(form, dict) and form.get("type") == "json_schema":
         form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": form.get("schema")}}

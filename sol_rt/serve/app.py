@@ -28,7 +28,7 @@ from sol_rt.serve.about import About
 from sol_rt.serve.answers import Answer, prepare
 from sol_rt.serve.budget_control import least_budget
 from sol_rt.serve.deadline import DeadlineImpossibleError, DeadlineMissedError
-from sol_rt.serve.effort import Effort, with_effort
+from sol_rt.serve.effort import with_effort
 from sol_rt.serve.load import LoadSettings
 from sol_rt.serve.metrics import Metrics
 from sol_rt.serve.pieces import Parser
@@ -69,7 +69,7 @@ class Settings:
     ping_seconds: float = 15.0
     load: LoadSettings | None = None
     sensors: Callable[[], Reading] | None = None
-    efforts: Mapping[str, Effort] = field(default_factory=dict)
+    efforts: Mapping[str, float] = field(default_factory=dict)
     prefixes: PrefixCache | None = None
 
 

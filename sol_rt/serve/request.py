@@ -82,8 +82,6 @@ class Asked:
         deadline_ms: time in which the answer is to be complete, from `arrived_at` on; None for any.
         effort: `reasoning_effort`, one of EFFORTS; None where it is not given.
         by_effort: the budget comes from the effort.
-        thinking_budget: budget of the reasoning; None where the effort says nothing.
-        thinking_tokens: tokens of reasoning at most; None for any number.
         arrived_at: time when it was read, of the monotonic clock, seconds.
     """
 
@@ -102,8 +100,6 @@ class Asked:
     deadline_ms: float | None = None
     effort: str | None = None
     by_effort: bool = False
-    thinking_budget: float | None = None
-    thinking_tokens: int | None = None
     arrived_at: float = field(default_factory=time.monotonic, compare=False)
 
 
@@ -281,6 +277,8 @@ class _Reader:
         self._refuse()
         tier = self._word("service_tier", TIERS)
         deadline_ms, effort = self._deadline_ms(headers), self._word("reasoning_effort", EFFORTS)
+        if effort == "none":
+            self.fields["reasoning_effort"] = effort  # nothing keeps a model from reasoning
         stream = self.take("stream", bool) or False
         ignored = tuple(plain(name)[:_LONGEST_NAME] for name in sorted(self.fields.keys() - _WITHOUT_EFFECT))[
             :_MOST_NAMES

@@ -101,8 +101,8 @@ def serve(
         options.option(
             "--effort",
             env=False,
-            metavar="NAME=BUDGET[:TOKENS]",
-            help="Budget, and tokens of reasoning at most, of a reasoning_effort, as low=0.4:256; may be repeated.",
+            metavar="NAME=BUDGET",
+            help="Budget of a reasoning_effort, as low=0.4; may be repeated.",
             panel=LOAD,
         ),
     ] = None,
