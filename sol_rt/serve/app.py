@@ -248,7 +248,7 @@ class Guard:
         origin = request.headers.get("origin")
         if origin is not None and origin.lower().partition("://")[2] != host:
             return Failure(403, "pages of other origins may not ask this server")
-        if not self._settings.api_key or request.url.path in _OPEN:
+        if not self._settings.api_key or request.scope["path"] in _OPEN:
             return None
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
         given = key if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
@@ -340,13 +340,13 @@ async def _gone(request: Request, error: Exception) -> Response:
 def _not_found(request: Request, error: Exception | None) -> Response:
     status = getattr(error, "status_code", 404)
     return _refused(
-        request, Failure(status, f"{request.method} {request.url.path}: no such thing here", code="not_found")
+        request, Failure(status, f"{request.method} {request.scope['path']}: no such thing here", code="not_found")
     )
 
 
 def _refused(request: Request, failure: Failure) -> Response:
     """The answer for an error, in the shape of the protocol that the path belongs to."""
-    shape = next((shape for path, shape in _ERRORS.items() if request.url.path.startswith(path)), openai_api.error)
+    shape = next((shape for path, shape in _ERRORS.items() if request.scope["path"].startswith(path)), openai_api.error)
     return JSONResponse(shape(failure), failure.status, dict(failure.headers))
 
 
