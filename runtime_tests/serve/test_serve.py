@@ -16,7 +16,10 @@ import httpx
 import openai
 import pytest
 
-from helpers.servers import left, running, served
+from helpers.servers import in_thread, left, running, served
+from helpers.tiny_bundle import seal, write_bundle
+from sol_rt.bundle.config import CONFIG_NAME
+from sol_rt.bundle.config_reader import read_config
 from sol_rt.generate.model import SolModel
 from sol_rt.serve.app import Server
 
@@ -225,11 +228,11 @@ def test_a_key_and_a_full_queue(bundle: Path) -> None:
         assert httpx.get(f"{address}/health").status_code == 200
         with pytest.raises(openai.AuthenticationError):
             client_of(address).models.list()
+        path = {"Host": "x/health?"}  # of which some versions of starlette make the URL's path
+        assert httpx.get(f"{address}/v1/models", headers=path).status_code == 401
         client = openai.OpenAI(base_url=f"{address}/v1", api_key="secret", max_retries=0)
         with ask(client, max_tokens=8000, stream=True) as stream:
             chunks = iter(stream)
-        path = {"Host": "x/health?"}  # of which some versions of starlette make the URL's path
-        assert httpx.get(f"{address}/v1/models", headers=path).status_code == 401
             next(chunks)
             with pytest.raises(openai.RateLimitError) as refused:
                 ask(client)
@@ -243,6 +246,19 @@ def test_elsewhere_than_here_a_key_is_needed(bundle: Path) -> None:
     assert done.returncode == 2
     assert "SOL_RT_API_KEY" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_what_the_chat_template_refuses(tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "tiny")
+    config = read_config(bundle / CONFIG_NAME)
+    template = "{% if messages[-1].role != 'user' %}{{ raise_exception('end with the user') }}{% endif %}assistant "
+    (bundle / "chat_template.jinja").write_text(template, encoding="utf-8")
+    seal(bundle, config)
+    with in_thread(bundle) as (address, _):
+        with pytest.raises(openai.BadRequestError, match="chat template: end with the user") as refused:
+            ask(client_of(address), messages=[*MESSAGES, {"role": "assistant", "content": "w3"}])
+        assert refused.value.type == "invalid_request_error"
+        assert ask(client_of(address)).usage.completion_tokens
 
 
 def test_a_stream_s_lines(address: str) -> None:

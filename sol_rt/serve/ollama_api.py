@@ -116,7 +116,7 @@ def _loaded(fields: dict[str, Any], known_as: str, empty: Mapping[str, Any]) -> 
 
 
 def _messages(given: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Messages in chat's shape. Calls of tools, which have names alone here, get ids."""
+    """Messages in chat's shape. Calls of tools, which have names alone here, get ids as Mistral's templates want."""
     messages: list[dict[str, Any]] = []
     open_calls: list[tuple[str, str]] = []  # name and id of calls without a result
     for place, message in enumerate(given):
@@ -135,7 +135,7 @@ def _messages(given: list[dict[str, Any]]) -> list[dict[str, Any]]:
             written = as_json(f"{where}.tool_calls", called.get("arguments") or {})
             function = {"name": name, "arguments": written}
             known = call.get("id")
-            made = {"id": known if isinstance(known, str) else f"call_{number}", "type": "function"}
+            made = {"id": known if isinstance(known, str) else f"call{number:05d}", "type": "function"}
             converted.setdefault("tool_calls", []).append(made | {"function": function})
             open_calls.append((name, made["id"]))
         if message.get("role") == "tool":
@@ -150,7 +150,7 @@ def _answered(message: Mapping[str, Any], open_calls: list[tuple[str, str]]) -> 
         open_calls[:] = [call for call in open_calls if call[1] != given]
         return given
     name = message.get("tool_name", message.get("name"))
-    found = next((call for call in open_calls if call[0] == name), open_calls[0] if open_calls else ("", "call_0"))
+    found = next((call for call in open_calls if call[0] == name), open_calls[0] if open_calls else ("", "call00000"))
     open_calls[:] = [call for call in open_calls if call is not found]
     return found[1]
 

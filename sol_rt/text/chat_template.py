@@ -100,10 +100,10 @@ class ChatTemplate:
             add_generation_prompt: whether the prompt ends where the assistant's answer begins.
             variables: further variables of the template, such as `tools` or `enable_thinking`.
 
-        Raises SolError, in one line, for any error in the template, including its own calls of `raise_exception`.
+        Raises UsageError, in one line, for any error in the template, including its own calls of `raise_exception`, and
+        for values that JSON cannot hold. Raises SolError for a template that crashes or takes too long.
         Limits: 1 s of processor time, 64 MB, and 4 times the conversation's characters plus 262,144. The same error
-        comes if the machine is so busy that two tries took 30 s each. Raises UsageError for values that JSON cannot
-        hold.
+        comes if the machine is so busy that two tries took 30 s each.
         """
         values = {"tools": None, "documents": None, **self._variables, **variables}
         values |= {"messages": [dict(message) for message in messages], "add_generation_prompt": add_generation_prompt}
@@ -167,18 +167,23 @@ class _Process:
         self._timed_out = False
         if not self._line("", _SECONDS_TO_START):
             raise SolError("chat template: the process that renders it does not start; give a plain prompt")
+        self._compiled = False
         self.ask(json.dumps({"source": source}))
+        self._compiled = True
 
     def ask(self, request: str) -> str:
         """Sends a line of JSON and returns the text of the answer.
 
-        Raises SolError; the process may then be dead. Raises _StalledError if the process was ended for its real time.
+        Raises UsageError for values that the template refuses, SolError otherwise; the process may then be dead. Raises
+        _StalledError if the process was ended for its real time.
         """
         line = self._line(request + "\n", _SECONDS_AT_MOST)
         if not line:
             raise self._ended()
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
+            if self._compiled:
+                raise UsageError(f"chat template: {answer['error']}; change the messages, or correct {FILE}")
             raise _failed(answer["error"], answer["line"])
         return str(answer["text"])
 
