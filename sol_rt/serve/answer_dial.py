@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -68,6 +69,7 @@ class AnswerDial:
         self._reason: Reason = "effort" if asked.by_effort else "asked"
         self._lowest = ceiling
         self._cut = False
+        self._moving = threading.Lock()  # between a client that asks and the scheduler, which holds
 
     @property
     def budget(self) -> float:
@@ -76,21 +78,23 @@ class AnswerDial:
 
     def ask(self, budget: float) -> None:
         """Moves the dial for the client. Raises UsageError as `Stream.budget`."""
-        self.stream.budget = budget
-        self.ceiling = self._lowest = budget
-        self._asked, self._reason, self.held = {"budget": budget}, "asked", None
+        with self._moving:
+            self.stream.budget = budget
+            self.ceiling = self._lowest = budget
+            self._asked, self._reason, self.held = {"budget": budget}, "asked", None
 
     def hold(self, budget: float, reason: Reason) -> None:
         """Holds the next steps to a budget at most the ceiling."""
-        budget = min(budget, self.ceiling)
-        at_ceiling = budget > self.ceiling - _TOUCH
-        if not self.stream.movable or (self.held is None and at_ceiling):
-            return
-        if budget < self._lowest - _TOUCH:
-            self._lowest, self._reason = budget, reason
-        if self.held is None or abs(budget - self.held) >= _TOUCH or (at_ceiling and self.held != self.ceiling):
-            self.held = self.ceiling if at_ceiling else budget
-            self.stream.budget = self.held
+        with self._moving:
+            budget = min(budget, self.ceiling)
+            at_ceiling = budget > self.ceiling - _TOUCH
+            if not self.stream.movable or (self.held is None and at_ceiling):
+                return
+            if budget < self._lowest - _TOUCH:
+                self._lowest, self._reason = budget, reason
+            if self.held is None or abs(budget - self.held) >= _TOUCH or (at_ceiling and self.held != self.ceiling):
+                self.held = self.ceiling if at_ceiling else budget
+                self.stream.budget = self.held
 
     def late(self, spare: float = 0.0) -> bool:
         """True once the deadline is past, or nearer than `spare` seconds."""
