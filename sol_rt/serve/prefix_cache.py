@@ -24,6 +24,8 @@ from sol_rt.generate.native.session import Session
 LEAST_TOKENS = 64
 """Tokens that an entry has to save a prompt, beside the caches of the sessions."""
 _CACHE, _TOKENS = ".kv", ".tokens"
+_NAMES = "[0-9a-f]" * 16 + "-*"
+"""Pattern of the names of all bundles' entries."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,7 +160,7 @@ class PrefixCache:
 
     def _make_room(self) -> None:
         """Removes the files used longest ago, also those of other bundles, until the rest fits."""
-        files = sorted(self._folder.glob("*" + _CACHE), key=_used_at)
+        files = sorted(self._folder.glob(_NAMES + _CACHE), key=_used_at)
         sizes = {path: _size(path) for path in files}
         total = sum(sizes.values())
         for path in files:
