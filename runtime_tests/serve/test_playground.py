@@ -169,6 +169,28 @@ def test_text_of_users_and_models_is_never_html(opened: Opened, address: str) ->
     assert opened.page.title() == title
 
 
+def test_what_a_model_thinks_and_calls_is_shown_and_not_sent_back(opened: Opened) -> None:
+    call = {"index": 0, "function": {"name": "weather", "arguments": "{}"}}
+    deltas = [{"reasoning_content": "hm "}, {"content": "w7 "}, {"content": "w8"}, {"tool_calls": [call]}]
+    chunks = [{"id": "x", "choices": [{"delta": each, "finish_reason": None}], "sol": {"cost": 1}} for each in deltas]
+    lines = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + "data: [DONE]\n\n"
+
+    def answer(route: Any) -> None:
+        route.fulfill(content_type="text/event-stream", body=lines)
+
+    opened.page.route("**/v1/chat/completions", answer, times=1)
+    opened.ask("w3")
+    opened.ended()
+    expect(opened.page.locator(".answer").last).to_have_text("hm w7 w8 weather {}")
+    opened.ask("w4")
+    opened.ended()
+    assert trace(opened)["answers"][-1]["request"]["messages"] == [
+        {"role": "user", "content": "w3"},
+        {"role": "assistant", "content": "w7 w8"},
+        {"role": "user", "content": "w4"},
+    ]
+
+
 def test_keys_walk_through_tokens_and_break_lines(opened: Opened) -> None:
     opened.page.press("#prompt", "Shift+Enter")
     expect(opened.page.locator("#prompt")).to_have_value("\n")

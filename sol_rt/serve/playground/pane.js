@@ -78,8 +78,8 @@ export class Pane {
   /** The conversation so far, as the protocol has it. */
   get messages() {
     return this.exchanges.flatMap((exchange) => {
-      const said = exchange.steps.map((step) => step.text).join("");
-      return said ? [{ role: "user", content: exchange.prompt }, { role: "assistant", content: said }] : [];
+      const { prompt, said } = exchange;
+      return said ? [{ role: "user", content: prompt }, { role: "assistant", content: said }] : [];
     });
   }
 
@@ -130,6 +130,7 @@ export class Pane {
     }
     const choice = chunk.choices[0];
     exchange.finish_reason = choice?.finish_reason ?? exchange.finish_reason;
+    exchange.said = (exchange.said ?? "") + (choice?.delta?.content ?? "");
     const text = textOf(choice?.delta);
     this.#held += text;
     if (choice === undefined || !chunk.sol) return text; // the chunk with the step comes last of a token's
