@@ -135,6 +135,18 @@ def test_a_replay_needs_the_grammar_again(model: SolModel, tmp_path: Path) -> No
     assert model.generate(replay=read_trace(trace)).first_difference is not None
 
 
+def chain(length: int) -> dict[str, Any]:
+    """A schema of objects in each other, each by a reference."""
+    links = {str(n): {"type": "object", "properties": {"a": {"$ref": f"#/$defs/{n + 1}"}}} for n in range(length)}
+    return {"$ref": "#/$defs/0", "$defs": {**links, str(length): {"type": "null"}}}
+
+
+def test_a_long_chain_of_references_is_held(model: SolModel) -> None:
+    """On a usual stack it ends the process."""
+    result = model.generate(PROMPT, grammar=Grammar.json_schema(chain(1500)), max_new_tokens=4)
+    assert result.text.startswith("{")
+
+
 @pytest.mark.parametrize(
     ("grammar", "reason"),
     [
@@ -145,8 +157,9 @@ def test_a_replay_needs_the_grammar_again(model: SolModel, tmp_path: Path) -> No
         (Grammar.regex("a(b"), "unclosed group"),
         (Grammar.lark("start: nowhere"), 'unknown name: "nowhere"'),
         (Grammar.regex("\ud800"), "surrogates not allowed"),
-        (Grammar.json_schema({"const": float("nan")}), "json_schema"),
-        (Grammar.json_schema({"const": json.loads("[" * 400 + "]" * 400)}), "json_schema"),
+        (Grammar.json_schema({"const": float("nan")}), "expected value at line 1 column 11"),
+        (Grammar.json_schema({"const": json.loads("[" * 400 + "]" * 400)}), "recursion limit exceeded"),
+        (Grammar.json_schema(chain(20_000)), "characters, expected at most 524288"),
         ({"type": "object"}, "expected a Grammar"),
     ],
 )

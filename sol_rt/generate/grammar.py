@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +17,23 @@ if TYPE_CHECKING:
 
     from sol_rt.text.tokenizer import Tokenizer
 
-_JSON: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+JSON_SPACES: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """Spaces as `json.dumps` writes them: with free ones a small model may write nothing else. A schema's `x-guidance`
 changes that."""
+_STACK_BYTES = 256 << 20  # the library recurses over references: a schema of 50 KB can overflow a usual stack
+_MOST_CHARACTERS = 1 << 19  # of a grammar: that stack holds what they can nest
+
+
+class GrammarError(UsageError):
+    """A grammar that cannot be held.
+
+    Attributes:
+        reason: the message without the word grammar.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"grammar: {reason}")
+        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -28,7 +44,7 @@ class Grammar:
         kind: `json_schema`, `regex` or `lark`.
         text: the schema as JSON, the regular expression, or the grammar.
 
-    Raises UsageError for another kind, and for what is no text.
+    Raises GrammarError for another kind, and for what is no text.
     """
 
     kind: str
@@ -36,11 +52,11 @@ class Grammar:
 
     def __post_init__(self) -> None:
         if self.kind not in ("json_schema", "regex", "lark") or not isinstance(self.text, str):
-            raise UsageError(f"grammar: got {brief(self)}, expected Grammar.json_schema, .regex or .lark of a text")
+            raise GrammarError(f"got {brief(self)}, expected Grammar.json_schema, .regex or .lark of a text")
 
     @classmethod
     def json_schema(cls, schema: Mapping[str, Any] | str) -> Grammar:
-        """JSON that is valid under a schema, given as a mapping or as JSON. Raises UsageError if it is neither."""
+        """JSON that is valid under a schema, given as a mapping or as JSON. Raises GrammarError if it is neither."""
         try:
             found = json.loads(schema) if isinstance(schema, str) else schema
             if isinstance(found, Mapping):
@@ -50,7 +66,7 @@ class Grammar:
             wrong = "nested too deeply"
         except (TypeError, ValueError) as error:
             wrong = f"got no JSON ({error}), expected an object"
-        raise UsageError(f"grammar: JSON schema: {wrong}")
+        raise GrammarError(f"JSON schema: {wrong}")
 
     @classmethod
     def regex(cls, pattern: str) -> Grammar:
@@ -71,36 +87,42 @@ class Matchers:
         vocab_size: of the model.
         end_ids: tokens that end a text: a complete one allows them.
 
-    Raises UsageError if llguidance is not installed, or cannot read the tokenizer.
+    Raises GrammarError if llguidance is not installed, or cannot read the tokenizer.
     """
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int, end_ids: Collection[int]) -> None:
         try:
             import llguidance
         except ImportError:
-            raise UsageError(
-                "grammar: needs the package llguidance; run pip install 'sol-rt[grammar]', or leave it out"
+            raise GrammarError(
+                "needs the package llguidance; run pip install 'sol-rt[grammar]', or leave it out"
             ) from None
-        self._matcher = llguidance.LLMatcher
+        self._matcher, self._compiler = llguidance.LLMatcher, _compiler()
         try:
             self._tokenizer = llguidance.LLTokenizer(tokenizer.to_json(), vocab_size, sorted(end_ids) or None)
         except Exception as error:  # the library raises plain Exception
-            raise UsageError(f"grammar: llguidance cannot read this model's tokenizer: {cut(error)}") from None
+            raise GrammarError(f"llguidance cannot read this model's tokenizer: {cut(error)}") from None
 
     def mask(self, grammar: Grammar) -> TokenMask:
-        """A mask that keeps one generation in the grammar. Raises UsageError with the reason for a bad one."""
+        """A mask that keeps one generation in the grammar. Raises GrammarError with the reason for a bad one."""
+        if (size := len(grammar.text)) > _MOST_CHARACTERS:
+            expected = f"expected at most {_MOST_CHARACTERS}"
+            raise GrammarError(f"{grammar.kind}: got {size} characters, {expected}; make it shorter")
+        return self._compiler.submit(self._mask, grammar).result()
+
+    def _mask(self, grammar: Grammar) -> TokenMask:
         try:
             matcher = self._matcher(self._tokenizer, self._compiled(grammar), log_level=0)
             problem = _reason(matcher)
         except ValueError as error:  # a text that is no Unicode, numbers that no JSON has
             problem = cut(error)
         if problem:
-            raise UsageError(f"grammar: {grammar.kind}: {problem}; change it")
+            raise GrammarError(f"{grammar.kind}: {problem}; change it")
         return TokenMask(_Fill(matcher))
 
     def _compiled(self, grammar: Grammar) -> str:
         if grammar.kind == "json_schema":
-            return self._matcher.grammar_from_json_schema(grammar.text, defaults=_JSON)
+            return self._matcher.grammar_from_json_schema(grammar.text, defaults=JSON_SPACES)
         if grammar.kind == "regex":
             return self._matcher.grammar_from_regex(grammar.text)
         return self._matcher.grammar_from_lark(grammar.text)
@@ -127,4 +149,15 @@ class _Fill:
 
 def _reason(matcher: llguidance.LLMatcher) -> str:
     """Describes in one line why the matcher failed; empty if it did not."""
-    return cut(" ".join(matcher.get_error().partition("<state>")[0].split()))
+    return cut(" ".join(matcher.get_error().partition("<state>")[0].partition("<backtrace>")[0].split()))
+
+
+def _compiler() -> ThreadPoolExecutor:
+    """A thread whose stack is large enough for any schema that the library takes."""
+    before = threading.stack_size(_STACK_BYTES)
+    try:
+        pool = ThreadPoolExecutor(1, "sol-rt grammars")
+        pool.submit(int).result()  # starts it
+        return pool
+    finally:
+        threading.stack_size(before)

@@ -7,10 +7,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sol_rt.generate.grammar import JSON_SPACES
 from sol_rt.serve.response_templates import Field
 
-_JSON = {"x-guidance": {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}}
-"""Spaces of JSON: with free ones a small model may write nothing else."""
+_JSON = {"x-guidance": JSON_SPACES}
 
 
 def call_grammar(
