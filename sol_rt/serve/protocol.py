@@ -15,6 +15,7 @@ from sol_rt.generate.results import GeneratedToken, Generation
 from sol_rt.serve.answer_dial import Served
 from sol_rt.serve.content import Block, Content, Delta
 from sol_rt.serve.request import Asked, FieldError
+from sol_rt.serve.strict_json import loads
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ class Count:
 async def body_of(request: Request) -> Mapping[str, Any]:
     """A request's JSON object. Raises FieldError for anything else."""
     try:
-        body = json.loads(await request.body(), parse_constant=_no_number)
+        body = loads(await request.body())
     except (ValueError, RecursionError) as error:
         raise FieldError("body", f"no JSON ({error})") from None
     if not isinstance(body, dict):
@@ -194,7 +195,3 @@ def arguments(block: Block) -> dict[str, Any]:
         if isinstance(found, dict):
             return found
     return {"arguments": block.text}
-
-
-def _no_number(text: str) -> float:
-    raise ValueError(f"{text} is no number of JSON")

@@ -18,6 +18,7 @@ from typing import Any
 
 from sol_rt.serve.pieces import Piece
 from sol_rt.serve.response_templates import Field
+from sol_rt.serve.strict_json import loads
 
 _LONGEST = 256
 """Characters of a tool's name."""
@@ -352,7 +353,7 @@ def _calls(text: str, field: Field) -> list[tuple[str, str]]:
 
 
 def _json_calls(text: str) -> list[tuple[str, str]]:
-    values = json.loads(text, parse_constant=_no_number)
+    values = loads(text)
     found = []
     for value in values if isinstance(values, list) else [values]:
         call = value.get("function") if isinstance(value, dict) and "function" in value else value
@@ -360,7 +361,7 @@ def _json_calls(text: str) -> list[tuple[str, str]]:
             raise ValueError(call)
         arguments = call.get("arguments", call.get("parameters", {}))
         if isinstance(arguments, str):
-            arguments = json.loads(arguments, parse_constant=_no_number)
+            arguments = loads(arguments)
         found.append(_checked(call.get("name"), arguments))
     return found
 
@@ -373,7 +374,7 @@ def _named_call(text: str, field: Field) -> tuple[str, str]:
         quote = re.escape(field.quote)
         texts = re.compile(f"{quote}(.*?){quote}|{_BARE_KEY}", re.DOTALL)
         arguments = texts.sub(lambda found: json.dumps(found[1] if found[2] is None else found[2]), arguments)
-    return _checked(name.strip(), json.loads(arguments, parse_constant=_no_number))
+    return _checked(name.strip(), loads(arguments))
 
 
 def _python_calls(text: str) -> list[tuple[str, str]]:
@@ -409,7 +410,3 @@ def _checked(name: Any, arguments: Any) -> tuple[str, str]:
     except UnicodeEncodeError:  # half of a surrogate pair
         written = json.dumps(arguments, allow_nan=False)
     return name, written
-
-
-def _no_number(text: str) -> float:
-    raise ValueError(f"{text} is no number of JSON")
