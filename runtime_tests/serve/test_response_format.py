@@ -93,5 +93,13 @@ def test_a_text_stays_a_text(client: openai.OpenAI) -> None:
     ],
 )
 def test_shapes_that_can_t_be_held_are_refused_with_the_reason(client: openai.OpenAI, shape: Any, reason: str) -> None:
-    with pytest.raises(openai.BadRequestError, match=reason):
+    with pytest.raises(openai.BadRequestError, match=reason) as refused:
         ask(client, shape)
+    assert refused.value.param == "response_format"
+
+
+def test_the_reason_names_the_protocol_s_own_field(client: openai.OpenAI) -> None:
+    form: Any = {"type": "json_schema", "name": "answer", "schema": {"type": "strin"}}
+    with pytest.raises(openai.BadRequestError, match="Invalid type: strin") as refused:
+        client.responses.create(model="tiny", input="Tell me of the sea.", text={"format": form})
+    assert refused.value.param == "text.format"

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import threading
+from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
+from test_tools import TEMPLATE, bytes_bundle
 
-from helpers.servers import CHAT_TOOLS, CHAT_WITH_TOOLS, WEATHER, left, outcome, running
+from helpers.servers import CHAT_TOOLS, CHAT_WITH_TOOLS, WEATHER, in_thread, left, outcome, running
 from sol_rt.generate.model import SolModel
 from sol_rt.serve import responses_api
 from sol_rt.serve.app import Server
@@ -225,6 +227,31 @@ def test_fields_without_a_meaning_are_named(client: openai.OpenAI) -> None:
         extra_body={"frobnicate": 1},
     )
     assert answer.sol["ignored"] == ["frobnicate", "text.verbosity", "tools[0]"]
+
+
+def test_an_answer_repeats_what_was_asked(tmp_path: Path) -> None:
+    weather: Any = {"type": "function", "name": "weather", "description": "w3", "parameters": WEATHER, "strict": True}
+    form: Any = {"type": "json_schema", "name": "answer", "schema": {"type": "boolean"}}
+    asked: dict[str, Any] = {
+        "model": "tiny", "input": "w3", "max_output_tokens": 20,
+        "tools": [weather, {"type": "web_search"}], "tool_choice": "none", "parallel_tool_calls": False,
+        "reasoning": {"effort": "low", "summary": "auto"}, "text": {"format": form},
+    }  # fmt: skip
+    with in_thread(bytes_bundle(tmp_path / "tiny", TEMPLATE)) as (address, _):
+        client = client_of(address)
+        whole, events = client.responses.create(**asked), list(client.responses.create(stream=True, **asked))
+        plain = client.responses.create(model="tiny", input="w3", max_output_tokens=2)
+        hostile = '{"model":"tiny","input":"w3","max_output_tokens":2,"text":{"format":{"type":"text"}},"tools":%s}'
+        far = httpx.post(f"{address}/v1/responses", content=hostile % '[{"type":"function","name":"f","x":1e999}]')
+        half = httpx.post(f"{address}/v1/responses", content=hostile % '[{"type":"function","name":"f","x":"\\ud800"}]')
+    for answer in (whole, events[0].response, events[-1].response):
+        assert (answer.tool_choice, answer.parallel_tool_calls, answer.reasoning.effort) == ("none", False, "low")
+        assert [tool.to_dict() for tool in answer.tools] == [weather]
+        assert answer.text.format.to_dict() == form
+    assert (plain.tool_choice, plain.parallel_tool_calls, plain.tools) == ("auto", True, [])
+    assert (plain.reasoning.effort, plain.text.format.type) == (None, "text")  # type: ignore[union-attr]
+    assert (far.status_code, far.json()["error"]["param"]) == (400, "tools")
+    assert (half.status_code, half.json()["tools"][0]["x"]) == (200, "?")
 
 
 def test_a_count_is_that_of_the_answer(client: openai.OpenAI) -> None:

@@ -221,14 +221,18 @@ def test_models_that_can_t_call_tools(tmp_path: Path, template: str, said: str) 
         client.chat.completions.create(model="tiny", messages=[ASK], tools=[WEATHER])
 
 
+def bytes_bundle(folder: Path, template: str) -> Path:
+    """A bundle of a model with a token for every byte."""
+    shutil.copytree(GOLDEN / "tiny", folder)
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    (folder / "chat_segments.json").unlink()
+    seal(folder, read_config(folder / CONFIG_NAME))
+    return folder
+
+
 @pytest.fixture(scope="module")
 def forced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
-    """Of a server whose model has a token for every byte."""
-    folder = tmp_path_factory.mktemp("forced") / "tiny"
-    shutil.copytree(GOLDEN / "tiny", folder)
-    (folder / "chat_template.jinja").write_text(TEMPLATE.replace("</think>", ""), encoding="utf-8")
-    seal(folder, read_config(folder / CONFIG_NAME))
-    with serving(folder) as client:
+    with serving(bytes_bundle(tmp_path_factory.mktemp("forced") / "tiny", TEMPLATE.replace("</think>", ""))) as client:
         yield client
 
 
@@ -245,6 +249,7 @@ FORECAST = {
         },
     },
 }
+BAD = {"type": "function", "function": {"name": "bad", "parameters": {"properties": {"a": {"type": "strin"}}}}}
 BY_NAME = {"type": "function", "function": {"name": "forecast"}}
 NOW = {"type": "function", "function": {"name": "now", "parameters": {"type": "object", "additionalProperties": False}}}
 
@@ -263,3 +268,99 @@ def test_a_call_that_has_to_be(forced: openai.OpenAI, choice: Any) -> None:
             assert 1 <= arguments.pop("days") <= 9
             assert arguments.pop("unit") in ("c", "f")
         assert arguments == {}
+
+
+def test_parameters_that_can_t_be_held(forced: openai.OpenAI) -> None:
+    how: Any = {"model": "tiny", "messages": [ASK], "tools": [NOW, BAD]}
+    with pytest.raises(openai.BadRequestError, match="Invalid type: strin") as refused:
+        forced.chat.completions.create(tool_choice="required", **how)
+    assert refused.value.param == "tools"
+    assert forced.chat.completions.create(max_tokens=3, **how).choices
+
+
+FORM = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"], "additionalProperties": False}
+SHAPE = {"type": "json_schema", "json_schema": {"name": "answer", "schema": FORM}}
+
+
+def test_json_beside_tools_that_may_not_be_called(forced: openai.OpenAI) -> None:
+    how: Any = {"model": "tiny", "messages": [ASK], "tools": [NOW], "response_format": SHAPE, "max_tokens": 60}
+    message = forced.chat.completions.create(tool_choice="none", **how).choices[0].message
+    assert (message.tool_calls, json.loads(message.content).keys()) == (None, {"a"})
+    message = forced.chat.completions.create(tool_choice="required", **how).choices[0].message
+    assert message.tool_calls[0].function.name == "now"
+    with pytest.raises(openai.BadRequestError, match="cannot be held beside tools that may be called") as refused:
+        forced.chat.completions.create(**how)
+    assert refused.value.param == "response_format"
+
+
+def test_json_after_a_prompt_that_opens_reasoning(tmp_path: Path) -> None:
+    with serving(bytes_bundle(tmp_path / "tiny", TEMPLATE + "<think>\n")) as client:
+        answer = client.chat.completions.create(model="tiny", messages=[ASK], response_format=SHAPE, max_tokens=60)
+        free = client.chat.completions.create(model="tiny", messages=[ASK], max_tokens=4)
+    message = answer.choices[0].message
+    assert json.loads(message.content).keys() == {"a"}
+    assert not hasattr(message, "reasoning_content")
+    assert free.choices[0].message.reasoning_content
+
+
+def test_one_call_at_a_time_is_named_as_ignored(forced: openai.OpenAI) -> None:
+    def ignored(path: str, body: dict[str, Any]) -> Any:
+        answer = httpx.post(f"{forced.base_url}{path}", json={"model": "tiny", "max_tokens": 2} | body)
+        return answer.json()["sol"]["ignored"]
+
+    chat: dict[str, Any] = {"messages": [ASK], "tools": [NOW]}
+    assert ignored("chat/completions", chat | {"parallel_tool_calls": False}) == ["parallel_tool_calls"]
+    for value in (True, None):
+        assert ignored("chat/completions", chat | {"parallel_tool_calls": value}) == []
+    asked: dict[str, Any] = {"messages": [ASK], "tools": [{"name": "now", "input_schema": {"type": "object"}}]}
+    one = {"tool_choice": {"type": "auto", "disable_parallel_tool_use": True}}
+    assert ignored("messages", asked | one) == ["tool_choice.disable_parallel_tool_use"]
+    assert ignored("messages", asked | {"tool_choice": {"type": "auto"}}) == []
+
+
+SAMPLED = {"model": "tiny", "seed": 3, "temperature": 2.0, "max_tokens": 150, "max_output_tokens": 150}
+FUNCTION = FORECAST["function"]
+BODIES: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {"messages": [ASK], "tools": [FORECAST], "tool_choice": "required"},
+    "/v1/responses": {"input": [ASK], "tools": [{"type": "function", **FUNCTION}], "tool_choice": "required"},
+    "/v1/messages": {
+        "messages": [ASK],
+        "tools": [{"name": "forecast", "input_schema": FUNCTION["parameters"]}],
+        "tool_choice": {"type": "any"},
+    },
+    "/api/chat": {"messages": [ASK], "tools": [FORECAST], "tool_choice": "required"},
+}
+
+
+def test_a_call_in_every_protocol(forced: openai.OpenAI) -> None:
+    """The model's text is the same, so the calls are."""
+    address = f"{forced.base_url}".removesuffix("/v1/")
+    [chat, responses, anthropic, ollama] = (
+        httpx.post(f"{address}{path}", json=SAMPLED | body | {"stream": False}).json() for path, body in BODIES.items()
+    )
+    called = chat["choices"][0]["message"]["tool_calls"][0]["function"]
+    [item], [block], [call] = responses["output"], anthropic["content"], ollama["message"]["tool_calls"]
+    assert (called["name"], json.loads(called["arguments"]).keys()) == ("forecast", {"days", "unit"})
+    assert (item["type"], item["name"], item["arguments"]) == ("function_call", *called.values())
+    assert (block["type"], block["name"], block["input"]) == ("tool_use", "forecast", json.loads(called["arguments"]))
+    assert call["function"] == {"index": 0, "name": "forecast", "arguments": json.loads(called["arguments"])}
+    assert anthropic["stop_reason"] == "tool_use"
+
+    streamed = [
+        [
+            json.loads(line.removeprefix("data: "))
+            for line in text.splitlines()
+            if line[:1] == "{" or line[:7] == "data: {"
+        ]
+        for path, body in BODIES.items()
+        for text in [httpx.post(f"{address}{path}", json=SAMPLED | body | {"stream": True}).text]
+    ]
+    deltas = [call for each in streamed[0] for call in each["choices"][0]["delta"].get("tool_calls", ())]
+    texts = [
+        "".join(call["function"]["arguments"] for call in deltas),
+        "".join(each["delta"] for each in streamed[1] if each["type"] == "response.function_call_arguments.delta"),
+        "".join(each["delta"]["partial_json"] for each in streamed[2] if each["type"] == "content_block_delta"),
+    ]
+    assert texts == [called["arguments"]] * 3
+    [told] = [each["message"]["tool_calls"] for each in streamed[3] if each["message"].get("tool_calls")]
+    assert [each["function"] for each in told] == [call["function"]]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from starlette.concurrency import run_in_threadpool
 
 from sol_rt.errors import ContextError
-from sol_rt.generate.grammar import Grammar
+from sol_rt.generate.grammar import Grammar, GrammarError
 from sol_rt.generate.model import SolModel
 from sol_rt.generate.prompt import is_chat
 from sol_rt.generate.results import GeneratedToken, Generation
@@ -93,13 +93,17 @@ class Answer:
 async def prepare(model: SolModel, asked: Asked) -> Prepared:
     """Checks a request against the model and encodes its prompt, beside the event loop.
 
-    Raises UsageError, and ContextError for a prompt that leaves no room for a token.
+    Raises UsageError, FieldError among them, and ContextError for a prompt that leaves no room for a token.
     """
-    return await run_in_threadpool(_prepared, model, asked)
+    try:
+        return await run_in_threadpool(_prepared, model, asked)
+    except GrammarError as error:
+        field = "tools" if asked.tool_choice == "required" else "response_format"
+        raise FieldError(asked.names.get(field, field), error.reason) from None
 
 
 def _prepared(model: SolModel, asked: Asked) -> Prepared:
-    if asked.top_logprobs is not None:
+    if asked.top_logprobs is not None or "stop_strings" in asked.arguments:
         _ = model.tokenizer  # its first use takes a while, and is not for the event loop
     tokens, most = model.encode(asked.prompt, tools=asked.tools), model.engine.max_context
     room = most - len(tokens)
@@ -107,7 +111,7 @@ def _prepared(model: SolModel, asked: Asked) -> Prepared:
         raise ContextError(f"prompt: got {len(tokens)} tokens, expected at most {most - 1}; shorten the conversation")
     limit = room if asked.max_tokens is None else min(asked.max_tokens, room)
     arguments = {**asked.arguments, "max_new_tokens": limit, "top_logprobs": asked.top_logprobs}
-    if not (fields := _fields(model, asked)):
+    if not (fields := _fields(model, asked)) or ("grammar" in arguments and asked.tool_choice != "required"):
         return Prepared(model.stream(tokens, reuse_cache=True, **arguments))
     names = [tool["function"]["name"] for tool in asked.tools]
     end = model.tokenizer.decode(tokens[-_PROMPT_END:], skip_special_tokens=False)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sol_rt.errors import UsageError, brief, plain
-from sol_rt.generate.grammar import Grammar
+from sol_rt.generate.grammar import Grammar, GrammarError
 
 _HELD = ("budget", "max_loss", "tokens_per_second")
 DIAL = (*_HELD, "schedule")
@@ -32,7 +32,7 @@ SAMPLING = {
     "repetition_penalty": float,
 }
 """Fields that choose tokens, and their types."""
-_WITHOUT_EFFECT = {"user", "metadata", "store", "prompt_cache_key", "safety_identifier", "parallel_tool_calls"}
+_WITHOUT_EFFECT = {"user", "metadata", "store", "prompt_cache_key", "safety_identifier"}
 """Fields that change nothing about an answer: they are taken without a word."""
 _COMPLETION_TOKENS = 16
 """Tokens of a plain completion that asks for no number, as in OpenAI's API."""
@@ -83,6 +83,8 @@ class Asked:
         effort: `reasoning_effort`, one of EFFORTS; None where it is not given.
         by_effort: the budget comes from the effort.
         arrived_at: time when it was read, of the monotonic clock, seconds.
+        names: the protocol's names of chat's fields, where it has others.
+        repeated: fields of the request that the answer repeats, as they were given.
     """
 
     prompt: Any
@@ -101,6 +103,8 @@ class Asked:
     effort: str | None = None
     by_effort: bool = False
     arrived_at: float = field(default_factory=time.monotonic, compare=False)
+    names: Mapping[str, str] = field(default_factory=dict, compare=False)
+    repeated: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
 
 def read_chat(body: Mapping[str, Any], headers: Mapping[str, str], known_as: str) -> Asked:
@@ -120,6 +124,9 @@ def read_chat(body: Mapping[str, Any], headers: Mapping[str, str], known_as: str
         headers,
         known_as,
     )
+    if tools and choice == "auto" and "grammar" in asked.arguments:
+        advice = "give one, or tool_choice required or none"
+        raise FieldError("response_format", f"cannot be held beside tools that may be called; {advice}")
     return replace(asked, tools=tools, tool_choice=choice)
 
 
@@ -157,7 +164,7 @@ def read_as_chat(
         asked = read(body, headers, known_as)
     except FieldError as error:
         raise FieldError(names.get(error.field, error.field), error.reason) from None
-    return replace(asked, ignored=tuple(names.get(name, name) for name in asked.ignored))
+    return replace(asked, ignored=tuple(names.get(name, name) for name in asked.ignored), names=names)
 
 
 def taken(fields: dict[str, Any], name: str, kind: type) -> Any:
@@ -280,6 +287,8 @@ class _Reader:
         if effort == "none":
             self.fields["reasoning_effort"] = effort  # nothing keeps a model from reasoning
         stream = self.take("stream", bool) or False
+        if self.fields.get("parallel_tool_calls") in (None, True):  # what every answer may have
+            self.fields.pop("parallel_tool_calls", None)
         ignored = tuple(plain(name)[:_LONGEST_NAME] for name in sorted(self.fields.keys() - _WITHOUT_EFFECT))[
             :_MOST_NAMES
         ]
@@ -340,7 +349,7 @@ def _header(name: str) -> str:
 
 
 def _grammar(shape: Any) -> Grammar | None:
-    """The grammar of a `response_format`; None for text. Raises UsageError."""
+    """The grammar of a `response_format`; None for text. Raises FieldError."""
     if shape is None or shape == {"type": "text"}:
         return None
     kind = shape.get("type") if isinstance(shape, dict) else None
@@ -351,7 +360,10 @@ def _grammar(shape: Any) -> Grammar | None:
     if not isinstance(schema, dict):
         expected = "type text, type json_object, or type json_schema with an object json_schema.schema"
         raise FieldError("response_format", f"got {brief(shape)}, expected {expected}")
-    return Grammar.json_schema(schema)
+    try:
+        return Grammar.json_schema(schema)
+    except GrammarError as error:
+        raise FieldError("response_format", error.reason) from None
 
 
 def _message(place: int, message: Any) -> dict[str, Any]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from sol_rt.errors import brief
 from sol_rt.generate.results import GeneratedToken, Generation
 from sol_rt.serve.content import Block, Delta
 from sol_rt.serve.protocol import Count, Endpoint, Facts, Failure, Writer, event, logprobs, sol
-from sol_rt.serve.request import Asked, FieldError, joined, objects, read_as_chat, refuse, taken, text_of
+from sol_rt.serve.request import Asked, FieldError, as_json, joined, objects, read_as_chat, refuse, taken, text_of
 
 _NAMES = {
     "messages": "input",
@@ -41,7 +43,21 @@ def read(body: Mapping[str, Any], headers: Mapping[str, str], known_as: str) -> 
     if _LOGPROBS in (taken(fields, "include", list) or ()):
         chat["logprobs"] = True
     chat |= _form(fields) | _tools(fields)
-    return read_as_chat(fields | chat, headers, known_as, _NAMES)
+    return replace(read_as_chat(fields | chat, headers, known_as, _NAMES), repeated=_repeated(body))
+
+
+def _repeated(body: Mapping[str, Any]) -> dict[str, Any]:
+    """What was asked, as the answer repeats it. Raises FieldError for what JSON cannot hold."""
+    functions = [tool for tool in body.get("tools") or () if tool.get("type") == "function"]
+    form, choice = (body.get("text") or {}).get("format"), body.get("tool_choice")
+    found = {
+        "parallel_tool_calls": body.get("parallel_tool_calls") is not False,
+        "reasoning": {"effort": (body.get("reasoning") or {}).get("effort"), "summary": None},
+        "text": {"format": {"type": "text"} if form is None else form},
+        "tool_choice": "auto" if choice is None else choice,
+        "tools": functions,
+    }
+    return {name: json.loads(as_json(name, value).encode(errors="replace")) for name, value in found.items()}
 
 
 def _messages(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -221,17 +237,13 @@ class _ResponseWriter(Writer):
             "instructions": None,
             "max_output_tokens": asked.max_tokens,
             "metadata": {},
-            "parallel_tool_calls": True,
             "previous_response_id": None,
-            "reasoning": {"effort": None, "summary": None},
             "store": False,
             "temperature": asked.arguments.get("temperature"),
-            "text": {"format": {"type": "text"}},
-            "tool_choice": "auto",
-            "tools": [],
             "top_p": asked.arguments.get("top_p"),
             "truncation": "disabled",
             "usage": None,
+            **asked.repeated,
         }
         if result is None:
             return response
