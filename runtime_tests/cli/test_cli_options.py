@@ -50,6 +50,7 @@ DEFAULTS: dict[str, Call] = {
         "top_logprobs": None,
         "trace": None,
         "parse_special": False,
+        "grammar": None,
     },
     "chat": {**NO_DIAL, "asked": [ASKED]},
     "perplexity": {**NO_DIAL, "asked": "a text", "size": 512, "chunks": None, "seed": None},
@@ -201,13 +202,14 @@ OF_LOADING = {
 ELSEWHERE = {
     "generate": {
         *("-m", "--model", "-f", "--file", "--replay", "--json", "--debug", "SOL_RT_DEBUG"),
-        *("--governor", "SOL_RT_GOVERNOR"),
+        *("--governor", "SOL_RT_GOVERNOR", "--json-schema", "--grammar", "--regex"),
     },
     "chat": {"-m", "--model", "--governor", "SOL_RT_GOVERNOR", "--debug", "SOL_RT_DEBUG"},
     "perplexity": {"-m", "--model", "-o", "--output-format", "--json", "--debug", "SOL_RT_DEBUG"},
     "export": {"--model", "--force", "--target", "--debug", "SOL_RT_DEBUG"},
 }
-"""Options that other files test: test_cli.py, test_cli_bundle.py, test_governed.py, test_web_bundle.py."""
+"""Options that other files test: test_cli.py, test_cli_bundle.py, test_governed.py, test_cli_grammar.py,
+test_web_bundle.py."""
 
 
 @pytest.fixture(scope="module")
