@@ -208,7 +208,7 @@ ELSEWHERE = {
     "perplexity": {"-m", "--model", "-o", "--output-format", "--json", "--debug", "SOL_RT_DEBUG"},
     "export": {"--model", "--force", "--target", "--debug", "SOL_RT_DEBUG"},
 }
-"""Options that other files test: test_cli.py, test_cli_bundle.py, test_governed.py, test_cli_grammar.py,
+"""Options that other files test: test_cli.py, test_cli_bundle.py, test_governed.py, test_generate_grammar.py,
 test_web_bundle.py."""
 
 
