@@ -211,7 +211,7 @@ def test_a_rate_out_of_reach_leads_to_the_lowest_budget(
     assert budget_at_the_end(capsys, "--tokens-per-second", "0.001")[0] == 1.0
 
 
-@pytest.mark.parametrize(("dense_ms", "rate", "fast"), [(1e-3, 5e4, False), (1e6, 0.5, True)])
+@pytest.mark.parametrize(("dense_ms", "rate", "fast"), [(1e-3, 5e5, False), (1e6, 0.5, True)])
 def test_a_rate_follows_what_steps_take(
     dense_ms: float, rate: float, fast: bool, measured: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

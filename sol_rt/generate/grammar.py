@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,8 @@ from sol_rt.errors import SolError, UsageError, brief, cut
 from sol_rt.generate.native.token_mask import FILLED, STOP, TokenMask
 
 if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
     import llguidance
 
     from sol_rt.text.tokenizer import Tokenizer
@@ -154,6 +155,8 @@ def _reason(matcher: llguidance.LLMatcher) -> str:
 
 def _compiler() -> ThreadPoolExecutor:
     """A thread whose stack is large enough for any schema that the library takes."""
+    from concurrent.futures import ThreadPoolExecutor  # takes a while, and a generation without a grammar needs none
+
     before = threading.stack_size(_STACK_BYTES)
     try:
         pool = ThreadPoolExecutor(1, "sol-rt grammars")
