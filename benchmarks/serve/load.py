@@ -35,7 +35,7 @@ _TOPICS = ("rivers", "bridges", "glass", "winter", "bread", "clocks", "whales", 
 
 @dataclass
 class Seen:
-    """What clients saw.
+    """Times that clients saw.
 
     Attributes:
         first, between: seconds to the first text, and from each text to the next.

@@ -232,7 +232,7 @@ def test_an_interrupted_run_leaves_the_depth(
 
 @pytest.mark.parametrize(("schedule", "budget"), [("sol", 0.6), ("uniform", 0.5), ("dense", 1.0)])
 def test_bench_runs_the_steps_of_generation(model: SolModel, calls: list[Call], schedule: str, budget: float) -> None:
-    """As many of each action as a loop over the steps of a `Decoder` takes."""
+    """Counts of each action equal those that a loop over the steps of a `Decoder` takes."""
     row = Bench(model).run(Case(0, 80, 24, schedule, budget), 1)
     prompt = list(calls[0].tokens)
     decoder = model.decoder(Dial(None if schedule == "dense" else budget, schedule))

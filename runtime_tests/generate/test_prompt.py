@@ -193,7 +193,7 @@ def test_tools_that_the_template_does_not_write_are_refused() -> None:
 
 
 def test_a_template_may_call_its_tools_otherwise() -> None:
-    """As that of SmolLM3."""
+    """A template like SmolLM3's."""
     messages, tools = conversation()
     source = "{% if xml_tools is defined %}[{{ xml_tools | length }}]{% endif %}" + CHATML
     assert prompt_tokens(messages, with_controls(), ChatTemplate(source), 200, tools=tools)[:3] == [91, 49, 93]
@@ -202,7 +202,7 @@ def test_a_template_may_call_its_tools_otherwise() -> None:
 
 @pytest.mark.parametrize("system", [[], [{"role": "system", "content": "s"}]])
 def test_a_template_may_read_tools_in_the_message_of_the_system(system: list[Any]) -> None:
-    """As that of Phi-4-mini."""
+    """A template like Phi-4-mini's."""
     source = CHATML.replace(
         "{{ m.content }}", "{{ m.content }}{% if 'tools' in message %}[{{ message['tools'] }}]{% endif %}"
     ).replace("for m in messages %}", "for message in messages %}{% set m = message %}")

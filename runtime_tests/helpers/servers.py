@@ -97,7 +97,7 @@ def thinks_and_calls(asked: Any) -> Script:
 
 
 def outcome(read: Callable[..., Any], body: dict[str, Any]) -> Any:
-    """What reading a request comes to: the request without what was ignored, or why it is refused."""
+    """The request without what was ignored, or why it is refused."""
     try:
         return replace(read(body, {}, "tiny"), ignored=())
     except FieldError as error:

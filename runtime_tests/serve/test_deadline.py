@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.random_decoder import describe
+from helpers.servers import in_thread
 from helpers.tiny_bundle import write_bundle
-from sol_rt.generate.model import SolModel
-from sol_rt.serve.app import Server, Settings
+from sol_rt.serve.app import Server
 from sol_rt.serve.deadline import SPARE, Pace, budget_in_time, estimate
 from sol_rt.serve.load import LoadSettings
 from sol_rt.serve.request import FieldError, read_completion
@@ -33,24 +30,6 @@ NEVER = {"0": -100, "2": -100}
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     decoder = replace(describe("llama"), max_context=8192)
     return write_bundle(tmp_path_factory.mktemp("in_time") / "tiny", decoder=decoder, losses=True)
-
-
-@contextmanager
-def in_thread(bundle: Path, **settings: Any) -> Iterator[tuple[str, Server]]:
-    """A server's address, and the server."""
-    model = SolModel.from_pretrained(bundle, provider="cpu", measure_costs=False)
-    server = Server(model, Settings("tiny", **settings))
-    running = uvicorn.Server(uvicorn.Config(server.app, port=0, log_level="warning"))
-    thread = threading.Thread(target=running.run)
-    thread.start()
-    while not running.started:
-        time.sleep(0.01)
-    try:
-        yield f"http://127.0.0.1:{running.servers[0].sockets[0].getsockname()[1]}", server
-    finally:
-        server.scheduler.close()
-        running.should_exit = True
-        thread.join()
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +73,7 @@ def test_an_answer_in_time_says_so(serving: tuple[str, Server]) -> None:
 
 
 def test_the_budget_falls_where_time_is_short(serving: tuple[str, Server], monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a machine whose dense steps would take 5/3 of the time that there is, less what is spared."""
+    """Imitates a machine whose dense steps would take 5/3 of the time that there is, less what is spared."""
     address, server = serving
     control = server.scheduler.control
     monkeypatch.setattr(control, "took", lambda token, seconds: None)

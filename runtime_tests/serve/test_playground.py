@@ -74,7 +74,7 @@ def opened(browser: Any, address: str) -> Iterator[Opened]:
 
 
 def trace(opened: Opened, pane: int = 1) -> Any:
-    """What the button of a pane saves."""
+    """The JSON that the button of a pane saves."""
     with opened.page.expect_download() as saved:
         opened.page.click(f".pane:nth-child({pane}) .trace")
     return json.loads(saved.value.path().read_text(encoding="utf-8"))

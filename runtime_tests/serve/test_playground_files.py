@@ -1,4 +1,4 @@
-"""What the server gives the playground: its files under a strict policy, and the facts of each step."""
+"""The playground's files under a strict policy, and the facts of each step."""
 
 from __future__ import annotations
 

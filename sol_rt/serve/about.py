@@ -1,4 +1,4 @@
-"""What clients ask about the model, in each protocol: lists of models, sizes, capabilities, versions."""
+"""Answers about the model, in each protocol: lists of models, sizes, capabilities, versions."""
 
 from __future__ import annotations
 

@@ -124,7 +124,7 @@ def _append(messages: list[dict[str, Any]], message: dict[str, Any]) -> None:
 
 
 def _thinking(fields: dict[str, Any]) -> dict[str, Any]:
-    """How long to think and in which form to answer, in chat's words."""
+    """Effort and form of the answer, in chat's words."""
     found: dict[str, Any] = {}
     thinking, output = taken(fields, "thinking", dict), taken(fields, "output_config", dict) or {}
     disabled = thinking is not None and thinking.get("type") == "disabled"

@@ -164,7 +164,7 @@ class Server:
         del self._answers[writer.answer_id]
 
     async def _events(self, answer: Answer, writer: Writer) -> AsyncIterator[str]:
-        """What the writer makes of the tokens, and pings where none come. An error ends it."""
+        """The writer's text for each token, and pings where none come. An error ends it."""
         tokens = answer.tokens()
         step = None
         try:

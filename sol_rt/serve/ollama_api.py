@@ -156,7 +156,7 @@ def _answered(message: Mapping[str, Any], open_calls: list[tuple[str, str]]) -> 
 
 
 class _OllamaWriter(Writer):
-    """What chat and generate have in common."""
+    """Answers of chat and generate alike."""
 
     media_type = "application/x-ndjson"
 

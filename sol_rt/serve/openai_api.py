@@ -20,7 +20,7 @@ def error(failure: Failure) -> dict[str, Any]:
 
 
 class _OpenAiWriter(Writer):
-    """What chat and plain completions have in common."""
+    """Answers of chat and plain completions alike."""
 
     kind, chunk_kind, prefix = "", "", ""
 

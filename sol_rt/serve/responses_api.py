@@ -47,7 +47,7 @@ def read(body: Mapping[str, Any], headers: Mapping[str, str], known_as: str) -> 
 
 
 def _repeated(body: Mapping[str, Any]) -> dict[str, Any]:
-    """What was asked, as the answer repeats it. Raises FieldError for what JSON cannot hold."""
+    """The request, as the answer repeats it. Raises FieldError for what JSON cannot hold."""
     functions = [tool for tool in body.get("tools") or () if tool.get("type") == "function"]
     form, choice = (body.get("text") or {}).get("format"), body.get("tool_choice")
     found = {

@@ -379,7 +379,7 @@ def _prompt(prompt: str | None, file: Path | None) -> str:
 
 
 def _grammar(json_schema: Path | None, lark: Path | None, regex: str | None) -> Grammar | None:
-    """What the text has to be; None where no flag says it."""
+    """The grammar of the text; None where no flag gives one."""
     from sol_rt.cli.loading import read_text
     from sol_rt.generate.grammar import Grammar
 
