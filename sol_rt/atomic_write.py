@@ -160,35 +160,6 @@ def open_for_writing(path: str, flags: int) -> int:
     return descriptor
 
 
-def open_alone(path: str, flags: int) -> int:
-    """Opens a file for `open`, as its `opener`, and holds it: other processes are refused until it is closed.
-
-    It is emptied once it is held. A pipe or a device is held by nobody, nor is a file where the file system has no
-    locks, or on Windows. Raises OSError.
-    """
-    descriptor = open_for_writing(path, flags & ~os.O_TRUNC)
-    try:
-        if stat.S_ISREG(os.fstat(descriptor).st_mode):
-            _hold(descriptor)
-            if flags & os.O_TRUNC:
-                os.truncate(descriptor, 0)
-    except OSError:
-        os.close(descriptor)
-        raise
-    return descriptor
-
-
-def _hold(descriptor: int) -> None:
-    if sys.platform == "win32":
-        return
-    try:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of the process, so that it may open the file again
-    except (BlockingIOError, PermissionError):
-        raise OSError(errno.EBUSY, "another process is writing it") from None
-    except OSError:  # a file system without locks
-        pass
-
-
 def _is_stdout(path: str) -> bool:
     try:
         return os.path.samestat(os.stat(path), os.fstat(1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import io
 import itertools
@@ -41,7 +42,7 @@ from sol_rt.evaluation.speed import bandwidth
 from sol_rt.generate.generation_config import FILE
 from sol_rt.generate.results import Generation
 from sol_rt.generate.stream import Stream
-from sol_rt.generate.trace import TraceHeader, TraceWriter, read_trace
+from sol_rt.generate.trace import Trace, TraceHeader, read_trace
 from sol_rt.ops import library_path
 
 STOPPED = b"sol-rt: stopped by Ctrl-C"
@@ -571,7 +572,9 @@ def test_a_trace_that_another_process_writes_is_refused(tmp_path: Path) -> None:
     argv = ["generate", "-p", "a", "-n", "2", "--trace", str(trace)]
     command = [sys.executable, "-m", "sol_rt", *argv]
     header = TraceHeader("tiny", "", (1,), "a", "dense", 1.0, "bytes")
-    with TraceWriter(trace, header):
+    trace.write_text(Trace(header, ()).to_jsonl(), encoding="utf-8")
+    with trace.open("r+b") as held:
+        fcntl.lockf(held, fcntl.LOCK_EX)
         ended = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
         assert (ended.returncode, ended.stdout) == (2, "")
         assert f"sol-rt: error: trace {trace}: another process is writing it; choose another file\n" in ended.stderr

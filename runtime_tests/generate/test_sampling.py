@@ -14,10 +14,7 @@ from hypothesis import strategies as st
 from helpers.draws import FREELY, GREEDY, draws
 from helpers.frequencies import FILTERS, LOGITS, chi_square, filtered
 from helpers.gumbel import gumbel, token_words
-from helpers.made_configs import made_config
 from helpers.tiny_bundle import write_bundle
-from sol_rt.bundle.bundle import Bundle
-from sol_rt.bundle.config import FileEntry
 from sol_rt.engine.distribution import Distribution
 from sol_rt.errors import BundleError, UsageError
 from sol_rt.generate.generation_config import GenerationConfig
@@ -256,15 +253,12 @@ def test_log_probability_of_large_logits() -> None:
     assert Distribution(logits).log_probability(2) == pytest.approx(-2e4, rel=1e-3)
 
 
-def bundle_with(tmp_path: Path, content: str | None) -> Bundle:
-    config = made_config()
-    if content is not None:
-        (tmp_path / "generation_config.json").write_text(content)
-        config.files["generation_config.json"] = FileEntry(len(content), "0" * 64)
-    return Bundle(tmp_path, config, "b" * 64, verify=False)
+def settings_file(folder: Path, content: str) -> Path:
+    (folder / "generation_config.json").write_text(content)
+    return folder / "generation_config.json"
 
 
-def test_settings_of_a_bundle(tmp_path: Path) -> None:
+def test_settings_of_a_file(tmp_path: Path) -> None:
     raw = {
         "_from_model_config": True,
         "bos_token_id": 1,
@@ -275,21 +269,15 @@ def test_settings_of_a_bundle(tmp_path: Path) -> None:
         "min_p": None,
         "transformers_version": "4.57.0",
     }
-    config = GenerationConfig.from_bundle(bundle_with(tmp_path, json.dumps(raw)))
+    config = GenerationConfig().with_file(settings_file(tmp_path, json.dumps(raw)))
     assert config.eos_token_id == (2, 5)
     assert (config.do_sample, config.temperature, config.top_k, config.top_p) == (True, 0.6, 20, 1.0)
-
-
-def test_settings_without_a_file(tmp_path: Path) -> None:
-    config = GenerationConfig.from_bundle(bundle_with(tmp_path, None))
-    assert config == GenerationConfig(eos_token_id=(2,))
-    assert config.greedy
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"temperature": "hot"}', '{"top_p": 7}', '{"eos_token_id": -1}'])
 def test_unusable_settings_file_is_one_line(tmp_path: Path, content: str) -> None:
     with pytest.raises(BundleError, match=r"generation_config\.json") as error:
-        GenerationConfig.from_bundle(bundle_with(tmp_path, content))
+        GenerationConfig().with_file(settings_file(tmp_path, content))
     assert "\n" not in str(error.value)
 
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sol_rt.errors import SolError, UsageError
+from sol_rt.errors import SolError
 from sol_rt.evaluation.pages.trace import (
     _DARK_RAMP,
     _LIGHT_RAMP,
@@ -23,7 +23,7 @@ from sol_rt.evaluation.pages.trace import (
     shades,
 )
 from sol_rt.generate.generation_config import GenerationConfig
-from sol_rt.generate.trace import Trace, TraceHeader, TraceRecord, TraceWriter, read_trace
+from sol_rt.generate.trace import Trace, TraceHeader, TraceRecord, read_trace
 
 HEADER = TraceHeader("tiny", "ab" * 32, (1, 2, 3), "Once upon", "sol", 0.5, "bytes")
 TAGS = ("k100-s100-q8", "k050-s050-q4")
@@ -42,9 +42,7 @@ def made_trace(steps: int = 40, texts: tuple[str, ...] = (" the", " sea\n")) -> 
 
 
 def write(path: Path, trace: Trace) -> None:
-    with TraceWriter(path, trace.header) as writer:
-        for record in trace.records:
-            writer.write(record)
+    path.write_text(trace.to_jsonl(), encoding="utf-8", newline="")
 
 
 def test_trace_survives_the_file(tmp_path: Path) -> None:
@@ -54,13 +52,6 @@ def test_trace_survives_the_file(tmp_path: Path) -> None:
     trace = Trace(dataclasses.replace(HEADER, budget=None, prompt=""), ())
     write(tmp_path / "t.jsonl", trace)
     assert read_trace(tmp_path / "t.jsonl") == trace
-
-
-def test_an_interrupted_run_leaves_its_steps(tmp_path: Path) -> None:
-    writer = TraceWriter(tmp_path / "t.jsonl", HEADER)
-    writer.write(made_trace().records[0])
-    assert len(read_trace(tmp_path / "t.jsonl").records) == 1
-    writer.close()
 
 
 def lines_of(tmp_path: Path) -> list[str]:
@@ -117,18 +108,13 @@ def test_edited_trace(tmp_path: Path) -> None:
     assert "no key 'token'" in failing(tmp_path, f"{lines[0]}\n{missing}\n")
 
 
-def test_missing_and_unwritable_files(tmp_path: Path) -> None:
+def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(SolError, match="--trace"):
         read_trace(tmp_path / "none.jsonl")
-    with pytest.raises(UsageError, match="another file"):
-        TraceWriter(tmp_path / "no" / "folder.jsonl", HEADER)
 
 
 @pytest.mark.parametrize("name", ["a\0b", "\ud800"], ids=["NUL", "half a surrogate pair"])
 def test_names_that_no_file_can_have_are_one_line(name: str) -> None:
-    with pytest.raises(UsageError, match=r"^trace '") as caught:
-        TraceWriter(name, HEADER)
-    assert str(caught.value).isprintable()
     with pytest.raises(SolError, match=r"^trace '") as caught:
         read_trace(name)
     assert str(caught.value).isprintable()
@@ -240,17 +226,7 @@ def test_text_is_readable_on_every_shade(ramp: tuple[str, ...], ink: str) -> Non
     assert f"--ink:{ink}" in render_trace_html(made_trace())
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
-def test_a_full_disk_is_one_line_with_the_path() -> None:
-    with (
-        pytest.raises(UsageError, match=r"^trace /dev/full: No space left on device"),
-        TraceWriter("/dev/full", HEADER),
-    ):
-        pass
-
-
 def test_an_error_repeats_little_of_a_long_name() -> None:
-    for call in (lambda name: TraceWriter(name, HEADER), read_trace):
-        with pytest.raises(SolError, match=r"trace x+…: File name too long; ") as caught:
-            call("x" * 10**6)
-        assert len(str(caught.value)) < 300
+    with pytest.raises(SolError, match=r"trace x+…: File name too long; ") as caught:
+        read_trace("x" * 10**6)
+    assert len(str(caught.value)) < 300

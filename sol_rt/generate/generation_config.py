@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from sol_rt.bundle.bundle import Bundle
 from sol_rt.errors import BundleError, UsageError, brief, one_line
 from sol_rt.read_file import read_bytes
 
@@ -74,24 +73,13 @@ class GenerationConfig:
                 # the way to set what the class's own __init__ has frozen
                 object.__setattr__(self, item.name, _checked(item.name, value))
 
-    @classmethod
-    def from_bundle(cls, bundle: Bundle) -> GenerationConfig:
-        """The model's own defaults: the bundle's `generation_config.json`, if it has one, and the config's end tokens.
-
-        Raises BundleError for values that cannot be used.
-        """
-        config = cls(eos_token_id=bundle.config.model.eos_token_ids)
-        if FILE not in bundle.config.files:
-            return config
-        return config.with_file(bundle.path / FILE, bundle.read(FILE))
-
-    def with_file(self, path: Path, content: bytes | None = None) -> GenerationConfig:
-        """A copy changed by a file `generation_config.json`, or its `content`. Keys that are no settings are ignored.
+    def with_file(self, path: Path) -> GenerationConfig:
+        """A copy changed by a file `generation_config.json`. Keys that are no settings are ignored.
 
         Raises BundleError for a file or values that cannot be used.
         """
         try:
-            raw = json.loads((read_bytes(path) if content is None else content).decode("utf-8"))
+            raw = json.loads(read_bytes(path).decode("utf-8"))
         except (OSError, ValueError, RecursionError) as error:
             raise BundleError(path, "", f"unreadable JSON ({one_line(error)})", "a JSON object") from None
         if not isinstance(raw, dict):
@@ -123,11 +111,6 @@ class GenerationConfig:
         """Raises UsageError if `logit_bias` names a token that a vocabulary of `vocab_size` tokens lacks."""
         if beyond := [token for token in self.logit_bias if token >= vocab_size]:
             raise UsageError(f"logit bias: got token {beyond[0]}, expected ids from 0 to {vocab_size - 1}")
-
-    @property
-    def greedy(self) -> bool:
-        """True if the likeliest token is always taken."""
-        return not self.do_sample or self.temperature == 0
 
 
 def _checked(name: str, value: Any) -> Any:

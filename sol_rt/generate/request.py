@@ -14,7 +14,7 @@ from pathlib import Path
 from sol_rt.errors import BusyError, UsageError, one_line
 from sol_rt.generate.native.options import Options
 from sol_rt.generate.native.session import Session
-from sol_rt.generate.trace import Trace, TraceWriter
+from sol_rt.generate.trace import Trace
 from sol_rt.native import structs
 from sol_rt.native.library import core, path_bytes
 from sol_rt.text.tokenizer import TextStream
@@ -61,13 +61,11 @@ class Request:
             return
         try:
             folder = tempfile.TemporaryDirectory()
+            path = Path(folder.name) / "trace.jsonl"
+            path.write_text(self.replay.to_jsonl(), encoding="utf-8", newline="")
         except OSError as error:
             raise UsageError(f"replay: {one_line(error)}; set TMPDIR to a folder that can be written") from None
         with folder:
-            path = Path(folder.name) / "trace.jsonl"
-            with TraceWriter(path, self.replay.header) as writer:
-                for record in self.replay.records:
-                    writer.write(record)
             name = path_bytes(path)
             options.replay = name
             core().sol_session_start(session, ids, len(ids), options)

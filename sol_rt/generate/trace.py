@@ -11,10 +11,8 @@ import math
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Any, TextIO
+from typing import Any
 
-from sol_rt.atomic_write import open_alone
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.errors import SolError, UsageError, brief, cut
@@ -92,71 +90,13 @@ class Trace:
     header: TraceHeader
     records: tuple[TraceRecord, ...]
 
-
-class TraceWriter:
-    """Writes a trace line by line, so that an interrupted run leaves a trace of what it did.
-
-    Args:
-        path: the file; it is replaced if it exists.
-        header: the first line.
-
-    Raises UsageError if the file cannot be written, BrokenPipeError if it is a pipe whose reader has left.
-    """
-
-    def __init__(self, path: Path | str, header: TraceHeader) -> None:
-        self._path = Path(path)
-        self._failed = False
-        self._file: TextIO = self._open()
-        line = asdict(header)
-        if header.prefill is None:
-            del line["prefill"]
-        try:
-            self._line({"format": FORMAT, "format_version": FORMAT_VERSION, **line})
-        except BaseException:
-            self.close()  # from Python 3.13 on a file that is collected open reports its failing flush
-            raise
-
-    def _open(self) -> TextIO:
-        try:
-            return open(self._path, "w", encoding="utf-8", buffering=1, opener=open_alone)
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            raise self._refused(error) from None
-        except ValueError as error:  # a NUL, or half of a surrogate pair
-            raise UsageError(f"trace {brief(str(self._path))}: {error}; choose another file") from None
-
-    def write(self, record: TraceRecord) -> None:
-        """Writes one line. Raises UsageError if that fails."""
-        self._line(asdict(record))
-
-    def close(self) -> None:
-        """Closes the file. Raises UsageError if its last lines cannot be written, unless `write` has raised it."""
-        try:
-            self._file.close()
-        except OSError as error:
-            if not self._failed:
-                raise self._refused(error) from None
-
-    def __enter__(self) -> TraceWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _line(self, content: dict[str, Any]) -> None:
-        try:
-            self._file.write(json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n")
-        except OSError as error:
-            self._failed = True
-            if isinstance(error, BrokenPipeError):  # the reader has left, as that of stdout may
-                raise
-            raise self._refused(error) from None
-
-    def _refused(self, error: OSError) -> UsageError:
-        return UsageError(f"trace {cut(self._path)}: {error.strerror}; choose another file")
+    def to_jsonl(self) -> str:
+        """The content of the file: a line for the header, and one for each record."""
+        header = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self.header)}
+        if self.header.prefill is None:
+            del header["prefill"]
+        lines = [header, *map(asdict, self.records)]
+        return "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
 
 
 def check_trace_path(bundle: Bundle, path: object) -> None:
