@@ -20,12 +20,12 @@ std::string JoinPath(const std::string& folder, const std::string& name) {
   return path + name;
 }
 
-std::string ReadFile(const std::string& path, uint64_t most, const std::string& expected) {
+std::string ReadFile(const std::string& path, uint64_t most, const std::string& expected, const std::string& hint) {
   try {
     OpenFile file(path);
     const int64_t size = file.State().size;
     if (static_cast<uint64_t>(size) > most) {
-      BundleFault(path, "", std::to_string(size) + " bytes", "at most " + std::to_string(most) + " bytes");
+      BundleFault(path, "", std::to_string(size) + " bytes", "at most " + std::to_string(most) + " bytes", hint);
     }
     std::string content(static_cast<size_t>(size), '\0');
     size_t done = 0;
@@ -37,7 +37,7 @@ std::string ReadFile(const std::string& path, uint64_t most, const std::string& 
     content.resize(done);
     return content;
   } catch (const std::system_error& error) {
-    BundleFault(path, "", Reason(error), expected);
+    BundleFault(path, "", Reason(error), expected, hint);
   }
 }
 

@@ -58,7 +58,8 @@ class OpenFile {
 FileState StateOf(const std::string& path);  // throws std::system_error
 
 // The whole content. Throws SOL_ERROR_BUNDLE if the file cannot be read or is longer than `most` bytes.
-std::string ReadFile(const std::string& path, uint64_t most, const std::string& expected = "a readable file");
+std::string ReadFile(const std::string& path, uint64_t most, const std::string& expected = "a readable file",
+                     const std::string& hint = "export the bundle again");
 
 // Of a whole file, lower-case hex. `progress` gets the bytes read so far. Throws SOL_ERROR_BUNDLE if the file cannot be read.
 std::string Sha256OfFile(const std::string& path, const std::function<void(uint64_t)>& progress = nullptr);

@@ -53,16 +53,17 @@ bool IsSpace(utf8proc_int32_t code) {
 
 constexpr const char* kReplacement = "\xef\xbf\xbd";
 
-}  // namespace
-
-std::string Printable(std::string_view text) {
+// A text within `quote`, or with 0 for none, where line breaks become spaces.
+std::string Escaped(std::string_view text, char quote) {
   std::string made;
   for (size_t at = 0; at < text.size();) {
     const Character next = Next(text, at);
-    if (next.code == '\n') {
-      made += ' ';
-    } else if (next.code < 0) {
+    if (next.code < 0) {
       made += kReplacement;
+    } else if (quote == 0 && next.code == '\n') {
+      made += ' ';
+    } else if (quote != 0 && (next.code == quote || next.code == '\\')) {
+      made += {'\\', static_cast<char>(next.code)};
     } else if (IsPrintable(next.code)) {
       made += text.substr(at, next.bytes);
     } else {
@@ -72,6 +73,10 @@ std::string Printable(std::string_view text) {
   }
   return made;
 }
+
+}  // namespace
+
+std::string Printable(std::string_view text) { return Escaped(text, 0); }
 
 std::string Cut(std::string_view text, size_t limit) {
   size_t at = 0, before_last = 0;
@@ -102,22 +107,7 @@ std::string Short(std::string_view text, size_t limit) {
 
 std::string Quoted(std::string_view text) {
   const char quote = text.find('\'') != std::string_view::npos && text.find('"') == std::string_view::npos ? '"' : '\'';
-  std::string made(1, quote);
-  for (size_t at = 0; at < text.size();) {
-    const Character next = Next(text, at);
-    if (next.code < 0) {
-      made += kReplacement;
-    } else if (next.code == quote || next.code == '\\') {
-      made += '\\';
-      made += static_cast<char>(next.code);
-    } else if (IsPrintable(next.code)) {
-      made += text.substr(at, next.bytes);
-    } else {
-      made += Escape(next.code);
-    }
-    at += next.bytes;
-  }
-  return made + quote;
+  return quote + Escaped(text, quote) + quote;
 }
 
 bool IsUtf8(std::string_view text) {

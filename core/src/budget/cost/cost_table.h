@@ -1,6 +1,7 @@
 // The table of milliseconds that `sol-rt profile` measured: its file, and the cost model that it gives.
 #pragma once
 
+#include <cstdint>
 #include <map>
 #include <memory>
 #include <optional>
@@ -10,6 +11,8 @@
 #include "engine/tuning.h"
 
 namespace sol_rt {
+
+constexpr uint64_t kLargestTable = 1 << 24;  // bytes of a file; tables take a few thousand
 
 struct CostTable {
   struct Line : CostLine {

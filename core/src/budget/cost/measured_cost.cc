@@ -2,7 +2,6 @@
 #include <cstdlib>
 #include <map>
 #include <string>
-#include <system_error>
 
 #include "base/error.h"
 #include "base/file/file.h"
@@ -11,9 +10,7 @@
 namespace sol_rt {
 namespace {
 
-constexpr double kShortest = 1e-6;            // milliseconds that a step has to take: rates are divided by it, and costs by the dense one
-constexpr int64_t kLargest = 1 << 24;  // bytes of a file; tables take a few thousand
-constexpr const char* kHint = "give a file that `sol-rt profile` wrote";
+constexpr double kShortest = 1e-6;  // milliseconds that a step has to take: rates are divided by it, and costs by the dense one
 
 [[noreturn]] void Refuse(const std::string& problem) {
   throw Error(SOL_ERROR_BUNDLE, "cost table: " + problem + "; run `sol-rt profile` again");
@@ -66,21 +63,6 @@ class MeasuredCost final : public CostModel {
   std::optional<Tuning> tuning_;
 };
 
-std::string ReadTable(const std::string& path) {
-  try {
-    OpenFile file(path);
-    const int64_t size = file.State().size;
-    if (size > kLargest) BundleFault(path, "", std::to_string(size) + " bytes", "a cost table, of a few thousand", kHint);
-    std::string text(static_cast<size_t>(size), '\0');
-    size_t done = 0;
-    while (const size_t read = file.Read(&text[done], text.size() - done)) done += read;
-    text.resize(done);
-    return text;
-  } catch (const std::system_error& error) {
-    BundleFault(path, "", Reason(error), "a cost table", kHint);
-  }
-}
-
 }  // namespace
 
 std::shared_ptr<const CostModel> MakeMeasuredCost(const Config& config, const CostTable& table) {
@@ -94,7 +76,7 @@ std::shared_ptr<const CostModel> MeasuredCostOf(const Config& config, const std:
 }
 
 std::shared_ptr<const CostModel> ReadMeasuredCost(const Config& config, const std::string& identity, const std::string& file) {
-  const std::string text = ReadTable(file);
+  const std::string text = ReadFile(file, kLargestTable, "a cost table", "give a file that `sol-rt profile` wrote");
   try {
     return MeasuredCostOf(config, identity, text);
   } catch (const Error& error) {
