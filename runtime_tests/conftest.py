@@ -22,6 +22,7 @@ import onnxruntime as ort
 # Before torch is imported: its matrix products then add in one order on Intel's processors with AVX-512 and without.
 # Where two old tokens have equal scores but for the last bit, reference and engine then keep the same one.
 os.environ.setdefault("MKL_CBWR", "AVX2")
+os.environ["SOL_RT_COSTS"] = "bytes"  # of programs that drive the core: a first load would measure for seconds
 
 # The same examples in every run, so that a run that fails fails again; SOL_RT_RANDOM=1 draws new ones. No time limit: a
 # loaded machine stalls for longer than any that would mean something.

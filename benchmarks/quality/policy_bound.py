@@ -30,7 +30,7 @@ from pathlib import Path
 
 import torch
 
-from sol_rt.budget.cost.cost_table import load_cost_model
+from sol_rt.budget.cost.cost_table import cpu_device, stored_cost
 from sol_rt.budget.cost.model import BytesCost
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
@@ -63,7 +63,7 @@ def main() -> None:
     policy = None if given.policy is None else read_policy(given.policy)
     about = json.loads((given.counterfactuals / ABOUT).read_text(encoding="utf-8"))
     actions = tuple(map(Action.parse, about["actions"]))
-    cost = BytesCost(bundle.config) if given.threads is None else load_cost_model(bundle, "cpu", given.threads)
+    cost = BytesCost(bundle.config) if given.threads is None else stored_cost(bundle, cpu_device(given.threads))
     spec = RolloutSpec(actions, cost, KNOWN_SCALARS, midway=True)
     if policy is not None and policy.actions != actions:
         parser.error(f"{given.policy}: made for {policy.actions}, the counterfactuals have {actions}")

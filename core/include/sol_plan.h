@@ -1,5 +1,5 @@
-// Costs and plans of decode steps from a bundle's config alone: no weights, no ONNX Runtime. For exports, trainings and reports; hosts that generate need
-// none of it. The rules of sol_rt.h hold here, too.
+// Costs and plans of decode steps, mostly from a bundle's config alone. For exports, trainings and reports; hosts that generate need none of it. The rules
+// of sol_rt.h hold here, too.
 //
 // Threads: a `sol_costs` and a `sol_hull` may be used by any number of threads at once, a `sol_plan` by one at a time.
 #ifndef SOL_PLAN_H_
@@ -18,6 +18,33 @@ typedef struct sol_costs sol_costs;
 // `config`: text of a sol_config.json. `table`: text of a cost table, whose bundle is not compared; NULL: costs are bytes.
 SOL_RT_API sol_error* sol_costs_create(const char* config, const char* table, sol_costs** costs);
 SOL_RT_API void sol_costs_release(sol_costs* costs);
+// Costs of the table that is kept for a bundle on a device, `sol_runtime_device` or the host's own name; bytes where there is none. `folder` is as
+// `costs_folder` of a load, `config` the whole sol_config.json. `quick`: 1 if a table of a first load counts.
+SOL_RT_API sol_error* sol_costs_find(const char* folder, const char* config, const char* device, int32_t quick, sol_costs** costs);
+// Keeps a table for later loads of its bundle on its device. For one thread at a time.
+SOL_RT_API sol_error* sol_costs_keep(sol_costs* costs, const char* folder);
+
+typedef struct sol_cost_table {
+  uint32_t size;
+  const char* text;  // empty: costs are bytes
+  const char* file;  // empty where it lies nowhere
+  const char* note;  // a line for the user, mostly empty
+} sol_cost_table;
+
+// Pointers are valid as long as the handle: of a model, what it was loaded with.
+SOL_RT_API sol_error* sol_costs_get_table(const sol_costs* costs, sol_cost_table* table);
+SOL_RT_API sol_error* sol_model_get_cost_table(const sol_model* model, sol_cost_table* table);
+
+typedef struct sol_tuned {
+  uint32_t size;
+  int32_t steady;         // 1 if the gains agreed from round to round; 0: other programs ran meanwhile
+  double gain;            // steps are so many times as fast as under the defaults, at least 1
+  double gain_of_copies;  // whole 4-bit steps by copies of matrices: 1 where it is not clear; NaN if not tried for lack of such steps, time or memory
+  double dense_ms;        // a dense step under the settings that were taken
+} sol_tuned;
+
+// Tries more settings of the native operators than a first load, for about `seconds` and a third of it for copies, and applies the best.
+SOL_RT_API sol_error* sol_model_tune(sol_model* model, double seconds, sol_progress progress, void* user, sol_tuned* tuned);
 // Cost of steps without the policy's run, in the cost model's unit: `steps` [num_contexts, num_actions]. `actions` are tags of any variants of the bundle
 // with any KV density; `contexts` are the tokens in the cache before the step.
 SOL_RT_API sol_error* sol_costs_steps(const sol_costs* costs, const char* const* actions, size_t num_actions, const int64_t* contexts,
@@ -34,6 +61,26 @@ SOL_RT_API sol_error* sol_costs_actions(const sol_costs* costs, const char* sche
 SOL_RT_API sol_error* sol_costs_policy_budgets(const sol_costs* costs, double* low, double* high);
 // The default schedule at a budget, 1 where something else is asked for: `sol`, `hull` or `uniform`. `targets`: 1 under targets on the axes.
 SOL_RT_API sol_error* sol_costs_default_schedule(const sol_costs* costs, double budget, int32_t targets, const char** schedule);
+
+typedef struct sol_profile {
+  uint32_t size;
+  int32_t repeats;            // timed steps of each action at each context
+  const int64_t* contexts;    // tokens in the cache, rising, below the session's context
+  size_t num_contexts;
+  double seconds;             // about how long to take: then fewer repeats, at least 5, and contexts are left out that take long to fill
+  const char* device;         // that is measured, for the table; NULL: the runtime's
+  sol_progress progress;      // NULL for none
+  void* user;                 // given to `progress`
+  // results
+  const char* const* actions;  // tags of every variant at every KV density
+  size_t num_actions;
+  const double* ms;            // [num_measured, num_actions]: lower quartiles
+  size_t num_measured;         // contexts
+  const char* table;           // text of a cost table with lines fitted to them
+} sol_profile;
+
+// Measures costs better than a first load does. Overwrites the session's cache and leaves it empty. Results are valid until the session's next call.
+SOL_RT_API sol_error* sol_session_profile(sol_session* session, sol_profile* profile);
 
 // ---- Hull: which actions to mix -------------------------------------------------------------------------------------------------------------------
 

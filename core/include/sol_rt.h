@@ -90,6 +90,8 @@ SOL_RT_API void sol_runtime_options_init(sol_runtime_options* options, uint32_t 
 SOL_RT_API sol_error* sol_runtime_create(const sol_runtime_options* options, sol_runtime** runtime);
 SOL_RT_API void sol_runtime_release(sol_runtime* runtime);
 SOL_RT_API const char* sol_runtime_ort_version(const sol_runtime* runtime);  // as "1.23.0"
+SOL_RT_API const char* sol_runtime_device(const sol_runtime* runtime);       // processor, threads and libraries: what measured costs depend on
+SOL_RT_API int32_t sol_usable_cores(void);                                   // threads of a runtime that names no number
 
 // ---- Model ----------------------------------------------------------------------------------------------------------------------------------------
 
@@ -104,14 +106,24 @@ typedef enum sol_verify {
 // Called while a long call goes on. Returning anything but 0 ends the call with SOL_ERROR_HOST.
 typedef int32_t (*sol_progress)(void* user, const char* what, uint64_t done, uint64_t total);
 
+typedef enum sol_cost_source {
+  SOL_COSTS_DEFAULT = 0,   // $SOL_RT_COSTS: `bytes`, `profiled` or `measured`; measured where that is not set
+  SOL_COSTS_BYTES = 1,     // bytes that a step reads: alike on every device
+  SOL_COSTS_PROFILED = 2,  // milliseconds where `sol-rt profile` measured this bundle on this device, else bytes
+  SOL_COSTS_MEASURED = 3   // milliseconds; where there is no table the load measures one, in 2 to 6 s, and keeps it
+} sol_cost_source;
+
 typedef struct sol_model_options {
   uint32_t size;
   sol_verify verify;
   int32_t max_context;     // a cap in tokens; 0, or more than the model's own context, for none
-  const char* cost_table;  // a file that `sol-rt profile` or `sol_model_measure_costs` wrote on this device; NULL: costs are bytes
+  const char* cost_table;  // a file that `sol-rt profile` or `sol_model_measure_costs` wrote on this device; NULL: as `costs` says
   sol_progress progress;   // NULL for none
   void* user;              // given to `progress`
   const char* prefill;     // key of the variant that runs prompts, as "s100-q4": a faster first token at some loss; NULL for the dense one
+  const char* costs_folder;  // where tables are kept; NULL: `costs` in $SOL_RT_HOME, else in sol_rt's folder of the user's data. Android has none: name one
+  const char* device;        // of engines of the host's: what runs the model. Its tables are read, nothing is measured; NULL: the runtime's
+  sol_cost_source costs;     // a budget is a share of these
 } sol_model_options;
 
 typedef struct sol_model_info {
@@ -133,6 +145,7 @@ typedef struct sol_model_info {
   const char* cost_model;        // `bytes` or `measured`
   const char* dense;             // tag of the dense action
   uint64_t mapped_bytes;         // size of the weights file: shared, and the system may drop it from memory
+  const char* cost_note;         // a line about costs of the load for the user: measured just now, or why a table was not used; mostly empty
 } sol_model_info;
 
 typedef struct sol_action_info {
@@ -144,15 +157,16 @@ typedef struct sol_action_info {
 
 SOL_RT_API void sol_model_options_init(sol_model_options* options, uint32_t size);
 // Without a runtime (NULL) all sessions are on engines of the host's (`sol_session_create_on`). Then only sol_config.json and the files that the core itself
-// reads need to be in the folder, if the config lists them: tokenizer.json, chat_segments.json and generation_config.json.
+// reads need to be in the folder, if the config lists them: tokenizer.json, chat_segments.json and generation_config.json. Costs are bytes unless `cost_table`
+// or `device` is given. A table of the folder that cannot be read is measured anew; one that cannot be kept serves this load. `cost_note` says so.
 SOL_RT_API sol_error* sol_model_load(sol_runtime* runtime, const char* folder, const sol_model_options* options, sol_model** model);
 SOL_RT_API void sol_model_release(sol_model* model);
 SOL_RT_API sol_error* sol_model_get_info(const sol_model* model, sol_model_info* info);  // `info->size` is set by the host
 SOL_RT_API sol_error* sol_model_get_action(const sol_model* model, int32_t index, sol_action_info* info);
 
-// Tries settings of the native operators, which change no result, and times every action, in 2 to 6 s in all. The settings hold for all models
-// of the process at once, the costs from the next generation on. Writes both to `file` (NULL: does not write); a later load takes them from `cost_table`,
-// the settings only where it has as many threads. A file of the bundle, and a model with a context of one token, are SOL_ERROR_USAGE.
+// Measures costs anew, as a first load does: tries settings of the native operators, which change no result, and times every action. The settings hold for
+// all models of the process at once, the costs from the next generation on. Writes both to `file` (NULL: does not write); a later load takes them from
+// `cost_table`, the settings only where it has as many threads. A file of the bundle, and a model with a context of one token, are SOL_ERROR_USAGE.
 SOL_RT_API sol_error* sol_model_measure_costs(sol_model* model, const char* file);
 
 // Takes costs from a table that the host holds, from the next generation on: the text of such a file, in UTF-8. Its lines may be the host's own, in whatever
@@ -498,10 +512,6 @@ typedef struct sol_scores {
 // Ends a running generation. 1 <= context < num_tokens.
 SOL_RT_API sol_error* sol_session_score(sol_session* session, const int32_t* tokens, size_t num_tokens, size_t context,
                                         const sol_generate_options* options, sol_scores* scores);
-
-// Milliseconds of one run of the policy after decode steps under `action` (NULL: dense) at the tokens in the cache, at least one; 0 without a policy. For a
-// cost table. Ends a running generation, and leaves the cache as it was.
-SOL_RT_API sol_error* sol_session_time_policy(sol_session* session, const char* action, double* milliseconds);
 
 // Decode steps of a loop of the host's: the core picks the action of each and holds the dial, the host picks the tokens.
 //

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import numpy as np
@@ -10,18 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers.cost_tables import table_for
+from helpers.cost_tables import save_table, table_for
 from helpers.made_configs import made_config
-from sol_rt.budget.cost.cost_table import (
-    CostTable,
-    MeasuredCost,
-    cost_table_path,
-    device_string,
-    keep_quick,
-    load_cost_model,
-    quick_path,
-)
-from sol_rt.budget.cost.line_fit import fit_line
+from helpers.tiny_bundle import write_bundle
+from sol_rt.budget.cost.cost_table import CostTable, MeasuredCost, stored_cost, tables_of
 from sol_rt.budget.cost.model import BytesCost, CostModel
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
@@ -138,26 +131,6 @@ def test_table_survives_json() -> None:
     assert CostTable.from_json(table.to_json()) == table
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda text: text[: len(text) // 2],
-        lambda text: "",
-        lambda text: "[]",
-        lambda text: text.replace("sol_rt.cost_table", "other"),
-        lambda text: text.replace('"policy_ms": 0.25', '"policy_ms": NaN'),
-        lambda text: text.replace('"policy_ms": 0.25', '"policy_ms": -1'),
-        lambda text: text.replace('"per_page"', '"per_line"'),
-        lambda text: "[" * 100000,
-    ],
-)
-def test_damaged_table_is_one_line(damage) -> None:  # type: ignore[no-untyped-def]
-    text = damage(table_for(made_config()).to_json())
-    with pytest.raises(SolError, match="sol-rt profile") as error:
-        CostTable.from_json(text)
-    assert "\n" not in str(error.value)
-
-
 def test_table_without_a_variant_is_refused() -> None:
     config = made_config()
     lines = dict(table_for(config).lines)
@@ -166,101 +139,68 @@ def test_table_without_a_variant_is_refused() -> None:
         MeasuredCost(config, table_for(config, lines=lines))
 
 
-def test_fit_finds_exact_lines_and_never_goes_negative() -> None:
-    samples = [(t, p, 3.0 + 0.01 * t + 0.02 * p) for t, p in ((100, 0), (500, 30), (1000, 5), (4000, 250))]
-    line = fit_line(samples)
-    assert (line.fixed, line.per_token, line.per_page) == pytest.approx((3.0, 0.01, 0.02))
-    assert line.error < 1e-9
-    falling = fit_line([(100, 0, 5.0), (1000, 0, 4.0), (2000, 0, 3.9)])
-    assert (falling.per_token, falling.per_page) == (0, 0)
-    assert falling.error > 0.05
-
-
-def test_a_few_disturbed_timings_do_not_move_the_line() -> None:
-    random = np.random.default_rng(0)
-    samples = []
-    for number, (tokens, pages) in enumerate((t, p) for t in (64, 512, 2048, 8000) for p in (0, 4, 120, 499)):
-        clean = (3.0 + 4e-4 * tokens + 1e-3 * pages) * float(random.uniform(0.99, 1.01))
-        samples.append((tokens, pages, clean * (3.0 if number in (3, 9, 14) else 1.0)))
-    line = fit_line(samples)
-    for tokens, pages, _ in samples:
-        assert line.at(tokens, pages) == pytest.approx(3.0 + 4e-4 * tokens + 1e-3 * pages, rel=0.02)
-    assert line.error > 0.2  # and what it is off by is said
-
-
-@pytest.mark.parametrize("samples", [[], [(1, 0, 0.0)], [(1, 0, float("nan"))]])
-def test_fit_refuses_unusable_timings(samples: list[tuple[float, float, float]]) -> None:
-    with pytest.raises(SolError, match="profile"):
-        fit_line(samples)
-
-
-@given(st.lists(st.tuples(st.integers(1, 9000), st.integers(0, 600), st.floats(0.01, 1e4)), min_size=1, max_size=12))
-def test_fit_of_anything_is_usable(samples: list[tuple[float, float, float]]) -> None:
-    line = fit_line(samples)
-    assert min(line.fixed, line.per_token, line.per_page) >= 0
-    assert np.isfinite([line.fixed, line.per_token, line.per_page, line.error]).all()
-
-
 @pytest.fixture
 def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
     monkeypatch.setenv("SOL_RT_HOME", str(tmp_path / "home"))
-    return Bundle(tmp_path / "bundle", made_config(), "b" * 64)
-
-
-def save(opened: Bundle, **changes) -> Path:  # type: ignore[no-untyped-def]
-    path = cost_table_path(opened, "cpu", 2, True)
-    table_for(opened.config, **changes).save(path)
-    return path
+    return Bundle.open(write_bundle(tmp_path / "tiny", losses=True))
 
 
 def test_without_a_table_costs_are_bytes(bundle: Bundle) -> None:
-    cost = load_cost_model(bundle, "cpu", 2)
+    cost = stored_cost(bundle, "a processor")
     assert (cost.name, cost.unit, cost.note) == ("bytes", "bytes", "")
 
 
-def test_fresh_table_is_used(bundle: Bundle) -> None:
-    save(bundle)
-    cost = load_cost_model(bundle, "cpu", 2)
+def test_a_table_serves_its_bundle_on_its_device(bundle: Bundle, tmp_path: Path) -> None:
+    path = save_table(bundle, device="a processor")
+    cost = stored_cost(bundle, "a processor", quick=False)
     assert (cost.name, cost.note) == ("measured", "")
-    other = load_cost_model(bundle, "cpu", 1)
-    assert other.name == "bytes"
-    assert "measured for 2 threads, not for the 1" in other.note
-    assert load_cost_model(bundle, "webgpu", 2).name == "bytes"
-    assert load_cost_model(bundle, "cpu", 2, native=False).name == "bytes"
+    assert isinstance(cost, MeasuredCost)
+    assert cost.path == path
+    other = stored_cost(bundle, "another processor")
+    assert (other.name, other.note) == (
+        "bytes",
+        "measured on another device or with another number of threads than this run's; costs are bytes",
+    )
+    changed = Bundle.open(write_bundle(tmp_path / "another", bits=(8,)))
+    assert (stored_cost(changed, "a processor").name, stored_cost(changed, "a processor").note) == ("bytes", "")
+    assert tables_of(bundle.path) == [path]
+    assert tables_of(changed.path) == []
 
 
-def test_a_quick_table_says_how_long_it_serves(bundle: Bundle) -> None:
-    table, path = table_for(bundle.config, quick=True), cost_table_path(bundle, "cpu", 2, True)
-    assert keep_quick(table, path).startswith("measured what each action costs on this machine, once and quickly; ")
-    varied = keep_quick(dataclasses.replace(table, steady=False), path)
-    assert "machine, quickly; the times varied, so they are measured again after an hour; sol-rt profile" in varied
+def test_a_quick_table_serves_loads_alone(bundle: Bundle) -> None:
+    quick = save_table(bundle, device="a processor", quick=True)
+    assert stored_cost(bundle, "a processor").name == "measured"
+    measured = stored_cost(bundle, "a processor", quick=False)
+    assert (measured.name, measured.note) == ("bytes", "")
+    assert save_table(bundle, device="a processor") != quick
+    assert stored_cost(bundle, "a processor", quick=False).name == "measured"
 
 
-def test_a_quick_table_of_other_threads_does_not_count(bundle: Bundle) -> None:
-    table_for(bundle.config, quick=True).save(quick_path(cost_table_path(bundle, "cpu", 2, True)))
-    assert load_cost_model(bundle, "cpu", 2).name == "measured"
-    assert load_cost_model(bundle, "cpu", 1).note == ""
+@pytest.mark.parametrize(
+    ("steady", "minutes", "served"), [(False, 5, True), (False, 70, False), (False, -5, False), (True, 70, True)]
+)
+def test_a_table_whose_times_scattered_serves_for_an_hour(
+    bundle: Bundle, steady: bool, minutes: int, served: bool
+) -> None:
+    created = (datetime.now(timezone.utc) - timedelta(minutes=minutes)).isoformat(timespec="seconds")
+    save_table(bundle, device="a processor", quick=True, steady=steady, created=created)
+    assert (stored_cost(bundle, "a processor").name == "measured") == served
 
 
-def test_stale_table_is_not_used(bundle: Bundle) -> None:
-    save(bundle, bundle="c" * 64)
-    cost = load_cost_model(bundle, "cpu", 2)
+@pytest.mark.parametrize("damage", [b"\xff\xfe", b"", b"{", b"[" * 100000])
+def test_a_damaged_table_is_not_used_and_said(bundle: Bundle, damage: bytes) -> None:
+    path = save_table(bundle, device="a processor")
+    path.write_bytes(damage)
+    cost = stored_cost(bundle, "a processor")
     assert cost.name == "bytes"
-    assert "bundle changed" in cost.note
-    assert "sol-rt profile" in cost.note
+    assert cost.note.startswith(f"{path}: cost table: not readable")
+    assert cost.note.endswith("; run `sol-rt profile` again; costs are bytes")
 
 
-def test_foreign_table_is_not_used(bundle: Bundle) -> None:
-    save(bundle, device="another processor")
-    cost = load_cost_model(bundle, "cpu", 2)
+@pytest.mark.parametrize("changes", [{"bundle": "c" * 64}, {"device": "another processor"}])
+def test_a_table_under_the_name_of_another_is_not_used(bundle: Bundle, changes: dict[str, str]) -> None:
+    path = save_table(bundle, device="a processor")
+    path.write_text(dataclasses.replace(table_for(bundle.config, bundle=bundle.identity), **changes).to_json())
+    cost = stored_cost(bundle, "a processor")
     assert cost.name == "bytes"
-    assert "another processor" in cost.note
-    assert device_string("cpu", 2, True) in cost.note
-
-
-def test_damaged_table_file_is_not_used(bundle: Bundle) -> None:
-    path = save(bundle)
-    path.write_bytes(b"\xff\xfe")
-    cost = load_cost_model(bundle, "cpu", 2)
-    assert cost.name == "bytes"
-    assert str(path) in cost.note
+    assert "cost table: made " in cost.note

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from helpers.cost_tables import save_table
 from helpers.tiny_bundle import write_bundle
 from quality import dial as dial_benchmark
 from sol_rt import SolModel
-from sol_rt.budget.cost.cost_table import cost_table_path
 from sol_rt.cli.run.generate import bought
 from speed import budget_time
 
@@ -106,8 +106,8 @@ def test_budgets_take_turns_at_being_the_first(
 def test_measuring_the_dial_leaves_a_stored_cost_table(
     model: SolModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stored = cost_table_path(model.bundle, *model.machine)
-    stored.parent.mkdir(parents=True, exist_ok=True)
+    monkeypatch.setenv("SOL_RT_HOME", str(tmp_path / "home"))
+    stored = save_table(model.bundle)
     stored.write_text("the user's own")
     text, page = tmp_path / "text.txt", tmp_path / "page.md"
     text.write_text(" ".join(f"w{index % 80}" for index in range(64)))
@@ -117,5 +117,4 @@ def test_measuring_the_dial_leaves_a_stored_cost_table(
     monkeypatch.setattr(sys, "argv", ["dial.py", str(model.bundle.path), "-f", str(text), *options])
     dial_benchmark.main()
     assert stored.read_text() == "the user's own"
-    stored.unlink()
     assert "quality.dial tiny -f text.txt --context 16 --windows 1 --scored 8 -n 3 -r 1`" in page.read_text()

@@ -24,7 +24,7 @@ from sol_rt.bundle.config import CONFIG_NAME, ActionEntry
 from sol_rt.bundle.config_reader import read_config
 from sol_rt.cli import main
 from sol_rt.cli.run.sensors import Sensors, hottest
-from sol_rt.generate.model import SolModel
+from sol_rt.native import structs
 
 
 def without_policy(folder: Path, loss: float | None) -> Path:
@@ -56,7 +56,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Costs are bytes for bundles with losses, too."""
-    monkeypatch.setattr(SolModel, "_measure_costs", lambda self: None)
+    monkeypatch.setattr(structs, "COSTS_MEASURED", structs.COSTS_PROFILED)
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,6 @@ import pytest
 
 from helpers.tiny_bundle import with_word, write_bundle
 from sol_rt.cli import READER_GONE
-from sol_rt.ops import library_path
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX pipes and locales")
 
@@ -185,8 +184,7 @@ def test_a_home_on_another_file_system(bundle: Path, tmp_path: Path) -> None:
         argv = ["profile", "-m", str(bundle), "--contexts", "16", "-r", "3", "--seconds", "1"]
         ended = sol_rt(argv, stdout=subprocess.PIPE, env=environment)
         assert ended.returncode == 0, ended.stderr
-        tuned = {"tuning.json"} if library_path() else set()
-        assert {path.name for path in Path(home).iterdir()} == {"costs", "verified.json"} | tuned
+        assert {path.name for path in Path(home).iterdir()} == {"costs", "verified.json"}
         assert len(list((Path(home) / "costs").iterdir())) == 1
 
 

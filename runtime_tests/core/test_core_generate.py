@@ -17,7 +17,6 @@ import pytest
 from helpers.places import TINY
 from helpers.tiny_bundle import seal
 from sol_rt.budget.cost.cost_table import CostTable, MeasuredCost
-from sol_rt.budget.cost.tune import candidates
 from sol_rt.budget.dial import Dial
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import CONFIG_NAME
@@ -350,7 +349,8 @@ def test_measured_costs_name_the_settings_of_the_operators(tmp_path: Path, monke
         assert tuning is None
         return
     assert tuning is not None
-    assert replace(tuning, members=0) in candidates(4)
+    assert tuning.row_bytes_ahead in (12288, 49152)
+    assert not tuning.copies
     again = opened(measure_costs=True)
     assert isinstance(again.cost, MeasuredCost)
     assert again.cost.path == file

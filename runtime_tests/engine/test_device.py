@@ -18,14 +18,14 @@ from helpers.device_run import NO_ADAPTER, PROMPT, steps, unpruned
 from helpers.greedy import TIE
 from helpers.places import TESTS
 from helpers.tiny_bundle import write_bundle
-from sol_rt.budget.cost.cost_table import CostTable, cost_table_path, device_string, load_cost_model
+from sol_rt.budget.cost.cost_table import CostTable, MeasuredCost, keep
 from sol_rt.budget.cost.model import Line
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.engine import hardware, providers
 from sol_rt.engine.gpu import cuda, webgpu
 from sol_rt.errors import ProviderError, UsageError
-from sol_rt.generate.native.engine import Engine
+from sol_rt.generate.native.engine import Engine, _gpu_device
 
 _NO_DRIVER = {"VK_DRIVER_FILES": "/dev/null", "VK_ICD_FILENAMES": "/dev/null"}
 _SOFTWARE = {"ORT_WEBGPU_EP_ALLOW_SOFTWARE_ADAPTER": "1"}
@@ -229,14 +229,14 @@ def test_actions_that_save_nothing_are_reported_where_chosen(folder: Path, tmp_p
     pytest.importorskip("onnxruntime_ep_webgpu")
     if not hardware.vulkan_gpus():
         pytest.skip("no Vulkan adapter, not even a software one")
-    bundle, gpu = Bundle.open(folder), hardware.vulkan_gpus()[0].name
+    bundle = Bundle.open(folder)
     variants = bundle.config.variants.items()
     lines = {key: dict.fromkeys((1.0, 0.3), Line(10 * variant.channel_density, 0.0, 0.01)) for key, variant in variants}
-    device = device_string("webgpu", 2, False, gpu)
+    device = _gpu_device(providers.Provider("webgpu", 2, gpu=hardware.vulkan_gpus()[0]))
     table = CostTable(bundle.identity, device, "now", 0.0, lines)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SOL_RT_HOME", str(tmp_path))
-        table.save(cost_table_path(bundle, "webgpu", 2, False, gpu))
+        keep(MeasuredCost(bundle.config, table))
         options = ("--provider", "webgpu", "-t", "2", "--schedule", "fixed:k030-s100-q8", "--json")
         code, out, err = _generate(folder, *options, **_SOFTWARE)
     if "finds no device" in err:
@@ -428,22 +428,6 @@ def test_auto_takes_no_provider_that_has_not_run_on_a_gpu(monkeypatch: pytest.Mo
     monkeypatch.setattr(providers, "tell", said.append)
     assert providers.choose("auto").name == "cpu"
     assert said == ["provider cuda: experimental, for it has not run on a GPU yet; --provider cuda takes it"]
-
-
-def test_tables_of_two_gpus_are_two_files(folder: Path) -> None:
-    bundle = Bundle.open(folder)
-    paths = {cost_table_path(bundle, "webgpu", 2, False, gpu) for gpu in ("one", "other")}
-    assert len(paths) == 2
-    assert device_string("webgpu", 2, False, "one").startswith("one, ")
-    assert cost_table_path(bundle, "cpu", 2, True) not in paths
-
-
-def test_a_gpu_that_was_not_measured_says_so(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SOL_RT_HOME", str(tmp_path))
-    bundle = Bundle.open(folder)
-    note = load_cost_model(bundle, "webgpu", 2, False, "A GPU").note
-    assert note == "not measured on A GPU; costs are bytes: run `sol-rt profile --provider webgpu`"
-    assert load_cost_model(bundle, "cpu", 2).note == ""
 
 
 def test_a_management_library_that_knows_a_part_reports_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from helpers.commands import fails
-from helpers.cost_tables import table_for
+from helpers.cost_tables import save_table
 from helpers.tiny_bundle import write_bundle
-from sol_rt.budget.cost.cost_table import cost_table_path, device_string, keep_quick, load_cost_model
+from sol_rt.budget.cost.cost_table import stored_cost
 from sol_rt.bundle.actions import Action
 from sol_rt.cli import main
 from sol_rt.cli.measure.eval import _plan
@@ -296,10 +296,8 @@ def test_costs_that_a_load_measures_are_no_setting_of_a_state(
 ) -> None:
     monkeypatch.setenv("SOL_RT_HOME", str(tmp_path / "home"))
     before = state_settings(model)
-    path = cost_table_path(model.bundle, *model.machine)
-    table = table_for(model.bundle.config, bundle=model.bundle.identity, device=device_string(*model.machine))
-    keep_quick(replace(table, quick=True), path)
-    assert load_cost_model(model.bundle, *model.machine).name == "measured"
+    save_table(model.bundle, device=model.device, quick=True)
+    assert stored_cost(model.bundle, model.device).name == "measured"
     assert state_settings(model) == before
 
 

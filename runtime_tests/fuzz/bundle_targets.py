@@ -18,7 +18,7 @@ from fuzz.targets import Reader
 from helpers.tiny_bundle import write_bundle
 from sol_rt import SolModel
 from sol_rt.budget.cost.cost_table import CostTable, MeasuredCost
-from sol_rt.budget.cost.model import Line
+from sol_rt.budget.cost.model import CostModel, Line
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import CONFIG_NAME, FileEntry
 from sol_rt.bundle.config_reader import read_config
@@ -296,8 +296,9 @@ def device_table(folder: Path) -> Reader:
     def read(data: bytes) -> None:
         try:
             text = data.decode("utf-8")
-        except UnicodeDecodeError:  # load_cost_model says so in a note
+        except UnicodeDecodeError:
             raise BundleError("table", "", "no text", "UTF-8") from None
+        CostModel(bundle.config, text.replace("\0", "0"), "")  # refuses what is no table
         model.cost = MeasuredCost(bundle.config, CostTable.from_json(text))
         for how in ({"budget": 0.7, "schedule": "uniform"}, {"budget": 0.8, "schedule": "sol"}, {}):
             model.generate([1, 2, 3], max_new_tokens=3, eos_token_id=[], **how)

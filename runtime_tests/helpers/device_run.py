@@ -63,7 +63,7 @@ def _load(engine: Engine) -> dict[str, Any]:
         "all_bytes": gpu(engine).weight_bytes,
         "provider": engine.provider.as_json(),
         "floats": engine.provider.floats,
-        "gpu": engine.machine[-1],
+        "gpu": engine.provider.gpu_name,
     }
 
 

@@ -274,9 +274,6 @@ for _ in range(30):
 # Every writer of the package, given the file to write
 
 WRITERS: dict[str, str] = {
-    "cost table": """
-        from sol_rt.budget.cost.cost_table import CostTable
-        CostTable("bundle", "device", "now", 0.0, {}).save(path)""",
     "saved chat": """
         from sol_rt.cli.run.saved_chat import SavedChat
         SavedChat("tiny", None, [], {}).write(str(path))""",
@@ -318,7 +315,7 @@ except SolError as error:
     sys.exit(f"sol-rt: error: {{error}}")
 """
 _NEEDED = {"checkpoint of a training": "torch", "policy": "safetensors"}
-_QUICK = {"cost table", "picture"}
+_QUICK = {"picture"}
 
 
 def _program(writer: str) -> str:
@@ -453,12 +450,12 @@ def test_a_limit_on_the_size_of_files_is_one_line_too(tmp_path: Path) -> None:
     program = f"""
 import resource
 resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))
-{_program("cost table")}
+{_program("saved chat")}
 """
     path = tmp_path / "table.json"
     ended = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=False)
     assert ended.returncode == 1
-    assert f"{path}: cannot be written (File too large); make room" in ended.stderr
+    assert f"{path}: File too large; choose another file" in ended.stderr
     assert ended.stderr.count("\n") == 1
     assert names(tmp_path) == set()
 

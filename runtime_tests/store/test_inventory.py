@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from helpers.commands import fails
-from sol_rt.budget.cost.cost_table import CostTable, cost_table_path, tables_of
+from sol_rt.budget.cost.cost_table import tables_of
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.cli import main
 from sol_rt.store import home
@@ -21,6 +21,7 @@ from sol_rt.store.download import UNFINISHED
 
 pytest.importorskip("onnx", reason="the tiny bundle's graphs are written with onnx")
 
+from helpers.cost_tables import save_table
 from helpers.tiny_bundle import write_bundle
 
 
@@ -57,13 +58,9 @@ def listed(capsys: pytest.CaptureFixture[str]) -> list[dict]:
     return json.loads(capsys.readouterr().out)
 
 
-def table_for(folder: Path, provider: str = "cpu", native: bool = True, gpu: str = "") -> Path:
-    """Writes a cost table for the bundle in this folder, as `sol-rt profile` names it."""
-    bundle = Bundle.open(folder)
-    path = cost_table_path(bundle, provider, 2, native, gpu)
-    device = (f"{gpu}, " if gpu else "") + f"Some CPU, 2.4 GHz, 2 threads, {provider}, onnxruntime 1.23"
-    CostTable(bundle.identity, device, "2026-11-27", 0.0, {}).save(path)
-    return path
+def table_for(folder: Path, device: str = "a processor") -> Path:
+    """Keeps a cost table for the bundle in this folder."""
+    return save_table(Bundle.open(folder), device=device)
 
 
 class TestList:
@@ -125,27 +122,15 @@ class TestRm:
         assert not (filled / "last-export").exists()
         fails(capsys, ["inspect"], 2, "no model: name one with -m")
 
-    def test_with_cost_tables(self, capsys: pytest.CaptureFixture[str]) -> None:
-        removed, kept = home.bundles_dir() / "smollm2-135m", home.bundles_dir() / "phi-2"
-        tables = [
-            table_for(removed),
-            table_for(removed, native=False),
-            table_for(removed, "webgpu", gpu="GPU, of commas"),
-        ]
-        others = [table_for(kept), table_for(kept, "webgpu", gpu="GPU, of commas")]
-        (home.costs_dir() / "damaged-cpu-01234567-2.json").write_text("{")
+    def test_with_cost_tables(self, tmp_path: Path) -> None:
+        removed, kept = home.bundles_dir() / "smollm2-135m", write_bundle(tmp_path / "kept", bits=(4,))
+        tables = [table_for(removed), table_for(removed, "a GPU")]
+        others = [table_for(kept), table_for(kept, "a GPU")]
+        tables[0].write_text("{")
         assert tables_of(removed) == sorted(tables)
         assert main(["rm", "-y", "smollm2-135m"]) == 0
         assert not any(table.exists() for table in tables)
         assert all(table.exists() for table in others)
-
-    def test_a_table_of_a_bundle_that_was_replaced(self, tmp_path: Path) -> None:
-        folder = home.bundles_dir() / "smollm2-135m"
-        table = table_for(folder)
-        shutil.rmtree(folder)
-        write_bundle(folder, bits=(8,), channel_densities=(1.0,), seed=1)
-        assert main(["rm", "-y", "smollm2-135m"]) == 0
-        assert not table.exists()
 
     def test_a_name_of_two_entries_is_refused(self, capsys: pytest.CaptureFixture[str]) -> None:
         fails(capsys, ["rm", "-y", "phi-2"], 2, "write bundles/phi-2 or checkpoints/phi-2")

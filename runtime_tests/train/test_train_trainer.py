@@ -26,7 +26,7 @@ pytest.importorskip("yaml")
 from safetensors.numpy import load_file  # noqa: E402
 
 from helpers.train_fixtures import CONFIG, make_bundle, make_text  # noqa: E402
-from sol_rt.budget.cost.cost_table import CostTable, cost_table_path  # noqa: E402
+from sol_rt.budget.cost.cost_table import CostTable, MeasuredCost, keep  # noqa: E402
 from sol_rt.budget.cost.model import Line  # noqa: E402
 from sol_rt.bundle.bundle import Bundle  # noqa: E402
 from sol_rt.cli.app import run  # noqa: E402
@@ -178,9 +178,7 @@ def test_a_cost_table_that_no_longer_holds_is_said(
     bundle = Bundle.open(folder)
     lines = {name: {kv_density: Line(1.0, 0.0, 0.0) for kv_density in (0.3, 1.0)} for name in bundle.config.variants}
     table = CostTable(bundle.identity, "a device", "2026-01-01", 0.0, lines)
-    path = cost_table_path(bundle, "cpu", 1, True)
-    path.parent.mkdir(parents=True)
-    path.write_text(table.to_json())
+    keep(MeasuredCost(bundle.config, table))
     said = []
     for _ in range(2):  # the second time there is none that held
         assert run(give) == 0

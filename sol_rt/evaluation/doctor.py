@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import platform
@@ -118,25 +119,26 @@ def _processor() -> Finding:
 
 
 def _tuning() -> list[Finding]:
-    """Reports the settings measured for the operators on this processor, and the rates of a step and of plain reads."""
-    from sol_rt.engine.hardware import tuning, usable_cores
+    """Reports the settings of the operators that were measured last on this processor."""
+    from sol_rt.budget.cost.cost_table import CostTable, cpu_device
     from sol_rt.errors import SolError
     from sol_rt.ops import library_path
+    from sol_rt.store.home import costs_dir
 
-    library = library_path()
-    if library is None:
+    if library_path() is None:
         return []
     try:
-        threads = usable_cores()
-        tuned = tuning.stored(tuning.machine_key(threads, library))
-        if tuned is None:
-            hint = "nothing measured on this processor yet; sol-rt profile does"
-            return [Finding("missing", "tuning", hint)]
-        detail = f"{tuned.tuning}; a dense step of {tuned.model} read {tuned.rates}"
-        gains = tuning.gains_of_copies(tuning.machine_key(threads, library)).items()
-        if copied := [f"{model} ({gain:.2f} times as fast)" for model, gain in gains if gain > 1]:
-            detail += f"; 4-bit steps read copies of the matrices of {', '.join(copied)}"
-        if not tuned.steady:
+        device, found = cpu_device(), []
+        for path in costs_dir().glob("*.json"):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+                table = CostTable.from_json(path.read_text(encoding="utf-8"))
+                if table.device == device and table.tuning is not None:
+                    found.append((table.created, path.name, table))
+        if not found:
+            return [Finding("missing", "tuning", "nothing measured on this processor yet; sol-rt profile does")]
+        _, name, table = max(found, key=lambda each: each[:2])
+        detail = f"{table.tuning}; measured {table.created} ({name})"
+        if not table.steady:
             detail += "; the times scattered: run sol-rt profile while no other program runs"
         return [Finding("ok", "tuning", detail)]
     except (SolError, OSError, AttributeError) as error:

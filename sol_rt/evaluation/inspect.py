@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sol_rt.budget.cost.cost_table import load_cost_model
+from sol_rt.budget.cost.cost_table import cpu_device, stored_cost
 from sol_rt.budget.cost.model import BytesCost, CostModel
 from sol_rt.budget.dial import DEFAULT_MAX_LOSS, budget_of_loss, sensible_budget
 from sol_rt.budget.hull import measured_hull
@@ -15,7 +15,6 @@ from sol_rt.bundle.bits import THREE, bits_name, is_of_screen
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import FORMAT_VERSION, SolConfig, Variant, screened_bytes
 from sol_rt.bundle.selection import Selection
-from sol_rt.engine.hardware import usable_cores
 from sol_rt.evaluation.footprint import footprint, usual_contexts, windowed_layers
 from sol_rt.evaluation.frontier import RelativeCost, frontier
 
@@ -91,7 +90,7 @@ def describe(path: Path, context: int = 512) -> dict[str, Any]:
 
 def cost_here(bundle: Bundle) -> CostModel:
     """The cost model of the bundle on this machine's CPU, in whose unit commands count budgets here."""
-    return load_cost_model(bundle, "cpu", usable_cores())
+    return stored_cost(bundle, cpu_device())
 
 
 def relative_cost(bundle: Bundle) -> tuple[str, RelativeCost | None]:

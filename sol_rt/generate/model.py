@@ -7,7 +7,6 @@ ONNX Runtime. Other sessions of the same program then have to use a pool of that
 
 from __future__ import annotations
 
-import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -16,15 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sol_rt.budget.cost.cost_table import (
-    IN_BYTES,
-    CostTable,
-    MeasuredCost,
-    cost_table_path,
-    device_string,
-    keep_quick,
-    load_cost_model,
-)
+from sol_rt.budget.cost.cost_table import MeasuredCost
 from sol_rt.budget.cost.model import BytesCost, CostModel
 from sol_rt.budget.dial import (
     KEEP_LOSS,
@@ -40,8 +31,7 @@ from sol_rt.budget.hull import Hull
 from sol_rt.budget.schedules import is_constant
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
-from sol_rt.engine.hardware import tuning
-from sol_rt.errors import QualityWarning, UsageError, brief, one_line
+from sol_rt.errors import QualityWarning, UsageError, brief
 from sol_rt.generate.arguments import as_switch, opened_bundle
 from sol_rt.generate.grammar import Grammar, Matchers
 from sol_rt.generate.native import text
@@ -66,7 +56,8 @@ from sol_rt.generate.request import Checks, Request
 from sol_rt.generate.results import Generation, Scores
 from sol_rt.generate.stream import Stream
 from sol_rt.generate.trace import Trace, check_trace_path
-from sol_rt.native.library import core, path_bytes
+from sol_rt.native import structs
+from sol_rt.native.library import core
 from sol_rt.store.verified import check_weights
 from sol_rt.text.chat_template import ChatTemplate
 from sol_rt.text.tokenizer import Tokenizer
@@ -88,19 +79,19 @@ class SolModel:
         prefill: the action that runs prompts.
         engine: the KV cache, with runs of given tokens.
         native: True if native operators run, False if the function bodies in the graphs do.
-        machine: facts that costs depend on: provider, threads, `native`, and the GPU's name.
+        device: names what measured costs depend on: processor, threads and libraries, or the GPU with its own.
     """
 
     def __init__(self, engine: Engine) -> None:
         """`from_pretrained` calls it."""
         self.bundle, self.provider, self.prefill = engine.bundle, engine.provider, engine.prefill
-        self.machine, self.native = engine.machine, engine.native
+        self.device, self.native = engine.device, engine.native
         self._model, self._info = engine.model, engine.info
         self._opened = engine  # keeps the `sol_model`
         self.engine: Session = engine
         self._turns = self.engine.turns
         self._checks = Checks(self.engine, self.session)
-        self._cost: CostModel  # `from_pretrained` sets it
+        self._cost = engine.cost
         self._warned = self._warned_of_states = False
 
     def __repr__(self) -> str:
@@ -151,6 +142,7 @@ class SolModel:
             _check_cost(cost)
         native_ops, measure_costs = as_switch("native_ops", native_ops), as_switch("measure_costs", measure_costs)
         bundle, _ = check_weights(opened_bundle(path, verify))
+        source = structs.COSTS_MEASURED if measure_costs else structs.COSTS_PROFILED
         engine = Engine(
             bundle,
             provider=provider,
@@ -159,12 +151,11 @@ class SolModel:
             device=device,
             max_context=max_context,
             prefill=prefill,
+            costs=source if cost is None else structs.COSTS_BYTES,
         )
         opened = cls(engine)
-        opened.cost = cost or load_cost_model(bundle, *opened.machine, quick=measure_costs)
-        due = measure_costs and cost is None and engine.gpu is None and opened.cost.name == "bytes"
-        if due and bundle.config.losses_measured and engine.max_context > 1:  # a step needs a token before it
-            opened._measure_costs()
+        if cost is not None:
+            opened.cost = cost
         return opened
 
     @property
@@ -185,27 +176,6 @@ class SolModel:
         self._cost = cost
         for name in ("hull", "_gpu_cost", "dominated"):
             self.__dict__.pop(name, None)
-
-    def _measure_costs(self) -> None:
-        """Times the actions in the core. Keeps the table for the next time if the home folder allows it, and no better
-        table is there. Costs stay bytes where no temporary file can be written.
-        """
-        path = cost_table_path(self.bundle, *self.machine)
-        try:
-            with tempfile.TemporaryDirectory() as folder:
-                file = Path(folder) / "table.json"
-                core().sol_model_measure_costs(self._model, path_bytes(file))
-                table = CostTable.from_json(file.read_text(encoding="utf-8"))
-        except OSError as error:
-            self.cost = BytesCost(self.bundle.config, f"not measured: {one_line(error)}{IN_BYTES}")
-            return
-        table = replace(table, device=device_string(*self.machine))
-        if table.tuning is not None and self.provider.library is not None:
-            key = tuning.machine_key(self.provider.threads, self.provider.library)
-            copies = tuning.gains_of_copies(key).get(self.bundle.config.model.name, 1.0) > 1
-            table = replace(table, tuning=replace(table.tuning, copies=copies))
-        note = "; ".join(filter(None, (self.cost.note.removesuffix(IN_BYTES), keep_quick(table, path))))
-        self.cost = MeasuredCost(self.bundle.config, table, note)
 
     @property
     def where(self) -> dict[str, str]:

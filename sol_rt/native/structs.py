@@ -19,6 +19,9 @@ from ctypes import (
     c_void_p,
 )
 
+COSTS_BYTES, COSTS_PROFILED, COSTS_MEASURED = range(1, 4)  # `sol_cost_source`
+Progress = CFUNCTYPE(c_int32, c_void_p, c_char_p, c_uint64, c_uint64)  # `sol_progress`
+
 
 class RuntimeOptions(ctypes.Structure):
     """`sol_runtime_options`."""
@@ -44,6 +47,9 @@ class ModelOptions(ctypes.Structure):
         ("progress", c_void_p),
         ("user", c_void_p),
         ("prefill", c_char_p),
+        ("costs_folder", c_char_p),
+        ("device", c_char_p),
+        ("costs", c_int),
     )
 
 
@@ -69,6 +75,25 @@ class ModelInfo(ctypes.Structure):
         ("cost_model", c_char_p),
         ("dense", c_char_p),
         ("mapped_bytes", c_uint64),
+        ("cost_note", c_char_p),
+    )
+
+
+class CostTable(ctypes.Structure):
+    """`sol_cost_table`."""
+
+    _fields_ = (("size", c_uint32), ("text", c_char_p), ("file", c_char_p), ("note", c_char_p))
+
+
+class Tuned(ctypes.Structure):
+    """`sol_tuned`."""
+
+    _fields_ = (
+        ("size", c_uint32),
+        ("steady", c_int32),
+        ("gain", c_double),
+        ("gain_of_copies", c_double),
+        ("dense_ms", c_double),
     )
 
 
@@ -335,6 +360,26 @@ class GovernorState(ctypes.Structure):
     """`sol_governor_state`."""
 
     _fields_ = (("size", c_uint32), ("budget", c_double), ("reserved", c_double * 7))
+
+
+class Profile(ctypes.Structure):
+    """`sol_profile`."""
+
+    _fields_ = (
+        ("size", c_uint32),
+        ("repeats", c_int32),
+        ("contexts", POINTER(c_int64)),
+        ("num_contexts", c_size_t),
+        ("seconds", c_double),
+        ("device", c_char_p),
+        ("progress", Progress),
+        ("user", c_void_p),
+        ("actions", POINTER(c_char_p)),
+        ("num_actions", c_size_t),
+        ("ms", POINTER(c_double)),
+        ("num_measured", c_size_t),
+        ("table", c_char_p),
+    )
 
 
 class PolicyInputs(ctypes.Structure):

@@ -9,6 +9,7 @@
 
 #include "api/border.h"
 #include "base/error.h"
+#include "base/sha256.h"
 #include "budget/cost/cost_table.h"
 #include "budget/cost/step_costs.h"
 #include "budget/hull/hull.h"
@@ -59,6 +60,8 @@ std::vector<Action> ActionsOf(const char* const* tags, size_t count) {
   return actions;
 }
 
+sol_cost_table CostTableOf(const StoredCosts& costs) { return {sizeof(sol_cost_table), costs.table.c_str(), costs.file.c_str(), costs.note.c_str()}; }
+
 }  // namespace sol_rt
 
 extern "C" {
@@ -70,8 +73,39 @@ sol_error* sol_costs_create(const char* config, const char* table, sol_costs** c
     RequirePointer(config, "sol_costs_create: config");
     auto made = std::make_unique<sol_costs>();
     made->config = std::make_shared<const sol_rt::Config>(sol_rt::ReadConfig(config, sol_rt::kConfigFile));
-    made->cost = table == nullptr ? sol_rt::MakeBytesCost(*made->config) : sol_rt::MakeMeasuredCost(*made->config, sol_rt::CostTable::FromJson(table));
+    if (table != nullptr) made->found.table = table;
+    made->found.cost = table == nullptr ? sol_rt::MakeBytesCost(*made->config) : sol_rt::MakeMeasuredCost(*made->config, sol_rt::CostTable::FromJson(table));
     *costs = made.release();
+  });
+}
+
+sol_error* sol_costs_find(const char* folder, const char* config, const char* device, int32_t quick, sol_costs** costs) {
+  return Guard([&] {
+    RequirePointer(costs, "sol_costs_find: costs");
+    *costs = nullptr;
+    RequirePointer(config, "sol_costs_find: config");
+    RequirePointer(device, "sol_costs_find: device");
+    auto made = std::make_unique<sol_costs>();
+    made->config = std::make_shared<const sol_rt::Config>(sol_rt::ReadConfig(config, sol_rt::kConfigFile));
+    made->found = sol_rt::FindCosts(folder == nullptr ? sol_rt::CostsFolder() : folder, *made->config, sol_rt::Sha256Hex(config), device, quick != 0);
+    *costs = made.release();
+  });
+}
+
+sol_error* sol_costs_keep(sol_costs* costs, const char* folder) {
+  return Guard([&] {
+    RequireHandle(costs, "sol_costs_keep");
+    if (costs->found.table.empty()) UsageFault("sol_costs_keep: got costs in bytes, expected those of a table");
+    const sol_rt::CostTable table = sol_rt::CostTable::FromJson(costs->found.table);
+    costs->found.file = sol_rt::KeepCosts(folder == nullptr ? sol_rt::CostsFolder() : folder, *costs->config, table);
+  });
+}
+
+sol_error* sol_costs_get_table(const sol_costs* costs, sol_cost_table* table) {
+  return Guard([&] {
+    RequireHandle(costs, "sol_costs_get_table");
+    sol_rt::RequireSized(table, "sol_cost_table");
+    sol_rt::FillStruct(sol_rt::CostTableOf(costs->found), table);
   });
 }
 
@@ -81,7 +115,7 @@ sol_error* sol_costs_steps(const sol_costs* costs, const char* const* actions, s
                            double* steps) {
   return Guard([&] {
     RequireHandle(costs, "sol_costs_steps");
-    const sol_rt::ActionCosts found(sol_rt::ActionsOf(actions, num_actions), *costs->cost);
+    const sol_rt::ActionCosts found(sol_rt::ActionsOf(actions, num_actions), costs->cost());
     if (num_contexts == 0 || num_actions == 0) return;
     RequirePointer(contexts, "sol_costs_steps: contexts");
     RequirePointer(steps, "sol_costs_steps: steps");
@@ -99,13 +133,13 @@ sol_error* sol_costs_reads(const sol_costs* costs, const char* action, int64_t c
     RequirePointer(tokens, "sol_costs_reads: tokens");
     RequirePointer(pages, "sol_costs_reads: pages");
     RequireContext(context);
-    const sol_rt::CostModel::MeanReads reads = costs->cost->Reads(Action::Parse(action), context);
+    const sol_rt::CostModel::MeanReads reads = costs->cost().Reads(Action::Parse(action), context);
     *tokens = reads.tokens;
     *pages = reads.pages;
   });
 }
 
-double sol_costs_policy(const sol_costs* costs) { return costs == nullptr ? 0.0 : costs->cost->Policy(); }
+double sol_costs_policy(const sol_costs* costs) { return costs == nullptr ? 0.0 : costs->cost().Policy(); }
 
 sol_error* sol_costs_losses(const sol_costs* costs, const char* const* actions, size_t num_actions, int64_t context, double* losses) {
   return Guard([&] {
@@ -138,7 +172,7 @@ sol_error* sol_costs_policy_budgets(const sol_costs* costs, double* low, double*
     RequirePointer(low, "sol_costs_policy_budgets: low");
     RequirePointer(high, "sol_costs_policy_budgets: high");
     *low = *high = std::numeric_limits<double>::quiet_NaN();
-    if (const auto range = sol_rt::PolicyBudgets(*costs->config, *costs->cost)) {
+    if (const auto range = sol_rt::PolicyBudgets(*costs->config, costs->cost())) {
       *low = (*range)[0];
       *high = (*range)[1];
     }
@@ -149,7 +183,7 @@ sol_error* sol_costs_default_schedule(const sol_costs* costs, double budget, int
   return Guard([&] {
     RequireHandle(costs, "sol_costs_default_schedule");
     RequirePointer(schedule, "sol_costs_default_schedule: schedule");
-    const std::string name = sol_rt::DefaultSchedule(*costs->config, *costs->cost, budget, Targets(targets));
+    const std::string name = sol_rt::DefaultSchedule(*costs->config, costs->cost(), budget, Targets(targets));
     *schedule = name == "sol" ? "sol" : name == "hull" ? "hull" : "uniform";
   });
 }
@@ -163,7 +197,7 @@ sol_error* sol_hull_create(const sol_costs* costs, const char* const* actions, s
     if (std::find(mixed.begin(), mixed.end(), costs->config->dense) == mixed.end()) {
       UsageFault("sol_hull_create: the dense action " + costs->config->dense.Tag() + " is not among the actions");
     }
-    *hull = new sol_hull{num_actions, {}, sol_rt::Hull(mixed, *costs->cost, sol_rt::ActionLosses(*costs->config))};
+    *hull = new sol_hull{num_actions, {}, sol_rt::Hull(mixed, costs->cost(), sol_rt::ActionLosses(*costs->config))};
   });
 }
 

@@ -2,10 +2,15 @@
 #include <limits>
 
 #include "api/border.h"
+#include "api/costs.h"
 #include "api/handles.h"
 #include "base/file/atomic_file.h"
+#include "base/file/user_data.h"
 #include "budget/controller/controller.h"
 #include "budget/measure/measure_costs.h"
+#include "budget/measure/stored_costs.h"
+#include "budget/measure/timed_step.h"
+#include "budget/measure/tune_operators.h"
 #include "budget/schedules/schedule.h"
 
 using sol_rt::Guard;
@@ -46,7 +51,29 @@ sol_model_info InfoOf(const sol_model& handle) {
   info.cost_model = model.cost()->InMilliseconds() ? "measured" : "bytes";
   info.dense = handle.dense.c_str();
   info.mapped_bytes = model.factory() == nullptr ? 0 : model.factory()->mapped_bytes();
+  info.cost_note = handle.costs.note.c_str();
   return info;
+}
+
+sol_cost_source SourceOf(const sol_model_options& given) {
+  if (given.costs < SOL_COSTS_DEFAULT || given.costs > SOL_COSTS_MEASURED) {
+    sol_rt::UsageFault("sol_model_options: costs: got " + std::to_string(given.costs) + ", expected a sol_cost_source");
+  }
+  if (given.costs != SOL_COSTS_DEFAULT) return given.costs;
+  const std::string named = sol_rt::EnvironmentText("SOL_RT_COSTS");
+  if (named.empty() || named == "measured") return SOL_COSTS_MEASURED;
+  if (named == "profiled") return SOL_COSTS_PROFILED;
+  if (named != "bytes") sol_rt::UsageFault("SOL_RT_COSTS: got " + sol_rt::Brief(named) + ", expected bytes, profiled or measured");
+  return SOL_COSTS_BYTES;
+}
+
+// Costs of a load that names no table. Where the host's own device runs the model nothing is measured.
+sol_rt::StoredCosts CostsOf(const sol_runtime* runtime, const sol_rt::Model& model, const sol_model_options& given, bool measured,
+                            const sol_rt::Progress& progress) {
+  const std::string folder = given.costs_folder == nullptr ? sol_rt::CostsFolder() : given.costs_folder;
+  if (given.device == nullptr && measured) return runtime->FirstCosts(folder, model, progress);
+  const std::string device = given.device == nullptr ? runtime->device() : given.device;
+  return sol_rt::FindCosts(folder, model.config(), model.identity(), device, measured);
 }
 
 }  // namespace
@@ -73,6 +100,7 @@ sol_error* sol_model_load(sol_runtime* runtime, const char* folder, const sol_mo
     if (given.verify < SOL_VERIFY_NONE || given.verify > SOL_VERIFY_ALL) {
       sol_rt::UsageFault("sol_model_options: verify: got " + std::to_string(given.verify) + ", expected a sol_verify");
     }
+    const sol_cost_source source = SourceOf(given);
     sol_rt::ModelOptions wanted;
     wanted.max_context = given.max_context;
     if (given.prefill != nullptr) wanted.prefill = given.prefill;
@@ -88,6 +116,10 @@ sol_error* sol_model_load(sol_runtime* runtime, const char* folder, const sol_mo
     auto made = std::make_unique<sol_model>();
     const auto bundle = std::make_shared<sol_rt::Bundle>(sol_rt::Bundle::Open(folder, given.verify, progress, runtime != nullptr));
     made->model = std::make_shared<sol_rt::Model>(bundle, runtime == nullptr ? nullptr : runtime->Open(bundle), wanted);
+    if (given.cost_table == nullptr && source != SOL_COSTS_BYTES && (runtime != nullptr || given.device != nullptr)) {
+      made->costs = CostsOf(runtime, *made->model, given, source == SOL_COSTS_MEASURED, progress);
+      made->model->SetCost(made->costs.cost);
+    }
     for (const sol_rt::ActionEntry& entry : made->model->config().actions) made->tags.push_back(entry.action.Tag());
     made->dense = made->model->config().dense.Tag();
     *model = made.release();
@@ -132,6 +164,37 @@ sol_error* sol_model_measure_costs(sol_model* model, const char* file) {
     const sol_rt::CostTable table = sol_rt::MeasureCosts(*own.factory(), own.bundle(), own.max_context());
     own.SetCost(sol_rt::MakeMeasuredCost(own.config(), table));
     if (file != nullptr) sol_rt::WriteFileAtomically(file, table.ToJson());
+  });
+}
+
+sol_error* sol_model_get_cost_table(const sol_model* model, sol_cost_table* table) {
+  return Guard([&] {
+    sol_rt::RequireHandle(model, "sol_model_get_cost_table");
+    sol_rt::RequireSized(table, "sol_cost_table");
+    sol_rt::FillStruct(sol_rt::CostTableOf(model->costs), table);
+  });
+}
+
+sol_error* sol_model_tune(sol_model* model, double seconds, sol_progress progress, void* user, sol_tuned* tuned) {
+  return Guard([&] {
+    sol_rt::RequireHandle(model, "sol_model_tune");
+    sol_rt::RequireSized(tuned, "sol_tuned");
+    sol_rt::RequireFactory(*model->model, "sol_model_tune");
+    sol_rt::EngineFactory& factory = *model->model->factory();
+    if (!(seconds >= 0) || !factory.native()) {
+      sol_rt::UsageFault("sol_model_tune: got " + std::to_string(seconds) + " seconds" + (factory.native() ? "" : " and no native operators") +
+                         ", expected 0 or more on a runtime with native operators");
+    }
+    const auto report = [&](const char* what, uint64_t done, uint64_t total) {
+      if (progress != nullptr && progress(user, what, done, total) != 0) {
+        throw sol_rt::Error(SOL_ERROR_HOST, "sol_model_tune: the host's progress callback asked to stop");
+      }
+    };
+    const sol_rt::TimedEngine timed(factory, model->model->config(), model->model->max_context());
+    const sol_rt::Tuned found = sol_rt::TuneOperators(factory, *timed.engine, timed.length, timed.dense(), timed.cheapest(), {seconds, true}, report);
+    constexpr double kNotTried = std::numeric_limits<double>::quiet_NaN();
+    const double copies = sol_rt::TuneCopies(factory, *timed.engine, timed.length, seconds / 3).value_or(kNotTried);
+    sol_rt::FillStruct(sol_tuned{tuned->size, found.steady ? 1 : 0, found.gain, copies, found.dense_ms}, tuned);
   });
 }
 

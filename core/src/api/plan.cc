@@ -69,7 +69,7 @@ std::unique_ptr<sol_plan> MakePlan(const sol_costs& costs, const sol_plan_option
   }
   if (config.policy && given.decide == nullptr && dial.schedule == "sol") UsageFault("sol_plan_create: a plan asks the host: sol needs `decide`");
   made->asks_schedule = static_cast<bool>(dial.own);
-  made->planner = sol_rt::MakePlanner(config, costs.cost, dial, made->policy.get());
+  made->planner = sol_rt::MakePlanner(config, costs.found.cost, dial, made->policy.get());
   return made;
 }
 

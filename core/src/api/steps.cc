@@ -1,4 +1,7 @@
 // Single runs and scores of the C interface: a host's own loop, and measurements.
+#include <algorithm>
+#include <ctime>
+#include <functional>
 #include <limits>
 #include <optional>
 
@@ -7,7 +10,9 @@
 #include "api/session.h"
 #include "base/error.h"
 #include "budget/measure/measure_costs.h"
+#include "budget/measure/profile.h"
 #include "generate/scoring.h"
+#include "sol_plan.h"
 
 using sol_rt::Action;
 using sol_rt::CloseGeneration;
@@ -142,6 +147,51 @@ void Score(sol_session& session, const int32_t* tokens, size_t num_tokens, size_
   sol_rt::FillStruct(scores, filled);
 }
 
+void Profile(sol_session& session, sol_profile* filled) {
+  sol_rt::RequireSized(filled, "sol_profile");
+  sol_profile profile = sol_rt::ReadStruct(filled, sol_profile{}, "sol_profile");
+  const sol_rt::Model& model = *session.model;
+  if (profile.num_contexts > 0) RequirePointer(profile.contexts, "sol_profile: contexts");
+  sol_rt::ProfilePlan plan{{profile.contexts, profile.contexts + profile.num_contexts}, profile.repeats, profile.seconds};
+  const int64_t room = session.engine->max_context() - 1;
+  const bool rises = std::is_sorted(plan.contexts.begin(), plan.contexts.end(), std::less_equal<int64_t>());
+  if (plan.contexts.empty() || !rises || plan.contexts.front() < 1 || plan.contexts.back() > room || plan.repeats < 1 || !(plan.seconds >= 0)) {
+    UsageFault("sol_profile: got " + std::to_string(plan.contexts.size()) + " contexts, " + std::to_string(plan.repeats) + " repeats and " +
+               std::to_string(plan.seconds) + " seconds, expected rising contexts from 1 to " + std::to_string(room) + ", 1 repeat or more, 0 seconds or more");
+  }
+  CloseGeneration(session);
+  const auto report = [&](const char* what, uint64_t done, uint64_t total) {
+    if (profile.progress != nullptr && profile.progress(profile.user, what, done, total) != 0) {
+      throw sol_rt::Error(SOL_ERROR_HOST, "sol_session_profile: the host's progress callback asked to stop");
+    }
+  };
+  const auto cancelled = [&session] { return session.TakeCancel(); };
+  const sol_rt::Profile found = sol_rt::ProfileSteps(*session.engine, sol_rt::PolicyOf(session), plan, cancelled, report);
+  sol_rt::CostTable table;
+  table.bundle = model.identity();
+  table.created = sol_rt::IsoTime(std::time(nullptr));
+  table.policy_ms = found.policy_ms;
+  table.lines = found.lines;
+  if (profile.device != nullptr) table.device = profile.device;
+  if (session.host == nullptr) {
+    if (profile.device == nullptr) table.device = model.factory()->Device();
+    if (model.factory()->native()) table.tuning = model.factory()->tuning();
+  }
+  session.text = table.ToJson();
+  session.scored_tags.clear();
+  session.scored_actions.clear();
+  session.scored_costs.clear();
+  for (const Action& action : found.actions) session.scored_tags.push_back(action.Tag());
+  for (const std::string& tag : session.scored_tags) session.scored_actions.push_back(tag.c_str());
+  for (const std::vector<double>& row : found.ms) session.scored_costs.insert(session.scored_costs.end(), row.begin(), row.end());
+  profile.actions = session.scored_actions.data();
+  profile.num_actions = session.scored_actions.size();
+  profile.ms = session.scored_costs.data();
+  profile.num_measured = found.ms.size();
+  profile.table = session.text.c_str();
+  sol_rt::FillStruct(profile, filled);
+}
+
 }  // namespace
 
 extern "C" {
@@ -168,17 +218,10 @@ sol_error* sol_session_set_active_channels(sol_session* session, const char* var
   });
 }
 
-sol_error* sol_session_time_policy(sol_session* session, const char* action, double* milliseconds) {
+sol_error* sol_session_profile(sol_session* session, sol_profile* profile) {
   return Guard([&] {
-    const Turn turn(session, "sol_session_time_policy");
-    RequirePointer(milliseconds, "sol_session_time_policy: milliseconds");
-    const Action before = action == nullptr ? session->model->config().dense : Action::Parse(action);
-    const int64_t length = session->engine->length();
-    if (length < 1 || length + 1 > session->engine->max_context()) UsageFault("sol_session_time_policy: the cache needs a token, and room for one more");
-    CloseGeneration(*session);
-    sol_rt::PolicyRunner* const policy = sol_rt::PolicyOf(*session);
-    *milliseconds = policy == nullptr ? 0.0 : sol_rt::PolicyMs(*policy, *session->engine, length, before);
-    session->engine->Truncate(length);
+    const Turn turn(session, "sol_session_profile");
+    Profile(*session, profile);
   });
 }
 

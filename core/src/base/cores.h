@@ -1,4 +1,4 @@
-// Number of threads for a decode step. Python's twin is sol_rt/engine/hardware/cores.py, and both are tested on the same folders.
+// Number of threads for a decode step.
 #pragma once
 
 #include <cstdint>

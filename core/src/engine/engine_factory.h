@@ -24,9 +24,10 @@ class EngineFactory {
   virtual uint64_t mapped_bytes() const = 0;  // of the weights file
   virtual std::string Device() const = 0;    // processor, threads and libraries, for a cost table
 
-  // Settings with which the operators of this process run from now on. Without native operators `SetTuning` does nothing.
+  // Settings with which the operators of this process run from now on. Without native operators `SetTuning` does nothing. Copies that are not used are freed,
+  // or with `keep_copies` stay for settings that follow.
   virtual Tuning tuning() const = 0;
-  virtual void SetTuning(const Tuning& tuning) = 0;
+  virtual void SetTuning(const Tuning& tuning, bool keep_copies = false) = 0;
   virtual bool RoomForCopies() const = 0;  // true if copies of matrices would take a quarter of the free memory at most
 };
 

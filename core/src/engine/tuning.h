@@ -1,9 +1,11 @@
-// Settings of the CPU's operators that depend on the processor and change no result: sol_rt/engine/hardware/tuning.py.
+// Settings of the CPU's operators that depend on the processor and change no result.
 #pragma once
 
 #include <cstdint>
 
 namespace sol_rt {
+
+constexpr uint32_t kMostAhead = 1 << 20, kMostMembers = 1024;
 
 struct Tuning {
   uint32_t cache_level = 2;          // the cache that memory is asked for into before it is read, 1 or 2

@@ -4,6 +4,7 @@
 // Commands, one a line; numbers of engines are their order:
 //   load FOLDER [MAX_CONTEXT]        opens a model; later commands are about it
 //   choose N GAIN...                 which of N settings of the operators to take, by the gains of every round
+//   fit [TOKENS PAGES MS]...         appends the line of a cost table that is fitted to timings: fixed, per_token, per_page, error
 //   engine                           makes an engine on it, and uses that one
 //   use N                            uses engine N
 //   forward ACTION TOKEN...          appends logits and hidden state to RESULTS, float32
@@ -27,6 +28,7 @@
 
 #include "base/error.h"
 #include "base/file/atomic_file.h"
+#include "budget/measure/profile.h"
 #include "budget/measure/tune_operators.h"
 #include "engine/ort/ort_model.h"
 #include "generate/model.h"
@@ -94,6 +96,16 @@ struct Machine {
       size_t place = 0;
       for (double gain; line >> gain;) gains[place++ % settings].push_back(gain);
       return static_cast<int64_t>(ChooseSetting(gains));
+    }
+    if (name == "fit") {  // tokens, pages and milliseconds of each timing; its results are the coefficients and the error
+      std::vector<Sample> samples;
+      for (Sample each{}; line >> each.tokens >> each.pages >> each.ms;) samples.push_back(each);
+      const CostTable::Line fitted = FitLine(samples);
+      for (const double part : {fitted.fixed, fitted.per_token, fitted.per_page, fitted.error}) {
+        const auto written = static_cast<float>(part);
+        Append(&written, 1);
+      }
+      return 4;
     }
     if (name == "engine") {
       engines.push_back(model->factory()->MakeEngine(model->max_context()));

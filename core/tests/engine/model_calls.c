@@ -1,4 +1,4 @@
-/* Calls of runtimes and models through the C interface, right and wrong ones:   model_calls LIBRARY FOLDER COST_TABLE TEXT_FOLDER
+/* Calls of runtimes and models through the C interface, right and wrong ones:   model_calls LIBRARY FOLDER COST_TABLE TEXT_FOLDER COSTS_FOLDER
    The bundle in TEXT_FOLDER has a tokenizer that the core reads, the one in FOLDER has none such.
    Prints a line for each check that fails, and at last `N checks`. */
 #include <math.h>
@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "sol_rt.h"
+#include "sol_plan.h"
 
 static int checks = 0;
 
@@ -46,6 +46,14 @@ static void CheckSessionWithoutText(sol_model* model) {
   options.num_stop_strings = 0;
   Expect(sol_session_generate(session, prompt, 3, &options, NULL, NULL, NULL), SOL_OK, "", "an empty list of them");
   Check(sol_session_private_bytes(session) > 0, "buffers");
+  const int64_t contexts[] = {8, 4};
+  sol_profile profile = {.size = sizeof(profile), .repeats = 1, .contexts = contexts};
+  Expect(sol_session_profile(session, &profile), SOL_ERROR_USAGE, "got 0 contexts", "no context to measure at");
+  profile.num_contexts = 2;
+  Expect(sol_session_profile(session, &profile), SOL_ERROR_USAGE, "expected rising contexts", "contexts that fall");
+  profile.num_contexts = 1;
+  Expect(sol_session_profile(session, &profile), SOL_OK, "", "costs at a context");
+  Check(profile.num_measured == 1 && profile.ms[profile.num_actions - 1] > 0 && strstr(profile.table, "\"quick\": false") != NULL, "its table");
   sol_session_release(session);
 }
 
@@ -108,8 +116,68 @@ static void CheckInfo(const sol_model* model) {
   Expect(sol_model_get_action(model, -1, &action), SOL_ERROR_USAGE, "index", "action before the first");
 }
 
+static int32_t Count(void* user, const char* what, uint64_t done, uint64_t total) {
+  *(int*)user += strcmp(what, "measuring what actions cost") == 0 && done <= total;
+  return 0;
+}
+
+/* Costs of a model by a source of them, and the table that it was loaded with. */
+static sol_model* Loaded(sol_runtime* runtime, const char* bundle, const char* folder, sol_cost_source costs, sol_cost_table* table, int* measured) {
+  sol_model* model = NULL;
+  sol_model_options how;
+  sol_model_options_init(&how, sizeof how);
+  how.costs_folder = folder;
+  how.costs = costs;
+  how.progress = Count;
+  how.user = measured;
+  *measured = 0;
+  Expect(sol_model_load(runtime, bundle, &how, &model), SOL_OK, "", "a model with costs of a source");
+  table->size = sizeof *table;
+  Expect(sol_model_get_cost_table(model, table), SOL_OK, "", "its table");
+  return model;
+}
+
+/* The first load measures and keeps a table, which the next one reads. */
+static void CheckFirstLoad(sol_runtime* runtime, const char* bundle, const char* folder) {
+  sol_cost_table table;
+  int measured;
+  sol_model* model = Loaded(runtime, bundle, folder, SOL_COSTS_BYTES, &table, &measured);
+  Check(!measured && !*table.text && !*table.file && !*table.note, "costs in bytes by choice");
+  sol_model_release(model);
+  model = Loaded(runtime, bundle, folder, SOL_COSTS_PROFILED, &table, &measured);
+  Check(!measured && !*table.text && !*table.file && !*table.note, "costs in bytes where nobody has profiled");
+  sol_model_release(model);
+  model = Loaded(runtime, bundle, folder, SOL_COSTS_MEASURED, &table, &measured);
+  sol_model_info info = {sizeof(info)};
+  Expect(sol_model_get_info(model, &info), SOL_OK, "", "info");
+  Check(measured > 0 && strcmp(info.cost_model, "measured") == 0 && strcmp(info.cost_note, table.note) == 0, "a first load measures and says so");
+  Check(strstr(table.note, "measured what each action costs on this machine") == table.note, "its note");
+  Check(strstr(table.file, folder) == table.file && strstr(table.file, ".quick.json") != NULL, "it keeps a table");
+  Check(strstr(table.text, info.identity) != NULL && strstr(table.text, sol_runtime_device(runtime)) != NULL, "of this bundle and device");
+  char kept[4096];
+  snprintf(kept, sizeof kept, "%s", table.file);
+  sol_model_release(model);
+  model = Loaded(runtime, bundle, folder, SOL_COSTS_MEASURED, &table, &measured);
+  Check(!measured && strcmp(table.file, kept) == 0 && !*table.note, "the next load reads it");
+  sol_model_release(model);
+  FILE* file = fopen(kept, "w");
+  Check(file != NULL && fputs("{", file) >= 0 && fclose(file) == 0, "a damaged table");
+  model = Loaded(runtime, bundle, folder, SOL_COSTS_MEASURED, &table, &measured);
+  Check(measured > 0 && *table.text && strcmp(table.file, kept) == 0, "is measured anew");
+  sol_model_release(model);
+  model = Loaded(runtime, bundle, kept, SOL_COSTS_MEASURED, &table, &measured);
+  Check(measured > 0 && *table.text && !*table.file && strstr(table.note, "not for the next load: ") != NULL, "a folder that cannot be made");
+  sol_model_release(model);
+  sol_tuned tuned = {sizeof(tuned)};
+  model = Loaded(runtime, bundle, folder, SOL_COSTS_BYTES, &table, &measured);
+  Expect(sol_model_tune(model, 0.01, NULL, NULL, &tuned), SOL_OK, "", "settings of the operators");
+  Check(tuned.gain >= 1 && tuned.dense_ms > 0, "what they gain");
+  Expect(sol_model_tune(model, NAN, NULL, NULL, &tuned), SOL_ERROR_USAGE, "seconds", "no time for settings");
+  sol_model_release(model);
+}
+
 int main(int argc, char** argv) {
-  if (argc != 5) return 2;
+  if (argc != 6) return 2;
   sol_runtime* runtime = NULL;
   sol_model *model = NULL, *other = NULL;
   sol_runtime_options options;
@@ -155,6 +223,9 @@ int main(int argc, char** argv) {
   how.verify = (sol_verify)7;
   Expect(sol_model_load(runtime, argv[2], &how, &model), SOL_ERROR_USAGE, "verify", "another verify");
   how.verify = SOL_VERIFY_ALL;
+  how.costs = (sol_cost_source)7;
+  Expect(sol_model_load(runtime, argv[2], &how, &model), SOL_ERROR_USAGE, "costs: got 7", "another source of costs");
+  how.costs = SOL_COSTS_DEFAULT;
   how.max_context = -1;
   Expect(sol_model_load(runtime, argv[2], &how, &model), SOL_ERROR_USAGE, "context size", "a negative context");
   int called = 0;
@@ -189,6 +260,7 @@ int main(int argc, char** argv) {
   Check(strcmp(info.cost_model, "measured") == 0, "measured costs are in use");
   runtime = NULL;
   Expect(sol_runtime_create(&options, &runtime), SOL_OK, "", "a second runtime");
+  CheckFirstLoad(runtime, argv[2], argv[5]);
   sol_model_options_init(&how, sizeof how);
   how.cost_table = argv[3];
   Expect(sol_model_load(runtime, argv[2], &how, &other), SOL_OK, "", "a model with these costs");

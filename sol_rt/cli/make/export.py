@@ -152,16 +152,15 @@ def export(
     bundle = None if given is None else _existing(model, output, force)
     require_packages("export", ("onnx", "safetensors") if bundle else ())
     if given is not None and bundle is not None:
-        from sol_rt.budget.cost.cost_table import has_table
-        from sol_rt.bundle.bundle import Bundle
+        from sol_rt.budget.cost.cost_table import tables_of
         from sol_rt.export.policy_file import give_policy
         from sol_rt.store.home import keeping_source
 
-        measured = has_table(Bundle.open(bundle))
+        measured = bool(tables_of(bundle))
         with keeping_source(bundle):
             print(give_policy(bundle, given).path)
         if measured:
-            note("the bundle was measured without this policy, so costs are bytes; run sol-rt profile again")
+            note("the bundle was measured without this policy; run sol-rt profile again")
         return
     if policy is None:
         given = _policy_of_alias(

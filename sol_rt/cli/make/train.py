@@ -210,12 +210,10 @@ def _rollouts(engine: Engine, settings: TrainConfig, *, in_torch: bool, say: Cal
     """Makes the rollouts that run the steps, with actions and costs of the bundle."""
     import torch
 
-    from sol_rt.budget.cost.cost_table import load_cost_model
     from sol_rt.train.rollouts.rollout import RolloutSpec
     from sol_rt.train.run.policy_actions import policy_actions
 
-    bundle, policy = engine.bundle, settings.policy
-    cost = load_cost_model(bundle, *engine.machine, quick=False)
+    bundle, policy, cost = engine.bundle, settings.policy, engine.cost
     unit = "bytes; to train on this device's milliseconds run sol-rt profile first"
     say(cost.note or f"costs are {unit if cost.name == 'bytes' else 'milliseconds, measured on this device'}")
     actions = policy_actions(bundle.config, cost, policy.actions, settings.data.windows)

@@ -43,15 +43,14 @@ def profile(
     """Measure what every action costs in milliseconds. Budgets are then shares of this device's decode time."""
     from rich.table import Table
 
-    from sol_rt.budget.cost.cost_table import MeasuredCost, cost_table_path
-    from sol_rt.budget.cost.profile import measure, save
-    from sol_rt.budget.cost.tune import tune, tune_copies
+    from sol_rt.budget.cost.cost_table import MeasuredCost, keep
+    from sol_rt.budget.cost.profile import measure
+    from sol_rt.budget.cost.tune import tune
     from sol_rt.budget.dominated import describe, replacements
     from sol_rt.cli.loading import bundle_path, name_device, open_checked, usable_threads
-    from sol_rt.engine.hardware import tuning
     from sol_rt.errors import UsageError
     from sol_rt.generate.native.engine import Engine
-    from sol_rt.store.home import check_writable
+    from sol_rt.store.home import check_writable, costs_dir
 
     if math.isnan(seconds):  # which is below no limit
         raise UsageError("--seconds nan: expected a number from 1, for example 60")
@@ -65,19 +64,15 @@ def profile(
     machine: dict[str, Any] = {"provider": provider, "native_ops": native_ops, "device": device}
     engine = Engine(bundle, threads=usable_threads(threads), **machine)
     name_device(engine.provider)
-    check_writable(cost_table_path(bundle, *engine.machine))
-    tuned = gain = None
+    check_writable(costs_dir() / "a table")
+    tuned = None
     with progress(timed=True) as report:
-        if (library := engine.provider.library) is not None and engine.provider.gpu is None:
+        if engine.native and engine.provider.gpu is None:
             tuned = tune(engine, report, seconds=min(_TUNE_SECONDS, seconds / 4))
             seconds *= 3 / 4
-            tuning.save(key := tuning.machine_key(engine.threads, library), tuned)
-            gain = tune_copies(engine, seconds=min(_TUNE_SECONDS, seconds / 4) / 3)
-            if gain is not None:
-                tuning.save_gain_of_copies(key, bundle.config.model.name, gain)
         result = measure(engine, bundle, lengths, repeats, report, seconds=seconds)
-    path = save(bundle, engine, result.table)
     cost = MeasuredCost(bundle.config, result.table)
+    path = keep(cost)
     dominated: dict[Action, Action] = {}
     if engine.provider.gpu is not None:
         dominated = replacements(bundle.config, cost)
@@ -86,7 +81,7 @@ def profile(
         rows = [row.as_json() for row in result.rows]
         instead = {action.tag: other.tag for action, other in dominated.items()}
         where = {"path": str(path), **engine.provider.as_json()}
-        measured = None if tuned is None else {**asdict(tuned), "gain_of_copies": gain}
+        measured = None if tuned is None else asdict(tuned)
         print_json({**where, "rows": rows, "dominated": instead, "hull": on_hull, "tuning": measured})
         return
     columns = sorted({row.context for row in result.rows})
@@ -111,7 +106,7 @@ def profile(
     if tuned is not None:
         faster = f", steps {tuned.gain:.2f} times as fast as by default" if tuned.gain > 1 else ", the default"
         note(f"processor: {tuned.tuning}{faster}; a dense step reads {tuned.rates}")
-        if gain is not None and gain > 1:
+        if (gain := tuned.gain_of_copies or 1) > 1:
             note(f"copies: whole 4-bit steps are {gain:.2f} times as fast from copies of the matrices, and read these")
         if not tuned.steady:
             note("processor: the times scattered; run sol-rt profile again while no other program runs")

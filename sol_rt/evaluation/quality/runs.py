@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from sol_rt.budget.cost.cost_table import load_cost_model
+from sol_rt.budget.cost.cost_table import stored_cost
 from sol_rt.budget.cost.model import BytesCost, CostModel
 from sol_rt.budget.dial import Dial, MakeSchedule
 from sol_rt.budget.schedules import is_constant
@@ -89,7 +89,7 @@ def other_cost(model: SolModel) -> CostModel | None:
     """
     if model.cost.name != "bytes":
         return BytesCost(model.bundle.config)
-    measured = load_cost_model(model.bundle, *model.machine, quick=False)
+    measured = stored_cost(model.bundle, model.device, quick=False)
     return None if measured.name == "bytes" else measured
 
 

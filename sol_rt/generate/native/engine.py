@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import weakref
 from ctypes import byref, c_void_p, sizeof
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from sol_rt.budget.cost.cost_table import cpu_device, loaded_cost
+from sol_rt.budget.cost.model import BytesCost
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import CONFIG_NAME
 from sol_rt.bundle.file_state import FileState
 from sol_rt.engine import providers
-from sol_rt.engine.hardware import tuning
+from sol_rt.engine.hardware import processor_name
 from sol_rt.engine.hardware.tuning import Tuning
 from sol_rt.engine.providers import Provider
 from sol_rt.errors import BundleError, DeviceError, ProviderError, one_line
 from sol_rt.generate.native.session import Session
 from sol_rt.native import structs
 from sol_rt.native.library import core, model_info, path_bytes, runtime
+from sol_rt.ops import library_name, library_path
+from sol_rt.store.home import costs_dir
 
 if TYPE_CHECKING:
     from sol_rt.engine.gpu.gpu_engine import GpuEngine
@@ -38,6 +41,7 @@ class Engine(Session):
         device: number of the GPU.
         max_context: a cap in tokens below the model's own.
         prefill: key of the variant that runs prompts, as `s100-q4`; None for the dense one.
+        costs: a `sol_cost_source` of `structs`; by default tables of `sol-rt profile` alone.
 
     Attributes:
         provider: where the graphs run.
@@ -45,6 +49,8 @@ class Engine(Session):
         gpu: runs the graphs on a GPU; None on the CPU, where the core does.
         model: the `sol_model`.
         info: facts about it.
+        device: names what measured costs depend on: processor, threads and libraries, or the GPU with its own.
+        cost: costs of `device`, with which the model was loaded.
 
     Raises BundleError, ProviderError, UsageError.
     """
@@ -59,6 +65,7 @@ class Engine(Session):
         device: int = 0,
         max_context: int | None = None,
         prefill: str | None = None,
+        costs: int = structs.COSTS_PROFILED,
     ) -> None:
         library = core()
         context, self.prefill = bundle.config.model.context_limit(max_context), bundle.config.prefill_action(prefill)
@@ -68,11 +75,20 @@ class Engine(Session):
         options.verify = int(bundle.verify)  # small files are compared once more, for the core reads them itself
         options.max_context, options.prefill = context, self.prefill.variant.encode()
         pool = runtime(self.provider.threads, native_ops)
+        if self.gpu is None:
+            self.device = cpu_device(self.provider.threads, native=native_ops)
+        else:
+            self.device = _gpu_device(self.provider)
+            options.device = self.device.encode()
+        options.costs, options.costs_folder = costs, path_bytes(costs_dir())
         library.sol_model_load(pool, path_bytes(bundle.path), byref(options), byref(self.model))
         weakref.finalize(self, library.sol_model_release, self.model).atexit = False  # another thread may be in it
         self.info = model_info(self.model)
         _require_same(bundle, self.info)
-        _tune(bundle, self.provider)
+        self.cost = loaded_cost(bundle, self.model)
+        if self.gpu is not None and costs != structs.COSTS_BYTES and not self.cost.note and self.cost.name == "bytes":
+            hint = f"run `sol-rt profile --provider {self.provider.name}`"  # on a processor time follows bytes
+            self.cost = BytesCost(bundle.config, f"not measured on {self.provider.gpu_name}; costs are bytes: {hint}")
         super().__init__(self.model, bundle, self.gpu)
         self.native = bool(self.info.native) if self.gpu is None else self.provider.native
 
@@ -85,15 +101,6 @@ class Engine(Session):
     def threads(self) -> int:
         """Size of the process-wide thread pool."""
         return self.provider.threads
-
-    @property
-    def machine(self) -> tuple[str, int, bool, str]:
-        """Facts that costs depend on: provider, threads, True if native operators run, and the GPU's name.
-
-        The GPU is named, with `float32` added where it computes in that type instead of float16; on the CPU the name
-        is empty.
-        """
-        return self.provider.name, self.threads, self.native, self.provider.gpu_name
 
     @staticmethod
     def tuning() -> Tuning:
@@ -134,16 +141,14 @@ def _choose(bundle: Bundle, name: str, **options: Any) -> tuple[Provider, GpuEng
             unfit[provider.name] = str(error).removeprefix(f"provider {provider.name}: ")
 
 
-def _tune(bundle: Bundle, provider: Provider) -> None:
-    """Applies the settings of the operators that were measured on this machine, for all sessions of the process."""
-    if provider.gpu is not None or provider.library is None:
-        return
-    config, key = bundle.config, tuning.machine_key(provider.threads, provider.library)
-    tuned, gain = tuning.stored(key), tuning.gains_of_copies(key).get(config.model.name)
-    if tuned is None and gain is None:
-        return
-    copies = (gain or 1.0) > 1 and tuning.room_for_copies(config.tensors)
-    Engine.set_tuning(replace(Engine.tuning() if tuned is None else tuned.tuning, copies=copies))
+def _gpu_device(provider: Provider) -> str:
+    """Names what milliseconds depend on where a GPU computes. Native kernels are named by the hash of their library."""
+    import onnxruntime
+
+    library = library_path(provider.name) if provider.native else None
+    kernels = "ONNX Runtime kernels" if library is None else library_name(library, provider.name)
+    machine = f"{provider.gpu_name}, {processor_name()}, {provider.threads} threads"
+    return f"{machine}, {provider.name}, onnxruntime {onnxruntime.__version__}, {kernels}"
 
 
 def _require_same(bundle: Bundle, info: structs.ModelInfo) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import _thread
+import itertools
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from ctypes import POINTER, byref, c_double, c_float, c_int32, c_size_t, c_void_p, cast, sizeof
+from ctypes import POINTER, byref, c_float, c_int32, c_int64, c_size_t, c_void_p, cast, sizeof
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +25,7 @@ from sol_rt.generate.native.turns import Turns
 from sol_rt.generate.prompt import token_ids
 from sol_rt.native import structs
 from sol_rt.native.library import core, model_info, path_bytes
+from sol_rt.progress import Progress
 
 
 class Displaced(Protocol):
@@ -245,17 +247,28 @@ class Session:
         finally:
             core().sol_session_set_progress(self.handle, structs.PromptProgress(), None)
 
-    def time_policy(self, action: Action) -> float:
-        """Milliseconds of one run of the policy after decode steps under `action` at the tokens in the cache.
+    def profile(
+        self, contexts: Sequence[int], repeats: int, seconds: float, device: str, progress: Progress
+    ) -> tuple[str, list[tuple[Action, int, float]]]:
+        """Times every action at contexts in tokens, rising, and leaves the cache empty.
 
-        The steps have filled the processor's caches with the model's weights. 0 if the bundle has no policy. Raises
-        UsageError for an empty cache.
+        Returns the text of a cost table, and (action, context, milliseconds) of each timing. Raises UsageError,
+        NumericError.
         """
-        found = c_double()
+
+        def report(_: int | None, what: bytes, done: int, total: int) -> int:
+            progress(what.decode(), done, total)
+            return 0
+
+        lengths = (c_int64 * len(contexts))(*contexts)
+        asked = structs.Profile(sizeof(structs.Profile), repeats, lengths, len(lengths), seconds, device.encode())
+        asked.progress = structs.Progress(report)
         with self.exclusive(), raising_of(self.host, self.turns):
             self.displace()
-            core().sol_session_time_policy(self.handle, action.tag.encode(), byref(found))
-        return found.value
+            interruptible(self.handle, lambda: core().sol_session_profile(self.handle, byref(asked)))
+        tried = [Action.parse(asked.actions[index].decode()) for index in range(asked.num_actions)]
+        places = itertools.product(contexts[: asked.num_measured], tried)
+        return asked.table.decode(), [(action, at, asked.ms[i]) for i, (at, action) in enumerate(places)]
 
     def score(
         self, tokens: Sequence[int], context: int, options: structs.GenerateOptions, *, hidden: bool = False

@@ -1,4 +1,4 @@
-// Reads and writes cost tables with the checks of sol_rt/budget/cost/cost_table.py.
+// Reads and writes cost tables.
 #include "budget/cost/cost_table.h"
 
 #include <cmath>
@@ -18,7 +18,6 @@ using nlohmann::json;
 constexpr const char* kFormat = "sol_rt.cost_table";
 constexpr int kVersion = 1;
 constexpr double kLongest = 1e9;  // milliseconds that a step may take; larger numbers would overflow in sums
-constexpr uint32_t kMostAhead = 1 << 20, kMostMembers = 1024;
 
 [[noreturn]] void Unreadable(const std::string& problem) {
   throw Error(SOL_ERROR_BUNDLE, "cost table: not readable (" + problem.substr(0, 120) + "); run `sol-rt profile` again");

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <ctime>
 #include <memory>
 #include <numeric>
 #include <optional>
@@ -40,50 +39,44 @@ double PolicyMs(PolicyRunner& policy, Engine& engine, int64_t length, const Acti
   return Quantile(times, 0.25);
 }
 
-namespace {
-
-std::string Now() {
-  const std::time_t now = std::time(nullptr);
+std::string IsoTime(std::time_t time) {
   std::tm parts{};
 #ifdef _WIN32
-  gmtime_s(&parts, &now);
+  gmtime_s(&parts, &time);
 #else
-  gmtime_r(&now, &parts);
+  gmtime_r(&time, &parts);
 #endif
   char text[40];
   std::strftime(text, sizeof(text), "%Y-%m-%dT%H:%M:%S+00:00", &parts);
   return text;
 }
 
-}  // namespace
-
-CostTable MeasureCosts(EngineFactory& factory, const Bundle& bundle, int64_t max_context) {
+TimedEngine::TimedEngine(EngineFactory& factory, const Config& config, int64_t max_context) : length(std::min(kContext, max_context - 1)) {
   if (max_context < 2) UsageFault("max_context: got 1, expected at least 2, as a step needs a token before it; load the model with a larger one");
-  const Config& config = bundle.config();
-  const std::unique_ptr<Engine> made_engine = factory.MakeEngine(max_context);
-  Engine& engine = *made_engine;
-  std::vector<Action> actions;
-  size_t dense = 0;
+  engine = factory.MakeEngine(max_context);
+  const std::shared_ptr<const CostModel> bytes = MakeBytesCost(config);
   for (const std::string& key : config.variant_order) {
-    Action action;
-    action.channels = static_cast<int>(std::lround(100 * config.variants.at(key).channel_density));
-    action.bits = config.variants.at(key).bits;
-    if (action == config.dense) dense = actions.size();
-    actions.push_back(action);
+    actions.push_back(Action::Parse("k100-" + key));
+    if (actions.back() == config.dense) dense_place = actions.size() - 1;
+    if (bytes->Step(actions.back(), length) < bytes->Step(actions[cheapest_place], length)) cheapest_place = actions.size() - 1;
   }
-  const int64_t length = std::min(kContext, max_context - 1);
   std::vector<int32_t> tokens;
   for (int64_t token = 0; token < length; ++token) tokens.push_back(static_cast<int32_t>(token % config.model.vocab_size));
-  engine.Forward(tokens.data(), tokens.size(), config.dense);
-  for (const Action& action : actions) TimedStep(engine, length, action);  // makes the sessions
+  engine->Forward(tokens.data(), tokens.size(), config.dense);
+  for (const Action& action : actions) TimedStep(*engine, length, action);  // makes the sessions
+}
+
+CostTable MeasureCosts(EngineFactory& factory, const Bundle& bundle, int64_t max_context, const Progress& progress) {
+  const Config& config = bundle.config();
+  const TimedEngine timed(factory, config, max_context);
+  Engine& engine = *timed.engine;
+  const int64_t length = timed.length;
+  const std::vector<Action>& actions = timed.actions;
+  const size_t dense = timed.dense_place;
   const int each = TimedStep(engine, length, config.dense) < kSlowMs ? kSteps : 1;
   const std::shared_ptr<const CostModel> bytes = MakeBytesCost(config);
-  size_t cheapest = dense;
-  for (size_t i = 0; i < actions.size(); ++i) {
-    if (bytes->Step(actions[i], length) < bytes->Step(actions[cheapest], length)) cheapest = i;
-  }
   std::optional<Tuning> tuning;
-  if (factory.native()) tuning = TuneOperators(factory, engine, length, config.dense, actions[cheapest]);
+  if (factory.native()) tuning = TuneOperators(factory, engine, length, timed.dense(), timed.cheapest(), {}, progress).tuning;
 
   // The variants take turns, in another order each time. A variant's time is the dense step's lower quartile times the median of its ratios to the dense
   // steps of the same rounds, which a machine that slows down for a while does not change.
@@ -104,6 +97,7 @@ CostTable MeasureCosts(EngineFactory& factory, const Bundle& bundle, int64_t max
     if (first) continue;  // the first round warms up
     rounds.push_back(std::move(row));
     const double spent = SecondsSince(began);
+    if (progress) progress("measuring what actions cost", static_cast<uint64_t>(1e3 * std::min(spent, 3 * kSeconds)), static_cast<uint64_t>(3e3 * kSeconds));
     if (spent <= 3 * kSeconds && (rounds.size() < kLeastRounds || spent < kSeconds)) continue;
     double scatter = 0.0;
     for (size_t i = 0; i < actions.size(); ++i) {
@@ -126,7 +120,7 @@ CostTable MeasureCosts(EngineFactory& factory, const Bundle& bundle, int64_t max
   CostTable table;
   table.bundle = bundle.identity();
   table.device = factory.Device();
-  table.created = Now();
+  table.created = IsoTime(std::time(nullptr));
   table.quick = true;
   table.steady = steady;
   table.tuning = tuning;
@@ -139,7 +133,7 @@ CostTable MeasureCosts(EngineFactory& factory, const Bundle& bundle, int64_t max
     made.per_page = rate * line.per_page;
     for (const int density : densities) table.lines[config.variant_order[i]][density] = made;
   }
-  if (const std::unique_ptr<PolicyRunner> policy = factory.MakePolicyRunner()) table.policy_ms = PolicyMs(*policy, engine, length, actions[cheapest]);
+  if (const std::unique_ptr<PolicyRunner> policy = factory.MakePolicyRunner()) table.policy_ms = PolicyMs(*policy, engine, length, timed.cheapest());
   return table;
 }
 

@@ -4,9 +4,11 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "engine/engine.h"
+#include "engine/engine_factory.h"
 
 namespace sol_rt {
 
@@ -22,6 +24,18 @@ inline double TimedStep(Engine& engine, int64_t length, const Action& action) {
   engine.Forward(&token, 1, action);
   return SecondsSince(start) * 1e3;
 }
+
+// An engine on which steps of every variant are timed after a few tokens: all have run once.
+struct TimedEngine {
+  TimedEngine(EngineFactory& factory, const Config& config, int64_t max_context);
+  const Action& dense() const { return actions[dense_place]; }
+  const Action& cheapest() const { return actions[cheapest_place]; }  // in bytes
+
+  std::unique_ptr<Engine> engine;
+  int64_t length;                // tokens in the cache
+  std::vector<Action> actions;   // with all of the KV cache, in the config's order of variants
+  size_t dense_place = 0, cheapest_place = 0;
+};
 
 // As NumPy's percentile: linear between neighbours.
 inline double Quantile(std::vector<double> values, double share) {

@@ -11,27 +11,11 @@
 #include "engine/ort/ort_engine.h"
 #include "engine/ort/run/policy_session.h"
 
-#ifdef SOL_RT_OPERATORS
-extern "C" const char* SolRtTarget();
-#endif
-
 namespace sol_rt {
 namespace {
 
 // True if a tensor belongs to the 3-bit matrix that screens the LM head.
 bool IsOfScreen(const std::string& name) { return name.rfind("embed.screen.", 0) == 0 || name.rfind("head.screen.", 0) == 0; }
-
-std::string Processor() {
-  std::ifstream file("/proc/cpuinfo");
-  for (std::string line; std::getline(file, line);) {
-    if (line.compare(0, 10, "model name") == 0 || line.compare(0, 8, "Hardware") == 0) {
-      const size_t at = line.find(':');
-      const size_t start = at == std::string::npos ? at : line.find_first_not_of(' ', at + 1);
-      if (start != std::string::npos) return line.substr(start);
-    }
-  }
-  return "this processor";
-}
 
 }  // namespace
 
@@ -53,19 +37,11 @@ std::unique_ptr<PolicyRunner> OrtModel::MakePolicyRunner() {
   return std::make_unique<PolicySession>(*this);
 }
 
-std::string OrtModel::Device() const {
-  std::string kernels = "ONNX Runtime kernels";
-#ifdef SOL_RT_OPERATORS
-  if (native()) kernels = std::string("kernels of the native core " SOL_RT_VERSION " (") + SolRtTarget() + ")";
-#endif
-  return Processor() + ", " + std::to_string(threads()) + " threads, cpu, onnxruntime " + runtime_->version() + ", " + kernels;
-}
-
 Tuning OrtModel::tuning() const { return CurrentTuning(); }
 
-void OrtModel::SetTuning(const Tuning& tuning) { ApplyTuning(tuning); }
+void OrtModel::SetTuning(const Tuning& tuning, bool keep_copies) { ApplyTuning(tuning, keep_copies); }
 
-// As in sol_rt/engine/hardware/tuning.py, of the 4-bit matrices and of the LM head's screen. Half of the machine's memory counts as free if the system reports
+// Copies are of the 4-bit matrices, with scales and zero points, and of the LM head's screen. Half of the machine's memory counts as free if the system reports
 // none, and at most half of a container's. On Windows none counts.
 bool OrtModel::RoomForCopies() const {
   int64_t bytes = 0, screen = 0, free = 0, most = 0;

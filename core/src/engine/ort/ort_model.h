@@ -32,9 +32,9 @@ class OrtModel final : public EngineFactory, public std::enable_shared_from_this
   bool native() const override { return runtime_->native(); }
   int32_t threads() const override { return runtime_->threads(); }
   uint64_t mapped_bytes() const override { return weights_.size(); }
-  std::string Device() const override;
+  std::string Device() const override { return runtime_->Device(); }
   Tuning tuning() const override;
-  void SetTuning(const Tuning& tuning) override;
+  void SetTuning(const Tuning& tuning, bool keep_copies) override;
   bool RoomForCopies() const override;
 
  private:

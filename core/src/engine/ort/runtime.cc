@@ -1,6 +1,7 @@
 #include "engine/ort/runtime.h"
 
 #include <algorithm>
+#include <fstream>
 #include <mutex>
 
 #include "base/cores.h"
@@ -8,6 +9,7 @@
 
 #ifdef SOL_RT_OPERATORS
 extern "C" OrtStatus* ORT_API_CALL SolRtRegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base);
+extern "C" const char* SolRtTarget();
 #endif
 
 namespace sol_rt {
@@ -32,6 +34,18 @@ void RequireOneRuntime(const OrtApi* api) {
                 "ONNX Runtime: got a second one in this process, expected the one that the native operators are registered with; use that one, or go "
                 "without native operators");
   }
+}
+
+std::string Processor() {
+  std::ifstream file("/proc/cpuinfo");
+  for (std::string line; std::getline(file, line);) {
+    if (line.compare(0, 10, "model name") == 0 || line.compare(0, 8, "Hardware") == 0) {
+      const size_t at = line.find(':');
+      const size_t start = at == std::string::npos ? at : line.find_first_not_of(' ', at + 1);
+      if (start != std::string::npos) return line.substr(start);
+    }
+  }
+  return "this processor";
 }
 
 }  // namespace
@@ -74,6 +88,14 @@ Runtime::Runtime(const RuntimeOptions& options)
     TakeMessage(api_, status);
     shared_threads_ = false;
   }
+}
+
+std::string Runtime::Device() const {
+  std::string kernels = "ONNX Runtime kernels";
+#ifdef SOL_RT_OPERATORS
+  if (native_) kernels = std::string("kernels of the native core " SOL_RT_VERSION " (") + SolRtTarget() + ")";
+#endif
+  return Processor() + ", " + std::to_string(threads_) + " threads, cpu, onnxruntime " + version_ + ", " + kernels;
 }
 
 Owned<OrtSessionOptions> Runtime::SessionOptions() const {

@@ -27,6 +27,8 @@ class Runtime {
   int32_t threads() const { return threads_; }
   bool native() const { return native_; }  // whether native operators run. If not, the graphs' function bodies do
 
+  std::string Device() const;  // processor, threads and libraries, for a cost table
+
   // Options of a session: quiet, on the shared threads, no memory kept between runs, native operators registered.
   Owned<OrtSessionOptions> SessionOptions() const;
   // A tensor of memory that belongs to the caller.
