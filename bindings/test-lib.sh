@@ -1,6 +1,7 @@
 # Shell functions that the tests of the core and of the bindings share; source it:   . "$(dirname "$0")/../test-lib.sh"
 # shellcheck shell=sh
 export ORT_DISABLE_TELEMETRY="${ORT_DISABLE_TELEMETRY-1}"
+export SOL_RT_COSTS=bytes # golden traces are by bytes, and a first load would measure for seconds
 root=$(cd "$(dirname "$0")" && while [ ! -e bindings/test-lib.sh ] && [ "$PWD" != / ]; do cd ..; done && pwd)
 bindings=$root/bindings
 

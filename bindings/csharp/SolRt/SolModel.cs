@@ -20,6 +20,19 @@ public enum SolVerify
     All = 2,
 }
 
+/// <summary>Costs that a budget is a share of.</summary>
+public enum SolCosts
+{
+    /// <summary>As the environment's <c>SOL_RT_COSTS</c> says; measured where it says nothing.</summary>
+    Default = 0,
+    /// <summary>Bytes that a step reads.</summary>
+    Bytes = 1,
+    /// <summary>Milliseconds where <c>sol-rt profile</c> measured the bundle on this device, else bytes.</summary>
+    Profiled = 2,
+    /// <summary>Milliseconds. The first load of a bundle measures them, in 2 to 6 s, and keeps them.</summary>
+    Measured = 3,
+}
+
 /// <summary>Options of loading a bundle.</summary>
 public sealed class SolModelOptions
 {
@@ -32,8 +45,14 @@ public sealed class SolModelOptions
     /// <summary>A cap in tokens below the model's own context; 0 for none.</summary>
     public int MaxContext { get; set; }
 
-    /// <summary>A file that <c>sol-rt profile</c> or <see cref="SolModel.MeasureCosts"/> wrote on this device. Null: costs are bytes.</summary>
+    /// <summary>A file that <c>sol-rt profile</c> or <see cref="SolModel.MeasureCosts"/> wrote on this device. Null: as <see cref="Costs"/> says.</summary>
     public string? CostTable { get; set; }
+
+    /// <summary>Costs that a budget is a share of.</summary>
+    public SolCosts Costs { get; set; }
+
+    /// <summary>Folder in which measured costs are kept; null for one of the user's. An Android app names one of its own.</summary>
+    public string? CostsFolder { get; set; }
 
     /// <summary>Key of the variant that runs prompts, as <c>s100-q4</c>: a faster first token at some loss; null for the dense one.</summary>
     public string? Prefill { get; set; }
@@ -111,6 +130,8 @@ public sealed class SolModel : IDisposable
             native.MaxContext = options.MaxContext;
             native.CostTable = memory.Text(options.CostTable, "CostTable");
             native.Prefill = memory.Text(options.Prefill, "Prefill");
+            native.Costs = (int)options.Costs;
+            native.CostsFolder = memory.Text(options.CostsFolder, "CostsFolder");
             native.Progress = Progress.Callback;
             native.User = GCHandle.ToIntPtr(user);
             IntPtr model;

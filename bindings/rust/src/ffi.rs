@@ -46,6 +46,11 @@ pub const SOL_VERIFY_SMALL: sol_verify = 1;
 pub const SOL_VERIFY_ALL: sol_verify = 2;
 pub type sol_verify = std::ffi::c_uint;
 pub type sol_progress = ::std::option::Option<unsafe extern "C" fn(user: *mut std::ffi::c_void, what: *const std::ffi::c_char, done: u64, total: u64) -> i32>;
+pub const SOL_COSTS_DEFAULT: sol_cost_source = 0;
+pub const SOL_COSTS_BYTES: sol_cost_source = 1;
+pub const SOL_COSTS_PROFILED: sol_cost_source = 2;
+pub const SOL_COSTS_MEASURED: sol_cost_source = 3;
+pub type sol_cost_source = std::ffi::c_uint;
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct sol_model_options {
@@ -56,6 +61,9 @@ pub struct sol_model_options {
     pub progress: sol_progress,
     pub user: *mut std::ffi::c_void,
     pub prefill: *const std::ffi::c_char,
+    pub costs_folder: *const std::ffi::c_char,
+    pub device: *const std::ffi::c_char,
+    pub costs: sol_cost_source,
 }
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -78,6 +86,7 @@ pub struct sol_model_info {
     pub cost_model: *const std::ffi::c_char,
     pub dense: *const std::ffi::c_char,
     pub mapped_bytes: u64,
+    pub cost_note: *const std::ffi::c_char,
 }
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -349,6 +358,8 @@ extern "C" {
     pub fn sol_runtime_create(options: *const sol_runtime_options, runtime: *mut *mut sol_runtime) -> *mut sol_error;
     pub fn sol_runtime_release(runtime: *mut sol_runtime);
     pub fn sol_runtime_ort_version(runtime: *const sol_runtime) -> *const std::ffi::c_char;
+    pub fn sol_runtime_device(runtime: *const sol_runtime) -> *const std::ffi::c_char;
+    pub fn sol_usable_cores() -> i32;
     pub fn sol_model_options_init(options: *mut sol_model_options, size: u32);
     pub fn sol_model_load(
         runtime: *mut sol_runtime,
@@ -458,7 +469,6 @@ extern "C" {
         options: *const sol_generate_options,
         scores: *mut sol_scores,
     ) -> *mut sol_error;
-    pub fn sol_session_time_policy(session: *mut sol_session, action: *const std::ffi::c_char, milliseconds: *mut f64) -> *mut sol_error;
     pub fn sol_session_plan(session: *mut sol_session, options: *const sol_generate_options) -> *mut sol_error;
     pub fn sol_session_step(session: *mut sol_session, token: i32, rows: *const sol_rows, seen: *mut sol_distribution, step: *mut sol_step) -> *mut sol_error;
     pub fn sol_session_resume(

@@ -34,7 +34,7 @@ mod session;
 
 pub use error::{Code, Error};
 pub use governor::{Governor, Reading};
-pub use model::{Action, Model, ModelInfo, ModelOptions, Progress, Runtime, RuntimeOptions, Verify};
+pub use model::{Action, Costs, Model, ModelInfo, ModelOptions, Progress, Runtime, RuntimeOptions, Verify};
 pub use options::GenerateOptions;
 pub use schedule::{Choice, Schedule};
 pub use session::{Control, Finish, GenerationResult, Output, Scores, Session, Token, Tokens};

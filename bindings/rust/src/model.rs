@@ -70,6 +70,20 @@ pub enum Verify {
     All,
 }
 
+/// Costs that a budget is a share of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Costs {
+    /// As the environment's `SOL_RT_COSTS` says; measured where it says nothing.
+    #[default]
+    Default,
+    /// Bytes that a step reads.
+    Bytes,
+    /// Milliseconds where `sol-rt profile` measured the bundle on this device, else bytes.
+    Profiled,
+    /// Milliseconds. The first load of a bundle measures them, in 2 to 6 s, and keeps them.
+    Measured,
+}
+
 /// Called with what is being done, how much of it is done, and of how much. False ends the call with [`Code::Host`](crate::Code::Host).
 pub type Progress<'a> = dyn FnMut(&str, u64, u64) -> bool + 'a;
 
@@ -80,8 +94,12 @@ pub struct ModelOptions<'a> {
     pub verify: Verify,
     /// A cap in tokens below the model's own; 0 for none.
     pub max_context: i32,
-    /// A cost table that was measured on this device; `None`: costs are bytes.
+    /// A cost table that was measured on this device; `None`: as `costs` says.
     pub cost_table: Option<&'a Path>,
+    /// Costs that a budget is a share of.
+    pub costs: Costs,
+    /// Folder in which measured costs are kept; `None` for one of the user's.
+    pub costs_folder: Option<&'a Path>,
     /// Key of the variant that runs prompts, as "s100-q4": a faster first token at some loss; `None` for the dense one.
     pub prefill: Option<&'a str>,
     /// Called while the bundle loads. A panic in it comes out of the load.
@@ -97,6 +115,8 @@ pub struct ModelInfo {
     pub identity: String,
     pub default_schedule: String,
     pub cost_model: String,
+    /// A line about costs of the load for the user, mostly empty.
+    pub cost_note: String,
     pub dense: String,
     pub vocab_size: usize,
     pub hidden_size: usize,
@@ -137,11 +157,14 @@ impl Model {
     pub fn load_with(runtime: &Runtime, folder: impl AsRef<Path>, options: ModelOptions<'_>) -> Result<Self, Error> {
         let folder = c_path(folder.as_ref())?;
         let table = options.cost_table.map(c_path).transpose()?;
+        let costs_folder = options.costs_folder.map(c_path).transpose()?;
         let prefill = options.prefill.map(c_string).transpose()?;
         let mut raw = defaults(ffi::sol_model_options_init);
         raw.verify = options.verify as ffi::sol_verify;
         raw.max_context = options.max_context;
         raw.cost_table = pointer(&table);
+        raw.costs = options.costs as ffi::sol_cost_source;
+        raw.costs_folder = pointer(&costs_folder);
         raw.prefill = pointer(&prefill);
         let mut report = Report { progress: options.progress, panic: None };
         raw.progress = Some(on_progress);
@@ -165,6 +188,7 @@ impl Model {
                 identity: string(raw.identity),
                 default_schedule: string(raw.default_schedule),
                 cost_model: string(raw.cost_model),
+                cost_note: string(raw.cost_note),
                 dense: string(raw.dense),
                 vocab_size: raw.vocab_size as usize,
                 hidden_size: raw.hidden_size as usize,

@@ -20,7 +20,8 @@ internal unsafe struct NativeModelOptions
     public int Verify, MaxContext;
     public byte* CostTable;
     public IntPtr Progress, User;
-    public byte* Prefill;
+    public byte* Prefill, CostsFolder, Device;
+    public int Costs;
 }
 
 internal unsafe struct NativeModelInfo
@@ -30,6 +31,7 @@ internal unsafe struct NativeModelInfo
     public int VocabSize, HiddenSize, NumLayers, MaxContext, NumActions, HasPolicy, HasLosses, HasTokenizer, HasChat, Native;
     public byte* DefaultSchedule, CostModel, Dense;
     public ulong MappedBytes;
+    public byte* CostNote;
 }
 
 internal unsafe struct NativeActionInfo

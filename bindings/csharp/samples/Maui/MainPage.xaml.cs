@@ -31,6 +31,8 @@ public partial class MainPage : ContentPage
     // The weights file is mapped into memory, so the bundle lies as files in the app's own folder.
     private static string BundleFolder => Path.Combine(FileSystem.AppDataDirectory, "bundle");
 
+    private static SolModelOptions Options => new() { CostsFolder = Path.Combine(FileSystem.AppDataDirectory, "costs") };
+
     private async void OnOpen(object? sender, EventArgs e)
     {
         if (await FilePicker.Default.PickAsync() is not FileResult file)
@@ -64,7 +66,7 @@ public partial class MainPage : ContentPage
     {
         try
         {
-            _model = await SolModel.LoadAsync(BundleFolder);
+            _model = await SolModel.LoadAsync(BundleFolder, Options);
             _session = _model.CreateSession();
             _messages.Clear();
             var info = _model.Info;

@@ -41,9 +41,15 @@ public final class SolModel: @unchecked Sendable {
   /// Files that are compared with their hashes: none, all but the weights, or all, which takes about a second a gigabyte.
   public enum Verify: UInt32, Sendable { case none, small, all }
 
+  /// Costs that a budget is a share of: as the environment's `SOL_RT_COSTS` says, measured where it says nothing; bytes that a step reads; milliseconds where
+  /// `sol-rt profile` measured the bundle on this device, else bytes; milliseconds, which the first load of a bundle measures in 2 to 6 s, and keeps.
+  public enum Costs: UInt32, Sendable { case environment, bytes, profiled, measured }
+
   /// Contents of a bundle.
   public struct Info: Sendable {
     public let name, generator, identity, defaultSchedule, costModel, dense: String
+    /// A line about costs of the load for the user, mostly empty.
+    public let costNote: String
     public let vocabSize, hiddenSize, layers, maxContext, actions: Int
     public let hasPolicy, hasLosses, hasTokenizer, hasChat, nativeOperators: Bool
     /// Size of the weights file, which the system may drop from memory.
@@ -64,12 +70,14 @@ public final class SolModel: @unchecked Sendable {
   /// Loads a bundle. Throws `SolError` with code `bundle` where the folder is none, or is damaged; what `progress` throws comes out of here.
   /// - Parameters:
   ///   - maxContext: a cap in tokens below the model's own; 0 for none.
-  ///   - costTable: a cost table that was measured on this device; nil: costs are bytes.
+  ///   - costTable: a cost table that was measured on this device; nil: as `costs` says.
+  ///   - costs: costs that a budget is a share of.
+  ///   - costsFolder: folder in which measured costs are kept; nil for one of the user's.
   ///   - prefill: key of the variant that runs prompts, as "s100-q4": a faster first token at some loss; nil for the dense one.
   ///   - progress: called with what is being done, how much of it is done, and of how much.
   public init(
     _ runtime: SolRuntime, folder: String, verify: Verify = .small, maxContext: Int32 = 0, costTable: String? = nil,
-    prefill: String? = nil, progress: ((String, UInt64, UInt64) throws -> Void)? = nil
+    costs: Costs = .environment, costsFolder: String? = nil, prefill: String? = nil, progress: ((String, UInt64, UInt64) throws -> Void)? = nil
   ) throws {
     var made: OpaquePointer?
     try withoutActuallyEscaping(progress ?? { _, _, _ in }) { report in
@@ -78,6 +86,7 @@ public final class SolModel: @unchecked Sendable {
       sol_model_options_init(&options, UInt32(MemoryLayout<sol_model_options>.stride))
       options.verify = sol_verify(rawValue: verify.rawValue)
       options.max_context = maxContext
+      options.costs = sol_cost_source(rawValue: costs.rawValue)
       if progress != nil {
         options.user = Unmanaged.passUnretained(call).toOpaque()
         options.progress = { user, what, done, total in
@@ -91,7 +100,10 @@ public final class SolModel: @unchecked Sendable {
           try withCString(prefill) { variant in
             options.cost_table = table
             options.prefill = variant
-            return withExtendedLifetime(call) { sol_model_load(runtime.pointer, folder, &options, &made) }
+            return try withCString(costsFolder) { kept in
+              options.costs_folder = kept
+              return withExtendedLifetime(call) { sol_model_load(runtime.pointer, folder, &options, &made) }
+            }
           }
         }
       }
@@ -112,7 +124,8 @@ public final class SolModel: @unchecked Sendable {
     try check(sol_model_get_info(pointer, &raw))
     return Info(
       name: string(raw.name), generator: string(raw.generator), identity: string(raw.identity), defaultSchedule: string(raw.default_schedule),
-      costModel: string(raw.cost_model), dense: string(raw.dense), vocabSize: Int(raw.vocab_size), hiddenSize: Int(raw.hidden_size),
+      costModel: string(raw.cost_model), dense: string(raw.dense), costNote: string(raw.cost_note),
+      vocabSize: Int(raw.vocab_size), hiddenSize: Int(raw.hidden_size),
       layers: Int(raw.num_layers), maxContext: Int(raw.max_context), actions: Int(raw.num_actions), hasPolicy: raw.has_policy != 0,
       hasLosses: raw.has_losses != 0, hasTokenizer: raw.has_tokenizer != 0, hasChat: raw.has_chat != 0, nativeOperators: raw.native != 0,
       mappedBytes: raw.mapped_bytes)

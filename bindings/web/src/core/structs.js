@@ -22,10 +22,10 @@ function layout(text) {
 }
 
 export const STRUCTS = {
-  sol_model_options: layout("size:u32 verify:i32 max_context:i32 cost_table:ptr progress:ptr user:ptr prefill:ptr"),
+  sol_model_options: layout("size:u32 verify:i32 max_context:i32 cost_table:ptr progress:ptr user:ptr prefill:ptr costs_folder:ptr device:ptr costs:i32"),
   sol_model_info: layout(`size:u32 name:ptr generator:ptr identity:ptr vocab_size:i32 hidden_size:i32 num_layers:i32 max_context:i32
     num_actions:i32 has_policy:i32 has_losses:i32 has_tokenizer:i32 has_chat:i32 native:i32 default_schedule:ptr cost_model:ptr
-    dense:ptr mapped_bytes:i64`),
+    dense:ptr mapped_bytes:i64 cost_note:ptr`),
   sol_action_info: layout("size:u32 tag:ptr relative_cost:f64 loss:f64"),
   sol_host_engine: layout("size:u32 user:ptr forward:ptr held:ptr"),
   sol_run: layout(`size:u32 tokens:ptr num_tokens:u32 past:u32 action:ptr graph:ptr kv_pages:ptr channels:ptr num_logits:u32`),

@@ -302,8 +302,8 @@ SOL_JNI(jstring, runtimeOrtVersion)(JNIEnv* env, jclass, jlong runtime) { return
 // ---- Model and text -------------------------------------------------------------------------------------------------------------------------------
 
 SOL_JNI(jlong, modelLoad)(JNIEnv* env, jclass, jlong runtime, jbyteArray folder, jint verify, jint max_context, jbyteArray cost_table,
-                          jbyteArray prefill, jobject callback) {
-  String path(env, folder), table(env, cost_table), variant(env, prefill);
+                          jbyteArray prefill, jint costs, jbyteArray costs_folder, jobject callback) {
+  String path(env, folder), table(env, cost_table), variant(env, prefill), kept(env, costs_folder);
   Progress progress{env, callback, nullptr};
   if (callback) progress.report = env->GetMethodID(env->GetObjectClass(callback), "report", "(Ljava/lang/String;JJ)V");
   if (env->ExceptionCheck()) return 0;
@@ -313,6 +313,8 @@ SOL_JNI(jlong, modelLoad)(JNIEnv* env, jclass, jlong runtime, jbyteArray folder,
   options.max_context = max_context;
   options.cost_table = table.data;
   options.prefill = variant.data;
+  options.costs = static_cast<sol_cost_source>(costs);
+  options.costs_folder = kept.data;
   options.progress = callback ? Report : nullptr;
   options.user = &progress;
   sol_model* model = nullptr;
@@ -326,8 +328,8 @@ SOL_JNI(jdoubleArray, modelInfo)(JNIEnv* env, jclass, jlong model, jobjectArray 
   sol_model_info info{};
   info.size = sizeof info;
   if (Throw(env, sol_model_get_info(Handle<sol_model>(model), &info))) return nullptr;
-  const char* texts[] = {info.name, info.generator, info.identity, info.default_schedule, info.cost_model, info.dense};
-  for (jsize i = 0; i < 6; i++) SetString(env, strings, i, texts[i]);
+  const char* texts[] = {info.name, info.generator, info.identity, info.default_schedule, info.cost_model, info.dense, info.cost_note};
+  for (jsize i = 0; i < 7; i++) SetString(env, strings, i, texts[i]);
   const double numbers[] = {double(info.vocab_size), double(info.hidden_size),   double(info.num_layers), double(info.max_context),
                             double(info.num_actions), double(info.has_policy),   double(info.has_losses), double(info.has_tokenizer),
                             double(info.has_chat),   double(info.native),        double(info.mapped_bytes)};

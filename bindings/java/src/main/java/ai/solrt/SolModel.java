@@ -10,14 +10,29 @@ public final class SolModel extends SolHandle {
     void report(String what, long done, long total);
   }
 
+  /** Costs that a budget is a share of. */
+  public enum Costs {
+    /** As the environment's {@code SOL_RT_COSTS} says; measured where it says nothing. */
+    DEFAULT,
+    /** Bytes that a step reads. */
+    BYTES,
+    /** Milliseconds where {@code sol-rt profile} measured the bundle on this device, else bytes. */
+    PROFILED,
+    /** Milliseconds. The first load of a bundle measures them, in 2 to 6 s, and keeps them. */
+    MEASURED
+  }
+
   /** Fields may be set before {@link #load(SolRuntime, String, Options)}. */
   public static final class Options {
     /** 0: compares no hashes. 1: of every file but the weights. 2: of the weights, too, which takes about a second a gigabyte. */
     public int verify = 1;
     /** A cap in tokens below the model's own; 0 for none. */
     public int maxContext;
-    /** A cost table that was measured on this device; null: costs are bytes. */
+    /** A cost table that was measured on this device; null: as {@code costs} says. */
     public String costTable;
+    public Costs costs = Costs.DEFAULT;
+    /** Folder in which measured costs are kept; null for one of the user's. An Android app names one below {@code getFilesDir()}. */
+    public String costsFolder;
     /** Key of the variant that runs prompts, as {@code s100-q4}: a faster first token at some loss; null for the dense one. */
     public String prefill;
     public Progress progress;
@@ -26,6 +41,8 @@ public final class SolModel extends SolHandle {
   /** Contents of a bundle. */
   public static final class Info {
     public final String name, generator, identity, defaultSchedule, costModel, dense;
+    /** A line about costs of the load for the user, mostly empty. */
+    public final String costNote;
     public final int vocabSize, hiddenSize, layers, maxContext, actions;
     public final boolean hasPolicy, hasLosses, hasTokenizer, hasChat, nativeOperators;
     /** Bytes of the weights file, which the system may drop from memory. */
@@ -34,6 +51,7 @@ public final class SolModel extends SolHandle {
     Info(double[] n, byte[][] s) {
       name = SolNative.string(s[0]); generator = SolNative.string(s[1]); identity = SolNative.string(s[2]);
       defaultSchedule = SolNative.string(s[3]); costModel = SolNative.string(s[4]); dense = SolNative.string(s[5]);
+      costNote = SolNative.string(s[6]);
       vocabSize = (int) n[0]; hiddenSize = (int) n[1]; layers = (int) n[2]; maxContext = (int) n[3]; actions = (int) n[4];
       hasPolicy = n[5] != 0; hasLosses = n[6] != 0; hasTokenizer = n[7] != 0; hasChat = n[8] != 0; nativeOperators = n[9] != 0;
       mappedBytes = (long) n[10];
@@ -67,11 +85,12 @@ public final class SolModel extends SolHandle {
   public static SolModel load(SolRuntime runtime, String folder, Options options) {
     Objects.requireNonNull(folder, "folder");
     return new SolModel(runtime.call(r -> SolNative.modelLoad(r, SolNative.utf8(folder), options.verify, options.maxContext,
-                                                             SolNative.utf8(options.costTable), SolNative.utf8(options.prefill), options.progress)));
+                                                             SolNative.utf8(options.costTable), SolNative.utf8(options.prefill), options.costs.ordinal(),
+                                                             SolNative.utf8(options.costsFolder), options.progress)));
   }
 
   public Info info() {
-    byte[][] strings = new byte[6][];
+    byte[][] strings = new byte[7][];
     return new Info(call(m -> SolNative.modelInfo(m, strings)), strings);
   }
 

@@ -23,7 +23,8 @@ final class SolNative {
   static native void runtimeRelease(long runtime);
   static native String runtimeOrtVersion(long runtime);
 
-  static native long modelLoad(long runtime, byte[] folder, int verify, int maxContext, byte[] costTable, byte[] prefill, SolModel.Progress progress);
+  static native long modelLoad(long runtime, byte[] folder, int verify, int maxContext, byte[] costTable, byte[] prefill, int costs, byte[] costsFolder,
+                               SolModel.Progress progress);
   static native void modelRelease(long model);
   static native double[] modelInfo(long model, byte[][] strings);
   static native double[] modelAction(long model, int index, byte[][] strings);

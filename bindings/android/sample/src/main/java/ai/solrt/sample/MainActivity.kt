@@ -107,7 +107,8 @@ class MainActivity : Activity() {
 
     private suspend fun load(): SolModel = withContext(Dispatchers.IO) {
         val folder = File(getExternalFilesDir(null), "bundle").path
-        SolRuntime.open(SolRuntime.Options().apply { spin = false }).use { runtime -> SolModel.load(runtime, folder) }
+        val options = SolModel.Options().apply { costsFolder = File(filesDir, "costs").path }
+        SolRuntime.open(SolRuntime.Options().apply { spin = false }).use { runtime -> SolModel.load(runtime, folder, options) }
     }
 
     /** Every two seconds: device to governor to budget. */
