@@ -98,7 +98,8 @@ def test_core_runs_the_policy_as_its_graph_does(name: str, tmp_path: Path) -> No
                 given = dict(zip(policy.spec.scalars, scalars.tolist(), strict=True))
                 previous = step % (len(policy.spec.actions) + 1) - 1
                 expected = policy.decide(output.hidden, step, given, previous, step)
-                core.do(f"decide {step} {previous} {step} {' '.join(f'{value:.9g}' for value in scalars)}")
+                asked = f"decide {step} {previous} {step} {' '.join(f'{value:.9g}' for value in scalars)}"
+                assert core.do(asked) == (name in LINEAR)
                 np.testing.assert_allclose(core.floats(), expected, rtol=0, atol=1e-5, err_msg=f"{episode}, {step}")
             policy.reset()
             core.do("reset")

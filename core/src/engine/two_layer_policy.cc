@@ -46,6 +46,7 @@ std::shared_ptr<const TwoLayerNetwork> TwoLayerNetwork::Read(std::string_view gr
   if (!read || !config.policy) return nullptr;
   auto network = std::make_shared<TwoLayerNetwork>();
   std::vector<std::string_view> rest = read->operators;
+  rest.erase(std::remove(rest.begin(), rest.end(), "Constant"), rest.end());  // shapes
   network->reads_embedding_ = rest.size() > 2 && rest[0] == "NestedGather" && rest[1] == "Reshape";
   if (network->reads_embedding_) rest.erase(rest.begin(), rest.begin() + 2);
   const bool joins = !rest.empty() && rest[0] == "Concat";

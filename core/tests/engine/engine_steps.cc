@@ -9,7 +9,8 @@
 //   use N                            uses engine N
 //   forward ACTION TOKEN...          appends logits and hidden state to RESULTS, float32
 //   cancel N                         cancels the next `forward` when it asks for the Nth time whether it is to end
-//   decide TOKEN PREVIOUS STEP S...  asks the policy with the last hidden state; appends its logits
+//   decide TOKEN PREVIOUS STEP S...  asks the policy with the last hidden state; appends its logits; answers 1 where the core ran it, 0 where ONNX
+//                                    Runtime did
 //   reset                            forgets the policy's episode
 //   truncate N | save FILE | restore FILE | drop
 //   cycles N FOLDER                  loads a bundle, runs two steps and drops it, N times
@@ -31,6 +32,7 @@
 #include "budget/measure/profile.h"
 #include "budget/measure/tune_operators.h"
 #include "engine/ort/ort_model.h"
+#include "engine/two_layer_policy.h"
 #include "generate/model.h"
 
 using namespace sol_rt;
@@ -142,7 +144,7 @@ struct Machine {
       if (!policy) policy = graphs->MakePolicyRunner();
       const std::vector<float>& logits = policy->Decide({hidden.data(), token, &scalars, previous, step});
       Append(logits.data(), logits.size());
-      return 0;
+      return dynamic_cast<const TwoLayerPolicy*>(policy.get()) != nullptr ? 1 : 0;
     }
     if (name == "reset") {
       policy->Reset();
