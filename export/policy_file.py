@@ -19,7 +19,7 @@ from sol_rt.atomic_write import alone, write_bytes, write_text
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle, sha256
 from sol_rt.bundle.config import CONFIG_NAME, FileEntry, PolicySpec, SolConfig
-from sol_rt.bundle.config_reader import is_range, parse_config, read_config
+from sol_rt.bundle.config_reader import parse_config, read_config
 from sol_rt.bundle.policy_inputs import KNOWN_SCALARS
 from sol_rt.errors import CheckpointError, UsageError, WriteError, brief, one_line
 from sol_rt.export.graphs.policy_graph import PolicyShape, build_policy
@@ -41,7 +41,6 @@ class TrainedPolicy:
         description: one line on how it was trained.
         parameters: float32 arrays by the names of `PolicyShape.parameters`.
         model: name of the model that it was trained on; empty if unknown.
-        gain_over_hull, gain_budgets: as in `PolicySpec`.
     """
 
     shape: PolicyShape
@@ -50,8 +49,6 @@ class TrainedPolicy:
     description: str
     parameters: Mapping[str, npt.NDArray[np.float32]]
     model: str = ""
-    gain_over_hull: float = 0.0
-    gain_budgets: tuple[float, float] = (0.0, 1.0)
 
 
 def write_policy(path: Path, policy: TrainedPolicy) -> None:
@@ -64,8 +61,6 @@ def write_policy(path: Path, policy: TrainedPolicy) -> None:
         "actions": json.dumps([action.tag for action in policy.actions]),
         "description": policy.description,
         "model": policy.model,
-        "gain_over_hull": repr(policy.gain_over_hull),
-        "gain_budgets": json.dumps(policy.gain_budgets),
     }
     write_bytes(path, save({name: np.ascontiguousarray(value) for name, value in policy.parameters.items()}, metadata))
 
@@ -86,28 +81,19 @@ def read_policy(path: Path) -> TrainedPolicy:
         reads = {name: _flag(told_sizes[name]) for name in _READS}
         if sizes["width"] % sizes["heads"]:
             raise ValueError(f"{sizes['heads']} heads of a width of {sizes['width']}")
-        gain = float(metadata["gain_over_hull"])
-        budgets = _budgets(json.loads(metadata["gain_budgets"]))
         description, model = metadata["description"], metadata["model"]
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError, UsageError) as error:
         raise CheckpointError(
             f"{path}: got no policy ({one_line(error)}), expected a file that sol-rt train wrote"
         ) from error
     shape = PolicyShape(num_scalars=len(scalars), num_actions=len(actions), **sizes, **reads)
-    return TrainedPolicy(shape, scalars, actions, description, parameters, model, gain, budgets)
+    return TrainedPolicy(shape, scalars, actions, description, parameters, model)
 
 
 def _size(value: object, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= _LARGEST_SIZE:
         raise ValueError(f"a size of {brief(value)}")
     return value
-
-
-def _budgets(value: Any) -> tuple[float, float]:
-    if not is_range(value):
-        raise ValueError(f"a range of budgets of {brief(value)}")
-    low, high = value
-    return float(low), float(high)
 
 
 def _flag(value: object) -> bool:
@@ -172,16 +158,7 @@ def _policy_graph(source: Path, config: SolConfig) -> tuple[bytes, PolicySpec]:
     check_fits(source, policy, config.model.name, config.model.hidden_size, config.variants, actions)
     graph = build_policy(policy.shape, policy.parameters, config.tensors, config.weights_file)
     shape = policy.shape
-    spec = PolicySpec(
-        "",
-        shape.horizon,
-        policy.scalars,
-        policy.actions,
-        shape.state_shape,
-        policy.description,
-        policy.gain_over_hull,
-        policy.gain_budgets,
-    )
+    spec = PolicySpec("", shape.horizon, policy.scalars, policy.actions, shape.state_shape, policy.description)
     return graph.SerializeToString(), spec
 
 

@@ -2,8 +2,9 @@
 
 `Grpo.update` goes through these steps; m is the Lagrange multiplier of the episode's budget (multipliers.py):
 
-    1. sample      K schedules run over the same T tokens, each from the same dense cache. Every step draws its action
-                   with probability  softmax((logits - m * cost / unit) / temperature)
+    1. sample      K schedules run over the same T tokens, each from the same dense cache. Every step draws one of the
+                   two actions that `hull` mixes at the budget, with probability
+                   softmax((logits - m * cost / unit) / temperature)
     2. reward      r[k, t] = -KL(dense || step)[k, t] - m * cost[k, t]
     3. return      R[k, t] = sum_{s >= t} gamma^(s - t) * r[k, s] - penalty * excess[k]^2
                    excess[k] = max(0, |mean_t cost[k, t] - budget| - tolerance)
@@ -27,8 +28,8 @@ Departures, whose reasons docs/design/method.md gives:
     reward       Minus the divergence from dense, where the paper rewards the log-likelihood of the true next token.
                  Where dense is calibrated both have the same mean, and the divergence lacks the luck of the one token
                  that came, which is most of the spread between schedules.
-    multiplier   The cost is charged to the logits and to the reward, as the `sol` schedule charges it at run time. So
-                 the network learns what a step is worth, and not how to save.
+    multiplier   The cost is charged to the logits and to the reward. So the network learns which steps gain most by the
+                 dearer of the two actions, and not how to save: `sol` ranks steps by the difference of the two logits.
     cost         One budget in the bundle's cost model, where the paper has a nominal target for each of three axes.
     penalty      Mild, with a wide tolerance, because the runtime's controller holds the budget.
     temperature  Falls with m below 1 nat per dense step (`sampling_temperature`), and the entropy bonus with it.
@@ -45,6 +46,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sol_rt.budget.hull import Hull
 from sol_rt.train.config import GrpoConfig, TrainConfig
 from sol_rt.train.data.windows import Windows
 from sol_rt.train.multipliers import Multipliers
@@ -57,6 +59,7 @@ SEED = 2
 """Second number of the seeds of everything that this stage draws; the first is the training's."""
 _LEAST_TEMPERATURE = 0.02  # as a share of the config's
 _LEAST_SPREAD = 1e-8
+_NEVER = 1e9  # logits that an action is charged which is not to be drawn
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,8 @@ class Batch:
         scalars: float32 [N, T, number of scalars].
         previous: int64 [N, T], action of the step before; -1 at the start.
         action: int64 [N, T], the sampled actions.
-        charge: float32 [N, T, A], m * cost / unit: what each action is charged, in logits.
+        charge: float32 [N, T, A], what each action is charged, in logits: m * cost / unit, without end for those that
+            `hull` does not mix.
         temperature: float32 [N], of sampling.
         advantage: float32 [N, T].
     """
@@ -118,6 +122,7 @@ class Grpo:
         embed: looks up embedding rows.
         rollouts: runs the episodes.
         windows: of text.
+        hulls: of the actions by length of window.
         group: the processes.
     """
 
@@ -129,6 +134,7 @@ class Grpo:
     embed: Embed
     rollouts: Rollouts
     windows: Windows
+    hulls: Sequence[Hull]
     group: Group
 
     def update(self, number: int) -> dict[str, float | str]:
@@ -195,7 +201,8 @@ class Grpo:
             self.rollouts.open(tokens)
         start = int(random.integers(min(len(tokens) // 2, len(tokens) - horizon - 1), len(tokens) - horizon))
 
-        costs = torch.from_numpy(relative_costs(spec, spec.actions, range(start, start + horizon))).float()  # [T, A]
+        contexts = range(start, start + horizon)
+        costs = torch.from_numpy(relative_costs(spec, spec.actions, contexts)).float()  # [T, A]
         low, high = config.budget
         floor = float(costs.min(1).values.max())  # no schedule can hold a budget below its cheapest action
         budget = float(np.float32(random.uniform(min(max(low, floor), high), high)))
@@ -203,6 +210,7 @@ class Grpo:
         multiplier = self.multipliers[window.kind].at(budget)
         temperature = sampling_temperature(multiplier, config)
         charge = multiplier * costs / self.config.warm_start.unit
+        charge = charge.masked_fill(~mixed_actions(self.hulls[window.kind], budget, contexts), _NEVER)
         noise = gumbel(random, config.schedules, horizon, len(spec.actions))
         choose = SampledChoice(self.network, self.embed, charge, temperature, noise)
         ran = _on_cpu(self.rollouts.run(start, horizon, budget, choose, config.schedules))
@@ -218,6 +226,16 @@ class Grpo:
             advantage=centred_returns(ran, multiplier, config),
         )
         return Sample(schedules, window.kind, budget, float(ran.cost.mean()), float(ran.log_likelihood.mean()))
+
+
+def mixed_actions(hull: Hull, budget: float, contexts: Sequence[int]) -> Tensor:
+    """The two actions that `hull` mixes at a budget, or the one that it takes, at each context: bool [T, A]."""
+    mixed = torch.zeros(len(contexts), len(hull.actions), dtype=torch.bool)
+    for row, context in enumerate(contexts):
+        corners = hull.corners(context)
+        dear = next((number for number, corner in enumerate(corners) if budget < corner.cost), len(corners) - 1)
+        mixed[row, [corner.place for corner in corners[max(dear - 1, 0) : dear + 1]]] = True
+    return mixed
 
 
 def sampling_temperature(multiplier: float, config: GrpoConfig) -> float:

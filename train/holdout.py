@@ -2,7 +2,7 @@
 
     sol       the `sol` schedule with the network in training in the policy's place
     uniform   the `uniform` schedule
-    static    the `hull` schedule: two actions in turn, whatever the text
+    static    the `hull` schedule: the same two actions in turn, whatever the text
 
 All three hold the budget through the native core's own controller, from one end of a window's scored part to the
 other, and choose among the policy's actions. `HeldOutComparison` scores them in two ways. `replay` takes losses from
@@ -27,7 +27,7 @@ from torch import Tensor
 from sol_rt.budget.cost.cost_table import MeasuredCost
 from sol_rt.budget.cost.model import BytesCost, CostModel
 from sol_rt.budget.dial import Dial
-from sol_rt.budget.hull import falling_hull
+from sol_rt.budget.hull import Hull, falling_hull
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.config import ActionEntry, FileEntry, PolicySpec
 from sol_rt.export.graphs.policy_graph import PolicyShape
@@ -217,22 +217,6 @@ def _sure(gains: npt.NDArray[np.float64]) -> float:
     return float(gains.mean()) - 2 * _stderr(gains)
 
 
-def wins(comparisons: Sequence[Comparison]) -> tuple[float, float, float] | None:
-    """Range of budgets at which `sol` loses less than the static mix by over two standard errors, at every window
-    length.
-
-    Returns the ends of the longest unbroken range of compared budgets at which it does, the lowest of several, and the
-    least gain less two standard errors in that range, nats per step. None where no two neighbouring budgets make one.
-    """
-    best: list[tuple[float, float]] = []
-    found: list[tuple[float, float]] = []
-    for each in sorted(comparisons, key=lambda compared: compared.budget):
-        sure = min(each.least["static"], each.gain["static"] - 2 * each.stderr["static"])
-        found = [*found, (each.budget, sure)] if sure > 0 else []
-        best = max(best, found, key=len)
-    return (best[0][0], best[-1][0], min(sure for _, sure in best)) if len(best) > 1 else None
-
-
 def planning_cost(
     spec: RolloutSpec, losses: Sequence[float], columns: Sequence[str], shape: PolicyShape | None = None
 ) -> CostModel:
@@ -360,6 +344,11 @@ class HeldOutComparison:
         """The costs to plan with, by length of window."""
         shape, columns = self.network.shape, self.spec.scalars
         return [planning_cost(self.spec, losses, columns, shape) for losses in self.losses.tolist()]
+
+    @property
+    def hulls(self) -> list[Hull]:
+        """The lower hulls of the actions by length of window: what `static` mixes, and `sol` deals out anew."""
+        return [Hull(self.spec.actions, cost) for cost in self._costs]
 
     def _points(self, costs: Tensor) -> list[tuple[float, float]]:
         """(cost, mean added loss) of every action; costs [A]."""

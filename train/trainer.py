@@ -27,7 +27,7 @@ from sol_rt.export.policy_file import TrainedPolicy, write_policy
 from sol_rt.progress import Progress
 from sol_rt.train.data.windows import Window
 from sol_rt.train.grpo import Grpo
-from sol_rt.train.holdout import Comparison, HeldOutComparison, wins
+from sol_rt.train.holdout import Comparison, HeldOutComparison
 from sol_rt.train.multipliers import Multipliers
 from sol_rt.train.policy_network import new_network
 from sol_rt.train.rollouts.counterfactuals import (
@@ -123,7 +123,6 @@ class Trainer:
         ran_grpo = self.state.stage == DONE and self.config.grpo.updates
         updates = self.state.best.update if ran_grpo else 0  # of the network that was kept
         done = f"{updates} GRPO updates" if updates else "no GRPO"
-        low, high, gain = self.state.best.wins or (0.0, 1.0, 0.0)
         policy = TrainedPolicy(
             self.network.shape,
             self.spec.scalars,
@@ -131,8 +130,6 @@ class Trainer:
             f"warm start on {self.state.measured} windows, {done}, seed {self.config.seed}",
             self.network.exported(),
             self.setup.model,
-            gain,
-            (low, high),
         )
         write_policy(path, policy)
 
@@ -236,6 +233,7 @@ class Trainer:
             embed=self.setup.embed,
             rollouts=self.setup.rollouts,
             windows=self.windows,
+            hulls=comparison.hulls,
             group=self.group,
         )
         with self.progress.stage(STAGE_2, 1.0) as report:
@@ -267,8 +265,7 @@ class Trainer:
         self.progress.measured()
         self._log_comparisons(f"{GRPO} {when}", found)
         gains = [gain for each in found for gain in each.gain.values()]
-        won = wins(found) if self.spec.cost.name == "bytes" else None  # a device's milliseconds say nothing of others
-        self.state.best.measured(self.network, sum(gains) / len(gains), self.state.update, won)
+        self.state.best.measured(self.network, sum(gains) / len(gains), self.state.update)
 
     # Log, time and checkpoints
 

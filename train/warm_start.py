@@ -6,9 +6,9 @@ probability softmax(logits - m * cost / unit) is trained to minimise, over all p
     sum_a prob_a * (added loss_a + m * cost_a + unit * log prob_a)
 
 with m drawn anew for each episode. The optimum is  logits = -E[added loss | what the policy sees] / unit  up to a
-constant. At run time the `sol` schedule takes argmax(logits - multiplier * cost), with the multiplier that holds the
-budget in the place of m / unit. So its choice minimises the Lagrangian. No action is sampled, so the gradient has none
-of the variance of a sampled reward.
+constant. At run time the `sol` schedule ranks steps by the difference of two actions' logits, what the dearer one
+saves, and gives it to the highest. So its choice minimises the Lagrangian. No action is sampled, so the gradient has
+none of the variance of a sampled reward.
 
 The added loss of an action is the divergence of its distribution from dense. Where dense is calibrated that is the
 expectation of what the action loses on the true token, without the luck of the one token that came.

@@ -57,10 +57,8 @@ SOL_RT_API sol_error* sol_costs_losses(const sol_costs* costs, const char* const
 // Tags of the actions that a schedule works with, separated by spaces and ended by NUL. `length` counts the bytes without the NUL. `own` stands for a schedule
 // of the host's. `targets`: 1 under targets on the axes.
 SOL_RT_API sol_error* sol_costs_actions(const sol_costs* costs, const char* schedule, int32_t targets, char* tags, size_t capacity, size_t* length);
-// The least and the largest budget at which `sol` is the default schedule; NaN where it is at none.
-SOL_RT_API sol_error* sol_costs_policy_budgets(const sol_costs* costs, double* low, double* high);
-// The default schedule at a budget, 1 where something else is asked for: `sol`, `hull` or `uniform`. `targets`: 1 under targets on the axes.
-SOL_RT_API sol_error* sol_costs_default_schedule(const sol_costs* costs, double budget, int32_t targets, const char** schedule);
+// The schedule of a run that names none: `sol`, `hull` or `uniform`. `targets`: 1 under targets on the axes.
+SOL_RT_API sol_error* sol_costs_default_schedule(const sol_costs* costs, int32_t targets, const char** schedule);
 
 typedef struct sol_profile {
   uint32_t size;

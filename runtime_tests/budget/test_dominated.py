@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from helpers.made_configs import made_config
+from helpers.made_configs import made_config, with_losses
 from helpers.plans import ScriptedPolicy
 from helpers.tiny_bundle import write_bundle
 from sol_rt.budget.cost.cost_table import CostTable, MeasuredCost
@@ -109,10 +109,12 @@ def test_a_policy_chooses_at_the_costs_of_what_is_used(config: SolConfig, budget
         lambda channel_density, bits: Line({1.0: 10.0, 0.5: 6.0}[channel_density] + 0.02 * (8 - bits), 0.0, 0.01),
     )
     found = replacements(config, cost)
+    config = with_losses(config)
+    cost = MeasuredCost(config, cost.cost_table)
     assert config.policy is not None
     actions = without_dominated(config.policy.actions, found)
     assert [actions[config.policy.actions.index(action)] for action in found] == list(found.values())
-    likings = np.linspace(0, 3, len(actions), dtype=np.float32)
+    likings = np.linspace(0, 3, len(config.policy.actions), dtype=np.float32)
     plan = Plan(cost, Dial(budget, "sol"), actions, ScriptedPolicy(config, likings))
     spent = full = 0.0
     for step in range(150):

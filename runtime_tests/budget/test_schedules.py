@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers import philox
-from helpers.made_configs import made_config
+from helpers.made_configs import made_config, with_losses
 from helpers.plans import ScriptedPolicy, follow
 from sol_rt.budget.cost.cost_table import CostTable, MeasuredCost
 from sol_rt.budget.cost.model import BytesCost, Line
@@ -22,8 +22,7 @@ from sol_rt.bundle.actions import Action
 from sol_rt.bundle.config import SolConfig
 from sol_rt.bundle.policy_inputs import KNOWN_SCALARS
 from sol_rt.errors import NumericError, UsageError
-from sol_rt.evaluation.quality.oracle import hindsight
-from sol_rt.generate.native.plan import Plan
+from sol_rt.generate.native.plan import Asked, Plan
 
 LOGITS = np.linspace(-3, 3, 50, dtype=np.float32)
 AXES = ("kv_density", "channel_density", "bits")
@@ -45,6 +44,19 @@ def relative(config: SolConfig, action: Action, context: int) -> float:
     return (cost.step(action, context) + cost.policy()) / cost.dense(context)
 
 
+class RandomPolicy(ScriptedPolicy):
+    """Returns other logits at every step."""
+
+    def __init__(self, config: SolConfig, seed: int) -> None:
+        assert config.policy is not None
+        super().__init__(config, np.zeros(len(config.policy.actions), np.float32))
+        self._random = np.random.default_rng(seed)
+
+    def __call__(self, asked: Asked) -> np.ndarray:
+        super().__call__(asked)
+        return self._random.standard_normal(len(self.logits)).astype(np.float32)
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     name=st.sampled_from(["uniform", "entropy", "random", "sol"]),
@@ -52,9 +64,8 @@ def relative(config: SolConfig, action: Action, context: int) -> float:
     seed=st.integers(0, 99),
 )
 def test_every_schedule_holds_its_budget(name: str, budget: float, seed: int) -> None:
-    config = made_config(policy_bytes=1000)
-    logits = np.random.default_rng(seed).normal(size=len(config.actions)).astype(np.float32)
-    plan = made(name, budget, config, ScriptedPolicy(config, logits), seed=seed)
+    config = with_losses(made_config(policy_bytes=1000))
+    plan = made(name, budget, config, RandomPolicy(config, seed), seed=seed)
     follow(plan, 70, logits=LOGITS)
     assert plan.achieved == pytest.approx(budget, abs=0.02)
 
@@ -62,23 +73,23 @@ def test_every_schedule_holds_its_budget(name: str, budget: float, seed: int) ->
 @settings(max_examples=20, deadline=None)
 @given(budget=st.floats(0.45, 0.99), place=st.integers(0, 11), timed=st.booleans(), seed=st.integers(0, 99))
 def test_no_policy_breaks_the_budget(budget: float, place: int, timed: bool, seed: int) -> None:
-    """One that always wants the same action, and whose run costs a 50th of a dense step."""
-    config = made_config(policy_bytes=3 * 10**6)
+    """One that wants an action ever more, or for long spells, and whose run costs a 50th of a dense step."""
+    config = with_losses(made_config(policy_bytes=3 * 10**6))
     cost: Any = BytesCost(config)
     if timed:
         lines = {key: {1.0: Line(variant.weight_bytes / 1e7, 1e-3, 1e-3)} for key, variant in config.variants.items()}
         cost = MeasuredCost(config, CostTable("b", "d", "now", 0.3, lines))
-    logits = np.zeros(12, np.float32)
-    logits[place] = 1e4
-    plan = Plan(cost, Dial(budget, "sol", seed=seed), policy=ScriptedPolicy(config, logits))
+    policy = ScriptedPolicy(config, np.zeros(12, np.float32))
+    plan = Plan(cost, Dial(budget, "sol"), policy=policy)
     for step in range(150):
+        policy.logits[place] = step if seed % 2 else np.sin(step * seed / 99)
         plan.step(300 + step, 7)
         assert plan.steps < 64 or plan.floored or abs(plan.achieved - budget) <= 0.02
 
 
 @pytest.mark.parametrize("name", ["uniform", "entropy", "random", "sol", "dense"])
 def test_full_budget_is_dense(name: str) -> None:
-    config = made_config(policy_bytes=1000)
+    config = with_losses(made_config(policy_bytes=1000))
     policy = ScriptedPolicy(config, np.zeros(len(config.actions), np.float32))
     assert set(follow(made(name, 1.0, config, policy), 20, logits=LOGITS)) == {config.dense}
     assert not policy.asked
@@ -96,57 +107,13 @@ def test_constant_schedules() -> None:
 
 
 def test_default_schedule() -> None:
-    def default(config: SolConfig, budget: float | None = None, *, axis_targets: bool = False) -> str:
-        return BytesCost(config).default_schedule(budget, axis_targets=axis_targets)
+    def default(config: SolConfig, *, axis_targets: bool = False) -> str:
+        return BytesCost(config).default_schedule(axis_targets=axis_targets)
 
-    assert default(made_config()) == "uniform"
-    assert default(made_config(policy_bytes=1)) == "sol"
-    losses = {"k100-s100-q4": {512: 0.01}}
-    assert default(made_config(losses=losses)) == "hull"
-    assert default(made_config(losses=losses), axis_targets=True) == "uniform"
-    assert default(made_config(policy_bytes=1, losses=losses)) == "hull"
-    assert default(made_config(policy_bytes=1, losses=losses, gain_over_hull=0.01)) == "sol"
-
-    # a policy that wins at some budgets is the default there
-    config = made_config(policy_bytes=1, losses=losses, gain_over_hull=0.01, gain_budgets=(0.35, 0.5))
-    chosen = {budget: default(config, budget) for budget in (0.34, 0.35, 0.5, 0.51, 1.0, None)}
-    assert chosen == {0.34: "hull", 0.35: "sol", 0.5: "sol", 0.51: "hull", 1.0: "hull", None: "hull"}
-    assert default(config, axis_targets=True) == "uniform"
-    assert default(replace(config, actions=made_config().actions), 0.9) == "sol"  # nothing to compare it with
-
-
-def test_by_the_clock_a_policy_is_the_default_where_hull_loses_as_much() -> None:
-    losses = {"k100-s100-q4": {512: 0.1}, "k100-s050-q4": {512: 0.4}}
-    config = made_config((1.0,), (1.0, 0.5), (8, 4), policy_bytes=1, losses=losses, gain_over_hull=0.01)
-    milliseconds = {"s100-q8": 10.0, "s100-q4": 7.0, "s050-q4": 6.0, "s050-q8": 9.9}
-
-    def timed(config: SolConfig, policy_ms: float, milliseconds: dict[str, float] = milliseconds) -> MeasuredCost:
-        lines = {key: {1.0: Line(taken, 0.0, 0.0)} for key, taken in milliseconds.items()}
-        return MeasuredCost(config, CostTable("b", "d", "now", policy_ms, lines))
-
-    read = BytesCost(config)
-    dense, full, pruned = (read.step(Action.parse(tag), 512) for tag in ("k100-s100-q8", *losses))
-    policy = config.policy
-    assert policy is not None
-    middles = (pruned + full) / 2 / dense, (full + dense) / 2 / dense  # where hull loses 0.25 and 0.05
-    config = replace(config, policy=replace(policy, gain_budgets=middles))
-    clock, read = timed(config, 0.0), BytesCost(config)
-    assert read.policy_budgets() == middles
-    assert clock.policy_budgets() == pytest.approx((0.65, 0.85))
-    assert [cost.default_schedule(0.75) for cost in (read, clock)] == ["sol", "sol"]
-    for ends, moved in (((0.0, middles[1]), (0.0, 0.85)), ((middles[0], 1.0), (0.65, 1.0))):
-        outer = replace(config, policy=replace(policy, gain_budgets=ends))
-        assert timed(outer, 0.0).policy_budgets() == pytest.approx(moved)
-    # at 0.65 `hull` loses 0.03 nats more by each hundredth of the dense step's time that it goes without
-    assert timed(config, 0.033).policy_budgets() == clock.policy_budgets()
-    assert timed(config, 0.034).policy_budgets() is None
-    above = replace(config, policy=replace(policy, gain_budgets=middles, gain_over_hull=1.0))
-    assert timed(above, 0.49).policy_budgets() == clock.policy_budgets()
-    assert timed(above, 0.51).policy_budgets() is None  # less than the cheapest action would be left
-    slow = timed(config, 0.0, dict.fromkeys(milliseconds, 10.0))
-    assert slow.policy_budgets() is None
-    assert [slow.default_schedule(budget) for budget in (0.5, 1.0, None)] == ["hull"] * 3
-    assert [clock.default_schedule(budget) for budget in (0.64, 0.66, 0.84, 0.86)] == ["hull", "sol", "sol", "hull"]
+    bare, told = made_config(), made_config(policy_bytes=1)
+    assert [default(config) for config in (bare, told)] == ["uniform"] * 2  # without losses there is no hull
+    assert [default(with_losses(config)) for config in (bare, told)] == ["hull", "sol"]
+    assert [default(with_losses(config), axis_targets=True) for config in (bare, told)] == ["uniform"] * 2
 
 
 @pytest.mark.parametrize("budget", [0.45, 0.7])
@@ -242,13 +209,13 @@ def test_every_schedule_holds_its_budget_with_chosen_actions(name: str, share: f
     config = made_config(
         channel_densities=(1.0, 0.75, 0.4), bits=(8, 6, 4), policy_bytes=1000, actions=tags, policy_actions=tags
     )
+    config = with_losses(config)
     for key in set(config.variants) - {Action.parse(tag).variant for tag in tags}:
         del config.variants[key]
     assert {action.variant for action in BytesCost(config).schedule_actions(name)} <= set(config.variants)
     floor = max(relative(config, Action(0.1, 0.4, 4), at) for at in (context, context + 70))
     budget = min(floor + 0.05 + share * (0.95 - floor), 1.0)
-    policy = ScriptedPolicy(config, np.random.default_rng(seed).normal(size=len(tags)).astype(np.float32))
-    plan = made(name, budget, config, policy, seed=seed)
+    plan = made(name, budget, config, RandomPolicy(config, seed), seed=seed)
     follow(plan, 70, context, LOGITS)
     assert plan.achieved == pytest.approx(budget, abs=0.02)
 
@@ -264,11 +231,9 @@ def test_uniform_of_chosen_actions_mixes_neighbours() -> None:
     assert plan.achieved == pytest.approx(0.85, abs=0.005)
 
 
-@pytest.mark.parametrize("name", ["uniform", "random", "sol"])
+@pytest.mark.parametrize("name", ["uniform", "random"])
 def test_axis_targets(name: str) -> None:
-    config = made_config(policy_bytes=1)
-    policy = ScriptedPolicy(config, np.arange(len(config.actions), dtype=np.float32))
-    chosen = follow(made(name, None, config, policy, seed=1, kv_density=0.4, bits=5), 90)
+    chosen = follow(made(name, seed=1, kv_density=0.4, bits=5), 90)
     assert np.mean([action.kv_density for action in chosen]) == pytest.approx(0.4, abs=0.02)
     assert np.mean([action.bits for action in chosen]) == pytest.approx(5, abs=0.16)
     assert np.mean([action.channel_density for action in chosen]) == pytest.approx(1.0, abs=0.02)
@@ -304,57 +269,152 @@ def test_random_draws_what_the_documentation_says(budget: float, seed: int, cont
         assert taken == places[expected]
 
 
-def test_sol_follows_the_policy_where_the_budget_allows() -> None:
-    config = made_config(policy_bytes=1)
-    actions = [entry.action for entry in config.actions]
-    liked = int(np.argmin([abs(relative(config, action, 300) - 0.6) for action in actions]))
-    logits = np.zeros(len(actions), np.float32)
-    logits[liked] = 9
-    counts = Counter(follow(made("sol", 0.6, config, ScriptedPolicy(config, logits)), 100))
-    assert counts[actions[liked]] > 80
+@settings(max_examples=40, deadline=None)
+@given(
+    budget=st.floats(0.3, 1.0),
+    context=st.integers(16, 7000),
+    steps=st.integers(1, 200),
+    scale=st.sampled_from([0.0, 1.0]),
+    seed=st.integers(0, 2**32),
+)
+def test_sol_is_hull_where_the_policy_sees_no_difference_between_steps(
+    budget: float, context: int, steps: int, scale: float, seed: int
+) -> None:
+    """Equal logits, or a step's own number on top of actions' constant ones: action for action."""
+    config, random = with_losses(made_config(policy_bytes=0)), np.random.default_rng(seed)
+    constant = (scale * random.integers(-9, 9, len(config.actions))).astype(np.float32)
+    policy = ScriptedPolicy(config, constant)
+    hull, sol = made("hull", budget, config), made("sol", budget, config, policy)
+    for step in range(steps):
+        policy.logits = constant + np.float32(random.integers(-9, 9))
+        assert sol.step(context + step, 7).action == hull.step(context + step, 7).action
+    assert sol.achieved == hull.achieved
+
+
+@pytest.mark.parametrize("dial", [{"max_loss": 0.02}, {"tokens_per_second": 130.0}])
+def test_sol_holds_a_loss_and_a_rate_as_hull_does(dial: dict[str, float]) -> None:
+    config = with_losses(made_config(policy_bytes=0))
+    lines = {key: {1.0: Line(variant.weight_bytes / 1.5e7, 1e-3, 1e-3)} for key, variant in config.variants.items()}
+    cost = MeasuredCost(config, CostTable("b", "d", "now", 0.0, lines))
+    policy = ScriptedPolicy(config, np.ones(len(config.actions), np.float32))
+    hull, sol = (Plan(cost, Dial(schedule=name, **dial), policy=policy) for name in ("hull", "sol"))
+    assert follow(hull, 150) == follow(sol, 150)
+    assert len(policy.asked) > 100
 
 
 @settings(max_examples=20, deadline=None)
-@given(budget=st.floats(0.5, 0.7), scale=st.floats(0.01, 100), seed=st.integers(0, 2**32))
-def test_sol_gains_nearly_what_hindsight_gains_at_its_cost(budget: float, scale: float, seed: int) -> None:
-    """Whatever the scale of the logits, up to what the likeliest actions cost: a dear one goes where it gains most."""
-    config, steps = made_config((1.0,), (1.0, 0.5), (8, 4), policy_bytes=1), 400
-    actions = [entry.action for entry in config.actions]
-    logits = np.random.default_rng(seed).standard_normal((steps, len(actions)))
-    costs = np.array([relative(config, action, 300) for action in actions])
-    policy = ScriptedPolicy(config, np.zeros(len(actions), np.float32))
-    plan, chosen = made("sol", budget, config, policy), []
-    for row in logits:
-        policy.logits = (scale * row).astype(np.float32)
-        chosen.append(actions.index(plan.step(300, 7).action))
-    rows = np.arange(steps)
-    spent = float(costs[chosen].mean())
-    best = hindsight(-logits, np.broadcast_to(costs, logits.shape), spent)
-    gained, possible = (float(logits[rows, places].mean()) for places in (chosen, best))
-    worst = float(logits.min(1).mean())
-    assert spent == pytest.approx(budget, abs=0.02)
-    assert gained - worst > 0.95 * (possible - worst)
+@given(budget=st.floats(0.6, 0.9), scale=st.floats(0.01, 100), seed=st.integers(0, 2**32))
+def test_sol_gives_the_dear_action_to_the_steps_that_it_helps_most(budget: float, scale: float, seed: int) -> None:
+    """Whatever the scale of the logits: most of what the best choice of as many steps in hindsight gains."""
+    config, steps = with_losses(made_config((1.0,), (1.0,), (8, 4), policy_bytes=0)), 400
+    random, policy = np.random.default_rng(seed), ScriptedPolicy(config, np.zeros(2, np.float32))
+    plan, advantages, chosen = made("sol", budget, config, policy), [], []
+    for step in range(steps):
+        advantages.append(float(random.standard_normal()))
+        policy.logits = np.array([scale * advantages[-1], 0], np.float32)
+        chosen.append(plan.step(300 + step, 7).action == config.dense)
+    assert plan.achieved == pytest.approx(budget, abs=0.01)
+    gains, spent = np.array(advantages), np.array(chosen)
+    assert gains[spent].sum() > 0.7 * np.sort(gains)[-int(spent.sum()) :].sum()
 
 
-def test_sol_spreads_a_spender_by_multiplier() -> None:
-    """A policy that always likes dense best is brought to the budget by the multiplier, seldom by the limit."""
-    config, random = made_config(policy_bytes=1), np.random.default_rng(0)
-    actions = [entry.action for entry in config.actions]
-    liking = np.array([5 * relative(config, action, 300) for action in actions], np.float32)
-    policy = ScriptedPolicy(config, liking)
-    plan, spent = made("sol", 0.6, config, policy), []
+def test_sol_follows_the_order_of_logits_alone() -> None:
+    config = with_losses(made_config((1.0,), (1.0,), (8, 4), policy_bytes=0))
+    advantages = np.random.default_rng(1).standard_normal(150)
+    runs = []
+    for moved in (advantages, np.exp(3 * advantages), -advantages):
+        policy = ScriptedPolicy(config, np.zeros(2, np.float32))
+        plan, chosen = made("sol", 0.75, config, policy), []
+        for step, advantage in enumerate(moved):
+            policy.logits = np.array([advantage, 0], np.float32)
+            chosen.append(plan.step(300 + step, 7).action)
+        runs.append(chosen)
+    assert runs[0] == runs[1] != runs[2]
+
+
+@pytest.mark.parametrize("spell", [10, 40, 80])
+@pytest.mark.parametrize("budget", [0.5, 0.6, 0.8])
+def test_sol_takes_as_many_dear_steps_as_hull(budget: float, spell: int) -> None:
+    """Up to four, and no third action, also where the controller refuses what the policy wants for a spell."""
+    config, cheap = made_config(policy_bytes=0), Action(0.1, 0.5, 4)
+    entries = [replace(entry, loss=0.1 if entry.action == cheap else 1.0) for entry in config.actions]
+    config = replace(config, actions=tuple(entries))
+    policy = ScriptedPolicy(config, np.zeros(len(entries), np.float32))
+    hull, sol = made("hull", budget, config), made("sol", budget, config, policy)
+    ahead, furthest = 0, 0
     for step in range(300):
-        policy.logits = liking + 0.02 * random.standard_normal(len(liking), np.float32)  # no two steps are quite alike
-        spent.append(plan.step(300 + step, 7).relative_cost)
-    before = np.cumsum(np.array(spent) - 0.6)[99:-1]  # what was spent over the budget before each step
-    window = 1.25 + 0.0075 * (np.arange(101, 301) - 64)  # docs/reference/decode-loop.md section 2
-    least, most = min(spent) - 0.6, 1.0 - 0.6
-    assert np.sum((before + most > window) | (before + least < -window)) < 20  # steps at which an action was forbidden
-    assert plan.achieved == pytest.approx(0.6, abs=0.02)
+        policy.logits[0] = step if step // spell % 2 == 0 else -step
+        mine, other = (plan.step(300 + step, 7).action for plan in (sol, hull))
+        assert {mine, other} <= {cheap, config.dense}
+        ahead += (mine == config.dense) - (other == config.dense)
+        furthest = max(furthest, abs(ahead))
+        assert abs(ahead) <= 4
+    assert furthest >= 2
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.7, 0.9])
+def test_a_row_of_one_action_is_longer_than_hull_s_by_12_steps_at_most(share: float) -> None:
+    """Also where the policy likes either action ever less."""
+    config = with_losses(made_config((1.0,), (1.0,), (8, 6), policy_bytes=0))
+    cheap = relative(config, Action(1.0, 1.0, 6), 300)
+    for sign in (1, -1):
+        policy = ScriptedPolicy(config, np.zeros(2, np.float32))
+        plan, taken = made("sol", cheap + share * (1 - cheap), config, policy), []
+        for step in range(200):
+            policy.logits[0] = sign * step
+            taken.append(plan.step(300, 7).action)
+        rows = [(action, len(list(row))) for action, row in itertools.groupby(taken)]
+        assert max(length for action, length in rows if action != config.dense) <= 1 / share + 13
+        assert max(length for action, length in rows if action == config.dense) <= 1 / (1 - share) + 13
+
+
+def test_sol_owes_a_cost_where_its_two_actions_change() -> None:
+    """The policy wants the dear one of two that differ little, and the cheap one of two that differ much."""
+    tags = ("k100-s100-q8", "k010-s100-q4", "k010-s050-q4")
+    config = with_losses(made_config(policy_bytes=0, actions=tags))
+    policy = ScriptedPolicy(config, np.zeros(3, np.float32))
+    _, middle, cheap = (relative(config, Action.parse(tag), 500) for tag in tags)
+    budgets = (cheap + middle) / 2, (1 + middle) / 2
+    plan, spent = made("sol", budgets[0], config, policy), 0.0
+    for step in range(600):
+        if step % 20 == 0:
+            plan.set_budget(budgets[step // 20 % 2])
+        policy.logits[1] = step
+        spent += plan.step(300 + step % 2, 7).relative_cost - budgets[step // 20 % 2]
+        assert abs(spent) < 5 * (1 - middle)
+
+
+def test_sol_asks_where_two_actions_share_the_steps() -> None:
+    """With the policy's run a budget just over an action's own cost is one between it and a cheaper one."""
+    config = with_losses(made_config((1.0,), (1.0, 0.5), (8, 4), policy_bytes=3 * 10**6))
+    cost, policy = BytesCost(config), RandomPolicy(config, 0)
+    full, pruned = Action(1.0, 1.0, 4), Action(1.0, 0.5, 4)
+    taken = follow(made("sol", (cost.step(full, 300) + cost.policy() / 2) / cost.dense(300), config, policy), 60)
+    assert set(taken) == {full, pruned}
+    assert len(policy.asked) == 60
+    assert set(follow(made("sol", 0.1, config, RandomPolicy(config, 0)), 60)) == {pruned}
+    policy.asked.clear()
+    follow(made("sol", 0.1, config, policy), 60)
+    assert not policy.asked
+
+
+@pytest.mark.parametrize(
+    ("config", "dial", "message"),
+    [
+        (made_config(policy_bytes=1), {"budget": 0.6}, "sol: no losses of this bundle's actions were measured"),
+        (with_losses(made_config(policy_bytes=1)), {"bits": 5}, "sol: holds a budget, a rate or a loss; use uniform"),
+        (with_losses(made_config()), {"budget": 0.6}, "sol: this bundle has no policy; use hull"),
+        (with_losses(made_config(policy_bytes=1)), {"tokens_per_second": 9}, "no times measured on this device"),
+    ],
+)
+def test_sol_refuses_what_hull_refuses(config: SolConfig, dial: dict[str, float], message: str) -> None:
+    policy = ScriptedPolicy(config, np.zeros(12, np.float32)) if config.policy else None
+    with pytest.raises(UsageError, match=message):
+        Plan(BytesCost(config), Dial(schedule="sol", **dial), policy=policy)
 
 
 def test_sol_tells_the_policy_how_things_stand() -> None:
-    config = made_config(policy_bytes=1)
+    config = with_losses(made_config(policy_bytes=1))
     actions = [entry.action for entry in config.actions]
     policy = ScriptedPolicy(config, np.random.default_rng(0).normal(size=len(actions)).astype(np.float32))
     chosen = follow(made("sol", 0.6, config, policy), 40, 512, LOGITS)
@@ -385,7 +445,7 @@ def test_sol_tells_the_policy_how_things_stand() -> None:
 
 
 def test_without_logits_all_tokens_are_alike_to_a_policy() -> None:
-    config = made_config(policy_bytes=1)
+    config = with_losses(made_config(policy_bytes=1))
     policy = ScriptedPolicy(config, np.zeros(len(config.actions), np.float32))
     made("sol", 0.6, config, policy).step(300, 7)
     scalars = policy.asked[0][0]
@@ -394,7 +454,7 @@ def test_without_logits_all_tokens_are_alike_to_a_policy() -> None:
 
 
 def test_a_policy_s_error_and_its_infinite_logits_reach_the_caller() -> None:
-    config = made_config(policy_bytes=1)
+    config = with_losses(made_config(policy_bytes=1))
 
     def failing(asked: Any) -> np.ndarray:
         raise KeyError("mine")
@@ -405,9 +465,12 @@ def test_a_policy_s_error_and_its_infinite_logits_reach_the_caller() -> None:
         made("sol", 0.6, config, ScriptedPolicy(config, np.full(len(config.actions), np.inf, np.float32))).step(300)
 
 
-def test_sol_with_a_policy_that_does_not_know_dense() -> None:
-    config = made_config(policy_bytes=1, policy_actions=("k100-s050-q8", "k010-s050-q4"))
-    assert BytesCost(config).schedule_actions("sol") == (Action(1.0, 0.5, 8), Action(0.1, 0.5, 4), config.dense)
-    plan = made("sol", 0.9, config, ScriptedPolicy(config, np.array([1.0, 0.0], np.float32)))
-    follow(plan, 80)
-    assert plan.achieved == pytest.approx(0.9, abs=0.02)
+def test_sol_is_hull_between_actions_of_which_the_policy_does_not_know_one() -> None:
+    known = "k100-s100-q4", "k100-s050-q4"
+    config = with_losses(made_config((1.0,), (1.0, 0.5), (8, 4), policy_bytes=0, policy_actions=known))
+    costs = [relative(config, Action(1.0, 1.0, bits), 300) for bits in (8, 4)]
+    for budget, knows in ((sum(costs) / 2, False), (costs[1] - 0.1, True)):
+        policy = RandomPolicy(config, 0)
+        hull, sol = (follow(made(name, budget, config, policy), 80) for name in ("hull", "sol"))
+        assert (hull == sol) is not knows
+        assert bool(policy.asked) is knows

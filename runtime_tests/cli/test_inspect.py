@@ -146,21 +146,6 @@ def test_costs_are_at_the_longest_context_where_more_was_asked_for(
     assert json.loads(told(capsys, "inspect", str(bundle), "-c", "100000000", "--json"))["context"] == most
 
 
-def test_the_budgets_at_which_the_policy_is_the_default(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = write_bundle(tmp_path / "tiny", bits=(8, 4), policy=True)
-    config = Bundle.open(folder).config
-    assert json.loads(told(capsys, "inspect", str(folder), "--json"))["policy_budgets"] == [0, 1]  # there is no hull
-    actions = tuple(replace(entry, loss=0.1, losses={512: 0.1}) for entry in config.actions)
-    for gain, budgets in ((0.0, None), (0.01, [0.35, 0.5])):
-        assert config.policy is not None
-        policy = replace(config.policy, gain_over_hull=gain, gain_budgets=(0.35, 0.5))
-        seal(folder, replace(config, actions=actions, policy=policy))
-        assert json.loads(told(capsys, "inspect", str(folder), "--json"))["policy_budgets"] == budgets
-        text = " ".join(told(capsys, "inspect", str(folder)).split())
-        assert "native core" not in text
-        assert ("the default if --budget is between 0.35 and 0.5, in bytes)" in text) == (budgets is not None)
-
-
 def test_json_has_every_candidate_with_cost_loss_and_bytes(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result: dict[str, Any] = json.loads(told(capsys, "inspect", "-m", str(bundle), "--all", "-o", "json"))
     assert {"path", "format_version", "variants", "policy", "actions", "cost_model", "selection"} <= set(result)

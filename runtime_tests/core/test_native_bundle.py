@@ -84,7 +84,6 @@ def test_poisoned_configs(program: Path, pristine: Path, tmp_path: Path) -> None
     document = json.loads((pristine / CONFIG_NAME).read_text(encoding="utf-8"))
     document["weights"]["tensors"] = dict(list(document["weights"]["tensors"].items())[:4])
     document["kv"]["windows"] = [16] * document["model"]["num_layers"]
-    document["policy"] |= {"gain_over_hull": 0.01, "gain_budgets": [0.35, 0.5]}
     paths = []
     for number, (_, text) in enumerate(texts(document)):
         paths.append(tmp_path / str(number) / CONFIG_NAME)

@@ -63,7 +63,7 @@ def _device(folder: Path, *what: str, **variables: str) -> subprocess.Popen[str]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_bundle(tmp_path_factory.mktemp("device") / "tiny", "phi", policy=True, dense_layers=(1,))
+    return write_bundle(tmp_path_factory.mktemp("device") / "tiny", "phi", policy=True, dense_layers=(1,), losses=True)
 
 
 @pytest.fixture(scope="module", params=["float16", "float32"])

@@ -35,7 +35,7 @@ HOW = [{"budget": 1.0}, {"budget": 0.7, "schedule": "sol"}, {"budget": 0.7, "sch
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_bundle(tmp_path_factory.mktemp("threads") / "tiny", policy=True)
+    return write_bundle(tmp_path_factory.mktemp("threads") / "tiny", policy=True, losses=True)
 
 
 @pytest.fixture

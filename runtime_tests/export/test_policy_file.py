@@ -23,19 +23,19 @@ ACTIONS = (Action(1.0, 1.0, 8), Action(0.3, 0.5, 4))
 def _written(path: Path, **sizes: Any) -> TrainedPolicy:
     shape = PolicyShape(64, 2, len(ACTIONS), **sizes)
     parameters = random_policy_parameters(0, shape)
-    policy = TrainedPolicy(shape, ("budget", "entropy"), ACTIONS, "made up", parameters, "tiny", 0.25, (0.35, 0.5))
+    policy = TrainedPolicy(shape, ("budget", "entropy"), ACTIONS, "made up", parameters, "tiny")
     write_policy(path, policy)
     return policy
 
 
-def _rewrite(path: Path, change: Callable[[dict[str, Any]], None], **told: str) -> None:
-    """Changes what the file says of its sizes, and other entries of the file."""
+def _rewrite(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Changes what the file says of its sizes."""
     with safe_open(str(path), framework="np") as file:
         metadata = file.metadata()
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     sizes = json.loads(metadata["sizes"])
     change(sizes)
-    save_file(tensors, path, {**metadata, "sizes": json.dumps(sizes), **told})
+    save_file(tensors, path, {**metadata, "sizes": json.dumps(sizes)})
 
 
 @pytest.mark.parametrize("sizes", [{}, {"use_hidden": False}, {"width": 0, "use_embedding": False}])
@@ -45,27 +45,6 @@ def test_a_policy_is_read_as_it_was_written(sizes: dict[str, Any], tmp_path: Pat
     assert {**vars(read), "parameters": None} == {**vars(written), "parameters": None}
     assert read.parameters.keys() == written.parameters.keys() == written.shape.parameters().keys()
     assert all(np.array_equal(read.parameters[name], written.parameters[name]) for name in written.parameters)
-
-
-@pytest.mark.parametrize(
-    "told",
-    [
-        "[0.5, 0.35]",
-        "[-0.1, 0.5]",
-        "[0.1, 2]",
-        "[0.1]",
-        "0.4",
-        '["0.1", 1]',
-        "[true, 1]",
-        "[NaN, 1]",
-        f"[0, 1{'0' * 400}]",
-    ],
-)
-def test_a_wrong_range_of_budgets_is_refused(told: str, tmp_path: Path) -> None:
-    _written(tmp_path / "policy")
-    _rewrite(tmp_path / "policy", lambda sizes: None, gain_budgets=told)
-    with pytest.raises(CheckpointError, match="range of budgets"):
-        read_policy(tmp_path / "policy")
 
 
 @pytest.mark.parametrize(

@@ -53,12 +53,12 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rotary_dim=32,
         intermediate_size=256,
     )
-    return write_bundle(tmp_path_factory.mktemp("model") / "small", decoder=decoder, policy=True)
+    return write_bundle(tmp_path_factory.mktemp("model") / "small", decoder=decoder, policy=True, losses=True)
 
 
 @pytest.fixture(scope="module")
 def model(bundle: Path) -> SolModel:
-    return SolModel.from_pretrained(bundle, provider="cpu")
+    return SolModel.from_pretrained(bundle, provider="cpu", measure_costs=False)
 
 
 def _alone(bundle: Path, prompt: list[int], count: int) -> tuple[list[int], list[float]]:
@@ -292,7 +292,8 @@ def test_a_full_budget_is_dense_though_losses_are_known(measured: SolModel) -> N
     assert result.expected_loss == 0.0
 
 
-def test_without_losses_nothing_is_assumed(model: SolModel) -> None:
+def test_without_losses_nothing_is_assumed(tmp_path: Path) -> None:
+    model = SolModel.from_pretrained(write_bundle(tmp_path / "tiny", policy=True), provider="cpu")
     result = model.generate(PROMPT, max_new_tokens=8)
     assert set(result.actions) == {model.bundle.config.dense.tag}
     with pytest.raises(UsageError, match="no losses"):

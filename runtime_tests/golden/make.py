@@ -87,7 +87,6 @@ SPECS: tuple[tuple[str, int, dict[str, str]], ...] = (
     ("sol-budget-1", 16, {"schedule": "sol", "budget": "1.0", "max_new_tokens": "16"}),
     ("sol-max-loss", 30, {"schedule": "sol", "max_loss": "0.003", "max_new_tokens": "40"}),
     ("sol-long", 20, {"schedule": "sol", "budget": "0.8", "max_new_tokens": "201"}),
-    ("sol-kv-density", 120, {"schedule": "sol", "kv_density": "0.6", "max_new_tokens": "32"}),
     ("uniform-0.8", 24, {"schedule": "uniform", "budget": "0.8", "max_new_tokens": "48"}),
     ("uniform-0.5", 24, {"schedule": "uniform", "budget": "0.5", "max_new_tokens": "72"}),
     ("uniform-kv-density", 150, {"schedule": "uniform", "kv_density": "0.5", "max_new_tokens": "40"}),

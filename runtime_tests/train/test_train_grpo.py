@@ -9,7 +9,12 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from helpers.made_configs import made_config, with_losses  # noqa: E402
+from sol_rt.budget.cost.model import BytesCost  # noqa: E402
+from sol_rt.budget.dial import Dial  # noqa: E402
+from sol_rt.budget.hull import Hull  # noqa: E402
 from sol_rt.export.graphs.policy_graph import PolicyShape  # noqa: E402
+from sol_rt.generate.native.plan import Plan  # noqa: E402
 from sol_rt.train import grpo  # noqa: E402
 from sol_rt.train.config import GrpoConfig  # noqa: E402
 from sol_rt.train.multipliers import Multipliers  # noqa: E402
@@ -127,6 +132,25 @@ def test_sampling_follows_the_charged_distribution_whatever_runs_beside() -> Non
     expected = torch.softmax((logits[0] - charge[0]) / 1.3, -1)
     shares = torch.bincount(together, minlength=A) / rows
     np.testing.assert_allclose(shares.numpy(), expected.numpy(), atol=0.03)  # 4 standard errors
+
+
+def test_the_two_actions_that_hull_takes_are_drawn_alone() -> None:
+    """At every context and budget, as the schedule of the core takes them."""
+    config = with_losses(made_config())
+    cost = BytesCost(config)
+    hull = Hull(cost.schedule_actions("hull"), cost)
+    contexts = range(500, 660)
+    for budget in (0.3, 0.45, 0.6, 0.75, 0.9):
+        plan = Plan(cost, Dial(budget, "hull"))
+        taken = [hull.actions.index(plan.step(context).action) for context in contexts]
+        mixed = grpo.mixed_actions(hull, budget, contexts)
+        assert set(mixed.sum(1).tolist()) <= {1, 2}
+        assert all(bool(mixed[row, place]) for row, place in enumerate(taken))
+    network, noise = _network(), grpo.gumbel(np.random.default_rng(0), 500, T, A)
+    charge = torch.tensor([[0.0, 0.0, grpo._NEVER]]).expand(T, A)
+    choose = grpo.SampledChoice(network, _embed, charge, 1.3, noise)
+    seen = Observation(0, slice(0, 500), 3, torch.zeros(500, HIDDEN), torch.zeros(500, 2), torch.full((500,), -1))
+    assert set(choose(seen).tolist()) == {0, 1}
 
 
 @pytest.mark.slow

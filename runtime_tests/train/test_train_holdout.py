@@ -1,4 +1,4 @@
-"""Comparison of a policy in training: the schedules' steps, and the budgets at which its gain is beyond the error."""
+"""Comparison of a policy in training: the schedules' steps, and the gains with their errors."""
 
 from __future__ import annotations
 
@@ -20,13 +20,11 @@ from sol_rt.bundle.policy_inputs import KNOWN_SCALARS  # noqa: E402
 from sol_rt.train.config import PolicyConfig  # noqa: E402
 from sol_rt.train.holdout import (  # noqa: E402
     SCHEDULES,
-    Comparison,
     Score,
     Steps,
     all_steps,
     compare,
     planning_cost,
-    wins,
 )
 from sol_rt.train.policy_network import new_network  # noqa: E402
 from sol_rt.train.rollouts.rollout import RolloutSpec  # noqa: E402
@@ -109,26 +107,6 @@ def test_the_network_sees_what_was_measured_and_what_was_spent() -> None:
         assert float(told[0, column["log_context"]]) == pytest.approx(math.log2((CONTEXT + at) / 16))
         assert float(told[0, column["previous_cost"]]) == pytest.approx(spent[at - 1] if at else 1.0)
         assert state.any() == (at > 0)
-
-
-def compared(budget: float, gain: float, error: float, least: float = 1.0) -> Comparison:
-    losses = {"sol": 0.1, "uniform": 0.1, "static": 0.1 + gain}
-    return Comparison(budget, losses, {}, {"static": gain}, {"static": error}, {"static": least})
-
-
-def test_the_longest_range_of_budgets_counts() -> None:
-    gains = [(0.3, 0.05), (0.55, 0.06), (0.35, 0.0), (0.45, 0.03), (0.4, 0.04), (0.5, 0.019)]  # in any order
-    found = wins([compared(budget, gain, 0.01) for budget, gain in gains])
-    assert found == (0.4, 0.45, pytest.approx(0.01))
-
-
-def test_a_gain_within_two_errors_is_no_win() -> None:
-    sure = compared(0.5, 0.05, 0.01)
-    assert wins([compared(0.4, 0.0201, 0.01), sure]) == (0.4, 0.5, pytest.approx(0.0001))
-    assert wins([compared(0.4, 0.02, 0.01), sure]) is None
-    assert wins([compared(0.4, 0.02, math.inf), sure]) is None
-    assert wins([compared(0.4, 0.05, 0.01, least=-0.001), sure]) is None  # it loses more at one length of window
-    assert wins([]) is None
 
 
 def test_the_least_gain_is_that_of_one_length_of_window() -> None:

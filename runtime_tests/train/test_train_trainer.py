@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-import math
 import os
 import shutil
 import signal
@@ -126,36 +124,8 @@ def test_a_policy_tells_of_the_updates_of_what_was_kept(trained: Path) -> None:
     assert read_policy(trained / "policy.safetensors").description == f"warm start on 10 windows, {said}, seed 0"
 
 
-def test_a_policy_tells_where_it_wins(trained: Path) -> None:
-    measured = [each for each in records(trained) if each["stage"] in ("grpo before", "grpo after")]
-    policy = read_policy(trained / "policy.safetensors")
-    update = int(policy.description.split(", ")[1].split()[0]) if "no GRPO" not in policy.description else 0
-    kept = {each["budget"]: each for each in measured if each["update"] == update}
-    sure = {}
-    for at, row in sorted(kept.items()):
-        error, least = row["gain_over_static_stderr"], row["least_gain_over_static"]
-        unknown = error is None or least is None  # infinite: a length has one window
-        sure[at] = -math.inf if unknown else min(row["gain_over_static"] - 2 * error, least)
-    if policy.gain_over_hull:
-        low, high = policy.gain_budgets
-        assert policy.gain_over_hull == pytest.approx(min(gain for at, gain in sure.items() if low <= at <= high))
-    else:
-        assert all(min(pair) <= 0 for pair in itertools.pairwise(sure.values()))
-
-
-@pytest.mark.slow
-def test_the_policy_file_has_the_range_that_was_won(place: Path, trained: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(trained, tmp_path / "won"))
-    state = load_checkpoint(folder)
-    state["best"]["wins"] = (0.35, 0.5, 0.01)
-    save_checkpoint(folder, state)
-    program(arguments(place, folder, "--resume"))
-    policy = read_policy(folder / "policy.safetensors")
-    assert (policy.gain_budgets, policy.gain_over_hull) == ((0.35, 0.5), 0.01)
-
-
 def test_a_bundle_is_given_the_policy(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = make_bundle(tmp_path / "given")
+    folder = make_bundle(tmp_path / "given", losses=True)
     before = Bundle.open(folder).config
     for _ in range(2):  # the second in place of the first
         assert run(["export", "-m", str(folder), "--policy", str(trained / "policy.safetensors")]) == 0
@@ -197,7 +167,7 @@ def test_a_policy_without_a_layer_is_trained_and_runs(
     policy = read_policy(path)
     assert set(policy.parameters) == {f"direct.{n}.{part}" for n in (0, 2) for part in ("weight", "bias")}
     assert policy.parameters["direct.0.weight"].shape[1] == policy.shape.hidden_size + len(policy.scalars)
-    folder = make_bundle(tmp_path / "bundle")
+    folder = make_bundle(tmp_path / "bundle", losses=True)
     assert run(["export", "-m", str(folder), "--policy", str(path)]) == 0
     capsys.readouterr()
     asked = ["generate", "-m", str(folder), "-p", "ab", "-n", "16", "--budget", "0.6", "--schedule", "sol", "--json"]

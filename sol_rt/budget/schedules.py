@@ -1,7 +1,7 @@
 """The `Schedule` protocol, its inputs, and the names by which commands know the schedules of the native core.
 
-`sol` asks the bundle's policy. `hull` mixes the two actions that the export's measurements favour. `uniform`, `random`
-and the hand-made rule `entropy` are what the two are compared with.
+`hull` mixes the two actions that the export's measurements favour. `sol` asks the bundle's policy which steps get the
+dearer of them. `uniform`, `random` and the hand-made rule `entropy` are what the two are compared with.
 `fixed:TAG` and `dense` are constant. All but the constant ones choose only what the controller allows, so all of them
 hold the same budget through the same code.
 """

@@ -184,11 +184,9 @@ class ActionEntry:
 
 @dataclass(frozen=True)
 class PolicySpec:
-    """Inputs and outputs of policy.onnx (docs/reference/bundle-details.md section 5), and what the policy is worth.
+    """Inputs and outputs of policy.onnx (docs/reference/bundle-details.md section 5).
 
-    `state_shape` is [layers, 2, heads, horizon, size]. `gain_over_hull` is by how many nats per token `sol` lost less
-    than `hull` on held-out text at the same budgets; 0 if it did not, or was not compared. `gain_budgets` is the range
-    of budgets to which that applies, shares of the dense step's bytes, both ends in it.
+    `state_shape` is [layers, 2, heads, horizon, size].
     """
 
     file: str
@@ -197,8 +195,6 @@ class PolicySpec:
     actions: tuple[Action, ...]
     state_shape: tuple[int, ...]
     description: str
-    gain_over_hull: float = 0.0
-    gain_budgets: tuple[float, float] = (0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -269,7 +265,6 @@ class SolConfig:
             policy["scalars"] = list(self.policy.scalars)
             policy["actions"] = [action.tag for action in self.policy.actions]
             policy["state_shape"] = list(self.policy.state_shape)
-            policy["gain_budgets"] = list(self.policy.gain_budgets)
         tensors = {name: {**asdict(entry), "shape": list(entry.shape)} for name, entry in self.tensors.items()}
         return {
             "format": FORMAT,

@@ -453,19 +453,13 @@ def _read_policy(table: _Table, variants: Mapping[str, Variant]) -> PolicySpec:
     state_shape = table.integers("state_shape", 1, 1 << 16)
     if len(state_shape) != 5 or state_shape[1] != 2 or state_shape[3] != horizon or math.prod(state_shape) > 1 << 28:
         raise table.fail("state_shape", list(state_shape), f"[layers, 2, heads, {horizon}, size]")
-    gain = float(table.typed("gain_over_hull", lambda v: v is not None and _is_loss(v), "a finite number of nats"))
-    low, high = table.typed("gain_budgets", is_range, "two shares of the dense cost, the lower first")
+    for name in ("gain_over_hull", "gain_budgets"):  # of older exports; nobody reads them
+        if name in table.raw:
+            table.value(name)
     file, description = table.file_name("file"), table.text("description")
-    spec = PolicySpec(file, horizon, scalars, actions, state_shape, description, gain, (float(low), float(high)))
+    spec = PolicySpec(file, horizon, scalars, actions, state_shape, description)
     table.done()
     return spec
-
-
-def is_range(value: object) -> bool:
-    """True if a value read from JSON is two shares from 0 to 1, the lower first."""
-    if not isinstance(value, list) or len(value) != 2 or not all(type(each) in (int, float) for each in value):
-        return False
-    return bool(0 <= value[0] <= value[1] <= 1)
 
 
 def _read_files(table: _Table) -> dict[str, FileEntry]:

@@ -262,8 +262,8 @@ Schedule = Annotated[
     str | None,
     option(
         "--schedule",
-        help="Schedule: sol, hull, uniform, entropy, random, fixed:TAG or dense; default: sol if the bundle's policy "
-        "was measured to beat hull at the budget, else hull.",
+        help="Schedule: sol, hull, uniform, entropy, random, fixed:TAG or dense; default: sol if the bundle has a "
+        "policy, else hull.",
         panel=BUDGET,
     ),
 ]

@@ -27,9 +27,8 @@ def describe(path: Path, context: int = 512) -> dict[str, Any]:
         context: tokens in the cache before the step whose costs are given, or as many as the bundle takes.
 
     Returns:
-        path, format_version, model, kv, variants, policy (null or its description), policy_budgets, context (of the
-        costs), actions, cost_model, memory and selection. `policy_budgets` is null, or the least and the largest budget
-        at which `sol` is the default schedule. `memory` has by context the bytes of main memory that running the bundle
+        path, format_version, model, kv, variants, policy (null or its description), context (of the costs), actions,
+        cost_model, memory and selection. `memory` has by context the bytes of main memory that running the bundle
         takes: see `Footprint`.
         Of an action, `cost` is its share of the dense step's cost, `bytes` the bytes that its step reads by the bytes
         model, `loss` its loss in nats over dense or null, and `measured` what selection.json says of it, by context:
@@ -68,7 +67,6 @@ def describe(path: Path, context: int = 512) -> dict[str, Any]:
             for key, entry in config.variants.items()
         ],
         "policy": config.policy.description if config.policy else None,
-        "policy_budgets": cost.policy_budgets(),
         "context": context,
         "actions": [
             {

@@ -158,7 +158,7 @@ class SolLM(TemplateLM):
         scores.
         """
         return {
-            "schedule": self._dial.schedule or self.model.default_schedule(self._dial.budget),
+            "schedule": self._dial.schedule or self.model.default_schedule(),
             "requested_budget": self._decoder.requested,
             "achieved_budget": self._total.achieved,
             "decode_steps": self._total.steps,

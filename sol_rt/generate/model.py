@@ -394,9 +394,9 @@ class SolModel:
         """
         return Session(self._model, self.bundle, engine)
 
-    def default_schedule(self, budget: float | None = None, axis_targets: AxisTargets | None = None) -> str:
-        """The schedule of a run that names none: `CostModel.default_schedule` on this device."""
-        return self.cost.default_schedule(budget, axis_targets=axis_targets is not None and axis_targets.any())
+    def default_schedule(self, axis_targets: AxisTargets | None = None) -> str:
+        """The schedule of a run that names none: `CostModel.default_schedule`."""
+        return self.cost.default_schedule(axis_targets=axis_targets is not None and axis_targets.any())
 
     def _held_budget(self, dial: Dial) -> float | None:
         """The budget that a run holds from its start; None where it holds something else, or the action is fixed."""

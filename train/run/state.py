@@ -28,23 +28,18 @@ class Best:
         gain: over static actions (stage 1) or over both rivals (stage 2), nats per step.
         since: measurements since then.
         update: after which it was measured.
-        wins: where it beat static actions beyond the error, `holdout.wins`; None if it was not compared.
     """
 
     network: dict[str, Tensor]
     gain: float = -math.inf
     since: int = 0
     update: int = 0
-    wins: tuple[float, float, float] | None = None
 
-    def measured(
-        self, network: PolicyNetwork, gain: float, update: int, wins: tuple[float, float, float] | None = None
-    ) -> None:
+    def measured(self, network: PolicyNetwork, gain: float, update: int) -> None:
         """Keeps a copy of the network where its gain is the largest so far."""
         if gain > self.gain:
             state = {name: value.clone() for name, value in network.state_dict().items()}
             self.network, self.gain, self.since, self.update = state, gain, 0, update
-            self.wins = wins
         else:
             self.since += 1
 

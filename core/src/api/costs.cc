@@ -166,24 +166,11 @@ sol_error* sol_costs_actions(const sol_costs* costs, const char* schedule, int32
   });
 }
 
-sol_error* sol_costs_policy_budgets(const sol_costs* costs, double* low, double* high) {
-  return Guard([&] {
-    RequireHandle(costs, "sol_costs_policy_budgets");
-    RequirePointer(low, "sol_costs_policy_budgets: low");
-    RequirePointer(high, "sol_costs_policy_budgets: high");
-    *low = *high = std::numeric_limits<double>::quiet_NaN();
-    if (const auto range = sol_rt::PolicyBudgets(*costs->config, costs->cost())) {
-      *low = (*range)[0];
-      *high = (*range)[1];
-    }
-  });
-}
-
-sol_error* sol_costs_default_schedule(const sol_costs* costs, double budget, int32_t targets, const char** schedule) {
+sol_error* sol_costs_default_schedule(const sol_costs* costs, int32_t targets, const char** schedule) {
   return Guard([&] {
     RequireHandle(costs, "sol_costs_default_schedule");
     RequirePointer(schedule, "sol_costs_default_schedule: schedule");
-    const std::string name = sol_rt::DefaultSchedule(*costs->config, costs->cost(), budget, Targets(targets));
+    const std::string name = sol_rt::DefaultSchedule(*costs->config, Targets(targets));
     *schedule = name == "sol" ? "sol" : name == "hull" ? "hull" : "uniform";
   });
 }

@@ -25,8 +25,8 @@ sol_model_options Defaults() {
   return options;
 }
 
-const char* ScheduleName(const sol_rt::Config& config, const sol_rt::CostModel& cost) {
-  const std::string name = sol_rt::DefaultSchedule(config, cost, 1.0, sol_rt::AxisTargets{});
+const char* ScheduleName(const sol_rt::Config& config) {
+  const std::string name = sol_rt::DefaultSchedule(config, sol_rt::AxisTargets{});
   return name == "sol" ? "sol" : name == "hull" ? "hull" : "uniform";
 }
 
@@ -47,7 +47,7 @@ sol_model_info InfoOf(const sol_model& handle) {
   info.has_tokenizer = model.tokenizer() ? 1 : 0;
   info.has_chat = model.chat() ? 1 : 0;
   info.native = model.factory() != nullptr && model.factory()->native() ? 1 : 0;
-  info.default_schedule = ScheduleName(config, *model.cost());
+  info.default_schedule = ScheduleName(config);
   info.cost_model = model.cost()->InMilliseconds() ? "measured" : "bytes";
   info.dense = handle.dense.c_str();
   info.mapped_bytes = model.factory() == nullptr ? 0 : model.factory()->mapped_bytes();

@@ -124,7 +124,7 @@ std::unique_ptr<Planner> MakePlanner(const Config& config, std::shared_ptr<const
   const AxisTargets targets{dial.kv_density, dial.channel_density, dial.bits};
   const bool named = dial.schedule && !dial.schedule->empty();
   // an own schedule works on the bundle's actions and keeps no loss, whatever it is called
-  const std::string name = dial.own ? kOwn : named ? *dial.schedule : DefaultSchedule(config, *cost, dial.budget.value_or(1.0), targets);
+  const std::string name = dial.own ? kOwn : named ? *dial.schedule : DefaultSchedule(config, targets);
   const Request request = RequestOf(config, dial, name);
   std::shared_ptr<Hull> hull;
   const auto actions_of = [&](const std::string& schedule, const AxisTargets& held) {
@@ -132,7 +132,7 @@ std::unique_ptr<Planner> MakePlanner(const Config& config, std::shared_ptr<const
   };
   if (config.LossesMeasured()) hull = std::make_shared<Hull>(Once(actions_of("hull", {})), *cost, ActionLosses(config));
   std::vector<Action> actions = actions_of(name, targets);
-  if (!targets.Any() && name != "sol") actions = Once(actions);  // the policy has a logit for each place, so its actions may come twice
+  if (!targets.Any()) actions = Once(actions);
   auto controller = MakeController(std::move(actions), std::move(cost), request, request.max_loss ? hull : nullptr, name == "sol");
   std::unique_ptr<Schedule> schedule;
   if (dial.own) {

@@ -59,7 +59,6 @@ def small_configs() -> list[dict[str, Any]]:
 
     windows = copy.deepcopy(config)
     windows["kv"] |= {"windows": [0, 512], "dtype": "int8"}
-    windows["policy"] |= {"gain_over_hull": 0.001, "gain_budgets": [0.35, 0.5]}
     return [config, mixed, three, states, windows]
 
 

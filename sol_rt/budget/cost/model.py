@@ -6,7 +6,6 @@ docs/reference/bundle-details.md section 4 has the formula.
 from __future__ import annotations
 
 import json
-import math
 import weakref
 from collections.abc import Callable, Sequence
 from ctypes import byref, c_char_p, c_double, c_int64, c_size_t, c_void_p, create_string_buffer
@@ -120,24 +119,13 @@ class CostModel:
         core().sol_costs_actions(self.handle, name, axis_targets, tags, len(tags), byref(length))
         return tuple(map(Action.parse, tags.value.decode().split()))
 
-    def policy_budgets(self) -> tuple[float, float] | None:
-        """The least and the largest budget at which `sol` is the default schedule; None where it is at none."""
-        low, high = c_double(), c_double()
-        core().sol_costs_policy_budgets(self.handle, byref(low), byref(high))
-        return None if math.isnan(low.value) else (low.value, high.value)
+    def default_schedule(self, *, axis_targets: bool = False) -> str:
+        """The schedule of a run that names none: `sol` where the bundle has a policy, else `hull`.
 
-    def default_schedule(self, budget: float | None = None, *, axis_targets: bool = False) -> str:
-        """The schedule of a run that names none: `sol` at budgets where the policy was measured to beat `hull`.
-
-        Else `hull`, or `uniform` where no losses were measured and under axis targets.
-
-        Args:
-            budget: share of the dense cost that is asked for. None, where something else is asked for, counts as 1.
-            axis_targets: whether the run holds targets on the axes.
+        `uniform` where no losses were measured, and where `axis_targets` says that the run holds targets on the axes.
         """
         name = c_char_p()
-        wanted = 1.0 if budget is None else budget
-        core().sol_costs_default_schedule(self.handle, wanted, axis_targets, byref(name))
+        core().sol_costs_default_schedule(self.handle, axis_targets, byref(name))
         assert name.value is not None
         return name.value.decode()
 

@@ -54,8 +54,8 @@ def bench(
         list[str] | None,
         options.option(
             "--schedule",
-            help="Schedules: sol, hull, uniform, entropy, random, fixed:TAG or dense. Default: sol if the bundle's "
-            "policy was measured to beat hull at the budget, else hull.",
+            help="Schedules: sol, hull, uniform, entropy, random, fixed:TAG or dense. Default: sol if the bundle has a "
+            "policy, else hull.",
             panel=COUNTS,
         ),
     ] = None,

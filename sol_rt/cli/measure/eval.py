@@ -164,13 +164,14 @@ def _plan(
     random: int,
     searched: int,
 ) -> Plan:
+    from sol_rt.budget.dial import KEEP_LOSS
     from sol_rt.evaluation.quality.held_out import BUDGETS, SCHEDULES, SIZES, Plan
 
     config = model.bundle.config
     limit = config.model.max_context
     lacking = {"sol"} if config.policy is None else set()
     if not config.losses_measured:
-        lacking.add("hull")
+        lacking.update(KEEP_LOSS)
     possible = tuple(name for name in SCHEDULES if name not in lacking)
     plan = Plan(
         sizes=sizes or tuple(size for size in SIZES if size <= limit) or (limit,),

@@ -95,10 +95,6 @@ def _print(description: dict[str, Any], every: bool) -> None:
     licence = f"licence {model['license']}" if model["license"] else "no licence stated"
     print(f"{description['path']}: {model['name']}, {model['architecture']}, {licence}")
     policy = description["policy"] or "none"
-    if description["policy_budgets"]:
-        whose = "" if description["cost_model"] == "bytes" else " of the native core"
-        low, high = description["policy_budgets"]
-        policy += f" (the default{whose} if --budget is between {low:.3g} and {high:.3g}, {unit})"
     print(
         f"format {description['format_version']}, context {model['max_context']}, {_cache(description)}, "
         f"policy: {policy}"

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from sol_rt.budget.cost.model import CostModel
+from sol_rt.budget.dial import KEEP_LOSS
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.config import SolConfig
 from sol_rt.errors import ContextError, UsageError
@@ -75,8 +76,11 @@ class Plan:
                 raise UsageError(f"--schedules: got {name!r}, expected some of {', '.join((*SCHEDULES, ORACLE))}")
         if "sol" in self.schedules and config.policy is None:
             raise UsageError("--schedules sol: this bundle has no policy; leave it out, or train one")
-        if "hull" in self.schedules and not config.losses_measured:
-            raise UsageError("--schedules hull: this bundle's losses were not measured; leave it out, or export again")
+        for name in KEEP_LOSS:
+            if name in self.schedules and not config.losses_measured:
+                raise UsageError(
+                    f"--schedules {name}: this bundle's losses were not measured; leave it out, or export again"
+                )
 
 
 @dataclass(frozen=True)

@@ -247,15 +247,13 @@ def plan(
 def _dials(
     model: SolModel, budgets: Sequence[float] | None, schedules: Sequence[str]
 ) -> list[tuple[str, float | None]]:
-    """Pairs of schedule and budget: every schedule with every budget that it takes, or each budget's default one."""
+    """Pairs of schedule and budget: every schedule, or the bundle's own, with every budget that it takes."""
     if budgets is not None and schedules and all(map(is_constant, schedules)):
         raise UsageError(f"--schedule {', '.join(schedules)}: fixes the action; leave out --budget")
     wanted = BUDGETS if budgets is None else budgets
     dials: list[tuple[str, float | None]] = []
-    for name in schedules or (None,):
-        if name is None:
-            dials += [(model.default_schedule(budget), budget) for budget in wanted]
-        elif is_constant(name):
+    for name in schedules or (model.default_schedule(),):
+        if is_constant(name):
             dials.append((name, 1.0 if name == "dense" else None))
         else:
             dials += [(name, budget) for budget in wanted]

@@ -1,33 +1,42 @@
-// `sol`: asks the bundle's policy, and charges its logits for cost so that the budget is held.
-#include <limits>
+// `sol`: `hull`'s two actions, of which the policy gives the dear one to the steps that it helps most.
+#include <algorithm>
+#include <utility>
 
-#include "base/error.h"
-#include "budget/policy/multiplier.h"
 #include "budget/policy/policy_inputs.h"
+#include "budget/policy/rank_history.h"
+#include "budget/schedules/hull_mix.h"
 #include "budget/schedules/schedule.h"
 
 namespace sol_rt {
 namespace {
 
-// Takes the allowed action with the largest value of logits - multiplier * relative cost. Under axis targets the multiplier is 0. If the policy does
-// not know the dense action, that action comes after the policy's own, and is taken only where no other one is allowed.
+constexpr double kStrength = 24.0;  // so that no row of cheap steps, or of dear ones, is longer than hull's by over 12
+
+// Error diffusion as in `hull`, with the rank of the dear action's advantage among the last steps added to what is due. Half of the ranks are below one
+// half, so the mean cost is hull's. Where the policy sees no difference between steps, `sol` is `hull`, action for action.
 class PolicySchedule final : public Schedule {
  public:
-  PolicySchedule(Controller& controller, const PolicySpec& spec, PolicyRunner& policy)
+  PolicySchedule(Controller& controller, std::shared_ptr<Hull> hull, const PolicySpec& spec, PolicyRunner& policy)
       : controller_(controller),
         policy_(policy),
-        known_(spec.actions.size()),
+        mix_(controller, std::move(hull)),
         fresh_(spec.scalars, spec.horizon),
         inputs_(fresh_),
-        values_(controller.actions().size()) {}
+        ranks_(spec.actions.size()) {
+    for (const Action& action : controller.actions()) {
+      const auto found = std::find(spec.actions.begin(), spec.actions.end(), action);
+      logit_of_.push_back(found == spec.actions.end() ? -1 : found - spec.actions.begin());
+    }
+  }
 
+  // None where one action alone has the allowance, and where the policy has no logit for one of the two.
   const PolicyQuestion* Question(const StepSeen& seen) override {
     if (controller_.dense_only()) return nullptr;
     if (asked_ == seen.step) return &question_;
-    if (seen.step != next_) {  // the run was rewound, or steps went by without the policy
-      if (seen.step > next_) inputs_ = fresh_;
-      first_ = seen.step;
-    }
+    if (seen.step > recorded_) inputs_ = fresh_;  // dense steps went by
+    mix_.Find(seen.context);
+    if (!mix_.mixes() || logit_of_[mix_.cheap()] < 0 || logit_of_[mix_.dear()] < 0) return nullptr;
+    if (seen.step != next_) first_ = seen.step;  // the run was rewound, or steps went by without the policy
     next_ = seen.step + 1;
     if (!begun_) {
       policy_.Reset();
@@ -40,21 +49,19 @@ class PolicySchedule final : public Schedule {
   }
 
   Action Choose(const StepSeen& seen) override {
+    if (controller_.dense_only()) return controller_.dense();
     const PolicyQuestion* const question = Question(seen);
-    if (question == nullptr) return controller_.dense();
-    const std::vector<float>& logits = policy_.Decide(*question);
-    asked_ = -1;
-    for (size_t index = 0; index < values_.size(); ++index) values_[index] = index < known_ ? static_cast<double>(logits[index]) : -1e9;
-    const double target = controller_.Target(seen.context);
-    const double* costs = controller_.RelativeCosts(seen.context);
-    if (controller_.axis_targets() == nullptr) {
-      const double rate = multiplier_.At(values_.data(), costs, known_, target);
-      for (size_t index = 0; index < known_; ++index) values_[index] -= rate * costs[index];
+    bool dear = HullMix::IsDue(mix_.owed());
+    if (question != nullptr) {
+      const double rank = ranks_.Add(policy_.Decide(*question), logit_of_[mix_.cheap()], logit_of_[mix_.dear()]);
+      const bool wanted = HullMix::IsDue(mix_.owed() + kStrength * mix_.share() * (1.0 - mix_.share()) * (rank - 0.5));
+      if (wanted != dear && controller_.Allows(wanted ? mix_.dear() : mix_.cheap(), seen.context)) dear = wanted;
     }
-    size_t best = Best(nullptr);
-    if (!controller_.Allows(best, seen.context)) best = Best(controller_.Allowed(seen.context).data());
-    inputs_.Record(best < known_ ? static_cast<int64_t>(best) : -1, costs[best]);
-    return controller_.actions()[best];
+    const size_t place = mix_.Give(dear, seen.context);
+    inputs_.Record(logit_of_[place], controller_.RelativeCosts(seen.context)[place]);
+    asked_ = -1;
+    recorded_ = seen.step + 1;
+    return controller_.actions()[place];
   }
 
  private:
@@ -64,36 +71,24 @@ class PolicySchedule final : public Schedule {
     return budget ? *budget : controller_.Requested().value_or(1.0);
   }
 
-  // Index of the largest value, among the allowed ones if `allowed` is given.
-  size_t Best(const char* allowed) const {
-    size_t best = 0;
-    double largest = -std::numeric_limits<double>::infinity();
-    for (size_t index = 0; index < values_.size(); ++index) {
-      if ((allowed == nullptr || allowed[index]) && values_[index] > largest) {
-        best = index;
-        largest = values_[index];
-      }
-    }
-    return best;
-  }
-
   Controller& controller_;
   PolicyRunner& policy_;
-  size_t known_;  // actions that the policy has logits for
+  HullMix mix_;
+  std::vector<int64_t> logit_of_;  // [A], place among the policy's actions; -1 for an action without a logit
   bool begun_ = false;
   PolicyInputs fresh_;  // as a run of the policy begins: after dense steps, as after the prompt
   PolicyInputs inputs_;
+  RankHistory ranks_;
   int64_t first_ = 0, next_ = 0;  // the step at which the row of steps with the policy began, and the row's next
+  int64_t recorded_ = 0;          // the step after the last that `inputs_` knows
   PolicyQuestion question_{};
   int64_t asked_ = -1;  // the step of `question_`; -1 once it was answered
-  Multiplier multiplier_;
-  std::vector<double> values_;  // [A]
 };
 
 }  // namespace
 
-std::unique_ptr<Schedule> MakePolicySchedule(Controller& controller, const PolicySpec& spec, PolicyRunner& policy) {
-  return std::make_unique<PolicySchedule>(controller, spec, policy);
+std::unique_ptr<Schedule> MakePolicySchedule(Controller& controller, std::shared_ptr<Hull> hull, const PolicySpec& spec, PolicyRunner& policy) {
+  return std::make_unique<PolicySchedule>(controller, std::move(hull), spec, policy);
 }
 
 }  // namespace sol_rt

@@ -11,7 +11,6 @@ namespace sol_rt {
 namespace {
 
 constexpr const char* kFixed = "fixed:";
-constexpr int64_t kContext = 512;  // tokens at which budgets in bytes are compared with those in milliseconds
 
 bool IsFixed(const std::string& name) { return name.rfind(kFixed, 0) == 0; }
 
@@ -23,24 +22,6 @@ class ConstantSchedule final : public Schedule {
  private:
   Action action_;
 };
-
-// The policy's range of budgets where costs are milliseconds. It was measured in bytes: each end but 0 and 1 moves to the budget at which `hull` is expected
-// to lose as much. No budget is left if both come to one. Nor if, at a lower end over 0, less than the cheapest action's cost is left beside the policy's run,
-// or `hull` would lose `gain_over_hull` or more by going without the time of that run.
-std::optional<std::array<double, 2>> TimedBudgets(const Config& config, const CostModel& cost) {
-  std::array<double, 2> range = config.policy->gain_budgets;
-  const std::vector<Action> actions = Once(ScheduleActions(config, "hull", {}));
-  Hull read(actions, *MakeBytesCost(config), ActionLosses(config)), here(actions, cost, ActionLosses(config));
-  const int64_t context = std::min<int64_t>(kContext, config.model.max_context - 1);
-  for (double& end : range) {
-    if (0.0 < end && end < 1.0) end = here.CostAt(std::max(read.LossAt(end, context), 0.0), context);
-  }
-  const double low = range[0], rest = low - cost.Policy() / cost.Step(cost.dense(), context);
-  const bool dear = rest < here.Corners(context).front().cost ||
-                    here.LossAt(rest, context) - here.LossAt(low, context) >= config.policy->gain_over_hull;
-  if (low >= range[1] || (low > 0.0 && dear)) return std::nullopt;
-  return range;
-}
 
 std::string Listed(const std::vector<std::string>& names) {
   std::string text;
@@ -62,39 +43,30 @@ std::unique_ptr<Schedule> MakeSchedule(const Config& config, const std::string& 
     }
     return MakeConstantSchedule(action);
   }
-  if (name == "hull") {
+  if (name == "hull" || name == "sol") {
     if (controller.axis_targets() != nullptr) {
-      UsageFault("--schedule hull: holds a budget, a rate or a loss; use uniform for targets on the axes");
+      UsageFault("--schedule " + name + ": holds a budget, a rate or a loss; use uniform for targets on the axes");
+    }
+    if (name == "sol" && (!config.policy || policy == nullptr)) {
+      UsageFault("--schedule sol: this bundle has no policy; use hull, or train one with `sol-rt train`");
     }
     if (hull == nullptr) {
-      UsageFault("--schedule hull: no losses of this bundle's actions were measured; use uniform, or export the model with calibration");
+      UsageFault("--schedule " + name + ": no losses of this bundle's actions were measured; use uniform, or export the model with calibration");
     }
-    return MakeHullSchedule(controller, std::move(hull));
+    if (name == "hull") return MakeHullSchedule(controller, std::move(hull));
+    return MakePolicySchedule(controller, std::move(hull), *config.policy, *policy);
   }
   if (name == "uniform") return MakeUniformSchedule(controller);
   if (name == "entropy") return MakeEntropySchedule(controller);
   if (name == "random") return MakeRandomSchedule(controller, seed);
-  if (name == "sol") {
-    if (!config.policy || policy == nullptr) {
-      UsageFault("--schedule sol: this bundle has no policy; use hull, or train one with `sol-rt train`");
-    }
-    return MakePolicySchedule(controller, *config.policy, *policy);
-  }
   UsageFault("--schedule: got " + Brief(name) + ", expected one of sol, hull, uniform, entropy, random, fixed:TAG, dense");
 }
 
 bool IsConstant(const std::string& name) { return name == "dense" || IsFixed(name); }
 
-std::optional<std::array<double, 2>> PolicyBudgets(const Config& config, const CostModel& cost) {
-  if (!config.policy) return std::nullopt;
-  if (!config.LossesMeasured()) return std::array<double, 2>{0.0, 1.0};
-  if (config.policy->gain_over_hull <= 0) return std::nullopt;
-  return cost.InMilliseconds() ? TimedBudgets(config, cost) : config.policy->gain_budgets;
-}
-
-std::string DefaultSchedule(const Config& config, const CostModel& cost, double budget, const AxisTargets& targets) {
-  if (const auto range = PolicyBudgets(config, cost); range && (*range)[0] <= budget && budget <= (*range)[1]) return "sol";
-  return config.LossesMeasured() && !targets.Any() ? "hull" : "uniform";
+std::string DefaultSchedule(const Config& config, const AxisTargets& targets) {
+  if (!config.LossesMeasured() || targets.Any()) return "uniform";
+  return config.policy ? "sol" : "hull";
 }
 
 std::vector<Action> Once(const std::vector<Action>& actions) {
@@ -107,9 +79,7 @@ std::vector<Action> Once(const std::vector<Action>& actions) {
 
 std::vector<Action> ScheduleActions(const Config& config, const std::string& name, const AxisTargets& targets) {
   std::vector<Action> actions;
-  if (name == "sol" && config.policy) {
-    actions = config.policy->actions;
-  } else if (name == "uniform" || name == "entropy" || targets.Any()) {
+  if (name == "uniform" || name == "entropy" || targets.Any()) {
     std::set<int> kv_densities{100};
     for (const ActionEntry& entry : config.actions) kv_densities.insert(entry.action.kv);
     std::vector<const Variant*> variants;

@@ -1,11 +1,10 @@
 // Schedules: who picks the action of each decode step. One file for each schedule.
 //
-// `sol` asks the bundle's policy. `hull` mixes the two actions that the export's measurements favour. `uniform`, `random` and the hand-made rule
+// `hull` mixes the two actions that the export's measurements favour. `sol` asks the bundle's policy which steps get the dearer of them. `uniform`, `random` and the hand-made rule
 // `entropy` are what the two are compared with. `fixed:TAG` and `dense` are constant. All but the constant ones choose only what the controller
 // allows, so all of them hold the same budget through the same code.
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -34,24 +33,20 @@ std::unique_ptr<Schedule> MakeHullSchedule(Controller& controller, std::shared_p
 std::unique_ptr<Schedule> MakeUniformSchedule(Controller& controller);
 std::unique_ptr<Schedule> MakeEntropySchedule(Controller& controller);
 std::unique_ptr<Schedule> MakeRandomSchedule(Controller& controller, std::optional<uint64_t> seed);  // without a seed it draws a fresh one
-std::unique_ptr<Schedule> MakePolicySchedule(Controller& controller, const PolicySpec& spec, PolicyRunner& policy);
+std::unique_ptr<Schedule> MakePolicySchedule(Controller& controller, std::shared_ptr<Hull> hull, const PolicySpec& spec, PolicyRunner& policy);
 
 // The schedule `name` over the controller's actions. `hull` may be null; `policy`, too.
-// Throws SOL_ERROR_USAGE for an unknown name, a tag whose variant the bundle lacks, `sol` without a policy, `hull` without measured losses, and
-// `hull` under axis targets.
+// Throws SOL_ERROR_USAGE for an unknown name, a tag whose variant the bundle lacks, `sol` without a policy, and for `sol` and `hull` without measured
+// losses and under axis targets.
 std::unique_ptr<Schedule> MakeSchedule(const Config& config, const std::string& name, Controller& controller, std::optional<uint64_t> seed,
                                        std::shared_ptr<Hull> hull, PolicyRunner* policy);
 
 // True if the schedule always takes the same action, whatever the budget.
 bool IsConstant(const std::string& name);
-// The least and the largest budget at which `sol` is the default schedule; none where it is at no budget.
-std::optional<std::array<double, 2>> PolicyBudgets(const Config& config, const CostModel& cost);
-// `sol` at budgets at which the bundle's policy was measured to beat `hull`, else `hull`; without measured losses `sol` or `uniform`. `uniform` stands
-// in for `hull` under axis targets. Where something else than a budget is asked for, `budget` is 1.
-std::string DefaultSchedule(const Config& config, const CostModel& cost, double budget, const AxisTargets& targets);
-// The actions that the controller and the schedule work with; the dense action is always among them. `sol` has the policy's actions, in the policy's
-// order, `hull` and `random` the bundle's action set. `uniform`, `entropy`, and all but `sol` under axis targets, have every KV density with every
-// variant.
+// `sol` where the bundle has a policy, else `hull`; without measured losses and under axis targets `uniform`.
+std::string DefaultSchedule(const Config& config, const AxisTargets& targets);
+// The actions that the controller and the schedule work with; the dense action is always among them. `sol`, `hull` and `random` have the bundle's action
+// set. `uniform`, `entropy`, and all under axis targets, have every KV density with every variant.
 std::vector<Action> ScheduleActions(const Config& config, const std::string& name, const AxisTargets& targets);
 // The actions in their order, each once.
 std::vector<Action> Once(const std::vector<Action>& actions);

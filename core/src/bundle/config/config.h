@@ -72,8 +72,6 @@ struct PolicySpec {
   std::vector<std::string> scalars;
   std::vector<Action> actions;
   std::array<int64_t, 5> state_shape;
-  double gain_over_hull = 0.0;
-  std::array<double, 2> gain_budgets{0.0, 1.0};  // the range of budgets to which the gain applies
 };
 
 struct TensorEntry {
