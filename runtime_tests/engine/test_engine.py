@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from helpers.random_decoder import TRAITS, RandomDecoder, describe
+from helpers.saved_session import saved
 from helpers.tiny_bundle import write_bundle
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
@@ -86,9 +87,61 @@ def test_steps_chunks_and_batches_agree(engine: Engine) -> None:
     engine.reset()
     assert np.abs(_logits(engine, TOKENS) - whole).max() < 0.05
     engine.reset()
+    few = [
+        engine.forward(TOKENS[at : at + 16], DENSE, num_logits=len(TOKENS[at : at + 16])).logits.copy()
+        for at in range(0, len(TOKENS), 16)
+    ]
+    assert np.abs(np.concatenate(few) - whole).max() < 0.05
+    engine.reset()
     for start in range(0, len(TOKENS), 50):
         part = engine.forward(TOKENS[start : start + 50], DENSE, num_logits=2).logits
         assert np.abs(part - whole[start + 48 : start + 50]).max() < 0.05
+
+
+@pytest.mark.skipif(library_path() is None, reason="the native operators are not built")
+@pytest.mark.parametrize("name", ["bundle", "int8_bundle"])
+def test_a_few_tokens_at_once_have_the_bits_of_steps(name: str, request: pytest.FixtureRequest) -> None:
+    """Hidden states, logits and the cache, at every count, width and density of channels, all tokens attended."""
+    bundle: Bundle = request.getfixturevalue(name)
+    few, alone = (Engine(bundle, provider="cpu") for _ in range(2))
+    actions = [listed.action for listed in bundle.config.actions if listed.action.kv_density == 1.0]
+    assert len(actions) == 6
+    for index, action in enumerate(actions):
+        few.reset()
+        few.forward(TOKENS[: 30 + index], action)
+        alone.reset()
+        alone.forward(TOKENS[: 30 + index], action)
+        for count in range(2, 17):
+            tokens = TOKENS[few.length : few.length + count]
+            got = few.forward(tokens, action, num_logits=count)
+            steps = [alone.forward([token], action) for token in tokens]
+            assert np.array_equal(got.logits, np.concatenate([step.logits for step in steps])), (action, count)
+            assert np.array_equal(got.hidden, np.concatenate([step.hidden for step in steps])), (action, count)
+        caches = saved(few)[0], saved(alone)[0]
+        assert caches[0].keys() == caches[1].keys()
+        for tensor, rows in caches[0].items():
+            assert rows.tobytes() == caches[1][tensor].tobytes(), (action, tensor)
+
+
+@pytest.mark.skipif(library_path() is None, reason="the native operators are not built")
+@pytest.mark.parametrize("family", sorted(TRAITS))
+def test_a_few_tokens_of_every_family_have_the_bits_of_steps(family: str, tmp_path: Path) -> None:
+    """Norms, windows, biases, activations: after a context longer than a window, and from an empty cache."""
+    bundle = Bundle.open(RandomDecoder.write(describe(family), tmp_path).write_bundle(tmp_path, [(1.0, 8), (1.0, 4)]))
+    few, alone = (Engine(bundle, provider="cpu") for _ in range(2))
+    for bits in (8, 4):
+        action = Action(1.0, 1.0, bits)
+        for context in (0, 40):
+            few.reset()
+            alone.reset()
+            if context > 0:
+                few.forward(TOKENS[:context], action)
+                alone.forward(TOKENS[:context], action)
+            for count in (2, 3, 7, 16):
+                tokens = TOKENS[few.length : few.length + count]
+                got = few.forward(tokens, action, num_logits=count)
+                steps = _logits(alone, tokens, action)
+                assert np.array_equal(got.logits, steps), (bits, context, count)
 
 
 def test_a_batch_that_ends_in_a_chunk_of_one_token_attends_all(long: Engine) -> None:

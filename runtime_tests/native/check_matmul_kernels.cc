@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include "cpu/matmul/matmul_kernels.h"
@@ -221,10 +222,12 @@ void CheckProducts(size_t K, size_t N, int bits, size_t tokens) {
   kernels.row_block_major(matrix.View(false, bits), q, 0, N, y.data());
   for (size_t n = 0; n < N; ++n) Expect(near(y[n], n), "row_block_major", K, N, bits);
   Record(y.data(), N);
+  const std::vector<float> block_major = y;
   std::fill(y.begin(), y.end(), 0.0f);
   kernels.row_channel_major(matrix.View(true, bits), q, active, 0, K / kBlock, 0, N, y.data());
   for (size_t n = 0; n < N; ++n) Expect(near(y[n], n), "row_channel_major", K, N, bits);
   Record(y.data(), N);
+  const std::vector<float> channel_major = y;
   const size_t blocks = K / kBlock;
   const bool reads_copies = bits == 4 && std::strcmp(sol::BestTargetName(), "SSE4") != 0;
   for (const size_t first : {size_t{0}, blocks / 2}) {
@@ -243,7 +246,8 @@ void CheckProducts(size_t K, size_t N, int bits, size_t tokens) {
   alignas(64) static float sums[16 * kTile];
   for (const bool channel : {false, true}) {
     for (size_t n = 0; n < N; n += kTile) {
-      (channel ? kernels.tile_channel_major : kernels.tile_block_major)(matrix.View(channel, bits), q, 0, tokens, n, sums);
+      std::fill(sums, sums + tokens * kTile, 0.0f);
+      (channel ? kernels.tile_channel_major : kernels.tile_block_major)(matrix.View(channel, bits), q, 0, tokens, {0, blocks, n, n + kTile}, sums, kTile);
       for (size_t t = 0; t < tokens; ++t) {
         Record(sums + t * kTile, std::min(kTile, N - n));
         for (size_t i = n; i < std::min(N, n + kTile); ++i) {
@@ -251,6 +255,14 @@ void CheckProducts(size_t K, size_t N, int bits, size_t tokens) {
         }
       }
     }
+    // All outputs at once, in two parts of the blocks: the first token has the bits that it has alone.
+    const size_t stride = (N + kTile - 1) / kTile * kTile;
+    std::vector<float> all(tokens * stride, 0.0f);
+    for (const auto& [first, end] : {std::pair(size_t{0}, blocks / 2), std::pair(blocks / 2, blocks)}) {
+      (channel ? kernels.tile_channel_major : kernels.tile_block_major)(matrix.View(channel, bits), q, 0, tokens, {first, end, 0, N}, all.data(), stride);
+    }
+    const std::vector<float>& alone = channel ? channel_major : block_major;
+    Expect(std::memcmp(all.data(), alone.data(), N * sizeof(float)) == 0, "bits of a token among others", K, N, bits);
   }
 }
 
@@ -296,9 +308,16 @@ void CheckCodebook(size_t K, size_t N, size_t tokens, size_t sparse) {
       Record(y.data(), N);
     }
   }
+  std::fill(y.begin(), y.end(), 0.0f);
+  kernels.row_codebook(matrix.View(), q, active, 0, K / kBlock, 0, N, y.data());
+  const size_t stride = (N + kTile - 1) / kTile * kTile;
+  std::vector<float> all(tokens * stride, 0.0f);
+  kernels.tile_channel_major(matrix.View(), q, 0, tokens, {0, K / kBlock, 0, N}, all.data(), stride);
+  for (size_t n = 0; n < N; ++n) Expect(all[n] == y[n], "bits of a token among others", K, N, 3);
   alignas(64) static float sums[16 * kTile];
   for (size_t n = 0; n < N; n += kTile) {
-    kernels.tile_channel_major(matrix.View(), q, 0, tokens, n, sums);
+    std::fill(sums, sums + tokens * kTile, 0.0f);
+    kernels.tile_channel_major(matrix.View(), q, 0, tokens, {0, K / kBlock, n, n + kTile}, sums, kTile);
     for (size_t t = 0; t < tokens; ++t) {
       Record(sums + t * kTile, std::min(kTile, N - n));
       for (size_t i = n; i < std::min(N, n + kTile); ++i) Expect(near(sums[t * kTile + i - n], t * N + i), "tile_channel_major", K, N, 3);
@@ -321,8 +340,8 @@ void CheckSpoiledCodebook(float one) {
   kernels.list_active(q, K, active);
   kernels.row_codebook(matrix.View(), q, active, 0, K / kBlock, 0, N, y.data());
   for (const float output : y) Expect(!std::isfinite(output), "row_codebook of what is not finite", K, N, 3);
-  alignas(64) float sums[kTile];
-  kernels.tile_channel_major(matrix.View(), q, 0, 1, 0, sums);
+  alignas(64) float sums[kTile] = {};
+  kernels.tile_channel_major(matrix.View(), q, 0, 1, {0, K / kBlock, 0, kTile}, sums, kTile);
   for (const float output : sums) Expect(!std::isfinite(output), "tile_channel_major of what is not finite", K, N, 3);
 }
 
@@ -349,10 +368,11 @@ void CheckSpoiled(float one, int bits) {
   std::fill(y.begin(), y.end(), 0.0f);
   kernels.row_channel_major(matrix.View(true, bits), q, active, 0, K / kBlock, 0, N, y.data());
   check(y.data(), N, "row_channel_major of what is not finite");
-  alignas(64) float sums[kTile];
-  kernels.tile_block_major(matrix.View(false, bits), q, 0, 1, 0, sums);
+  alignas(64) float sums[kTile] = {};
+  kernels.tile_block_major(matrix.View(false, bits), q, 0, 1, {0, K / kBlock, 0, kTile}, sums, kTile);
   check(sums, kTile, "tile_block_major of what is not finite");
-  kernels.tile_channel_major(matrix.View(true, bits), q, 0, 1, 0, sums);
+  std::fill(sums, sums + kTile, 0.0f);
+  kernels.tile_channel_major(matrix.View(true, bits), q, 0, 1, {0, K / kBlock, 0, kTile}, sums, kTile);
   check(sums, kTile, "tile_channel_major of what is not finite");
 }
 

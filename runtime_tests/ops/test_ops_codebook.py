@@ -14,9 +14,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
-from test_ops_layer import FLOAT16, INT8, Layer, check, describe, rms
+from test_ops_layer import FLOAT16, INT8, Layer, by_steps, check, describe, rms
 from test_ops_layer import run as run_layer
-from test_ops_matmul import BLOCK, Nested, close, keep_largest, model_of, open_session, quantized_product, run
+from test_ops_matmul import (
+    BLOCK,
+    Nested,
+    close,
+    keep_largest,
+    model_of,
+    open_session,
+    quantized_product,
+    rows_alone,
+    run,
+)
 
 from helpers.reference import Array, Coded, activation, nested_matmul
 from helpers.simd_targets import X86_TARGETS, run_tests
@@ -86,6 +96,15 @@ def test_fixed_matrices(k: int, n: int, active: int, tokens: int) -> None:
     w = Coded.random(rng, k, n, TABLES)
     x = rng.normal(size=(tokens, k)).astype(np.float32)
     close(run(matmul_model(w, active), x), expected_product(x, w, active))
+
+
+@pytest.mark.parametrize(("k", "n", "active"), FIXED)
+def test_fixed_matrices_give_a_few_tokens_the_bits_of_each_alone(k: int, n: int, active: int) -> None:
+    rng = np.random.default_rng(k + n)
+    model = matmul_model(Coded.random(rng, k, n, TABLES), active)
+    for tokens in (2, 3, 6, 16):
+        x = rng.normal(size=(tokens, k)).astype(np.float32)
+        assert np.array_equal(run(model, x), rows_alone(model, x))
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 5])
@@ -330,6 +349,12 @@ LAYERS = [
     for active in ((0, 0, 0, 0), (40, 33, 45, 20))
     for three in (("qkv", "o", "up", "down"), ("up", "down"), ("qkv", "down"))
 ]
+
+
+@pytest.mark.parametrize("layer", [layer for layer in LAYERS if layer.tokens > 1])
+def test_fixed_layers_give_a_few_tokens_the_bits_of_each_alone(layer: CodebookLayer) -> None:
+    for got, expected in zip(run_layer(layer.model, layer.feed), by_steps(layer), strict=True):
+        assert np.array_equal(got, expected)
 
 
 @pytest.mark.parametrize(

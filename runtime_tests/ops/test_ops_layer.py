@@ -428,11 +428,54 @@ def test_bodies_compute_the_same_layers(layer: Layer) -> None:
     check(layer, run(layer.model, layer.feed, native=False), expected, BODY_BOUND[layer.bits], codes=False)
 
 
+def by_steps(layer: Layer) -> list[Array]:
+    """The outputs of `layer`'s call, one token at a time over the whole cache."""
+    rows: list[Array] = []
+    cache: list[Array] = []
+    feed = dict(layer.feed)
+    feed["kv_pages"] = np.full_like(feed["kv_pages"], 1 << 20)
+    for token in range(layer.tokens):
+        feed |= {"x": layer.feed["x"][:, token : token + 1], "past_length": np.array([layer.past + token])}
+        y, *cache = run(layer.model, feed)
+        feed |= {f"past_{part}": array for part, array in zip(layer.cache, cache, strict=True)}
+        rows.append(y)
+    return [np.concatenate(rows, axis=1), *cache]
+
+
+FEW = [
+    Layer(replace(describe("llama"), **changes), bits, tokens, past, *active, kv=kv)
+    for index, (changes, kv) in enumerate((changes, kv) for changes in ({}, *TRAITS.values()) for kv in (FLOAT16, INT8))
+    for bits, tokens, past, *active in (
+        (8, 2 + index % 15, 101),
+        (4, 16 - index % 15, 0),
+        ((6, MIXED)[index % 2], 2 + index % 3, 70, 0, 20, 33, 13, 31),
+    )
+]
+
+
+@pytest.mark.parametrize("layer", FEW)
+def test_fixed_layers_give_a_few_tokens_the_bits_of_each_alone(layer: Layer) -> None:
+    for got, expected in zip(run(layer.model, layer.feed), by_steps(layer), strict=True):
+        assert np.array_equal(got, expected)
+
+
 def large(bits: int, past: int, pages: int, kv: KvLayout = FLOAT16) -> Layer:
     """Sizes at which every phase has several tasks."""
     heads = {"num_heads": 9, "num_kv_heads": 3, "head_dim": 64, "rotary_dim": 64}
     decoder = replace(describe("llama"), hidden_size=576, intermediate_size=1536, **heads)
     return Layer(decoder, bits, 1, past, pages, 400, 900, 430, 370, kv=kv)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", [4, 8])
+def test_fixed_layers_of_several_tasks_give_a_few_tokens_the_bits_of_each_alone(bits: int) -> None:
+    """With all channels, and so few that each token reads its own."""
+    for layer in (
+        replace(large(bits, 200, 0), tokens=2),
+        replace(large(bits, 200, 0), tokens=5, active_up=0, active_down=300),
+    ):
+        for got, expected in zip(run(layer.model, layer.feed), by_steps(layer), strict=True):
+            assert np.array_equal(got, expected)
 
 
 @pytest.mark.slow

@@ -264,6 +264,33 @@ def test_matmul_matches_the_reference(seed: int, k_blocks: int, n: int, tokens: 
     close(run(matmul_model(w), x), quantized_product(x, w))
 
 
+def rows_alone(model: onnx.ModelProto, x: Array) -> Array:
+    return np.concatenate([run(model, row[None]) for row in x])
+
+
+@settings(max_examples=60, deadline=None)
+@given(seeds, blocks, st.integers(1, 320), st.integers(2, 16), widths)
+def test_a_few_tokens_have_the_bits_of_each_alone(seed: int, k_blocks: int, n: int, tokens: int, bits: int) -> None:
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(tokens, k_blocks * BLOCK)).astype(np.float32)
+    model = matmul_model(Nested.random(rng, k_blocks * BLOCK, n, bits))
+    assert np.array_equal(run(model, x), rows_alone(model, x))
+
+
+@settings(max_examples=60, deadline=None)
+@given(seeds, blocks, st.integers(1, 160), st.integers(2, 16), widths, st.floats(0, 1))
+def test_a_few_tokens_have_the_bits_of_each_alone_at_any_density(
+    seed: int, k_blocks: int, pairs: int, tokens: int, bits: int, density: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    k, n = k_blocks * BLOCK, 2 * pairs
+    x = rng.normal(size=(tokens, k)).astype(np.float32) * (rng.random((tokens, k)) < 0.5)
+    active = helper.make_tensor("active", TensorProto.INT64, [1], [round(density * k)])
+    tensors = [active, *Nested.random(rng, k, n, bits).tensors("w.", channel_major=True).values()]
+    model = model_of("PrunedMatMul", ["m", k], TensorProto.FLOAT, tensors, K=k, N=n, bits=bits)
+    assert np.array_equal(run(model, x.astype(np.float32)), rows_alone(model, x.astype(np.float32)))
+
+
 def test_matmul_is_near_the_unquantized_product() -> None:
     rng = np.random.default_rng(0)
     w = Nested.random(rng, 576, 200, 8)

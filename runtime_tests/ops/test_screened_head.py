@@ -116,6 +116,21 @@ def test_the_kernel_computes_the_reference_after_three_bits(
 
 
 @needs_kernels
+@pytest.mark.parametrize("first", [4, 3])
+@pytest.mark.parametrize("rows", [2, 5, 16])
+def test_the_kernel_computes_a_few_rows_with_the_bits_of_each_alone(rows: int, first: int) -> None:
+    rng = np.random.default_rng(rows)
+    nested, coded = made(rng, 96, 1056)
+    x, screen, of_screen = (
+        rng.standard_normal((rows, 96)).astype(np.float32),
+        Screen(70, 0.5, first),
+        coded if first == 3 else None,
+    )
+    alone = [screened(row[None], nested, 8, screen, native=True, coded=of_screen) for row in x]
+    assert np.array_equal(screened(x, nested, 8, screen, native=True, coded=of_screen), np.concatenate(alone))
+
+
+@needs_kernels
 @pytest.mark.parametrize("rows", [1, 3])
 def test_the_lower_rows_of_equal_scores_are_candidates(rows: int) -> None:
     """Three kinds of rows that are equal at 4 bits and differ beyond; so many that the edge cuts one kind."""

@@ -59,7 +59,7 @@ struct Product {
     } else if (kernel == "row_channel_major") {
       (w.bits == 3 ? kernels.row_codebook : kernels.row_channel_major)(w, x, active, 0, kBlocks, 0, kOutputs, y);
     } else {
-      (kernel == "tile_block_major" ? kernels.tile_block_major : kernels.tile_channel_major)(w, x, 0, kTokens, 0, y);
+      (kernel == "tile_block_major" ? kernels.tile_block_major : kernels.tile_channel_major)(w, x, 0, kTokens, {0, kBlocks, 0, sol::kTile}, y, sol::kTile);
     }
   }
 

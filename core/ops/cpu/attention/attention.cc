@@ -10,6 +10,7 @@
 #include <type_traits>
 
 #include "cpu/attention/attention_kernels.h"
+#include "cpu/few_tokens.h"
 #include "cpu/threads/team_members.h"
 
 namespace sol {
@@ -63,7 +64,7 @@ void BeginWindow(AttentionCall& call) {
   const int64_t first = std::max<int64_t>(0, call.past + 1 - call.window), old_pages = call.pages - 1;
   const int64_t base = first / kPageSize * kPageSize;
   if (call.kv_pages < old_pages) call.kv_pages = DivideUp(call.kv_pages * (old_pages - base / kPageSize), old_pages);
-  call.base = base;
+  call.base += base;
   call.skip = first - base;
   call.past -= base;
   call.total -= base;
@@ -79,6 +80,20 @@ void BeginWindow(AttentionCall& call) {
   }
   call.key_codes += base * call.CodeBytes();
   call.key_range += base * 2;
+}
+
+// The call of one of the new tokens alone, when all are in the cache.
+AttentionCall CallOfRow(const AttentionCall& call, int64_t row) {
+  AttentionCall one = call;
+  one.past += row;
+  one.tokens = 1;
+  one.total = one.past + 1;
+  one.pages = DivideUp(one.total, kPageSize);
+  one.kv_pages = one.pages;
+  one.qkv = call.QueryRow(row, 0);
+  one.y += row * call.heads * call.head_dim;
+  if (one.window > 0) BeginWindow(one);
+  return one;
 }
 
 // Ends one of the pending tasks. True if it was the last one.
@@ -259,12 +274,49 @@ void Attention::Attend(const AttentionCall& call, const DecodePlan& plan, size_t
   const int64_t chunk = PlaceOfTask(static_cast<int64_t>(task), plan.first_chunk[call.kv_heads]);
   int64_t head = 0;
   while (plan.first_chunk[head + 1] <= chunk) ++head;
-  if (!plan.sparse && chunk == plan.first_chunk[head + 1] - 1) kernels.append_page(call, head, call.pages - 1);  // this chunk's own page
+  if (!plan.sparse && !plan.appended && chunk == plan.first_chunk[head + 1] - 1) kernels.append_page(call, head, call.pages - 1);  // this chunk's own page
   kernels.decode_chunk(call, plan, head, chunk);
   if (EndOne(plan.pending_chunks[head])) kernels.combine_chunks(call, plan, head);
 }
 
+void Attention::FewRows(const Context& context, const AttentionCall& call) const {
+  const AttentionKernels& best = BestAttentionKernels();
+  struct Row {
+    AttentionCall call;
+    DecodePlan plan;
+  };
+  const size_t count = static_cast<size_t>(call.tokens);
+  thread_local Buffer memory;
+  Row* rows = nullptr;
+  Place(memory, [&](Arena& arena) {
+    int64_t row = 0;
+    rows = arena.Each(count, [&] {
+      const AttentionCall one = CallOfRow(call, row++);
+      const DecodePlan plan = PlanStep(one, arena);
+      return Row{one, PlanMember(one, plan, arena)};
+    });
+  });
+  size_t tasks = 0;  // of the row with the most
+  for (size_t i = 0; i < count; ++i) {
+    StartStep(rows[i].call, rows[i].plan);
+    rows[i].plan.appended = true;
+    tasks = std::max(tasks, ChunkTasks(rows[i].call, rows[i].plan));
+  }
+  const int64_t first_page = call.past / kPageSize, touched = call.pages - first_page;
+  const size_t appends = static_cast<size_t>(call.kv_heads * touched);
+  context.ParallelFor(appends + count, [&](size_t task) {
+    if (task >= appends) return PrepareQueries(rows[task - appends].call, rows[task - appends].plan);
+    best.append_page(call, static_cast<int64_t>(task) / touched, first_page + static_cast<int64_t>(task) % touched);
+  });
+  // Rows in turn: what one has read of the cache is near when the next one reads it.
+  context.ParallelFor(tasks * count, [&](size_t task) {
+    const Row& row = rows[task % count];
+    if (task / count < ChunkTasks(row.call, row.plan)) Attend(row.call, row.plan, task / count);
+  });
+}
+
 void Attention::Rows(const Context& context, const AttentionCall& call) const {
+  if (call.tokens <= static_cast<int64_t>(kFewTokens)) return FewRows(context, call);
   const AttentionKernels& best = BestAttentionKernels();
   const int64_t first_page = call.past / kPageSize;
   const int64_t touched = call.pages - first_page;

@@ -45,10 +45,12 @@ class Attention {
   void Attend(const AttentionCall& call, const DecodePlan& plan, size_t task) const;
   size_t ChunkTasks(const AttentionCall& call, const DecodePlan& plan) const;
 
-  // Many tokens.
+  // Several tokens, over all of the cache. Up to kFewTokens have the bits that each has alone.
   void Rows(const Context& context, const AttentionCall& call) const;
 
  private:
+  void FewRows(const Context& context, const AttentionCall& call) const;
+
   const char* op_;
   size_t scale_port_;
   CountInput past_length_, kv_pages_;

@@ -90,6 +90,7 @@ struct AttentionCall {
 // scores only, so that results are the same for any number of threads.
 struct DecodePlan {
   bool sparse;
+  bool appended;         // whether the new token is in the cache before its chunks are attended
   int64_t padded_dim;    // D rounded up to kMaxLanes
   int64_t code_stride;   // bytes of a head's query codes of one nibble
   int64_t old_tokens;    // of a KV head, those before the newest page

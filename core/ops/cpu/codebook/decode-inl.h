@@ -2,7 +2,7 @@
 //
 //   Tables            the 32 entries in registers, looked up by a vector of indices: code + 8 t, in bits that suit the processor
 //   CodeTile          32 outputs of one block: numbers of four channels, one output a 32-bit lane
-//   DecodeCodebook    64 outputs of one block, as tile-inl.h multiplies them
+//   DecodeCodebook    a tile's outputs of one block, as tile-inl.h multiplies them
 //
 // Four rows are interleaved first, so that a 32-bit lane has one byte of each. Neighbouring bytes of a row are of neighbouring outputs, so a mask or
 // a shift gives the next outputs in order.
@@ -165,25 +165,23 @@ class CodeTile {
   V choice_[4][kPieces];
 };
 
-// Outputs n … n + 63 of block b: quads in the order `phased` whose bytes are numbers with `flip` flipped, and floats with which sums of bytes that
-// are numbers plus 128 become outputs. Outputs past N are zero.
-HWY_INLINE void DecodeCodebook(const Nested& w, size_t b, size_t n, uint8_t flip, uint32_t (&quads)[kBlock / 4][kTile], float (&scale)[kTile],
-                               float (&zero)[kTile]) {
+// `width` outputs of block b from n on: quads in the order `phased` whose bytes are numbers with `flip` flipped, and the block's scales. Outputs
+// past N are zero.
+template <size_t kStride>
+HWY_INLINE void DecodeCodebook(const Nested& w, size_t b, size_t n, size_t width, uint8_t flip, uint32_t (&quads)[kBlock / 4][kStride],
+                               float (&scale)[kStride]) {
   const hn::CappedTag<uint8_t, 32> d8;
   using Codes = CodeTile<decltype(d8)>;
   const hn::Repartition<uint32_t, decltype(d8)> d32;
   const hn::CappedTag<float, 8> df;
   const hn::Rebind<int32_t, decltype(df)> di;
   const hn::Rebind<uint8_t, decltype(df)> d_bytes;
-  const hn::Rebind<uint16_t, decltype(df)> d16;
-  const hn::Rebind<hwy::float16_t, decltype(df)> dh;
   const Tables<decltype(d8)> tables(w.codebook, flip);
   const size_t low_stride = w.N / 4, high_stride = w.N / 8;
-  for (size_t at = 0; at < kTile; at += kCodeTile) {
+  for (size_t at = 0; at < width; at += kCodeTile) {
     if (n + at >= w.N) {
       for (auto& quad : quads) std::fill(quad + at, quad + at + kCodeTile, 0u);
       std::fill(scale + at, scale + at + kCodeTile, 0.0f);
-      std::fill(zero + at, zero + at + kCodeTile, 0.0f);
       continue;
     }
     const uint8_t* block_scale = w.block_scale + b * w.N + n + at;
@@ -205,10 +203,19 @@ HWY_INLINE void DecodeCodebook(const Nested& w, size_t b, size_t n, uint8_t flip
     }
     for (size_t i = 0; i < kCodeTile; i += hn::MaxLanes(df)) {
       const auto m = hn::And(hn::PromoteTo(di, hn::LoadU(d_bytes, block_scale + i)), hn::Set(di, 63));
-      const auto s = hn::PromoteTo(df, hn::BitCast(dh, hn::LoadU(d16, w.output_scale + n + at + i)));
-      hn::StoreU(hn::Mul(s, hn::Mul(hn::ConvertTo(df, m), hn::Set(df, 16.0f))), df, scale + at + i);
-      hn::StoreU(hn::Set(df, 128.0f), df, zero + at + i);
+      hn::StoreU(hn::ConvertTo(df, m), df, scale + at + i);
     }
+  }
+}
+
+// y[i] times the scale of output n + i, for i < count, a multiple of 32.
+HWY_INLINE void ScaleOutputs(const Nested& w, size_t n, size_t count, float* y) {
+  const hn::CappedTag<float, 16> df;
+  const hn::Rebind<uint16_t, decltype(df)> d16;
+  const hn::Rebind<hwy::float16_t, decltype(df)> dh;
+  for (size_t i = 0; i < count; i += hn::MaxLanes(df)) {
+    const auto s = hn::PromoteTo(df, hn::BitCast(dh, hn::LoadU(d16, w.output_scale + n + i)));
+    hn::StoreU(hn::Mul(s, hn::LoadU(df, y + i)), df, y + i);
   }
 }
 

@@ -102,13 +102,7 @@ inline void RowCodebook(const Nested& w, const Activations& x, const ActiveQuads
   }
   for (size_t n = begin; n < whole_end; n += kOutputs) CodebookStep::Order(y + n);
   padded.Store(y + whole_end);
-  const hn::CappedTag<float, 16> df;
-  const hn::Rebind<uint16_t, decltype(df)> d16;
-  const hn::Rebind<hwy::float16_t, decltype(df)> dh;
-  for (size_t n = begin; n < end; n += hn::MaxLanes(df)) {
-    const auto s = hn::PromoteTo(df, hn::BitCast(dh, hn::LoadU(d16, w.output_scale + n)));
-    hn::StoreU(hn::Mul(s, hn::LoadU(df, y + n)), df, y + n);
-  }
+  ScaleOutputs(w, begin, end - begin, y + begin);
 }
 
 }  // namespace SOL_NAMESPACE

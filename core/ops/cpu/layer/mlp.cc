@@ -43,6 +43,17 @@ void Mlp::Chunk(const Context& context, const float* x, size_t tokens, ActiveCha
   thread_local Buffer memory;
   Activations first;
   float* h = nullptr;
+  if (tokens <= kFewTokens) {
+    float* sums = nullptr;
+    Place(memory, [&](Arena& arena) {
+      sums = up_.PlaceSums(arena, tokens);
+      h = arena.Take<float>(tokens * I);
+    });
+    up_.FewSums(context, x, tokens, active.up, sums);
+    context.ParallelFor(tokens, [&](size_t t) { Activate(0, 1, sums + t * up_.SumsOfToken(), h + t * I); });
+    down_.Rows(context, h, tokens, active.down, residual, y);
+    return;
+  }
   Place(memory, [&](Arena& arena) {
     first = up_.PlaceRows(tokens, arena);
     h = arena.Take<float>(tokens * I);

@@ -2,6 +2,8 @@
 
 #include <string>
 
+#include "cpu/threads/team_members.h"
+
 namespace sol {
 namespace {
 
@@ -68,7 +70,7 @@ void ChannelMatMul::Prefetch(const Member& member, size_t members, size_t active
 
 void ChannelMatMul::AddSplits(size_t begin, size_t end, float* sums) const {
   for (size_t split = 1; split < splits_; ++split) {
-    const float* from = sums + split * w_.N;
+    const float* from = sums + split * Stride();
     for (size_t n = begin; n < end; ++n) sums[n] += from[n];
   }
 }
@@ -76,7 +78,7 @@ void ChannelMatMul::AddSplits(size_t begin, size_t end, float* sums) const {
 void ChannelMatMul::Total(const float* sums, const float* residual, float* y) const {
   for (size_t n = 0; n < w_.N; ++n) y[n] = sums[n];
   for (size_t split = 1; split < splits_; ++split) {
-    const float* from = sums + split * w_.N;
+    const float* from = sums + split * Stride();
     for (size_t n = 0; n < w_.N; ++n) y[n] += from[n];
   }
   if (residual == nullptr) return;
@@ -86,6 +88,13 @@ void ChannelMatMul::Total(const float* sums, const float* residual, float* y) co
 void ChannelMatMul::Rows(const Context& context, const float* x, size_t tokens, size_t active, const float* residual, float* y) const {
   const size_t N = w_.N, groups = (tokens + kTokensAtOnce - 1) / kTokensAtOnce;
   thread_local Buffer memory;
+  if (tokens <= kFewTokens) {
+    float* sums = nullptr;
+    Place(memory, [&](Arena& arena) { sums = PlaceSums(arena, tokens); });
+    FewSums(context, x, tokens, active, sums);
+    context.ParallelFor(tokens, [&](size_t t) { Total(sums + t * SumsOfToken(), residual != nullptr ? residual + t * N : nullptr, y + t * N); });
+    return;
+  }
   Activations q;
   Place(memory, [&](Arena& arena) { q = PlaceRows(tokens, arena); });
   Quantize(context, x, tokens, active, q);
@@ -103,6 +112,33 @@ void ChannelMatMul::Rows(const Context& context, const float* x, size_t tokens, 
   });
 }
 
+void ChannelMatMul::FewSums(const Context& context, const float* x, size_t tokens, size_t active, float* sums) const {
+  const size_t members = TeamMembers();
+  thread_local Buffer memory;
+  if (tokens * active <= w_.K) {  // each token's own channels are fewer than all
+    TokenInput* inputs = nullptr;
+    Place(memory, [&](Arena& arena) { inputs = arena.Each(tokens, [&] { return PlaceInput(arena); }); });
+    context.ParallelFor(tokens, [&](size_t t) { inputs[t].Quantize(x + t * w_.K, active); });
+    const size_t tasks = Tasks(members);
+    context.ParallelFor(tasks * tokens, [&](size_t i) { Product(inputs[i % tokens], nullptr, i / tokens, tasks, sums + i % tokens * SumsOfToken()); });
+    return;
+  }
+  Activations q;
+  Place(memory, [&](Arena& arena) { q = PlaceRows(tokens, arena); });
+  Quantize(context, x, tokens, active, q);
+  // Outputs of a task: their sums of all tokens stay in the core's own cache.
+  const size_t most = std::max(kFewSums / tokens / kStep, size_t{4}) * kStep;
+  const size_t ranges = TasksOf(w_.N, kStep, most, std::max(members / splits_, size_t{1}));
+  context.ParallelFor(splits_ * ranges, [&](size_t task) {
+    const size_t split = task / ranges;
+    const Range blocks = ShareOf(w_.K / kBlock, 1, split, splits_), outputs = ShareOf(w_.N, kStep, task % ranges, ranges);
+    float* to = sums + split * Stride();
+    for (size_t t = 0; t < tokens; ++t) BeginSums(split, outputs, to + t * SumsOfToken());
+    BestMatMulKernels().tile_channel_major(w_, q, 0, tokens, {blocks.begin, blocks.end, outputs.begin, outputs.end}, to + outputs.begin, SumsOfToken());
+    for (size_t t = 0; t < tokens; ++t) EndSums(split, outputs, to + t * SumsOfToken());
+  });
+}
+
 Activations ChannelMatMul::PlaceRows(size_t tokens, Arena& arena) const {
   Activations q;
   q.halves = w_.Halves();
@@ -113,12 +149,11 @@ Activations ChannelMatMul::PlaceRows(size_t tokens, Arena& arena) const {
 }
 
 void ChannelMatMul::Quantize(const Context& context, const float* x, size_t tokens, size_t active, const Activations& q) const {
-  constexpr size_t kRows = 16;
-  const size_t K = w_.K, tasks = (tokens + kRows - 1) / kRows;
+  const size_t rows = tokens <= kFewTokens ? 1 : 16, K = w_.K, tasks = (tokens + rows - 1) / rows;
   thread_local Buffer memory;  // the caller's: a task has no way to say that there is none
   float* copies = active < K ? memory.Get<float>(tasks * K) : nullptr;
   context.ParallelFor(tasks, [&](size_t task) {
-    for (size_t t = task * kRows; t < std::min(tokens, (task + 1) * kRows); ++t) {
+    for (size_t t = task * rows; t < std::min(tokens, (task + 1) * rows); ++t) {
       const float* from = x + t * K;
       if (active < K) {
         float* copy = copies + task * K;
@@ -132,7 +167,8 @@ void ChannelMatMul::Quantize(const Context& context, const float* x, size_t toke
 }
 
 void ChannelMatMul::Tile(const Activations& q, size_t first, size_t tokens, size_t n, size_t width, float* sums) const {
-  BestMatMulKernels().tile_channel_major(w_, q, first, tokens, n, sums);
+  std::fill(sums, sums + tokens * kTile, 0.0f);
+  BestMatMulKernels().tile_channel_major(w_, q, first, tokens, {0, w_.K / kBlock, n, n + kTile}, sums, kTile);
   if (bias_ == nullptr) return;
   for (size_t t = 0; t < tokens; ++t) {
     for (size_t i = 0; i < width; ++i) sums[t * kTile + i] += bias_[n + i];

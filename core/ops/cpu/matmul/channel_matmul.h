@@ -10,7 +10,9 @@
 // a third of it. So W is split along its channels, and every split has sums of its own. The number of splits depends on the matrix alone,
 // for it decides the order of the additions.
 //
-// Many tokens are multiplied in tiles of 64 outputs (Rows), for which every weight is read once for 128 tokens.
+// Several tokens are multiplied by Rows. Up to kFewTokens have the splits and the order of the additions of one, so that each has the bits that it has
+// alone; every weight is read once for all of them, or where few channels are active, each token reads its own. More are multiplied in tiles of 64
+// outputs over all channels, for which every weight is read once for 128 tokens.
 #pragma once
 
 #include <algorithm>
@@ -18,6 +20,7 @@
 #include <memory>
 
 #include "common/onnx/node.h"
+#include "cpu/few_tokens.h"
 #include "cpu/matmul/matmul_kernels.h"
 #include "cpu/matmul/packed_matrix.h"
 #include "cpu/matmul/token_input.h"
@@ -49,7 +52,9 @@ class ChannelMatMul {
 
   // Memory of one token: every member has an input of its own, and the team shares the sums.
   TokenInput PlaceInput(Arena& arena) const { return TokenInput::ChannelMajor(w_, arena); }
-  float* PlaceSums(Arena& arena) const { return arena.Take<float>(splits_ * w_.N); }
+  float* PlaceSums(Arena& arena, size_t tokens = 1) const { return arena.Take<float>(tokens * SumsOfToken()); }
+  // Floats of one token's sums: whole tiles for each split.
+  size_t SumsOfToken() const { return splits_ * Stride(); }
 
   // A multiple of the splits. Where there are more members than splits, they share the outputs of one.
   size_t Tasks(size_t members) const {
@@ -65,20 +70,14 @@ class ChannelMatMul {
   void Product(const TokenInput& x, const PackedMatrix* copy, size_t task, size_t tasks, float* sums) const {
     const size_t split = task / (tasks / splits_);
     const Range blocks = BlocksOf(task, tasks), outputs = OutputsOf(task, tasks);
-    const float* bias = split == 0 ? bias_ : nullptr;
-    float* to = sums + split * w_.N;
-    if (w_.bits > 3 && bias != nullptr) {
-      std::copy(bias + outputs.begin, bias + outputs.end, to + outputs.begin);
-    } else {
-      std::fill(to + outputs.begin, to + outputs.end, 0.0f);
-    }
+    float* to = sums + split * Stride();
+    BeginSums(split, outputs, to);
     const MatMulKernels& kernels = BestMatMulKernels();
     const auto row = w_.bits > 3 ? kernels.row_channel_major : kernels.row_codebook;
     Nested w = w_;
     if (copy != nullptr) w.packed = copy->Data();
     row(w, x.Codes(), x.Active(), blocks.begin, blocks.end, outputs.begin, outputs.end, to);
-    if (w_.bits > 3 || bias == nullptr) return;
-    for (size_t n = outputs.begin; n < outputs.end; ++n) to[n] += bias[n];
+    EndSums(split, outputs, to);
   }
 
   // Asks for what the member reads first in Product. Only where every channel is active is that known before.
@@ -92,7 +91,10 @@ class ChannelMatMul {
   // y [tokens, N] of x [tokens, K]; adds `residual` [tokens, N] where it is not null.
   void Rows(const Context& context, const float* x, size_t tokens, size_t active, const float* residual, float* y) const;
 
-  // The two steps of Rows. Codes of several tokens:
+  // The sums [tokens, SumsOfToken()] of at most kFewTokens tokens x [tokens, K].
+  void FewSums(const Context& context, const float* x, size_t tokens, size_t active, float* sums) const;
+
+  // The two steps of Rows for more. Codes of several tokens:
   Activations PlaceRows(size_t tokens, Arena& arena) const;
   void Quantize(const Context& context, const float* x, size_t tokens, size_t active, const Activations& q) const;
   // and `tokens` times 64 outputs from n on, n a multiple of 64, with their bias.
@@ -100,6 +102,21 @@ class ChannelMatMul {
 
  private:
   static constexpr size_t kStep = 128;  // outputs of whole vectors
+
+  size_t Stride() const { return (w_.N + kTile - 1) / kTile * kTile; }  // from the sums of a split to those of the next
+
+  // What the sums of some outputs are before their product and after it: the first split's have the bias.
+  void BeginSums(size_t split, Range outputs, float* sums) const {
+    if (w_.bits > 3 && split == 0 && bias_ != nullptr) {
+      std::copy(bias_ + outputs.begin, bias_ + outputs.end, sums + outputs.begin);
+    } else {
+      std::fill(sums + outputs.begin, sums + outputs.end, 0.0f);
+    }
+  }
+  void EndSums(size_t split, Range outputs, float* sums) const {
+    if (w_.bits > 3 || split > 0 || bias_ == nullptr) return;
+    for (size_t n = outputs.begin; n < outputs.end; ++n) sums[n] += bias_[n];
+  }
 
   Range BlocksOf(size_t task, size_t tasks) const { return ShareOf(w_.K / kBlock, 1, task / (tasks / splits_), splits_); }
   Range OutputsOf(size_t task, size_t tasks) const {

@@ -245,6 +245,31 @@ HWY_INLINE void OrderOutputs(D32 d, const V (&low)[4], const V (&high)[4], V (&o
   }
 }
 
+// Bits of a byte of PlaneFields that are the field's own.
+template <int kBits>
+constexpr uint8_t kPlaneField = kBits == 8 ? 0x0F : 0x0C;
+
+// 4 b + c of the four channels that a byte of the planes holds, in the bits kPlaneField; the others are to be left out. Shifts are of two bytes.
+template <int kBits, class V>
+HWY_INLINE void PlaneFields(V b, [[maybe_unused]] V c, V (&fields)[4]) {
+  const hn::DFromV<V> d8;
+  const hn::Repartition<uint16_t, decltype(d8)> d16;
+  const auto left = [&](V v) HWY_ATTR { return hn::BitCast(d8, hn::ShiftLeft<2>(hn::BitCast(d16, v))); };
+  const auto right = [&](V v) HWY_ATTR { return hn::BitCast(d8, hn::ShiftRight<2>(hn::BitCast(d16, v))); };
+  if constexpr (kBits == 8) {
+    // Bits of both planes in one byte: two even fields, a nibble each, and the same of odd fields.
+    const V b_places = hn::Set(d8, uint8_t{0xCC});
+    fields[0] = hn::BitwiseIfThenElse(b_places, left(b), c);
+    fields[1] = hn::BitwiseIfThenElse(b_places, b, right(c));
+    for (size_t i = 0; i < 2; ++i) fields[2 + i] = hn::BitCast(d8, hn::ShiftRight<4>(hn::BitCast(d16, fields[i])));
+  } else {
+    fields[0] = left(b);
+    fields[1] = b;
+    fields[2] = right(b);
+    fields[3] = hn::BitCast(d8, hn::ShiftRight<4>(hn::BitCast(d16, b)));
+  }
+}
+
 // The codes of the residual planes of one block, against the whole block of activations.
 template <int kBits, class D8>
 class Residual {
@@ -276,28 +301,10 @@ class Residual {
  private:
   HWY_INLINE hn::Vec<DI> Half(const uint8_t* plane1, const uint8_t* plane2) const {
     const D8 d8;
-    hn::Vec<D8> f0, f1, f2, f3;
-    const hn::Repartition<uint16_t, D8> d16;
-    const auto b = hn::LoadU(d8, plane1);
-    if constexpr (kBits == 8) {
-      // Bits of both planes in one byte: two even fields, a nibble each, and the same of odd fields. Shifts are of two bytes; what crosses
-      // from one into the other is left out.
-      const auto c = hn::LoadU(d8, plane2), b_places = hn::Set(d8, uint8_t{0xCC}), nibble = hn::Set(d8, uint8_t{0x0F});
-      const auto even = hn::BitwiseIfThenElse(b_places, hn::BitCast(d8, hn::ShiftLeft<2>(hn::BitCast(d16, b))), c);
-      const auto odd = hn::BitwiseIfThenElse(b_places, b, hn::BitCast(d8, hn::ShiftRight<2>(hn::BitCast(d16, c))));
-      f0 = hn::And(even, nibble);
-      f1 = hn::And(odd, nibble);
-      f2 = hn::ShiftRight<4>(even);
-      f3 = hn::ShiftRight<4>(odd);
-    } else {
-      const auto pairs = hn::BitCast(d16, b);
-      const auto b_mask = hn::Set(d8, uint8_t{0x0C});
-      f0 = hn::And(hn::BitCast(d8, hn::ShiftLeft<2>(pairs)), b_mask);
-      f1 = hn::And(b, b_mask);
-      f2 = hn::And(hn::BitCast(d8, hn::ShiftRight<2>(pairs)), b_mask);
-      f3 = hn::And(hn::BitCast(d8, hn::ShiftRight<4>(pairs)), b_mask);
-    }
-    return Sums(f0, f1, f2, f3);
+    hn::Vec<D8> fields[4];
+    PlaneFields<kBits>(hn::LoadU(d8, plane1), kBits == 8 ? hn::LoadU(d8, plane2) : hn::Zero(d8), fields);
+    for (auto& field : fields) field = hn::And(field, hn::Set(d8, kPlaneField<kBits>));
+    return Sums(fields[0], fields[1], fields[2], fields[3]);
   }
 
   HWY_INLINE hn::Vec<DI> Sums(hn::Vec<D8> f0, hn::Vec<D8> f1, hn::Vec<D8> f2, hn::Vec<D8> f3) const {
@@ -314,16 +321,16 @@ class Residual {
   hn::Vec<DX> x_[4][kHalves];
 };
 
-// Adds one block's integer sums to the outputs: y += s (a/16 (sums - center sum(x)) - z a/16 sum(x)). At 4 bits sums come in steps of the
-// whole scale, else of 1/16 of it.
-template <class DI, int kBits>
+// Adds one block's integer sums to the outputs: y += s (a/16 (sums - center sum(x)) - z a/16 sum(x)). kUnit: the steps of 1/16 of the scale that
+// the sums come in; of the base alone they are 16.
+template <class DI, int kBits, int kUnit = kBits == 4 ? 16 : 1>
 class BlockScale {
  public:
   using DF = hn::Rebind<float, DI>;
   using VF = hn::Vec<DF>;
 
   HWY_INLINE BlockScale(float step, float sum, float center)
-      : step_(hn::Set(DF(), kBits == 4 ? step * 16.0f : step)), sum_(hn::Set(DF(), sum)), center_(hn::Set(DF(), -center * sum)) {}
+      : step_(hn::Set(DF(), step * kUnit)), sum_(hn::Set(DF(), sum)), center_(hn::Set(DF(), -center * sum)) {}
 
   HWY_INLINE void Add(hn::Vec<DI> sums, const uint16_t* scale, const uint8_t* zero, float* y) const {
     const DF df;
@@ -349,16 +356,19 @@ class BlockScale {
   }
 #endif
 
- private:
-  HWY_INLINE void Add(hn::Vec<DI> sums, VF s, VF z, float* y) const {
+  HWY_INLINE void Add(hn::Vec<DI> sums, VF s, VF z, float* y) const { Add(sums, s, z, step_, sum_, center_, y); }
+
+  // The same with vectors in the place of the object's.
+  static HWY_INLINE void Add(hn::Vec<DI> sums, VF s, VF z, VF step, VF sum, VF center, float* y) {
     const DF df;
     VF value = hn::ConvertTo(df, sums);
     // Without a center the sum that is added is zero: Arm would copy a register to add to.
-    value = kBits == 4 && HWY_TARGET_IS_NEON ? hn::Mul(value, step_) : hn::MulAdd(value, step_, center_);
-    value = hn::NegMulAdd(z, sum_, value);
+    value = kBits == 4 && HWY_TARGET_IS_NEON ? hn::Mul(value, step) : hn::MulAdd(value, step, center);
+    value = hn::NegMulAdd(z, sum, value);
     hn::StoreU(hn::MulAdd(s, value, hn::LoadU(df, y)), df, y);
   }
 
+ private:
   VF step_, sum_, center_;
 };
 

@@ -9,7 +9,7 @@
 
 namespace sol {
 
-constexpr size_t kTile = 64;  // outputs of one step of the many-token product
+constexpr size_t kTile = 64;  // outputs of one step of the product of several tokens
 
 // A quantized matrix of K channels by N outputs, where it lies in memory.
 struct Nested {
@@ -76,6 +76,11 @@ struct ActiveQuads {
   static constexpr size_t kSlack = 64;  // written in whole vectors
 };
 
+// A part of a product: the blocks of channels first_block … end_block - 1, and the outputs begin … end - 1; begin is a multiple of kTile.
+struct TilePart {
+  size_t first_block, end_block, begin, end;
+};
+
 struct MatMulKernels {
   // quantize-inl.h
   // Zeroes all but the `count` elements of largest magnitude. Of equal ones the first stay. NaN counts as largest. Returns how often the search
@@ -101,9 +106,10 @@ struct MatMulKernels {
                        size_t end, float* y);
 
   // tile-inl.h
-  // sums[t][0 … 63] = x[first + t] W[:, n … n + 63] for t < tokens. Outputs past N are zero. n is a multiple of 64.
-  void (*tile_block_major)(const Nested& w, const Activations& x, size_t first, size_t tokens, size_t n, float* sums);
-  void (*tile_channel_major)(const Nested& w, const Activations& x, size_t first, size_t tokens, size_t n, float* sums);
+  // y[t * stride + i] += what the part's blocks give of x[first + t] W[:, begin + i], for t < tokens, with the bits that row_… gives for one token.
+  // Whole tiles of y are written, past N with no meaning. At 3 bits y is zero before.
+  void (*tile_block_major)(const Nested& w, const Activations& x, size_t first, size_t tokens, const TilePart& part, float* y, size_t stride);
+  void (*tile_channel_major)(const Nested& w, const Activations& x, size_t first, size_t tokens, const TilePart& part, float* y, size_t stride);
 };
 
 // The best set for this processor.

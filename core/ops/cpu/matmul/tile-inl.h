@@ -1,11 +1,12 @@
-// Many tokens times 64 outputs of a matrix: sums [tokens, 64] = x [tokens, K] W[:, n … n + 63].
+// Several tokens times some outputs of a matrix: y [tokens, outputs] += x [tokens, K] W, over some of the blocks of channels.
 //
-// The formula is that of row-inl.h. Of each block of 32 channels the planes of the 64 outputs are merged to bytes 16 q + 4 b + c once, in
-// the first-level cache, and every token of the tile is multiplied by these bytes:
+// The formula and the order of float32 are those of row-inl.h, so that a token's outputs have the bits that it has alone. Of each block of 32
+// channels the planes of 64 outputs, with vectors of 64 bytes of 128, are merged to bytes 16 q + 4 b + c once, in the first-level cache, and every
+// token is multiplied by these bytes:
 //
-//   quads [8, 64]    32-bit words: four channels of one output, a byte each. Quad i of a block-major matrix holds four channels in the
+//   quads [8, …]     32-bit words: four channels of one output, a byte each. Quad i of a block-major matrix holds four channels in the
 //                    order `even_odd`, of a channel-major one in the order `phased`; the tokens' codes lie in the same order.
-//   scale, zero [64] float32, the zero point with the level's center
+//   scale, zero […]  float32
 //
 // At 3 bits the bytes are entries of the tables plus 128.
 //
@@ -27,6 +28,7 @@
 #include "cpu/codebook/decode-inl.h"
 #include "cpu/matmul/dot-inl.h"
 #include "cpu/matmul/matmul_kernels.h"
+#include "cpu/simd/prefetch.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace sol {
@@ -37,28 +39,31 @@ namespace hn = hwy::HWY_NAMESPACE;
 // 128 times the sum of the activations' codes.
 constexpr uint32_t kFlip = HWY_TARGET_IS_NEON && !SOL_ARM_I8MM ? 0x80808080u : 0;
 
+// Most outputs that are merged at once.
+constexpr size_t kWide = HWY_TARGET <= HWY_AVX3 ? 2 * kTile : kTile;
+
 // One block of a tile: quads of four channels whose bytes are 16 q + 4 b + c.
 struct Merged {
-  HWY_ALIGN uint32_t quads[kBlock / 4][kTile];
+  HWY_ALIGN uint32_t quads[kBlock / 4][kWide];
 #if SOL_ARM_I8MM
-  HWY_ALIGN uint32_t octets[kBlock / 8][2 * kTile];  // eight channels of an output side by side: two quads
+  HWY_ALIGN uint32_t octets[kBlock / 8][2 * kWide];  // eight channels of an output side by side: two quads
 #endif
-  HWY_ALIGN float scale[kTile];
-  HWY_ALIGN float zero[kTile];  // with the level's center, in terms of the bytes
+  HWY_ALIGN float scale[kWide];
+  HWY_ALIGN float zero[kWide];
 };
 
-// A tile's part of one block, with all 64 outputs readable.
+// A tile's part of one block, with all its `width` outputs readable.
 class TileView {
  public:
-  TileView(const Nested& w, bool channel_major, size_t b, size_t n) {
-    const size_t at = b * w.N + n, left = std::min(kTile, w.N - n);
+  TileView(const Nested& w, bool channel_major, size_t b, size_t n, size_t width) {
+    const size_t at = b * w.N + n, left = std::min(width, w.N - n);
     scale = w.scale + at;
     zero = w.zero + at;
     plane1 = w.bits > 4 ? w.plane1 + at * 8 : nullptr;
     plane2 = w.bits > 6 ? w.plane2 + at * 8 : nullptr;
     stride = w.N / 2;
     base = channel_major ? w.base + b * kBlock * stride + n / 2 : w.base + at * 16;
-    if (left == kTile) return;
+    if (left == width) return;
 
     const auto copy = [left](auto*& from, auto& to, size_t size) {
       std::memset(to, 0, sizeof(to));
@@ -71,8 +76,8 @@ class TileView {
     if (plane2 != nullptr) copy(plane2, plane2_, 8);
     std::memset(base_, 0, sizeof(base_));
     if (channel_major) {
-      for (size_t k = 0; k < kBlock; ++k) std::memcpy(base_ + k * kTile / 2, base + k * stride, left / 2);
-      stride = kTile / 2;
+      for (size_t k = 0; k < kBlock; ++k) std::memcpy(base_ + k * kWide / 2, base + k * stride, left / 2);
+      stride = kWide / 2;
     } else {
       std::memcpy(base_, base, left * 16);
     }
@@ -89,29 +94,27 @@ class TileView {
   size_t stride;
 
  private:
-  uint8_t base_[kTile * 16];
-  uint16_t scale_[kTile];
-  uint8_t zero_[kTile];
-  uint8_t plane1_[kTile * 8];
-  uint8_t plane2_[kTile * 8];
+  uint8_t base_[kWide * 16];
+  uint16_t scale_[kWide];
+  uint8_t zero_[kWide];
+  uint8_t plane1_[kWide * 8];
+  uint8_t plane2_[kWide * 8];
 };
 
-HWY_INLINE void MergeScales(const Nested& w, const TileView& v, Merged& out) {
+HWY_INLINE void MergeScales(const TileView& v, size_t width, Merged& out) {
   const hn::CappedTag<float, 16> df;
   const hn::Rebind<int32_t, decltype(df)> di;
   const hn::Rebind<uint16_t, decltype(df)> d16;
   const hn::Rebind<hwy::float16_t, decltype(df)> dh;
   const hn::Rebind<uint8_t, decltype(df)> d8;
-  const auto center = hn::Set(df, w.Center());
-  for (size_t i = 0; i < kTile; i += hn::MaxLanes(df)) {
+  for (size_t i = 0; i < width; i += hn::MaxLanes(df)) {
     hn::Store(hn::PromoteTo(df, hn::BitCast(dh, hn::LoadU(d16, v.scale + i))), df, out.scale + i);
-    const auto zero = hn::ConvertTo(df, hn::PromoteTo(di, hn::LoadU(d8, v.zero + i)));
-    hn::Store(hn::Add(zero, center), df, out.zero + i);
+    hn::Store(hn::ConvertTo(df, hn::PromoteTo(di, hn::LoadU(d8, v.zero + i))), df, out.zero + i);
   }
 }
 
 // Quads in the order `even_odd`.
-HWY_INLINE void MergeBlockMajor(const Nested& w, const TileView& v, Merged& out) {
+HWY_INLINE void MergeBlockMajor(const TileView& v, size_t width, Merged& out) {
   const hn::ScalableTag<uint8_t> d8;
   using D8 = decltype(d8);
   const hn::Repartition<uint16_t, D8> d16;
@@ -124,7 +127,7 @@ HWY_INLINE void MergeBlockMajor(const Nested& w, const TileView& v, Merged& out)
   for (size_t o = 0; o < kOutputs; ++o) order[o] = static_cast<uint32_t>(o % kBlocks * 4 + o / kBlocks);
   const auto natural = hn::SetTableIndices(d32, order);
 
-  for (size_t n = 0; n < kTile; n += kOutputs) {
+  for (size_t n = 0; n < width; n += kOutputs) {
     V32 even[4], odd[4];
     for (size_t i = 0; i < 4; ++i) {
       const size_t at = n + i * kBlocks;
@@ -165,61 +168,109 @@ HWY_INLINE void MergeBlockMajor(const Nested& w, const TileView& v, Merged& out)
     scatter(even, 0);
     scatter(odd, 4);
   }
-  MergeScales(w, v, out);
 }
 
-// Quads in the order `phased`: quad 2 f + j holds channels 16 j + f, + 4, + 8, + 12.
-HWY_INLINE void MergeChannelMajor(const Nested& w, const TileView& v, Merged& out) {
-  const hn::CappedTag<uint8_t, kTile / 2> d8;
+// The bytes of a row for whose interleaved nibbles OrderOutputs has nothing left to do but to put low ones beside high ones.
+template <class D8, class V = hn::Vec<D8>>
+HWY_INLINE V LoadInOrder(D8 d8, const uint8_t* from) {
+  const V row = hn::LoadU(d8, from);
+#if HWY_TARGET <= HWY_AVX3
+  if constexpr (hn::MaxLanes(d8) == 64) {
+    const hn::Repartition<uint16_t, D8> d16;
+    HWY_ALIGN static constexpr uint16_t kPairs[32] = {0, 4, 8,  12, 16, 20, 24, 28, 1, 5, 9,  13, 17, 21, 25, 29,
+                                                      2, 6, 10, 14, 18, 22, 26, 30, 3, 7, 11, 15, 19, 23, 27, 31};
+    return hn::BitCast(d8, hn::TableLookupLanes(hn::BitCast(d16, row), hn::SetTableIndices(d16, kPairs)));
+  }
+#endif
+  return row;
+}
+
+// Quads in the order `phased`: quad 2 f + j holds channels 16 j + f, + 4, + 8, + 12. kBytes: of a row in a vector. At 8 bits the low halves of the bytes are
+// left for MergePlanes to write. Asks for what is read later bit by bit.
+template <int kBits, size_t kBytes, class Ask>
+HWY_INLINE void MergeRows(const TileView& v, size_t width, const Ask& ask, Merged& out) {
+  const hn::CappedTag<uint8_t, kBytes> d8;
   using D8 = decltype(d8);
   const hn::Repartition<uint16_t, D8> d16;
   const hn::Repartition<uint32_t, D8> d32;
   using V32 = hn::Vec<decltype(d32)>;
-  constexpr size_t kBytes = hn::MaxLanes(d8), kOutputs = hn::MaxLanes(d32);
-  for (size_t n = 0; n < kTile; n += 2 * kBytes) {
+  constexpr size_t kOutputs = hn::MaxLanes(d32);
+  for (size_t n = 0; n < width; n += 2 * hn::MaxLanes(d8)) {
     for (size_t quad = 0; quad < kBlock / 4; ++quad) {
       const size_t first = quad % 2 * 16 + quad / 2;
       const uint8_t* from = v.base + first * v.stride + n / 2;
       hn::Vec<D8> q[4];
-      InterleaveRows(d8, hn::LoadU(d8, from), hn::LoadU(d8, from + 4 * v.stride), hn::LoadU(d8, from + 8 * v.stride),
-                     hn::LoadU(d8, from + 12 * v.stride), q[0], q[1], q[2], q[3]);
+      ask(quad);
+      InterleaveRows(d8, LoadInOrder(d8, from), LoadInOrder(d8, from + 4 * v.stride), LoadInOrder(d8, from + 8 * v.stride),
+                     LoadInOrder(d8, from + 12 * v.stride), q[0], q[1], q[2], q[3]);
       V32 even[4], odd[4], ordered[8];
       for (size_t i = 0; i < 4; ++i) {
-        const auto packed = hn::BitCast(d16, q[i]);
-        even[i] = hn::BitCast(d32, hn::And(hn::ShiftLeft<4>(packed), hn::Set(d16, 0xF0F0)));
-        odd[i] = hn::BitCast(d32, hn::And(packed, hn::Set(d16, 0xF0F0)));
+        auto low = hn::ShiftLeft<4>(hn::BitCast(d16, q[i])), high = hn::BitCast(d16, q[i]);
+        if constexpr (kBits < 8) {
+          low = hn::And(low, hn::Set(d16, 0xF0F0));
+          high = hn::And(high, hn::Set(d16, 0xF0F0));
+        }
+        even[i] = hn::BitCast(d32, low);
+        odd[i] = hn::BitCast(d32, high);
       }
-      OrderOutputs(d32, even, odd, ordered);
+      if constexpr (HWY_TARGET <= HWY_AVX3 && hn::MaxLanes(d8) == 64) {
+        for (size_t i = 0; i < 4; ++i) {
+          ordered[2 * i] = hn::InterleaveLower(d32, even[i], odd[i]);
+          ordered[2 * i + 1] = hn::InterleaveUpper(d32, even[i], odd[i]);
+        }
+      } else {
+        OrderOutputs(d32, even, odd, ordered);
+      }
       for (size_t i = 0; i < 8; ++i) {
         hn::Store(hn::Xor(ordered[i], hn::Set(d32, kFlip)), d32, out.quads[quad] + n + i * kOutputs);
       }
     }
   }
-  const auto merge_plane = [&](const uint8_t* plane, int weight_shift) HWY_ATTR {
-    const auto mask = hn::Set(d8, static_cast<uint8_t>(3 << weight_shift));
-    for (size_t n = 0; n < kTile; n += kOutputs) {
-      const V32 a = hn::BitCast(d32, hn::LoadU(d8, plane + n * 8));
-      const V32 c = hn::BitCast(d32, hn::LoadU(d8, plane + n * 8 + kBytes));
-      const V32 halves[2] = {hn::ConcatEven(d32, c, a), hn::ConcatOdd(d32, c, a)};
-      for (size_t quad = 0; quad < kBlock / 4; ++quad) {
-        const int field = static_cast<int>(quad / 2) * 2;
-        const V32 half = halves[quad % 2];
-        const V32 moved = field >= weight_shift ? hn::ShiftRightSame(half, field - weight_shift)
-                                                : hn::ShiftLeftSame(half, weight_shift - field);
-        uint32_t* to = out.quads[quad] + n;
-        hn::Store(hn::OrAnd(hn::Load(d32, to), moved, hn::BitCast(d32, mask)), d32, to);
+}
+
+// Adds the residual planes to quads in the order `phased`.
+template <int kBits>
+HWY_INLINE void MergePlanes(const TileView& v, size_t width, Merged& out) {
+  const hn::ScalableTag<uint32_t> d32;
+  const hn::Repartition<uint8_t, decltype(d32)> d8;
+  using V8 = hn::Vec<decltype(d8)>;
+  constexpr size_t kOutputs = hn::MaxLanes(d32);
+  const auto mask = hn::Set(d8, kPlaneField<kBits>);
+  for (size_t n = 0; n < width; n += kOutputs) {
+    const auto halves = [&](const uint8_t* plane, V8(&to)[2]) HWY_ATTR __attribute__((always_inline)) {
+      const auto low = hn::BitCast(d32, hn::LoadU(d8, plane + n * 8)), high = hn::BitCast(d32, hn::LoadU(d8, plane + n * 8 + 4 * kOutputs));
+      to[0] = hn::BitCast(d8, hn::ConcatEven(d32, high, low));
+      to[1] = hn::BitCast(d8, hn::ConcatOdd(d32, high, low));
+    };
+    V8 b[2], c[2];
+    halves(v.plane1, b);
+    halves(kBits == 8 ? v.plane2 : v.plane1, c);
+    for (size_t j = 0; j < 2; ++j) {
+      V8 fields[4];
+      PlaneFields<kBits>(b[j], c[j], fields);
+      for (size_t f = 0; f < 4; ++f) {
+        uint32_t* to = out.quads[2 * f + j] + n;
+        const V8 base = hn::BitCast(d8, hn::Load(d32, to));
+        hn::Store(hn::BitCast(d32, kBits == 8 ? hn::BitwiseIfThenElse(mask, fields[f], base) : hn::OrAnd(base, fields[f], mask)), d32, to);
       }
     }
-  };
-  if (v.plane1 != nullptr) merge_plane(v.plane1, 2);
-  if (v.plane2 != nullptr) merge_plane(v.plane2, 0);
-  MergeScales(w, v, out);
+  }
+}
+
+template <int kBits, class Ask>
+HWY_INLINE void MergeChannelMajor(const TileView& v, size_t width, const Ask& ask, Merged& out) {
+  if (width == kTile) {
+    MergeRows<kBits, kTile / 2>(v, width, ask, out);
+  } else {
+    MergeRows<kBits, kWide / 2>(v, width, ask, out);
+  }
+  if constexpr (kBits > 4) MergePlanes<kBits>(v, width, out);
 }
 
 #if SOL_ARM_I8MM
-HWY_INLINE void JoinQuads(Merged& m) {
+HWY_INLINE void JoinQuads(size_t width, Merged& m) {
   for (size_t i = 0; i < kBlock / 8; ++i) {
-    for (size_t n = 0; n < kTile; n += 4) {
+    for (size_t n = 0; n < width; n += 4) {
       const uint32x4_t first = vld1q_u32(m.quads[2 * i] + n), second = vld1q_u32(m.quads[2 * i + 1] + n);
       vst1q_u32(m.octets[i] + 2 * n, vzip1q_u32(first, second));
       vst1q_u32(m.octets[i] + 2 * n + 4, vzip2q_u32(first, second));
@@ -478,124 +529,215 @@ class BlockProducts<8, kTokens, kVectors, DI> {
 template <int kBits>
 constexpr size_t kTokensAtATime = SOL_BYTE_PAIRS ? 4 : 4 / HalvesAt(kBits);
 
-// sums[t][0 … 63] += one block, for kTokens tokens, whose halves lie K codes apart.
+// The sum of a block's codes.
+HWY_INLINE int32_t SumOfCodes(const int8_t* codes) {
+  int32_t sum = 0;
+  for (size_t k = 0; k < kBlock; ++k) sum += codes[k];
+  return sum;
+}
+
+// y[t * stride + i] += one block, for kTokens tokens, whose halves lie K codes apart, and the tile's `width` outputs i.
 template <size_t kTokens, int kBits>
-HWY_INLINE void TileBlock(const Merged& w, const int8_t* x, size_t K, const float* step, const float* sum, size_t blocks,
-                          float* sums) {
+HWY_INLINE void TileBlock(const Merged& w, size_t width, const int8_t* x, size_t K, const float* step, const float* sum, size_t blocks,
+                          float center, float* y, size_t stride) {
   const hn::ScalableTag<int32_t> di;
   using DI = decltype(di);
   const hn::Rebind<float, DI> df;
+  using VF = hn::Vec<decltype(df)>;
+  using Scale = BlockScale<DI, kBits, 1>;
   constexpr size_t kLanes = hn::MaxLanes(di);
-  // As many sums as the registers hold; level 6 has two for each where bytes are multiplied in pairs.
-  constexpr size_t kVectors = (kLanes >= 16 ? 4 : 2) / (SOL_BYTE_PAIRS && kBits == 6 ? 2 : 1);
+  // As many sums as the registers hold; bytes of 8 bits have two for each where bytes are multiplied in pairs.
+  constexpr size_t kVectors = (kLanes >= 16 ? 4 : 2) / (SOL_BYTE_PAIRS && (kBits == 6 || kBits == 3) ? 2 : 1);
   const BlockProducts<kBits, kTokens, kVectors, DI> products(x, K);
+  [[maybe_unused]] int32_t first_sums[kTokens];
+  if constexpr (kBits == 3) {
+    for (size_t t = 0; t < kTokens; ++t) first_sums[t] = -128 * SumOfCodes(x + t * K);
+  }
 #if HWY_TARGET_IS_NEON
   // A lane a token: Arm multiplies by one lane.
   static_assert(kTokens <= 4, "lanes");
-  HWY_ALIGN float step_lanes[4] = {}, sum_lanes[4] = {};
+  HWY_ALIGN float step_lanes[4] = {}, sum_lanes[4] = {}, center_lanes[4] = {};
   for (size_t t = 0; t < kTokens; ++t) {
     step_lanes[t] = step[t * blocks];
     sum_lanes[t] = sum[t * blocks];
+    center_lanes[t] = -center * sum[t * blocks];
   }
-  const auto steps = hn::Load(df, step_lanes), block_sums = hn::Load(df, sum_lanes);
+  const auto steps = hn::Load(df, step_lanes), block_sums = hn::Load(df, sum_lanes), centers = hn::Load(df, center_lanes);
 #endif
-  for (size_t n = 0; n < kTile; n += kVectors * kLanes) {
+  for (size_t n = 0; n < width; n += kVectors * kLanes) {
     hn::Vec<DI> totals[kTokens][kVectors];
     products.Multiply(w, n, totals);
     for (size_t i = 0; i < kVectors; ++i) {
-      const auto scale = hn::Load(df, w.scale + n + i * kLanes);
-      const auto zero = hn::Load(df, w.zero + n + i * kLanes);
-      const auto add = [&](size_t t, auto token_step, auto token_sum) HWY_ATTR __attribute__((always_inline)) {
-        float* to = sums + t * kTile + n + i * kLanes;
-        auto value = hn::Mul(hn::ConvertTo(df, totals[t][i]), token_step);
-        value = hn::NegMulAdd(zero, token_sum, value);
-        hn::Store(hn::MulAdd(scale, value, hn::Load(df, to)), df, to);
+      const VF scale = hn::Load(df, w.scale + n + i * kLanes);
+      const auto add = [&](size_t t, VF token_step, [[maybe_unused]] VF token_sum, [[maybe_unused]] VF token_center) HWY_ATTR __attribute__((always_inline)) {
+        float* to = y + t * stride + n + i * kLanes;
+        if constexpr (kBits == 3) {
+          const VF factor = hn::Mul(scale, hn::Mul(token_step, hn::Set(df, 16.0f)));
+          const VF total = hn::ConvertTo(df, hn::Add(totals[t][i], hn::Set(di, first_sums[t])));
+          hn::StoreU(hn::MulAdd(factor, total, hn::LoadU(df, to)), df, to);
+        } else {
+          Scale::Add(totals[t][i], scale, hn::Load(df, w.zero + n + i * kLanes), token_step, token_sum, token_center, to);
+        }
       };
 #if HWY_TARGET_IS_NEON
-      add(0, hn::Broadcast<0>(steps), hn::Broadcast<0>(block_sums));
-      if constexpr (kTokens > 1) add(1, hn::Broadcast<1>(steps), hn::Broadcast<1>(block_sums));
-      if constexpr (kTokens > 2) add(2, hn::Broadcast<2>(steps), hn::Broadcast<2>(block_sums));
-      if constexpr (kTokens > 3) add(3, hn::Broadcast<3>(steps), hn::Broadcast<3>(block_sums));
+      add(0, hn::Broadcast<0>(steps), hn::Broadcast<0>(block_sums), hn::Broadcast<0>(centers));
+      if constexpr (kTokens > 1) add(1, hn::Broadcast<1>(steps), hn::Broadcast<1>(block_sums), hn::Broadcast<1>(centers));
+      if constexpr (kTokens > 2) add(2, hn::Broadcast<2>(steps), hn::Broadcast<2>(block_sums), hn::Broadcast<2>(centers));
+      if constexpr (kTokens > 3) add(3, hn::Broadcast<3>(steps), hn::Broadcast<3>(block_sums), hn::Broadcast<3>(centers));
 #else
-      for (size_t t = 0; t < kTokens; ++t) add(t, hn::Set(df, step[t * blocks]), hn::Set(df, sum[t * blocks]));
+      for (size_t t = 0; t < kTokens; ++t) {
+        const float token_sum = sum[t * blocks];
+        add(t, hn::Set(df, step[t * blocks]), hn::Set(df, token_sum), hn::Set(df, -center * token_sum));
+      }
 #endif
     }
   }
 }
 
-// Asks for a tile's part of one block.
-HWY_INLINE void PrefetchTile(const Nested& w, bool channel_major, size_t b, size_t n) {
-  const size_t at = b * w.N + n;
-  const auto lines = [](const void* from, size_t bytes) HWY_ATTR {
-    for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(from) + i);
-  };
-  if (w.bits == 3) {
-    for (size_t k = b * kBlock; k < (b + 1) * kBlock; ++k) {
-      __builtin_prefetch(w.low + k * (w.N / 4) + n / 4);
-      __builtin_prefetch(w.high + k * (w.N / 8) + n / 8);
-    }
-    return lines(w.block_scale + at, kTile);
+// The steps of a product, which are asked for ahead of time, each in kParts parts: a burst would fill the queue of outstanding lines.
+template <bool kChannelMajor, int kBits>
+class TilesAhead {
+ public:
+  TilesAhead(const Nested& w, const TilePart& part)
+      : w_(w), part_(part), row_bytes_(kBits == 3 ? w.N / 4 : w.N / 2), first_level_(AsksFirstLevel()), block_(part.first_block), n_(part.begin) {
+    Place();
+    const size_t bytes = (kBits == 3 ? 13 : 19 + 8 * static_cast<size_t>(PlanesAt(kBits))) * width_;
+    for (size_t ahead = prefetching.row_bytes.load(std::memory_order_relaxed) / bytes; ahead > 0; --ahead) Step();
   }
-  if (channel_major) {
-    for (size_t k = 0; k < kBlock; ++k) __builtin_prefetch(w.base + (b * kBlock + k) * (w.N / 2) + n / 2);
-  } else {
-    lines(w.base + at * 16, kTile * 16);
-  }
-  lines(w.scale + at, kTile * sizeof(uint16_t));
-  lines(w.zero + at, kTile);
-  if (w.plane1 != nullptr) lines(w.plane1 + at * 8, kTile * 8);
-  if (w.plane2 != nullptr) lines(w.plane2 + at * 8, kTile * 8);
-}
 
-template <bool kChannelMajor>
-HWY_INLINE void Merge(const Nested& w, size_t b, size_t n, Merged& merged) {
-  const TileView view(w, kChannelMajor, b, n);
-  if (kChannelMajor) {
-    MergeChannelMajor(w, view, merged);
-  } else {
-    MergeBlockMajor(w, view, merged);
+  static HWY_INLINE size_t WidthAt(size_t n, size_t end) { return end - n >= kWide ? kWide : kTile; }
+
+  // Asks for a part of the step after those that were asked for before.
+  HWY_INLINE void Part() {
+    if (asked_ == kParts) return;
+    if (first_level_) {
+      PartInto(true);
+    } else {
+      PartInto(false);
+    }
+    ++asked_;
   }
+
+  // Asks for what is left of the step, and goes on with the next one.
+  HWY_INLINE void Step() {
+    while (asked_ != kParts) Part();
+    n_ += width_;
+    if (n_ >= part_.end) {
+      n_ = part_.begin;
+      ++block_;
+    }
+    if (block_ < part_.end_block) Place();
+  }
+
+ private:
+  static constexpr size_t kParts = 8, kRows = kBlock / kParts;
+
+  HWY_INLINE void Place() {
+    const size_t at = block_ * w_.N + n_;
+    width_ = WidthAt(n_, part_.end);
+    asked_ = 0;
+    if constexpr (kBits == 3) {
+      base_ = w_.low + block_ * kBlock * row_bytes_ + n_ / 4;
+      high_ = w_.high + (block_ * kBlock * row_bytes_ + n_ / 4) / 2;
+      zero_ = w_.block_scale + at;
+    } else {
+      base_ = kChannelMajor ? w_.base + block_ * kBlock * row_bytes_ + n_ / 2 : w_.base + at * 16;
+      scale_ = reinterpret_cast<const uint8_t*>(w_.scale + at);
+      zero_ = w_.zero + at;
+      if constexpr (kBits > 4) plane1_ = w_.plane1 + at * 8;
+      if constexpr (kBits > 6) plane2_ = w_.plane2 + at * 8;
+    }
+  }
+  HWY_INLINE void PartInto(bool first_level) const {
+    if constexpr (kChannelMajor) {
+      for (size_t k = 0; k < kRows; ++k) PrefetchLine(base_ + (asked_ * kRows + k) * row_bytes_, first_level);
+      if constexpr (kBits == 3) {
+        for (size_t k = 0; k < kRows; ++k) PrefetchLine(high_ + (asked_ * kRows + k) * row_bytes_ / 2, first_level);
+      }
+    } else {
+      for (size_t i = 0; i < width_ / kTile * 2; ++i) PrefetchLine(base_ + (asked_ * (width_ / kTile * 2) + i) * 64, first_level);
+    }
+    if (asked_ < width_ / 64) PrefetchLine(zero_ + asked_ * 64, first_level);
+    if constexpr (kBits > 3) {
+      if (asked_ < width_ / 32) PrefetchLine(scale_ + asked_ * 64, first_level);
+    }
+    for (size_t i = 0; kBits > 4 && i < width_; i += 64) PrefetchLine(plane1_ + asked_ * width_ + i, first_level);
+    for (size_t i = 0; kBits > 6 && i < width_; i += 64) PrefetchLine(plane2_ + asked_ * width_ + i, first_level);
+  }
+
+  const Nested& w_;
+  const TilePart& part_;
+  const size_t row_bytes_;  // of the base, or of `low`
+  const bool first_level_;
+  size_t block_, n_, width_ = 0, asked_ = 0;
+  const uint8_t *base_ = nullptr, *high_ = nullptr, *scale_ = nullptr, *zero_ = nullptr, *plane1_ = nullptr, *plane2_ = nullptr;
+};
+
+// One block of a tile.
+template <bool kChannelMajor, int kBits>
+HWY_INLINE void Merge(const Nested& w, size_t b, size_t n, size_t width, TilesAhead<kChannelMajor, kBits>& ahead, Merged& merged) {
+  if constexpr (kBits == 3) {
+    DecodeCodebook(w, b, n, width, 0x80 ^ static_cast<uint8_t>(kFlip), merged.quads, merged.scale);
+  } else {
+    const TileView view(w, kChannelMajor, b, n, width);
+    if constexpr (kChannelMajor) {
+      const auto ask = [&](size_t quad) HWY_ATTR __attribute__((always_inline)) {
+        if (quad % 2 == 0) ahead.Part();
+      };
+      MergeChannelMajor<kBits>(view, width, ask, merged);
+    } else {
+      MergeBlockMajor(view, width, merged);
+    }
+    MergeScales(view, width, merged);
+  }
+#if SOL_ARM_I8MM
+  JoinQuads(width, merged);
+#endif
 }
 
 template <bool kChannelMajor, int kBits>
-HWY_INLINE void Tile(const Nested& w, const Activations& x, size_t first, size_t tokens, size_t n, float* sums) {
+HWY_INLINE void Tiles(const Nested& w, const Activations& x, size_t first, size_t tokens, const TilePart& part, float* y, size_t stride) {
   constexpr size_t kHalves = HalvesAt(kBits);
   const size_t blocks = w.K / kBlock;
   const int8_t* codes = (kChannelMajor ? x.phased : x.even_odd) + first * kHalves * w.K;
-  std::fill(sums, sums + tokens * kTile, 0.0f);
+  TilesAhead<kChannelMajor, kBits> ahead(w, part);
   Merged merged;
-  for (size_t b = 0; b < blocks; ++b) {
-    if (b + 1 < blocks) PrefetchTile(w, kChannelMajor, b + 1, n);
-    if (kChannelMajor && kBits == 6 && w.bits == 3) {
-      DecodeCodebook(w, b, n, 0x80 ^ static_cast<uint8_t>(kFlip), merged.quads, merged.scale, merged.zero);
-    } else {
-      Merge<kChannelMajor>(w, b, n, merged);
+  for (size_t b = part.first_block; b < part.end_block; ++b) {
+    for (size_t n = part.begin, width; n < part.end; n += width) {
+      width = ahead.WidthAt(n, part.end);
+      Merge<kChannelMajor, kBits>(w, b, n, width, ahead, merged);
+      const auto run = [&](auto count, size_t t) HWY_ATTR {
+        ahead.Part();
+        TileBlock<decltype(count)::value, kBits>(merged, width, codes + t * kHalves * w.K + b * kBlock, w.K, x.step + (first + t) * blocks + b,
+                                                 x.sum + (first + t) * blocks + b, blocks, w.Center(), y + t * stride + n - part.begin, stride);
+      };
+      size_t t = 0;
+      constexpr size_t kGroup = kTokensAtATime<kBits>;
+      for (; t + kGroup <= tokens; t += kGroup) run(std::integral_constant<size_t, kGroup>(), t);
+      if (kGroup > 2 && t + 2 <= tokens) {
+        run(std::integral_constant<size_t, 2>(), t);
+        t += 2;
+      }
+      for (; t < tokens; ++t) run(std::integral_constant<size_t, 1>(), t);
+      ahead.Step();
     }
-#if SOL_ARM_I8MM
-    JoinQuads(merged);
-#endif
-    const auto run = [&](auto count, size_t t) HWY_ATTR {
-      TileBlock<decltype(count)::value, kBits>(merged, codes + t * kHalves * w.K + b * kBlock, w.K,
-                                               x.step + (first + t) * blocks + b, x.sum + (first + t) * blocks + b,
-                                               blocks, sums + t * kTile);
-    };
-    size_t t = 0;
-    constexpr size_t kGroup = kTokensAtATime<kBits>;
-    for (; t + kGroup <= tokens; t += kGroup) run(std::integral_constant<size_t, kGroup>(), t);
-    for (; t < tokens; ++t) run(std::integral_constant<size_t, 1>(), t);
+  }
+  if constexpr (kBits == 3) {
+    for (size_t t = 0; t < tokens; ++t) ScaleOutputs(w, part.begin, std::min(part.end, w.N) - part.begin, y + t * stride);
   }
 }
 
-inline void TileBlockMajor(const Nested& w, const Activations& x, size_t first, size_t tokens, size_t n, float* sums) {
-  if (w.bits == 4) return Tile<false, 4>(w, x, first, tokens, n, sums);
-  if (w.bits == 6) return Tile<false, 6>(w, x, first, tokens, n, sums);
-  Tile<false, 8>(w, x, first, tokens, n, sums);
+inline void TileBlockMajor(const Nested& w, const Activations& x, size_t first, size_t tokens, const TilePart& part, float* y, size_t stride) {
+  if (w.bits == 4) return Tiles<false, 4>(w, x, first, tokens, part, y, stride);
+  if (w.bits == 6) return Tiles<false, 6>(w, x, first, tokens, part, y, stride);
+  Tiles<false, 8>(w, x, first, tokens, part, y, stride);
 }
 
-inline void TileChannelMajor(const Nested& w, const Activations& x, size_t first, size_t tokens, size_t n, float* sums) {
-  if (w.bits == 4) return Tile<true, 4>(w, x, first, tokens, n, sums);
-  if (w.bits == 6 || w.bits == 3) return Tile<true, 6>(w, x, first, tokens, n, sums);  // either has bytes of 8 bits and one half
-  Tile<true, 8>(w, x, first, tokens, n, sums);
+inline void TileChannelMajor(const Nested& w, const Activations& x, size_t first, size_t tokens, const TilePart& part, float* y, size_t stride) {
+  if (w.bits == 3) return Tiles<true, 3>(w, x, first, tokens, part, y, stride);
+  if (w.bits == 4) return Tiles<true, 4>(w, x, first, tokens, part, y, stride);
+  if (w.bits == 6) return Tiles<true, 6>(w, x, first, tokens, part, y, stride);
+  Tiles<true, 8>(w, x, first, tokens, part, y, stride);
 }
 
 }  // namespace SOL_NAMESPACE
