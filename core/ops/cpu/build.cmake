@@ -6,6 +6,7 @@ set(SOL_CPU_SOURCES
   attention/attention_kernels.cc
   elementwise/elementwise_kernels.cc
   host/read_bytes.cc
+  host/session_rows.cc
   host/softmax_sums.cc
   host/tune.cc
   layer/decoder_layer.cc

@@ -51,6 +51,16 @@ void Engine::Truncate(int64_t length) {
 }
 
 StepOutput Engine::Forward(const int32_t* tokens, size_t count, const Action& action, const Interrupted& interrupted, const Rows& rows) {
+  Check(tokens, count);
+  if (rows.count < 1 || rows.count > count) {
+    UsageFault("forward: num_logits: got " + std::to_string(rows.count) + " for " + std::to_string(count) + " tokens, expected 1 to " +
+               std::to_string(count));
+  }
+  RequireNotInterrupted(interrupted);
+  return Run(tokens, count, action, interrupted, rows);
+}
+
+void Engine::Check(const int32_t* tokens, size_t count) const {
   const int32_t vocab = config_.model.vocab_size;
   if (count == 0) UsageFault("forward: tokens: got none, expected one or more");
   for (size_t i = 0; i < count; ++i) {
@@ -58,12 +68,43 @@ StepOutput Engine::Forward(const int32_t* tokens, size_t count, const Action& ac
       UsageFault("token " + std::to_string(tokens[i]) + ": expected a whole number from 0 to " + std::to_string(vocab - 1));
     }
   }
-  if (rows.count < 1 || rows.count > count) {
-    UsageFault("forward: num_logits: got " + std::to_string(rows.count) + " for " + std::to_string(count) + " tokens, expected 1 to " +
-               std::to_string(count));
+}
+
+bool Engine::SharesRun(const RoundToken& mine, const RoundToken& other) const {
+  const std::string variant = mine.action.Variant();
+  return variant == other.action.Variant() && changed_.count(variant) == 0 && other.engine->changed_.count(variant) == 0 && SharesRunsWith(*other.engine);
+}
+
+size_t Engine::ForwardTogether(std::vector<RoundToken>& round) {
+  std::vector<RoundToken*> left;
+  for (RoundToken& token : round) {
+    try {
+      token.engine->Check(&token.token, 1);
+      left.push_back(&token);
+    } catch (...) {
+      token.error = std::current_exception();
+    }
   }
-  RequireNotInterrupted(interrupted);
-  return Run(tokens, count, action, interrupted, rows);
+  size_t runs = 0;
+  while (!left.empty()) {
+    const RoundToken& first = *left.front();
+    const auto rest = std::stable_partition(left.begin() + 1, left.end(), [&](const RoundToken* other) { return first.engine->SharesRun(first, *other); });
+    const std::vector<RoundToken*> group(left.begin(), rest);
+    left.erase(left.begin(), rest);
+    runs += first.engine->RunTogether(group);
+  }
+  return runs;
+}
+
+size_t Engine::RunTogether(const std::vector<RoundToken*>& tokens) {
+  for (RoundToken* const token : tokens) {
+    try {
+      token->output = token->engine->Run(&token->token, 1, token->action, nullptr, {});
+    } catch (...) {
+      token->error = std::current_exception();
+    }
+  }
+  return tokens.size();
 }
 
 void Engine::SetActiveChannels(const std::string& variant, const ActiveChannels& counts) {

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <exception>
 #include <functional>
 #include <iosfwd>
 #include <map>
@@ -43,6 +44,17 @@ struct ActiveChannels {
   std::vector<int32_t> up, down, qkv, o;
 };
 
+class Engine;
+
+// The next token of one engine of several, and what comes of it.
+struct RoundToken {
+  Engine* engine;
+  int32_t token;
+  Action action;
+  StepOutput output{};               // as `Forward` returns it
+  std::exception_ptr error = nullptr;  // what `Forward` would throw; null where the token has run
+};
+
 class Engine {
  public:
   virtual ~Engine() = default;
@@ -63,6 +75,12 @@ class Engine {
   // SOL_ERROR_CONTEXT beyond the context, SOL_ERROR_NUMERIC for results that are not finite.
   StepOutput Forward(const int32_t* tokens, size_t count, const Action& action, const Interrupted& interrupted = nullptr, const Rows& rows = {});
 
+  // Runs one token on each of several engines, on none twice. Each gets the bits and the errors that `Forward` alone gives it.
+  // Tokens of one model and variant share runs, which read the weights once for all of them; their KV densities may differ. Others run one after the other:
+  // where the bundle's operators are not native, layers have states, or an engine has active channels of its own.
+  // Returns the number of runs.
+  static size_t ForwardTogether(std::vector<RoundToken>& round);
+
   // Is called from the next run on; null for none.
   void SetProgress(RunProgress progress) { progress_ = std::move(progress); }
 
@@ -81,6 +99,10 @@ class Engine {
   // The arguments have been checked, but for the context.
   virtual StepOutput Run(const int32_t* tokens, size_t count, const Action& action, const Interrupted& interrupted, const Rows& rows) = 0;
   virtual void Forget(const std::string& variant) = 0;  // that its active channels were changed
+  // True if a token of this engine may share a run with one of the other, whose action has the same variant.
+  virtual bool SharesRunsWith(const Engine& /*other*/) const { return false; }
+  // Runs tokens of engines that share runs, as `ForwardTogether` says. All have been checked, but for the context.
+  virtual size_t RunTogether(const std::vector<RoundToken*>& tokens);
 
   // The variant, with the active channels that were set for it. Throws SOL_ERROR_USAGE if the bundle lacks it.
   const Variant& VariantOf(const std::string& key) const;
@@ -93,6 +115,9 @@ class Engine {
   [[noreturn]] void RefuseNumbers(const std::string& bundle, const Action& action) const;
 
  private:
+  void Check(const int32_t* tokens, size_t count) const;
+  bool SharesRun(const RoundToken& mine, const RoundToken& other) const;
+
   const Config& config_;
   RunProgress progress_;
   std::map<std::string, Variant> changed_;  // variants whose active channels are not the bundle's

@@ -8,6 +8,8 @@
 //   engine                           makes an engine on it, and uses that one
 //   use N                            uses engine N
 //   forward ACTION TOKEN...          appends logits and hidden state to RESULTS, float32
+//   together [N ACTION TOKEN]...     runs a token on each of several engines and answers in how many runs; appends the results of each, or answers the
+//                                    error of the first that has one
 //   cancel N                         cancels the next `forward` when it asks for the Nth time whether it is to end
 //   decide TOKEN PREVIOUS STEP S...  asks the policy with the last hidden state; appends its logits; answers 1 where the core ran it, 0 where ONNX
 //                                    Runtime did
@@ -130,6 +132,19 @@ struct Machine {
       Append(output.distribution.logits, static_cast<size_t>(output.distribution.size));
       Append(hidden.data(), hidden.size());
       return output.distribution.top;
+    }
+    if (name == "together") {
+      std::vector<RoundToken> round;
+      size_t at;
+      std::string tag;
+      for (int32_t token; line >> at >> tag >> token;) round.push_back({engines.at(at).get(), token, Action::Parse(tag)});
+      const size_t runs = Engine::ForwardTogether(round);
+      for (const RoundToken& one : round) {
+        if (one.error) std::rethrow_exception(one.error);
+        Append(one.output.distribution.logits, static_cast<size_t>(one.output.distribution.size));
+        Append(one.output.hidden, static_cast<size_t>(one.engine->config().model.hidden_size));
+      }
+      return static_cast<int64_t>(runs);
     }
     if (name == "cancel") {
       line >> asks;

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <initializer_list>
 #include <new>
 #include <string>
@@ -11,6 +12,7 @@
 
 #include "cpu/attention/attention_kernels.h"
 #include "cpu/few_tokens.h"
+#include "cpu/session_rows.h"
 #include "cpu/threads/team_members.h"
 
 namespace sol {
@@ -96,6 +98,40 @@ AttentionCall CallOfRow(const AttentionCall& call, int64_t row) {
   return one;
 }
 
+// Another session's buffer in place of the first one's.
+template <class T>
+void FindBuffer(const SolSessionRows& sessions, const SolSessionRow& row, T*& buffer) {
+  void* const* const first = sessions.rows[0].cache;
+  void* const* const found = std::lower_bound(first, first + sessions.buffers, static_cast<void*>(buffer), std::less<void*>());
+  if (found == first + sessions.buffers || *found != buffer) throw Error("a shared run: got a buffer that is not of the first session's cache");
+  buffer = static_cast<T*>(row.cache[found - first]);
+}
+
+// The call of one session's token alone.
+AttentionCall CallOfSession(const AttentionCall& call, int64_t token) {
+  const SolSessionRow& row = call.sessions->rows[token];
+  AttentionCall one = call;
+  one.sessions = nullptr;
+  one.capacity = row.capacity;
+  one.past = row.past;
+  one.tokens = 1;
+  one.total = one.past + 1;
+  one.pages = DivideUp(one.total, kPageSize);
+  if (one.kv_pages == 0) one.kv_pages = row.kv_pages;
+  one.qkv = call.QueryRow(token, 0);
+  one.y += token * call.heads * call.head_dim;
+  FindBuffer(*call.sessions, row, one.key);
+  FindBuffer(*call.sessions, row, one.value);
+  FindBuffer(*call.sessions, row, one.key_codes);
+  FindBuffer(*call.sessions, row, one.key_range);
+  if (one.int8) {
+    FindBuffer(*call.sessions, row, one.key_scale);
+    FindBuffer(*call.sessions, row, one.value_scale);
+  }
+  if (one.window > 0) BeginWindow(one);
+  return one;
+}
+
 // Ends one of the pending tasks. True if it was the last one.
 bool EndOne(std::atomic<int32_t>& pending) { return pending.fetch_sub(1, std::memory_order_acq_rel) == 1; }
 
@@ -138,16 +174,19 @@ AttentionCall Attention::Begin(const Context& context, const Tensor& cos, const 
   call.tokens = tokens;
   call.past = past_length_.Read(context);
   call.kv_pages = kv_pages_.Read(context);
-  if (call.past < 0 || call.past > call.capacity - call.tokens) {
-    throw Error(std::string(op_) + ": input past_length: got " + std::to_string(call.past) + " with " + std::to_string(call.tokens) +
-                " new tokens, expected 0 to the capacity " + std::to_string(call.capacity) + " less the new tokens; enlarge the cache");
+  call.sessions = SessionRowsOfRun();
+  if (call.sessions == nullptr) {
+    CheckPlace(call.past, call.tokens, call.capacity, cos.dims[0]);
+  } else {
+    if (static_cast<int64_t>(call.sessions->count) != call.tokens || call.sessions->count > kMostSessionRows) {
+      throw Error(std::string(op_) + ": a shared run: got " + std::to_string(call.tokens) + " tokens, expected one for each of its " +
+                  std::to_string(call.sessions->count) + " sessions, at most " + std::to_string(kMostSessionRows));
+    }
+    for (int64_t i = 0; i < call.tokens; ++i) CheckPlace(call.sessions->rows[i].past, 1, call.sessions->rows[i].capacity, cos.dims[0]);
+    call.past = 0;
   }
   call.total = call.past + call.tokens;
   call.pages = DivideUp(call.total, kPageSize);
-  if (cos.dims[0] < call.total) {
-    throw Error(std::string(op_) + ": input cos: got " + std::to_string(cos.dims[0]) + " positions, expected at least " +
-                std::to_string(call.total) + "; the context is longer than the model's");
-  }
   if (call.kv_pages < 0) throw Error(std::string(op_) + ": input kv_pages: got " + std::to_string(call.kv_pages) + ", expected 0 or more");
 
   call.cos = cos.As<float>();
@@ -169,8 +208,19 @@ AttentionCall Attention::Begin(const Context& context, const Tensor& cos, const 
   }
   call.key_codes = present(uint8_t{}, "past_key_codes", kKeyPort + 2, 3, {1, call.kv_heads, call.capacity, dim / 2});
   call.key_range = present(half, "past_key_range", kKeyPort + 3, 4, {1, call.kv_heads, call.capacity, 2});
-  if (call.window > 0) BeginWindow(call);
+  if (call.window > 0 && call.sessions == nullptr) BeginWindow(call);
   return call;
+}
+
+void Attention::CheckPlace(int64_t past, int64_t tokens, int64_t capacity, int64_t positions) const {
+  if (past < 0 || past > capacity - tokens) {
+    throw Error(std::string(op_) + ": input past_length: got " + std::to_string(past) + " with " + std::to_string(tokens) +
+                " new tokens, expected 0 to the capacity " + std::to_string(capacity) + " less the new tokens; enlarge the cache");
+  }
+  if (positions < past + tokens) {
+    throw Error(std::string(op_) + ": input cos: got " + std::to_string(positions) + " positions, expected at least " + std::to_string(past + tokens) +
+                "; the context is longer than the model's");
+  }
 }
 
 DecodePlan Attention::PlanStep(const AttentionCall& call, Arena& arena) const {
@@ -291,28 +341,40 @@ void Attention::FewRows(const Context& context, const AttentionCall& call) const
   Place(memory, [&](Arena& arena) {
     int64_t row = 0;
     rows = arena.Each(count, [&] {
-      const AttentionCall one = CallOfRow(call, row++);
+      const int64_t token = row++;
+      const AttentionCall one = call.sessions == nullptr ? CallOfRow(call, token) : CallOfSession(call, token);
       const DecodePlan plan = PlanStep(one, arena);
       return Row{one, PlanMember(one, plan, arena)};
     });
   });
-  size_t tasks = 0;  // of the row with the most
+  bool sparse = false;
   for (size_t i = 0; i < count; ++i) {
     StartStep(rows[i].call, rows[i].plan);
-    rows[i].plan.appended = true;
-    tasks = std::max(tasks, ChunkTasks(rows[i].call, rows[i].plan));
+    rows[i].plan.appended = call.sessions == nullptr;
+    sparse |= rows[i].plan.sparse;
   }
-  const int64_t first_page = call.past / kPageSize, touched = call.pages - first_page;
+  // Of one session, later tokens read what earlier ones append. Of several, each appends where it first reads the page.
+  const int64_t first_page = call.past / kPageSize, touched = call.sessions == nullptr ? call.pages - first_page : 0;
   const size_t appends = static_cast<size_t>(call.kv_heads * touched);
   context.ParallelFor(appends + count, [&](size_t task) {
     if (task >= appends) return PrepareQueries(rows[task - appends].call, rows[task - appends].plan);
     best.append_page(call, static_cast<int64_t>(task) / touched, first_page + static_cast<int64_t>(task) % touched);
   });
-  // Rows in turn: what one has read of the cache is near when the next one reads it.
-  context.ParallelFor(tasks * count, [&](size_t task) {
-    const Row& row = rows[task % count];
-    if (task / count < ChunkTasks(row.call, row.plan)) Attend(row.call, row.plan, task / count);
-  });
+  // Rows in turn: what one has read of the cache is near when the next one of its session reads it.
+  const auto run = [&](const auto& tasks_of, const auto& work) {
+    size_t most = 0;
+    for (size_t i = 0; i < count; ++i) most = std::max(most, tasks_of(rows[i]));
+    context.ParallelFor(most * count, [&](size_t task) {
+      const Row& row = rows[task % count];
+      if (task / count < tasks_of(row)) work(row, task / count);
+    });
+  };
+  if (sparse) {
+    const auto tasks = [this](const Row& row) { return row.plan.sparse ? ScoreTasks(row.call, row.plan) : 0; };
+    run(tasks, [this](const Row& row, size_t task) { Weigh(row.call, row.plan, task); });
+    run(tasks, [this](const Row& row, size_t task) { Score(row.call, row.plan, task); });
+  }
+  run([this](const Row& row) { return ChunkTasks(row.call, row.plan); }, [this](const Row& row, size_t task) { Attend(row.call, row.plan, task); });
 }
 
 void Attention::Rows(const Context& context, const AttentionCall& call) const {

@@ -45,10 +45,12 @@ class Attention {
   void Attend(const AttentionCall& call, const DecodePlan& plan, size_t task) const;
   size_t ChunkTasks(const AttentionCall& call, const DecodePlan& plan) const;
 
-  // Several tokens, over all of the cache. Up to kFewTokens have the bits that each has alone.
+  // Several tokens: of one session over all of the cache, of several sessions each over its own. Up to kFewTokens have the bits that each has alone.
   void Rows(const Context& context, const AttentionCall& call) const;
 
  private:
+  // Throws where `tokens` more have no room in the cache, or no positions.
+  void CheckPlace(int64_t past, int64_t tokens, int64_t capacity, int64_t positions) const;
   void FewRows(const Context& context, const AttentionCall& call) const;
 
   const char* op_;

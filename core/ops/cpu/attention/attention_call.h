@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "common/attention_limits.h"
+#include "common/session_rows.h"
 #include "cpu/simd/prefetch.h"
 
 namespace sol {
@@ -47,6 +48,8 @@ struct AttentionCall {
   int64_t pages;     // P = ceil(T / kPageSize)
   int64_t kv_pages;      // old pages to read; where there are more, as many tokens instead, chosen one by one
 
+  const SolSessionRows* sessions;  // each token's own cache and place, which then are not yet in this call; null: all are of one session
+
   const float* qkv;             // [S, (H + 2 Hk) D]
   const float* cos;             // [>= T, rotary_dim / 2]
   const float* sin;             // as cos
@@ -59,6 +62,8 @@ struct AttentionCall {
   hwy::float16_t* key_range;    // [Hk, C, 2], of a page its tokens' minima, then their steps
   float* y;                     // [S, H D]
 
+  // Of a new token, counted from the first token of the text.
+  int64_t Position(int64_t token) const { return sessions == nullptr ? base + past + token : sessions->rows[token].past; }
   const float* QueryRow(int64_t token, int64_t head) const {
     return qkv + (token * (heads + 2 * kv_heads) + head) * head_dim;
   }

@@ -25,7 +25,7 @@
 //   cpu/matmul/row-inl.h             a task's product, vector by vector; at 3 bits cpu/codebook/row-inl.h
 //   cpu/matmul/dot-inl.h             the integer dot products, and their scales
 //
-// Many tokens, a prompt, go through Rows, whose parts each use all threads.
+// Many tokens, a prompt, go through Rows, whose parts each use all threads; so do the next tokens of several sessions.
 
 #include <string>
 
@@ -332,7 +332,7 @@ class DecoderLayer {
     });
     if (norms_.before) attention_norm_.Rows(context, x, tokens, normed);
     qkv_.Rows(context, norms_.before ? normed : x, tokens, active.qkv, nullptr, qkv);
-    if (qk_norm_) qk_norm_.Rows(context, call.base + call.past, tokens, qkv);
+    if (qk_norm_) qk_norm_.Rows(context, [&](size_t token) { return call.Position(static_cast<int64_t>(token)); }, tokens, qkv);
     call.qkv = qkv;
     call.y = attended;
     attention_.Rows(context, call);

@@ -57,12 +57,13 @@ class QkNorm {
     for (int64_t head = 0; head < sizes_.heads + sizes_.kv_heads; ++head) NormOne(qkv, head * sizes_.head_dim, sizes_.head_dim);
   }
 
-  // qkv [tokens, (H + 2 Hk) D], whose first token is at position `first`.
-  void Rows(const Context& context, int64_t first, size_t tokens, float* qkv) const {
+  // qkv [tokens, (H + 2 Hk) D]. `position` gives that of a token.
+  template <class Position>
+  void Rows(const Context& context, const Position& position, size_t tokens, float* qkv) const {
     constexpr size_t kRows = 16;
     const auto width = static_cast<size_t>((sizes_.heads + 2 * sizes_.kv_heads) * sizes_.head_dim);
     context.ParallelFor((tokens + kRows - 1) / kRows, [&](size_t task) {
-      for (size_t t = task * kRows; t < std::min(tokens, (task + 1) * kRows); ++t) Row(first + static_cast<int64_t>(t), qkv + t * width);
+      for (size_t t = task * kRows; t < std::min(tokens, (task + 1) * kRows); ++t) Row(position(t), qkv + t * width);
     });
   }
 

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "common/session_rows.h"
 #include "engine/ort/cache/kv_cache.h"
 #include "engine/ort/cache/saved_cache.h"
 #include "engine/ort/cache/states.h"
@@ -21,6 +22,22 @@ namespace {
 constexpr size_t kChunk = 512;
 constexpr size_t kBodyChunk = 128;  // function bodies hold the attention matrix of a whole chunk
 constexpr int64_t kCopyEvery = 64;  // decode steps between two copies of states
+
+// Says which sessions share the runs of this thread, while it lives.
+class SharedRun {
+ public:
+  explicit SharedRun(const SolSessionRows& rows) { Share(&rows); }
+  ~SharedRun() { Share(nullptr); }
+  SharedRun(const SharedRun&) = delete;
+  SharedRun& operator=(const SharedRun&) = delete;
+
+ private:
+  static void Share([[maybe_unused]] const SolSessionRows* rows) {
+#ifdef SOL_RT_OPERATORS
+    SolOpsShareRuns(rows);
+#endif
+  }
+};
 
 std::string Megabytes(uint64_t bytes) {
   char text[32];
@@ -123,6 +140,12 @@ struct OrtEngine::State {
     buffers->SetPages(action.Pages(length, model->config().kv.page_size));
     runner->Step();
     model->weights().RequireUnchanged();  // afterwards, so that no token comes of weights that were just written to
+    return EndStep(token, action);
+  }
+
+  // The results of the token's run are in the step buffers.
+  Distribution EndStep(int32_t token, const Action& action) {
+    const auto length = static_cast<int64_t>(tokens.size());
     const Distribution distribution = Seen();
     if (!Finite(distribution)) Refuse(action, 1);
     tokens.push_back(token);
@@ -131,6 +154,39 @@ struct OrtEngine::State {
     if (states && (length + 1) % kCopyEvery == 0) states->Keep();
     return distribution;
   }
+
+  // Runs the tokens of 2 to kMostSessionRows engines, this one's first, of which each cache has room for its own; each engine's step buffers get its results.
+  void Together(const std::vector<RoundToken*>& round) {
+    const size_t count = round.size(), vocab = buffers->logits.size(), hidden_size = buffers->hidden.size();
+    std::vector<SolSessionRow> rows;
+    std::vector<std::vector<void*>> caches(count);
+    chunk.clear();
+    for (size_t i = 0; i < count; ++i) {
+      const State& own = Of(*round[i]);
+      for (size_t buffer = 0; buffer < own.cache.buffers().size(); ++buffer) caches[i].push_back(own.cache.data(buffer));
+      const auto length = static_cast<int64_t>(own.tokens.size());
+      rows.push_back({length, round[i]->action.Pages(length, model->config().kv.page_size), own.cache.capacity(), caches[i].data()});
+      chunk.push_back(round[i]->token);
+    }
+    row_logits.resize(count * vocab);
+    row_hidden.resize(count * hidden_size);
+    GraphRunner* const runner = Prepare(round.front()->action).step;
+    buffers->SetLengths(-1, 1);  // a run that did not see the rows would be refused
+    buffers->SetPages(0);
+    const SolSessionRows shared{rows.data(), count, caches.front().size()};
+    {
+      const SharedRun scope(shared);
+      runner->Batch(chunk, {count, row_logits.data(), row_hidden.data()});
+    }
+    model->weights().RequireUnchanged();
+    for (size_t i = 0; i < count; ++i) {
+      State& own = Of(*round[i]);
+      std::copy_n(row_logits.data() + i * vocab, vocab, own.buffers->logits.data());
+      std::copy_n(row_hidden.data() + i * hidden_size, hidden_size, own.buffers->hidden.data());
+    }
+  }
+
+  static State& Of(const RoundToken& token) { return *static_cast<OrtEngine*>(token.engine)->state_; }
 
   // The cache has room for the tokens.
   Distribution Batch(const int32_t* given, size_t count, const Action& action, const Interrupted& check, const Rows& rows = {}) {
@@ -268,6 +324,50 @@ StepOutput OrtEngine::Run(const int32_t* tokens, size_t count, const Action& act
     if (rows.hidden != nullptr) std::copy(state.buffers->hidden.begin(), state.buffers->hidden.end(), rows.hidden);
   }
   return output;
+}
+
+bool OrtEngine::SharesRunsWith(const Engine& other) const {
+  const auto* const engine = dynamic_cast<const OrtEngine*>(&other);
+  return engine != nullptr && engine->state_->model == state_->model && state_->model->native() && !state_->states;
+}
+
+size_t OrtEngine::RunTogether(const std::vector<RoundToken*>& tokens) {
+  std::vector<RoundToken*> ready;
+  for (RoundToken* const token : tokens) {
+    State& state = State::Of(*token);
+    try {
+      state.FollowUp(nullptr);
+      state.EnsureCapacity(token->engine->length() + 1);
+      state.Prepare(token->action);
+      ready.push_back(token);
+    } catch (...) {
+      token->error = std::current_exception();
+    }
+  }
+  const size_t runs = (ready.size() + kMostSessionRows - 1) / kMostSessionRows;
+  for (size_t run = 0; run < runs; ++run) {
+    const auto at = [&](size_t i) { return ready.begin() + static_cast<std::ptrdiff_t>(i * ready.size() / runs); };
+    const std::vector<RoundToken*> group(at(run), at(run + 1));
+    if (group.size() == 1) {
+      Engine::RunTogether(group);
+      continue;
+    }
+    try {
+      State::Of(*group.front()).Together(group);
+    } catch (...) {
+      for (RoundToken* const token : group) token->error = std::current_exception();
+      continue;
+    }
+    for (RoundToken* const token : group) {
+      State& state = State::Of(*token);
+      try {
+        token->output = {state.buffers->hidden.data(), state.EndStep(token->token, token->action)};
+      } catch (...) {
+        token->error = std::current_exception();
+      }
+    }
+  }
+  return runs;
 }
 
 void OrtEngine::Forget(const std::string& variant) {

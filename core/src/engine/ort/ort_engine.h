@@ -27,6 +27,8 @@ class OrtEngine final : public Engine {
   void Keep(int64_t length) override;
   StepOutput Run(const int32_t* tokens, size_t count, const Action& action, const Interrupted& interrupted, const Rows& rows) override;
   void Forget(const std::string& variant) override;
+  bool SharesRunsWith(const Engine& other) const override;
+  size_t RunTogether(const std::vector<RoundToken*>& tokens) override;
 
  private:
   struct State;
