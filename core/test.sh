@@ -9,12 +9,12 @@ SOL_RT_CORE_LIBRARY=$("$bindings/build-core.sh" "$build")
 test_inputs
 alone_in "$build"
 cmake -S "$root/core" -B "$build" -DSOL_RT_TESTS=ON >/dev/null
-cmake --build "$build" --parallel "$(getconf _NPROCESSORS_ONLN)" --target golden session_calls step_calls host_engine_calls runtimes sol_rt sol_rt_static >/dev/null
+cmake --build "$build" --parallel "$(getconf _NPROCESSORS_ONLN)" --target golden session_calls step_calls batch_calls host_engine_calls runtimes sol_rt sol_rt_static >/dev/null
 exec 9>&-
 
 "$build/golden" "$SOL_TEST_ORT" "$SOL_TEST_BUNDLE" "$SOL_TEST_CASES"
 "$build/golden" "$SOL_TEST_ORT" "$SOL_TEST_BUNDLE" "$SOL_TEST_CASES" --bodies
-for calls in session_calls step_calls host_engine_calls; do
+for calls in session_calls step_calls batch_calls host_engine_calls; do
   "$build/$calls" "$SOL_TEST_ORT" "$SOL_TEST_BUNDLE" "$SOL_TEST_SCRATCH"
 done
 "$build/runtimes" "$SOL_TEST_RUNTIMES" "$SOL_TEST_NEWER" "$SOL_TEST_BUNDLE"

@@ -449,6 +449,14 @@ typedef struct sol_result {
 SOL_RT_API sol_error* sol_session_start(sol_session* session, const int32_t* prompt, size_t num_tokens, const sol_generate_options* options);
 // The next token. After one with `finish` other than SOL_FINISH_NONE the generation is over, and another call is SOL_ERROR_USAGE.
 SOL_RT_API sol_error* sol_session_next(sol_session* session, sol_token* token);
+// A round: the next token of each of `count` sessions, no session twice. Sessions may join and leave between rounds. Every session gets the token, the text and
+// the numbers that `sol_session_next` gives it, bit for bit, and an error that concerns it alone: `errors[i]` is NULL, or for the host to free; then
+// `tokens[i]` is not filled. Pointers of a token are valid until its session's next call.
+// Decode steps of sessions of one model whose actions have the same bits and channels share a run, 16 at most, which reads the weights once for all of them.
+// Their KV densities may differ, and nobody's action is changed for another's sake: other steps, and prompts, run one after the other in the same round. So do
+// those of host engines, of function bodies, of layers with states, and of sessions with active channels of their own. A step is charged its action's cost
+// alone; `milliseconds` is the time of the round.
+SOL_RT_API sol_error* sol_batch_next(sol_session* const* sessions, size_t count, sol_token* const* tokens, sol_error** errors);
 // `sol_session_next` in two halves, for hosts that cannot wait in a callback: on an engine of the host's alone. `begin_step` says what to run: the prompt,
 // then a token at a time. Called again before `end_step`, it says the same. `end_step` takes the results of the last token, of vocab_size and
 // hidden_size floats, and gives the next token. Other lengths are SOL_ERROR_USAGE, and the step goes on.

@@ -38,6 +38,6 @@ if [ "$target" = linux-arm64 ]; then
 fi
 $run "$build/golden$suffix" "$drive$ort" "$drive$golden/tiny" "$drive$golden/cases.tsv"
 $run "$build/golden$suffix" "$drive$bodies" "$drive$golden/tiny" "$drive$golden/cases.tsv" --bodies
-for calls in session_calls step_calls host_engine_calls; do
+for calls in session_calls step_calls batch_calls host_engine_calls; do
   $run "$build/$calls$suffix" "$drive$ort" "$drive$golden/tiny" "$drive$scratch"
 done

@@ -23,7 +23,10 @@ BUNDLES: dict[str, dict[str, Any]] = {
     "int8": {"kv": "int8", "dense_layers": (0,)},
     "three bits": {"bits": (8, 4, 3)},
     "a screened head": {
-        "decoder": screenable("llama"), "bits": (8, 4), "lm_head_bits": {8: 8, 4: 8}, "screens": {4: Screen(20, 0.5, 3)},
+        "decoder": screenable("llama"),
+        "bits": (8, 4),
+        "lm_head_bits": {8: 8, 4: 8},
+        "screens": {4: Screen(20, 0.5, 3)},
     },
     "long heads": {"decoder": replace(medium_decoder(), num_layers=2, rope_of_layer=(0, 0)), "bits": (8, 4)},
     "windows": {"family": "gemma2"},
@@ -47,27 +50,29 @@ def _together(core: Core, asked: list[tuple[int, Action, int]], shares: bool) ->
 @pytest.mark.parametrize("native", [True, False])
 def test_a_round_gives_each_engine_what_it_gets_alone(name: str, native: bool, tmp_path: Path) -> None:
     """Engines of every length, in all variants and densities; some leave, rewind and come back between rounds."""
-    folder = write_bundle(tmp_path / "tiny", **BUNDLES[name])
-    bits = BUNDLES[name].get("bits", (8, 6, 4))
-    actions = [Action(kv, channels, level) for kv, channels, level in product((1.0, 0.3), (1.0, 0.5), bits)]
+    folder, count = write_bundle(tmp_path / "tiny", **BUNDLES[name]), len(LENGTHS)
+    variants = [(channels, bits) for channels in (1.0, 0.5) for bits in BUNDLES[name].get("bits", (8, 6, 4))]
     random = np.random.default_rng(0)
     with Core(tmp_path / "results", native=native) as core:
         core.do(f"load {folder}")
         for engine, length in enumerate(LENGTHS * 2):  # the second half runs alone
             assert core.do("engine") == engine
-            core.do(f"forward {actions[0].tag} " + " ".join(str(3 + i % 50) for i in range(length)))
+            core.do(f"forward k100-s100-q8 {' '.join(str(3 + i % 50) for i in range(length))}")
         core.floats()
         for step in range(24):
-            there = [engine for engine in range(len(LENGTHS)) if random.random() < 0.8]
-            chosen = [actions[random.integers(len(actions))] for _ in there]
-            if step % 2:  # most of them share a run
-                chosen = [Action(one.kv_density, actions[step % len(actions)].channel_density, actions[step % len(actions)].bits) for one in chosen]
-            asked = [(engine, action, int(random.integers(3, 80))) for engine, action in zip(there, chosen, strict=True)]
-            for (engine, action, token), row in zip(asked, _together(core, asked, native and name != "states"), strict=True):
-                np.testing.assert_array_equal(row, _forward(core, engine + len(LENGTHS), action, token), f"{step} {action.tag}")
+            asked = []
+            for engine in range(count):
+                variant = variants[step % len(variants) if step % 2 else random.integers(len(variants))]
+                action = Action(random.choice((1.0, 0.3)), *variant)
+                if random.random() < 0.8:
+                    asked.append((engine, action, int(random.integers(3, 80))))
+            rows = _together(core, asked, native and name != "states")
+            for (engine, action, token), row in zip(asked, rows, strict=True):
+                alone = _forward(core, engine + count, action, token)
+                np.testing.assert_array_equal(row, alone, f"{step} {action.tag}")
             if step % 5 == 4:
-                back = there[0]
+                back = asked[0][0]
                 length = max(core.do(f"use {back}") - 3, 1)
-                for engine in (back, back + len(LENGTHS)):
+                for engine in (back, back + count):
                     core.do(f"use {engine}")
                     core.do(f"truncate {length}")

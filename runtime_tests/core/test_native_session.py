@@ -20,7 +20,7 @@ from helpers.core_build import ADDRESS, SANITIZER_OPTIONS, THREAD, core_build, o
 from helpers.places import GOLDEN
 
 IN_OPEN = 0x20  # of inotify
-CALLS = ("session_calls", "step_calls", "mask_calls", "host_engine_calls")
+CALLS = ("session_calls", "step_calls", "mask_calls", "batch_calls", "host_engine_calls")
 BUILDS = [("", True), ("", False), (ADDRESS, False), (THREAD, False)]
 
 pytestmark = pytest.mark.slow

@@ -18,7 +18,7 @@ import pytest
 from helpers import emulated_build, sanitized_build
 from helpers.core_build import ADDRESS, PROGRAMS, THREAD, core_build
 
-ENGINE = ("engine_steps", "golden", "session_calls", "step_calls", "mask_calls", "host_engine_calls")
+ENGINE = ("engine_steps", "golden", "session_calls", "step_calls", "mask_calls", "batch_calls", "host_engine_calls")
 
 
 def emulated(*, races: bool) -> None:

@@ -1,5 +1,8 @@
 // Generations of the C interface.
+#include <exception>
 #include <limits>
+#include <memory>
+#include <vector>
 
 #include "api/border.h"
 #include "api/options.h"
@@ -7,6 +10,7 @@
 #include "base/error.h"
 
 using sol_rt::CloseGeneration;
+using sol_rt::Engine;
 using sol_rt::EndGeneration;
 using sol_rt::FillStruct;
 using sol_rt::Finish;
@@ -20,7 +24,9 @@ using sol_rt::InCallback;
 using sol_rt::RequireHandle;
 using sol_rt::RequirePointer;
 using sol_rt::RequireSized;
+using sol_rt::RoundToken;
 using sol_rt::RunOf;
+using sol_rt::StepOutput;
 using sol_rt::StepToRun;
 using sol_rt::Turn;
 using sol_rt::UsageFault;
@@ -92,13 +98,65 @@ sol_token TokenOf(sol_session& session, const GeneratedToken& made) {
   return token;
 }
 
-sol_token Next(sol_session& session) {
-  Generation& generation = Running(session, "sol_session_next");
+// The running generation, whose steps this library runs.
+Generation& Stepping(sol_session& session, const char* function) {
+  Generation& generation = Running(session, function);
   if (session.host != nullptr && session.host->driven()) {
-    UsageFault("sol_session_next: the host runs the steps of this session; call sol_session_begin_step and sol_session_end_step");
+    UsageFault(std::string(function) + ": the host runs the steps of this session; call sol_session_begin_step and sol_session_end_step");
   }
-  if (session.step_begun) UsageFault("sol_session_next: a step has begun; end it with sol_session_end_step first");
+  if (session.step_begun) UsageFault(std::string(function) + ": a step has begun; end it with sol_session_end_step first");
+  return generation;
+}
+
+sol_token Next(sol_session& session) {
+  Generation& generation = Stepping(session, "sol_session_next");
   return TokenOf(session, generation.Next([&session] { return session.TakeCancel(); }));
+}
+
+// A session's part in a round.
+struct Seat {
+  sol_session* session;
+  std::unique_ptr<Turn> turn = nullptr;
+  const StepToRun* step = nullptr;  // null: an error came before it
+  RoundToken* shared = nullptr;     // its token's run; null where the step has several
+};
+
+// The second half of a session's step.
+sol_token EndSeat(Seat& seat) {
+  sol_session& session = *seat.session;
+  const auto cancelled = [&session] { return session.TakeCancel(); };
+  const auto output = [&]() -> StepOutput {
+    if (seat.shared == nullptr) return session.generation->Run(*seat.step, cancelled);
+    if (seat.shared->error) std::rethrow_exception(seat.shared->error);
+    return seat.shared->output;
+  };
+  return TokenOf(session, session.generation->End(output, cancelled));
+}
+
+void Round(sol_session* const* sessions, size_t count, sol_token* const* tokens, sol_error** errors) {
+  constexpr const char* kName = "sol_batch_next";
+  std::vector<Seat> seats;
+  for (size_t i = 0; i < count; ++i) {
+    Seat& seat = seats.emplace_back(Seat{sessions[i]});
+    errors[i] = Guard([&] {
+      seat.turn = std::make_unique<Turn>(seat.session, kName);
+      RequireSized(tokens[i], "sol_token");
+      seat.step = &Stepping(*seat.session, kName).Begin([&] { return seat.session->TakeCancel(); });
+    });
+  }
+  std::vector<RoundToken> round;
+  const auto single = [](const Seat& seat) { return seat.step != nullptr && seat.step->count == 1; };
+  for (const Seat& seat : seats) {
+    if (single(seat)) round.push_back({seat.session->engine.get(), *seat.step->tokens, seat.step->action});
+  }
+  Engine::ForwardTogether(round);
+  RoundToken* next = round.data();
+  for (Seat& seat : seats) {
+    if (single(seat)) seat.shared = next++;
+  }
+  for (size_t i = 0; i < count; ++i) {
+    if (seats[i].step != nullptr) errors[i] = Guard([&] { FillStruct(EndSeat(seats[i]), tokens[i]); });
+  }
 }
 
 // The host's engine of a session whose steps the host runs itself.
@@ -210,6 +268,16 @@ sol_error* sol_session_next(sol_session* session, sol_token* token) {
     const Turn turn(session, "sol_session_next");
     RequireSized(token, "sol_token");
     FillStruct(Next(*session), token);
+  });
+}
+
+sol_error* sol_batch_next(sol_session* const* sessions, size_t count, sol_token* const* tokens, sol_error** errors) {
+  return Guard([&] {
+    if (count == 0) return;
+    RequirePointer(sessions, "sol_batch_next: sessions");
+    RequirePointer(tokens, "sol_batch_next: tokens");
+    RequirePointer(errors, "sol_batch_next: errors");
+    Round(sessions, count, tokens, errors);
   });
 }
 

@@ -120,7 +120,11 @@ Generation::Generation(const GenerationParts& parts, GenerationRequest request)
 
 const GeneratedToken& Generation::Next(const Interrupted& interrupted) {
   const StepToRun& step = Begin(interrupted);
-  return End([&] { return parts_.engine.Forward(step.tokens, step.count, step.action, interrupted); }, interrupted);
+  return End([&] { return Run(step, interrupted); }, interrupted);
+}
+
+StepOutput Generation::Run(const StepToRun& step, const Interrupted& interrupted) {
+  return parts_.engine.Forward(step.tokens, step.count, step.action, interrupted);
 }
 
 void Generation::Enter(const Interrupted& interrupted) {

@@ -93,6 +93,8 @@ class Generation {
   const PolicyQuestion* BeginPolicy(const Interrupted& interrupted);
   // The first half: drops from the cache what the prompt does not keep, or chooses the action of the step. Called again, it returns the same step.
   const StepToRun& Begin(const Interrupted& interrupted);
+  // Runs the step's tokens, between its halves.
+  StepOutput Run(const StepToRun& step, const Interrupted& interrupted);
   // The second half: takes the output of the tokens, charges the step, picks the token and asks what may follow it. Throws SOL_ERROR_USAGE if no step has
   // begun.
   const GeneratedToken& End(const std::function<StepOutput()>& output, const Interrupted& interrupted);
