@@ -6,19 +6,19 @@ import ctypes
 import functools
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from ctypes import byref, sizeof
+from collections.abc import Callable, Iterator, Sequence
+from ctypes import POINTER, byref, c_void_p, pointer, sizeof
 
 from sol_rt.budget.dial import as_number, check_budget
 from sol_rt.bundle.actions import Action
 from sol_rt.engine.hardware import peak_rss_mb
-from sol_rt.errors import BusyError, UsageError
+from sol_rt.errors import BusyError, SolError, UsageError
 from sol_rt.generate.native.callbacks import raising_of
 from sol_rt.generate.native.session import Session, interruptible
 from sol_rt.generate.request import Checks, Request
 from sol_rt.generate.results import GeneratedToken, Generation
 from sol_rt.native import structs
-from sol_rt.native.library import core
+from sol_rt.native.library import core, raise_error
 
 _FINISH = {0: None, 1: "stop", 2: "length"}
 _action = functools.lru_cache(maxsize=1024)(Action.parse)
@@ -55,6 +55,10 @@ class Stream(Iterator[GeneratedToken]):
         self._fixed = checks.check(request)
 
     def __next__(self) -> GeneratedToken:
+        return self._take(self._run_next)
+
+    def _take(self, run: Callable[[], object]) -> GeneratedToken:
+        """The next token, which `run` lets the core make."""
         if self._ended:
             raise StopIteration
         with self._turns.step(self, first=not self._begun):
@@ -70,10 +74,10 @@ class Stream(Iterator[GeneratedToken]):
                 host = self._session.host
                 with raising_of(host, turns), raising_of(asked.own, turns), raising_of(asked.mask, turns):
                     if self._tokens:
-                        self._run_next()
+                        run()
                     else:  # the prompt takes long
                         with self._session.reporting(self._request.progress):
-                            interruptible(self._session.handle, self._run_next)
+                            interruptible(self._session.handle, run)
             except BaseException:
                 self._running = False
                 self._end()
@@ -282,3 +286,46 @@ class Stream(Iterator[GeneratedToken]):
 
 def _number(value: float) -> float | None:
     return None if math.isnan(value) else value
+
+
+def next_of_each(streams: Sequence[Stream]) -> list[GeneratedToken | Exception]:
+    """Takes the next token of each of several streams, none twice: the token or the error of `next`, in their order.
+
+    Streams of one model read the weights once for all of them, where their actions have the same bits and channels.
+    Two threads may not call this for the same streams at a time.
+    """
+    made: list[GeneratedToken | Exception] = [StopIteration()] * len(streams)
+    errors = (c_void_p * len(streams))()
+    joined: list[Stream] = []
+    failed: list[Exception] = []
+
+    def run() -> None:
+        handles = (c_void_p * len(joined))(*(stream._session.handle.value for stream in joined))
+        tokens = (POINTER(structs.Token) * len(joined))(*(pointer(stream._token) for stream in joined))
+        try:
+            core().sol_batch_next(handles, len(joined), tokens, errors)
+        except SolError as error:  # of the call itself: nothing has run
+            failed.append(error)
+
+    def join(place: int) -> None:
+        """Lets the streams from a place on join, each inside the one before; the last one runs the round."""
+        if place == len(streams):
+            return run()
+        seat = len(joined)
+
+        def take() -> None:
+            joined.append(streams[place])
+            join(place + 1)
+            if failed:
+                raise failed[0]
+            raise_error(errors[seat])
+
+        try:
+            made[place] = streams[place]._take(take)
+        except Exception as error:
+            made[place] = error
+            if len(joined) == seat:  # it has not got to its part: the others go on without it
+                join(place + 1)
+
+    join(0)
+    return made

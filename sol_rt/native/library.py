@@ -74,6 +74,7 @@ _FAILING: dict[str, tuple[Any, ...]] = {
     "sol_session_resume": (c_void_p, c_size_t, c_void_p, c_size_t, c_void_p, c_size_t),
     "sol_session_start": (c_void_p, POINTER(c_int32), c_size_t, POINTER(structs.GenerateOptions)),
     "sol_session_next": (c_void_p, POINTER(structs.Token)),
+    "sol_batch_next": (POINTER(c_void_p), c_size_t, POINTER(POINTER(structs.Token)), POINTER(c_void_p)),
     "sol_session_stop": (c_void_p,),
     "sol_session_result": (c_void_p, POINTER(structs.Result)),
     "sol_session_set_budget": (c_void_p, c_double),
@@ -158,7 +159,7 @@ def core() -> Any:
     for name, arguments in _FAILING.items():
         function = getattr(library, name)
         function.restype, function.argtypes = c_void_p, arguments
-        function.errcheck = _raise
+        function.errcheck = lambda error, _, __: raise_error(error)
     return library
 
 
@@ -176,7 +177,8 @@ def model_info(model: c_void_p) -> structs.ModelInfo:
     return info
 
 
-def _raise(error: int | None, function: Any, arguments: Any) -> None:
+def raise_error(error: int | None) -> None:
+    """Raises what a `sol_error` says, and frees it; of None, nothing."""
     if not error:
         return
     library = core()
