@@ -1,4 +1,4 @@
-"""Runs several answers on one model: one step each in turn, prompts in chunks between them."""
+"""Runs several answers on one model: in rounds of one step each, which read weights once, prompts in chunks between."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from sol_rt.budget.governor import Reading
 from sol_rt.errors import SolError
@@ -15,7 +16,7 @@ from sol_rt.generate.model import SolModel
 from sol_rt.generate.native.decoder import common_prefix
 from sol_rt.generate.native.session import Session
 from sol_rt.generate.results import GeneratedToken, Generation
-from sol_rt.generate.stream import Stream
+from sol_rt.generate.stream import Stream, next_of_each
 from sol_rt.serve.answer_dial import AnswerDial
 from sol_rt.serve.budget_control import BudgetControl, least_budget
 from sol_rt.serve.deadline import DeadlineMissedError
@@ -283,46 +284,63 @@ class Scheduler:
         busy = [(seat, job) for seat, job in busy if seat.opening is None or seat.opening.done()]
         self.control.turn([job for _, job in busy], self.waiting)
         gives_way = any(not job.background for _, job in busy) and self._round % BACKGROUND_ROUNDS != 0
+        busy = [(seat, job) for seat, job in busy if not (gives_way and job.background and not job.cancelled)]
+        together = [(seat, job) for seat, job in busy if job.stream.open and not job.cancelled]
         for seat, job in busy:
-            if gives_way and job.background and not job.cancelled:
-                continue
-            try:
-                if seat.opening is not None:
-                    opened, seat.opening = seat.opening, None
-                    opened.result()
-                with seat.session.turns.paused():
-                    ended = self._step(seat, job)
-            except Exception as error:
-                job.tell(error)
-                ended = True
-            self._stepped_at = time.monotonic()
-            if ended:
-                seat.job, seat.used_at = None, time.monotonic()
-                with seat.session.turns.paused():
-                    seat.held = seat.session.tokens
-                self.control.ended(seat.used_at - seat.begun_at)
+            if (seat, job) not in together:
+                self._advance(seat, job, partial(self._step, seat, job))
+        if not together:
+            return
+        begun = time.monotonic()
+        made = next_of_each([job.stream for _, job in together])
+        seconds = time.monotonic() - begun
+        costs = sum(token.relative_cost for token in made if not isinstance(token, Exception))
+        for (seat, job), token in zip(together, made, strict=True):
+            if not isinstance(token, Exception) and costs > 0:  # its share of the round
+                self.control.took(token, seconds * token.relative_cost / costs)
+            self._advance(seat, job, partial(self._end_step, seat, job, token, begun))
+
+    def _advance(self, seat: _Seat, job: Job, step: Callable[[], bool]) -> None:
+        """Runs a part of a job, which returns True at its end, and then frees the seat."""
+        try:
+            if seat.opening is not None:
+                opened, seat.opening = seat.opening, None
+                opened.result()
+            with seat.session.turns.paused():
+                ended = step()
+        except Exception as error:
+            job.tell(error)
+            ended = True
+        self._stepped_at = time.monotonic()
+        if ended:
+            seat.job, seat.used_at = None, time.monotonic()
+            with seat.session.turns.paused():
+                seat.held = seat.session.tokens
+            self.control.ended(seat.used_at - seat.begun_at)
 
     def _step(self, seat: _Seat, job: Job) -> bool:
-        """Runs a chunk of the prompt or a decode step. Returns True if the job has ended."""
+        """Runs a chunk of the prompt, or its last part and the first token. Returns True if the job has ended."""
         if job.cancelled:
             job.stream.close()
             job.tell(job.stream.result)
             return True
-        begun, before = time.monotonic(), seat.stepped_at
-        seat.stepped_at = begun
-        first = not job.stream.open
-        if first:
-            if job.dial.late():
-                raise DeadlineMissedError
-            if self._read_prompt(seat, job):
-                return False
-            job.stream.move_to(seat.session)
+        begun = time.monotonic()
+        if job.dial.late():
+            raise DeadlineMissedError
+        if self._read_prompt(seat, job):
+            seat.stepped_at = begun
+            return False
+        job.stream.move_to(seat.session)
         token = next(job.stream)
-        seconds = time.monotonic() - begun
-        if not first:
-            self.control.took(token, seconds)
-        elif (rest := len(job.prompt) - seat.read) >= _LEAST_CHUNK:
-            self.control.read(rest, seconds)
+        if (rest := len(job.prompt) - seat.read) >= _LEAST_CHUNK:
+            self.control.read(rest, time.monotonic() - begun)
+        return self._end_step(seat, job, token, begun)
+
+    def _end_step(self, seat: _Seat, job: Job, token: GeneratedToken | Exception, begun: float) -> bool:
+        """Tells of a token, whose step began then. Returns True if the job has ended."""
+        if isinstance(token, Exception):
+            raise token
+        before, seat.stepped_at = seat.stepped_at, begun
         job.dial.made += 1
         # without a number of tokens, the last one is that after which the next would be late
         if token.finish_reason is None and job.dial.late(0.0 if job.dial.limit is not None else begun - before):
