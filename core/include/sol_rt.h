@@ -451,7 +451,8 @@ SOL_RT_API sol_error* sol_session_start(sol_session* session, const int32_t* pro
 SOL_RT_API sol_error* sol_session_next(sol_session* session, sol_token* token);
 // A round: the next token of each of `count` sessions, no session twice. Sessions may join and leave between rounds. Every session gets the token, the text and
 // the numbers that `sol_session_next` gives it, bit for bit, and an error that concerns it alone: `errors[i]` is NULL, or for the host to free; then
-// `tokens[i]` is not filled. Pointers of a token are valid until its session's next call.
+// `tokens[i]` is not filled. Pointers of a token are valid until its session's next call. All sessions are busy until this call returns, in callbacks of each
+// other, too.
 // Decode steps of sessions of one model whose actions have the same bits and channels share a run, 16 at most, which reads the weights once for all of them.
 // Their KV densities may differ, and nobody's action is changed for another's sake: other steps, and prompts, run one after the other in the same round. So do
 // those of host engines, of function bodies, of layers with states, and of sessions with active channels of their own. A step is charged its action's cost

@@ -113,6 +113,33 @@ void TestSameText(const Host& host) {
   }
 }
 
+// Two of the core's sessions and two of the host's in one round, of which one fails.
+void TestRounds(const Host& host) {
+  const std::vector<int32_t> prompt = Prompt(40);
+  sol_generate_options options = Options(20);
+  options.budget = 0.6;
+  Session alone(host), first(host), second(host);
+  Hosted called(host, false), failing(host, false), driven(host, true);
+  failing.machine.fail_at = 3;
+  const std::vector<int32_t> expected = Run(alone, prompt, options);
+  sol_session* const sessions[] = {first, called.outer, failing.outer, driven.outer, second};
+  sol_token tokens[5] = {};
+  sol_token* pointers[5];
+  sol_error* errors[5];
+  for (int i = 0; i < 5; ++i) {
+    CHECK_OK(sol_session_start(sessions[i], prompt.data(), prompt.size(), &options));
+    tokens[i].size = sizeof tokens[i];
+    pointers[i] = &tokens[i];
+  }
+  for (int round = 1; round <= 20; ++round) {
+    CHECK_OK(sol_batch_next(sessions, 5, pointers, errors));
+    CHECK(Code(errors[2], round == 3 ? "the host's engine could not run" : "") == (round < 3 ? SOL_OK : round == 3 ? SOL_ERROR_HOST : SOL_ERROR_USAGE));
+    CHECK(Code(errors[3], "the host runs the steps") == SOL_ERROR_USAGE);
+    for (const int i : {0, 1, 4}) CHECK(Code(errors[i]) == SOL_OK && tokens[i].token == expected[static_cast<size_t>(round - 1)]);
+  }
+  CHECK(called.machine.runs == 20);
+}
+
 // A copy of the files that the core reads where the host has the engine, loaded without a runtime.
 struct Bare {
   explicit Bare(const Host& host) {
@@ -336,6 +363,7 @@ void TestFailures(const Host& host) {
 int main(int argc, char** argv) {
   return RunTests(argc, argv, {
       {"same text", TestSameText},
+      {"rounds", TestRounds},
       {"without a runtime", TestWithoutRuntime},
       {"a policy of the host's", TestPolicyOfTheHost},
       {"rendered prompts", TestRendered},
