@@ -175,9 +175,12 @@ def test_exported_bundle_runs_as_its_reference_model(family: str, request: pytes
 class _Disturbed(ReferenceModel):
     """A reference model whose float32 sums are off by about the last bit that another order of additions can move."""
 
+    seed = 0
+
     def _norm(self, x: torch.Tensor, name: str) -> torch.Tensor:
         y = super()._norm(x, name)
-        return y * (1 + 1e-6 * torch.randn(y.shape, generator=torch.Generator().manual_seed(len(name))))
+        generator = torch.Generator().manual_seed(len(name) + 1000 * self.seed)
+        return y * (1 + 1e-6 * torch.randn(y.shape, generator=generator))
 
 
 def _rms(a: np.ndarray, b: np.ndarray) -> float:
@@ -193,10 +196,13 @@ def test_real_weights_run_as_their_reference_model(smollm2_bundle: Path) -> None
     tolerance tells rounding from error; the dense variant's does: root mean square within 0.2% of the logits'
     deviation. Of the steps that choose pages a fifth to a half has a flip, by processor and other ones than in the
     disturbed reference model: a fault of the runtime raises the best quarter, too, and goes beyond the worst flip.
+    The worst of nine steps of one disturbance varies by a factor of two, so three are taken.
     """
     bundle = Bundle.open(smollm2_bundle)
     engine, reference = Engine(bundle, provider="cpu"), ReferenceModel.from_bundle(bundle.path)
-    disturbed = _Disturbed.from_bundle(bundle.path)
+    disturbed = [_Disturbed.from_bundle(bundle.path) for _ in range(3)]
+    for seed, model in enumerate(disturbed):
+        model.seed = seed
     tokens = bundle.tokenizer().encode(TEXT, add_special_tokens=False)
     context = len(tokens) - 9
     engine.forward(tokens[:context], bundle.config.dense)
@@ -211,10 +217,11 @@ def test_real_weights_run_as_their_reference_model(smollm2_bundle: Path) -> None
             for token in tokens[context:]:
                 take_over(engine, cache)
                 expected = engine.forward([token], action).logits
-                both = cache.select(torch.tensor([0]))
+                caches = [cache.select(torch.tensor([0])) for _ in disturbed]
                 logits = reference.step(torch.tensor([token]), [action], cache)[0].numpy()
                 ours.append(_rms(logits, expected))
-                own.append(_rms(disturbed.step(torch.tensor([token]), [action], both)[0].numpy(), logits))
+                for model, its in zip(disturbed, caches, strict=True):
+                    own.append(_rms(model.step(torch.tensor([token]), [action], its)[0].numpy(), logits))
             assert np.quantile(ours, 0.25) < 3 * np.quantile(own, 0.25), (action.tag, ours, own)
             assert max(ours) < 3 * max(own), (action.tag, ours, own)
             if variant.key == bundle.config.dense.variant:

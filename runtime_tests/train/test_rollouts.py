@@ -25,6 +25,7 @@ from sol_rt.bundle.actions import Action  # noqa: E402
 from sol_rt.bundle.bundle import Bundle  # noqa: E402
 from sol_rt.bundle.config import FileEntry  # noqa: E402
 from sol_rt.bundle.policy_inputs import KNOWN_SCALARS  # noqa: E402
+from sol_rt.engine.step import StepOutput  # noqa: E402
 from sol_rt.errors import ContextError, UsageError  # noqa: E402
 from sol_rt.generate.native.engine import Engine  # noqa: E402
 from sol_rt.generate.native.plan import Asked, Plan  # noqa: E402
@@ -141,11 +142,19 @@ def test_runtime_episode_is_what_the_engine_does(tiny: Tiny) -> None:
             assert float(episode.kl[row, t]) == pytest.approx(engine_kl, abs=1e-4)
 
 
-def _divergence(tiny: Tiny, at: int, other: np.ndarray) -> float:
+def _divergence(tiny: Tiny, at: int, other: np.ndarray, prompt: int = START) -> float:
     """KL(dense || other) after token `at`."""
-    tiny.other.reset()
-    dense = log_softmax(tiny.other.forward(tiny.tokens[: at + 1], tiny.dense).logits[0])
+    dense = log_softmax(_dense(tiny, tiny.other, at + 1, prompt).logits[0])
     return float((np.exp(dense) * (dense - other)).sum())
+
+
+def _dense(tiny: Tiny, engine: Engine, stop: int, prompt: int = START) -> StepOutput:
+    """The output of token `stop` - 1 in the engine, from a prompt of the first `prompt` tokens and dense steps."""
+    engine.reset()
+    output = engine.forward(tiny.tokens[:prompt], tiny.dense)
+    for token in tiny.tokens[prompt:stop]:
+        output = engine.forward([token], tiny.dense)
+    return output
 
 
 def test_costs_are_those_of_steps(tiny: Tiny) -> None:
@@ -220,24 +229,21 @@ def test_episodes_midway_are_told_that_the_budget_was_held(tiny: Tiny) -> None:
 
 
 def test_runtime_losses_are_single_steps_on_a_dense_cache(tiny: Tiny) -> None:
-    """But for the cache: where a batch adds up otherwise, a number may get its other neighbour there, which of an int8
-    cache is a 127th of the row's largest away."""
-    near = 1e-4 if tiny.reference.arithmetic.kv_dtype == torch.float16 else 1e-3
-    rollouts = RuntimeRollouts(tiny.engine, tiny.spec)
-    rollouts.open(tiny.tokens)
+    """More positions than one call gives the bits of steps."""
+    rollouts, count = RuntimeRollouts(tiny.engine, tiny.spec), 20
     for action in (tiny.dense, Action(0.3, 0.5, 4)):
-        losses, engine = rollouts.losses(START, 9, (action, tiny.spec.actions[-1])), tiny.engine
-        view = rollouts.policy_inputs(START, 9, BUDGET)
-        for i in range(9):
+        rollouts.open(tiny.tokens)
+        losses, engine = rollouts.losses(START, count, (action, tiny.spec.actions[-1])), tiny.engine
+        view = rollouts.policy_inputs(START, count, BUDGET)
+        for i in range(count):
             episode = rollouts.run(START + i, 1, BUDGET, Script(torch.zeros(1, 1, dtype=torch.int64)), 1)
-            np.testing.assert_allclose(view.hidden[i], episode.hidden[0, 0], rtol=near, atol=near)
-            np.testing.assert_allclose(view.scalars[i], episode.scalars[0, 0], rtol=1e-4, atol=1e-4)
-            engine.reset()
-            engine.forward(tiny.tokens[: START + i], tiny.dense)
+            assert torch.equal(view.hidden[i], episode.hidden[0, 0])
+            np.testing.assert_allclose(view.scalars[i], episode.scalars[0, 0], rtol=1e-6, atol=1e-6)
+            _dense(tiny, engine, START + i)
             got = log_softmax(engine.forward([tiny.tokens[START + i]], action).logits[0])
-            assert float(losses.loss[i, 0]) == pytest.approx(-got[tiny.tokens[START + i + 1]], abs=1e-4)
-            assert float(losses.kl[i, 0]) == pytest.approx(_divergence(tiny, START + i, got), abs=1e-4)
-        assert view.token.tolist() == tiny.tokens[START : START + 9]
+            assert float(losses.loss[i, 0]) == pytest.approx(-got[tiny.tokens[START + i + 1]], abs=1e-6)
+            assert float(losses.kl[i, 0]) == pytest.approx(_divergence(tiny, START + i, got), abs=1e-6)
+        assert view.token.tolist() == tiny.tokens[START : START + count]
 
 
 def test_losses_along_a_run_are_steps_after_that_run(tiny: Tiny) -> None:
@@ -249,19 +255,20 @@ def test_losses_along_a_run_are_steps_after_that_run(tiny: Tiny) -> None:
     assert losses.loss.shape == losses.kl.shape == (len(taken), len(tiny.spec.actions))
     for at in range(len(taken)):
         for place, action in enumerate(tiny.spec.actions):
-            engine.reset()
-            hidden = engine.forward(tiny.tokens[:START], tiny.dense).hidden[-1]
+            hidden = _dense(tiny, engine, START, START - 1).hidden[-1]
             for earlier in range(at):
                 step = engine.forward([tiny.tokens[START + earlier]], tiny.spec.actions[taken[earlier]])
                 hidden = step.hidden[-1].copy()
             got = log_softmax(engine.forward([tiny.tokens[START + at]], action).logits[0])
-            assert float(losses.loss[at, place]) == pytest.approx(-got[tiny.tokens[START + at + 1]], abs=1e-4)
-            assert float(losses.kl[at, place]) == pytest.approx(_divergence(tiny, START + at, got), abs=1e-4)
-        np.testing.assert_allclose(view.hidden[at], hidden, rtol=1e-4, atol=1e-4)
+            assert float(losses.loss[at, place]) == pytest.approx(-got[tiny.tokens[START + at + 1]], abs=1e-6)
+            divergence = _divergence(tiny, START + at, got, START - 1)
+            assert float(losses.kl[at, place]) == pytest.approx(divergence, abs=1e-5)
+        assert np.array_equal(view.hidden[at], hidden)
     assert view.token.tolist() == tiny.tokens[START : START + len(taken)]
     again = rollouts.losses(START + 3, 1, tiny.spec.actions)  # the cache has no cheap steps any more
     rollouts.open(tiny.tokens)
-    torch.testing.assert_close(rollouts.losses(START + 3, 1, tiny.spec.actions).kl, again.kl, rtol=1e-5, atol=1e-5)
+    rollouts.policy_inputs(START, 1, BUDGET)  # a prompt as long as before
+    assert torch.equal(rollouts.losses(START + 3, 1, tiny.spec.actions).kl, again.kl)
 
 
 def test_calls_in_any_order_and_another_user_of_the_engine_change_nothing(tiny: Tiny) -> None:
@@ -309,7 +316,8 @@ def _check_close(got: Tensor, expected: Tensor, tiny: Tiny, name: str) -> None:
     after it.
     """
     difference = (got - expected).abs().flatten()
-    share = 0.75 if tiny.reference.arithmetic.kv_dtype == torch.float16 else 0.5
+    # Off by 1e-6, the reference model itself agrees in no more than 0.13 to 0.44 of an action's losses on int8 caches.
+    share = 0.75 if tiny.reference.arithmetic.kv_dtype == torch.float16 else 0.3
     if tiny.reference.decoder.norm_place == "around":  # a norm of a small output makes more of one number
         share = 0.65
     assert (difference < 1e-3).float().mean() >= share, name
@@ -344,6 +352,7 @@ def test_reference_model_and_runtime_give_the_same_losses_and_views(tiny: Tiny) 
     for place, action in enumerate(tiny.spec.actions):
         _check_close(got.loss[:, place], expected.loss[:, place], tiny, action.tag)
         _check_close(got.kl[:, place], expected.kl[:, place], tiny, action.tag)
+    assert ((got.loss - expected.loss).abs() < 1e-3).float().mean() >= 0.7  # of all actions' losses
     taken = [(at * at) % len(tiny.spec.actions) for at in range(40)]
     (_, expected), (_, got) = (source.losses_along_run(30, taken, BUDGET) for source in (runtime, reference))
     _check_close(got.loss, expected.loss, tiny, "loss along a run")

@@ -30,12 +30,14 @@ from sol_rt.train.rollouts.observation import (
 from sol_rt.train.rollouts.rollout import Choose, Episode, PolicyView, RolloutSpec, StepLosses
 
 _BLOCK = 128  # rows of logits at once; a row of a large vocabulary takes half a megabyte
+_STEPS = 16  # tokens of a call that get the bits that each has in a step of its own (kFewTokens of the core)
 
 
 class RuntimeRollouts:
     """`Rollouts` in an engine, whose cache it takes over.
 
-    It runs the text dense as far as a call needs, so calls at rising positions cost least.
+    It runs the text dense as far as a call needs, so calls at rising positions cost least. What lies before a call's
+    positions is run as a prompt, the positions themselves with the bits of dense steps.
 
     Args:
         engine: of the bundle.
@@ -94,12 +96,13 @@ class RuntimeRollouts:
     def losses_along_run(self, start: int, taken: Sequence[int], budget: float) -> tuple[PolicyView, StepLosses]:
         check_range(start, len(taken), self._tokens)
         stop = start + len(taken)
+        before = self._run_dense(start - 1, start)
         references = [
             reference
             for first in range(start, stop, _BLOCK)
             for reference in _references(self._run_dense(first, min(first + _BLOCK, stop)), np.float32)
         ]
-        before = self._run_dense(start - 1, start)
+        self._rewind(start)
         hidden, rows = np.empty((len(taken), before.hidden.shape[-1]), np.float32), []
         pairs = np.zeros((len(taken), len(self.spec.actions), 2))
         for at, run in enumerate(taken):
@@ -136,11 +139,15 @@ class RuntimeRollouts:
         return pairs
 
     def _run_dense(self, first: int, stop: int) -> StepOutput:
-        """Runs positions `first` … `stop` - 1 dense, after dense ones. The output has a row for each."""
+        """Runs positions `first` … `stop` - 1 as dense steps, after dense ones. The output has a row for each."""
         self._rewind(first)
-        output = self._engine.forward(self._tokens[first:stop], self.spec.cost.dense_action, num_logits=stop - first)
+        outputs = []
+        for at in range(first, stop, _STEPS):
+            tokens = self._tokens[at : min(at + _STEPS, stop)]
+            outputs.append(self._engine.forward(tokens, self.spec.cost.dense_action, num_logits=len(tokens)))
         self._dense = stop
-        return output
+        logits, hidden = (np.concatenate([getattr(of, name) for of in outputs]) for name in ("logits", "hidden"))
+        return StepOutput(logits, hidden, outputs[-1].distribution)
 
     def _rewind(self, length: int) -> None:
         """Makes the cache hold the first `length` tokens of the text, all from dense steps."""
