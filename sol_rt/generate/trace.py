@@ -160,6 +160,8 @@ def _header(path: Path, line: str) -> TraceHeader:
     for key in ("schedule", "cost_model"):
         if not problem and not is_name(raw[key]):
             problem = f"{key}: got {brief(raw[key])}, expected a name of 1 to {_LONGEST_NAME} printable characters"
+    if not problem and not _is_finite(raw["generation"]):
+        problem = "generation: got a number that is not finite"
     if problem:
         raise SolError(f"trace {path}: line 1: {problem}; record the run again")
     return TraceHeader(**{**raw, "prompt_tokens": tuple(raw["prompt_tokens"])})
@@ -206,6 +208,15 @@ def _problem(raw: dict[str, Any], kinds: dict[str, Any]) -> str:
             return f"{name}: got {brief(value)}, expected a number of at most 63 bits"
     unknown = sorted(set(raw) - set(kinds))
     return f"unknown key {brief(unknown[0])}" if unknown else ""
+
+
+def _is_finite(settings: dict[str, Any]) -> bool:
+    """True if JSON can hold every number of `settings`. Python's own reader takes NaN, Infinity and 1e999."""
+    try:
+        json.dumps(settings, allow_nan=False)
+    except ValueError:
+        return False
+    return True
 
 
 def is_name(text: str) -> bool:
