@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from sol_rt.atomic_write import replacing_folder
-from sol_rt.bundle.bundle import sha256, sha256_in_one_state
+from sol_rt.atomic_write import alone, replacing_folder, write_bytes, write_text
+from sol_rt.bundle.bundle import Bundle, sha256, sha256_in_one_state
 from sol_rt.bundle.config import CONFIG_NAME, FileEntry, SolConfig
+from sol_rt.bundle.config_reader import parse_config, read_config
 from sol_rt.bundle.file_state import FileState
 from sol_rt.bundle.selection import Selection
 from sol_rt.errors import CheckpointError, UsageError, WriteError
@@ -87,6 +90,54 @@ def seal(
     text = json.dumps(config.to_json_dict(), indent=2, ensure_ascii=False)
     (folder / CONFIG_NAME).write_text(text + "\n", encoding="utf-8")
     return config
+
+
+def give_file(
+    path: Path, stem: str, suffix: str, make: Callable[[Bundle], tuple[bytes, Callable[[str], SolConfig]]]
+) -> Bundle:
+    """Gives the bundle in the folder `path` a file in the place of the one of its kind, if any, and returns the bundle.
+
+    The file gets a new name, STEM-HASH and the suffix, and the config is replaced as a whole after it. So an
+    interruption leaves either the old bundle or the new one. Of two processes at once, one waits: it would remove a
+    file whose config is yet to come.
+
+    Args:
+        path: the bundle.
+        stem, suffix: of the names of files of this kind, as STEM and the suffix or with a hash.
+        make: returns the file's content, and a function from its name to the new config, whose `files` are filled in
+            here.
+
+    Raises BundleError if `path` is not a complete bundle or would not be one with the file, CheckpointError where it
+    cannot write, and what `make` raises.
+    """
+    kind = re.compile(rf"{stem}(-[0-9a-f]{{8}})?{re.escape(suffix)}")
+    Bundle.open(path)  # refuses what is no bundle
+    with alone(path):
+        bundle = Bundle.open(path)
+        folder = bundle.path.resolve()
+        content, config_with = make(bundle)
+        digest = hashlib.sha256(content).hexdigest()
+        name = f"{stem}-{digest[:8]}{suffix}"
+        config = config_with(name)
+        others = {file: entry for file, entry in config.files.items() if not kind.fullmatch(file)}
+        files = {**others, name: FileEntry(len(content), digest)}
+        document = replace(config, files=dict(sorted(files.items()))).to_json_dict()
+        parse_config(document, folder / CONFIG_NAME)  # a wrong config must not replace a right one
+        if sha256(folder / CONFIG_NAME) != bundle.identity:
+            raise CheckpointError(
+                f"{folder}: another export replaced it meanwhile, so it got no new {stem}; run the command again"
+            )
+        try:
+            write_bytes(folder / name, content)
+            write_text(folder / CONFIG_NAME, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+        except WriteError as error:
+            raise CheckpointError(f"{folder}: {error.reason}; make room, or copy the bundle elsewhere") from error
+        finally:  # also what a killed process left
+            listed = read_config(folder / CONFIG_NAME).files
+            for file in folder.iterdir():
+                if kind.fullmatch(file.name) and file.name not in listed:
+                    file.unlink(missing_ok=True)
+        return Bundle.open(folder)
 
 
 def hashed(path: Path, progress: Progress) -> tuple[FileEntry, FileState]:

@@ -28,6 +28,7 @@ from sol_rt.export.actions.lm_head_bits import choose_lm_head_bits, may_screen
 from sol_rt.export.actions.measuring import measure
 from sol_rt.export.actions.stored import Settings, StoredCalibration, is_device_table, is_stored
 from sol_rt.export.bundle_folder import check_output, hashed, seal, written_aside
+from sol_rt.export.gpu import write_kernel_graphs
 from sol_rt.export.graphs.graph import write_graphs
 from sol_rt.export.policy_file import write_policy_graph
 from sol_rt.export.sources import tokenizer_files
@@ -305,6 +306,7 @@ def export_bundle(
         # write the card and the config, with hashes
         if not any(variant.precision.screened_by_three_bits for variant in config.variants.values()):
             config = replace(config, tensors=without_screen(folder / WEIGHTS, config.tensors))
+        write_kernel_graphs(folder, config)
         with stages(_HASH) as report:
             weights, state = hashed(folder / WEIGHTS, report)
         config = seal(folder, config, weights, compared, selection)

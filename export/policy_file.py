@@ -5,9 +5,8 @@ The file is safetensors: the parameters, and as metadata the policy's sizes, inp
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sol_rt.atomic_write import alone, write_bytes, write_text
+from sol_rt.atomic_write import write_bytes
 from sol_rt.bundle.actions import Action
-from sol_rt.bundle.bundle import Bundle, sha256
-from sol_rt.bundle.config import CONFIG_NAME, FileEntry, PolicySpec, SolConfig
-from sol_rt.bundle.config_reader import parse_config, read_config
+from sol_rt.bundle.bundle import Bundle
+from sol_rt.bundle.config import PolicySpec, SolConfig
 from sol_rt.bundle.policy_inputs import KNOWN_SCALARS
-from sol_rt.errors import CheckpointError, UsageError, WriteError, brief, one_line
+from sol_rt.errors import CheckpointError, UsageError, brief, one_line
+from sol_rt.export.bundle_folder import give_file
 from sol_rt.export.graphs.policy_graph import PolicyShape, build_policy
 from sol_rt.read_file import require_regular
 
@@ -165,48 +164,12 @@ def _policy_graph(source: Path, config: SolConfig) -> tuple[bytes, PolicySpec]:
 def give_policy(path: Path, source: Path) -> Bundle:
     """Gives the bundle in the folder `path` the policy in the file `source`. It replaces the bundle's policy, if any.
 
-    The graph gets a new file name, and the config is replaced as a whole after it. So an interruption leaves either the
-    old bundle or the new one. Of two processes at once, one waits: it would remove a graph whose config is yet to come.
-
     Raises BundleError if `path` is not a complete bundle or would not be one with the policy, and CheckpointError for
-    the reasons of `write_policy_graph`.
+    the reasons of `write_policy_graph`, or where it cannot write.
     """
-    Bundle.open(path)  # refuses what is no bundle
-    with alone(path):
-        bundle = Bundle.open(path)
-        folder, config = bundle.path.resolve(), bundle.config
-        content, spec = _policy_graph(source, config)
-        digest = hashlib.sha256(content).hexdigest()
-        name = f"policy-{digest[:8]}.onnx"
-        others = {
-            file: entry for file, entry in config.files.items() if config.policy is None or file != config.policy.file
-        }
-        files = {**others, name: FileEntry(len(content), digest)}
-        given = replace(config, policy=replace(spec, file=name), files=dict(sorted(files.items())))
-        document = given.to_json_dict()
-        parse_config(document, folder / CONFIG_NAME)  # a wrong config must not replace a right one
-        if sha256(folder / CONFIG_NAME) != bundle.identity:
-            raise CheckpointError(
-                f"{folder}: another export replaced it meanwhile, so it got no policy; run the command again"
-            )
-        try:
-            write_bytes(folder / name, content)
-            write_text(folder / CONFIG_NAME, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
-        except WriteError as error:
-            raise CheckpointError(f"{folder}: {error.reason}; make room, or copy the bundle elsewhere") from error
-        finally:
-            _remove_other_policies(folder, config)
-        return Bundle.open(folder)
 
+    def make(bundle: Bundle) -> tuple[bytes, Callable[[str], SolConfig]]:
+        content, spec = _policy_graph(source, bundle.config)
+        return content, lambda name: replace(bundle.config, policy=replace(spec, file=name))
 
-def _remove_other_policies(folder: Path, before: SolConfig) -> None:
-    """Removes the graphs of policies that the bundle no longer has, also those that a killed process left.
-
-    `before` is the config that may have been replaced.
-    """
-    kept = read_config(folder / CONFIG_NAME).files
-    names = {path.name for path in folder.glob("policy-????????.onnx")}
-    if before.policy is not None:
-        names.add(before.policy.file)
-    for name in names - set(kept):
-        (folder / name).unlink(missing_ok=True)
+    return give_file(path, "policy", ".onnx", make)

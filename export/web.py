@@ -22,6 +22,7 @@ from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import ALIGNMENT, BLOCK, FileEntry, SolConfig, TensorEntry, Variant
 from sol_rt.bundle.graph_file import external_tensors
 from sol_rt.bundle.selection import SELECTION
+from sol_rt.engine.gpu.gpu_graphs import archive_of
 from sol_rt.errors import BundleError, UsageError
 from sol_rt.export.bundle_folder import check_output, hashed, seal, written_aside
 from sol_rt.export.graphs.functions.operators import DEQUANTIZED, PACKED
@@ -85,6 +86,7 @@ def write_web_bundle(
         raise BundleError(source, config.weights_file, got, expected, "export with fewer --bits, or a smaller model")
     graphs = {variant.file for variant in config.variants.values()} | {config.weights_file}
     forms = {name for name in config.files for target in Target if name.endswith(f".{target.value}.onnx")}
+    forms |= {name for name in [archive_of(config.files)] if name is not None}
     skipped = {*graphs, *forms, *_NOT_COPIED, *([config.policy.file] if config.policy else [])}
     bundle, _ = check_weights(bundle, progress or silent)  # a copy of damaged weights would get a hash that is right
     with written_aside(output) as folder:

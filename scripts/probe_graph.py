@@ -1,8 +1,8 @@
 """Writes sol_rt/engine/probes/*.onnx: tiny models that show whether a provider computes correct numbers.
 
 There is one model for the provider's own operators, one for the products of function bodies, one for the native
-operators, and one per KV cache type for attention. After a change here, run `python scripts/probe_graph.py` from the
-repository root. A test compares the files with this source.
+operators, and one per KV cache type for attention. Those named `pad` make a cache's tensors on a GPU longer. After a
+change here, run `python scripts/probe_graph.py` from the repository root. A test compares the files with this source.
 """
 
 from __future__ import annotations
@@ -152,6 +152,15 @@ def build_attention(dtype: str) -> onnx.ModelProto:
     return _complete(graph, "com.microsoft")
 
 
+def build_pad(dtype: str, rank: int) -> onnx.ModelProto:
+    """Builds x of any sizes and pads int64 [2 rank] -> y: x and zeros around it."""
+    kind, info = helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), helper.make_tensor_value_info
+    (x, y) = (info(name, kind, [f"{name}{axis}" for axis in range(rank)]) for name in "xy")
+    pads = info("pads", TensorProto.INT64, [2 * rank])
+    graph = helper.make_graph([helper.make_node("Pad", ["x", "pads"], ["y"])], "pad", [x, pads], [y])
+    return _complete(graph)
+
+
 def _model(
     nodes: list[onnx.NodeProto], tensors: dict[str, np.ndarray], domain: str, outputs: int = SIZE
 ) -> onnx.ModelProto:
@@ -165,16 +174,21 @@ def _model(
     return _complete(graph, domain)
 
 
-def _complete(graph: onnx.GraphProto, domain: str) -> onnx.ModelProto:
-    opsets = [helper.make_opsetid("", 23), helper.make_opsetid(domain, 1)]
+def _complete(graph: onnx.GraphProto, *domains: str) -> onnx.ModelProto:
+    opsets = [helper.make_opsetid("", 23), *(helper.make_opsetid(domain, 1) for domain in domains)]
     return helper.make_model(graph, opset_imports=opsets, ir_version=11, producer_name="sol_rt")
 
 
+def models() -> dict[str, onnx.ModelProto]:
+    """All models, by name."""
+    found = {"probe": build(), "probe_bodies": build_bodies(), "probe_native": build_native()}
+    found |= {f"probe_attention_{dtype}": build_attention(dtype) for dtype in FLOATS}
+    return found | {f"pad_{dtype}_{rank}": build_pad(dtype, rank) for dtype in FLOATS for rank in (3, 4)}
+
+
 def main() -> None:
-    """Writes all probe models."""
-    models = {"probe": build(), "probe_bodies": build_bodies(), "probe_native": build_native()}
-    models |= {f"probe_attention_{dtype}": build_attention(dtype) for dtype in FLOATS}
-    for name, model in models.items():
+    """Writes all models."""
+    for name, model in models().items():
         Path(f"sol_rt/engine/probes/{name}.onnx").write_bytes(model.SerializeToString(deterministic=True))
 
 

@@ -11,10 +11,10 @@ from onnx import ModelProto, TensorProto, helper
 
 from operators.attention import SINKS, attention_node, attention_shape
 from sol_rt.bundle.config import PAGE_SIZE, KvLayout, ModelDims
-from sol_rt.engine.gpu.device_graph import gather_capacity
 from sol_rt.engine.providers import Provider
 from sol_rt.engine.signature import GATHER_CAPACITY
 from sol_rt.export.graphs.functions.attention import sparse_attention
+from sol_rt.export.graphs.gpu_graph import gather_capacity
 from sol_rt.export.graphs.nodes import IR_VERSION, OPSETS
 from speed.gpu_limits import Wait
 

@@ -21,13 +21,13 @@ from sol_rt.bundle.bits import MIXED, SCREENED, Screen
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import SolConfig
 from sol_rt.cli import main
-from sol_rt.engine.gpu.device_graph import device_graph
 from sol_rt.errors import UsageError
 from sol_rt.evaluation.inspect import describe as describe_bundle
 from sol_rt.export.actions import lm_head_bits
 from sol_rt.export.actions.lm_head_bits import Head, HeadPoint, choose_lm_head_bits, with_heads, worth_reading
 from sol_rt.export.actions.stored import StoredCalibration
 from sol_rt.export.actions.tail_offset import Tails, last_logits
+from sol_rt.export.graphs.gpu_graph import gpu_graph
 from sol_rt.export.graphs.graph import weight_bytes
 from sol_rt.export.runs import open_under
 from sol_rt.export.sources.decoder import Decoder, from_hf_config
@@ -92,7 +92,7 @@ def test_a_gpu_gets_a_graph_that_reads_the_lm_head_whole(made: Path) -> None:
     """The node of the plain overload, without the attributes; its body inlined gives the whole product."""
     config = Bundle.open(made).config
     for inline in (False, True):
-        graph = device_graph((made / "model.q4.onnx").read_bytes(), inline=inline, bits=4, kv=config.kv)
+        graph = gpu_graph((made / "model.q4.onnx").read_bytes(), inline=inline, bits=4, kv=config.kv)
         model = onnx.load_from_string(graph.model)
         assert "TopK" not in {node.op_type for node in model.graph.node}
         heads = [node for node in model.graph.node if node.op_type == "NestedMatMul"]

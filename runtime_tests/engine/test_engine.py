@@ -33,7 +33,7 @@ TOKENS = [int(token) for token in np.random.default_rng(1).integers(0, 90, 250)]
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return Bundle.open(write_bundle(tmp_path_factory.mktemp("engine") / "tiny"))
+    return Bundle.open(write_bundle(tmp_path_factory.mktemp("engine") / "tiny", gpu=True))
 
 
 @pytest.fixture(scope="module")
@@ -399,15 +399,14 @@ def test_a_graph_of_the_other_cache_is_refused(int8_bundle: Bundle, tmp_path: Pa
 
 
 def test_the_probes_are_what_their_source_says() -> None:
-    from probe_graph import build, build_attention, build_bodies, build_native
+    from probe_graph import models
 
-    from sol_rt.engine import providers
-    from sol_rt.engine.probes import attention_probe
+    from sol_rt.engine import probes
 
-    models = {providers._PROBE: build(), providers._PROBE_BODIES: build_bodies()}
-    models |= {providers._PROBE_NATIVE: build_native()}
-    models |= {path: build_attention(dtype) for dtype, path in attention_probe.MODELS.items()}
-    for path, model in models.items():
+    folder = Path(str(probes.__file__)).parent
+    assert {path.stem for path in folder.glob("*.onnx")} == models().keys()
+    for name, model in models().items():
+        path = folder / f"{name}.onnx"
         assert path.read_bytes() == model.SerializeToString(deterministic=True), path.name
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -24,6 +25,7 @@ from helpers.webgpu_tokens import NO_ADAPTER
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bits import MIXED, THREE
 from sol_rt.bundle.bundle import Bundle
+from sol_rt.export.gpu import add_gpu_graphs
 from sol_rt.generate.native.engine import Engine
 
 PROMPT = list(range(20, 80))
@@ -54,9 +56,9 @@ def _on_webgpu(bundle: Path, tokens: int) -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_every_variant_computes_what_the_cpu_does(tiny_bundle: Path) -> None:
+def test_every_variant_computes_what_the_cpu_does(tiny_bundle: Path, tmp_path: Path) -> None:
     """Pruned ones as nearly as a tiny random network allows: activations rounded otherwise keep other channels."""
-    _check_variants(tiny_bundle)
+    _check_variants(shutil.copytree(tiny_bundle, tmp_path / "tiny"))
 
 
 @pytest.mark.slow
@@ -82,6 +84,7 @@ def test_a_model_of_each_trait_matches_the_cpu(preset: str, tmp_path: Path) -> N
 
 
 def _check_variants(folder: Path) -> None:
+    add_gpu_graphs(folder)
     results = _on_webgpu(folder, TOKENS)
     bundle = Bundle.open(folder)
     engine = Engine(bundle, provider="cpu", native_ops=False)
@@ -111,7 +114,7 @@ def test_blocks_of_128_match_the_cpu(family: str, tmp_path: Path) -> None:
     decoder = RandomDecoder.write(
         replace(describe(family), hidden_size=128, intermediate_size=256, head_dim=32), tmp_path
     )
-    folder = decoder.write_bundle(tmp_path, [(1.0, 8), (1.0, 6), (1.0, MIXED), (1.0, 4)])
+    folder = add_gpu_graphs(decoder.write_bundle(tmp_path, [(1.0, 8), (1.0, 6), (1.0, MIXED), (1.0, 4)])).path
     engine = Engine(Bundle.open(folder), provider="cpu", native_ops=False)
     for key, result in _on_webgpu(folder, 1).items():
         engine.reset()

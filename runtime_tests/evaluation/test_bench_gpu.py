@@ -43,7 +43,7 @@ def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("provider", ["cpu", "webgpu"])
 def test_every_figure_has_a_row(provider: str, tmp_path: Path) -> None:
-    folder = write_bundle(tmp_path / "tiny", policy=True)
+    folder = write_bundle(tmp_path / "tiny", policy=True, gpu=True)
     page = tmp_path / "page.md"
     page.write_text("# Before\n")
     done = _run(str(folder), "--provider", provider, *SHORT, "--attention", "200:40", "-o", str(page))

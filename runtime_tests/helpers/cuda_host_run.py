@@ -80,7 +80,7 @@ def steps(bundle: Bundle) -> dict[str, Any]:
             assert cache.capacity > before
     return {
         "native": engine.native,
-        "captured": {kind.file: one.captured for kind, one in graphs._opened.items() if kind.one_token},
+        "captured": {kind.key: one.captured for kind, one in graphs._opened.items() if kind.one_token},
         "captures": captures,
         "captured kernels": kernels,
         "costs": costs,

@@ -23,6 +23,7 @@ from sol_rt.bundle.config import (
 )
 from sol_rt.bundle.config_reader import read_config
 from sol_rt.bundle.policy_inputs import KNOWN_SCALARS
+from sol_rt.export.gpu import ARCHIVE, forms_of, gpu_archive
 from sol_rt.export.graphs.policy_graph import PolicyShape, build_policy, random_policy_parameters
 from sol_rt.export.sources.decoder import Decoder
 
@@ -48,12 +49,13 @@ def write_bundle(
     three_bit_layers: tuple[LayerBits, ...] | None = None,
     screens: Mapping[int, Screen] | None = None,
     losses: bool = False,
+    gpu: bool = False,
     seed: int = 0,
 ) -> Path:
     """Writes the bundle into `folder` and returns it. Its words are `w0` to `w85` and those of the chat template.
 
     Of a 3-bit graph, `three_bit_layers` are the bits of each layer's matrices, in turn; None: 3. With `losses`, every
-    action has made-up losses, which rise where bits and densities fall.
+    action has made-up losses, which rise where bits and densities fall. With `gpu`, it has the graphs for GPUs.
     """
     folder.mkdir(parents=True, exist_ok=True)
     decoder = decoder or describe(family)
@@ -101,6 +103,8 @@ def write_bundle(
         tensors=weights.tensors,
         files={},
     )
+    if gpu:
+        (folder / ARCHIVE).write_bytes(gpu_archive(config, lambda file: (folder / file).read_bytes(), forms_of(config)))
     seal(folder, config)
     return folder
 

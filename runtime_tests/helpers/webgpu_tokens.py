@@ -33,7 +33,8 @@ def main() -> int:
         engine.reset()
         found = results[variant.key] = {"logits": engine.forward(prompt, dense, num_logits=len(prompt)).logits.tolist()}
         if variant.channel_density == 1.0:
-            found["step"] = engine.forward(prompt[:1], sparse).logits[0].tolist()
+            if sparse in [entry.action for entry in bundle.config.actions]:
+                found["step"] = engine.forward(prompt[:1], sparse).logits[0].tolist()
             run = greedy(engine, prompt, dense, count)
             found |= {"tokens": run.tokens, "margins": run.margins}
     json.dump(results, sys.stdout)

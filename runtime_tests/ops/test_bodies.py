@@ -28,10 +28,10 @@ from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bits import MIXED
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import PAGE_SIZE, KvLayout
-from sol_rt.engine.gpu.device_graph import gather_capacity
 from sol_rt.export.graphs.functions import operators as bodies
 from sol_rt.export.graphs.functions.attention import sparse_attention
 from sol_rt.export.graphs.functions.attention_shape import AttentionShape
+from sol_rt.export.graphs.gpu_graph import gather_capacity
 from sol_rt.export.graphs.nodes import IR_VERSION, OPSETS
 from sol_rt.generate.native.engine import Engine
 from sol_rt.ops import library_path

@@ -155,11 +155,11 @@ def test_greedy_tokens_are_the_cpus(tmp_path: Path) -> None:
     from helpers.greedy import assert_same_choices, greedy
     from helpers.random_decoder import RandomDecoder, describe
     from sol_rt.bundle.actions import Action
-    from sol_rt.bundle.bundle import Bundle
+    from sol_rt.export.gpu import add_gpu_graphs
     from sol_rt.generate.native.engine import Engine
 
     decoder = RandomDecoder.write(describe("llama"), tmp_path)
-    bundle = Bundle.open(decoder.write_bundle(tmp_path, [(1.0, 8), (1.0, 6), (1.0, 4), (0.5, 8)]))
+    bundle = add_gpu_graphs(decoder.write_bundle(tmp_path, [(1.0, 8), (1.0, 6), (1.0, 4), (0.5, 8)]))
     prompt = list(range(20, 80))
     on_gpu, on_cpu = Engine(bundle, provider="cuda"), Engine(bundle, provider="cpu")
     for kv_density in (1.0, 0.3):

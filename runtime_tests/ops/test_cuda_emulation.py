@@ -207,7 +207,7 @@ def test_greedy_tokens_are_the_cpus(family: str, tmp_path: Path, monkeypatch: py
     """A whole model on the GPU's host side, driven by the core: weights as inputs, one session for all variants of a
     width, a cache that grows, with and without pruning and selection of tokens.
     """
-    bundle = Bundle.open(write_bundle(tmp_path / "tiny", family, bits=(8, MIXED, 4)))
+    bundle = Bundle.open(write_bundle(tmp_path / "tiny", family, bits=(8, MIXED, 4), gpu=True))
     on_cpu = Engine(bundle, provider="cpu")
     emulated = _Emulated("cuda", on_cpu.threads, layer.LIBRARY, gpu=Gpu("emulated"))
     monkeypatch.setattr(providers, "choose", lambda *_, **__: emulated)

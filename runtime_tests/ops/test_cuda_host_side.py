@@ -80,7 +80,7 @@ def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_bundle(tmp_path_factory.mktemp("bundle") / "tiny")
+    return write_bundle(tmp_path_factory.mktemp("bundle") / "tiny", gpu=True)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def larger(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """8 MB of weights, beside which small tensors count little."""
     sizes = {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8}
     decoder = from_hf_config({**hf_config("llama"), **sizes})
-    return write_bundle(tmp_path_factory.mktemp("larger") / "larger", decoder=decoder)
+    return write_bundle(tmp_path_factory.mktemp("larger") / "larger", decoder=decoder, gpu=True)
 
 
 def run(libraries: Path, scenario: str, bundle: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -117,7 +117,7 @@ def result(libraries: Path, scenario: str, bundle: Path, *arguments: str) -> dic
 def test_every_variant_is_captured_and_a_step_is_one_graph(
     libraries: Path, tmp_path: Path, family: str, kv: str
 ) -> None:
-    found = result(libraries, "steps", write_bundle(tmp_path / "tiny", family, kv=kv))
+    found = result(libraries, "steps", write_bundle(tmp_path / "tiny", family, kv=kv, gpu=True))
     assert found["native"]
     assert found["captured"] == {f"model.q{bits}.onnx": True for bits in (8, 6, 4)}
     assert found["captures"] == 2 * 2 * 3  # of each graph, compared and then for good, again after the cache has grown

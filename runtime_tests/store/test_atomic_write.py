@@ -400,7 +400,7 @@ except SolError as error:
 @posix
 def test_two_that_give_a_bundle_a_policy_leave_one_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("safetensors")
-    from sol_rt.export import policy_file
+    from sol_rt.export import bundle_folder, policy_file
     from sol_rt.export.graphs.policy_graph import PolicyShape, random_policy_parameters
 
     folder = write_bundle(tmp_path / "bundle", policy=True)
@@ -413,7 +413,7 @@ def test_two_that_give_a_bundle_a_policy_leave_one_whole(tmp_path: Path, monkeyp
     for seed, path in enumerate(policies):
         parameters = random_policy_parameters(seed, shape)
         policy_file.write_policy(path, policy_file.TrainedPolicy(shape, ("budget",), tuple(actions), "", parameters))
-    write, others = policy_file.write_text, []
+    write, others = bundle_folder.write_text, []
 
     def write_late(path: Path, text: str) -> None:
         """Lets the other one begin between the graph and the config, and gives it time to end if it does not wait."""
@@ -422,7 +422,7 @@ def test_two_that_give_a_bundle_a_policy_leave_one_whole(tmp_path: Path, monkeyp
             wait(others, timeout=2)
         write(path, text)
 
-    monkeypatch.setattr(policy_file, "write_text", write_late)
+    monkeypatch.setattr(bundle_folder, "write_text", write_late)
     with ThreadPoolExecutor() as executor:
         policy_file.give_policy(folder, policies[0])
         others[0].result()

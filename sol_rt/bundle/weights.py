@@ -22,7 +22,7 @@ from sol_rt.errors import BundleError
 
 import onnxruntime as ort
 
-_ONNX_UINT4 = 21
+ONNX_UINT4 = 21
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
@@ -140,4 +140,4 @@ def _as_ort_value(data: np.ndarray, entry: TensorEntry) -> ort.OrtValue:
     # numpy has no 4-bit type. A uint8 view of the logical shape replaces it; ONNX Runtime reads only the packed bytes.
     strides = tuple(math.prod(entry.shape[axis + 1 :]) for axis in range(len(entry.shape)))
     logical = as_strided(raw, shape=entry.shape, strides=strides, writeable=False)
-    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(logical, _ONNX_UINT4)
+    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(logical, ONNX_UINT4)

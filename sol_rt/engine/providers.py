@@ -7,7 +7,6 @@ providers that have no device, and then computes on the CPU without a word.
 from __future__ import annotations
 
 import functools
-import importlib.util
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -171,9 +170,7 @@ class Provider:
         return self._session(model, self.options(), strict=self.name != "cpu")
 
     def memory(self) -> DeviceMemory:
-        """The GPU's memory. Raises ProviderError if the package onnx is missing, which prepares graphs for the GPU."""
-        if importlib.util.find_spec("onnx") is None:
-            raise ProviderError(f"provider {self.name}: needs the package onnx; pip install 'sol-rt[{self.name}]'")
+        """The GPU's memory."""
         from sol_rt.engine.gpu.device_memory import CudaMemory, WebGpuMemory
 
         where = f"provider {self.name}: {self.device_name}"

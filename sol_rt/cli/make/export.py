@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from sol_rt.cli import options
 from sol_rt.cli.console import note, progress
 from sol_rt.cli.loading import require_packages
 from sol_rt.errors import UsageError, WriteError
 
+if TYPE_CHECKING:
+    from sol_rt.bundle.bundle import Bundle
+
 _NO_POLICY = "none"
-_NATIVE, _WEB = "native", "web"
+_NATIVE, _WEB, _GPU = "native", "web", "gpu"
 _CHANNEL_DENSITY, _KV_DENSITY = "1,0.75,0.62,0.5,0.4", "1,0.5,0.25,0.1"
 
 
@@ -98,8 +102,8 @@ def export(
         options.option(
             "--target",
             env=False,
-            help="native, or web: a copy of a bundle with few graphs, for browsers. -m is then that bundle, or what is "
-            "to be exported first.",
+            help="native; web: a copy of a bundle with few graphs, for browsers; gpu: graphs for WebGPU are added to a "
+            "bundle. -m is then that bundle, or what is to be exported first.",
         ),
     ] = _NATIVE,
     parity: Annotated[
@@ -122,8 +126,8 @@ def export(
     from sol_rt.store.pull import bundle_name, source_of
 
     bit_levels = _bits(bits)
-    if target not in (_NATIVE, _WEB):
-        raise UsageError(f"--target {target}: expected {_NATIVE} or {_WEB}")
+    if target not in (_NATIVE, _WEB, _GPU):
+        raise UsageError(f"--target {target}: expected {_NATIVE}, {_WEB} or {_GPU}")
     kv_levels = _densities("--kv-density", _KV_DENSITY if kv_density is None else kv_density)
     channel_levels = _densities("--channel-density", _CHANNEL_DENSITY if channel_density is None else channel_density)
     web_levels = (
@@ -132,8 +136,9 @@ def export(
     )
     if kv not in KV_DTYPES:
         raise UsageError(f"--kv {kv}: expected {' or '.join(KV_DTYPES)}")
-    if target == _WEB and (found := _bundle_of(model)) is not None:
+    if target != _NATIVE and (found := _bundle_of(model)) is not None:
         others = {
+            "output": output if target == _GPU else None,
             "ctx-size": ctx_size,
             "policy": policy,
             "kv": None if kv == "float16" else kv,
@@ -143,24 +148,21 @@ def export(
         }
         if idle := [name for name, value in others.items() if value is not None]:
             raise UsageError(
-                f"--{' and --'.join(idle)}: {found} is there already, and a copy for the web changes none of that; "
+                f"--{' and --'.join(idle)}: {found} is there already, and --target {target} changes none of that; "
                 f"leave that out, or export the model again first"
             )
-        print(_write_for_web(found, output, force, bit_levels, *web_levels))
+        if target == _GPU:
+            _add_gpu_graphs(found)
+        else:
+            print(_write_for_web(found, output, force, bit_levels, *web_levels))
         return
     given = None if policy in (None, _NO_POLICY) else Path(str(policy))
     bundle = None if given is None else _existing(model, output, force)
     require_packages("export", ("onnx", "safetensors") if bundle else ())
     if given is not None and bundle is not None:
-        from sol_rt.budget.cost.cost_table import tables_of
         from sol_rt.export.policy_file import give_policy
-        from sol_rt.store.home import keeping_source
 
-        measured = bool(tables_of(bundle))
-        with keeping_source(bundle):
-            print(give_policy(bundle, given).path)
-        if measured:
-            note("the bundle was measured without this policy; run sol-rt profile again")
+        _change(bundle, "this policy", partial(give_policy, bundle, given))
         return
     if policy is None:
         given = _policy_of_alias(
@@ -201,7 +203,31 @@ def export(
         remember_source(place, source_of(model))
     except WriteError as error:
         note(f"{error.path}: cannot be written ({error.reason}), so this is not the default model; use -m {place}")
-    print(place if target == _NATIVE else _write_for_web(place, output, force, bit_levels, *web_levels))
+    if target == _GPU:
+        _add_gpu_graphs(place)
+    else:
+        print(place if target == _NATIVE else _write_for_web(place, output, force, bit_levels, *web_levels))
+
+
+def _change(path: Path, what: str, change: Callable[[], Bundle]) -> None:
+    """Changes a bundle in place and prints its path. `what` it was measured without, if it was measured."""
+    from sol_rt.budget.cost.cost_table import tables_of
+    from sol_rt.store.home import keeping_source
+
+    measured = bool(tables_of(path))
+    with keeping_source(path):
+        print(change().path)
+    if measured:
+        note(f"the bundle was measured without {what}; run sol-rt profile again")
+
+
+def _add_gpu_graphs(path: Path) -> None:
+    """Gives a bundle the graphs that GPUs run, and prints its path."""
+    require_packages("export", ("onnx",))
+    from sol_rt.export.gpu import add_gpu_graphs
+
+    with progress() as report:
+        _change(path, "these graphs", partial(add_gpu_graphs, path, report))
 
 
 def _bundle_of(model: str) -> Path | None:

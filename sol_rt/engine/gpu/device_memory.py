@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from onnx import TensorProto, helper
 
+from sol_rt.bundle.weights import ONNX_UINT4
 from sol_rt.engine.gpu.cuda_memory import Block, CudaDriver, size_bytes
 from sol_rt.errors import ProviderError, SolError, device_errors, one_line
 
 import onnxruntime as ort
 
 _FLOATS = ("float16", "float32")
-_OPSETS = [helper.make_opsetid("", 21)]
+_PROBES = Path(__file__).parents[1] / "probes"
 _ALIGNMENT = 256  # of tensors that share a block, in bytes: what CUDA gives by itself
 
 
@@ -40,7 +40,7 @@ class DeviceMemory(ABC):
     ) -> None:
         self.floats = floats
         self._where, self._make_session, self._free_bytes = where, session, free_bytes
-        self._sessions: dict[bytes, ort.InferenceSession] = {}
+        self._pads: dict[str, ort.InferenceSession] = {}
 
     @abstractmethod
     def _allocate(self, shape: Sequence[int], dtype: Any) -> ort.OrtValue:
@@ -50,9 +50,7 @@ class DeviceMemory(ABC):
     def read(self, values: Sequence[ort.OrtValue], into: Sequence[ort.OrtValue]) -> None:
         """Copies tensors into tensors in main memory, and waits until that is done."""
 
-    def bind_four_bits(
-        self, binding: ort.IOBinding, name: str, packed: ort.OrtValue, onnx_type: int, shape: Sequence[int]
-    ) -> None:
+    def bind_four_bits(self, binding: ort.IOBinding, name: str, packed: ort.OrtValue, shape: Sequence[int]) -> None:
         """Binds the bytes of a tensor of 4-bit numbers to a graph's input. Raises ProviderError where none are read."""
         raise ProviderError(f"{self._where}: reads no 4-bit tensors, as {name} is; use --provider cpu")
 
@@ -91,40 +89,35 @@ class DeviceMemory(ABC):
 
         Raises as `place`.
         """
-        new = self.empty(shape, dtype)
-        if dtype in _FLOATS:
-            pads = np.zeros(2 * len(shape), np.int64)
-            pads[len(shape) + 2] = shape[2] - value.shape()[2]
-            self._run(_pad(dtype, len(shape)), {"x": value, "pads": ort.OrtValue.ortvalue_from_numpy(pads)}, new)
-        else:  # WebGPU pads no bytes
-            array = np.zeros(shape, dtype)
-            with self.errors():
-                array[:, :, : value.shape()[2]] = value.numpy()
-                new.update_inplace(array)
+        new, added = self.empty(shape, dtype), shape[2] - value.shape()[2]
+        with self.errors():
+            if dtype in _FLOATS:
+                self._pad(value, added, new, f"pad_{dtype}_{len(shape)}.onnx")
+            else:  # WebGPU pads no bytes
+                new.update_inplace(
+                    np.pad(value.numpy(), [(0, added if axis == 2 else 0) for axis in range(len(shape))])
+                )
         return new
 
     def wipe(self, value: ort.OrtValue, dtype: str, start: int, stop: int) -> None:
-        """Zeroes places `start` to `stop` of the third axis of a tensor [1, heads, …], where it holds floats."""
-        if dtype not in _FLOATS:
-            return
-        shape = value.shape()
-        index = np.zeros((1, shape[1], stop - start, 3), np.int64)
-        index[0, :, :, 1] = np.arange(shape[1])[:, None]
-        index[0, :, :, 2] = np.arange(start, stop)
-        rows = np.zeros((1, shape[1], stop - start, *shape[3:]), dtype)
-        wrap = ort.OrtValue.ortvalue_from_numpy
-        self._run(_scatter(dtype, len(shape)), {"x": value, "index": wrap(index), "rows": wrap(rows)}, value)
+        """Zeroes places `start` to `stop` of the third axis of a tensor, where it holds floats."""
+        if dtype in _FLOATS:
+            with self.errors():
+                array = value.numpy().copy()
+                array[:, :, start:stop] = 0
+                value.update_inplace(array)
 
-    def _run(self, model: bytes, inputs: Mapping[str, ort.OrtValue], output: ort.OrtValue) -> None:
-        with self.errors():
-            if model not in self._sessions:
-                self._sessions[model] = self._make_session(model)
-            session = self._sessions[model]
-            binding = session.io_binding()
-            for name, value in inputs.items():
-                binding.bind_ortvalue_input(name, value)
-            binding.bind_ortvalue_output("y", output)
-            session.run_with_iobinding(binding)
+    def _pad(self, value: ort.OrtValue, added: int, new: ort.OrtValue, model: str) -> None:
+        """Writes into `new` the content of `value`, and `added` zeros behind it in the third axis."""
+        if model not in self._pads:
+            self._pads[model] = self._make_session((_PROBES / model).read_bytes())
+        binding = self._pads[model].io_binding()
+        pads = np.zeros(2 * len(value.shape()), np.int64)
+        pads[len(pads) // 2 + 2] = added
+        binding.bind_ortvalue_input("x", value)
+        binding.bind_ortvalue_input("pads", ort.OrtValue.ortvalue_from_numpy(pads))
+        binding.bind_ortvalue_output("y", new)
+        self._pads[model].run_with_iobinding(binding)
 
     def errors(self) -> AbstractContextManager[None]:
         """Makes DeviceErrors of what ONNX Runtime raises within."""
@@ -200,10 +193,8 @@ class CudaMemory(DeviceMemory):
 
         return PackedMirror(self, arrays, apart, block)
 
-    def bind_four_bits(
-        self, binding: ort.IOBinding, name: str, packed: ort.OrtValue, onnx_type: int, shape: Sequence[int]
-    ) -> None:
-        binding.bind_input(name, "cuda", self._driver.device, onnx_type, shape, packed.data_ptr())
+    def bind_four_bits(self, binding: ort.IOBinding, name: str, packed: ort.OrtValue, shape: Sequence[int]) -> None:
+        binding.bind_input(name, "cuda", self._driver.device, ONNX_UINT4, shape, packed.data_ptr())
 
 
 class Mirror:
@@ -285,28 +276,3 @@ class PackedMirror(Mirror):
             for name, known in self._packed.items():
                 self.arrays[name][...] = known
         super().receive([name for name in names if name not in self._packed])
-
-
-@functools.cache
-def _pad(dtype: str, rank: int) -> bytes:
-    """y = x and zeros around it, as `pads` says."""
-    node = helper.make_node("Pad", ["x", "pads"], ["y"])
-    return _model(node, dtype, rank, {"pads": [2 * rank]})
-
-
-@functools.cache
-def _scatter(dtype: str, rank: int) -> bytes:
-    """y = x with rows at `index`; in place where y is x."""
-    node = helper.make_node("ScatterND", ["x", "index", "rows"], ["y"])
-    return _model(node, dtype, rank, {"index": [1, "h", "n", 3]}, rows=True)
-
-
-def _model(node: Any, dtype: str, rank: int, integers: dict[str, list[Any]], rows: bool = False) -> bytes:
-    kind = TensorProto.FLOAT16 if dtype == "float16" else TensorProto.FLOAT
-    info = helper.make_tensor_value_info
-    inputs = [info("x", kind, [f"x{axis}" for axis in range(rank)])]
-    inputs += [info(name, TensorProto.INT64, shape) for name, shape in integers.items()]
-    if rows:
-        inputs.append(info("rows", kind, [f"r{axis}" for axis in range(rank)]))
-    graph = helper.make_graph([node], "memory", inputs, [info("y", kind, [f"y{axis}" for axis in range(rank)])])
-    return bytes(helper.make_model(graph, opset_imports=_OPSETS, ir_version=10).SerializeToString())

@@ -15,11 +15,11 @@ import numpy as np
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.weights import SharedWeights
 from sol_rt.engine.gpu.device_cache import DeviceCache
-from sol_rt.engine.gpu.device_graph import Value, device_graph
 from sol_rt.engine.gpu.device_inputs import DeviceInputs
 from sol_rt.engine.gpu.device_memory import DeviceMemory
 from sol_rt.engine.gpu.device_weights import DeviceWeights
-from sol_rt.engine.signature import CHANNEL_INPUTS, SPARSE_DIMS, Signature, check_signature
+from sol_rt.engine.gpu.gpu_graphs import KERNELS, GpuGraphs, Value
+from sol_rt.engine.signature import CHANNEL_INPUTS, Signature, check_signature
 from sol_rt.errors import ProviderError
 
 import onnxruntime as ort
@@ -27,6 +27,7 @@ import onnxruntime as ort
 if TYPE_CHECKING:
     from sol_rt.engine.providers import Provider
 
+_MAY_BE_CONSTANT = {"kv_pages", "num_logits", *CHANNEL_INPUTS}
 _CAPTURE_ERROR = 1e-5
 """Largest difference of a captured run from a plain one, relative to the largest number."""
 
@@ -39,21 +40,20 @@ def _graph_options(number: int) -> ort.RunOptions:
 
 
 class Kind(NamedTuple):
-    """Properties of the runs that a session serves.
+    """A graph, as `gpu_graphs.member` names it.
 
     Attributes:
-        file: the graph file.
-        bits: most bits of its layers' matrices.
-        channels: int64 [4, L] as bytes, counts of active channels; empty if the session reads them at every step.
-        kv_density: share of the old tokens that its steps read; None if it reads how many at every step.
-        one_token: whether it takes one token and gives one row of logits, as a decode step does.
+        run: `step` or `batch`.
+        key: the graph file, the action's tag or the variant's key.
     """
 
-    file: str
-    bits: int
-    channels: bytes
-    kv_density: float | None
-    one_token: bool
+    run: str
+    key: str
+
+    @property
+    def one_token(self) -> bool:
+        """True if it takes one token and gives one row of logits, as a decode step does."""
+        return self.run == "step"
 
 
 class DeviceGraphs:
@@ -69,6 +69,8 @@ class DeviceGraphs:
     Attributes:
         weights: the weights on the GPU.
         captures: whether sessions for steps are made so that their runs can be captured.
+
+    Raises BundleError, and ProviderError where the bundle has no graphs for the GPU.
     """
 
     def __init__(
@@ -79,8 +81,9 @@ class DeviceGraphs:
         stored: SharedWeights,
         signature: Signature,
     ) -> None:
-        self._bundle, self._provider, self._stored = bundle, provider, stored
-        self._signature = signature
+        self._provider, self._stored, self._signature = provider, stored, signature
+        form = KERNELS if provider.native else provider.floats
+        self._graphs = GpuGraphs(bundle, form, provider.name)
         self.weights = DeviceWeights(stored, memory)
         self._memory = memory
         self.captures = provider.can_capture
@@ -104,52 +107,31 @@ class DeviceGraphs:
         return self.open(kind)
 
     def _make(self, kind: Kind) -> OpenGraph:
-        stored, _ = self._stored.check(kind.file)
-        path = self._bundle.path / kind.file
-        constants: dict[str, np.ndarray] = {}
-        if kind.channels:
-            counts = np.frombuffer(kind.channels, np.int64).reshape(len(CHANNEL_INPUTS), -1)
-            for name, count in zip(CHANNEL_INPUTS, counts if counts.any() else counts[:, :0], strict=True):
-                constants[name] = count
-        if kind.kv_density == 1.0:
-            constants["kv_pages"] = np.zeros(0, np.int64)
-        if kind.one_token:
-            constants["num_logits"] = np.ones(1, np.int64)
-        layers = dict.fromkeys(SPARSE_DIMS, self._bundle.config.model.num_layers)
-        graph = device_graph(
-            stored,
-            inline=not self._provider.native,
-            bits=kind.bits,
-            kv=self._bundle.config.kv,
-            constants=constants,
-            dims=layers,
-            one_token=kind.one_token,
-            float32=self._provider.floats == "float32",
-            kv_density=1.0 if kind.kv_density is None else kind.kv_density,
-        )
-        self.weights.place(graph.values)
-        self._stored.require_unchanged()  # afterwards, so that no weights come of a file that was just written to
+        model = self._graphs.read(*kind)
         capture = self.captures and kind.one_token
         try:
-            session = self._session(kind, graph.model, capture)
+            session = self._session(kind, model, capture)
         except ProviderError:
             if not capture:
                 raise
             # a provider that cannot capture this graph cannot capture another one of the bundle
             capture = self.captures = False
-            session = self._session(kind, graph.model, capture)
-        ignored = {value.name for value in graph.values}
+            session = self._session(kind, model, capture)
+        names = [node.name for node in session.get_inputs()]
+        values = self._graphs.values(names)
         inputs, outputs = self._signature
-        inputs = {name: wanted for name, wanted in inputs.items() if name not in constants}
-        check_signature(path, session, (inputs, outputs), ignored=ignored)
-        opened = OpenGraph(kind.file, session, graph.values, self.weights, capture)
+        inputs = {name: wanted for name, wanted in inputs.items() if name in names or name not in _MAY_BE_CONSTANT}
+        check_signature(self._graphs.path, session, (inputs, outputs), ignored={value.name for value in values})
+        self.weights.place(values)
+        self._stored.require_unchanged()  # afterwards, so that no weights come of a file that was just written to
+        opened = OpenGraph(kind.key, session, values, self.weights, capture)
         if capture and self._provider.name == "cuda":
             weakref.finalize(opened, _let_go, session, self._memory)
         return opened
 
     def _session(self, kind: Kind, model: bytes, capture: bool) -> ort.InferenceSession:
         options = self._provider.options()
-        return self._provider.session(self._bundle.path / kind.file, options, model, capture=capture)
+        return self._provider.session(self._graphs.path / kind.key, options, model, capture=capture)
 
 
 def _let_go(session: ort.InferenceSession, memory: DeviceMemory) -> None:
@@ -166,7 +148,7 @@ class OpenGraph:
     """A session on the GPU and its weights.
 
     Attributes:
-        file: name of the graph file, for messages.
+        file: the graph's key, for messages.
         session: the session.
         captured: whether later runs repeat a recorded one.
         refused: whether a trial of that gave other numbers.

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from onnx import TensorProto
-
 from sol_rt.bundle.weights import SharedWeights
-from sol_rt.engine.gpu.device_graph import Value, cpu_session, repacked
 from sol_rt.engine.gpu.device_memory import DeviceMemory
+from sol_rt.engine.gpu.gpu_graphs import Value, repacked
 
 import onnxruntime as ort
 
@@ -36,14 +34,15 @@ class DeviceWeights:
         self._memory.require(sum(value.bytes for value in missing), "weights")
         makers: dict[bytes, ort.InferenceSession] = {}
         for value in missing:
-            self._placed[value.name] = self._make(value, makers)
+            with self._memory.errors():
+                self._placed[value.name] = self._make(value, makers)
 
     def bind(self, binding: ort.IOBinding, values: Iterable[Value]) -> None:
         """Binds values that were placed to the inputs of a graph that name them."""
         for value in values:
             placed = self._placed[value.name]
-            if value.onnx_type == TensorProto.UINT4:
-                self._memory.bind_four_bits(binding, value.name, placed, value.onnx_type, value.shape)
+            if value.dtype == "uint4":
+                self._memory.bind_four_bits(binding, value.name, placed, value.shape)
             else:
                 binding.bind_ortvalue_input(value.name, placed)
 
@@ -53,9 +52,17 @@ class DeviceWeights:
             return self._memory.place(repacked(self._stored.raw(value.weights[0]), *entry.shape))
         if value.recipe is None:
             raw = self._stored.raw(value.weights[0])
-            four_bits = value.onnx_type == TensorProto.UINT4
-            return self._memory.place(raw if four_bits else raw.view(entry.dtype).reshape(entry.shape))
+            return self._memory.place(raw if entry.dtype == "uint4" else raw.view(entry.dtype).reshape(entry.shape))
         if value.recipe not in makers:
-            makers[value.recipe] = cpu_session(value.recipe)
+            makers[value.recipe] = _on_the_cpu(value.recipe)
         feeds = {str(index): self._stored.value(name) for index, name in enumerate(value.weights)}
         return self._memory.place(makers[value.recipe].run_with_ort_values(None, feeds)[0].numpy())
+
+
+def _on_the_cpu(model: bytes) -> ort.InferenceSession:
+    """A session on the process-wide pool, for what is computed once."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.use_per_session_threads = False
+    options.enable_cpu_mem_arena = False
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])

@@ -49,7 +49,7 @@ class _Plan(NamedTuple):
 class GpuEngine:
     """The weights, the KV cache and the sessions of a bundle on one GPU.
 
-    Function bodies need a session for each combination of active channels and KV density. Their graphs get the counts
+    Function bodies need a session for each combination of active channels and KV density. Their graphs have the counts
     as constants, because reading counts from the GPU would make the host wait. Native operators read the counts
     themselves. Each session for steps is captured if the provider can do that.
 
@@ -193,10 +193,8 @@ class GpuEngine:
             channels = np.array(
                 [np.array(getattr(variant, name)) % most for name, most in model.channels.items()], np.int64
             )
-            native = self._provider.native
-            counts, chosen, every = (b"", None, None) if native else (channels.tobytes(), action.kv_density, 1.0)
-            of_variant = variant.file, variant.precision.widest, counts
-            self._plans[action] = _Plan(Kind(*of_variant, chosen, True), Kind(*of_variant, every, False), channels)
+            keys = (variant.file, variant.file) if self._provider.native else (action.tag, variant.key)
+            self._plans[action] = _Plan(Kind("step", keys[0]), Kind("batch", keys[1]), channels)
         return self._plans[action]
 
     def _make_room(self, tokens: int) -> None:

@@ -131,7 +131,7 @@ def _choose(bundle: Bundle, name: str, **options: Any) -> tuple[Provider, GpuEng
         provider = providers.choose(name, unfit=unfit, **options)
         if provider.gpu is None:
             return provider, None
-        from sol_rt.engine.gpu.gpu_engine import GpuEngine  # needs onnx, which only the GPU extras install
+        from sol_rt.engine.gpu.gpu_engine import GpuEngine
 
         try:
             return provider, GpuEngine(bundle, provider)

@@ -3,6 +3,7 @@
 What a graph computes of weights alone, ONNX Runtime would fold for every session anew, and keep a copy of the result in
 each. Here such values are found, named after how they are made, and taken out of the graph: whoever runs it makes each
 of them once and binds it. Two graphs that compute the same of the same weights name the same value.
+`sol_rt/engine/gpu/gpu_graphs.py` reads what is written here.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -19,8 +20,9 @@ import onnx.shape_inference
 from onnx import TensorProto, helper, numpy_helper
 
 from sol_rt.bundle.bits import SCREENED
-from sol_rt.bundle.config import BLOCK, KvLayout, tensor_bytes
+from sol_rt.bundle.config import BLOCK, KvLayout
 from sol_rt.bundle.graph_file import ONNX_DTYPES
+from sol_rt.engine.gpu.gpu_graphs import Value
 from sol_rt.engine.signature import GATHER_CAPACITY
 
 import onnxruntime as ort
@@ -30,32 +32,7 @@ _CHANNEL_MAJOR = "channel_major_base"
 
 
 @dataclass(frozen=True)
-class Value:
-    """A graph input that holds weights, or values computed from weights.
-
-    Attributes:
-        name: of the graph input; equal names are equal values.
-        weights: tensors of the blob that it is made of.
-        onnx_type, shape: what the graph reads it as.
-        recipe: ONNX model from those tensors, its inputs `0`, `1`, …, to the value; None where it is the one tensor
-            itself.
-        repacked: whether its only tensor is a channel-major base to be repacked block by block.
-    """
-
-    name: str
-    weights: tuple[str, ...]
-    onnx_type: int
-    shape: tuple[int, ...]
-    recipe: bytes | None = field(default=None, repr=False)
-    repacked: bool = False
-
-    @property
-    def bytes(self) -> int:
-        return tensor_bytes(ONNX_DTYPES[self.onnx_type], self.shape)
-
-
-@dataclass(frozen=True)
-class DeviceGraph:
+class GpuGraph:
     """A graph without weights.
 
     Attributes:
@@ -67,7 +44,7 @@ class DeviceGraph:
     values: tuple[Value, ...]
 
 
-def device_graph(
+def gpu_graph(
     content: bytes,
     *,
     inline: bool,
@@ -78,7 +55,7 @@ def device_graph(
     one_token: bool = False,
     float32: bool = False,
     kv_density: float = 1.0,
-) -> DeviceGraph:
+) -> GpuGraph:
     """Rewrites a graph of a bundle for a GPU.
 
     Args:
@@ -169,7 +146,7 @@ class _Rewriter:
         _widen(self.graph)
         self._replace(self.graph.node, [*casts, *self.graph.node])
 
-    def write(self) -> DeviceGraph:
+    def write(self) -> GpuGraph:
         self._name_types()
         self._fold_shapes()
         self._share_constants()
@@ -179,7 +156,7 @@ class _Rewriter:
         self._take_out_weights()
         self._drop_last_view()
         self._drop_unused()
-        return DeviceGraph(self.model.SerializeToString(), tuple(self.values.values()))
+        return GpuGraph(self.model.SerializeToString(), tuple(self.values.values()))
 
     def _fix_inputs(self, constants: dict[str, np.ndarray], dims: Mapping[str, int], one_token: bool) -> None:
         kept = [item for item in self.graph.input if item.name not in constants]
@@ -358,7 +335,7 @@ class _Rewriter:
         initializers = [tensor for tensor in self.graph.initializer if tensor.name not in self.weights]
         outputs = [onnx.ValueInfoProto(name=name) for name in wanted]
         graph = helper.make_graph(nodes, "constants", [], outputs, initializers)
-        session = cpu_session(self._model(graph))
+        session = _constants_session(self._model(graph))
         return dict(zip(wanted, session.run(None, {}), strict=True))
 
     def _take_out_weights(self) -> None:
@@ -404,7 +381,7 @@ class _Rewriter:
         """Name of the graph input that holds a value of an ONNX type and shape; it is added where it is new."""
         name = key if key in self.weights else f"made.{hashlib.sha256(key.encode()).hexdigest()[:24]}"
         if name not in self.values:
-            self.values[name] = Value(name, weights, kind[0], tuple(kind[1]), recipe, repacked)
+            self.values[name] = Value(name, weights, ONNX_DTYPES[kind[0]], tuple(kind[1]), recipe, repacked)
             self.graph.input.append(helper.make_tensor_value_info(name, *kind))
         return name
 
@@ -527,17 +504,6 @@ class _Recipes:
         return self._types[model]
 
 
-def repacked(base: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    """A channel-major base, its packed bytes uint8 [rows * columns / 2], as uint8 [columns, rows / 32, 16].
-
-    Byte j of a block holds the codes of channels 2j, in the low nibble, and 2j + 1.
-    """
-    pairs = base.reshape(rows // BLOCK, BLOCK // 2, 2, columns // 2)
-    even, odd = pairs[:, :, 0], pairs[:, :, 1]
-    outputs = np.stack([(even & 15) | (odd << 4), (even >> 4) | (odd & 0xF0)], axis=-1)
-    return np.ascontiguousarray(outputs.reshape(rows // BLOCK, BLOCK // 2, columns).transpose(2, 0, 1))
-
-
 def _wide(name: str) -> str:
     """Name of the float32 copy of a float16 weight."""
     return f"{name}.float32"
@@ -612,10 +578,8 @@ def _external(tensor: onnx.TensorProto) -> bool:
     return bool(tensor.data_location == TensorProto.EXTERNAL)
 
 
-def cpu_session(model: bytes) -> ort.InferenceSession:
-    """A session on the CPU, on the process-wide pool, for what is computed once."""
+def _constants_session(model: bytes) -> ort.InferenceSession:
+    """A session of one thread, which needs no pool of the process."""
     options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.use_per_session_threads = False
-    options.enable_cpu_mem_arena = False
+    options.log_severity_level, options.intra_op_num_threads = 4, 1
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
