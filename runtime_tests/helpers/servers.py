@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,11 @@ import pytest
 import uvicorn
 
 from sol_rt.generate.model import SolModel
+from sol_rt.serve import answers, app
+from sol_rt.serve.answers import Prepared
 from sol_rt.serve.app import Server, Settings
 from sol_rt.serve.pieces import Piece
-from sol_rt.serve.request import FieldError
+from sol_rt.serve.request import Asked, FieldError
 
 
 @contextmanager
@@ -53,20 +55,34 @@ def served(bundle: Path, *options: str, **environment: str) -> Iterator[str]:
 def in_thread(
     bundle: Path, parser: Callable[[Any], Any] | None = None, **settings: Any
 ) -> Iterator[tuple[str, Server]]:
-    """A server's address and the server, with a parser and settings of the test's own."""
+    """A server's address and the server, with settings of the test's own, and a parser in place of the real one."""
     model = SolModel.from_pretrained(bundle, provider="cpu", measure_costs=False)
-    server = Server(model, Settings(**{"name": "tiny", **settings}), *(() if parser is None else (parser,)))
+    server = Server(model, Settings(**{"name": "tiny", **settings}))
     running = uvicorn.Server(uvicorn.Config(server.app, port=0, log_level="warning", timeout_graceful_shutdown=5))
     thread = threading.Thread(target=running.run)
     thread.start()
     while not running.started:
         time.sleep(0.01)
     try:
-        yield f"http://127.0.0.1:{running.servers[0].sockets[0].getsockname()[1]}", server
+        with nullcontext() if parser is None else _parsed_by(parser, model):
+            yield f"http://127.0.0.1:{running.servers[0].sockets[0].getsockname()[1]}", server
     finally:
         server.scheduler.close()
         running.should_exit = True
         thread.join()
+
+
+@contextmanager
+def _parsed_by(parser: Callable[[Any], Any], model: SolModel) -> Iterator[None]:
+    """Gives the answers of a model another parser."""
+
+    async def prepare(asked_of: SolModel, asked: Asked) -> Prepared:
+        prepared = await answers.prepare(asked_of, asked)
+        return replace(prepared, parser=parser(asked)) if asked_of is model else prepared
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(app, "prepare", prepare)
+        yield
 
 
 class Script:

@@ -7,7 +7,7 @@ import hmac
 import os
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -31,7 +31,6 @@ from sol_rt.serve.deadline import DeadlineImpossibleError, DeadlineMissedError
 from sol_rt.serve.effort import with_effort
 from sol_rt.serve.load import LoadSettings
 from sol_rt.serve.metrics import Metrics
-from sol_rt.serve.pieces import Parser
 from sol_rt.serve.playground import FILES, routes
 from sol_rt.serve.prefix_cache import PrefixCache
 from sol_rt.serve.protocol import Count, Endpoint, Facts, Failure, Ready, Writer, body_of
@@ -74,14 +73,10 @@ class Settings:
 
 
 class Server:
-    """One model behind HTTP. `app` is the ASGI application; nobody else uses `model` meanwhile.
+    """One model behind HTTP. `app` is the ASGI application; nobody else uses `model` meanwhile."""
 
-    Args:
-        parser: makes what splits the text of an answer; by default what the model's chat template calls for.
-    """
-
-    def __init__(self, model: SolModel, settings: Settings, parser: Callable[[Asked], Parser] | None = None) -> None:
-        self.model, self.settings, self._parser = model, settings, parser
+    def __init__(self, model: SolModel, settings: Settings) -> None:
+        self.model, self.settings = model, settings
         self._ends = frozenset(model.bundle.config.model.eos_token_ids)
         self._load = settings.load or LoadSettings(least_budget(model))
         self.scheduler = Scheduler(
@@ -122,8 +117,6 @@ class Server:
         asked = with_effort(asked, self.settings.efforts, self._load.lowest)
         self.scheduler.require_room()  # before the prompt is encoded
         prepared = await prepare(self.model, asked)
-        if self._parser is not None:
-            prepared = replace(prepared, parser=self._parser(asked))
         stream, answer = prepared.stream, Answer(self.scheduler, prepared, asked, self.metrics)
         stop_of = partial(self._stop_of, asked)
         step_of = StepFacts(self.model, stream).of if asked.step_facts else None
