@@ -10,6 +10,9 @@
 # make peers   Measures speed beside llama.cpp, onnxruntime-genai and optimum on the same weights.
 #              Writes build/results/peers-MODEL.md. Options: MODEL=alias or .gguf, PEERS=llama.cpp,genai,optimum,
 #              DEPTHS=64,512,2048,8000, PEERS_ARGS=options of peers.peers (benchmarks/README.md), TEXT=file to measure perplexity too.
+# make servers MODEL=smollm2-135m
+#              Compares sol-rt serve with llama.cpp's server at 1 to 16 clients; writes build/results/servers-MODEL.md and .json.
+#              Options: SERVERS_ARGS=options of serve.servers. The peer is the package xllamacpp, whose wheel is built for AVX2.
 # make ladder TEXT=file
 #              Measures perplexity and speed of our fixed actions beside llama.cpp's quantizations of the same weights.
 #              Writes build/results/ladder-MODEL.md and its figures as .json. Options: MODEL=alias or .gguf, LADDER_ARGS=options of peers.ladder.
@@ -86,6 +89,7 @@ CONFIG ?= default
 TRAIN_OUT ?= build/policies/$(MODEL_NAME)
 TRAIN_ARGS ?=
 LADDER_ARGS ?=
+SERVERS_ARGS ?=
 BUNDLES ?= $(MODEL)
 PROVIDER ?= cuda
 GPU_ARGS ?=
@@ -99,7 +103,7 @@ WORKERS ?= 2
 TARGETS ?=
 ENGINES ?=
 
-.PHONY: demo export train peers ladder figure screenshots bench-gpu test test-all parity test-bindings fuzz soak faults lint typecheck wheel same-wheel wheels packages clean distclean help
+.PHONY: demo export train peers servers ladder figure screenshots bench-gpu test test-all parity test-bindings fuzz soak faults lint typecheck wheel same-wheel wheels packages clean distclean help
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -125,9 +129,13 @@ PEER_LIST := $(subst $(comma), ,$(PEERS))
 PACKAGES_llama.cpp := --no-binary=llama-cpp-python llama-cpp-python
 PACKAGES_genai := onnxruntime-genai onnx onnx-ir torch transformers
 PACKAGES_optimum := optimum-onnx[onnxruntime] accelerate
+PACKAGES_xllamacpp := xllamacpp
 
 peers: $(VENV)/.export $(PEER_LIST:%=$(PEER)/%/.installed)
 	$(BIN)/python benchmarks peers.peers $(MODEL) --environments $(PEER) --peers $(PEERS) --depths $(DEPTHS) -o $(PEERS_OUT) $(TEXT:%=-f %) $(PEERS_ARGS)
+
+servers: $(VENV)/.dev $(PEER)/xllamacpp/.installed
+	$(BIN)/python benchmarks serve.servers $(MODEL) --environments $(PEER) -o build/results/servers-$(MODEL_NAME).md $(SERVERS_ARGS)
 
 ladder: $(VENV)/.export $(PEER)/llama.cpp/.installed
 	@test -n "$(TEXT)" || { echo "error: make ladder needs a text to score: TEXT=valid.tokens.txt" >&2; exit 2; }

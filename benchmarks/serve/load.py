@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -40,6 +42,7 @@ class Seen:
     Attributes:
         first, between: seconds to the first text, and from each text to the next.
         tokens: tokens of all answers.
+        prompts: tokens of all prompts.
         sols: the objects `sol` of the answers, each with its number of tokens.
         seconds: from the first request to the last answer.
     """
@@ -47,6 +50,7 @@ class Seen:
     first: list[float] = field(default_factory=list)
     between: list[float] = field(default_factory=list)
     tokens: int = 0
+    prompts: int = 0
     sols: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -68,9 +72,9 @@ def main() -> None:
     counts, rows = [int(count) for count in arguments.clients.split(",")], []
     for dial, options in (("fixed", []), ("free", bounds)):
         with served(arguments.bundle, *common, *options) as address:
-            asyncio.run(load(address, 1, 1.0, arguments.count))  # warms up
+            asyncio.run(load(address, 1, until(1.0), arguments.count, budget=1.0))  # warms up
             for clients in counts:
-                seen = asyncio.run(load(address, clients, arguments.seconds, arguments.count))
+                seen = asyncio.run(load(address, clients, until(arguments.seconds), arguments.count, budget=1.0))
                 rows.append({"dial": dial, "clients": clients, **summary(seen)})
                 print(line(rows[-1]), flush=True)
     document = facts(FORM, arguments.bundle, None, arguments.threads) | {"settings": settings(arguments), "rows": rows}
@@ -80,45 +84,62 @@ def main() -> None:
 
 @contextmanager
 def served(bundle: str, *options: str) -> Iterator[str]:
-    """The address of a server of its own, which ends with the context."""
-    command = [sys.executable, "-m", "sol_rt", "serve", bundle, "--port", "0", *options]
+    """The address of a `sol-rt serve` of its own, which ends with the context."""
+    with started([sys.executable, "-m", "sol_rt", "serve", bundle, "--port", "0", *options]) as (address, _):
+        yield address
+
+
+@contextmanager
+def started(command: Sequence[str]) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """A server's process, which ends with the context, and the first address that it says on stderr."""
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stderr is not None
         match = next((found for text in process.stderr if (found := re.search(r"http://\S+", text))), None)
         if match is None:
-            sys.exit(f"error: serve.load: the server of {bundle} did not start")
-        yield match[0]
+            sys.exit(f"error: the server did not start: {' '.join(command)}")
+        threading.Thread(target=process.stderr.read, daemon=True).start()  # else it would wait for a reader
+        yield match[0], process
     finally:
         process.terminate()
         process.wait(60)
 
 
-async def load(address: str, clients: int, seconds: float, count: int) -> Seen:
-    """Lets clients ask until no answer begins any more."""
+def questions() -> Iterator[str]:
+    """Prompts that differ from their first words on, without end."""
+    for number in itertools.count():
+        yield f"Question {number}: tell me in detail about {_TOPICS[number % len(_TOPICS)]}."
+
+
+def until(seconds: float) -> Iterator[str]:
+    """The prompts until so many seconds have passed."""
+    end = time.perf_counter() + seconds
+    return itertools.takewhile(lambda _: time.perf_counter() < end, questions())
+
+
+async def load(address: str, clients: int, asked: Iterator[str], count: int, **fields: Any) -> Seen:
+    """Lets clients ask, each for one answer after the other, until the prompts end."""
     seen, begun = Seen(), time.perf_counter()
     async with httpx.AsyncClient(base_url=address, timeout=300, limits=httpx.Limits(max_connections=clients)) as http:
 
-        async def ask_on(client: int) -> None:
-            turn = 0
-            while time.perf_counter() < begun + seconds:
-                topic, turn = _TOPICS[(client + turn) % len(_TOPICS)], turn + 1
-                await ask(http, seen, f"Question {client}-{turn}: tell me in detail about {topic}.", count)
+        async def ask_on() -> None:
+            for question in asked:
+                await ask(http, seen, question, count, **fields)
 
-        await asyncio.gather(*(ask_on(client) for client in range(clients)))
+        await asyncio.gather(*(ask_on() for _ in range(clients)))
     seen.seconds = time.perf_counter() - begun
     return seen
 
 
-async def ask(http: httpx.AsyncClient, seen: Seen, question: str, count: int) -> None:
-    """Asks for one answer."""
+async def ask(http: httpx.AsyncClient, seen: Seen, question: str, count: int, **fields: Any) -> None:
+    """Asks for one answer, with further fields in the request."""
     body = {
         "messages": [{"role": "user", "content": question}],
         "max_tokens": count,
-        "budget": 1.0,
         "temperature": 0,
         "stream": True,
         "stream_options": {"include_usage": True},
+        **fields,
     }
     before, first = time.perf_counter(), True
     async with http.stream("POST", "/chat/completions", json=body) as answer:
@@ -133,22 +154,31 @@ async def ask(http: httpx.AsyncClient, seen: Seen, question: str, count: int) ->
             elif chunk.get("usage"):
                 made = chunk["usage"]["completion_tokens"]
                 seen.tokens += made
-                seen.sols.append((made, chunk["sol"]))
+                seen.prompts += chunk["usage"]["prompt_tokens"]
+                if "sol" in chunk:
+                    seen.sols.append((made, chunk["sol"]))
 
 
 def summary(seen: Seen) -> dict[str, Any]:
-    """Figures of a row; times in milliseconds, loss in nats a token."""
+    """Figures of a row of sol_rt; times in milliseconds, loss in nats a token."""
     weights = np.array([made for made, _ in seen.sols], np.float64)
     budgets = np.array([sol["achieved_budget"] for _, sol in seen.sols])
     losses = np.array([sol["expected_loss"] or 0.0 for _, sol in seen.sols])
     return {
-        "answers": len(seen.sols),
-        "tokens_per_second": seen.tokens / seen.seconds,
-        **percentiles("first_token_ms", seen.first),
-        **percentiles("between_tokens_ms", seen.between),
+        **times(seen),
         "achieved_budget": float(np.average(budgets, weights=weights)),
         "expected_loss": float(np.average(losses, weights=weights)),
         "reasons": dict(Counter(sol["reason"] for _, sol in seen.sols)),
+    }
+
+
+def times(seen: Seen) -> dict[str, Any]:
+    """Figures of a row of any server."""
+    return {
+        "answers": len(seen.first),
+        "tokens_per_second": seen.tokens / seen.seconds,
+        **percentiles("first_token_ms", seen.first),
+        **percentiles("between_tokens_ms", seen.between),
     }
 
 

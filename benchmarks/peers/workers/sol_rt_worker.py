@@ -1,4 +1,4 @@
-"""Worker of sol_rt: the native core, called from Python. It also answers `nll` (scoring.py).
+"""Worker of sol_rt: the native core, called from Python. It also answers `nll` (scoring.py) and `rounds`.
 
 python sol_rt_worker.py BUNDLE --threads N
 ... --prefill s100-q4    a prompt without "action" runs this variant
@@ -9,6 +9,7 @@ under the action, its text included: the loop that apps run.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from sol_rt.engine.hardware.tuning import Tuning
 from sol_rt.export.actions.losses import Candidate, token_losses
 from sol_rt.generate.model import SolModel
 from sol_rt.generate.native.engine import Engine
+from sol_rt.generate.native.session import Session
 from sol_rt.generate.results import GeneratedToken
 
 import onnxruntime as ort
@@ -48,6 +50,7 @@ class SolRt:
         self._tokens: list[int] = []
         self._room = 0
         self._stream: Iterator[GeneratedToken] | None = None
+        self._sessions: list[Session] = []
 
     def reset(self, capacity: int) -> None:
         self._model.engine.reset()
@@ -82,13 +85,36 @@ class SolRt:
         found = token_losses(self._model.engine, request["windows"], candidates, context=context)
         return {"nll": dict(zip(tags, found.tolist(), strict=True))}
 
+    def rounds(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Gives each of "prompts" a greedy answer of "count" dense tokens, "sessions" at a time, one step each in turn.
+
+        That is the work of a server, without the server. The answer has "ms", the time of all.
+        """
+        while len(self._sessions) < request["sessions"]:
+            self._sessions.append(self._model.session() if self._sessions else self._model.engine)
+        waiting = iter(request["prompts"])
+        options: dict[str, Any] = {"budget": 1.0, "temperature": 0, "eos_token_id": [], "reuse_cache": True}
+        running: dict[Session, Iterator[GeneratedToken]] = {}
+        begun = time.perf_counter()
+        while True:
+            for session in self._sessions[: request["sessions"]]:
+                if session not in running and (prompt := next(waiting, None)) is not None:
+                    stream = self._model.stream(prompt, max_new_tokens=request["count"], **options)
+                    stream.move_to(session)
+                    running[session] = stream
+            if not running:
+                return {"ms": (time.perf_counter() - begun) * 1e3}
+            for session, stream in list(running.items()):
+                if next(stream, None) is None:
+                    del running[session]
+
 
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--prefill", metavar="VARIANT")
     args = parser.parse_args()
     worker = SolRt(args.model, args.threads, args.prefill)
-    serve(worker, nll=worker.nll)
+    serve(worker, nll=worker.nll, rounds=worker.rounds)
 
 
 if __name__ == "__main__":
