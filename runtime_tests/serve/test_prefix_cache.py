@@ -10,9 +10,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import httpx
 import pytest
 
 from helpers.random_decoder import describe
+from helpers.servers import served
 from helpers.tiny_bundle import write_bundle
 from sol_rt.errors import SolError
 from sol_rt.generate.model import SolModel
@@ -206,3 +208,22 @@ def test_a_folder_that_can_t_be_written_stops_nothing(model: SolModel, tmp_path:
         answer(scheduler, model, TWO)
     assert len(said) == 2
     assert "not saved" in said[0]
+
+
+@pytest.mark.parametrize("options", [(), ("--cache-bytes", "0")])
+def test_without_a_folder_caches_last_as_long_as_the_server(
+    bundle: Path, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    with served(bundle, "--sessions", "1", *options, TMPDIR=str(tmp_path)) as address:
+
+        def cached(prompt: list[int]) -> int:
+            body = {"model": "tiny", "prompt": prompt, "max_tokens": 1, "temperature": 0}
+            usage = httpx.post(f"{address}/v1/completions", json=body).raise_for_status().json()["usage"]
+            return int(usage["prompt_tokens_details"]["cached_tokens"])
+
+        found = [cached(prompt) for prompt in (ONE, TWO, ONE)]
+        folders = list(tmp_path.iterdir())
+        if sys.platform != "win32":
+            assert [stat.S_IMODE(folder.stat().st_mode) for folder in folders] == [0o700] * len(folders)
+    assert (found, len(folders)) == (([0, 0, 0], 0) if options else ([0, 0, len(ONE) - 1], 1))
+    assert not list(tmp_path.iterdir())

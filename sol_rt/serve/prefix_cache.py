@@ -55,14 +55,22 @@ class PrefixCache:
         identity: of the bundle.
         say: tells the operator a line.
         least: tokens from which on a cache is kept.
+        lasting: the caches that sessions have at a server's end are saved, too.
 
     Raises SolError if the folder cannot be made.
     """
 
     def __init__(
-        self, folder: Path, most_bytes: int, identity: str, say: Callable[[str], None], *, least: int = LEAST_TOKENS
+        self,
+        folder: Path,
+        most_bytes: int,
+        identity: str,
+        say: Callable[[str], None],
+        *,
+        least: int = LEAST_TOKENS,
+        lasting: bool = True,
     ) -> None:
-        self._folder, self._most, self._say, self.least = folder, most_bytes, say, least
+        self._folder, self._most, self._say, self.least, self.lasting = folder, most_bytes, say, least, lasting
         self._prefix = hashlib.sha256(identity.encode()).hexdigest()[:16] + "-"
         self._lock = threading.Lock()
         self._entries: dict[str, Entry] = {}  # by name, those used last at the end

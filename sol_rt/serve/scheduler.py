@@ -215,7 +215,7 @@ class Scheduler:
                 job.stream.close()
                 job.tell(failed)
         self._files.shutdown()
-        if self._prefixes is not None:
+        if self._prefixes is not None and self._prefixes.lasting:
             for seat in sorted(self._seats, key=lambda seat: seat.used_at):
                 self._keep(seat, self._prefixes)
 

@@ -6,8 +6,10 @@ import asyncio
 import ipaddress
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 from sol_rt.cli import options
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 _KEY = "SOL_RT_API_KEY"
 _LONGEST_KEY = 4096  # bytes
+_FOLDER_BYTES, _TEMPORARY_BYTES = 4 << 30, 512 << 20
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 SERVER, LOAD, CACHES = "Server", "Budgets by load", "Caches"
 
@@ -111,13 +114,20 @@ def serve(
         options.option(
             "--cache-dir",
             env=False,
-            help="Folder that keeps the caches of prompts, also after a restart. They hold what users wrote.",
+            help="Folder that keeps the caches of prompts, also after a restart; default: one that ends with the "
+            "server. They hold what users wrote.",
             panel=CACHES,
         ),
     ] = None,
     cache_bytes: Annotated[
-        int, options.option("--cache-bytes", min=0, help="Bytes that the folder may take.", panel=CACHES)
-    ] = 4 << 30,
+        int | None,
+        options.option(
+            "--cache-bytes",
+            min=0,
+            help="Bytes that the folder may take; default: 4 GiB with --cache-dir, else 512 MiB. 0 keeps none.",
+            panel=CACHES,
+        ),
+    ] = None,
     ctx_size: options.ContextSize = None,
     prefill: options.Prefill = None,
     provider: options.Provider = "auto",
@@ -156,13 +166,13 @@ def serve(
     efforts = dict(map(parse_effort, parts(effort)))
     sensors = _sensors() if governor else None
     machine: dict[str, Any] = {"provider": provider, "threads": threads, "native_ops": native_ops, "device": device}
-    with _listening(host, port) as listener:
+    with _listening(host, port) as listener, ExitStack() as stack:
         loaded = load(model, **machine, ctx_size=ctx_size, prefill=prefill, verify=verify)
         if loaded.provider.gpu is not None and sessions > 1:
             note(f"--sessions {sessions}: the GPU has one cache, so answers run one after another")
             sessions = 1
         load_settings = _load_settings(loaded, budget_min, budget_max, target_latency, target_queue)
-        prefixes = None if cache_dir is None else _prefixes(loaded, cache_dir, cache_bytes)
+        prefixes = stack.enter_context(_prefixes(loaded, cache_dir, cache_bytes))
         called = name or loaded.bundle.path.name
         address = listener.getsockname()
         shown = f"[{address[0]}]" if ":" in address[0] else address[0]
@@ -222,14 +232,32 @@ def _sensors() -> Callable[[], Reading]:
     return read
 
 
-def _prefixes(model: SolModel, folder: Path, most_bytes: int) -> PrefixCache | None:
-    """The saved caches of prompts; None on a GPU. Raises SolError."""
+@contextmanager
+def _prefixes(model: SolModel, folder: Path | None, most_bytes: int | None) -> Iterator[PrefixCache | None]:
+    """The saved caches of prompts; None where none are kept. Without a folder they end with the context.
+
+    Raises SolError.
+    """
     from sol_rt.serve.prefix_cache import PrefixCache
 
     if model.provider.gpu is not None:
-        note(f"--cache-dir {folder}: caches on a GPU are not saved")
-        return None
-    return PrefixCache(folder, most_bytes, model.bundle.identity, note)
+        if folder is not None:
+            note(f"--cache-dir {folder}: caches on a GPU are not saved")
+        yield None
+    elif folder is not None:
+        most_bytes = _FOLDER_BYTES if most_bytes is None else most_bytes
+        yield PrefixCache(folder, most_bytes, model.bundle.identity, note)
+    elif most_bytes == 0:
+        yield None
+    else:
+        try:
+            temporary = TemporaryDirectory(prefix="sol-rt-caches-", ignore_cleanup_errors=True)  # its owner's alone
+        except OSError as error:
+            note(f"no caches of earlier prompts are kept: {one_line(error)}; give --cache-dir")
+            yield None
+            return
+        with temporary as name:
+            yield PrefixCache(Path(name), most_bytes or _TEMPORARY_BYTES, model.bundle.identity, note, lasting=False)
 
 
 def _is_loopback(host: str) -> bool:
