@@ -197,6 +197,8 @@ def test_requests_that_can_t_be_followed(address: str, client: ollama.Client) ->
         assert "1.5" in refusal(400, path, options={"budget": 1.5})
     assert refusal(400, messages=[{"role": "user", "content": "w3", "images": ["x"]}]).startswith("messages[0].images:")
     assert refusal(400, messages="w3").startswith("messages:")
+    assert refusal(400, messages=False).startswith("messages:")
+    assert refusal(400, stream=[]).startswith("stream:")
     assert refusal(400, messages=[{"role": "user", "content": "w3 " * 9000}]).startswith("prompt:")
     assert refusal(400, "generate", images=["x"]).startswith("images:")
     assert refusal(400, "generate", raw=True, options={"num_predict": 0}).startswith("options.num_predict:")

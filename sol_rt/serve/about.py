@@ -17,6 +17,7 @@ from sol_rt.bundle.bits import bits_tag
 from sol_rt.bundle.config import CONFIG_NAME
 from sol_rt.generate.model import SolModel
 from sol_rt.serve.ollama_api import LATEST, base_name
+from sol_rt.serve.openapi import openapi
 from sol_rt.serve.protocol import body_of
 from sol_rt.serve.request import FieldError, split_name
 from sol_rt.serve.response_templates import fields_of
@@ -44,6 +45,7 @@ class About:
             Route("/api/show", self._show, methods=["POST"]),
             Route("/api/version", self._version),
             Route("/props", self._props),
+            Route("/openapi.json", self._openapi),
         ]
 
     async def _models(self, request: Request) -> Response:
@@ -121,6 +123,9 @@ class About:
                 "build_info": f"sol_rt {__version__}",
             }
         )
+
+    async def _openapi(self, request: Request) -> Response:
+        return JSONResponse(openapi(self._name))
 
     def _entry(self) -> dict[str, Any]:
         """The model in Ollama's lists, where every name has a tag."""

@@ -48,7 +48,7 @@ def error(failure: Failure) -> dict[str, Any]:
 def read_chat(body: Mapping[str, Any], headers: Mapping[str, str], known_as: str) -> Asked | Ready:
     """A request of `/api/chat`. Raises FieldError."""
     fields = _common(body, known_as)
-    messages = _messages(objects("messages", fields.pop("messages", None) or []))
+    messages = _messages(objects("messages", taken(fields, "messages", list) or []))
     if not messages:
         return _loaded(fields, known_as, {"message": {"role": "assistant", "content": ""}})
     return read_as_chat(_without_keep_alive(fields) | {"messages": messages}, headers, known_as, _NAMES)
@@ -84,8 +84,8 @@ def _common(body: Mapping[str, Any], known_as: str) -> dict[str, Any]:
     fields = dict(body)
     if (model := taken(fields, "model", str)) is not None:
         fields["model"] = base_name(model, known_as)
-    if fields.get("stream") is None:
-        fields["stream"] = True
+    stream = taken(fields, "stream", bool)
+    fields["stream"] = True if stream is None else stream
     for name, value in (taken(fields, "options", dict) or {}).items():
         known = _OPTIONS.get(name, name)
         if known in (*SAMPLING, *DIAL, "stop", "max_tokens"):
