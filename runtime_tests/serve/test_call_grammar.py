@@ -63,9 +63,11 @@ FOR_MASKS = llguidance.LLTokenizer(TOKENIZER.to_str(), TOKENIZER.get_vocab_size(
 IDS = {number: token.content for number, token in TOKENIZER.get_added_tokens_decoder().items()}
 
 
-def fits(text: str, fields: tuple[Field, ...], opened: Field | None = None, tools: Any = TOOLS) -> bool:
+def fits(
+    text: str, fields: tuple[Field, ...], opened: Field | None = None, tools: Any = TOOLS, schema: Any = None
+) -> bool:
     """True if a whole answer is in the grammar."""
-    compiled = llguidance.LLMatcher.grammar_from_lark(call_grammar(fields, tools, IDS, opened))
+    compiled = llguidance.LLMatcher.grammar_from_lark(call_grammar(fields, tools, IDS, opened, schema))
     matcher = llguidance.LLMatcher(FOR_MASKS, compiled, log_level=0)
     assert not matcher.is_error(), matcher.get_error()
     tokens = TOKENIZER.encode(text).ids
@@ -87,6 +89,17 @@ def test_a_call_of_each_family(family: str, reasoning: str | None) -> None:
         assert fits(f"{begin}hm <\n{end}\n\n{text}", fields)
         assert fits(f"hm <\n{end}{text}", fields, field)
         assert not fits(text, fields, field)
+
+
+@pytest.mark.parametrize("family", CALLS)
+def test_a_call_or_json(family: str) -> None:
+    form = {"properties": {"a": {"type": "boolean"}}, "required": ["a"], "additionalProperties": False}
+    fields = REASONING["think"].fields + CALLS[family].fields
+    for text in (WRITTEN[family], '{"a": true}'):
+        for thought in ("", "<think>hm</think>\n\n"):
+            assert fits(thought + text, fields, schema=form)
+    for text in ('{"a": 1}', "Yes.", WRITTEN[family] + '{"a": true}', '{"a": true}' + WRITTEN[family]):
+        assert not fits(text, fields, schema=form)
 
 
 @pytest.mark.parametrize("family", CALLS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -111,13 +112,15 @@ def _prepared(model: SolModel, asked: Asked) -> Prepared:
         raise ContextError(f"prompt: got {len(tokens)} tokens, expected at most {most - 1}; shorten the conversation")
     limit = room if asked.max_tokens is None else min(asked.max_tokens, room)
     arguments = {**asked.arguments, "max_new_tokens": limit, "top_logprobs": asked.top_logprobs}
-    if not (fields := _fields(model, asked)) or ("grammar" in arguments and asked.tool_choice != "required"):
+    form = arguments.get("grammar")
+    if not (fields := _fields(model, asked)) or (form is not None and not asked.tools):
         return Prepared(model.stream(tokens, reuse_cache=True, **arguments))
     names = [tool["function"]["name"] for tool in asked.tools]
     end = model.tokenizer.decode(tokens[-_PROMPT_END:], skip_special_tokens=False)
     parser = ResponseParser(fields, prompt=end, tools=names)
-    if asked.tool_choice == "required":
-        grammar = call_grammar(fields, asked.tools, model.tokenizer.added_tokens, parser.field)
+    if form is not None or asked.tool_choice == "required":
+        schema = None if asked.tool_choice == "required" else json.loads(form.text)
+        grammar = call_grammar(fields, asked.tools, model.tokenizer.added_tokens, parser.field, schema)
         arguments["grammar"] = Grammar.lark(grammar)
     literals = [text for field in fields for text in field.literals]
     special = model.tokenizer.special_tokens.items()

@@ -1,4 +1,4 @@
-"""The grammar of an answer that has to call a tool, from the response template of the model's family."""
+"""The grammar of an answer that calls a tool, from the response template of the model's family."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ from typing import Any
 from sol_rt.generate.grammar import JSON_SPACES
 from sol_rt.serve.response_templates import Field
 
-_JSON = {"x-guidance": JSON_SPACES}
+_JSON: dict[str, Any] = {"x-guidance": JSON_SPACES}
 
 
 def call_grammar(
-    fields: Sequence[Field], tools: Sequence[Mapping[str, Any]], added: Mapping[int, str], opened: Field | None
+    fields: Sequence[Field],
+    tools: Sequence[Mapping[str, Any]],
+    added: Mapping[int, str],
+    opened: Field | None,
+    schema: Mapping[str, Any] | None = None,
 ) -> str:
     """A grammar in llguidance's Lark: reasoning, if the model wants it, and a call with arguments by its tool's schema.
 
@@ -23,6 +27,7 @@ def call_grammar(
         tools: in OpenAI's form.
         added: texts of the added tokens by their ids: llguidance takes no text for one in angle brackets.
         opened: the field that the prompt begins.
+        schema: JSON that may stand in place of a call; None where a call has to be.
     """
     ids = {text: number for number, text in added.items()}
     field = next(field for field in reversed(fields) if field.kind == "tool")
@@ -31,9 +36,13 @@ def call_grammar(
         rules += _call(f"call_{number}", tool["function"], field, ids)
     opening = "" if field.at_start else f"{_marker(field.open[0], ids)} ws?"
     closing = f"ws? {_marker(field.close[0], ids)}" if field.close else ""
+    said = f"{opening} call {closing}"
+    if schema is not None:
+        said = f"({said} | answer)"
+        rules.append(f"answer: %json {json.dumps(_JSON | schema)}")
     thought = opened or next((field for field in fields if field.kind == "reasoning"), None)
     if thought is None or thought.kind != "reasoning":
-        return "\n".join([f"start: {opening} call {closing}", *rules])
+        return "\n".join([f"start: {said}", *rules])
     start = "thought" if opened else f"({_marker(thought.open[0], ids)} thought)?"
     close = thought.close[0]
     if close in ids:
@@ -41,7 +50,7 @@ def call_grammar(
     else:
         ending = re.escape(close).replace("/", "\\/")
         rules += ["thought: until_close ws? ws?", f"until_close[lazy]: /(.|\\n)*{ending}/"]
-    return "\n".join([f"start: {start} {opening} call {closing}", *rules])
+    return "\n".join([f"start: {start} {said}", *rules])
 
 
 def _call(rule: str, function: Mapping[str, Any], field: Field, ids: Mapping[str, int]) -> list[str]:

@@ -124,9 +124,6 @@ def read_chat(body: Mapping[str, Any], headers: Mapping[str, str], known_as: str
         headers,
         known_as,
     )
-    if tools and choice == "auto" and "grammar" in asked.arguments:
-        advice = "give one, or tool_choice required or none"
-        raise FieldError("response_format", f"cannot be held beside tools that may be called; {advice}")
     return replace(asked, tools=tools, tool_choice=choice)
 
 
