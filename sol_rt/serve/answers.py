@@ -119,7 +119,7 @@ def _prepared(model: SolModel, asked: Asked) -> Prepared:
     end = model.tokenizer.decode(tokens[-_PROMPT_END:], skip_special_tokens=False)
     parser = ResponseParser(fields, prompt=end, tools=names)
     if form is not None or asked.tool_choice == "required":
-        schema = None if asked.tool_choice == "required" else json.loads(form.text)
+        schema = None if form is None or asked.tool_choice == "required" else json.loads(form.text)
         grammar = call_grammar(fields, asked.tools, model.tokenizer.added_tokens, parser.field, schema)
         arguments["grammar"] = Grammar.lark(grammar)
     literals = [text for field in fields for text in field.literals]

@@ -18,7 +18,7 @@ def call_grammar(
     tools: Sequence[Mapping[str, Any]],
     added: Mapping[int, str],
     opened: Field | None,
-    schema: Mapping[str, Any] | None = None,
+    schema: dict[str, Any] | None = None,
 ) -> str:
     """A grammar in llguidance's Lark: reasoning, if the model wants it, and a call with arguments by its tool's schema.
 
