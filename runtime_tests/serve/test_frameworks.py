@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
+import httpx
 import pytest
 
 MESSAGES: list[Any] = [{"role": "user", "content": "w3 w4 w5 w6"}]
@@ -46,3 +48,40 @@ def test_litellm(address: str, prefix: str, monkeypatch: pytest.MonkeyPatch) -> 
     assert "".join(parts).strip() == whole.choices[0].message.content.strip()
     with pytest.raises(litellm.NotFoundError):
         litellm.completion(**asked | {"model": f"{prefix}/other"})
+
+
+ZED = {
+    "model": "tiny@0.6",
+    "messages": [{"role": "user", "content": [{"type": "text", "text": "w3 w4"}]}],
+    "stream": True,
+    "stream_options": {"include_usage": True},
+    "max_completion_tokens": 5,
+    "stop": [],
+    "temperature": 0.0,
+    "tools": [],
+    "parallel_tool_calls": True,
+    "prompt_cache_key": "thread",
+    "reasoning_effort": "high",
+}
+OPEN_WEBUI = {
+    "model": "tiny:background",
+    "messages": MESSAGES,
+    "stream": False,
+    "max_completion_tokens": 5,
+    "metadata": {"task": "title_generation", "chat_id": "c"},
+}
+
+
+@pytest.mark.parametrize("body", [ZED, OPEN_WEBUI], ids=["Zed", "Open WebUI"])
+def test_requests_of_programs_that_are_no_packages(address: str, body: dict[str, Any]) -> None:
+    assert [model["id"] for model in httpx.get(f"{address}/v1/models").json()["data"]] == ["tiny"]
+    answer = httpx.post(f"{address}/v1/chat/completions", json=body).raise_for_status()
+    if body["stream"]:
+        *lines, end = [line.removeprefix("data: ") for line in answer.text.splitlines() if line.startswith("data: ")]
+        assert end == "[DONE]"
+        last = json.loads(lines[-1])
+    else:
+        last = answer.json()
+    assert last["usage"]["completion_tokens"] == 5
+    assert last["sol"]["ignored"] == []
+    assert last["sol"]["asked"] == ({"budget": 0.6} if body is ZED else {})
