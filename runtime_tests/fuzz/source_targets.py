@@ -145,7 +145,7 @@ def policy_file(folder: Path) -> Reader:
                         action_size=4)  # fmt: skip
     parameters = {name: np.asarray(value, np.float32) for name, value in random_policy_parameters(0, shape).items()}
     path = folder / "policy.safetensors"
-    about = "made up", parameters, config.model.name, 0.01, (0.35, 0.5)
+    about = "made up", parameters, config.model.name
     write_policy(path, TrainedPolicy(shape, KNOWN_SCALARS, actions, *about))
     seed = path.read_bytes()
 
