@@ -291,6 +291,27 @@ def test_a_few_tokens_have_the_bits_of_each_alone_at_any_density(
     assert np.array_equal(run(model, x.astype(np.float32)), rows_alone(model, x.astype(np.float32)))
 
 
+@settings(max_examples=40, deadline=None)
+@given(seeds, blocks, st.integers(1, 300), st.integers(2, 16), st.integers(0, 2))
+def test_a_few_tokens_read_copies_with_the_bits_of_each_alone(
+    seed: int, k_blocks: int, pairs: int, tokens: int, inactive: int
+) -> None:
+    """Of a matrix at 4 bits, last panels of all widths among them."""
+    rng = np.random.default_rng(seed)
+    k, n, operators = k_blocks * BLOCK, 2 * pairs, ctypes.CDLL(str(library_path()))
+    x = rng.normal(size=(tokens, k)).astype(np.float32)
+    active = helper.make_tensor("active", TensorProto.INT64, [1], [k - inactive])
+    tensors = [active, *Nested.random(rng, k, n, 4).tensors("w.", channel_major=True).values()]
+    session = open_session(model_of("PrunedMatMul", ["m", k], TensorProto.FLOAT, tensors, K=k, N=n, bits=4))
+    expected = np.concatenate([session.run(None, {"x": row[None]})[0] for row in x])
+    try:
+        operators.SolOpsCopies(1)
+        (got,) = session.run(None, {"x": x})
+    finally:
+        operators.SolOpsCopies(0)
+    assert np.array_equal(got, expected)
+
+
 def test_matmul_is_near_the_unquantized_product() -> None:
     rng = np.random.default_rng(0)
     w = Nested.random(rng, 576, 200, 8)

@@ -118,7 +118,8 @@ def test_the_kernel_computes_the_reference_after_three_bits(
 @needs_kernels
 @pytest.mark.parametrize("first", [4, 3])
 @pytest.mark.parametrize("rows", [2, 5, 16])
-def test_the_kernel_computes_a_few_rows_with_the_bits_of_each_alone(rows: int, first: int) -> None:
+@pytest.mark.parametrize("copies", [False, True])
+def test_the_kernel_computes_a_few_rows_with_the_bits_of_each_alone(rows: int, first: int, copies: bool) -> None:
     rng = np.random.default_rng(rows)
     nested, coded = made(rng, 96, 1056)
     x, screen, of_screen = (
@@ -127,7 +128,13 @@ def test_the_kernel_computes_a_few_rows_with_the_bits_of_each_alone(rows: int, f
         coded if first == 3 else None,
     )
     alone = [screened(row[None], nested, 8, screen, native=True, coded=of_screen) for row in x]
-    assert np.array_equal(screened(x, nested, 8, screen, native=True, coded=of_screen), np.concatenate(alone))
+    operators = ctypes.CDLL(str(library_path()))
+    try:
+        operators.SolOpsCopies(int(copies))
+        got = screened(x, nested, 8, screen, native=True, coded=of_screen)
+    finally:
+        operators.SolOpsCopies(0)
+    assert np.array_equal(got, np.concatenate(alone))
 
 
 @needs_kernels

@@ -126,6 +126,9 @@ void ChannelMatMul::FewSums(const Context& context, const float* x, size_t token
   Activations q;
   Place(memory, [&](Arena& arena) { q = PlaceRows(tokens, arena); });
   Quantize(context, x, tokens, active, q);
+  const std::shared_ptr<const PackedMatrix> copy = Copy(context, active);
+  Nested w = w_;
+  if (copy != nullptr) w.packed = copy->Data();
   // Outputs of a task: their sums of all tokens stay in the core's own cache.
   const size_t most = std::max(kFewSums / tokens / kStep, size_t{4}) * kStep;
   const size_t ranges = TasksOf(w_.N, kStep, most, std::max(members / splits_, size_t{1}));
@@ -134,7 +137,7 @@ void ChannelMatMul::FewSums(const Context& context, const float* x, size_t token
     const Range blocks = ShareOf(w_.K / kBlock, 1, split, splits_), outputs = ShareOf(w_.N, kStep, task % ranges, ranges);
     float* to = sums + split * Stride();
     for (size_t t = 0; t < tokens; ++t) BeginSums(split, outputs, to + t * SumsOfToken());
-    BestMatMulKernels().tile_channel_major(w_, q, 0, tokens, {blocks.begin, blocks.end, outputs.begin, outputs.end}, to + outputs.begin, SumsOfToken());
+    BestMatMulKernels().tile_channel_major(w, q, 0, tokens, {blocks.begin, blocks.end, outputs.begin, outputs.end}, to + outputs.begin, SumsOfToken());
     for (size_t t = 0; t < tokens; ++t) EndSums(split, outputs, to + t * SumsOfToken());
   });
 }

@@ -28,6 +28,7 @@
 #include "cpu/codebook/decode-inl.h"
 #include "cpu/matmul/dot-inl.h"
 #include "cpu/matmul/matmul_kernels.h"
+#include "cpu/matmul/views-inl.h"
 #include "cpu/simd/prefetch.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -55,14 +56,11 @@ struct Merged {
 // A tile's part of one block, with all its `width` outputs readable.
 class TileView {
  public:
-  TileView(const Nested& w, bool channel_major, size_t b, size_t n, size_t width) {
+  TileView(const Nested& w, const BlockPlace& place, bool channel_major, size_t b, size_t n, size_t width)
+      : base(place.base), scale(place.scale), zero(place.zero), stride(place.stride) {
     const size_t at = b * w.N + n, left = std::min(width, w.N - n);
-    scale = w.scale + at;
-    zero = w.zero + at;
     plane1 = w.bits > 4 ? w.plane1 + at * 8 : nullptr;
     plane2 = w.bits > 6 ? w.plane2 + at * 8 : nullptr;
-    stride = w.N / 2;
-    base = channel_major ? w.base + b * kBlock * stride + n / 2 : w.base + at * 16;
     if (left == width) return;
 
     const auto copy = [left](auto*& from, auto& to, size_t size) {
@@ -594,12 +592,33 @@ HWY_INLINE void TileBlock(const Merged& w, size_t width, const int8_t* x, size_t
   }
 }
 
+// Base, scales and zero points of a product's steps, and the outputs that it goes through the blocks with at once: of a copy those of a panel, which lies
+// together, else all.
+template <bool kChannelMajor, int kBits>
+class TilePlaces {
+ public:
+  TilePlaces(const Nested& w, const TilePart& part) : w_(w), rows_(w, part.first_block, part.end_block, part.begin, part.end) {}
+
+  size_t Width() const { return kChannelMajor ? rows_.Width() : w_.N; }
+  bool FirstLevel() const { return kChannelMajor ? rows_.FirstLevel() : AsksFirstLevel(); }
+  BlockPlace At(size_t b, size_t n) const {
+    if constexpr (kChannelMajor) return rows_.At(b, n);
+    const size_t at = b * w_.N + n;
+    return {w_.base + at * 16, w_.scale + at, w_.zero + at, 0};
+  }
+
+ private:
+  const Nested& w_;
+  ChannelRows<kBits> rows_;
+};
+
 // The steps of a product, which are asked for ahead of time, each in kParts parts: a burst would fill the queue of outstanding lines.
 template <bool kChannelMajor, int kBits>
 class TilesAhead {
  public:
-  TilesAhead(const Nested& w, const TilePart& part)
-      : w_(w), part_(part), row_bytes_(kBits == 3 ? w.N / 4 : w.N / 2), first_level_(AsksFirstLevel()), block_(part.first_block), n_(part.begin) {
+  TilesAhead(const Nested& w, const TilePlaces<kChannelMajor, kBits>& places, const TilePart& part)
+      : w_(w), places_(places), part_(part), first_level_(places.FirstLevel()), block_(part.first_block), begin_(part.begin), n_(part.begin),
+        end_(std::min(part.end, part.begin + places.Width())) {
     Place();
     const size_t bytes = (kBits == 3 ? 13 : 19 + 8 * static_cast<size_t>(PlanesAt(kBits))) * width_;
     for (size_t ahead = prefetching.row_bytes.load(std::memory_order_relaxed) / bytes; ahead > 0; --ahead) Step();
@@ -622,9 +641,14 @@ class TilesAhead {
   HWY_INLINE void Step() {
     while (asked_ != kParts) Part();
     n_ += width_;
-    if (n_ >= part_.end) {
-      n_ = part_.begin;
+    if (n_ >= end_) {
+      n_ = begin_;
       ++block_;
+    }
+    if (block_ == part_.end_block && end_ < part_.end) {
+      begin_ = n_ = end_;
+      end_ = std::min(part_.end, end_ + places_.Width());
+      block_ = part_.first_block;
     }
     if (block_ < part_.end_block) Place();
   }
@@ -634,16 +658,19 @@ class TilesAhead {
 
   HWY_INLINE void Place() {
     const size_t at = block_ * w_.N + n_;
-    width_ = WidthAt(n_, part_.end);
+    width_ = WidthAt(n_, end_);
     asked_ = 0;
     if constexpr (kBits == 3) {
+      row_bytes_ = w_.N / 4;
       base_ = w_.low + block_ * kBlock * row_bytes_ + n_ / 4;
       high_ = w_.high + (block_ * kBlock * row_bytes_ + n_ / 4) / 2;
       zero_ = w_.block_scale + at;
     } else {
-      base_ = kChannelMajor ? w_.base + block_ * kBlock * row_bytes_ + n_ / 2 : w_.base + at * 16;
-      scale_ = reinterpret_cast<const uint8_t*>(w_.scale + at);
-      zero_ = w_.zero + at;
+      const BlockPlace place = places_.At(block_, n_);
+      row_bytes_ = place.stride;
+      base_ = place.base;
+      scale_ = reinterpret_cast<const uint8_t*>(place.scale);
+      zero_ = place.zero;
       if constexpr (kBits > 4) plane1_ = w_.plane1 + at * 8;
       if constexpr (kBits > 6) plane2_ = w_.plane2 + at * 8;
     }
@@ -666,20 +693,23 @@ class TilesAhead {
   }
 
   const Nested& w_;
+  const TilePlaces<kChannelMajor, kBits>& places_;
   const TilePart& part_;
-  const size_t row_bytes_;  // of the base, or of `low`
   const bool first_level_;
-  size_t block_, n_, width_ = 0, asked_ = 0;
+  size_t block_, begin_, n_, end_;  // where it is, between outputs that the blocks are gone through with
+  size_t row_bytes_ = 0;            // of the base, or of `low`
+  size_t width_ = 0, asked_ = 0;
   const uint8_t *base_ = nullptr, *high_ = nullptr, *scale_ = nullptr, *zero_ = nullptr, *plane1_ = nullptr, *plane2_ = nullptr;
 };
 
 // One block of a tile.
 template <bool kChannelMajor, int kBits>
-HWY_INLINE void Merge(const Nested& w, size_t b, size_t n, size_t width, TilesAhead<kChannelMajor, kBits>& ahead, Merged& merged) {
+HWY_INLINE void Merge(const Nested& w, const TilePlaces<kChannelMajor, kBits>& places, size_t b, size_t n, size_t width,
+                      TilesAhead<kChannelMajor, kBits>& ahead, Merged& merged) {
   if constexpr (kBits == 3) {
     DecodeCodebook(w, b, n, width, 0x80 ^ static_cast<uint8_t>(kFlip), merged.quads, merged.scale);
   } else {
-    const TileView view(w, kChannelMajor, b, n, width);
+    const TileView view(w, places.At(b, n), kChannelMajor, b, n, width);
     if constexpr (kChannelMajor) {
       const auto ask = [&](size_t quad) HWY_ATTR __attribute__((always_inline)) {
         if (quad % 2 == 0) ahead.Part();
@@ -700,12 +730,13 @@ HWY_INLINE void Tiles(const Nested& w, const Activations& x, size_t first, size_
   constexpr size_t kHalves = HalvesAt(kBits);
   const size_t blocks = w.K / kBlock;
   const int8_t* codes = (kChannelMajor ? x.phased : x.even_odd) + first * kHalves * w.K;
-  TilesAhead<kChannelMajor, kBits> ahead(w, part);
+  const TilePlaces<kChannelMajor, kBits> places(w, part);
+  TilesAhead<kChannelMajor, kBits> ahead(w, places, part);
   Merged merged;
-  for (size_t b = part.first_block; b < part.end_block; ++b) {
-    for (size_t n = part.begin, width; n < part.end; n += width) {
-      width = ahead.WidthAt(n, part.end);
-      Merge<kChannelMajor, kBits>(w, b, n, width, ahead, merged);
+  const auto block = [&](size_t b, size_t begin, size_t end) HWY_ATTR __attribute__((always_inline)) {
+    for (size_t n = begin, width; n < end; n += width) {
+      width = ahead.WidthAt(n, end);
+      Merge<kChannelMajor, kBits>(w, places, b, n, width, ahead, merged);
       const auto run = [&](auto count, size_t t) HWY_ATTR {
         ahead.Part();
         TileBlock<decltype(count)::value, kBits>(merged, width, codes + t * kHalves * w.K + b * kBlock, w.K, x.step + (first + t) * blocks + b,
@@ -721,6 +752,10 @@ HWY_INLINE void Tiles(const Nested& w, const Activations& x, size_t first, size_
       for (; t < tokens; ++t) run(std::integral_constant<size_t, 1>(), t);
       ahead.Step();
     }
+  };
+  for (size_t begin = part.begin, end; begin < part.end; begin = end) {
+    end = std::min(part.end, begin + places.Width());
+    for (size_t b = part.first_block; b < part.end_block; ++b) block(b, begin, end);
   }
   if constexpr (kBits == 3) {
     for (size_t t = 0; t < tokens; ++t) ScaleOutputs(w, part.begin, std::min(part.end, w.N) - part.begin, y + t * stride);

@@ -43,12 +43,17 @@ void BlockMatMul::Rows(const Context& context, const float* x, size_t tokens, fl
   });
   const auto tile = w_.bits == 3 ? kernels.tile_channel_major : kernels.tile_block_major;
   if (few) {
-    const size_t most = std::max(kFewSums / tokens / kTile, size_t{4}) * kTile, tasks = TasksOf(outputs_, kTile, most, TeamMembers());
+    const std::shared_ptr<const PackedMatrix> copy = Copy(context);
+    const size_t unit = copy != nullptr ? kCodebookPanel : kTile;
+    const size_t most = std::max(kFewSums / tokens / kTile, size_t{4}) * kTile, tasks = TasksOf(outputs_, unit, most, TeamMembers());
     context.ParallelFor(tasks, [&](size_t task) {
-      const Range outputs = ShareOf(outputs_, kTile, task, tasks);
+      const Range outputs = ShareOf(outputs_, unit, task, tasks);
       const size_t whole = (outputs.end + kTile - 1) / kTile * kTile;
       for (size_t t = 0; t < tokens; ++t) std::fill(few_sums + t * stride + outputs.begin, few_sums + t * stride + whole, 0.0f);
-      tile(w_, q, 0, tokens, {0, blocks, outputs.begin, outputs.end}, few_sums + outputs.begin, stride);
+      if (copy == nullptr) return tile(w_, q, 0, tokens, {0, blocks, outputs.begin, outputs.end}, few_sums + outputs.begin, stride);
+      for (size_t n = outputs.begin; n < outputs.end; n += kCodebookPanel) {
+        tile(copy->Panel(w_, n), q, 0, tokens, {0, blocks, 0, std::min(kCodebookPanel, outputs.end - n)}, few_sums + n, stride);
+      }
     });
     if (few_sums == y) return;
     for (size_t t = 0; t < tokens; ++t) std::copy_n(few_sums + t * stride, outputs_, y + t * outputs_);
