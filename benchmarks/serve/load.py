@@ -105,9 +105,9 @@ def started(command: Sequence[str]) -> Iterator[tuple[str, subprocess.Popen[str]
         process.wait(60)
 
 
-def questions() -> Iterator[str]:
-    """Prompts that differ from their first words on, without end."""
-    for number in itertools.count():
+def questions(first: int = 0) -> Iterator[str]:
+    """Prompts that differ from their first words on, without end, numbered from the first one."""
+    for number in itertools.count(first):
         yield f"Question {number}: tell me in detail about {_TOPICS[number % len(_TOPICS)]}."
 
 

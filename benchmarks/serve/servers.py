@@ -2,10 +2,11 @@
 
     python benchmarks serve.servers smollm2-135m --clients 1,2,4,8,16 -o build/results/servers-smollm2-135m.md
 
-All servers are asked in turn within each repetition, those that wait are stopped. Rows of sol_rt: dense (budget 1),
-at its default promise of loss, and dense where load lowers the budgets. The overhead is dense's time over that of the
-core alone, which gives the same answers in as many sessions, one step each in turn. Times and losses are defined as
-in serve.load. No answer ends early: the end of the text has a bias. -o also writes the figures as .json.
+All servers are asked in turn within each repetition, each a process of its own; those that wait are stopped. Rows of
+sol_rt: dense (budget 1), at its default promise of loss, and dense where load lowers the budgets. The overhead is
+dense's time over that of the core alone, which gives the same answers in as many sessions, one step each in turn.
+Times and losses are defined as in serve.load. No answer ends early: the end of the text has a bias. -o also writes the
+figures as .json.
 """
 
 from __future__ import annotations
@@ -88,6 +89,7 @@ def run(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     if checkpoint.suffix != ".gguf" or not python.exists():
         raise UsageError(f"got {checkpoint.name} and {python}, expected a .gguf and an environment; see `make servers`")
     bundle = Bundle.open(bundle_of(args.model, name))
+    model = SolModel.from_pretrained(bundle.path, provider="cpu", measure_costs=False)
     bias = {str(token): -100 for token in bundle.config.model.eos_token_ids}
     own = [sys.executable, "-m", "sol_rt", "serve", str(bundle.path), "--port", "0", "--threads", str(args.threads)]
     own += ["--sessions", str(max(args.clients))]
@@ -98,24 +100,16 @@ def run(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
         def start(*command: str) -> tuple[str, subprocess.Popen[str]]:
             return stack.enter_context(_stopped(command))
 
-        fixed, free = start(*own), start(*own, "--target-latency", str(args.target_latency))
         asked = [
-            Asked(DENSE, *fixed, {"budget": 1.0}),
-            Asked("sol_rt, default", *fixed),
-            Asked("sol_rt, load", *free, {"budget": 1.0}),
+            Asked(DENSE, *start(*own), {"budget": 1.0}),
+            Asked("sol_rt, default", *start(*own)),
+            Asked("sol_rt, load", *start(*own, "--target-latency", str(args.target_latency)), {"budget": 1.0}),
             Asked(PEER, *start(*peer)),
         ]
         core = stack.enter_context(WorkerProcess.start("sol_rt", sys.executable, bundle.path, args.threads))
-        rows = list(measure(args, asked, core, prompts_of(bundle, args), bias))
+        rows = list(measure(args, asked, core, model, bias))
     figures = facts(FORM, name, checkpoint, args.threads) | {"settings": settings(args), "rows": rows}
     return page(args, name, checkpoint, rows), figures
-
-
-def prompts_of(bundle: Bundle, args: argparse.Namespace) -> list[list[int]]:
-    """Token ids of as many prompts as a repetition has, as the server encodes them."""
-    model = SolModel.from_pretrained(bundle.path, provider="cpu", measure_costs=False)
-    most = max(args.least, *args.clients)
-    return [model.encode([{"role": "user", "content": text}]) for text in itertools.islice(questions(), most)]
 
 
 @contextmanager
@@ -133,24 +127,32 @@ def measure(
     args: argparse.Namespace,
     asked: Sequence[Asked],
     core: WorkerProcess,
-    prompts: Sequence[Sequence[int]],
+    model: SolModel,
     bias: dict[str, int],
 ) -> Iterator[Row]:
-    """The rows: for each number of clients one of each server and one of the core."""
+    """The rows: for each number of clients one of each server and one of the core, whose prompts the model encodes.
+
+    No prompt comes twice: caches have the beginning that all share.
+    """
+    first = 0
     for clients in args.clients:
         answers = max(clients, args.least)
         seen: dict[str, list[Seen]] = {each.name: [] for each in asked}
         alone: list[float] = []
         for turn in range(args.repetitions + 1):  # the first one warms up
+            texts = list(itertools.islice(questions(first), answers))
+            first += answers
             for each in rotated([*asked, None], turn):
                 if each is None:
+                    prompts = [model.encode([{"role": "user", "content": text}]) for text in texts]
                     count = {"count": args.count, "sessions": clients}
-                    found = core.ask(do="rounds", prompts=prompts[:answers], **count)["ms"] / 1e3
+                    found = core.ask(do="rounds", prompts=prompts, **count)["ms"] / 1e3
                     alone += [found] * (turn > 0)
                     continue
-                texts = itertools.islice(questions(), answers)
                 each.process.send_signal(signal.SIGCONT)
-                times_seen = asyncio.run(load(each.address, clients, texts, args.count, logit_bias=bias, **each.fields))
+                times_seen = asyncio.run(
+                    load(each.address, clients, iter(texts), args.count, logit_bias=bias, **each.fields)
+                )
                 each.process.send_signal(signal.SIGSTOP)
                 if times_seen.tokens != answers * args.count:
                     raise SolError(f"{each.name}: got {times_seen.tokens} tokens, expected {answers * args.count}")
