@@ -238,4 +238,4 @@ def test_the_command_copies_a_bundle(
     assert main([*command[:4], str(checkpoint), *command[5:]]) == 2
     assert "web already exists; pass --force" in capsys.readouterr().err
     assert main(["export", "--target", "phone", "-m", str(GOLDEN)]) == 2
-    assert "--target phone: expected native or web" in capsys.readouterr().err
+    assert "--target phone: expected native, web or gpu" in capsys.readouterr().err
