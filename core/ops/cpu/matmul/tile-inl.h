@@ -599,7 +599,7 @@ class TilePlaces {
  public:
   TilePlaces(const Nested& w, const TilePart& part) : w_(w), rows_(w, part.first_block, part.end_block, part.begin, part.end) {}
 
-  size_t Width() const { return kChannelMajor ? rows_.Width() : w_.N; }
+  size_t Width() const { return kChannelMajor ? rows_.Width() : (w_.N + kTile - 1) / kTile * kTile; }
   bool FirstLevel() const { return kChannelMajor ? rows_.FirstLevel() : AsksFirstLevel(); }
   BlockPlace At(size_t b, size_t n) const {
     if constexpr (kChannelMajor) return rows_.At(b, n);
