@@ -132,7 +132,7 @@ class SolModel:
                 else as `measure_costs` says.
             measure_costs: whether to time the actions, once for a bundle and device, if the device was not measured:
                 2 to 6 s, in which settings of the operators are tried, too. Ctrl-C waits for its end. It needs the CPU
-                and measured losses. If not, costs are bytes.
+                and measured losses. If not, costs are bytes. `SOL_RT_COSTS` in the environment may say so, too.
             verify: whether to compare the files' hashes with the config: of the weights at their first load, which
                 takes about a second a gigabyte, and when they have changed since. An opened bundle has its own.
 
@@ -142,7 +142,7 @@ class SolModel:
             _check_cost(cost)
         native_ops, measure_costs = as_switch("native_ops", native_ops), as_switch("measure_costs", measure_costs)
         bundle, _ = check_weights(opened_bundle(path, verify))
-        source = structs.COSTS_MEASURED if measure_costs else structs.COSTS_PROFILED
+        source = structs.COSTS_DEFAULT if measure_costs else structs.COSTS_PROFILED
         engine = Engine(
             bundle,
             provider=provider,

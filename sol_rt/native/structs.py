@@ -19,7 +19,7 @@ from ctypes import (
     c_void_p,
 )
 
-COSTS_BYTES, COSTS_PROFILED, COSTS_MEASURED = range(1, 4)  # `sol_cost_source`
+COSTS_DEFAULT, COSTS_BYTES, COSTS_PROFILED, COSTS_MEASURED = range(4)  # `sol_cost_source`
 Progress = CFUNCTYPE(c_int32, c_void_p, c_char_p, c_uint64, c_uint64)  # `sol_progress`
 
 
