@@ -24,7 +24,6 @@ from sol_rt.bundle.config import CONFIG_NAME, ActionEntry
 from sol_rt.bundle.config_reader import read_config
 from sol_rt.cli import main
 from sol_rt.cli.run.sensors import Sensors, hottest
-from sol_rt.native import structs
 
 
 def without_policy(folder: Path, loss: float | None) -> Path:
@@ -51,12 +50,6 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle with losses."""
     return without_policy(tmp_path_factory.mktemp("measured") / "tiny", 0.4)
-
-
-@pytest.fixture
-def in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Costs are bytes for bundles with losses, too."""
-    monkeypatch.setattr(structs, "COSTS_MEASURED", structs.COSTS_PROFILED)
 
 
 @pytest.fixture(autouse=True)
@@ -171,7 +164,6 @@ def test_heat_lowers_the_budget_from_the_one_given(
     ("options", "loss"),
     [((), 0.1), (("--max-loss", "10%"), 0.1), (("--max-loss", "5%"), 0.05), (("--max-loss", "0.15"), 0.15)],
 )
-@pytest.mark.usefixtures("in_bytes")
 def test_the_lowest_budget_is_that_of_the_loss(
     options: tuple[str, ...],
     loss: float,
@@ -213,9 +205,15 @@ def test_a_rate_out_of_reach_leads_to_the_lowest_budget(
 
 @pytest.mark.parametrize(("dense_ms", "rate", "fast"), [(1e-3, 5e5, False), (1e6, 0.5, True)])
 def test_a_rate_follows_what_steps_take(
-    dense_ms: float, rate: float, fast: bool, measured: Path, capsys: pytest.CaptureFixture[str]
+    dense_ms: float,
+    rate: float,
+    fast: bool,
+    measured: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The cost table says that steps take next to nothing, or very long, and neither is so."""
+    monkeypatch.setenv("SOL_RT_COSTS", "profiled")
     bundle = Bundle.open(measured)
     dense = bundle.config.variants[bundle.config.dense.variant].weight_bytes
     store_costs(bundle, lambda variant: dense_ms * variant.weight_bytes / dense)
@@ -239,7 +237,6 @@ def test_json_has_the_budget_that_it_came_to(
     assert result["achieved_budget"] == pytest.approx(result["requested_budget"], abs=0.02)
 
 
-@pytest.mark.usefixtures("in_bytes")
 def test_a_chat_reports_what_holds_its_budget(
     measured: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
