@@ -4,7 +4,7 @@
 
 All servers are asked in turn within each repetition, each a process of its own; those that wait are stopped. Rows of
 sol_rt: dense (budget 1), at its default promise of loss, and dense where load lowers the budgets. The overhead is
-dense's time over that of the core alone, which gives the same answers in as many sessions, one step each in turn.
+dense's time over that of the core alone, which gives the same answers in rounds of as many sessions.
 Times and losses are defined as in serve.load. No answer ends early: the end of the text has a bias. -o also writes the
 figures as .json.
 """

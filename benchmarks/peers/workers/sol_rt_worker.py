@@ -10,7 +10,7 @@ under the action, its text included: the loop that apps run.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from sol_rt.export.actions.losses import Candidate, token_losses
 from sol_rt.generate.model import SolModel
 from sol_rt.generate.native.engine import Engine
 from sol_rt.generate.native.session import Session
-from sol_rt.generate.results import GeneratedToken
+from sol_rt.generate.stream import Stream, next_of_each
 
 import onnxruntime as ort
 
@@ -49,7 +49,7 @@ class SolRt:
         self._model, self._dense = model, config.dense.tag
         self._tokens: list[int] = []
         self._room = 0
-        self._stream: Iterator[GeneratedToken] | None = None
+        self._stream: Stream | None = None
         self._sessions: list[Session] = []
 
     def reset(self, capacity: int) -> None:
@@ -86,7 +86,7 @@ class SolRt:
         return {"nll": dict(zip(tags, found.tolist(), strict=True))}
 
     def rounds(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Gives each of "prompts" a greedy answer of "count" dense tokens, "sessions" at a time, one step each in turn.
+        """Gives each of "prompts" a greedy answer of "count" dense tokens, "sessions" at a time, in rounds.
 
         That is the work of a server, without the server. The answer has "ms", the time of all.
         """
@@ -94,7 +94,7 @@ class SolRt:
             self._sessions.append(self._model.session() if self._sessions else self._model.engine)
         waiting = iter(request["prompts"])
         options: dict[str, Any] = {"budget": 1.0, "temperature": 0, "eos_token_id": [], "reuse_cache": True}
-        running: dict[Session, Iterator[GeneratedToken]] = {}
+        running: dict[Session, Stream] = {}
         begun = time.perf_counter()
         while True:
             for session in self._sessions[: request["sessions"]]:
@@ -104,9 +104,12 @@ class SolRt:
                     running[session] = stream
             if not running:
                 return {"ms": (time.perf_counter() - begun) * 1e3}
-            for session, stream in list(running.items()):
-                if next(stream, None) is None:
+            made = next_of_each(list(running.values()))
+            for session, token in zip(list(running), made, strict=True):
+                if isinstance(token, StopIteration):
                     del running[session]
+                elif isinstance(token, Exception):
+                    raise token
 
 
 def main() -> None:
