@@ -91,6 +91,12 @@ def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
     return text.removeprefix("Skipped: ")
 
 
+@pytest.fixture
+def measuring(monkeypatch: pytest.MonkeyPatch) -> None:
+    """First loads time the actions, as they do for users."""
+    monkeypatch.delenv("SOL_RT_COSTS")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _home_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Loading a bundle writes into the home folder, which must not be the user's own."""

@@ -150,6 +150,7 @@ def test_without_a_table_costs_are_bytes(bundle: Bundle) -> None:
     assert (cost.name, cost.unit, cost.note) == ("bytes", "bytes", "")
 
 
+@pytest.mark.usefixtures("measuring")
 def test_a_table_serves_its_bundle_on_its_device(bundle: Bundle, tmp_path: Path) -> None:
     path = save_table(bundle, device="a processor")
     cost = stored_cost(bundle, "a processor", quick=False)

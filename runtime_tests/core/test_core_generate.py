@@ -333,6 +333,7 @@ def test_a_start_that_is_refused_leaves_an_older_stream_alone(model: SolModel) -
     assert [first, *(step.token for step in stream)] == alone
 
 
+@pytest.mark.usefixtures("measuring")
 @pytest.mark.slow
 def test_measured_costs_name_the_settings_of_the_operators(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOL_RT_HOME", str(tmp_path))

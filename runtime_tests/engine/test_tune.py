@@ -80,6 +80,7 @@ def test_a_model_too_slow_for_the_time_keeps_the_defaults(tmp_path: Path) -> Non
     assert (found.tuning, found.gain, found.gain_of_copies) == (Tuning(), 1.0, None)
 
 
+@pytest.mark.usefixtures("measuring")
 @pytest.mark.slow
 @needs_operators
 def test_a_context_of_one_token_is_enough(tmp_path: Path) -> None:

@@ -336,6 +336,7 @@ def test_a_loss_of_a_bundle_without_losses_is_refused(tmp_path: Path) -> None:
         model.generate(PROMPT, max_loss=0.01)
 
 
+@pytest.mark.usefixtures("measuring")
 @pytest.mark.slow
 def test_scattered_times_serve_for_an_hour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOL_RT_HOME", str(tmp_path / "home"))
@@ -350,6 +351,7 @@ def test_scattered_times_serve_for_an_hour(tmp_path: Path, monkeypatch: pytest.M
         assert "measured what each action costs" in SolModel.from_pretrained(folder, provider="cpu").cost.note
 
 
+@pytest.mark.usefixtures("measuring")
 @pytest.mark.slow
 def test_a_home_that_cannot_be_written_is_said_and_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
@@ -360,6 +362,7 @@ def test_a_home_that_cannot_be_written_is_said_and_serves(tmp_path: Path, monkey
     assert model.generate(PROMPT, max_new_tokens=2).tokens
 
 
+@pytest.mark.usefixtures("measuring")
 @pytest.mark.slow
 def test_a_stale_cost_table_stays_and_a_quick_one_serves_beside_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -398,6 +401,7 @@ def test_without_a_folder_for_temporary_files(model: SolModel, tmp_path: Path, m
         model.stream(replay=trace)
 
 
+@pytest.mark.usefixtures("measuring")
 @pytest.mark.slow
 def test_costs_are_measured_once_at_the_first_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOL_RT_HOME", str(tmp_path / "home"))
@@ -416,6 +420,7 @@ def test_costs_are_measured_once_at_the_first_load(tmp_path: Path, monkeypatch: 
         assert second.cost.step(entry.action, 100) > 0
 
 
+@pytest.mark.usefixtures("measuring")
 @pytest.mark.slow
 def test_two_first_loads_at_once_leave_one_whole_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOL_RT_HOME", str(tmp_path / "home"))
@@ -439,6 +444,7 @@ def test_a_profile_times_the_policy(tmp_path: Path) -> None:
     assert engine.length == 0
 
 
+@pytest.mark.usefixtures("measuring")
 @pytest.mark.slow
 def test_a_rate_is_told_the_fastest_that_can_be_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOL_RT_HOME", str(tmp_path / "home"))
@@ -531,6 +537,7 @@ def test_a_trace_of_a_loss_names_the_budget_that_it_came_to(
     assert again.requested_budget == pytest.approx(first.requested_budget, abs=0.02)
 
 
+@pytest.mark.usefixtures("measuring")
 @pytest.mark.slow
 def test_a_trace_of_a_slow_rate_replays(with_policy: SolModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its allowance has room for the policy beside a dense step."""
