@@ -127,8 +127,8 @@ class Run:
         return self.served
 
 
-def asked(**fields: Any) -> Asked:
-    return read_completion({"prompt": [4, 5], "max_tokens": 40, **fields}, {}, "tiny")
+def asked(headers: dict[str, str] | None = None, **fields: Any) -> Asked:
+    return read_completion({"prompt": [4, 5], "max_tokens": 40, **fields}, headers or {}, "tiny")
 
 
 def test_load_lowers_all_but_the_priority(model: SolModel) -> None:
@@ -166,6 +166,32 @@ def test_the_queue_lowers_budgets_and_its_end_raises_them(model: SolModel, monke
         assert waiting.ended.wait(60)
     finally:
         scheduler.close()
+
+
+@pytest.mark.parametrize(
+    ("fields", "most", "budget"),
+    [
+        ({}, "0.5", 0.5),
+        ({"budget": 0.3}, "0.5", 0.3),
+        ({"budget": 1}, "0.2", 0.4),  # the operator's minimum
+        ({"budget": 1, "service_tier": "priority"}, "0.5", 1.0),
+        ({"schedule": "dense"}, "0.5", 1.0),
+    ],
+)
+def test_a_proxy_lowers_budgets(model: SolModel, fields: dict[str, Any], most: str, budget: float) -> None:
+    scheduler = Scheduler(model, sessions=1, load=LoadSettings(0.4))
+    try:
+        served = Run(scheduler, model, asked({"x-sol-budget-max": most}, **fields)).result()
+    finally:
+        scheduler.close()
+    assert served.requested_budget == pytest.approx(budget)
+    assert (served.reason == "load") == (budget in (0.5, 0.4))
+
+
+@pytest.mark.parametrize("most", ["1.1", "-0.1", "nan", "low"])
+def test_a_wrong_bound_of_a_proxy_is_refused(most: str) -> None:
+    with pytest.raises(FieldError, match="budget_max: got"):
+        asked({"x-sol-budget-max": most})
 
 
 def test_the_governor_lowers_all(model: SolModel) -> None:

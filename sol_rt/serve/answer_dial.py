@@ -51,6 +51,7 @@ class AnswerDial:
     Attributes:
         stream, ceiling: as given.
         priority: load does not lower it.
+        most: the budget that load before this server leaves it.
         deadline_ms: the deadline as it was asked for; None for any.
         deadline: time of the monotonic clock by which the answer is to be complete, seconds; None for any.
         limit: tokens of the answer at most; None where only the context or the deadline ends it.
@@ -61,6 +62,7 @@ class AnswerDial:
     def __init__(self, stream: Stream, ceiling: float = 1.0, asked: Asked | None = None) -> None:
         asked = asked or Asked("", {})
         self.stream, self.ceiling, self.priority = stream, ceiling, asked.priority
+        self.most = 1.0 if asked.priority else asked.most_budget
         self.deadline_ms = asked.deadline_ms
         self.deadline = None if asked.deadline_ms is None else asked.arrived_at + asked.deadline_ms / 1e3
         self.limit, self.made = asked.max_tokens, 0

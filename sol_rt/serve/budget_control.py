@@ -1,8 +1,8 @@
 """Sets the budgets of the answers that run, by load, deadlines, and battery and heat.
 
-The rule: what a client asks for, by dial or by effort, is a ceiling. Load may lower it to the operator's minimum,
-unless the request has `service_tier: "priority"`. A deadline lowers its own answer alone, and the governor lowers all.
-A client that asked for less than the minimum keeps what it asked for.
+The rule: what a client asks for, by dial or by effort, is a ceiling. Load, or a proxy that knows of load elsewhere, may
+lower it to the operator's minimum, unless the request has `service_tier: "priority"`. A deadline lowers its own answer
+alone, and the governor lowers all. A client that asked for less than the minimum keeps what it asked for.
 """
 
 from __future__ import annotations
@@ -113,8 +113,8 @@ class BudgetControl:
     def turn(self, jobs: Sequence[Runs], waiting: int) -> None:
         """Sets the budgets of the answers that run, before a round."""
         now, load = time.monotonic(), self._load
-        deadlines = any(job.dial.deadline is not None for job in jobs)
-        if not (load.moves or self._sensors or deadlines or load.highest < 1):
+        own = any(job.dial.deadline is not None or job.dial.most < 1 for job in jobs)
+        if not (load.moves or self._sensors or own or load.highest < 1):
             return
         self._follow_load(jobs, waiting, now)
         self._follow_sensors(now)
@@ -128,6 +128,8 @@ class BudgetControl:
         held: list[tuple[float, Reason]] = [(min(dial.ceiling, load.highest), "asked")]
         if load.moves and not dial.priority:
             held.append((self._state.budget, "load"))
+        if dial.most < 1:
+            held.append((max(dial.most, load.lowest), "load"))
         if self._sensors is not None:
             held.append((self._governed.budget, "governor"))
         if dial.deadline is not None and dial.limit is not None and self.pace.dense_ms:

@@ -82,6 +82,7 @@ class Asked:
         deadline_ms: time in which the answer is to be complete, from `arrived_at` on; None for any.
         effort: `reasoning_effort`, one of EFFORTS; None where it is not given.
         by_effort: the budget comes from the effort.
+        most_budget: budget that a proxy before this server leaves it, 0 to 1: header `X-Sol-Budget-Max`.
         arrived_at: time when it was read, of the monotonic clock, seconds.
         names: the protocol's names of chat's fields, where it has others.
         repeated: fields of the request that the answer repeats, as they were given.
@@ -102,6 +103,7 @@ class Asked:
     deadline_ms: float | None = None
     effort: str | None = None
     by_effort: bool = False
+    most_budget: float = 1.0
     arrived_at: float = field(default_factory=time.monotonic, compare=False)
     names: Mapping[str, str] = field(default_factory=dict, compare=False)
     repeated: Mapping[str, Any] = field(default_factory=dict, compare=False)
@@ -303,6 +305,7 @@ class _Reader:
             priority=tier == "priority",
             deadline_ms=deadline_ms,
             effort=effort,
+            most_budget=_most_budget(headers),
         )
 
     def _word(self, name: str, words: tuple[str, ...]) -> str | None:
@@ -343,6 +346,14 @@ class _Reader:
 
 def _header(name: str) -> str:
     return "x-sol-" + name.replace("_", "-")
+
+
+def _most_budget(headers: Mapping[str, str]) -> float:
+    """The budget, 0 to 1, that a proxy leaves the request. Raises FieldError."""
+    most = number("budget_max", headers.get(_header("budget_max"), 1.0))
+    if not 0 <= most <= 1:
+        raise FieldError("budget_max", f"got {most:g}, expected 0 to 1")
+    return most
 
 
 def _grammar(shape: Any) -> Grammar | None:
