@@ -397,6 +397,12 @@ typedef struct sol_generate_options {
   // trace holds one: a replay needs it again.
   sol_mask mask;         // NULL for none
   void* mask_user;       // given to `mask`
+
+  // Drafts: the next tokens are guessed from the text so far, and one run checks several. The text stays that of single steps, token for token, where one
+  // action runs every step. Engines of the host's, function bodies, layers with a state and KV densities below 1 step one by one all the same. A replay
+  // takes neither.
+  int32_t lossless;      // 1: dense steps, with drafts; the dial has to ask for nothing else
+  int32_t lookup;        // 1: drafts under whatever the dial asks for; in a mix of `hull` one action runs all tokens of a run
 } sol_generate_options;
 
 SOL_RT_API void sol_generate_options_init(sol_generate_options* options, uint32_t size);
@@ -443,6 +449,8 @@ typedef struct sol_result {
   int32_t floored;             // whether the budget lay below the cheapest action
   int32_t first_difference;    // in a replay, index of the first token that differs from the trace's; -1 where all agree
   sol_finish finish;
+  int64_t drafted_tokens;      // tokens that were guessed and run
+  int64_t accepted_tokens;     // of these, tokens of the text
 } sol_result;
 
 // Checks everything and begins; the prompt runs at the first `sol_session_next`. A generation that was running ends.

@@ -288,6 +288,25 @@ ChannelDensity = Annotated[
 Bits = Annotated[
     float | None, option("--bits", min=1, max=16, help="Instead of --budget: mean weight bits to read.", panel=BUDGET)
 ]
+Lossless = Annotated[
+    bool,
+    option(
+        "--lossless",
+        env=False,
+        help="Instead of --budget: give the text of --budget 1, sooner where it repeats itself or the prompt: guess "
+        "tokens and check several at once.",
+        panel=BUDGET,
+    ),
+]
+Lookup = Annotated[
+    bool,
+    option(
+        "--lookup",
+        env=False,
+        help="Guess and check tokens so at any budget. A mix then changes its action less often.",
+        panel=BUDGET,
+    ),
+]
 
 Prefill = Annotated[
     str | None,

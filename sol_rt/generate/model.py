@@ -251,6 +251,8 @@ class SolModel:
         parse_special: bool = False,
         progress: Callable[[int, int], object] | None = None,
         grammar: Grammar | None = None,
+        lossless: bool = False,
+        lookup: bool = False,
         **generation: Any,
     ) -> Stream:
         """Starts a generation and yields its tokens.
@@ -270,6 +272,10 @@ class SolModel:
                 up to 512 tokens. An exception of it ends the generation and is raised.
             grammar: what the text has to be. Log-probabilities stay those of all tokens. A trace does not hold it: give
                 it again in a replay.
+            lossless: whether to take dense steps and draft tokens: the text of `budget=1.0`, sooner where it repeats
+                itself or the prompt. The dial has to ask for nothing else.
+            lookup: whether to draft tokens under whatever the dial asks for. Where one action runs every step, the text
+                is that of single steps; in a mix of `hull` one action runs all tokens of a run.
             generation: settings of `GenerationConfig`, under Hugging Face's names.
 
         Warns with QualityWarning, once for each model, of a budget below the sensible ones, and of cheap steps where
@@ -295,6 +301,8 @@ class SolModel:
         if reuse_cache is None:
             reuse_cache = prompt is not None and is_chat(prompt)
         options.struct.reuse_cache = int(as_switch("reuse_cache", reuse_cache))
+        options.struct.lossless = int(as_switch("lossless", lossless))
+        options.struct.lookup = int(as_switch("lookup", lookup))
         parse_special = as_switch("parse_special", parse_special)
         tokens = self._tokens(prompt, parse_special) if prompt is not None or replay is None else []
         written = None
@@ -302,7 +310,7 @@ class SolModel:
             written = self.tokenizer.stream(tokens or (() if replay is None else replay.header.prompt_tokens))
         if replay is not None:
             return Stream(self.engine, self._checks, Request(tokens, options, replay, text=written, progress=progress))
-        held = self._held_budget(dial)
+        held = None if lossless else self._held_budget(dial)
         request = Request(tokens, options, None, held, dial.tokens_per_second, written, progress)
         stream = Stream(self.engine, self._checks, request)
         self._warn_below_sensible(dial, len(tokens))

@@ -66,6 +66,8 @@ class Generation:
             measured none, or one of the actions was not measured.
         prompt_tokens: tokens of the prompt.
         cached_tokens: tokens of the prompt that were still in the cache from the generation before.
+        drafted_tokens: tokens that were guessed, and run together with the one before them.
+        accepted_tokens: of these, tokens of the text.
         first_difference: in a replay, index of the first token that differs from the trace's; None where all agree.
         logprobs: log-probability of each token, in nats, under the raw distribution: before bias, penalties and
             temperature.
@@ -91,6 +93,8 @@ class Generation:
     expected_loss: float | None
     prompt_tokens: int
     cached_tokens: int
+    drafted_tokens: int
+    accepted_tokens: int
     first_difference: int | None = None
     logprobs: list[float] = field(default_factory=list)
     top_logprobs: list[tuple[tuple[int, float], ...]] = field(default_factory=list)

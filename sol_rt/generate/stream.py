@@ -278,6 +278,8 @@ class Stream(Iterator[GeneratedToken]):
             expected_loss=_number(result.expected_loss),
             prompt_tokens=result.prompt_tokens,
             cached_tokens=result.cached_tokens,
+            drafted_tokens=result.drafted_tokens,
+            accepted_tokens=result.accepted_tokens,
             first_difference=None if result.first_difference < 0 else result.first_difference,
             logprobs=[token.logprob for token in self._tokens],
             top_logprobs=[token.top_logprobs for token in self._tokens],

@@ -285,6 +285,8 @@ class GenerateOptions(ctypes.Structure):
         ("choose_user", c_void_p),
         ("mask", Mask),
         ("mask_user", c_void_p),
+        ("lossless", c_int32),
+        ("lookup", c_int32),
     )
 
 
@@ -330,6 +332,8 @@ class Result(ctypes.Structure):
         ("floored", c_int32),
         ("first_difference", c_int32),
         ("finish", c_int),
+        ("drafted_tokens", c_int64),
+        ("accepted_tokens", c_int64),
     )
 
 

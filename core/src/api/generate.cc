@@ -53,6 +53,8 @@ void Start(sol_session& session, const int32_t* prompt, size_t num_tokens, const
   request.dial = sol_rt::DialOf(session.model->config(), &session, options);
   request.mask = sol_rt::MaskOf(session, options);
   request.reuse_cache = options.reuse_cache != 0;
+  request.lossless = options.lossless != 0;
+  request.lookup = options.lookup != 0;
   if (options.trace != nullptr) {
     request.trace = options.trace;
     model.bundle().RequireOutside("trace", request.trace);
@@ -60,7 +62,7 @@ void Start(sol_session& session, const int32_t* prompt, size_t num_tokens, const
   if (options.replay != nullptr) request.replay = options.replay;
   session.generation = std::make_unique<Generation>(
       sol_rt::GenerationParts{*session.engine, model.config(), model.identity(), model.prefill(), model.tokenizer(), model.cost(), sol_rt::PolicyOf(session),
-                              session.live},
+                              session.live, session.pace},
       std::move(request));
 }
 
@@ -247,6 +249,8 @@ sol_result Result(sol_session& session) {
   result.floored = made.floored ? 1 : 0;
   result.first_difference = static_cast<int32_t>(made.first_difference);
   result.finish = FinishOf(made.finish);
+  result.drafted_tokens = made.drafted_tokens;
+  result.accepted_tokens = made.accepted_tokens;
   return result;
 }
 

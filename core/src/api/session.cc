@@ -130,7 +130,8 @@ sol_error* sol_session_tokens(const sol_session* session, int32_t* tokens, size_
   return Guard([&] {
     const Turn turn(session, "sol_session_tokens", true);
     const std::vector<int32_t>& held = session->engine->tokens();
-    FillArray(held.data(), held.size(), tokens, capacity, count);
+    const int64_t drafts = session->generation ? session->generation->unchecked() : 0;
+    FillArray(held.data(), held.size() - static_cast<size_t>(drafts), tokens, capacity, count);
   });
 }
 

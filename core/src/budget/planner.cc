@@ -26,6 +26,13 @@ class RunPlanner final : public Planner {
   const PolicyQuestion* Question(const StepSeen& seen) override { return schedule_->Question(seen); }
   Action Choose(const StepSeen& seen) override { return schedule_->Choose(seen); }
 
+  // `hull` may mix its actions in blocks, as long as the controller allows each step. The others look at every token.
+  int64_t Repeats(const Action& action, int64_t context, int64_t most) override {
+    if (schedule_->ChoosesEachStep()) return 1;
+    if (!fixed_.empty() || controller_->dense_only()) return most;
+    return name_ == "hull" ? controller_->Repeats(action, context, most) : 1;
+  }
+
   Charge Record(const Action& action, int64_t context) override {
     if (taken_.empty()) first_context_ = context;
     const auto found = std::find_if(taken_.begin(), taken_.end(), [&](const auto& entry) { return entry.first == action; });
@@ -83,6 +90,7 @@ class RunPlanner final : public Planner {
 class ReplaySchedule final : public Schedule {
  public:
   explicit ReplaySchedule(std::vector<Action> actions) : actions_(std::move(actions)) {}
+  bool ChoosesEachStep() const override { return true; }
   Action Choose(const StepSeen& seen) override {
     if (seen.step < 0 || static_cast<size_t>(seen.step) >= actions_.size()) UsageFault("replay: the trace has no more steps");
     return actions_[static_cast<size_t>(seen.step)];
@@ -95,6 +103,7 @@ class ReplaySchedule final : public Schedule {
 class HostSchedule final : public Schedule {
  public:
   HostSchedule(Controller& controller, OwnSchedule choose) : controller_(controller), choose_(std::move(choose)) {}
+  bool ChoosesEachStep() const override { return true; }
   Action Choose(const StepSeen& seen) override { return controller_.actions().at(choose_(seen, controller_)); }
 
  private:

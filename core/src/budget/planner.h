@@ -51,6 +51,8 @@ class Planner {
   virtual ~Planner() = default;
   virtual const PolicyQuestion* Question(const StepSeen& seen) = 0;  // of the policy, before the step is chosen; null for none
   virtual Action Choose(const StepSeen& seen) = 0;
+  // Steps in a row, 1 to `most`, that may take the action which `Choose` has just returned, without another choice.
+  virtual int64_t Repeats(const Action& action, int64_t context, int64_t most) = 0;
   virtual Charge Record(const Action& action, int64_t context) = 0;
   // From the next step on, in place of what was held. Throws SOL_ERROR_USAGE for a value out of range, and under targets on the axes, `fixed:TAG`,
   // `dense` and a replay.

@@ -66,6 +66,11 @@ class Engine {
   int64_t length() const { return static_cast<int64_t>(tokens().size()); }
   virtual int64_t max_context() const = 0;
   virtual int64_t Held(int64_t length) const = 0;  // how many of so many tokens need not run again after a rewind to them: all, or none
+  // Tokens of one run under the action at most that each get the results and the cache of a step alone; 1 for none but single steps.
+  virtual size_t StepsAtOnce(const Action& action) const {
+    (void)action;
+    return 1;
+  }
   // Keeps the first `length` tokens. Throws SOL_ERROR_USAGE beyond the tokens in the cache.
   void Truncate(int64_t length);
 

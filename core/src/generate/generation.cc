@@ -27,6 +27,15 @@ void RequireTokens(const std::string& what, const std::vector<int32_t>& tokens, 
   }
 }
 
+// The dial of dense steps, where it asks for nothing else.
+Dial LosslessDial(Dial dial) {
+  const bool dense = dial.budget.value_or(1.0) == 1.0 && dial.schedule.value_or("dense") == "dense" && !dial.own;
+  dial.budget.reset();
+  if (!dense || !dial.IsEmpty()) UsageFault("--lossless: gives the dense text; leave out budget, axes, rate, loss and schedule");
+  dial.schedule = "dense";
+  return dial;
+}
+
 [[noreturn]] void Cancelled() { throw Error(SOL_ERROR_CANCELLED, "the generation was cancelled; the session is ready for another one"); }
 
 // Explains why the dial cannot be moved while the generation runs; empty if it can.
@@ -36,6 +45,15 @@ std::string FixedBecause(const Dial& dial, bool replay) {
   const std::string schedule = dial.own ? "" : dial.schedule.value_or("");
   if (schedule == "dense" || StartsWith(schedule, "fixed:")) return "schedule " + schedule + " fixes the action";
   return "";
+}
+
+// Cost of the tokens after the first of a run.
+double CostOfMore(const CostModel& cost, const Action& action, int64_t context, size_t tokens, const DraftPace& pace) {
+  const double step = cost.Step(action, context);
+  if (cost.InMilliseconds()) return step * (pace.Price(action, tokens) - 1.0);
+  double more = 0.0;
+  for (size_t i = 1; i < tokens; ++i) more += cost.Step(action, context + static_cast<int64_t>(i)) - cost.Line(action).fixed;
+  return more;
 }
 
 std::vector<int32_t> EndTokens(const GenerationConfig& config) {
@@ -51,6 +69,10 @@ std::vector<int32_t> EndTokens(const GenerationConfig& config) {
 Generation::Generation(const GenerationParts& parts, GenerationRequest request)
     : parts_(parts), history_(std::move(request.prompt)), config_(std::move(request.defaults)), reuse_cache_(request.reuse_cache), prefill_(parts.prefill) {
   const int32_t vocab_size = parts.config.model.vocab_size;
+  if ((request.lossless || request.lookup) && !request.replay.empty()) {
+    UsageFault(std::string(request.lossless ? "--lossless" : "--lookup") + ": a replay runs the trace's steps one by one; leave it out");
+  }
+  if (request.lossless) request.dial = LosslessDial(std::move(request.dial));
   if (!request.replay.empty()) {
     replay_ = ReadTrace(request.replay);
     for (auto setting = replay_->header.generation.begin(); setting != replay_->header.generation.end(); ++setting) {
@@ -110,6 +132,7 @@ Generation::Generation(const GenerationParts& parts, GenerationRequest request)
     planner_ = MakeReplayPlanner(parts.config, parts.cost, replay_->header.schedule, std::move(actions), *asked_);
   } else {
     planner_ = MakePlanner(parts.config, parts.cost, request.dial, parts.policy);
+    if (request.lossless || request.lookup) drafts_.emplace(parts.config.model, parts.pace);
     if (!HasAxisTargets(request.dial)) asked_ = planner_->Asked(static_cast<int64_t>(prompt_tokens_));
   }
   writer_ = std::make_unique<TextWriter>(parts.tokenizer, history_, config_.stop_strings, EndTokens(config_));
@@ -123,10 +146,6 @@ const GeneratedToken& Generation::Next(const Interrupted& interrupted) {
   return End([&] { return Run(step, interrupted); }, interrupted);
 }
 
-StepOutput Generation::Run(const StepToRun& step, const Interrupted& interrupted) {
-  return parts_.engine.Forward(step.tokens, step.count, step.action, interrupted);
-}
-
 void Generation::Enter(const Interrupted& interrupted) {
   if (over_) UsageFault("this generation is over; start another one");
   if (entered_) return;
@@ -137,8 +156,8 @@ void Generation::Enter(const Interrupted& interrupted) {
   }
   entered_ = true;
   if (!begun_) return;
-  parts_.live.TakeOver(*planner_);
-  context_ = parts_.engine.length();
+  if (parts_.live.TakeOver(*planner_)) DropDrafts();
+  context_ = Processed();
 }
 
 const PolicyQuestion* Generation::BeginPolicy(const Interrupted& interrupted) {
@@ -179,6 +198,7 @@ const GeneratedToken& Generation::End(const std::function<StepOutput()>& output,
     entered_ = false;
     if (interrupted()) Cancelled();
     Pick();
+    if (drafts_ && !drafts_->Follow(generated_.token)) parts_.engine.Truncate(Processed());
     if (trace_) {
       const int64_t step = static_cast<int64_t>(history_.size() - prompt_tokens_) - 1;
       const GeneratedToken& made = generated_;
@@ -195,12 +215,14 @@ const GeneratedToken& Generation::End(const std::function<StepOutput()>& output,
 
 void Generation::Abandon() {
   over_ = true;
+  DropDrafts();
   parts_.live.Close();
   trace_.reset();
 }
 
 void Generation::Close() {
   over_ = true;
+  DropDrafts();
   parts_.live.Close();
   if (!trace_) return;
   const std::unique_ptr<TraceWriter> trace = std::move(trace_);
@@ -234,14 +256,52 @@ StepSeen Generation::Seen() const {
   return {context_, generated_.token, output_.hidden, output_.distribution, static_cast<int64_t>(history_.size() - prompt_tokens_) - 1};
 }
 
-StepToRun Generation::Step() { return {&generated_.token, 1, planner_->Choose(Seen())}; }
+StepToRun Generation::Step() {
+  if (drafts_ && drafts_->ready()) return {nullptr, 0, generated_.action};
+  const Action action = planner_->Choose(Seen());
+  if (!drafts_) return {&generated_.token, 1, action};
+  const std::vector<int32_t>& tokens = drafts_->Propose(history_, action, MostDrafts(action), mask_ ? mask_->Words() : nullptr);
+  return {tokens.data(), tokens.size(), action};
+}
 
+size_t Generation::MostDrafts(const Action& action) {
+  const int64_t wanted = limit_ - static_cast<int64_t>(history_.size() - prompt_tokens_), room = parts_.engine.max_context() - context_;
+  const int64_t most = std::min({static_cast<int64_t>(parts_.engine.StepsAtOnce(action)), wanted, room});
+  return most > 1 ? static_cast<size_t>(planner_->Repeats(action, context_, most)) - 1 : 0;
+}
+
+StepOutput Generation::Run(const StepToRun& step, const Interrupted& interrupted) {
+  if (step.count == 0) return drafts_->Next();
+  if (!begun_ || step.count == 1) return parts_.engine.Forward(step.tokens, step.count, step.action, interrupted);
+  parts_.engine.Forward(step.tokens, step.count, step.action, interrupted, drafts_->Buffers());
+  return drafts_->First();
+}
+
+int64_t Generation::unchecked() const { return begun_ && !over_ && drafts_ ? parts_.engine.length() - Processed() : 0; }
+
+void Generation::DropDrafts() {
+  if (drafts_ && drafts_->Drop()) parts_.engine.Truncate(Processed());
+}
+
+// A run of several tokens is charged at its first one. In bytes it reads the weights once, in milliseconds it costs what such runs took.
 void Generation::EndStep() {
   generated_.action = running_->action;
   const Charge charge = planner_->Record(generated_.action, context_);
   generated_.cost = charge.cost;
   generated_.relative_cost = charge.relative;
+  if (!drafts_) return;
+  const double dense = charge.cost / charge.relative;
+  const size_t tokens = running_->count;
+  if (tokens > 0) parts_.pace.Took(generated_.action, tokens, Milliseconds(Clock::now() - run_start_));
+  if (tokens != 1) {
+    generated_.cost = tokens == 0 ? 0.0 : charge.cost + CostOfMore(*parts_.cost, generated_.action, context_, tokens, parts_.pace);
+    generated_.relative_cost = generated_.cost / dense;
+  }
+  spent_ += generated_.cost;
+  full_ += dense;
 }
+
+double Generation::Achieved() const { return drafts_ && drafts_->drafted() > 0 ? spent_ / full_ : planner_->Achieved(); }
 
 void Generation::Pick() {
   const Sampler::Picked picked = sampler_->Sample(output_.distribution, history_, mask_ ? mask_->Words() : nullptr);
@@ -261,7 +321,7 @@ void Generation::Pick() {
       generated_.finish = complete ? Finish::kStop : Finish::kLength;
     }
   }
-  generated_.achieved = planner_->Achieved();
+  generated_.achieved = Achieved();
   generated_.requested = planner_->Requested();
   generated_.ms = Milliseconds(Clock::now() - start_);
   if (count == 1) {
@@ -280,14 +340,16 @@ GenerationResult Generation::Result() const {
   result.schedule = planner_->Schedule();
   result.cost_model = parts_.cost->Name();
   result.requested = planner_->Requested();
-  result.achieved = planner_->Achieved();
+  result.achieved = Achieved();
   result.expected_loss = planner_->ExpectedLoss();
   result.prompt_tokens_per_second = Rate(prefilled_, prefill_seconds_);
   result.tokens_per_second = Rate(result.num_tokens - 1, decode_ms_ / 1e3);
   result.first_token_ms = first_token_ms_;
-  result.fastest_rate = planner_->FastestRate(parts_.engine.length());
+  result.fastest_rate = planner_->FastestRate(parts_.engine.length() - unchecked());
   result.floored = planner_->Floored();
   result.first_difference = replay_ ? replay_->FirstDifference(made) : -1;
+  result.drafted_tokens = drafts_ ? drafts_->drafted() : 0;
+  result.accepted_tokens = drafts_ ? drafts_->accepted() : 0;
   result.finish = made.empty() ? Finish::kNone : generated_.finish;
   return result;
 }

@@ -17,6 +17,7 @@
 #include "bundle/config/config.h"
 #include "engine/engine.h"
 #include "engine/policy_runner.h"
+#include "generate/drafts/drafts.h"
 #include "generate/live_dial.h"
 #include "generate/sampling.h"
 #include "generate/settings/generation_config.h"
@@ -37,6 +38,7 @@ struct GenerationParts {
   std::shared_ptr<const CostModel> cost;
   PolicyRunner* policy;  // null where the bundle has none
   LiveDial& live;
+  DraftPace& pace;
 };
 
 // In a replay the dial is not used. `settings` are changes to `defaults`, in the order in which they apply.
@@ -47,6 +49,8 @@ struct GenerationRequest {
   Dial dial;
   AskMask mask;  // null: every token may be picked
   bool reuse_cache = false;
+  bool lossless = false;  // dense steps, with drafts
+  bool lookup = false;    // drafts under whatever the dial asks for
   std::string trace, replay;  // files; empty for none
 };
 
@@ -71,9 +75,10 @@ struct GenerationResult {
   bool floored;
   int64_t first_difference;  // -1 where a replay agrees, or none runs
   Finish finish;
+  int64_t drafted_tokens, accepted_tokens;
 };
 
-// Tokens that the engine is to run next. They are valid until the step ends.
+// Tokens that the engine is to run next; none where a run before checked the draft of this step. They are valid until the step ends.
 struct StepToRun {
   const int32_t* tokens;
   size_t count;
@@ -102,6 +107,8 @@ class Generation {
   void Close();  // completes the trace, which may throw SOL_ERROR_WRITE
   bool over() const { return over_; }
   GenerationResult Result() const;
+  // Tokens at the end of the cache that are drafts: they may leave it again.
+  int64_t unchecked() const;
 
  private:
   using Clock = std::chrono::steady_clock;
@@ -110,6 +117,10 @@ class Generation {
   StepSeen Seen() const;
   StepToRun Prompt();
   StepToRun Step();
+  size_t MostDrafts(const Action& action);
+  int64_t Processed() const { return static_cast<int64_t>(history_.size()) - 1; }  // tokens that have had their step, between two steps
+  void DropDrafts();  // cuts off the cache what is not of the text
+  double Achieved() const;
   void EndPrompt();
   void EndStep();
   void Pick();
@@ -126,6 +137,7 @@ class Generation {
   std::unique_ptr<Planner> planner_;
   std::optional<double> asked_;  // the budget of the trace's header
   std::optional<TokenMask> mask_;
+  std::optional<Drafts> drafts_;
   std::unique_ptr<Sampler> sampler_;
   std::unique_ptr<TextWriter> writer_;
   std::unique_ptr<TraceWriter> trace_;
@@ -137,6 +149,7 @@ class Generation {
   int64_t context_ = 0;  // tokens in the cache before the step of `generated_`
   int64_t limit_;  // tokens
   int64_t prefilled_ = 0;
+  double spent_ = 0.0, full_ = 0.0;  // of all tokens run, and of a dense step for each of the text
   double prefill_seconds_ = 0.0, first_token_ms_ = 0.0, decode_ms_ = 0.0;
   bool begun_ = false, entered_ = false, over_ = false;
 };

@@ -36,7 +36,7 @@ void LiveDial::SetTokensPerSecond(double rate) {
   budget_.reset();
 }
 
-void LiveDial::TakeOver(Planner& planner) {
+bool LiveDial::TakeOver(Planner& planner) {
   std::optional<double> budget, rate;
   {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -45,6 +45,7 @@ void LiveDial::TakeOver(Planner& planner) {
   }
   if (budget) planner.SetBudget(*budget);
   if (rate) planner.SetTokensPerSecond(*rate);
+  return budget || rate;
 }
 
 void LiveDial::RequireMovable(const char* flag) const {

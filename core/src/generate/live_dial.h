@@ -21,8 +21,8 @@ class LiveDial {
   void SetBudget(double budget);
   void SetTokensPerSecond(double rate);
 
-  // Before a decode step: hands what was set since the last one to the planner.
-  void TakeOver(Planner& planner);
+  // Before a decode step: hands what was set since the last one to the planner. False if nothing was.
+  bool TakeOver(Planner& planner);
 
  private:
   void RequireMovable(const char* flag) const;

@@ -96,6 +96,8 @@ def generate(
     kv_density: options.KvDensity = None,
     channel_density: options.ChannelDensity = None,
     bits: options.Bits = None,
+    lossless: options.Lossless = False,
+    lookup: options.Lookup = False,
     trace: Annotated[
         Path | None,
         options.option("--trace", env=False, help="JSONL file to write every step to.", panel="Traces"),
@@ -128,6 +130,8 @@ def generate(
         "trace": trace,
         "parse_special": parse_special,
         "grammar": _grammar(json_schema, grammar, regex),
+        "lossless": lossless,
+        "lookup": lookup,
     }
     text: Any = None
     if replay is None:
@@ -252,7 +256,7 @@ def summary(result: Generation) -> dict[str, Any]:
     fields = asdict(result)
     names = ("text", "tokens", "schedule", "requested_budget", "achieved_budget", "cost_model", "prefill")
     speeds = ("prompt_tokens_per_second", "tokens_per_second", "time_to_first_token_ms")
-    bought = ("dense_tokens_per_second", "expected_loss", "floored", "logprobs")
+    bought = ("dense_tokens_per_second", "expected_loss", "floored", "logprobs", "drafted_tokens", "accepted_tokens")
     return {name: fields[name] for name in (*names, *speeds, "actions", "peak_rss_mb", "finish_reason", *bought)}
 
 
@@ -278,6 +282,8 @@ def report_figures(result: Generation) -> None:
         f"speed: {result.tokens_per_second:.1f} tokens/s, prompt {result.prompt_tokens_per_second:.1f} tokens/s, "
         f"first token after {result.time_to_first_token_ms:.0f} ms, peak memory {result.peak_rss_mb:.0f} MB"
     )
+    if result.drafted_tokens:
+        note(f"drafts: {result.accepted_tokens} of {result.drafted_tokens} tokens accepted")
     steps = sum(result.actions.values())
     for tag, count in sorted(result.actions.items(), key=lambda item: -item[1]):
         note(f"  {tag}  {count:5}  {100 * count / steps:3.0f}%")

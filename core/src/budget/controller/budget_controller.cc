@@ -91,6 +91,19 @@ class BudgetController final : public Controller {
     return Least();
   }
 
+  int64_t Repeats(const Action& action, int64_t context, int64_t most) override {
+    const auto index = static_cast<size_t>(std::find(actions_.begin(), actions_.end(), action) - actions_.begin());
+    if (index == actions_.size()) return 1;
+    const SpendWindow before = spend_;
+    int64_t count = 0;
+    for (; count < most && (count == 0 || Allows(index, context + count)); ++count) {
+      const StepCosts& costs = costs_.At(context + count);
+      spend_.Add(costs.costs[index], AllowanceOf(costs), costs.dense);
+    }
+    spend_ = before;
+    return count;
+  }
+
   std::optional<double> Budget() const override { return step_limit_ || hull_ ? std::nullopt : std::optional<double>(budget_); }
 
   std::optional<double> Requested() const override {

@@ -62,6 +62,12 @@ class Controller {
   // `index` if that action is allowed, else the allowed action whose cost is nearest to its cost.
   size_t NearestAllowed(size_t index, int64_t context);
 
+  // Steps of the action in a row, 1 to `most`, that are allowed from this context on; 1 where that is not known.
+  virtual int64_t Repeats(const Action& action, int64_t context, int64_t most) {
+    (void)action, (void)context, (void)most;
+    return 1;
+  }
+
   // Books a decode step; `context` is the number of tokens in the cache before it.
   Charge Record(const Action& action, int64_t context);
 

@@ -23,6 +23,8 @@ class Schedule {
   virtual ~Schedule() = default;
   // Inputs of the policy's run before this step; null where the schedule asks none. `Choose` of the same step then takes the answer.
   virtual const PolicyQuestion* Question(const StepSeen&) { return nullptr; }
+  // True if `Choose` has to be called for every step, also where one action alone is allowed.
+  virtual bool ChoosesEachStep() const { return false; }
   // The action for this step. The planner reports it to the controller when it has run.
   virtual Action Choose(const StepSeen& seen) = 0;
 };

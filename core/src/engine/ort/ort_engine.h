@@ -17,6 +17,7 @@ class OrtEngine final : public Engine {
   const std::vector<int32_t>& tokens() const override;
   int64_t max_context() const override;
   int64_t Held(int64_t length) const override;
+  size_t StepsAtOnce(const Action& action) const override;
   uint64_t PrivateBytes() const override;
   void Save(std::ostream& stream) const override;
   void Restore(std::istream& stream) override;

@@ -1,0 +1,65 @@
+#include "generate/drafts/draft_pace.h"
+
+#include <algorithm>
+
+namespace sol_rt {
+namespace {
+
+constexpr double kLeastGain = 1.03;    // tokens a step that a draft has to promise
+constexpr int kLookAgain = 64;         // guesses after which a short draft is tried
+constexpr size_t kShort = 3;           // tokens of that
+constexpr double kNewShare = 1.0 / 12;  // weight of a new drafted token in a share
+constexpr double kNewTime = 1.0 / 6;    // weight of a new time
+constexpr int64_t kFirstSteps = 2;     // steps before a time counts: the first ones make buffers
+
+}  // namespace
+
+size_t DraftPace::ClassOf(size_t match) { return match < 4 ? match - 1 : match < 8 ? 3 : 4; }
+
+size_t DraftPace::SizeOf(size_t tokens) { return tokens <= 2 ? 0 : tokens <= 4 ? 1 : tokens <= 8 ? 2 : 3; }
+
+size_t DraftPace::Choose(const Action& action, size_t match, size_t most) {
+  if (match == 0 || most == 0 || times_[action].steps <= kFirstSteps) return 0;
+  size_t best = 0;
+  double gain = kLeastGain, tokens = 1.0, all_kept = 1.0;
+  for (size_t drafted = 1; drafted <= most; ++drafted) {
+    all_kept *= kept_[ClassOf(match + drafted - 1)];  // each one that is kept makes the match longer
+    tokens += all_kept;
+    const double here = tokens / Price(action, drafted + 1);
+    if (here > gain) {
+      gain = here;
+      best = drafted;
+    }
+  }
+  if (best == 0 && ++idle_ >= kLookAgain) best = std::min(kShort, most);
+  if (best > 0) idle_ = 0;
+  return best;
+}
+
+void DraftPace::Kept(size_t match, size_t drafted, size_t kept) {
+  for (size_t i = 0; i < std::min(drafted, kept + 1); ++i) {
+    double& share = kept_[ClassOf(match + i)];
+    share += kNewShare * ((i < kept ? 1.0 : 0.0) - share);
+  }
+}
+
+void DraftPace::Took(const Action& action, size_t tokens, double ms) {
+  Times& times = times_[action];
+  if (tokens == 1) {
+    if (++times.steps <= kFirstSteps) return;
+    times.step_ms += (times.steps == kFirstSteps + 1 ? 1.0 : kNewTime) * (ms - times.step_ms);
+    return;
+  }
+  if (times.step_ms <= 0.0) return;
+  const double added = (ms / times.step_ms - 1.0) / static_cast<double>(tokens - 1);
+  double& mean = times.added[SizeOf(tokens)];
+  mean += kNewTime * (std::clamp(added, 0.0, 1.0) - mean);  // one run that was held up says little
+}
+
+double DraftPace::Price(const Action& action, size_t tokens) const {
+  const auto found = times_.find(action);
+  if (tokens <= 1 || found == times_.end()) return 1.0;
+  return 1.0 + found->second.added[SizeOf(tokens)] * static_cast<double>(tokens - 1);
+}
+
+}  // namespace sol_rt

@@ -1,0 +1,44 @@
+// Decides how many tokens to draft: as many as make the text fastest, by the share of drafted tokens that were kept and by the times of runs, as both were
+// measured in the session. Where no draft pays, it has a short one tried now and then.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <map>
+
+#include "bundle/action.h"
+
+namespace sol_rt {
+
+class DraftPace {
+ public:
+  // Tokens to draft, 0 to `most`, of a guess whose source is alike for `match` tokens. The action runs them.
+  size_t Choose(const Action& action, size_t match, size_t most);
+  // Of `drafted` tokens of such a guess the first `kept` were those of the text; one after them was compared, too.
+  void Kept(size_t match, size_t drafted, size_t kept);
+  // A run of so many tokens took so long.
+  void Took(const Action& action, size_t tokens, double ms);
+  // Time of a run over that of a step, 1 or more.
+  double Price(const Action& action, size_t tokens) const;
+
+ private:
+  static constexpr size_t kClasses = 5;  // of `match`: 1, 2, 3, 4 to 7, 8 and more
+  static constexpr size_t kSizes = 4;    // of runs: 2, 3 to 4, 5 to 8, 9 and more tokens
+
+  struct Times {
+    int64_t steps = 0;
+    double step_ms = 0.0;
+    // By size, what each token after the first adds, in steps. At first a guess on the dear side.
+    std::array<double, kSizes> added{0.15, 0.15, 0.15, 0.15};
+  };
+
+  static size_t ClassOf(size_t match);
+  static size_t SizeOf(size_t tokens);
+
+  std::array<double, kClasses> kept_{0.15, 0.3, 0.5, 0.7, 0.9};  // share of drafted tokens, at first a guess
+  std::map<Action, Times> times_;
+  int idle_ = 0;  // guesses that were not drafted, since the last draft
+};
+
+}  // namespace sol_rt
