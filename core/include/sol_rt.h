@@ -464,7 +464,7 @@ SOL_RT_API sol_error* sol_session_next(sol_session* session, sol_token* token);
 // Decode steps of sessions of one model whose actions have the same bits and channels share a run, 16 at most, which reads the weights once for all of them.
 // Their KV densities may differ, and nobody's action is changed for another's sake: other steps, and prompts, run one after the other in the same round. So do
 // those of host engines, of function bodies, of layers with states, and of sessions with active channels of their own. A step is charged its action's cost
-// alone; `milliseconds` is the time of the round.
+// alone; `milliseconds` is the time of the round. Nothing is drafted in a round of several sessions.
 SOL_RT_API sol_error* sol_batch_next(sol_session* const* sessions, size_t count, sol_token* const* tokens, sol_error** errors);
 // `sol_session_next` in two halves, for hosts that cannot wait in a callback: on an engine of the host's alone. `begin_step` says what to run: the prompt,
 // then a token at a time. Called again before `end_step`, it says the same. `end_step` takes the results of the last token, of vocab_size and

@@ -120,7 +120,7 @@ struct Seat {
   sol_session* session;
   std::unique_ptr<Turn> turn = nullptr;
   const StepToRun* step = nullptr;  // null: an error came before it
-  RoundToken* shared = nullptr;     // its token's run; null where the step has several
+  RoundToken* shared = nullptr;     // its token's run; null where the step has several tokens, or none
 };
 
 // The second half of a session's step.
@@ -143,7 +143,7 @@ void Round(sol_session* const* sessions, size_t count, sol_token* const* tokens,
     errors[i] = Guard([&] {
       seat.turn = std::make_unique<Turn>(seat.session, kName);
       RequireSized(tokens[i], "sol_token");
-      seat.step = &Stepping(*seat.session, kName).Begin([&] { return seat.session->TakeCancel(); });
+      seat.step = &Stepping(*seat.session, kName).Begin([&] { return seat.session->TakeCancel(); }, count == 1);
     });
   }
   std::vector<RoundToken> round;

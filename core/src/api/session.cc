@@ -11,6 +11,7 @@
 using sol_rt::EndGeneration;
 using sol_rt::FillArray;
 using sol_rt::Guard;
+using sol_rt::HeldBy;
 using sol_rt::RequireHandle;
 using sol_rt::RequirePointer;
 using sol_rt::Turn;
@@ -89,6 +90,11 @@ PolicyRunner* PolicyOf(sol_session& session) {
   return session.policy.get();
 }
 
+size_t HeldBy(const sol_session& session) {
+  const int64_t drafts = session.generation ? session.generation->unchecked() : 0;
+  return static_cast<size_t>(session.engine->length() - drafts);
+}
+
 void CloseGeneration(sol_session& session) {
   session.step_begun = false;
   if (session.decoder) session.decoder->Interrupt();
@@ -129,16 +135,14 @@ void sol_session_release(sol_session* session) { delete session; }
 sol_error* sol_session_tokens(const sol_session* session, int32_t* tokens, size_t capacity, size_t* count) {
   return Guard([&] {
     const Turn turn(session, "sol_session_tokens", true);
-    const std::vector<int32_t>& held = session->engine->tokens();
-    const int64_t drafts = session->generation ? session->generation->unchecked() : 0;
-    FillArray(held.data(), held.size() - static_cast<size_t>(drafts), tokens, capacity, count);
+    FillArray(session->engine->tokens().data(), HeldBy(*session), tokens, capacity, count);
   });
 }
 
 sol_error* sol_session_rewind(sol_session* session, size_t length) {
   return Guard([&] {
     const Turn turn(session, "sol_session_rewind");
-    const size_t held = session->engine->tokens().size();
+    const size_t held = HeldBy(*session);
     if (length > held) {
       sol_rt::UsageFault("sol_session_rewind: got " + std::to_string(length) + ", expected 0 to " + std::to_string(held) + ", the tokens in the cache");
     }
@@ -187,6 +191,7 @@ sol_error* sol_session_set_progress(sol_session* session, sol_prompt_progress pr
     const Turn turn(session, "sol_session_set_progress");
     if (progress == nullptr) return session->engine->SetProgress(nullptr);
     session->engine->SetProgress([session, progress, user](size_t done, size_t total) {
+      if (session->generation && session->generation->stepping()) return;  // a step with drafts, which is as short as others
       const sol_rt::InCallback mark(*session);
       progress(user, done, total);
     });
@@ -197,7 +202,7 @@ uint64_t sol_session_private_bytes(const sol_session* session) {
   uint64_t bytes = 0;
   sol_error* const error = Guard([&] {
     const Turn turn(session, "sol_session_private_bytes", true);
-    bytes = session->engine->PrivateBytes();
+    bytes = session->engine->PrivateBytes() + (session->generation ? session->generation->DraftBytes() : 0);
   });
   sol_error_release(error);
   return bytes;

@@ -80,6 +80,9 @@ sol_run RunOf(const HostRun& run, const std::string& action);
 // The policy's runner of the session, made when first asked for. Null where the bundle has none.
 PolicyRunner* PolicyOf(sol_session& session);
 
+// Tokens in the cache, without drafts that the text has not confirmed.
+size_t HeldBy(const sol_session& session);
+
 // Ends a running generation. Throws SOL_ERROR_WRITE where its trace cannot be completed.
 void CloseGeneration(sol_session& session);
 // The same, and forgets a request to cancel it.

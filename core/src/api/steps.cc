@@ -98,7 +98,7 @@ void Resume(sol_session& session, size_t length, const float* logits, size_t num
   const sol_rt::ModelDims& dims = session.model->config().model;
   RequireRoom("sol_session_resume: num_logits", logits, num_logits, 1, dims.vocab_size);
   RequireRoom("sol_session_resume: num_hidden", hidden, num_hidden, 1, dims.hidden_size);
-  const size_t held = session.engine->tokens().size();
+  const size_t held = sol_rt::HeldBy(session);
   if (length < 1 || length > held) {
     UsageFault("sol_session_resume: got " + std::to_string(length) + ", expected 1 to " + std::to_string(held) + ", the tokens in the cache");
   }

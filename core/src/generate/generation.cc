@@ -157,7 +157,7 @@ void Generation::Enter(const Interrupted& interrupted) {
   entered_ = true;
   if (!begun_) return;
   if (parts_.live.TakeOver(*planner_)) DropDrafts();
-  context_ = Processed();
+  context_ = processed_;
 }
 
 const PolicyQuestion* Generation::BeginPolicy(const Interrupted& interrupted) {
@@ -171,9 +171,10 @@ const PolicyQuestion* Generation::BeginPolicy(const Interrupted& interrupted) {
   }
 }
 
-const StepToRun& Generation::Begin(const Interrupted& interrupted) {
+const StepToRun& Generation::Begin(const Interrupted& interrupted, bool alone) {
   Enter(interrupted);
   if (running_) return *running_;
+  alone_ = alone;
   try {
     running_ = begun_ ? Step() : Prompt();
   } catch (...) {
@@ -198,7 +199,7 @@ const GeneratedToken& Generation::End(const std::function<StepOutput()>& output,
     entered_ = false;
     if (interrupted()) Cancelled();
     Pick();
-    if (drafts_ && !drafts_->Follow(generated_.token)) parts_.engine.Truncate(Processed());
+    if (drafts_ && !drafts_->Follow(generated_.token)) parts_.engine.Truncate(processed_);
     if (trace_) {
       const int64_t step = static_cast<int64_t>(history_.size() - prompt_tokens_) - 1;
       const GeneratedToken& made = generated_;
@@ -244,7 +245,7 @@ StepToRun Generation::Prompt() {
 void Generation::EndPrompt() {
   prefill_seconds_ = Milliseconds(Clock::now() - run_start_) / 1e3;
   sampler_ = std::make_unique<Sampler>(config_, parts_.config.model.vocab_size);  // its arrays are that long, which the graph has shown to be true
-  context_ = parts_.engine.length();
+  context_ = processed_ = parts_.engine.length();
   generated_.action = prefill_;
   generated_.cost = generated_.relative_cost = 0.0;
   if (mask_ && !mask_->Ask(history_.data() + prompt_tokens_, 0)) {
@@ -260,7 +261,7 @@ StepToRun Generation::Step() {
   if (drafts_ && drafts_->ready()) return {nullptr, 0, generated_.action};
   const Action action = planner_->Choose(Seen());
   if (!drafts_) return {&generated_.token, 1, action};
-  const std::vector<int32_t>& tokens = drafts_->Propose(history_, action, MostDrafts(action), mask_ ? mask_->Words() : nullptr);
+  const std::vector<int32_t>& tokens = drafts_->Propose(history_, action, alone_ ? MostDrafts(action) : 0, mask_ ? mask_->Words() : nullptr);
   return {tokens.data(), tokens.size(), action};
 }
 
@@ -277,14 +278,17 @@ StepOutput Generation::Run(const StepToRun& step, const Interrupted& interrupted
   return drafts_->First();
 }
 
-int64_t Generation::unchecked() const { return begun_ && !over_ && drafts_ ? parts_.engine.length() - Processed() : 0; }
+int64_t Generation::unchecked() const { return begun_ && !over_ && drafts_ ? parts_.engine.length() - processed_ : 0; }
 
 void Generation::DropDrafts() {
-  if (drafts_ && drafts_->Drop()) parts_.engine.Truncate(Processed());
+  if (!drafts_ || !begun_) return;
+  drafts_->Drop();
+  if (parts_.engine.length() > processed_) parts_.engine.Truncate(processed_);
 }
 
 // A run of several tokens is charged at its first one. In bytes it reads the weights once, in milliseconds it costs what such runs took.
 void Generation::EndStep() {
+  ++processed_;
   generated_.action = running_->action;
   const Charge charge = planner_->Record(generated_.action, context_);
   generated_.cost = charge.cost;
@@ -292,7 +296,7 @@ void Generation::EndStep() {
   if (!drafts_) return;
   const double dense = charge.cost / charge.relative;
   const size_t tokens = running_->count;
-  if (tokens > 0) parts_.pace.Took(generated_.action, tokens, Milliseconds(Clock::now() - run_start_));
+  if (tokens > 0 && alone_) parts_.pace.Took(generated_.action, tokens, Milliseconds(Clock::now() - run_start_));
   if (tokens != 1) {
     generated_.cost = tokens == 0 ? 0.0 : charge.cost + CostOfMore(*parts_.cost, generated_.action, context_, tokens, parts_.pace);
     generated_.relative_cost = generated_.cost / dense;

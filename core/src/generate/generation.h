@@ -97,7 +97,8 @@ class Generation {
   // `Begin`, it returns the same.
   const PolicyQuestion* BeginPolicy(const Interrupted& interrupted);
   // The first half: drops from the cache what the prompt does not keep, or chooses the action of the step. Called again, it returns the same step.
-  const StepToRun& Begin(const Interrupted& interrupted);
+  // `alone`: no other session's step runs between the halves. Else nothing new is drafted: the shared read serves one token of each session.
+  const StepToRun& Begin(const Interrupted& interrupted, bool alone = true);
   // Runs the step's tokens, between its halves.
   StepOutput Run(const StepToRun& step, const Interrupted& interrupted);
   // The second half: takes the output of the tokens, charges the step, picks the token and asks what may follow it. Throws SOL_ERROR_USAGE if no step has
@@ -109,6 +110,8 @@ class Generation {
   GenerationResult Result() const;
   // Tokens at the end of the cache that are drafts: they may leave it again.
   int64_t unchecked() const;
+  uint64_t DraftBytes() const { return drafts_ ? drafts_->Bytes() : 0; }
+  bool stepping() const { return begun_ && running_ && !over_; }  // between the halves of a step after the prompt
 
  private:
   using Clock = std::chrono::steady_clock;
@@ -118,7 +121,6 @@ class Generation {
   StepToRun Prompt();
   StepToRun Step();
   size_t MostDrafts(const Action& action);
-  int64_t Processed() const { return static_cast<int64_t>(history_.size()) - 1; }  // tokens that have had their step, between two steps
   void DropDrafts();  // cuts off the cache what is not of the text
   double Achieved() const;
   void EndPrompt();
@@ -147,11 +149,12 @@ class Generation {
   StepOutput output_;
   GeneratedToken generated_{};
   int64_t context_ = 0;  // tokens in the cache before the step of `generated_`
+  int64_t processed_ = 0;  // tokens of prompt and text that have run: of the cache, all but drafts
   int64_t limit_;  // tokens
   int64_t prefilled_ = 0;
   double spent_ = 0.0, full_ = 0.0;  // of all tokens run, and of a dense step for each of the text
   double prefill_seconds_ = 0.0, first_token_ms_ = 0.0, decode_ms_ = 0.0;
-  bool begun_ = false, entered_ = false, over_ = false;
+  bool begun_ = false, entered_ = false, alone_ = true, over_ = false;
 };
 
 }  // namespace sol_rt

@@ -480,6 +480,48 @@ void TestBadCalls(const Host& host) {
   sol_session_release(last);
 }
 
+// Whatever is guessed, the host sees the tokens of the text alone, and no progress but the prompt's.
+void TestDrafts(const Host& host) {
+  Session session(host), dense(host);
+  int64_t drafted = 0, reports = 0;
+  bool ahead = false;
+  CHECK_OK(sol_session_set_progress(session, [](void* user, uint64_t, uint64_t) { ++*static_cast<int64_t*>(user); }, &reports));
+  for (size_t length = 60; length < 80; ++length) {
+    sol_generate_options options = Options(100);
+    options.repetition_penalty = 1.02;
+    const std::vector<int32_t> prompt = Prompt(length);
+    options.schedule = "dense";
+    CHECK_OK(sol_session_start(dense, prompt.data(), prompt.size(), &options));
+    options.lossless = 1;
+    CHECK_OK(sol_session_start(session, prompt.data(), prompt.size(), &options));
+    for (size_t made = 0; made < 20 + length % 7; ++made) {
+      sol_token token{}, expected{};
+      token.size = expected.size = sizeof token;
+      CHECK_OK(sol_session_next(session, &token));
+      CHECK_OK(sol_session_next(dense, &expected));
+      CHECK(token.token == expected.token && token.logprob == expected.logprob);
+      CHECK(Held(session) == Held(dense));
+      ahead = ahead || (made > 0 && token.cost == 0);
+    }
+    sol_result result{};
+    result.size = sizeof result;
+    CHECK_OK(sol_session_result(session, &result));
+    CHECK(result.accepted_tokens <= result.drafted_tokens);
+    drafted += result.drafted_tokens;
+    const size_t held = Held(dense).size();
+    CHECK_FAILS(SOL_ERROR_USAGE, "tokens in the cache", sol_session_rewind(session, held + 1));
+    sol_session_cancel(session);
+    sol_session_cancel(dense);
+    sol_token token{};
+    token.size = sizeof token;
+    CHECK_FAILS(SOL_ERROR_CANCELLED, "", sol_session_next(session, &token));
+    CHECK_FAILS(SOL_ERROR_CANCELLED, "", sol_session_next(dense, &token));
+    CHECK(Held(session) == Held(dense));
+  }
+  CHECK((drafted > 0 && ahead) == (host.info.native != 0));  // function bodies step one by one
+  CHECK(reports == 20);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -490,6 +532,7 @@ int main(int argc, char** argv) {
       {"cancellation", TestCancellation},
       {"two threads", TestTwoThreads},
       {"live budget", TestLiveBudget},
+      {"drafts", TestDrafts},
       {"traces", TestTraces},
       {"files", TestFiles},
       {"files of the bundle", TestFilesOfTheBundle},

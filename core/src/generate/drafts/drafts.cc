@@ -44,13 +44,10 @@ bool Drafts::Follow(int32_t token) {
   return all;
 }
 
-bool Drafts::Drop() {
-  if (used_ == 0) return false;
-  pace_.Kept(match_, used_ - 1, used_ - 1);
-  const bool left = used_ < tokens_.size();
+void Drafts::Drop() {
+  if (used_ > 0) pace_.Kept(match_, used_ - 1, used_ - 1);
   used_ = 0;
   ready_ = false;
-  return left;
 }
 
 StepOutput Drafts::Row(size_t index) const {

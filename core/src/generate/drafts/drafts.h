@@ -26,11 +26,12 @@ class Drafts {
   // True if the row of the text's last token is there, which `Next` returns: its step needs no run.
   bool ready() const { return ready_; }
   StepOutput Next();
-  // Voids the rows that are left. True if there were any, so that the cache holds their tokens.
-  bool Drop();
+  // Voids the rows that are left.
+  void Drop();
 
   int64_t drafted() const { return drafted_; }    // tokens so far
   int64_t accepted() const { return accepted_; }  // that are of the text
+  uint64_t Bytes() const { return (logits_.capacity() + states_.capacity()) * sizeof(float); }
 
  private:
   StepOutput Row(size_t index) const;
