@@ -77,6 +77,12 @@ public sealed class SolGenerateOptions
     /// <summary>True keeps the tokens of the prompt that the cache begins with, in place of running the whole prompt.</summary>
     public bool? ReuseCache { get; set; }
 
+    /// <summary>True gives the text of budget 1, sooner where it repeats itself or the prompt: tokens are guessed, and several checked at once.</summary>
+    public bool Lossless { get; set; }
+
+    /// <summary>True guesses and checks tokens so under whatever the dial asks for.</summary>
+    public bool Lookup { get; set; }
+
     /// <summary>File to write every step to, as <c>sol-rt trace</c> reads it.</summary>
     public string? Trace { get; set; }
 
@@ -105,6 +111,8 @@ public sealed class SolGenerateOptions
         native->Bits = Bits ?? native->Bits;
         native->Schedule = memory.Text(Schedule, "Schedule");
         native->ReuseCache = ReuseCache is bool reuse ? (reuse ? 1 : 0) : native->ReuseCache;
+        native->Lossless = Lossless ? 1 : 0;
+        native->Lookup = Lookup ? 1 : 0;
         native->Trace = memory.Text(Trace, "Trace");
         native->Replay = memory.Text(Replay, "Replay");
         native->Choose = Choose is null ? System.IntPtr.Zero : Asked.Callback;

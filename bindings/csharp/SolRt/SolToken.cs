@@ -117,13 +117,16 @@ public sealed record SolScores(
 /// <param name="Floored">Whether the budget lay below the cheapest action.</param>
 /// <param name="FirstDifference">In a replay, index of the first token that differs from the trace's; -1 where all agree.</param>
 /// <param name="Finish">Whether it ended, and why.</param>
+/// <param name="DraftedTokens">Tokens that were guessed and run.</param>
+/// <param name="AcceptedTokens">Of these, tokens of the text.</param>
 public sealed record SolResult(
     int NumTokens, int PromptTokens, int CachedTokens, string Schedule, string CostModel, double RequestedBudget, double AchievedBudget,
     double ExpectedLoss, double PromptTokensPerSecond, double TokensPerSecond, double TimeToFirstTokenMs, double FastestTokensPerSecond, bool Floored,
-    int FirstDifference, SolFinish Finish)
+    int FirstDifference, SolFinish Finish, long DraftedTokens, long AcceptedTokens)
 {
     internal static unsafe SolResult Of(in NativeResult native) => new(
         native.NumTokens, native.PromptTokens, native.CachedTokens, Native.Text(native.Schedule), Native.Text(native.CostModel),
         native.RequestedBudget, native.AchievedBudget, native.ExpectedLoss, native.PromptTokensPerSecond, native.TokensPerSecond,
-        native.TimeToFirstTokenMs, native.FastestTokensPerSecond, native.Floored != 0, native.FirstDifference, (SolFinish)native.Finish);
+        native.TimeToFirstTokenMs, native.FastestTokensPerSecond, native.Floored != 0, native.FirstDifference, (SolFinish)native.Finish,
+        native.DraftedTokens, native.AcceptedTokens);
 }

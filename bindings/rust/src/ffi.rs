@@ -234,6 +234,8 @@ pub struct sol_generate_options {
     pub choose_user: *mut std::ffi::c_void,
     pub mask: sol_mask,
     pub mask_user: *mut std::ffi::c_void,
+    pub lossless: i32,
+    pub lookup: i32,
 }
 pub const SOL_FINISH_NONE: sol_finish = 0;
 pub const SOL_FINISH_STOP: sol_finish = 1;
@@ -277,6 +279,8 @@ pub struct sol_result {
     pub floored: i32,
     pub first_difference: i32,
     pub finish: sol_finish,
+    pub drafted_tokens: i64,
+    pub accepted_tokens: i64,
 }
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]

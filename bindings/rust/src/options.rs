@@ -46,6 +46,10 @@ pub struct GenerateOptions {
     pub choose: Option<Schedule>,
     /// True keeps the tokens of the prompt that the cache begins with, false runs the whole prompt.
     pub reuse_cache: Option<bool>,
+    /// True gives the text of budget 1, sooner where it repeats itself or the prompt: tokens are guessed, and several checked at once.
+    pub lossless: bool,
+    /// True guesses and checks tokens so under whatever the dial asks for.
+    pub lookup: bool,
     /// File to write every step to, as `sol-rt trace` reads it.
     pub trace: Option<PathBuf>,
     /// A trace whose actions run again, in place of a dial.
@@ -86,6 +90,8 @@ impl GenerateOptions {
         raw.do_sample = self.do_sample.map_or(raw.do_sample, i32::from);
         raw.seed = self.seed.unwrap_or(raw.seed);
         raw.reuse_cache = self.reuse_cache.map_or(raw.reuse_cache, i32::from);
+        raw.lossless = i32::from(self.lossless);
+        raw.lookup = i32::from(self.lookup);
         // The pointer of an empty list is not NULL, so it would replace the model's own, or those of the trace that is replayed.
         if !biases.is_empty() {
             raw.logit_bias = biases.as_ptr();

@@ -79,6 +79,10 @@ pub struct GenerationResult {
     /// In a replay, index of the first token that differs from the trace's.
     pub first_difference: Option<usize>,
     pub finish: Finish,
+    /// Tokens that were guessed and run.
+    pub drafted_tokens: usize,
+    /// Of these, tokens of the text.
+    pub accepted_tokens: usize,
 }
 
 /// Results of a run of tokens, of the last one.
@@ -205,6 +209,8 @@ impl Session {
                 floored: raw.floored != 0,
                 first_difference: usize::try_from(raw.first_difference).ok(),
                 finish: finish(raw.finish),
+                drafted_tokens: raw.drafted_tokens as usize,
+                accepted_tokens: raw.accepted_tokens as usize,
             })
         }
     }

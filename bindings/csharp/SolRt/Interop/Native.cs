@@ -72,6 +72,7 @@ internal unsafe struct NativeGenerateOptions
     public int ReuseCache;
     public byte* Trace, Replay;
     public IntPtr Choose, ChooseUser, Mask, MaskUser;
+    public int Lossless, Lookup;
 }
 
 internal struct NativeDistribution
@@ -189,6 +190,7 @@ internal unsafe struct NativeResult
     public byte* Schedule, CostModel;
     public double RequestedBudget, AchievedBudget, ExpectedLoss, PromptTokensPerSecond, TokensPerSecond, TimeToFirstTokenMs, FastestTokensPerSecond;
     public int Floored, FirstDifference, Finish;
+    public long DraftedTokens, AcceptedTokens;
 }
 
 internal struct NativeGovernorSettings

@@ -30,6 +30,10 @@ public struct GenerateOptions: Sendable {
   public var choose: SolSchedule?
   /// True keeps the tokens of the prompt that the cache begins with, false runs the whole prompt.
   public var reuseCache: Bool?
+  /// True gives the text of budget 1, sooner where it repeats itself or the prompt: tokens are guessed, and several checked at once.
+  public var lossless = false
+  /// True guesses and checks tokens so under whatever the dial asks for.
+  public var lookup = false
   /// File to write every step to, as `sol-rt trace` reads it.
   public var trace: String?
   /// A trace whose actions run again, in place of a dial.
@@ -65,6 +69,8 @@ public struct GenerateOptions: Sendable {
     set(\.bits, bits)
     set(\.top_logprobs, topLogprobs)
     set(\.reuse_cache, reuseCache.map { $0 ? 1 : 0 })
+    raw.lossless = lossless ? 1 : 0
+    raw.lookup = lookup ? 1 : 0
     if let asked {
       raw.choose_user = Unmanaged.passUnretained(asked).toOpaque()
       raw.choose = { user, choice in Unmanaged<Asked>.fromOpaque(user!).takeUnretainedValue().index(choice!.pointee) }

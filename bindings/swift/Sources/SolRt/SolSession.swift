@@ -53,6 +53,8 @@ public struct SolResult: Sendable {
   /// In a replay, index of the first token that differs from the trace's.
   public let firstDifference: Int?
   public let finish: SolToken.Finish
+  /// Tokens that were guessed and run, and how many of them are of the text.
+  public let draftedTokens, acceptedTokens: Int
 }
 
 /// Results of a run of tokens, of the last one: logits of the vocabulary, and the output of the final norm.
@@ -130,7 +132,8 @@ public final class SolSession: @unchecked Sendable {
         costModel: string(raw.cost_model), requestedBudget: raw.requested_budget, achievedBudget: raw.achieved_budget, expectedLoss: raw.expected_loss,
         promptTokensPerSecond: raw.prompt_tokens_per_second, tokensPerSecond: raw.tokens_per_second,
         timeToFirstTokenMilliseconds: raw.time_to_first_token_ms, fastestTokensPerSecond: raw.fastest_tokens_per_second, floored: raw.floored != 0,
-        firstDifference: raw.first_difference < 0 ? nil : Int(raw.first_difference), finish: SolToken.Finish(rawValue: UInt32(raw.finish.rawValue)) ?? .length)
+        firstDifference: raw.first_difference < 0 ? nil : Int(raw.first_difference), finish: SolToken.Finish(rawValue: UInt32(raw.finish.rawValue)) ?? .length,
+        draftedTokens: Int(raw.drafted_tokens), acceptedTokens: Int(raw.accepted_tokens))
     }
   }
 

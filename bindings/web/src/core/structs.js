@@ -36,10 +36,11 @@ export const STRUCTS = {
     repetition_penalty:f64 presence_penalty:f64 frequency_penalty:f64 seed:i64 top_logprobs:i32 logit_bias:ptr num_logit_bias:u32
     stop_strings:ptr num_stop_strings:u32 end_tokens:ptr num_end_tokens:u32 budget:f64 tokens_per_second:f64 max_loss:f64
     kv_density:f64 channel_density:f64 bits:f64 schedule:ptr reuse_cache:i32 trace:ptr replay:ptr choose:ptr choose_user:ptr
-    mask:ptr mask_user:ptr`),
+    mask:ptr mask_user:ptr lossless:i32 lookup:i32`),
   sol_token: layout(`size:u32 token:i32 text:ptr text_length:u32 action:ptr logprob:f64 cost:f64 relative_cost:f64 achieved_budget:f64
     requested_budget:f64 milliseconds:f64 finish:i32 top_tokens:ptr top_logprobs:ptr num_top:u32`),
   sol_result: layout(`size:u32 num_tokens:i32 prompt_tokens:i32 cached_tokens:i32 schedule:ptr cost_model:ptr requested_budget:f64
     achieved_budget:f64 expected_loss:f64 prompt_tokens_per_second:f64 tokens_per_second:f64 time_to_first_token_ms:f64
-    fastest_tokens_per_second:f64 floored:i32 first_difference:i32 finish:i32`),
+    fastest_tokens_per_second:f64 floored:i32 first_difference:i32 finish:i32 drafted_tokens:i64
+    accepted_tokens:i64`),
 };

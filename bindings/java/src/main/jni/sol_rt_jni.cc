@@ -220,8 +220,9 @@ struct Options {
  private:
   void Fill() {
     sol_generate_options_init(&raw, sizeof raw);
-    int32_t* const count_fields[] = {&raw.max_new_tokens, &raw.do_sample, &raw.top_k, &raw.top_logprobs, &raw.reuse_cache};
-    for (size_t i = 0; i < 5; i++) {
+    int32_t* const count_fields[] = {&raw.max_new_tokens, &raw.do_sample, &raw.top_k, &raw.top_logprobs, &raw.reuse_cache,
+                                      &raw.lossless, &raw.lookup};
+    for (size_t i = 0; i < 7; i++) {
       if (counts.data[i] >= 0) *count_fields[i] = counts.data[i];
     }
     double* const number_fields[] = {&raw.temperature, &raw.top_p, &raw.min_p, &raw.repetition_penalty, &raw.presence_penalty, &raw.frequency_penalty,
@@ -238,7 +239,7 @@ struct Options {
     raw.schedule = texts.data[0];
     raw.trace = texts.data[1];
     raw.replay = texts.data[2];
-    raw.choose = counts.data[5] != 0 ? Choose : nullptr;
+    raw.choose = counts.data[7] != 0 ? Choose : nullptr;
   }
 };
 
@@ -452,7 +453,8 @@ SOL_JNI(jdoubleArray, sessionResult)(JNIEnv* env, jclass, jlong session, jobject
   SetString(env, strings, 1, result.cost_model);
   const double numbers[] = {double(result.num_tokens), double(result.prompt_tokens), double(result.cached_tokens), double(result.floored),
                             double(result.first_difference), double(result.finish), result.requested_budget, result.achieved_budget, result.expected_loss,
-                            result.prompt_tokens_per_second, result.tokens_per_second, result.time_to_first_token_ms, result.fastest_tokens_per_second};
+                            result.prompt_tokens_per_second, result.tokens_per_second, result.time_to_first_token_ms, result.fastest_tokens_per_second,
+                            double(result.drafted_tokens), double(result.accepted_tokens)};
   return Numbers(env, numbers, sizeof numbers / sizeof *numbers);
 }
 

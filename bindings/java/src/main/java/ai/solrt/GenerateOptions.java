@@ -24,7 +24,7 @@ public final class GenerateOptions {
 
   /** The options as sol_rt_jni.cc takes them. A negative count, and a number that is NaN, stand for the model's own default. */
   Object[] parts() {
-    int[] counts = {b.maxNewTokens, b.doSample, b.topK, b.topLogprobs, b.reuseCache, b.choose == null ? 0 : 1};
+    int[] counts = {b.maxNewTokens, b.doSample, b.topK, b.topLogprobs, b.reuseCache, b.lossless, b.lookup, b.choose == null ? 0 : 1};
     double[] numbers = {b.temperature, b.topP, b.minP, b.repetitionPenalty, b.presencePenalty, b.frequencyPenalty,
                         b.budget, b.tokensPerSecond, b.maxLoss, b.kvDensity, b.channelDensity, b.bits};
     return new Object[] {counts, numbers, new long[] {b.seed}, b.biasTokens, b.biases, SolNative.utf8(b.stopStrings), b.endTokens,
@@ -33,7 +33,7 @@ public final class GenerateOptions {
 
   /** Sets options one by one. */
   public static final class Builder implements Cloneable {
-    private int maxNewTokens = -1, doSample = -1, topK = -1, topLogprobs = -1, reuseCache = -1;
+    private int maxNewTokens = -1, doSample = -1, topK = -1, topLogprobs = -1, reuseCache = -1, lossless = -1, lookup = -1;
     private double temperature = Double.NaN, topP = Double.NaN, minP = Double.NaN, repetitionPenalty = Double.NaN, presencePenalty = Double.NaN;
     private double frequencyPenalty = Double.NaN, budget = Double.NaN, tokensPerSecond = Double.NaN, maxLoss = Double.NaN, kvDensity = Double.NaN;
     private double channelDensity = Double.NaN, bits = Double.NaN;
@@ -91,6 +91,10 @@ public final class GenerateOptions {
     public Builder choose(SolSchedule value) { choose = value; return this; }
     /** True keeps the tokens of the prompt that the cache begins with, false runs the whole prompt. */
     public Builder reuseCache(boolean value) { reuseCache = value ? 1 : 0; return this; }
+    /** True gives the text of budget 1, sooner where it repeats itself or the prompt: tokens are guessed, and several checked at once. */
+    public Builder lossless(boolean value) { lossless = value ? 1 : 0; return this; }
+    /** True guesses and checks tokens so under whatever the dial asks for. */
+    public Builder lookup(boolean value) { lookup = value ? 1 : 0; return this; }
     /** File to write every step to, as {@code sol-rt trace} reads it. */
     public Builder trace(String file) { trace = file; return this; }
     /** A trace whose actions run again, in place of a dial. */

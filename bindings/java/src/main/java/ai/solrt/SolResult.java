@@ -17,6 +17,8 @@ public final class SolResult {
   public final boolean floored;
   /** In a replay, index of the first token that differs from the trace's; -1 where all agree. */
   public final int firstDifference;
+  /** Tokens that were guessed and run, and how many of them are of the text. */
+  public final long draftedTokens, acceptedTokens;
   public final SolToken.Finish finish;
 
   SolResult(double[] n, byte[][] s) {
@@ -26,5 +28,6 @@ public final class SolResult {
     finish = SolToken.Finish.values()[(int) n[5]];
     requestedBudget = n[6]; achievedBudget = n[7]; expectedLoss = n[8]; promptTokensPerSecond = n[9]; tokensPerSecond = n[10];
     timeToFirstTokenMilliseconds = n[11]; fastestTokensPerSecond = n[12];
+    draftedTokens = (long) n[13]; acceptedTokens = (long) n[14];
   }
 }
