@@ -202,6 +202,27 @@ fn a_budget_moves_while_text_streams() {
 }
 
 #[test]
+fn drafts_give_the_dense_text() {
+    let mut session = model().session().unwrap();
+    let prompt = cases()[0].prompt.repeat(4);
+    let expected: Vec<_> = session.generate(&prompt, &dense(60)).unwrap().map(|token| token.unwrap().token).collect();
+    assert_eq!(session.result().unwrap().drafted_tokens, 0);
+    for options in [GenerateOptions { lossless: true, ..dense(60) }, GenerateOptions { lookup: true, ..dense(60) }] {
+        let mut drafted = 0;
+        for _ in 0..8 {
+            let made: Vec<_> = session.generate(&prompt, &options).unwrap().map(|token| token.unwrap().token).collect();
+            assert_eq!(made, expected);
+            let result = session.result().unwrap();
+            assert!(result.accepted_tokens <= result.drafted_tokens);
+            drafted += result.drafted_tokens;
+        }
+        assert!(drafted > 0);
+    }
+    let options = GenerateOptions { lossless: true, budget: Some(0.5), ..Default::default() };
+    assert_eq!(code(session.generate(&prompt, &options).map(drop)), Code::Usage);
+}
+
+#[test]
 fn what_is_dropped_during_a_generation() {
     let own = Model::load(runtime(), folder("SOL_TEST_BUNDLE")).unwrap();
     let mut session = own.session().unwrap();

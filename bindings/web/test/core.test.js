@@ -10,7 +10,7 @@ const header = readFileSync(fileURLToPath(new URL("../../../core/include/sol_rt.
 
 /** The type of a field of wasm, where pointers and sizes have 4 bytes. @param {string} declared */
 function typeOf(declared) {
-  if (declared.includes("*") || /^sol_(progress|choose)$/.test(declared)) return "ptr";
+  if (declared.includes("*") || /^sol_(progress|choose|mask)$/.test(declared)) return "ptr";
   if (/^u?int64_t$/.test(declared)) return "i64";
   if (declared === "double") return "f64";
   return /^(uint32_t|size_t)$/.test(declared) ? "u32" : "i32"; // also enums, and a float of as many bytes
