@@ -95,8 +95,11 @@ def test_generate_json_has_the_agreed_keys(capsys: pytest.CaptureFixture[str]) -
         "dense_tokens_per_second",
         "expected_loss",
         "floored",
+        "drafted_tokens",
+        "accepted_tokens",
     }
     assert result["requested_budget"] == 0.7
+    assert result["drafted_tokens"] == result["accepted_tokens"] == 0
     assert sum(result["actions"].values()) == len(result["tokens"]) - 1
 
 
@@ -940,6 +943,8 @@ def set_variables(monkeypatch: pytest.MonkeyPatch, variables: str) -> None:
         ("SCHEDULE=uniform", "--max-loss 2%", "perplexity at most 2% over dense"),
         ("MAX_LOSS=2%", "--schedule uniform", "none given, so dense"),
         ("GOVERNOR=1", "--bits 6", "bits 6"),
+        ("BUDGET=0.8", "--lossless", "dense"),
+        ("SCHEDULE=uniform GOVERNOR=1", "--lossless", "dense"),
     ],
 )
 def test_the_dial_of_the_command_line_wins_over_variables(

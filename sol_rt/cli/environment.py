@@ -13,7 +13,7 @@ from sol_rt.errors import SolError
 
 _COSTS = {"budget", "tokens_per_second", "max_loss"}
 _AXES = {"kv_density", "channel_density", "bits"}
-_DIAL = ("governor", "schedule", "replay", *_COSTS, *_AXES)
+_DIAL = ("governor", "schedule", "replay", "lossless", *_COSTS, *_AXES)
 """The governor is first: where a variable sets it and the command line excludes it, it no longer joins the others."""
 _ALSO = {"schedule": ("action tag",)}
 """Beginnings of errors about an option, other than its name."""
@@ -79,6 +79,8 @@ def _contradict(pair: set[str], given: Mapping[str, Any]) -> bool:
     from sol_rt.budget.dial import KEEP_LOSS
     from sol_rt.budget.schedules import is_constant
 
+    if "lossless" in pair:
+        return bool(pair & (_COSTS | _AXES | {"governor", "schedule"}))
     if "schedule" in pair:
         value = given["schedule"]
         schedules = [value] if isinstance(value, str) else value  # `bench` takes several

@@ -200,4 +200,6 @@ def _ungovernable(settings: Mapping[str, Any]) -> list[str]:
         wrong.append("schedule")
     if settings.get("replay") is not None:
         wrong.append("replay")
+    if settings.get("lossless"):
+        wrong.append("lossless")
     return wrong
