@@ -185,6 +185,35 @@ void TestErrorsOfOne(const Host& host) {
   CHECK(Code(error, "size") == SOL_ERROR_USAGE);
 }
 
+// Sessions that share a read draft nothing; one whose rounds are its own does.
+void TestDrafts(const Host& host) {
+  Session first(host), second(host);
+  const std::vector<int32_t> prompt = Prompt(120);
+  sol_generate_options options = Options(100);
+  options.lossless = 1;
+  const auto drafted = [](sol_session* session) {
+    sol_result result{};
+    result.size = sizeof result;
+    CHECK_OK(sol_session_result(session, &result));
+    return result.drafted_tokens;
+  };
+  const auto rounds = [&](const std::vector<sol_session*>& sessions) {
+    for (sol_session* const session : sessions) CHECK_OK(sol_session_start(session, prompt.data(), prompt.size(), &options));
+    for (int step = 0; step < 100; ++step) {
+      Round round(sessions);
+      for (sol_error* const error : round.errors) CHECK_OK(error);
+    }
+  };
+  int64_t alone = 0;
+  for (int text = 0; text < 8; ++text) {
+    rounds({first});
+    alone += drafted(first);
+    rounds({first, second});
+    CHECK(drafted(first) == 0 && drafted(second) == 0);
+  }
+  CHECK((alone > 0) == (host.info.native != 0));
+}
+
 }  // namespace
 
-int main(int argc, char** argv) { return RunTests(argc, argv, {{"randomly", TestRandomly}, {"threads", TestThreads}, {"errors of one", TestErrorsOfOne}}); }
+int main(int argc, char** argv) { return RunTests(argc, argv, {{"randomly", TestRandomly}, {"threads", TestThreads}, {"errors of one", TestErrorsOfOne}, {"drafts", TestDrafts}}); }

@@ -11,6 +11,8 @@ constexpr size_t kShort = 3;           // tokens of that
 constexpr double kNewShare = 1.0 / 12;  // weight of a new drafted token in a share
 constexpr double kNewTime = 1.0 / 6;    // weight of a new time
 constexpr int64_t kFirstSteps = 2;     // steps before a time counts: the first ones make buffers
+constexpr double kCreditStep = 0.005;   // credit for each step alone
+constexpr double kMostCredit = 8.0;     // steps: a text that repeats itself no more soon draws on no more
 
 }  // namespace
 
@@ -19,7 +21,9 @@ size_t DraftPace::ClassOf(size_t match) { return match < 4 ? match - 1 : match <
 size_t DraftPace::SizeOf(size_t tokens) { return tokens <= 2 ? 0 : tokens <= 4 ? 1 : tokens <= 8 ? 2 : 3; }
 
 size_t DraftPace::Choose(const Action& action, size_t match, size_t most) {
-  if (match == 0 || most == 0 || times_[action].steps <= kFirstSteps) return 0;
+  if (match == 0 || times_[action].steps <= kFirstSteps) return 0;
+  while (most > 0 && Price(action, most + 1) - 1.0 > credit_) --most;
+  if (most == 0) return 0;
   size_t best = 0;
   double gain = kLeastGain, tokens = 1.0, all_kept = 1.0;
   for (size_t drafted = 1; drafted <= most; ++drafted) {
@@ -41,11 +45,13 @@ void DraftPace::Kept(size_t match, size_t drafted, size_t kept) {
     double& share = kept_[ClassOf(match + i)];
     share += kNewShare * ((i < kept ? 1.0 : 0.0) - share);
   }
+  credit_ = std::min(credit_ + static_cast<double>(kept), kMostCredit);
 }
 
 void DraftPace::Took(const Action& action, size_t tokens, double ms) {
   Times& times = times_[action];
   if (tokens == 1) {
+    credit_ = std::min(credit_ + kCreditStep, kMostCredit);
     if (++times.steps <= kFirstSteps) return;
     times.step_ms += (times.steps == kFirstSteps + 1 ? 1.0 : kNewTime) * (ms - times.step_ms);
     return;
@@ -54,6 +60,7 @@ void DraftPace::Took(const Action& action, size_t tokens, double ms) {
   const double added = (ms / times.step_ms - 1.0) / static_cast<double>(tokens - 1);
   double& mean = times.added[SizeOf(tokens)];
   mean += kNewTime * (std::clamp(added, 0.0, 1.0) - mean);  // one run that was held up says little
+  credit_ -= Price(action, tokens) - 1.0;
 }
 
 double DraftPace::Price(const Action& action, size_t tokens) const {

@@ -13,7 +13,7 @@ namespace sol_rt {
 
 class Drafts {
  public:
-  Drafts(const ModelDims& model, DraftPace& pace) : vocab_(model.vocab_size), hidden_(model.hidden_size), pace_(pace) {}
+  Drafts(const ModelDims& model, DraftPace& pace) : vocab_(model.vocab_size), hidden_(model.hidden_size), pace_(pace) { pace.BeginText(); }
 
   // Tokens of the next run: the last of the text, then at most `most` guesses. `mask` is of the token after the text; null allows all.
   const std::vector<int32_t>& Propose(const std::vector<int32_t>& text, const Action& action, size_t most, const uint32_t* mask);
