@@ -16,6 +16,7 @@ from helpers.tiny_bundle import write_bundle
 from sol_rt import Grammar, SolModel
 from sol_rt.errors import SolError, UsageError
 from sol_rt.generate.results import GeneratedToken, Generation
+from sol_rt.generate.stream import Stream
 from sol_rt.generate.trace import read_trace
 from sol_rt.ops import library_path
 
@@ -57,6 +58,16 @@ def prompts(count: int) -> Iterator[str]:
 
 def facts(result: Generation) -> tuple[Any, ...]:
     return result.tokens, result.logprobs, result.top_logprobs, result.text, result.finish_reason, result.actions
+
+
+def to_a_draft(stream: Stream, number: int) -> list[GeneratedToken]:
+    """Tokens to the first of a run of several or, in every other text, to one that such a run has checked; or all."""
+    tokens = [next(stream)]
+    for token in stream:
+        tokens.append(token)
+        if token.relative_cost > 1.001 if number % 2 else token.cost == 0:
+            break
+    return tokens
 
 
 def whole_pages(model: SolModel) -> dict[str, bytes]:
@@ -138,12 +149,12 @@ def test_a_session_saved_within_a_draft_is_that_of_dense_steps(
 ) -> None:
     """The file has the text alone, and steps that read codes of the keys go on from it."""
     ahead = 0
-    for length in range(8, 48):
-        asked = {"max_new_tokens": 60, "eos_token_id": [], "seed": length, **SAMPLED}
+    for seed in range(40):
+        asked = {"max_new_tokens": 60, "eos_token_id": [], "seed": seed, **SAMPLED}
         ours, theirs = model.stream(LOOP, lossless=True, **asked), dense.stream(LOOP, budget=1.0, **asked)
-        tokens = [next(ours) for _ in range(length)]
-        assert [token.token for token in tokens] == [next(theirs).token for _ in range(length)]
-        ahead += tokens[-1].cost == 0
+        tokens = to_a_draft(ours, seed)
+        assert [token.token for token in tokens] == [next(theirs).token for _ in tokens]
+        ahead += len(tokens) < 60
         for one in (model, dense):
             one.engine.save(tmp_path / "session")
             one.engine.reset()
@@ -159,12 +170,12 @@ def test_runs_are_counted(model: SolModel, tmp_path: Path) -> None:
     """The first token of a run costs what the run does, the others nothing; a trace has the dense steps and replays."""
     trace = tmp_path / "trace.jsonl"
     tokens: list[GeneratedToken] = []
-    for _ in range(20):
+    for _ in range(60):
         stream = model.stream(LOOP, lossless=True, max_new_tokens=150, eos_token_id=[], trace=trace)
         tokens = list(stream)
         result = stream.result
         assert result is not None
-        if result.accepted_tokens < result.drafted_tokens:
+        if 0 < result.accepted_tokens < result.drafted_tokens:
             break
     assert 0 < result.accepted_tokens < result.drafted_tokens
     runs = [token for token in tokens[1:] if token.cost > 0]
@@ -223,13 +234,12 @@ def test_look_up_keeps_a_budget(model: SolModel, schedule: str) -> None:
 def test_a_moved_budget_holds_from_the_next_token(model: SolModel) -> None:
     cheapest = min(model.bundle.config.actions, key=lambda listed: model.cost.step(listed.action, 100)).action
     moved = 0
-    for length in range(8, 40):
+    for number in range(40):
         stream = model.stream(LOOP, lookup=True, budget=1.0, max_new_tokens=60, eos_token_id=[])
-        tokens = [next(stream) for _ in range(length)]
-        drafts = tokens[-1].cost == 0
-        stream.budget = 0.0
-        assert next(stream).action == cheapest
-        moved += drafts
+        if len(to_a_draft(stream, number)) < 60:
+            stream.budget = 0.0
+            assert next(stream).action == cheapest
+            moved += 1
         stream.close()
     assert moved > 0
 
@@ -244,10 +254,13 @@ def test_where_rows_are_not_those_of_steps_each_token_is_a_step(dense: SolModel)
 def test_a_text_ends_at_the_context(model: SolModel) -> None:
     room = model.engine.max_context - 40
     prompt = model.tokenizer.encode(LOOP * 30)[:room]
-    got = model.generate(prompt, lossless=True, max_new_tokens=1000, eos_token_id=[])
-    assert facts(got) == facts(model.generate(prompt, budget=1.0, max_new_tokens=1000, eos_token_id=[]))
-    assert (len(got.tokens), got.finish_reason) == (41, "length")
-    assert got.drafted_tokens > 0
+    drafted = 0
+    for _ in range(20):
+        got = model.generate(prompt, lossless=True, max_new_tokens=1000, eos_token_id=[])
+        assert facts(got) == facts(model.generate(prompt, budget=1.0, max_new_tokens=1000, eos_token_id=[]))
+        assert (len(got.tokens), got.finish_reason) == (41, "length")
+        drafted += got.drafted_tokens
+    assert drafted > 0
 
 
 def test_lossless_is_a_dial_of_its_own(model: SolModel, tmp_path: Path) -> None:
