@@ -10,6 +10,7 @@
 
 #include "base/error.h"
 #include "common/session_rows.h"
+#include "cpu/few_tokens.h"
 #include "engine/ort/cache/kv_cache.h"
 #include "engine/ort/cache/saved_cache.h"
 #include "engine/ort/cache/states.h"
@@ -21,7 +22,6 @@ namespace {
 
 constexpr size_t kChunk = 512;
 constexpr size_t kBodyChunk = 128;  // function bodies hold the attention matrix of a whole chunk
-constexpr size_t kFewTokens = 16;   // native operators give as many the bits of steps (core/ops/cpu/few_tokens.h)
 constexpr int64_t kCopyEvery = 64;  // decode steps between two copies of states
 
 // Says which sessions share the runs of this thread, while it lives.
@@ -310,7 +310,7 @@ int64_t OrtEngine::Held(int64_t length) const { return state_->cache.Holds(lengt
 
 // A rewind of states would run tokens again, and a step that leaves out old tokens reads less than a run.
 size_t OrtEngine::StepsAtOnce(const Action& action) const {
-  return state_->model->native() && !state_->states && action.kv == 100 ? kFewTokens : 1;
+  return state_->model->native() && !state_->states && action.kv == 100 ? sol::kFewTokens : 1;
 }
 
 void OrtEngine::Keep(int64_t length) {

@@ -5,12 +5,12 @@
 namespace sol_rt {
 namespace {
 
-constexpr double kLeastGain = 1.03;    // tokens a step that a draft has to promise
-constexpr int kLookAgain = 64;         // guesses after which a short draft is tried
-constexpr size_t kShort = 3;           // tokens of that
+constexpr double kLeastGain = 1.03;     // tokens a step that a draft has to promise
+constexpr int kLookAgain = 64;          // guesses after which a short draft is tried
+constexpr size_t kShort = 3;            // tokens of that
 constexpr double kNewShare = 1.0 / 12;  // weight of a new drafted token in a share
 constexpr double kNewTime = 1.0 / 6;    // weight of a new time
-constexpr int64_t kFirstSteps = 2;     // steps before a time counts: the first ones make buffers
+constexpr int64_t kFirstSteps = 2;      // steps before a time counts: the first ones make buffers
 constexpr double kCreditStep = 0.005;   // credit for each step alone
 constexpr double kMostCredit = 8.0;     // steps: a text that repeats itself no more soon draws on no more
 
