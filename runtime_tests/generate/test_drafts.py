@@ -108,10 +108,12 @@ def test_a_grammar_holds_each_token_of_a_run(model: SolModel, dense: SolModel, s
     assert drafted > 0
 
 
-@pytest.mark.parametrize("family", sorted(TRAITS | STATES))
-def test_other_families(family: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("family", "kv"), [("llama", "int8"), *((family, "float16") for family in sorted(TRAITS | STATES))]
+)
+def test_other_families_and_caches(family: str, kv: str, tmp_path: Path) -> None:
     """Windows, norms and biases; layers with a state take single steps."""
-    model = SolModel.from_pretrained(write_bundle(tmp_path, family), provider="cpu", measure_costs=False)
+    model = SolModel.from_pretrained(write_bundle(tmp_path, family, kv=kv), provider="cpu", measure_costs=False)
     drafted = 0
     for seed in range(4):
         prompt, settings = [5, 6, 7, 8] * 12, {"max_new_tokens": 120, "eos_token_id": [], "seed": seed}
