@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from sol_rt.export.sources.checkpoint import Checkpoint
 
 LONG, WINDOW = 6000, 300
-RELEASED = ("Qwen3-0.6B", "SmolLM3-3B")
+RELEASED = ("SmolLM3-3B",)
 
 
 @pytest.fixture(scope="module")
