@@ -33,7 +33,7 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 @dataclass(frozen=True)
 class _Run:
-    """What one graph runs: one token under an action, or any number of tokens through a variant."""
+    """The use of one graph: one token under an action, or any number of tokens through a variant."""
 
     form: str
     variant: Variant

@@ -124,7 +124,7 @@ def row(dense: list[Generation], lossless: list[Generation]) -> str:
 
 
 def figures_of(result: Generation) -> dict[str, float]:
-    """What a run is remembered by."""
+    """Figures by which a run is remembered."""
     return {
         "tokens": len(result.tokens),
         "tokens_per_second": result.tokens_per_second,

@@ -44,7 +44,7 @@ UNENDING = {"temperature": 0, "logit_bias": {"2": -100}}
 
 
 class Clients:
-    """What asks the address that all replicas have."""
+    """Clients of the address that all replicas have."""
 
     def __init__(self, address: str, bundle: Path) -> None:
         self.http, self._bundle = httpx.Client(base_url=address, timeout=120), bundle

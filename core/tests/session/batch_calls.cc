@@ -216,4 +216,6 @@ void TestDrafts(const Host& host) {
 
 }  // namespace
 
-int main(int argc, char** argv) { return RunTests(argc, argv, {{"randomly", TestRandomly}, {"threads", TestThreads}, {"errors of one", TestErrorsOfOne}, {"drafts", TestDrafts}}); }
+int main(int argc, char** argv) {
+  return RunTests(argc, argv, {{"randomly", TestRandomly}, {"threads", TestThreads}, {"errors of one", TestErrorsOfOne}, {"drafts", TestDrafts}});
+}

@@ -14,7 +14,7 @@ uint64_t Hash(const std::vector<int32_t>& text, size_t place, size_t size) {
   return hash;
 }
 
-// How many tokens up to `place` equal those up to the text's end.
+// The number of tokens up to `place` equal those up to the text's end.
 size_t CommonEnd(const std::vector<int32_t>& text, size_t place) {
   const size_t most = std::min(NgramLookup::kLongest, place + 1);
   size_t length = 0;
