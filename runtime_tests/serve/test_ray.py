@@ -104,7 +104,7 @@ def nodes(environment: dict[str, str]) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def clients(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clients]:
-    pytest.importorskip("ray", reason="ray is not installed")
+    pytest.importorskip("ray.serve", reason="ray is not installed")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     environment = os.environ | {
@@ -241,7 +241,7 @@ def test_others_answer_for_a_server_that_dies(clients: Clients) -> None:
 
 
 def test_a_wrong_model_is_one_line(tmp_path: Path) -> None:
-    pytest.importorskip("ray", reason="ray is not installed")
+    pytest.importorskip("ray.serve", reason="ray is not installed")
     done = subprocess.run(
         [sys.executable, str(EXAMPLE), "no-such-model"],
         env=os.environ | {"SOL_RT_HOME": str(tmp_path)},
