@@ -597,9 +597,9 @@ HWY_INLINE void TileBlock(const Merged& w, size_t width, const int8_t* x, size_t
 template <bool kChannelMajor, int kBits>
 class TilePlaces {
  public:
-  TilePlaces(const Nested& w, const TilePart& part) : w_(w), rows_(w, part.first_block, part.end_block, part.begin, part.end) {}
+  TilePlaces(const Nested& w, const TilePart& part) : w_(w), rows_(w, part.first_block, part.end_block, part.begin, part.end), all_(part.end - part.begin) {}
 
-  size_t Width() const { return kChannelMajor ? rows_.Width() : (w_.N + kTile - 1) / kTile * kTile; }
+  size_t Width() const { return kChannelMajor ? rows_.Width() : all_; }
   bool FirstLevel() const { return kChannelMajor ? rows_.FirstLevel() : AsksFirstLevel(); }
   BlockPlace At(size_t b, size_t n) const {
     if constexpr (kChannelMajor) return rows_.At(b, n);
@@ -610,6 +610,7 @@ class TilePlaces {
  private:
   const Nested& w_;
   ChannelRows<kBits> rows_;
+  size_t all_;
 };
 
 // The steps of a product, which are asked for ahead of time, each in kParts parts: a burst would fill the queue of outstanding lines.

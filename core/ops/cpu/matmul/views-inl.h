@@ -1,4 +1,4 @@
-// Where the weights of some outputs of one block lie.
+// Places of the weights of some outputs of one block.
 
 #if defined(SOL_VIEWS_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef SOL_VIEWS_INL_H_
