@@ -296,7 +296,7 @@ def test_a_few_tokens_have_the_bits_of_each_alone_at_any_density(
 def test_a_few_tokens_read_copies_with_the_bits_of_each_alone(
     seed: int, k_blocks: int, pairs: int, tokens: int, inactive: int
 ) -> None:
-    """Of a matrix at 4 bits, last panels of all widths among them."""
+    """Copies of a matrix at 4 bits, last panels of all widths among them."""
     rng = np.random.default_rng(seed)
     k, n, operators = k_blocks * BLOCK, 2 * pairs, ctypes.CDLL(str(library_path()))
     x = rng.normal(size=(tokens, k)).astype(np.float32)

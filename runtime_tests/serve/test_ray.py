@@ -181,7 +181,7 @@ def test_what_is_no_question_passes(clients: Clients) -> None:
 
 
 def test_budgets_fall_with_the_load(clients: Clients) -> None:
-    """Of the eight sessions each has a request, before others come that last as long."""
+    """Each of the eight sessions has a request before others come that last as long."""
 
     def budget(number: int, **fields: Any) -> float:
         content = messages(f"w{number} w6")

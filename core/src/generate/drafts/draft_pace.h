@@ -17,7 +17,7 @@ class DraftPace {
   void BeginText() { credit_ = kFirstCredit; }
   // Tokens to draft, 0 to `most`, of a guess whose source is alike for `match` tokens. The action runs them.
   size_t Choose(const Action& action, size_t match, size_t most);
-  // Of `drafted` tokens of such a guess the first `kept` were those of the text; one after them was compared, too.
+  // Learns from such a guess: of its `drafted` tokens the first `kept` were those of the text; one after them was compared, too.
   void Kept(size_t match, size_t drafted, size_t kept);
   // A run of so many tokens took so long.
   void Took(const Action& action, size_t tokens, double ms);

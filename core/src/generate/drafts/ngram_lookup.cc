@@ -7,7 +7,7 @@ namespace {
 
 constexpr int kMostSources = 16;  // compared, of one n-gram
 
-// Of the `size` tokens that end at `place`.
+// Hash of the `size` tokens that end at `place`.
 uint64_t Hash(const std::vector<int32_t>& text, size_t place, size_t size) {
   uint64_t hash = 0;
   for (size_t i = place + 1 - size; i <= place; ++i) hash = (hash ^ static_cast<uint32_t>(text[i])) * 0x9e3779b97f4a7c15u;
