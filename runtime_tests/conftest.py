@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from helpers import core_build
 from helpers.packages import missing_packages
 from sol_rt.bundle.config import CONFIG_NAME
 from sol_rt.engine.providers import start_pool
-from sol_rt.store.home import checkpoints_dir
+from sol_rt.store.home import checkpoints_dir, costs_dir
 
 import onnxruntime as ort
 
@@ -103,6 +104,14 @@ def _home_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SOL_RT_HOME", str(tmp_path_factory.mktemp("home")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def _no_cost_table_outlives_its_test() -> Iterator[None]:
+    """Tables are named after a bundle's name and identity, which tiny bundles of other tests share."""
+    tables = costs_dir()
+    yield
+    shutil.rmtree(tables, ignore_errors=True)
 
 
 class _PooledSession(ort.InferenceSession):
