@@ -26,6 +26,7 @@ from sol_rt.export.actions.candidates import BITS, CHANNEL_DENSITIES, KV_DENSITI
 from sol_rt.export.actions.effort import Effort, about_seconds, slowness
 from sol_rt.export.actions.lm_head_bits import choose_lm_head_bits, may_screen
 from sol_rt.export.actions.measuring import measure
+from sol_rt.export.actions.prompt_losses import with_prompt_losses
 from sol_rt.export.actions.stored import Settings, StoredCalibration, is_device_table, is_stored
 from sol_rt.export.bundle_folder import check_output, hashed, seal, written_aside
 from sol_rt.export.gpu import write_kernel_graphs
@@ -56,7 +57,7 @@ MAX_ACTIONS = 16
 WEIGHTS = "weights.bin"
 POLICY = "policy.onnx"
 _SMALL_FILES = 64 << 20  # more than graphs, tokenizer and card take
-_OPEN, _ROUND, _WRITE, _FIT, _HEAD, _SEARCH, _MEASURE, _COMPARE, _HASH = (
+_OPEN, _ROUND, _WRITE, _FIT, _HEAD, _SEARCH, _MEASURE, _PROMPTS, _COMPARE, _HASH = (
     "opening the source",
     "rounding weights",
     "writing calibration text",
@@ -64,10 +65,22 @@ _OPEN, _ROUND, _WRITE, _FIT, _HEAD, _SEARCH, _MEASURE, _COMPARE, _HASH = (
     "choosing LM head bits",
     "searching active channels",
     "measuring losses",
+    "measuring prompts",
     "comparing with the source",
     "hashing weights",
 )
-_SHARES = {_OPEN: 1, _ROUND: 5, _WRITE: 34, _FIT: 27, _HEAD: 6, _SEARCH: 8, _MEASURE: 17, _COMPARE: 3, _HASH: 1}
+_SHARES = {
+    _OPEN: 1,
+    _ROUND: 5,
+    _WRITE: 34,
+    _FIT: 27,
+    _HEAD: 6,
+    _SEARCH: 8,
+    _MEASURE: 17,
+    _PROMPTS: 4,
+    _COMPARE: 3,
+    _HASH: 1,
+}
 """About how long the stages of a quick calibration take, in percent of the whole."""
 _LEAST_SHARE = 0.01
 _LEAST_TOLD = 20  # seconds: of a shorter export nothing is said before it starts
@@ -289,6 +302,9 @@ def export_bundle(
         if fit is not None:
             chosen = action_set.choose_actions(folder, config, measured, fit.origin, max_actions or MAX_ACTIONS)
             config, selection = save(chosen.config), chosen.selection
+            with stages(_PROMPTS) as report:
+                texts = calibration_text.sample_windows(Tokenizer.from_file(folder / TOKENIZER), decoder.max_context)
+                config = save(with_prompt_losses(Bundle.open(folder), texts, report))
 
         # compare with the source
         compared: parity_report.Parity | None = None
@@ -387,7 +403,7 @@ def _stages(calibration: str | Path | None, source: str, parity: bool) -> dict[s
     """The stages of an export, each with its share of the time; those that are not expected have next to none."""
     recipe = aliases().get(source) if calibration is None else None
     if calibration == NO_TEXT:
-        unlikely = {_WRITE, _FIT, _HEAD, _SEARCH, _MEASURE}
+        unlikely = {_WRITE, _FIT, _HEAD, _SEARCH, _MEASURE, _PROMPTS}
     elif is_stored(Path(str(calibration))) or (recipe is not None and recipe.calibration is not None):
         unlikely = {_ROUND, _WRITE, _HEAD, _SEARCH, _MEASURE}
     else:

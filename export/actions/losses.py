@@ -119,28 +119,65 @@ def losses_and_divergences(
 
     The reference runs once for both.
     """
-    sums = _sums(engine)
     reference_losses: list[float] = []
 
     def score(window: Sequence[int]) -> Callable[[Action], Losses]:
-        scored = window[_prefilled(window, context) :]
-        tokens, logprobs = [], []
-        for row, target in zip(_rows(engine, scored, reference), scored[1:], strict=True):
-            reference_losses.append(-float(_logprobs(row, np.array([target]), sums)[0]))
-            tokens.append(np.argpartition(row, -_TOP)[-_TOP:] if row.size > _TOP else np.arange(row.size))
-            logprobs.append(_logprobs(row, tokens[-1], sums))
-        expected = np.array(logprobs)
-        shares, rest = np.exp(expected), _rest(expected)
-
-        def divergences(action: Action) -> Losses:
-            rows = zip(_rows(engine, scored, action), tokens, strict=True)
-            got = np.array([_logprobs(row, at, sums) for row, at in rows])
-            return np.asarray((shares * (expected - got)).sum(-1) + rest * np.log(rest / _rest(got)))
-
+        losses, divergences = _scored(engine, window[_prefilled(window, context) :], reference)
+        reference_losses.extend(losses)
         return divergences
 
     found = _measure(engine, windows, candidates, score, progress, None, context, keep)
     return np.array(reference_losses), found
+
+
+def prompt_divergences(engine: Session, window: Sequence[int], context: int, prompts: Sequence[Action]) -> Losses:
+    """The divergence of dense steps behind prompts that other actions ran, in nats, float64 [prompts, tokens].
+
+    It is that of `token_divergences`, from dense steps behind a dense prompt.
+
+    Args:
+        engine: runs the bundle. Its cache is empty afterwards.
+        window: token ids. The first `context` of them are the prompt; all after it but the first are scored.
+        context: length of the prompt in tokens.
+        prompts: actions that run the prompt.
+    """
+    dense = engine.bundle.config.dense
+
+    def read(prompt: Action) -> None:
+        engine.truncate(0)
+        engine.forward(window[:context], prompt)
+
+    try:
+        read(dense)
+        _, divergences = _scored(engine, window[context:], dense)
+        found = []
+        for prompt in prompts:
+            read(prompt)
+            found.append(divergences(dense))
+    finally:
+        engine.truncate(0)
+    return np.array(found)
+
+
+def _scored(
+    engine: Session, scored: Sequence[int], reference: Action
+) -> tuple[list[float], Callable[[Action], Losses]]:
+    """The reference's losses behind what the cache holds, and a function: an action's divergences behind the same."""
+    sums = _sums(engine)
+    tokens, logprobs, losses = [], [], []
+    for row, target in zip(_rows(engine, scored, reference), scored[1:], strict=True):
+        losses.append(-float(_logprobs(row, np.array([target]), sums)[0]))
+        tokens.append(np.argpartition(row, -_TOP)[-_TOP:] if row.size > _TOP else np.arange(row.size))
+        logprobs.append(_logprobs(row, tokens[-1], sums))
+    expected = np.array(logprobs)
+    shares, rest = np.exp(expected), _rest(expected)
+
+    def divergences(action: Action) -> Losses:
+        rows = zip(_rows(engine, scored, action), tokens, strict=True)
+        got = np.array([_logprobs(row, at, sums) for row, at in rows])
+        return np.asarray((shares * (expected - got)).sum(-1) + rest * np.log(rest / _rest(got)))
+
+    return losses, divergences
 
 
 def _rest(logprobs: Losses) -> Losses:

@@ -146,6 +146,8 @@ class Variant:
         layer_bits: bits of every layer's matrices if `bits` is MIXED, or if some matrices of a 3-bit graph are read at
             4, else None; equal in all variants of a graph.
         lm_head_screen: how the LM head is screened, or None; equal in all variants of a graph.
+        prompt_losses: nats per token that dense steps lose behind a prompt that the variant ran, by the prompt's length
+            in tokens; empty if the export measured none.
     """
 
     key: str
@@ -160,6 +162,7 @@ class Variant:
     lm_head_bits: int
     layer_bits: tuple[LayerBits, ...] | None = None
     lm_head_screen: Screen | None = None
+    prompt_losses: Mapping[int, float] = field(default_factory=dict)
 
     @property
     def precision(self) -> Precision:
@@ -306,6 +309,9 @@ def _written(variant: Variant) -> dict[str, Any]:
     entry = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(variant).items()}
     del entry["key"]
     entry["bits"] = bits_name(variant.bits)
+    del entry["prompt_losses"]
+    if variant.prompt_losses:
+        entry["prompt_losses"] = {str(length): loss for length, loss in variant.prompt_losses.items()}
     if variant.layer_bits is None:
         del entry["layer_bits"]
     else:

@@ -298,6 +298,7 @@ def _read_variants(table: _Table, model: ModelDims) -> dict[str, Variant]:
             lm_head_bits=entry.integer("lm_head_bits", min(MATRIX_BITS) if bits in (THREE, MIXED) else bits, 16),
             layer_bits=_read_layer_bits(entry, bits, model),
             lm_head_screen=_read_screen(entry, model),
+            prompt_losses=_read_losses(entry.table("prompt_losses")) if "prompt_losses" in entry.raw else {},
         )
         entry.done()
         if variant.lm_head_bits not in MATRIX_BITS:

@@ -60,9 +60,11 @@ void Start(sol_session& session, const int32_t* prompt, size_t num_tokens, const
     model.bundle().RequireOutside("trace", request.trace);
   }
   if (options.replay != nullptr) request.replay = options.replay;
+  // Function bodies and GPUs gain nothing by fewer bits in a prompt.
+  const bool dial_chooses = !model.prefill_is_named() && session.host == nullptr && model.factory()->native();
   session.generation = std::make_unique<Generation>(
-      sol_rt::GenerationParts{*session.engine, model.config(), model.identity(), model.prefill(), model.tokenizer(), model.cost(), sol_rt::PolicyOf(session),
-                              session.live, session.pace},
+      sol_rt::GenerationParts{*session.engine, model.config(), model.identity(), dial_chooses ? nullptr : &model.prefill(), model.tokenizer(), model.cost(),
+                              sol_rt::PolicyOf(session), session.live, session.pace},
       std::move(request));
 }
 

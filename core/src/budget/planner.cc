@@ -19,9 +19,9 @@ constexpr double kDefaultMaxLoss = 0.005;  // the `max_loss` that applies if not
 
 class RunPlanner final : public Planner {
  public:
-  RunPlanner(const Config& config, std::string name, std::unique_ptr<Controller> controller, std::unique_ptr<sol_rt::Schedule> schedule,
-             std::string fixed)
-      : name_(std::move(name)), losses_(config), controller_(std::move(controller)), schedule_(std::move(schedule)), fixed_(std::move(fixed)) {}
+  RunPlanner(const Config& config, std::string name, const PromptRun& prompt, std::unique_ptr<Controller> controller,
+             std::unique_ptr<sol_rt::Schedule> schedule, std::string fixed)
+      : name_(std::move(name)), losses_(config), prompt_(prompt), controller_(std::move(controller)), schedule_(std::move(schedule)), fixed_(std::move(fixed)) {}
 
   const PolicyQuestion* Question(const StepSeen& seen) override { return schedule_->Question(seen); }
   Action Choose(const StepSeen& seen) override { return schedule_->Choose(seen); }
@@ -54,6 +54,7 @@ class RunPlanner final : public Planner {
     controller_->SetTokensPerSecond(rate);
   }
 
+  const PromptRun& Prompt() const override { return prompt_; }
   const std::string& Schedule() const override { return name_; }
   double Achieved() const override { return controller_->Achieved(); }
   double Requested() const override {
@@ -69,7 +70,7 @@ class RunPlanner final : public Planner {
     double sum = 0.0;
     for (const auto& [action, count] : taken_) sum += losses_.At(action, middle) * static_cast<double>(count);
     if (std::isnan(sum)) return std::nullopt;
-    return sum / static_cast<double>(steps);
+    return prompt_.loss + sum / static_cast<double>(steps);
   }
 
  private:
@@ -79,6 +80,7 @@ class RunPlanner final : public Planner {
 
   std::string name_;
   ActionLosses losses_;
+  PromptRun prompt_;
   std::unique_ptr<Controller> controller_;
   std::unique_ptr<sol_rt::Schedule> schedule_;
   std::string fixed_;  // why there is no budget to set; empty where there is one
@@ -127,6 +129,18 @@ Request RequestOf(const Config& config, const Dial& dial, const std::string& nam
   return request;
 }
 
+// Half of the loss that is allowed, or that the budget's steps are expected to have, is the prompt's.
+PromptRun PromptOf(const Config& config, const Dial& dial, const Request& request, const std::string& name, Hull* hull) {
+  if (!dial.prompt_tokens || !KeepsLoss(name) || hull == nullptr) return {config.dense, 0.0};
+  double allowed = 0.0;
+  if (request.max_loss) {
+    allowed = std::log1p(*request.max_loss);
+  } else if (dial.budget) {
+    allowed = hull->LossAt(request.budget, *dial.prompt_tokens);
+  }
+  return CheapestPrompt(config, kPromptShare * allowed, *dial.prompt_tokens);
+}
+
 }  // namespace
 
 std::unique_ptr<Planner> MakePlanner(const Config& config, std::shared_ptr<const CostModel> cost, const Dial& dial, PolicyRunner* policy) {
@@ -134,12 +148,14 @@ std::unique_ptr<Planner> MakePlanner(const Config& config, std::shared_ptr<const
   const bool named = dial.schedule && !dial.schedule->empty();
   // an own schedule works on the bundle's actions and keeps no loss, whatever it is called
   const std::string name = dial.own ? kOwn : named ? *dial.schedule : DefaultSchedule(config, targets);
-  const Request request = RequestOf(config, dial, name);
+  Request request = RequestOf(config, dial, name);
   std::shared_ptr<Hull> hull;
   const auto actions_of = [&](const std::string& schedule, const AxisTargets& held) {
     return dial.actions.empty() ? ScheduleActions(config, schedule, held) : dial.actions;
   };
   if (config.LossesMeasured()) hull = std::make_shared<Hull>(Once(actions_of("hull", {})), *cost, ActionLosses(config));
+  const PromptRun prompt = PromptOf(config, dial, request, name, hull.get());
+  if (request.max_loss) request.max_loss = std::expm1(std::log1p(*request.max_loss) - prompt.loss);
   std::vector<Action> actions = actions_of(name, targets);
   if (!targets.Any()) actions = Once(actions);
   auto controller = MakeController(std::move(actions), std::move(cost), request, request.max_loss ? hull : nullptr, name == "sol");
@@ -151,7 +167,7 @@ std::unique_ptr<Planner> MakePlanner(const Config& config, std::shared_ptr<const
   }
   std::string fixed;
   if (IsConstant(name)) fixed = name + " fixes them";
-  return std::make_unique<RunPlanner>(config, dial.own && named ? *dial.schedule : name, std::move(controller), std::move(schedule), std::move(fixed));
+  return std::make_unique<RunPlanner>(config, dial.own && named ? *dial.schedule : name, prompt, std::move(controller), std::move(schedule), std::move(fixed));
 }
 
 std::unique_ptr<Planner> MakeReplayPlanner(const Config& config, std::shared_ptr<const CostModel> cost, const std::string& schedule,
@@ -164,7 +180,7 @@ std::unique_ptr<Planner> MakeReplayPlanner(const Config& config, std::shared_ptr
   Request request;
   request.budget = budget;
   auto controller = MakeController(ScheduleActions(config, "random", {}), std::move(cost), request, nullptr, schedule == "sol");
-  return std::make_unique<RunPlanner>(config, schedule, std::move(controller), std::make_unique<ReplaySchedule>(std::move(actions_of_trace)),
+  return std::make_unique<RunPlanner>(config, schedule, PromptRun{config.dense, 0.0}, std::move(controller), std::make_unique<ReplaySchedule>(std::move(actions_of_trace)),
                                       "a replay runs the trace's actions");
 }
 

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "budget/cost_model.h"
+#include "budget/prompt_run.h"
 #include "bundle/config/config.h"
 #include "engine/distribution.h"
 #include "engine/policy_runner.h"
@@ -36,6 +37,7 @@ struct Dial {
   std::optional<uint64_t> seed;  // of the schedule `random`
   OwnSchedule own;               // in place of a named one; `schedule` is then the name under which it is reported
   std::vector<Action> actions;   // to choose among; empty for those of the schedule
+  std::optional<int64_t> prompt_tokens;  // of a prompt whose variant the dial chooses, too; without it prompts are dense
 
   // True if it asks for nothing but a schedule.
   bool IsEmpty() const { return !budget && !kv_density && !channel_density && !bits && !tokens_per_second && !max_loss; }
@@ -58,13 +60,14 @@ class Planner {
   // `dense` and a replay.
   virtual void SetBudget(double budget) = 0;
   virtual void SetTokensPerSecond(double rate) = 0;
+  virtual const PromptRun& Prompt() const = 0;
   virtual const std::string& Schedule() const = 0;    // its name
   virtual double Achieved() const = 0;
   virtual double Requested() const = 0;               // under targets on the axes and `fixed:TAG`: what they came to
   virtual double Asked(int64_t context) const = 0;    // before the first step, at that context: what was asked for, or what a rate or a loss comes to
   virtual bool Floored() const = 0;
   virtual std::optional<double> FastestRate(int64_t context) = 0;  // tokens per second; nothing if costs are bytes
-  // Mean over the steps recorded, each action's at the middle of the generation; nothing if an action was not measured.
+  // Mean over the steps recorded, each action's at the middle of the generation, and the prompt's; nothing if an action was not measured.
   virtual std::optional<double> ExpectedLoss() const = 0;
 };
 

@@ -67,7 +67,8 @@ std::vector<int32_t> EndTokens(const GenerationConfig& config) {
 }  // namespace
 
 Generation::Generation(const GenerationParts& parts, GenerationRequest request)
-    : parts_(parts), history_(std::move(request.prompt)), config_(std::move(request.defaults)), reuse_cache_(request.reuse_cache), prefill_(parts.prefill) {
+    : parts_(parts), history_(std::move(request.prompt)), config_(std::move(request.defaults)), reuse_cache_(request.reuse_cache),
+      prefill_(parts.prefill == nullptr ? parts.config.dense : *parts.prefill) {
   const int32_t vocab_size = parts.config.model.vocab_size;
   if ((request.lossless || request.lookup) && !request.replay.empty()) {
     UsageFault(std::string(request.lossless ? "--lossless" : "--lookup") + ": a replay runs the trace's steps one by one; leave it out");
@@ -131,7 +132,9 @@ Generation::Generation(const GenerationParts& parts, GenerationRequest request)
     asked_ = replay_->header.budget.value_or(1.0);
     planner_ = MakeReplayPlanner(parts.config, parts.cost, replay_->header.schedule, std::move(actions), *asked_);
   } else {
+    if (parts.prefill == nullptr) request.dial.prompt_tokens = static_cast<int64_t>(prompt_tokens_);
     planner_ = MakePlanner(parts.config, parts.cost, request.dial, parts.policy);
+    if (parts.prefill == nullptr) prefill_ = planner_->Prompt().action;
     if (request.lossless || request.lookup) drafts_.emplace(parts.config.model, parts.pace);
     if (!HasAxisTargets(request.dial)) asked_ = planner_->Asked(static_cast<int64_t>(prompt_tokens_));
   }

@@ -33,7 +33,7 @@ struct GenerationParts {
   Engine& engine;
   const Config& config;
   const std::string& identity;  // of the bundle
-  const Action& prefill;        // runs the prompt
+  const Action* prefill;        // runs the prompt; null: the dial chooses
   std::shared_ptr<const Tokenizer> tokenizer;  // null: no text
   std::shared_ptr<const CostModel> cost;
   PolicyRunner* policy;  // null where the bundle has none

@@ -18,7 +18,8 @@ Action PrefillAction(const Config& config, const std::string& key) {
 }
 
 Model::Model(std::shared_ptr<Bundle> bundle, std::shared_ptr<EngineFactory> factory, const ModelOptions& options)
-    : bundle_(std::move(bundle)), factory_(std::move(factory)), max_context_(config().model.max_context), prefill_(PrefillAction(config(), options.prefill)) {
+    : bundle_(std::move(bundle)), factory_(std::move(factory)), max_context_(config().model.max_context), prefill_(PrefillAction(config(), options.prefill)),
+      prefill_is_named_(!options.prefill.empty()) {
   if (options.max_context < 0) {
     UsageFault("context size: got " + std::to_string(options.max_context) + ", expected 1 or more tokens, or 0 for the model's own");
   }

@@ -17,7 +17,7 @@ namespace sol_rt {
 
 struct ModelOptions {
   int32_t max_context = 0;  // a cap in tokens below the model's own; 0 for none
-  std::string prefill;      // key of the variant that runs prompts; empty for the dense one
+  std::string prefill;      // key of the variant that runs prompts; empty: of a generation the dial chooses it, else it is the dense one
   std::string cost_table;   // file of measured costs; empty: costs are bytes
 };
 
@@ -35,7 +35,8 @@ class Model {
   const std::string& identity() const { return bundle_->identity(); }
   EngineFactory* factory() const { return factory_.get(); }
   int64_t max_context() const { return max_context_; }  // tokens, the cap included
-  const Action& prefill() const { return prefill_; }    // the action that runs prompts
+  const Action& prefill() const { return prefill_; }    // the action that runs prompts, where the dial doesn't choose
+  bool prefill_is_named() const { return prefill_is_named_; }
 
   const std::shared_ptr<const Tokenizer>& tokenizer() const { return tokenizer_; }  // null if the core can't read the bundle's
   const std::string& no_tokenizer() const { return no_tokenizer_; }                 // why it is null
@@ -55,6 +56,7 @@ class Model {
   std::shared_ptr<EngineFactory> factory_;
   int64_t max_context_;
   Action prefill_;
+  bool prefill_is_named_;
   std::shared_ptr<const Tokenizer> tokenizer_;
   std::string no_tokenizer_;
   std::shared_ptr<const ChatSegments> chat_;

@@ -40,7 +40,8 @@ class Engine(Session):
         native_ops: use the native operators where they are built; without them the graphs' function bodies run.
         device: number of the GPU.
         max_context: a cap in tokens below the model's own.
-        prefill: key of the variant that runs prompts, as `s100-q4`; None for the dense one.
+        prefill: key of the variant that runs prompts, as `s100-q4`; None: of a generation the dial chooses it, of all
+            else it is the dense one.
         costs: a `sol_cost_source` of `structs`; by default tables of `sol-rt profile` alone.
 
     Attributes:
@@ -73,7 +74,7 @@ class Engine(Session):
         options, self.model = structs.ModelOptions(), c_void_p()
         library.sol_model_options_init(byref(options), sizeof(options))
         options.verify = int(bundle.verify)  # small files are compared once more, for the core reads them itself
-        options.max_context, options.prefill = context, self.prefill.variant.encode()
+        options.max_context, options.prefill = context, None if prefill is None else self.prefill.variant.encode()
         pool = runtime(self.provider.threads, native_ops)
         if self.gpu is None:
             self.device = cpu_device(self.provider.threads, native=native_ops)

@@ -6,6 +6,15 @@
 
 namespace sol_rt {
 
+LossCurve::LossCurve(const std::map<int64_t, double>& losses) {
+  for (const auto& [context, loss] : losses) {
+    contexts_.push_back(std::log(static_cast<double>(context)));
+    losses_.push_back(loss);
+  }
+}
+
+double LossCurve::At(int64_t context) const { return Interpolate(std::log(static_cast<double>(std::max<int64_t>(context, 1))), contexts_, losses_); }
+
 ActionLosses::ActionLosses(const Config& config) {
   std::map<Action, std::map<int64_t, double>> measured;
   for (const ActionEntry& entry : config.actions) {
@@ -16,19 +25,12 @@ ActionLosses::ActionLosses(const Config& config) {
     }
   }
   if (!measured.empty()) measured[config.dense] = {{1, 0.0}};  // losses are relative to dense
-  for (const auto& [action, losses] : measured) {
-    Curve& curve = curves_[action];
-    for (const auto& [context, loss] : losses) {
-      curve.contexts.push_back(std::log(static_cast<double>(context)));
-      curve.losses.push_back(loss);
-    }
-  }
+  for (const auto& [action, losses] : measured) curves_[action] = LossCurve(losses);
 }
 
 double ActionLosses::At(const Action& action, int64_t context) const {
   const auto found = curves_.find(action);
-  if (found == curves_.end()) return std::numeric_limits<double>::quiet_NaN();
-  return Interpolate(std::log(static_cast<double>(std::max<int64_t>(context, 1))), found->second.contexts, found->second.losses);
+  return found == curves_.end() ? std::numeric_limits<double>::quiet_NaN() : found->second.At(context);
 }
 
 double Interpolate(double x, const std::vector<double>& xs, const std::vector<double>& ys) {

@@ -10,7 +10,17 @@
 
 namespace sol_rt {
 
-// Between two measured contexts the loss is linear in the logarithm of the context; beyond the first and the last it stays the same.
+// Losses by context. Between two measured contexts the loss is linear in the logarithm of the context; beyond the first and the last it stays the same.
+class LossCurve {
+ public:
+  LossCurve() = default;
+  explicit LossCurve(const std::map<int64_t, double>& losses);  // one at least
+  double At(int64_t context) const;
+
+ private:
+  std::vector<double> contexts_, losses_;  // logarithms of contexts in ascending order, nats
+};
+
 class ActionLosses {
  public:
   explicit ActionLosses(const Config& config);
@@ -18,10 +28,7 @@ class ActionLosses {
   double At(const Action& action, int64_t context) const;
 
  private:
-  struct Curve {
-    std::vector<double> contexts, losses;  // logarithms of contexts in ascending order, nats
-  };
-  std::map<Action, Curve> curves_;
+  std::map<Action, LossCurve> curves_;
 };
 
 // The value at `x` of the line through the points, whose xs rise. Beyond the ends it stays the same.

@@ -58,6 +58,7 @@ struct Variant {
   int32_t lm_head_bits;
   std::vector<std::array<int32_t, 4>> layer_bits;  // of qkv, o, up, down; empty where all are alike
   std::optional<LmHeadScreen> lm_head_screen;      // none: every row is read at lm_head_bits
+  std::map<int64_t, double> prompt_losses;         // nats a token that dense steps lose behind a prompt run by it, by the prompt's length; empty if not measured
 };
 
 struct ActionEntry {

@@ -192,6 +192,18 @@ std::string ScreenText(const std::optional<LmHeadScreen>& screen) {
   return std::to_string(screen->candidates) + " candidates" + first + " with offset " + Number(screen->tail_offset);
 }
 
+std::map<int64_t, double> ReadLosses(JsonTable table) {
+  std::map<int64_t, double> losses;
+  for (auto item = table.raw().begin(); item != table.raw().end(); ++item) {
+    const std::string& name = item.key();
+    const bool number = !name.empty() && name.size() <= 9 && name[0] != '0' &&
+                        std::all_of(name.begin(), name.end(), [](char c) { return c >= '0' && c <= '9'; });
+    if (!number) table.Fail(Short(name), "this key", "a context in tokens, such as 512");
+    losses[std::stoll(name)] = table.Typed(name, IsLoss, "a finite number of nats").get<double>();
+  }
+  return losses;
+}
+
 void ReadVariants(JsonTable table, const ModelDims& model, Config& config) {
   for (auto item = table.raw().begin(); item != table.raw().end(); ++item) {
     const std::string& key = item.key();
@@ -210,6 +222,7 @@ void ReadVariants(JsonTable table, const ModelDims& model, Config& config) {
     variant.lm_head_bits = static_cast<int32_t>(entry.Integer("lm_head_bits", from_four ? 4 : variant.bits, 16));
     variant.layer_bits = ReadLayerBits(entry, variant.bits, model);
     variant.lm_head_screen = ReadScreen(entry, model);
+    if (entry.Has("prompt_losses")) variant.prompt_losses = ReadLosses(entry.Table("prompt_losses"));
     entry.Done();
     if (!IsMatrixBits(variant.lm_head_bits)) entry.Fail("lm_head_bits", std::to_string(variant.lm_head_bits), "4, 6 or 8");
     if (variant.lm_head_screen && variant.lm_head_bits == 4) entry.Fail("lm_head_screen", "lm_head_bits 4", "6 or 8 bits for candidates");
@@ -238,18 +251,6 @@ void ReadVariants(JsonTable table, const ModelDims& model, Config& config) {
     config.variant_order.push_back(key);
   }
   if (config.variants.empty()) BundleFault(table.path(), table.where(), "no variants", "at least the dense one");
-}
-
-std::map<int64_t, double> ReadLosses(JsonTable table) {
-  std::map<int64_t, double> losses;
-  for (auto item = table.raw().begin(); item != table.raw().end(); ++item) {
-    const std::string& name = item.key();
-    const bool number = !name.empty() && name.size() <= 9 && name[0] != '0' &&
-                        std::all_of(name.begin(), name.end(), [](char c) { return c >= '0' && c <= '9'; });
-    if (!number) table.Fail(Short(name), "this key", "a context in tokens, such as 512");
-    losses[std::stoll(name)] = table.Typed(name, IsLoss, "a finite number of nats").get<double>();
-  }
-  return losses;
 }
 
 void ReadActions(JsonTable& top, Config& config) {
