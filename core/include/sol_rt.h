@@ -120,7 +120,7 @@ typedef struct sol_model_options {
   const char* cost_table;  // a file that `sol-rt profile` or `sol_model_measure_costs` wrote on this device; NULL: as `costs` says
   sol_progress progress;   // NULL for none
   void* user;              // given to `progress`
-  const char* prefill;     // key of the variant that runs prompts, as "s100-q4": a faster first token at some loss; NULL for the dense one
+  const char* prefill;     // key of the variant that runs prompts, as "s100-q4"; NULL: the dial chooses where its loss is kept, else dense
   const char* costs_folder;  // where tables are kept; NULL: `costs` in $SOL_RT_HOME, else in sol_rt's folder of the user's data. Android has none: name one
   const char* device;        // of engines of the host's: what runs the model. Its tables are read, nothing is measured; NULL: the runtime's
   sol_cost_source costs;     // a budget is a share of these
@@ -441,7 +441,7 @@ typedef struct sol_result {
   const char* cost_model;
   double requested_budget;
   double achieved_budget;
-  double expected_loss;        // mean measured loss of the actions taken, nats a token; NaN if not measured
+  double expected_loss;        // mean measured loss of the actions taken and of the prompt's run, nats a token; NaN if not measured
   double prompt_tokens_per_second;
   double tokens_per_second;
   double time_to_first_token_ms;

@@ -313,7 +313,7 @@ Prefill = Annotated[
     option(
         "--prefill",
         metavar="VARIANT",
-        help="Variant that runs the prompt, as s100-q4: a faster first token at some loss; default: the dense one.",
+        help="Variant that runs the prompt, as s100-q4. Default: the dial chooses.",
         panel=MACHINE,
     ),
 ]

@@ -62,8 +62,8 @@ class Generation:
         fastest_tokens_per_second: the rate of the cheapest action at the last context by the cost model, in
             milliseconds; None if costs are bytes.
         dense_tokens_per_second: the rate that dense steps would have had: `tokens_per_second * achieved_budget`.
-        expected_loss: mean added loss of the actions taken in nats per token, as the export measured it; None if it
-            measured none, or one of the actions was not measured.
+        expected_loss: mean added loss of the prompt and the actions in nats per token, as the export measured it; None
+            if it measured none, or one of the actions was not measured.
         prompt_tokens: tokens of the prompt.
         cached_tokens: tokens of the prompt that were still in the cache from the generation before.
         drafted_tokens: tokens that were guessed, and run together with the one before them.
