@@ -455,6 +455,9 @@ typedef struct sol_result {
 
 // Checks everything and begins; the prompt runs at the first `sol_session_next`. A generation that was running ends.
 SOL_RT_API sol_error* sol_session_start(sol_session* session, const int32_t* prompt, size_t num_tokens, const sol_generate_options* options);
+// Runs at most `most` tokens of the prompt before the first token, for a host that does other work between the parts of a long one. `left`: its tokens that
+// are still to run, one at least, which `sol_session_next` runs. SOL_ERROR_USAGE after the first token, and where the host runs the steps.
+SOL_RT_API sol_error* sol_session_read_prompt(sol_session* session, size_t most, size_t* left);
 // The next token. After one with `finish` other than SOL_FINISH_NONE the generation is over, and another call is SOL_ERROR_USAGE.
 SOL_RT_API sol_error* sol_session_next(sol_session* session, sol_token* token);
 // A round: the next token of each of `count` sessions, no session twice. Sessions may join and leave between rounds. Every session gets the token, the text and

@@ -6,6 +6,7 @@ import contextlib
 import json
 import threading
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,9 +15,10 @@ from hypothesis import strategies as st
 
 from helpers.random_decoder import describe
 from helpers.tiny_bundle import write_bundle
+from sol_rt.bundle.config import CONFIG_NAME
 from sol_rt.errors import SolError
 from sol_rt.generate.model import SolModel
-from sol_rt.generate.results import GeneratedToken
+from sol_rt.generate.results import GeneratedToken, Generation
 from sol_rt.serve.answer_dial import AnswerDial
 from sol_rt.serve.request import FieldError, read_chat, read_completion
 from sol_rt.serve.scheduler import BACKGROUND_ROUNDS, ClosingError, Event, Job, QueueFullError, Scheduler
@@ -76,6 +78,26 @@ def test_a_long_prompt_lets_others_go_on(model: SolModel) -> None:
     assert names[: names.index("long")].count("short") >= 2
     assert listener.tokens("long") == alone
     assert second.cached == 0
+
+
+def test_every_chunk_of_a_prompt_runs_by_the_variant_that_the_core_chose(tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "tiny", decoder=replace(describe("llama"), max_context=8192), losses=True)
+    config = json.loads((bundle / CONFIG_NAME).read_text())
+    config["variants"]["s100-q4"]["prompt_losses"] = {"512": 0.001}
+    (bundle / CONFIG_NAME).write_text(json.dumps(config))
+    cheap = SolModel.from_pretrained(bundle, provider="cpu", measure_costs=False)
+    prompt = [3 + n % 80 for n in range(600)]
+    listener, scheduler = Listener(), Scheduler(cheap, sessions=1)
+    try:
+        scheduler.submit(listener.job(cheap, "one", prompt, 3))
+        assert listener.ended["one"].wait(60)
+    finally:
+        scheduler.close()
+    result = listener.events[-1][1]
+    assert isinstance(result, Generation)
+    assert (result.prefill, result.cached_tokens) == ("s100-q4", 0)
+    dense = cheap.generate(prompt, max_new_tokens=1, reuse_cache=True, schedule="dense")
+    assert (dense.prefill, dense.cached_tokens) == ("s100-q8", 0)
 
 
 def test_who_is_in_the_background_gives_way(model: SolModel) -> None:

@@ -7,7 +7,7 @@ import functools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from ctypes import POINTER, byref, c_void_p, pointer, sizeof
+from ctypes import POINTER, byref, c_size_t, c_void_p, pointer, sizeof
 
 from sol_rt.budget.dial import as_number, check_budget
 from sol_rt.bundle.actions import Action
@@ -65,10 +65,7 @@ class Stream(Iterator[GeneratedToken]):
             if self._ended:
                 raise StopIteration
             try:
-                if self._begun:
-                    self._require_undisturbed()
-                else:
-                    self._begin()
+                self._enter()
                 self._running = True
                 asked, turns = self._request.options, self._turns
                 host = self._session.host
@@ -89,9 +86,33 @@ class Stream(Iterator[GeneratedToken]):
                 self._end()
             return token
 
+    def read_prompt(self, most: int) -> int:
+        """Begins, and runs at most `most` tokens of the prompt; only before the first token.
+
+        Returns the tokens that are left, one at least, which the first token's step runs. Raises what `next` raises.
+        """
+        left = c_size_t()
+        with self._turns.step(self, first=not self._begun):
+            if self._ended:
+                raise StopIteration
+            handle = self._session.handle
+            try:
+                self._enter()
+                self._running = True
+                with raising_of(self._session.host, self._turns):
+                    interruptible(handle, lambda: core().sol_session_read_prompt(handle, most, byref(left)))
+            except BaseException:
+                self._running = False
+                self._end()
+                raise
+            self._running = False
+            if self._closing:
+                self._end()
+        return left.value
+
     @property
     def open(self) -> bool:
-        """True from the first token until the generation has ended."""
+        """True from the beginning, at the prompt's first tokens, until the generation has ended."""
         return self._begun and not self._ended and not self._interrupted
 
     def move_to(self, session: Session) -> None:
@@ -165,8 +186,11 @@ class Stream(Iterator[GeneratedToken]):
         """The summary once the generation has ended; None before, and where it ended without a token."""
         return self._result if self._ended else None
 
-    def _begin(self) -> None:
-        """Begins in the session, in place of what ran there."""
+    def _enter(self) -> None:
+        """Begins in the session, in place of what ran there; later, raises BusyError if something else took it over."""
+        if self._begun:
+            self._require_undisturbed()
+            return
         session = self._session
         session.displace()
         self._begun = True

@@ -73,6 +73,7 @@ _FAILING: dict[str, tuple[Any, ...]] = {
     ),
     "sol_session_resume": (c_void_p, c_size_t, c_void_p, c_size_t, c_void_p, c_size_t),
     "sol_session_start": (c_void_p, POINTER(c_int32), c_size_t, POINTER(structs.GenerateOptions)),
+    "sol_session_read_prompt": (c_void_p, c_size_t, POINTER(c_size_t)),
     "sol_session_next": (c_void_p, POINTER(structs.Token)),
     "sol_batch_next": (POINTER(c_void_p), c_size_t, POINTER(POINTER(structs.Token)), POINTER(c_void_p)),
     "sol_session_stop": (c_void_p,),

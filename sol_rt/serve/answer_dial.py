@@ -106,14 +106,13 @@ class AnswerDial:
         """Says that the deadline ends the answer."""
         self._cut = True
 
-    def served(self, result: Generation, cached: int) -> Served:
-        """The summary with what the server knows of it; `cached` tokens of the prompt were in the cache."""
+    def served(self, result: Generation) -> Served:
+        """The summary with what the server knows of it."""
         found = {each.name: getattr(result, each.name) for each in fields(Generation)}
         complete = not self._cut or self.limit is None
         met = None if self.deadline is None else complete and not self.late()
         finish = "length" if self._cut else result.finish_reason
-        changes = {"cached_tokens": cached, "finish_reason": finish}
-        return Served(**(found | changes), asked=self._asked, reason=self._reason, deadline_met=met)
+        return Served(**(found | {"finish_reason": finish}), asked=self._asked, reason=self._reason, deadline_met=met)
 
 
 def ceiling_of(model: SolModel, arguments: Mapping[str, Any], context: int) -> float:

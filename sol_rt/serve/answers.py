@@ -72,7 +72,7 @@ class Answer:
             self._metrics.token(event, first=not self._begun)
             self._begun = True
         elif isinstance(event, Generation):
-            event = self.job.dial.served(event, self.job.cached)  # chunks of this prompt are no cached ones
+            event = self.job.dial.served(event)
             self._metrics.end(event, self.job.waited_ms)
         with suppress(RuntimeError):  # the loop is closed: nobody waits any more
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)

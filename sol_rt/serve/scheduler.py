@@ -85,7 +85,7 @@ class _Seat:
 
     session: Session
     job: Job | None = None
-    read: int = 0  # tokens of the job's prompt in the cache
+    left: int = 0  # tokens of the job's prompt that are not in the cache
     used_at: float = 0.0
     begun_at: float = 0.0
     stepped_at: float = field(default_factory=time.monotonic)
@@ -248,11 +248,10 @@ class Scheduler:
         poor = shared[id(best)] < _WORTH_REUSE * min(held[id(best)], len(job.prompt)) or not shared[id(best)]
         if poor or saved is not None:
             best = oldest
-        best.job, best.read, best.begun_at = job, shared[id(best)], time.monotonic()
-        job.cached = min(best.read, len(job.prompt) - 1)
-        dropped = held[id(best)] - (0 if saved is not None else best.read)
+        best.job, best.begun_at = job, time.monotonic()
+        dropped = held[id(best)] - (0 if saved is not None else shared[id(best)])
         if self._prefixes is not None and (saved is not None or dropped >= self._prefixes.least):
-            best.opening = self._files.submit(self._open, best, job, saved, self._prefixes)
+            best.opening = self._files.submit(self._open, best, saved, self._prefixes)
 
     def _saved(self, job: Job, shared: int) -> Entry | None:
         """The saved cache that is worth restoring; None where the sessions have about as much."""
@@ -261,15 +260,13 @@ class Scheduler:
         entry, length = self._prefixes.find(job.prompt, self._rewind)
         return entry if length >= shared + self._prefixes.least else None
 
-    def _open(self, seat: _Seat, job: Job, saved: Entry | None, prefixes: PrefixCache) -> None:
+    def _open(self, seat: _Seat, saved: Entry | None, prefixes: PrefixCache) -> None:
         """Saves a seat's cache and restores another, beside the steps of the others."""
         self._keep(seat, prefixes)
         if saved is None:
             return
         with seat.session.turns.paused():
             prefixes.restore(saved, seat.session)
-            seat.read = common_prefix(seat.session.tokens, job.prompt)
-        job.cached = min(seat.read, len(job.prompt) - 1)
 
     def _keep(self, seat: _Seat, prefixes: PrefixCache) -> None:
         with seat.session.turns.paused():
@@ -285,7 +282,7 @@ class Scheduler:
         self.control.turn([job for _, job in busy], self.waiting)
         gives_way = any(not job.background for _, job in busy) and self._round % BACKGROUND_ROUNDS != 0
         busy = [(seat, job) for seat, job in busy if not (gives_way and job.background and not job.cancelled)]
-        together = [(seat, job) for seat, job in busy if job.stream.open and not job.cancelled]
+        together = [(seat, job) for seat, job in busy if job.dial.made and job.stream.open and not job.cancelled]
         for seat, job in busy:
             if (seat, job) not in together:
                 self._advance(seat, job, partial(self._step, seat, job))
@@ -326,14 +323,14 @@ class Scheduler:
             return True
         begun = time.monotonic()
         if job.dial.late():
+            job.stream.close()
             raise DeadlineMissedError
         if self._read_prompt(seat, job):
             seat.stepped_at = begun
             return False
-        job.stream.move_to(seat.session)
         token = next(job.stream)
-        if (rest := len(job.prompt) - seat.read) >= _LEAST_CHUNK:
-            self.control.read(rest, time.monotonic() - begun)
+        if seat.left >= _LEAST_CHUNK:
+            self.control.read(seat.left, time.monotonic() - begun)
         return self._end_step(seat, job, token, begun)
 
     def _end_step(self, seat: _Seat, job: Job, token: GeneratedToken | Exception, begun: float) -> bool:
@@ -354,18 +351,17 @@ class Scheduler:
         return True
 
     def _read_prompt(self, seat: _Seat, job: Job) -> bool:
-        """Appends a chunk of the prompt to the cache, if more is left than a chunk. Returns True if it did."""
-        if (dropped := seat.session.length - seat.read) > 0:  # the cache has more than the shared beginning
-            if dropped > _LONGEST_REWIND and self._model.bundle.config.kv.windows:
-                seat.read = job.cached = 0
-            seat.session.truncate(seat.read)
-        if len(job.prompt) - seat.read <= self._chunk:
+        """Runs a chunk of the prompt, if more is left than a chunk. Returns True if it did."""
+        if not job.stream.open:
+            job.stream.move_to(seat.session)
+            seat.left = job.stream.read_prompt(0)
+            job.cached = len(job.prompt) - seat.left
+        if seat.left <= self._chunk:
             return False
         begun = time.monotonic()
-        seat.session.forward(job.prompt[seat.read : seat.read + self._chunk], self._model.prefill)
+        seat.left = job.stream.read_prompt(self._chunk)
         seconds = time.monotonic() - begun
         self.control.read(self._chunk, seconds)
         rate = self._chunk / seconds
-        seat.read += self._chunk
         self._chunk = int(min(max(rate * CHUNK_SECONDS, _LEAST_CHUNK), _MOST_CHUNK))
         return True

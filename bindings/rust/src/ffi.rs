@@ -442,6 +442,7 @@ extern "C" {
     ) -> *mut sol_error;
     pub fn sol_generate_options_init(options: *mut sol_generate_options, size: u32);
     pub fn sol_session_start(session: *mut sol_session, prompt: *const i32, num_tokens: usize, options: *const sol_generate_options) -> *mut sol_error;
+    pub fn sol_session_read_prompt(session: *mut sol_session, most: usize, left: *mut usize) -> *mut sol_error;
     pub fn sol_session_next(session: *mut sol_session, token: *mut sol_token) -> *mut sol_error;
     pub fn sol_batch_next(sessions: *const *mut sol_session, count: usize, tokens: *const *mut sol_token, errors: *mut *mut sol_error) -> *mut sol_error;
     pub fn sol_session_begin_step(session: *mut sol_session, run: *mut sol_run) -> *mut sol_error;

@@ -62,9 +62,10 @@ void Start(sol_session& session, const int32_t* prompt, size_t num_tokens, const
   if (options.replay != nullptr) request.replay = options.replay;
   // Function bodies and GPUs gain nothing by fewer bits in a prompt.
   const bool dial_chooses = !model.prefill_is_named() && session.host == nullptr && model.factory()->native();
+  if (!dial_chooses) request.dial.prefill = model.prefill();
   session.generation = std::make_unique<Generation>(
-      sol_rt::GenerationParts{*session.engine, model.config(), model.identity(), dial_chooses ? nullptr : &model.prefill(), model.tokenizer(), model.cost(),
-                              sol_rt::PolicyOf(session), session.live, session.pace},
+      sol_rt::GenerationParts{*session.engine, model.config(), model.identity(), model.tokenizer(), model.cost(), sol_rt::PolicyOf(session), session.live,
+                              session.pace},
       std::move(request));
 }
 
@@ -110,6 +111,10 @@ Generation& Stepping(sol_session& session, const char* function) {
   }
   if (session.step_begun) UsageFault(std::string(function) + ": a step has begun; end it with sol_session_end_step first");
   return generation;
+}
+
+size_t ReadPrompt(sol_session& session, size_t most) {
+  return Stepping(session, "sol_session_read_prompt").ReadPrompt(most, [&session] { return session.TakeCancel(); });
 }
 
 sol_token Next(sol_session& session) {
@@ -266,6 +271,14 @@ sol_error* sol_session_start(sol_session* session, const int32_t* prompt, size_t
   return Guard([&] {
     const Turn turn(session, "sol_session_start");
     Start(*session, prompt, num_tokens, options);
+  });
+}
+
+sol_error* sol_session_read_prompt(sol_session* session, size_t most, size_t* left) {
+  return Guard([&] {
+    const Turn turn(session, "sol_session_read_prompt");
+    RequirePointer(left, "sol_session_read_prompt: left");
+    *left = ReadPrompt(*session, most);
   });
 }
 

@@ -57,17 +57,25 @@ void Forward(sol_session& session, const int32_t* tokens, size_t num_tokens, con
   const sol_rt::Rows rows = RowsOf(session, given, num_tokens);
   const Action action = tag == nullptr ? session.model->config().dense : Action::Parse(tag);
   CloseGeneration(session);
-  const sol_rt::StepOutput output = session.engine->Forward(tokens, num_tokens, action, [&session] { return session.TakeCancel(); }, rows);
+  const auto cancelled = [&session] { return session.TakeCancel(); };
+  sol_rt::Engine& engine = *session.engine;
+  const sol_rt::StepOutput output = num_tokens > 1 ? engine.Read(tokens, num_tokens, action, cancelled, rows)
+                                                   : engine.Forward(tokens, num_tokens, action, cancelled, rows);
   if (session.decoder) session.decoder->Continue(output);
   if (seen != nullptr) sol_rt::FillStruct(sol_rt::DistributionOf(output.distribution), seen);
 }
 
-// The decoder of a dial. `otherwise` is the budget of one that asks for nothing but a schedule; without it the dial's own default applies.
-std::unique_ptr<sol_rt::Decoder> DecoderOf(sol_session& session, const sol_generate_options* given, std::optional<double> otherwise = std::nullopt) {
+// The decoder of a dial. Of a score, `prompt` is how many tokens are read before the first step; then a dial that asks for nothing but a schedule is a budget
+// of 1. Without it the dial's own default applies.
+std::unique_ptr<sol_rt::Decoder> DecoderOf(sol_session& session, const sol_generate_options* given, std::optional<size_t> prompt = std::nullopt) {
   const sol_generate_options options = sol_rt::ReadStruct(given, sol_rt::DefaultOptions(), "sol_generate_options");
   sol_rt::Dial dial = sol_rt::DialOf(session.model->config(), &session, options);
-  if (dial.IsEmpty()) dial.budget = otherwise;
   const sol_rt::Model& model = *session.model;
+  if (prompt) {
+    if (dial.IsEmpty()) dial.budget = 1.0;
+    dial.prompt = sol_rt::PromptSeen{static_cast<int64_t>(*prompt)};
+    dial.prefill = model.prefill();
+  }
   return std::make_unique<sol_rt::Decoder>(*session.engine, sol_rt::MakePlanner(model.config(), model.cost(), dial, sol_rt::PolicyOf(session)));
 }
 
@@ -122,7 +130,7 @@ void Score(sol_session& session, const int32_t* tokens, size_t num_tokens, size_
   RequireRoom("sol_scores: logprobs_length", scores.logprobs, scores.logprobs_length, count, 1);
   RequireRoom("sol_scores: logits_length", scores.logits, scores.logits_length, count, dims.vocab_size);
   RequireRoom("sol_scores: hidden_length", scores.hidden, scores.hidden_length, count, dims.hidden_size);
-  const std::unique_ptr<sol_rt::Decoder> decoder = DecoderOf(session, given, 1.0);
+  const std::unique_ptr<sol_rt::Decoder> decoder = DecoderOf(session, given, context);
   CloseGeneration(session);
   const std::vector<sol_rt::StepRecord> steps = sol_rt::Score(*session.engine, *decoder, model.prefill(), tokens, num_tokens, context,
                                                               {scores.logprobs, scores.logits, scores.hidden}, [&session] { return session.TakeCancel(); });

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "base/text/number_text.h"
 #include "budget/controller/controller.h"
 #include "budget/hull/hull.h"
 #include "budget/hull/losses.h"
@@ -21,7 +22,7 @@ class RunPlanner final : public Planner {
  public:
   RunPlanner(const Config& config, std::string name, const PromptRun& prompt, std::unique_ptr<Controller> controller,
              std::unique_ptr<sol_rt::Schedule> schedule, std::string fixed)
-      : name_(std::move(name)), losses_(config), prompt_(prompt), controller_(std::move(controller)), schedule_(std::move(schedule)), fixed_(std::move(fixed)) {}
+      : name_(std::move(name)), dense_(config.dense), losses_(config), prompt_(prompt), controller_(std::move(controller)), schedule_(std::move(schedule)), fixed_(std::move(fixed)) {}
 
   const PolicyQuestion* Question(const StepSeen& seen) override { return schedule_->Question(seen); }
   Action Choose(const StepSeen& seen) override { return schedule_->Choose(seen); }
@@ -65,12 +66,11 @@ class RunPlanner final : public Planner {
   std::optional<double> FastestRate(int64_t context) override { return controller_->FastestRate(context); }
 
   std::optional<double> ExpectedLoss() const override {
-    if (taken_.empty()) return std::nullopt;
     const int64_t steps = controller_->steps(), middle = first_context_ + (steps + 1) / 2;  // the first token took no decode step
-    double sum = 0.0;
+    double sum = losses_.At(dense_, middle);
     for (const auto& [action, count] : taken_) sum += losses_.At(action, middle) * static_cast<double>(count);
-    if (std::isnan(sum)) return std::nullopt;
-    return prompt_.loss + sum / static_cast<double>(steps);
+    const double loss = prompt_.loss + sum / static_cast<double>(std::max<int64_t>(steps, 1));
+    return std::isnan(loss) ? std::nullopt : std::optional(loss);
   }
 
  private:
@@ -79,6 +79,7 @@ class RunPlanner final : public Planner {
   }
 
   std::string name_;
+  Action dense_;
   ActionLosses losses_;
   PromptRun prompt_;
   std::unique_ptr<Controller> controller_;
@@ -118,6 +119,9 @@ bool KeepsLoss(const std::string& schedule) { return schedule == "hull" || sched
 // Request of the dial, with the default if the dial asks for nothing.
 Request RequestOf(const Config& config, const Dial& dial, const std::string& name) {
   Request request{dial.budget.value_or(1.0), {dial.kv_density, dial.channel_density, dial.bits}, dial.tokens_per_second, dial.max_loss};
+  if (request.max_loss && !(*request.max_loss >= 0.0 && *request.max_loss <= 10.0)) {
+    UsageFault("--max-loss: got " + NumberText(*request.max_loss) + ", expected a rise of perplexity from 0 to 10, such as 0.01 or 1%");
+  }
   const bool other = request.axis_targets.Any() || request.tokens_per_second || request.max_loss;
   if (IsConstant(name) && (request.budget != 1.0 || other)) {
     UsageFault("schedule " + name + ": fixes the action; leave out budget, kv_density, channel_density, bits, rate and loss");
@@ -129,16 +133,19 @@ Request RequestOf(const Config& config, const Dial& dial, const std::string& nam
   return request;
 }
 
-// Half of the loss that is allowed, or that the budget's steps are expected to have, is the prompt's.
+// A share of the loss that is allowed, or that the budget's steps are expected to have, is the prompt's.
 PromptRun PromptOf(const Config& config, const Dial& dial, const Request& request, const std::string& name, Hull* hull) {
-  if (!dial.prompt_tokens || !KeepsLoss(name) || hull == nullptr) return {config.dense, 0.0};
+  if (!dial.prompt) return {config.dense, 0, 0.0};
+  if (dial.prefill) return FixedPrompt(config, *dial.prompt, *dial.prefill);
   double allowed = 0.0;
-  if (request.max_loss) {
-    allowed = std::log1p(*request.max_loss);
-  } else if (dial.budget) {
-    allowed = hull->LossAt(request.budget, *dial.prompt_tokens);
+  if (hull != nullptr && KeepsLoss(name)) {
+    if (request.max_loss) {
+      allowed = std::log1p(*request.max_loss);
+    } else if (dial.budget) {
+      allowed = hull->LossAt(request.budget, dial.prompt->tokens);
+    }
   }
-  return CheapestPrompt(config, kPromptShare * allowed, *dial.prompt_tokens);
+  return ChoosePrompt(config, *dial.prompt, kPromptShare * allowed);
 }
 
 }  // namespace
@@ -155,7 +162,7 @@ std::unique_ptr<Planner> MakePlanner(const Config& config, std::shared_ptr<const
   };
   if (config.LossesMeasured()) hull = std::make_shared<Hull>(Once(actions_of("hull", {})), *cost, ActionLosses(config));
   const PromptRun prompt = PromptOf(config, dial, request, name, hull.get());
-  if (request.max_loss) request.max_loss = std::expm1(std::log1p(*request.max_loss) - prompt.loss);
+  if (request.max_loss && !dial.prefill && prompt.loss > 0.0) request.max_loss = std::expm1(std::log1p(*request.max_loss) - prompt.loss);
   std::vector<Action> actions = actions_of(name, targets);
   if (!targets.Any()) actions = Once(actions);
   auto controller = MakeController(std::move(actions), std::move(cost), request, request.max_loss ? hull : nullptr, name == "sol");
@@ -171,7 +178,7 @@ std::unique_ptr<Planner> MakePlanner(const Config& config, std::shared_ptr<const
 }
 
 std::unique_ptr<Planner> MakeReplayPlanner(const Config& config, std::shared_ptr<const CostModel> cost, const std::string& schedule,
-                                           std::vector<Action> actions_of_trace, double budget) {
+                                           std::vector<Action> actions_of_trace, double budget, const PromptRun& prompt) {
   for (const Action& action : actions_of_trace) {
     if (config.variants.count(action.Variant()) == 0) {
       UsageFault("replay: " + action.Tag() + " is in the trace, its variant is not in the bundle");
@@ -180,7 +187,7 @@ std::unique_ptr<Planner> MakeReplayPlanner(const Config& config, std::shared_ptr
   Request request;
   request.budget = budget;
   auto controller = MakeController(ScheduleActions(config, "random", {}), std::move(cost), request, nullptr, schedule == "sol");
-  return std::make_unique<RunPlanner>(config, schedule, PromptRun{config.dense, 0.0}, std::move(controller), std::make_unique<ReplaySchedule>(std::move(actions_of_trace)),
+  return std::make_unique<RunPlanner>(config, schedule, prompt, std::move(controller), std::make_unique<ReplaySchedule>(std::move(actions_of_trace)),
                                       "a replay runs the trace's actions");
 }
 

@@ -37,7 +37,8 @@ struct Dial {
   std::optional<uint64_t> seed;  // of the schedule `random`
   OwnSchedule own;               // in place of a named one; `schedule` is then the name under which it is reported
   std::vector<Action> actions;   // to choose among; empty for those of the schedule
-  std::optional<int64_t> prompt_tokens;  // of a prompt whose variant the dial chooses, too; without it prompts are dense
+  std::optional<PromptSeen> prompt;  // that the steps follow; without it what was read before them counts as dense
+  std::optional<Action> prefill;     // runs it; without it the dial chooses
 
   // True if it asks for nothing but a schedule.
   bool IsEmpty() const { return !budget && !kv_density && !channel_density && !bits && !tokens_per_second && !max_loss; }
@@ -67,16 +68,16 @@ class Planner {
   virtual double Asked(int64_t context) const = 0;    // before the first step, at that context: what was asked for, or what a rate or a loss comes to
   virtual bool Floored() const = 0;
   virtual std::optional<double> FastestRate(int64_t context) = 0;  // tokens per second; nothing if costs are bytes
-  // Mean over the steps recorded, each action's at the middle of the generation, and the prompt's; nothing if an action was not measured.
+  // Mean over the steps recorded, each action's at the middle of the generation, and the prompt's; nothing if an action or the prompt's was not measured.
   virtual std::optional<double> ExpectedLoss() const = 0;
 };
 
 // `policy` may be null if the bundle has none; it outlives the planner, as `config` does. Throws SOL_ERROR_USAGE for a dial that contradicts itself, or that
 // this bundle or device cannot hold.
 std::unique_ptr<Planner> MakePlanner(const Config& config, std::shared_ptr<const CostModel> cost, const Dial& dial, PolicyRunner* policy);
-// A replay of these actions in place of the dial. `schedule` and `budget` are the trace's, `budget` 1 where it has none. Throws SOL_ERROR_USAGE for
-// an action whose variant the bundle lacks.
+// A replay of these actions in place of the dial, after this run of the prompt. `schedule` and `budget` are the trace's, `budget` 1 where it has none. Throws
+// SOL_ERROR_USAGE for an action whose variant the bundle lacks.
 std::unique_ptr<Planner> MakeReplayPlanner(const Config& config, std::shared_ptr<const CostModel> cost, const std::string& schedule,
-                                           std::vector<Action> actions_of_trace, double budget);
+                                           std::vector<Action> actions_of_trace, double budget, const PromptRun& prompt);
 
 }  // namespace sol_rt

@@ -27,6 +27,12 @@ const Variant& BundleVariant(const Config& config, const std::string& key) {
   UsageFault("variant " + key + ": not in this bundle, expected one of " + known);
 }
 
+// Place of an action's variant in the config's order.
+int32_t PlaceOf(const Config& config, const Action& action) {
+  const auto found = std::find(config.variant_order.begin(), config.variant_order.end(), action.Variant());
+  return static_cast<int32_t>(found - config.variant_order.begin());
+}
+
 }  // namespace
 
 void RequireNotInterrupted(const Interrupted& interrupted) {
@@ -48,6 +54,29 @@ void Engine::Truncate(int64_t length) {
     UsageFault("truncate: got " + std::to_string(length) + ", expected 0 to " + std::to_string(this->length()) + ", the tokens in the cache");
   }
   Keep(length);
+  if (readers_.size() > static_cast<size_t>(length)) readers_.resize(static_cast<size_t>(length));
+}
+
+std::vector<int32_t> Engine::Readers(int64_t count) const {
+  std::vector<int32_t> readers = readers_;
+  readers.resize(static_cast<size_t>(count), PlaceOf(config_, config_.dense));
+  return readers;
+}
+
+StepOutput Engine::Read(const int32_t* tokens, size_t count, const Action& action, const Interrupted& interrupted, const Rows& rows) {
+  const std::vector<int32_t> before = Readers(length());
+  const auto mark = [&] {
+    readers_ = before;
+    readers_.resize(static_cast<size_t>(length()), PlaceOf(config_, action));
+  };
+  try {
+    const StepOutput output = Forward(tokens, count, action, interrupted, rows);
+    mark();
+    return output;
+  } catch (...) {
+    mark();
+    throw;
+  }
 }
 
 StepOutput Engine::Forward(const int32_t* tokens, size_t count, const Action& action, const Interrupted& interrupted, const Rows& rows) {

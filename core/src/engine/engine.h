@@ -71,6 +71,9 @@ class Engine {
     (void)action;
     return 1;
   }
+  // The variants that read the first `count` tokens of the cache, as places in the config's order. Tokens of decode steps count as dense: who takes a step
+  // has said what its action may lose.
+  std::vector<int32_t> Readers(int64_t count) const;
   // Keeps the first `length` tokens. Throws SOL_ERROR_USAGE beyond the tokens in the cache.
   void Truncate(int64_t length);
 
@@ -79,6 +82,9 @@ class Engine {
   // Throws SOL_ERROR_USAGE for no tokens, tokens outside the vocabulary, rows that are not 1 to `count`, and an action whose variant the bundle lacks;
   // SOL_ERROR_CONTEXT beyond the context, SOL_ERROR_NUMERIC for results that are not finite.
   StepOutput Forward(const int32_t* tokens, size_t count, const Action& action, const Interrupted& interrupted = nullptr, const Rows& rows = {});
+
+  // The same for tokens of a prompt, of which the cache keeps the variant that read them.
+  StepOutput Read(const int32_t* tokens, size_t count, const Action& action, const Interrupted& interrupted = nullptr, const Rows& rows = {});
 
   // Runs one token on each of several engines, on none twice. Each gets the bits and the errors that `Forward` alone gives it.
   // Tokens of one model and variant share runs, which read the weights once for all of them; their KV densities may differ. Others run one after the other:
@@ -113,6 +119,8 @@ class Engine {
   const Variant& VariantOf(const std::string& key) const;
   // The graph inputs of its active channels, in the order of kChannelInputs: [4, layers], 0 for all channels, which saves sorting them.
   std::vector<int64_t> ChannelsOf(const Variant& variant) const;
+  // In place of what `Readers` returns, for all tokens; empty: all are dense.
+  void SetReaders(std::vector<int32_t> readers) { readers_ = std::move(readers); }
   void Report(size_t done, size_t total) const {
     if (progress_) progress_(done, total);
   }
@@ -125,6 +133,7 @@ class Engine {
 
   const Config& config_;
   RunProgress progress_;
+  std::vector<int32_t> readers_;            // of the first tokens; all after them are dense
   std::map<std::string, Variant> changed_;  // variants whose active channels are not the bundle's
 };
 

@@ -67,8 +67,7 @@ std::vector<int32_t> EndTokens(const GenerationConfig& config) {
 }  // namespace
 
 Generation::Generation(const GenerationParts& parts, GenerationRequest request)
-    : parts_(parts), history_(std::move(request.prompt)), config_(std::move(request.defaults)), reuse_cache_(request.reuse_cache),
-      prefill_(parts.prefill == nullptr ? parts.config.dense : *parts.prefill) {
+    : parts_(parts), history_(std::move(request.prompt)), config_(std::move(request.defaults)) {
   const int32_t vocab_size = parts.config.model.vocab_size;
   if ((request.lossless || request.lookup) && !request.replay.empty()) {
     UsageFault(std::string(request.lossless ? "--lossless" : "--lookup") + ": a replay runs the trace's steps one by one; leave it out");
@@ -128,16 +127,16 @@ Generation::Generation(const GenerationParts& parts, GenerationRequest request)
       }
       actions.push_back(*record.action);
     }
-    prefill_ = PrefillAction(parts.config, replay_->header.prefill);
+    const PromptRun prompt = FixedPrompt(parts.config, SeenPrompt(request.reuse_cache), PrefillAction(parts.config, replay_->header.prefill));
     asked_ = replay_->header.budget.value_or(1.0);
-    planner_ = MakeReplayPlanner(parts.config, parts.cost, replay_->header.schedule, std::move(actions), *asked_);
+    planner_ = MakeReplayPlanner(parts.config, parts.cost, replay_->header.schedule, std::move(actions), *asked_, prompt);
   } else {
-    if (parts.prefill == nullptr) request.dial.prompt_tokens = static_cast<int64_t>(prompt_tokens_);
+    request.dial.prompt = SeenPrompt(request.reuse_cache);
     planner_ = MakePlanner(parts.config, parts.cost, request.dial, parts.policy);
-    if (parts.prefill == nullptr) prefill_ = planner_->Prompt().action;
     if (request.lossless || request.lookup) drafts_.emplace(parts.config.model, parts.pace);
     if (!HasAxisTargets(request.dial)) asked_ = planner_->Asked(static_cast<int64_t>(prompt_tokens_));
   }
+  prompt_ = planner_->Prompt();
   writer_ = std::make_unique<TextWriter>(parts.tokenizer, history_, config_.stop_strings, EndTokens(config_));
   if (request.mask) mask_.emplace(std::move(request.mask), vocab_size);
   if (!request.trace.empty()) trace_ = std::make_unique<TraceWriter>(request.trace, Header());
@@ -233,23 +232,48 @@ void Generation::Close() {
   trace->Close();
 }
 
-StepToRun Generation::Prompt() {
-  Engine& engine = parts_.engine;
-  int64_t cached = 0;
-  if (reuse_cache_) {
-    const auto difference = std::mismatch(history_.begin(), history_.end() - 1, engine.tokens().begin(), engine.tokens().end());
-    cached = engine.Held(difference.first - history_.begin());  // the last token always runs: its logits are needed
+PromptSeen Generation::SeenPrompt(bool reuse_cache) const {
+  PromptSeen seen{static_cast<int64_t>(prompt_tokens_)};
+  if (!reuse_cache) return seen;
+  const Engine& engine = parts_.engine;
+  const auto difference = std::mismatch(history_.begin(), history_.end() - 1, engine.tokens().begin(), engine.tokens().end());
+  seen.readers = engine.Readers(difference.first - history_.begin());  // the last token always runs: its logits are needed
+  seen.held = [&engine](int64_t length) { return engine.Held(length); };
+  return seen;
+}
+
+size_t Generation::Left() {
+  if (!cut_) parts_.engine.Truncate(prompt_.cached);
+  cut_ = true;
+  return prompt_tokens_ - parts_.engine.tokens().size();
+}
+
+size_t Generation::ReadPrompt(size_t most, const Interrupted& interrupted) {
+  if (!over_ && (begun_ || running_)) UsageFault("sol_session_read_prompt: the prompt has run; call sol_session_next");
+  Enter(interrupted);
+  try {
+    const size_t left = Left(), count = std::min(most, left - 1);
+    if (count == 0) return left;
+    const Clock::time_point begun = Clock::now();
+    parts_.engine.Read(history_.data() + prompt_tokens_ - left, count, prompt_.action, interrupted);
+    prefill_seconds_ += Milliseconds(Clock::now() - begun) / 1e3;
+    return left - count;
+  } catch (...) {
+    Abandon();
+    throw;
   }
-  engine.Truncate(cached);
-  prefilled_ = static_cast<int64_t>(history_.size()) - cached;
-  return {history_.data() + cached, static_cast<size_t>(prefilled_), prefill_};
+}
+
+StepToRun Generation::Prompt() {
+  const size_t left = Left();
+  return {history_.data() + prompt_tokens_ - left, left, prompt_.action};
 }
 
 void Generation::EndPrompt() {
-  prefill_seconds_ = Milliseconds(Clock::now() - run_start_) / 1e3;
+  prefill_seconds_ += Milliseconds(Clock::now() - run_start_) / 1e3;
   sampler_ = std::make_unique<Sampler>(config_, parts_.config.model.vocab_size);  // its arrays are that long, which the graph has shown to be true
   context_ = processed_ = parts_.engine.length();
-  generated_.action = prefill_;
+  generated_.action = prompt_.action;
   generated_.cost = generated_.relative_cost = 0.0;
   if (mask_ && !mask_->Ask(history_.data() + prompt_tokens_, 0)) {
     UsageFault("the host's mask: got a stop before the first token, expected a token that may come; allow a token that ends the text");
@@ -276,7 +300,8 @@ size_t Generation::MostDrafts(const Action& action) {
 
 StepOutput Generation::Run(const StepToRun& step, const Interrupted& interrupted) {
   if (step.count == 0) return drafts_->Next();
-  if (!begun_ || step.count == 1) return parts_.engine.Forward(step.tokens, step.count, step.action, interrupted);
+  if (!begun_) return parts_.engine.Read(step.tokens, step.count, step.action, interrupted);
+  if (step.count == 1) return parts_.engine.Forward(step.tokens, step.count, step.action, interrupted);
   parts_.engine.Forward(step.tokens, step.count, step.action, interrupted, drafts_->Buffers());
   return drafts_->First();
 }
@@ -343,13 +368,13 @@ GenerationResult Generation::Result() const {
   GenerationResult result{};
   result.num_tokens = static_cast<int64_t>(made.size());
   result.prompt_tokens = static_cast<int64_t>(prompt_tokens_);
-  result.cached_tokens = begun_ ? result.prompt_tokens - prefilled_ : 0;
+  result.cached_tokens = begun_ ? prompt_.cached : 0;
   result.schedule = planner_->Schedule();
   result.cost_model = parts_.cost->Name();
   result.requested = planner_->Requested();
   result.achieved = Achieved();
   result.expected_loss = planner_->ExpectedLoss();
-  result.prompt_tokens_per_second = Rate(prefilled_, prefill_seconds_);
+  result.prompt_tokens_per_second = Rate(begun_ ? result.prompt_tokens - prompt_.cached : 0, prefill_seconds_);
   result.tokens_per_second = Rate(result.num_tokens - 1, decode_ms_ / 1e3);
   result.first_token_ms = first_token_ms_;
   result.fastest_rate = planner_->FastestRate(parts_.engine.length() - unchecked());
@@ -363,7 +388,7 @@ GenerationResult Generation::Result() const {
 
 TraceHeader Generation::Header() const {
   const std::string prompt = parts_.tokenizer ? parts_.tokenizer->Decode(history_.data(), history_.size(), false) : "";
-  const std::string prefill = prefill_ == parts_.config.dense ? "" : prefill_.Variant();
+  const std::string prefill = prompt_.action == parts_.config.dense ? "" : prompt_.action.Variant();
   return {parts_.config.model.name, parts_.identity, history_, prompt, planner_->Schedule(), asked_, parts_.cost->Name(), config_.ForTrace(), prefill};
 }
 

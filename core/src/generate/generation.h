@@ -33,7 +33,6 @@ struct GenerationParts {
   Engine& engine;
   const Config& config;
   const std::string& identity;  // of the bundle
-  const Action* prefill;        // runs the prompt; null: the dial chooses
   std::shared_ptr<const Tokenizer> tokenizer;  // null: no text
   std::shared_ptr<const CostModel> cost;
   PolicyRunner* policy;  // null where the bundle has none
@@ -46,7 +45,7 @@ struct GenerationRequest {
   std::vector<int32_t> prompt;  // in a replay it may be empty: the trace's
   GenerationConfig defaults;
   std::vector<std::pair<std::string, nlohmann::json>> settings;
-  Dial dial;
+  Dial dial;  // `prompt` is added to it
   AskMask mask;  // null: every token may be picked
   bool reuse_cache = false;
   bool lossless = false;  // dense steps, with drafts
@@ -90,6 +89,9 @@ class Generation {
   // Checks everything and opens the trace; runs nothing. Throws SOL_ERROR_USAGE, SOL_ERROR_CONTEXT, SOL_ERROR_WRITE.
   Generation(const GenerationParts& parts, GenerationRequest request);
 
+  // Runs at most `most` tokens of the prompt, before the first token, and returns how many are left: one at least, which the first token's step runs.
+  // Throws SOL_ERROR_USAGE after that. `interrupted` is as in `Next`.
+  size_t ReadPrompt(size_t most, const Interrupted& interrupted);
   // The next token: both halves, with the engine between them. `interrupted` is asked before each chunk of the prompt and around each decode step; where it
   // says true, SOL_ERROR_CANCELLED is thrown. After an error, and after a token whose `finish` is not kNone, the generation is over.
   const GeneratedToken& Next(const Interrupted& interrupted);
@@ -118,6 +120,8 @@ class Generation {
 
   void Enter(const Interrupted& interrupted);  // begins a step, unless one has begun
   StepSeen Seen() const;
+  PromptSeen SeenPrompt(bool reuse_cache) const;
+  size_t Left();  // tokens of the prompt that are not in the cache, from which the others are dropped
   StepToRun Prompt();
   StepToRun Step();
   size_t MostDrafts(const Action& action);
@@ -133,8 +137,7 @@ class Generation {
   std::vector<int32_t> history_;  // prompt and text
   size_t prompt_tokens_;
   GenerationConfig config_;
-  const bool reuse_cache_;
-  Action prefill_;  // in a replay that of the trace
+  PromptRun prompt_{};
   std::optional<Trace> replay_;
   std::unique_ptr<Planner> planner_;
   std::optional<double> asked_;  // the budget of the trace's header
@@ -151,10 +154,9 @@ class Generation {
   int64_t context_ = 0;  // tokens in the cache before the step of `generated_`
   int64_t processed_ = 0;  // tokens of prompt and text that have run: of the cache, all but drafts
   int64_t limit_;  // tokens
-  int64_t prefilled_ = 0;
   double spent_ = 0.0, full_ = 0.0;  // of all tokens run, and of a dense step for each of the text
   double prefill_seconds_ = 0.0, first_token_ms_ = 0.0, decode_ms_ = 0.0;
-  bool begun_ = false, entered_ = false, alone_ = true, over_ = false;
+  bool cut_ = false, begun_ = false, entered_ = false, alone_ = true, over_ = false;
 };
 
 }  // namespace sol_rt

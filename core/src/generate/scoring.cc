@@ -27,7 +27,7 @@ std::vector<StepRecord> Score(Engine& engine, Decoder& decoder, const Action& pr
   }
   std::vector<StepRecord> steps;
   engine.Truncate(0);
-  decoder.Continue(engine.Forward(tokens, context, prefill, interrupted));
+  decoder.Continue(engine.Read(tokens, context, prefill, interrupted));
   const size_t count = num_tokens - context;
   for (size_t i = 0; i < count; ++i) {
     const int32_t token = tokens[context + i];

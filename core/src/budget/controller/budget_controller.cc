@@ -25,9 +25,6 @@ void CheckBudget(double budget) {
 
 void CheckRequest(const Request& request) {
   CheckBudget(request.budget);
-  if (request.max_loss && !(std::isfinite(*request.max_loss) && 0 <= *request.max_loss && *request.max_loss <= 10)) {
-    UsageFault("--max-loss: got " + NumberText(*request.max_loss) + ", expected a rise of perplexity from 0 to 10, such as 0.01 or 1%");
-  }
   const std::pair<std::string, bool> wishes[] = {{"--budget", request.budget < 1.0},
                                                  {request.axis_targets.Flags(), request.axis_targets.Any()},
                                                  {"--tokens-per-second", request.tokens_per_second.has_value()},

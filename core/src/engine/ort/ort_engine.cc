@@ -388,14 +388,19 @@ uint64_t OrtEngine::PrivateBytes() const {
          (state_->buffers ? state_->buffers->Bytes() : 0) + (state_->row_logits.size() + state_->row_hidden.size()) * sizeof(float);
 }
 
-void OrtEngine::Save(std::ostream& stream) const { SaveCache(stream, *state_->model, state_->cache, state_->StatesOrNull(), state_->tokens); }
+void OrtEngine::Save(std::ostream& stream) const {
+  SaveCache(stream, *state_->model, state_->cache, state_->StatesOrNull(), state_->tokens, Readers(length()));
+}
 
 void OrtEngine::Restore(std::istream& stream) {
   state_->tokens.clear();
+  SetReaders({});
   state_->cache.Forget();
   if (state_->states) state_->states->Forget(0);
-  state_->tokens = RestoreCache(stream, *state_->model, state_->cache, state_->StatesOrNull(),
-                                [this](int64_t tokens) { state_->EnsureCapacity(tokens); });
+  SavedTokens saved = RestoreCache(stream, *state_->model, state_->cache, state_->StatesOrNull(),
+                                   [this](int64_t tokens) { state_->EnsureCapacity(tokens); });
+  state_->tokens = std::move(saved.tokens);
+  SetReaders(std::move(saved.readers));
 }
 
 }  // namespace sol_rt

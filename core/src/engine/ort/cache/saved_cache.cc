@@ -14,7 +14,7 @@ namespace sol_rt {
 namespace {
 
 constexpr char kMagic[8] = {'S', 'O', 'L', 'S', 'E', 'S', 'S', '\n'};
-constexpr uint32_t kVersion = 1;
+constexpr uint32_t kDense = 1, kRead = 2;  // versions: without readers, and with them
 constexpr const char* kHint = "save the session again, or start without it";
 
 struct Header {
@@ -27,11 +27,11 @@ struct Header {
 };
 static_assert(sizeof(Header) == 104, "the file's format");
 
-Header HeaderOf(const OrtModel& model, size_t tokens) {
+Header HeaderOf(const OrtModel& model, size_t tokens, uint32_t version) {
   const ModelDims& dims = model.config().model;
   Header header{};
   std::memcpy(header.magic, kMagic, sizeof(kMagic));
-  header.version = kVersion;
+  header.version = version;
   header.native = model.native() ? 1 : 0;
   std::memcpy(header.identity, model.identity().data(), sizeof(header.identity));
   header.layers = static_cast<uint32_t>(dims.num_layers);
@@ -95,8 +95,10 @@ std::vector<States::Copy> ReadCopies(Reader& reader, const States& states, size_
 
 void CheckHeader(const Header& header, const OrtModel& model) {
   if (std::memcmp(header.magic, kMagic, sizeof(kMagic)) != 0) Refuse("another kind of file", "one that sol_session_save wrote");
-  if (header.version != kVersion) Refuse("version " + std::to_string(header.version), "version " + std::to_string(kVersion));
-  const Header wanted = HeaderOf(model, header.tokens);
+  if (header.version != kDense && header.version != kRead) {
+    Refuse("version " + std::to_string(header.version), "version " + std::to_string(kDense) + " or " + std::to_string(kRead));
+  }
+  const Header wanted = HeaderOf(model, header.tokens, header.version);
   if (std::memcmp(header.identity, wanted.identity, sizeof(header.identity)) != 0) {
     Refuse("a session of another bundle", "one of " + model.bundle().path());
   }
@@ -110,7 +112,8 @@ void CheckHeader(const Header& header, const OrtModel& model) {
 
 }  // namespace
 
-void SaveCache(std::ostream& stream, const OrtModel& model, const KvCache& cache, const States* states, const std::vector<int32_t>& tokens) {
+void SaveCache(std::ostream& stream, const OrtModel& model, const KvCache& cache, const States* states, const std::vector<int32_t>& tokens,
+               const std::vector<int32_t>& readers) {
   Sha256 sha;
   const auto write = [&](const void* data, size_t size) {
     stream.write(static_cast<const char*>(data), static_cast<std::streamsize>(size));
@@ -118,7 +121,11 @@ void SaveCache(std::ostream& stream, const OrtModel& model, const KvCache& cache
   };
   const auto count = static_cast<int64_t>(tokens.size());
   const std::vector<int64_t>& firsts = cache.firsts();
-  const Header header = HeaderOf(model, tokens.size());
+  const Config& config = model.config();
+  const bool read = std::any_of(readers.begin(), readers.end(), [&](int32_t reader) {
+    return config.variant_order[static_cast<size_t>(reader)] != config.dense.Variant();
+  });
+  const Header header = HeaderOf(model, tokens.size(), read ? kRead : kDense);
   write(&header, sizeof(header));
   if (count > 0) {
     write(tokens.data(), tokens.size() * sizeof(int32_t));
@@ -137,13 +144,13 @@ void SaveCache(std::ostream& stream, const OrtModel& model, const KvCache& cache
       WriteCopies(write, states->kept().data(), states->kept().size());
       WriteCopies(write, states->last().data(), states->last().size());
     }
+    if (read) write(readers.data(), readers.size() * sizeof(int32_t));
   }
   const std::array<uint8_t, 32> digest = sha.Digest();
   stream.write(reinterpret_cast<const char*>(digest.data()), static_cast<std::streamsize>(digest.size()));
 }
 
-std::vector<int32_t> RestoreCache(std::istream& stream, const OrtModel& model, KvCache& cache, States* states,
-                                  const std::function<void(int64_t)>& make_room) {
+SavedTokens RestoreCache(std::istream& stream, const OrtModel& model, KvCache& cache, States* states, const std::function<void(int64_t)>& make_room) {
   Reader reader(stream);
   Header header;
   reader.Read(&header, sizeof(header));
@@ -154,7 +161,7 @@ std::vector<int32_t> RestoreCache(std::istream& stream, const OrtModel& model, K
   }
   const auto count = static_cast<size_t>(header.tokens);
   reader.RequireLeft(count * sizeof(int32_t));
-  std::vector<int32_t> tokens(count);
+  std::vector<int32_t> tokens(count), readers(header.version == kRead ? count : 0);
   std::vector<int64_t> firsts(cache.firsts().size(), 0);
   std::vector<States::Copy> kept, last;
   if (count > 0) {
@@ -182,6 +189,7 @@ std::vector<int32_t> RestoreCache(std::istream& stream, const OrtModel& model, K
         Refuse("copies of states of impossible lengths", "lengths up to the last token");
       }
     }
+    reader.Read(readers.data(), readers.size() * sizeof(int32_t));
     std::array<uint8_t, 32> stored;
     const std::array<uint8_t, 32> digest = reader.Digest();
     reader.ReadRaw(stored.data(), stored.size());
@@ -189,13 +197,16 @@ std::vector<int32_t> RestoreCache(std::istream& stream, const OrtModel& model, K
     for (const int32_t token : tokens) {
       if (token < 0 || token >= model.config().model.vocab_size) Refuse("token " + std::to_string(token), "tokens of the vocabulary");
     }
+    for (const int32_t one : readers) {
+      if (one < 0 || static_cast<size_t>(one) >= model.config().variant_order.size()) Refuse("reader " + std::to_string(one), "one of the bundle's variants");
+    }
   } catch (...) {
     cache.Wipe(0, static_cast<int64_t>(count));
     throw;
   }
   cache.HoldFrom(std::move(firsts));
   if (states != nullptr) states->TakeOver(std::move(kept), std::move(last));
-  return tokens;
+  return {std::move(tokens), std::move(readers)};
 }
 
 }  // namespace sol_rt
