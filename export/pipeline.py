@@ -26,7 +26,7 @@ from sol_rt.export.actions.candidates import BITS, CHANNEL_DENSITIES, KV_DENSITI
 from sol_rt.export.actions.effort import Effort, about_seconds, slowness
 from sol_rt.export.actions.lm_head_bits import choose_lm_head_bits, may_screen
 from sol_rt.export.actions.measuring import measure
-from sol_rt.export.actions.prompt_losses import with_prompt_losses
+from sol_rt.export.actions.prompt_losses import PromptLosses, measure_prompts, with_prompt_losses
 from sol_rt.export.actions.stored import Settings, StoredCalibration, is_device_table, is_stored
 from sol_rt.export.bundle_folder import check_output, hashed, seal, written_aside
 from sol_rt.export.gpu import write_kernel_graphs
@@ -285,6 +285,7 @@ def export_bundle(
         # choose the LM head's bits, the active channels and the actions
         selection: Selection | None = None
         to_store: StoredCalibration | None = None
+        prompts: PromptLosses = {}
         if text is not None:
             with stages(_HEAD) as report:
                 held_out = [window[: effort.trial_tokens] for window in text.held_out[: effort.head_windows]]
@@ -295,16 +296,16 @@ def export_bundle(
             with stages(_MEASURE) as report:
                 required = () if config.policy is None else config.policy.actions
                 measured = measure(Bundle.open(folder), text, levels.kv_density, effort, report, required=required)
+            with stages(_PROMPTS) as report:
+                prompts = measure_prompts(Bundle.open(folder), text.scored, report)
             if save_calibration is not None:
-                to_store = StoredCalibration.of(settings(), text, effort.most_channels, config, measured)
+                to_store = StoredCalibration.of(settings(), text, effort.most_channels, config, measured, prompts)
         elif stored is not None:
             config, measured = save(stored.applied(folder, config, decoder)), stored.measured
+            prompts = stored.prompt_losses
         if fit is not None:
             chosen = action_set.choose_actions(folder, config, measured, fit.origin, max_actions or MAX_ACTIONS)
-            config, selection = save(chosen.config), chosen.selection
-            with stages(_PROMPTS) as report:
-                texts = calibration_text.sample_windows(Tokenizer.from_file(folder / TOKENIZER), decoder.max_context)
-                config = save(with_prompt_losses(Bundle.open(folder), texts, report))
+            config, selection = save(with_prompt_losses(chosen.config, prompts)), chosen.selection
 
         # compare with the source
         compared: parity_report.Parity | None = None
@@ -405,7 +406,7 @@ def _stages(calibration: str | Path | None, source: str, parity: bool) -> dict[s
     if calibration == NO_TEXT:
         unlikely = {_WRITE, _FIT, _HEAD, _SEARCH, _MEASURE, _PROMPTS}
     elif is_stored(Path(str(calibration))) or (recipe is not None and recipe.calibration is not None):
-        unlikely = {_ROUND, _WRITE, _HEAD, _SEARCH, _MEASURE}
+        unlikely = {_ROUND, _WRITE, _HEAD, _SEARCH, _MEASURE, _PROMPTS}
     else:
         unlikely = set() if calibration in (None, QUICK, FULL) else {_ROUND, _WRITE}
     if not parity:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from sol_rt.export.actions import prompt_losses
 from sol_rt.export.actions.calibration_text import CONTEXTS, LONG, WINDOW
 from sol_rt.export.quantize.gptq import one_thread_each
 
@@ -153,6 +154,7 @@ def about_seconds(weights: int, effort: Effort | None, *, coded: bool, measured:
     tokens += effort.long + contexts * _VARIANTS // 2 * effort.long_tokens
     searched = effort.searched_windows if weights <= _SEARCHED else 0
     seconds += weights * _TRYING * _TRIALS * effort.trial_tokens * (effort.head_windows + searched)
+    tokens += prompt_losses.WINDOWS * (WINDOW + 2 * prompt_losses.SCORED)  # a prompt of half a window, twice
     steps = _LEVELS * effort.kv_steps * (1 + contexts)
     return seconds + weights * _SCORING * tokens + steps * (weights * _STEPPING[False] + _STEP)
 

@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from sol_rt.errors import UsageError, WriteError
 from sol_rt.export.actions.calibration_text import CalibrationText
 from sol_rt.export.actions.lm_head_bits import Head, with_heads
 from sol_rt.export.actions.measuring import Measurements
+from sol_rt.export.actions.prompt_losses import PromptLosses
 from sol_rt.export.graphs.graph import weight_bytes
 from sol_rt.export.sources.decoder import Decoder
 from sol_rt.read_file import read_bytes, require_regular
@@ -79,12 +80,12 @@ class Settings:
 
     def difference(self, wanted: Settings) -> str:
         """The first setting that differs, in a few words; empty if none does."""
-        for field in fields(self):
-            own, other = getattr(self, field.name), getattr(wanted, field.name)
+        for name in (each.name for each in fields(self)):
+            own, other = getattr(self, name), getattr(wanted, name)
             if own != other:
-                if field.name == "checkpoint":
+                if name == "checkpoint":
                     return f"it is for another checkpoint: sha256 {own[:12]}…, got {other[:12]}…"
-                return f"{field.name.replace('_', ' ')}: it has {_told(own)}, got {_told(other)}"
+                return f"{name.replace('_', ' ')}: it has {_told(own)}, got {_told(other)}"
         return ""
 
 
@@ -100,6 +101,7 @@ class StoredCalibration:
         lm_heads: by the bits of each graph.
         active_channels: by variant key and by name, the active channels of every layer.
         measured: the measurements of the candidates.
+        prompt_losses: of `measure_prompts`; empty in files of exports that measured none.
     """
 
     settings: Settings
@@ -109,6 +111,7 @@ class StoredCalibration:
     lm_heads: dict[int, Head]
     active_channels: dict[str, dict[str, tuple[int, ...]]]
     measured: Measurements
+    prompt_losses: PromptLosses = field(default_factory=dict)
 
     @property
     def screens_by_three_bits(self) -> bool:
@@ -123,6 +126,7 @@ class StoredCalibration:
         most_channels: int | None,
         config: SolConfig,
         measured: Measurements,
+        prompt_losses: PromptLosses,
     ) -> StoredCalibration:
         """Makes a stored calibration of the measurements of an export with the candidates of `config`."""
         return cls(
@@ -137,6 +141,7 @@ class StoredCalibration:
                 if variant.channel_density < 1
             },
             measured=measured,
+            prompt_losses=prompt_losses,
         )
 
     def difference(self, settings: Settings, required: Iterable[Action]) -> str:
@@ -201,6 +206,7 @@ class StoredCalibration:
                 (str(at), {action.tag: [p.bytes, p.loss, p.stderr] for action, p in front.items()})
                 for at, front in measured.fronts.items()
             ),
+            **({"prompt_losses": json.dumps(self.prompt_losses)} if self.prompt_losses else {}),
             "fitted": "[\n  " + ",\n  ".join(json.dumps(row, separators=(",", ":")) for row in self.fitted) + "\n ]",
         }
         text = ",\n ".join(f"{json.dumps(key)}: {value}" for key, value in lines.items())
@@ -271,6 +277,10 @@ def _read(raw: Any) -> StoredCalibration:
             dense_loss={int(at): _finite(setting["dense_loss"]) for at, setting in raw["contexts"].items()},
             collapse_loss=math.inf if raw["collapse_loss"] is None else _finite(raw["collapse_loss"]),
         ),
+        prompt_losses={
+            key: {_length(length): _finite(loss) for length, loss in losses.items()}
+            for key, losses in raw.get("prompt_losses", {}).items()
+        },
     )
 
 
@@ -294,6 +304,12 @@ def _bits(name: str) -> int:
     if found is None:
         raise ValueError(f"bits {name}")
     return found
+
+
+def _length(name: str) -> int:
+    if not 0 < int(name) < 10**9:
+        raise ValueError(f"a prompt of {name} tokens")
+    return int(name)
 
 
 def _plain_bits(value: Any) -> int:

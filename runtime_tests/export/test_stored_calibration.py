@@ -57,6 +57,7 @@ def test_a_stored_calibration_gives_the_same_bundle_and_measures_nothing(
     )
     told = {step.partition(":")[0] for step in steps}
     assert told == {"opening the source", "fitting weights", "hashing weights"}
+    assert Bundle.open(tmp_path / "out").config.variants["s100-q4"].prompt_losses
     again = files(tmp_path / "out")
     for name, content in files(bundle).items():
         assert again.pop(name) == content, name

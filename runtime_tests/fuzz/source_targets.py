@@ -178,6 +178,7 @@ def stored_calibration(folder: Path) -> Reader:
             if variant.channel_density < 1
         },
         measured=Measurements({64: front, 256: front}, {64: 100, 256: 100}, {64: 4.0, 256: 3.5}, math.inf),
+        prompt_losses={"s100-q4": {256: 0.01}},
     )
     path, out = folder / "s.calibration.json", folder / "out"
     stored.write(path)
