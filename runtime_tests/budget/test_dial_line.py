@@ -40,7 +40,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> SolModel:
 )
 def test_the_line_names_the_request_and_the_rate(model: SolModel, dial: dict[str, Any], asked: str) -> None:
     result = model.generate("w1 w2 w3", max_new_tokens=70, eos_token_id=[], **dial)
-    line = bought(result, dial)
+    line = bought(result, dial, "s100-q8")
     assert line.startswith(f"dial: {asked}")
     assert f"{result.tokens_per_second:.1f} tokens/s" in line
     assert ("dense about" in line) == (result.achieved_budget != 1.0)
@@ -52,26 +52,30 @@ def test_a_rate_that_was_missed_names_the_reason(model: SolModel) -> None:
     )
     wanted = {"tokens_per_second": 40.0}
     assert "dial: 40 tokens/s, missed by 30%: slower than measured (sol-rt profile): 28.0 tokens/s" in bought(
-        result, wanted
+        result, wanted, "s100-q8"
     )
     floored = replace(result, floored=True, requested_budget=0.2, achieved_budget=0.4)
-    assert "dial: 40 tokens/s, missed by 30% with the cheapest action: 28.0 tokens/s" in bought(floored, wanted)
+    assert "dial: 40 tokens/s, missed by 30% with the cheapest action: 28.0 tokens/s" in bought(
+        floored, wanted, "s100-q8"
+    )
     for held in (0.0, 26.7, 29.4, 100.0):  # 0 where no step was run
-        line = bought(replace(floored, tokens_per_second=held), {"tokens_per_second": 28.0})
+        line = bought(replace(floored, tokens_per_second=held), {"tokens_per_second": 28.0}, "s100-q8")
         assert line.startswith(f"dial: 28 tokens/s: {held} tokens/s")
 
 
 def test_expected_loss_is_that_of_the_actions(model: SolModel) -> None:
     result = model.generate("w1 w2 w3", max_new_tokens=70, eos_token_id=[], schedule="fixed:k100-s050-q4")
-    line = bought(result, {"schedule": "fixed:k100-s050-q4"})
+    line = bought(result, {"schedule": "fixed:k100-s050-q4"}, "s100-q8")
+    assert "prompt by" not in line
+    assert "; prompt by s100-q8; " in bought(result, {}, "s100-q6")
     assert line.endswith(
         f"expected perplexity {100 * (2.718281828 ** (result.expected_loss or 0) - 1):.1f}% over dense"
     )
-    assert bought(replace(result, expected_loss=None), {}).endswith("the loss was not measured")
+    assert bought(replace(result, expected_loss=None), {}, "s100-q8").endswith("the loss was not measured")
 
 
 def test_a_single_token_says_that_no_step_ran(model: SolModel) -> None:
-    assert bought(model.generate("w1", max_new_tokens=1), {"budget": 0.5}).endswith("no decode step ran")
+    assert bought(model.generate("w1", max_new_tokens=1), {"budget": 0.5}, "s100-q8").endswith("no decode step ran")
 
 
 def test_a_replay_names_the_trace(model: SolModel, tmp_path: Path) -> None:
@@ -79,7 +83,7 @@ def test_a_replay_names_the_trace(model: SolModel, tmp_path: Path) -> None:
 
     model.generate("w1 w2", budget=0.8, max_new_tokens=20, eos_token_id=[], trace=tmp_path / "trace.jsonl")
     trace = read_trace(tmp_path / "trace.jsonl")
-    assert "the trace's actions" in bought(model.generate(replay=trace), {"replay": trace})
+    assert "the trace's actions" in bought(model.generate(replay=trace), {"replay": trace}, "s100-q8")
 
 
 def test_budgets_take_turns_at_being_the_first(

@@ -509,7 +509,7 @@ def test_chat_turns_the_dial_and_keeps_the_cache(
     monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
     results: list[Generation] = []
     bought = generate.bought
-    monkeypatch.setattr(generate, "bought", lambda result, how: results.append(result) or bought(result, how))
+    monkeypatch.setattr(generate, "bought", lambda result, *how: results.append(result) or bought(result, *how))
     out, err = run(capsys, "chat", "-n", "6", "--temperature", "0", "--system", "Be brief.")
     assert len(out.splitlines()) >= 2
     assert "budget 0.7" in err

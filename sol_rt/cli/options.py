@@ -313,7 +313,7 @@ Prefill = Annotated[
     option(
         "--prefill",
         metavar="VARIANT",
-        help="Variant that runs the prompt, as s100-q4. Default: the dial chooses.",
+        help="Variant that runs prompts, as s100-q4. Default: the dial chooses; in bench and perplexity, dense.",
         panel=MACHINE,
     ),
 ]

@@ -126,8 +126,7 @@ class SolModel:
             native_ops: use the native operators where they are built.
             device: number of the GPU.
             max_context: a cap in tokens below the model's own.
-            prefill: key of the variant that runs prompts, as `s100-q4`, whose loss `Generation.expected_loss` does not
-                count. None: the dial chooses, and counts it.
+            prefill: key of the variant that runs prompts, as `s100-q4`. None: the dial chooses.
             cost: costs of bytes or of a table of your own; by default the measured ones if this device was measured,
                 else as `measure_costs` says.
             measure_costs: whether to time the actions, once for a bundle and device, if the device was not measured:

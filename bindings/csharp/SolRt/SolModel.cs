@@ -54,7 +54,7 @@ public sealed class SolModelOptions
     /// <summary>Folder in which measured costs are kept; null for one of the user's. An Android app names one of its own.</summary>
     public string? CostsFolder { get; set; }
 
-    /// <summary>Key of the variant that runs prompts, as <c>s100-q4</c>: a faster first token at some loss; null for the dense one.</summary>
+    /// <summary>Key of the variant that runs prompts, as <c>s100-q4</c>; null: the dial chooses.</summary>
     public string? Prefill { get; set; }
 
     /// <summary>

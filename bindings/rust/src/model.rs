@@ -100,7 +100,7 @@ pub struct ModelOptions<'a> {
     pub costs: Costs,
     /// Folder in which measured costs are kept; `None` for one of the user's.
     pub costs_folder: Option<&'a Path>,
-    /// Key of the variant that runs prompts, as "s100-q4": a faster first token at some loss; `None` for the dense one.
+    /// Key of the variant that runs prompts, as "s100-q4"; `None`: the dial chooses.
     pub prefill: Option<&'a str>,
     /// Called while the bundle loads. A panic in it comes out of the load.
     pub progress: Option<&'a mut Progress<'a>>,

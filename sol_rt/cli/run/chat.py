@@ -102,7 +102,7 @@ class Conversation:
         self.last = None if result is None else (result, {**settings})
         if result is not None:
             self.messages = [*asked, {"role": "assistant", "content": "".join(said)}]
-            note(bought(result, settings))
+            note(bought(result, settings, self.model.bundle.config.dense.variant))
             if not self.hinted and (line := slow_prompt(result, self.model.bundle.config)):
                 self.hinted = True
                 note(line)
@@ -143,7 +143,7 @@ class Conversation:
             if self.last is None:
                 note("no answer yet")
             else:
-                report(*self.last)
+                report(*self.last, self.model.bundle.config.dense.variant)
             self.report_governor()
         elif name in {"/budget", "/max-loss"}:
             self._set_dial(name, argument)

@@ -194,7 +194,7 @@ def _finish(result: Generation | None, model: SolModel, json: bool, how: Mapping
     if json:
         print_json({**summary(result), **_top_logprobs(result, model), **model.where})
     else:
-        report(result, how)
+        report(result, how, model.bundle.config.dense.variant)
         if line := slow_prompt(result, model.bundle.config):
             note(line)
 
@@ -260,12 +260,12 @@ def summary(result: Generation) -> dict[str, Any]:
     return {name: fields[name] for name in (*names, *speeds, "actions", "peak_rss_mb", "finish_reason", *bought)}
 
 
-def report(result: Generation, how: Mapping[str, Any]) -> None:
+def report(result: Generation, how: Mapping[str, Any], dense: str) -> None:
     """Prints on stderr what the dial bought, then budget, speed and actions of a generation.
 
-    `how` has the dial's settings, as `loading.dial` returns them.
+    `how` has the dial's settings, as `loading.dial` returns them; `dense` is the key of the dense variant.
     """
-    note(bought(result, how))
+    note(bought(result, how, dense))
     report_figures(result)
 
 
@@ -289,8 +289,11 @@ def report_figures(result: Generation) -> None:
         note(f"  {tag}  {count:5}  {100 * count / steps:3.0f}%")
 
 
-def bought(result: Generation, how: Mapping[str, Any]) -> str:
-    """One line on what the dial bought: speed against dense, and the loss that the export measured for the actions."""
+def bought(result: Generation, how: Mapping[str, Any], dense: str) -> str:
+    """One line on what the dial bought: speed against dense, and the loss that the export measured.
+
+    A prompt that another variant than `dense` ran is told of.
+    """
     from sol_rt.budget.losses import share_of_nats
 
     if not result.actions:
@@ -299,6 +302,8 @@ def bought(result: Generation, how: Mapping[str, Any]) -> str:
     if result.achieved_budget != 1.0:
         unit = "bytes" if result.cost_model == "bytes" else "its measured time"
         line += f", dense about {result.dense_tokens_per_second:.1f} by {unit}"
+    if result.prefill != dense:
+        line += f"; prompt by {result.prefill}"
     if result.expected_loss is None:
         return f"{line}; the loss was not measured"
     return f"{line}; expected perplexity {share_of_nats(max(result.expected_loss, 0.0)):.1%} over dense"

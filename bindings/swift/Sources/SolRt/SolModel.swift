@@ -73,7 +73,7 @@ public final class SolModel: @unchecked Sendable {
   ///   - costTable: a cost table that was measured on this device; nil: as `costs` says.
   ///   - costs: costs that a budget is a share of.
   ///   - costsFolder: folder in which measured costs are kept; nil for one of the user's.
-  ///   - prefill: key of the variant that runs prompts, as "s100-q4": a faster first token at some loss; nil for the dense one.
+  ///   - prefill: key of the variant that runs prompts, as "s100-q4"; nil: the dial chooses.
   ///   - progress: called with what is being done, how much of it is done, and of how much.
   public init(
     _ runtime: SolRuntime, folder: String, verify: Verify = .small, maxContext: Int32 = 0, costTable: String? = nil,

@@ -33,7 +33,7 @@ public final class SolModel extends SolHandle {
     public Costs costs = Costs.DEFAULT;
     /** Folder in which measured costs are kept; null for one of the user's. An Android app names one below {@code getFilesDir()}. */
     public String costsFolder;
-    /** Key of the variant that runs prompts, as {@code s100-q4}: a faster first token at some loss; null for the dense one. */
+    /** Key of the variant that runs prompts, as {@code s100-q4}; null: the dial chooses. */
     public String prefill;
     public Progress progress;
   }
