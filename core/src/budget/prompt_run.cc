@@ -1,11 +1,13 @@
 #include "budget/prompt_run.h"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <map>
 #include <string>
 
 #include "budget/hull/losses.h"
+#include "engine/engine.h"
 
 namespace sol_rt {
 namespace {
@@ -24,45 +26,35 @@ class Mixed {
     for (const std::string& key : config.variant_order) losses_.push_back(WholeLoss(config, key, seen.tokens));
   }
 
-  // Of the first `cached` tokens of the cache.
-  double Of(int64_t cached) const {
-    std::vector<int64_t> counts(losses_.size());
-    for (int64_t i = 0; i < cached; ++i) ++counts[Place(i)];
+  // Of the first `cached` tokens of the cache, or of fewer where they lose more than `most`; `kept` is how many.
+  double Of(int64_t cached, double most, int64_t& kept) const {
     double loss = 0.0;
-    for (size_t i = 0; i < counts.size(); ++i) {
-      if (counts[i] > 0) loss += losses_[i] * Share(counts[i]);
+    for (kept = 0; kept < cached; ++kept) {
+      const double next = loss + losses_[static_cast<size_t>(seen_.readers[static_cast<size_t>(kept)])] * Share(1);
+      if (next > most || (std::isnan(next) && !std::isinf(most))) break;
+      loss = next;
     }
     return loss;
-  }
-
-  // Tokens at the beginning of the cache that lose at most `most` together.
-  int64_t Within(double most) const {
-    double loss = 0.0;
-    int64_t kept = 0;
-    for (const auto count = static_cast<int64_t>(seen_.readers.size()); kept < count; ++kept) {
-      loss += losses_[Place(kept)] * Share(1);
-      if (!(loss <= most)) break;
-    }
-    return kept;
   }
 
   double Share(int64_t count) const { return static_cast<double>(count) / static_cast<double>(seen_.tokens); }
 
  private:
-  size_t Place(int64_t token) const { return static_cast<size_t>(seen_.readers[static_cast<size_t>(token)]); }
-
   const PromptSeen& seen_;
   std::vector<double> losses_;  // by place in the config's order
 };
 
-int64_t Held(const PromptSeen& seen, int64_t length) { return seen.held ? seen.held(length) : length; }
+int64_t Held(const PromptSeen& seen, int64_t length) { return length > 0 ? seen.engine->Held(length) : 0; }
 
 }  // namespace
 
 PromptRun ChoosePrompt(const Config& config, const PromptSeen& seen, double most) {
   const Mixed mixed(config, seen);
-  const int64_t cached = Held(seen, mixed.Within(most)), left = seen.tokens - cached;
-  const double before = mixed.Of(cached);
+  int64_t cached;
+  double before = mixed.Of(static_cast<int64_t>(seen.readers.size()), most, cached);
+  cached = Held(seen, cached);
+  if (cached == 0) before = 0.0;
+  const int64_t left = seen.tokens - cached;
   PromptRun best{config.dense, cached, before};
   if (!(most > 0.0) || left < kLeastCheapTokens) return best;
   int64_t bytes = config.variants.at(config.dense.Variant()).weight_bytes;
@@ -83,8 +75,9 @@ PromptRun FixedPrompt(const Config& config, const PromptSeen& seen, const Action
     return key != own && key != dense;
   });
   const Mixed mixed(config, seen);
-  const int64_t cached = Held(seen, other - seen.readers.begin());
-  return {action, cached, mixed.Of(cached) + WholeLoss(config, own, seen.tokens) * mixed.Share(seen.tokens - cached)};
+  int64_t cached;
+  const double before = mixed.Of(Held(seen, other - seen.readers.begin()), std::numeric_limits<double>::infinity(), cached);
+  return {action, cached, before + WholeLoss(config, own, seen.tokens) * mixed.Share(seen.tokens - cached)};
 }
 
 }  // namespace sol_rt

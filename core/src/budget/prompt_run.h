@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <vector>
 
 #include "bundle/action.h"
@@ -10,10 +9,12 @@
 
 namespace sol_rt {
 
+class Engine;
+
 struct PromptSeen {
-  int64_t tokens = 0;                            // of the prompt
-  std::vector<int32_t> readers = {};             // of those that the cache has, as `Engine::Readers` returns them
-  std::function<int64_t(int64_t)> held = nullptr;  // `Engine::Held`; null: a cache can be cut at every length
+  int64_t tokens = 0;                 // of the prompt
+  std::vector<int32_t> readers = {};  // of those that the cache has, as `Engine::Readers` returns them
+  const Engine* engine = nullptr;     // has the cache; null for none
 };
 
 struct PromptRun {

@@ -64,19 +64,20 @@ std::vector<int32_t> Engine::Readers(int64_t count) const {
 }
 
 StepOutput Engine::Read(const int32_t* tokens, size_t count, const Action& action, const Interrupted& interrupted, const Rows& rows) {
-  const std::vector<int32_t> before = Readers(length());
-  const auto mark = [&] {
-    readers_ = before;
-    readers_.resize(static_cast<size_t>(length()), PlaceOf(config_, action));
+  struct Mark {
+    Engine& engine;
+    const Action& action;
+    const size_t before;
+    ~Mark() {  // also after a run that failed, which leaves a part of the tokens
+      std::vector<int32_t>& readers = engine.readers_;
+      if (readers.size() > before) readers.resize(before);
+      if (action.Variant() == engine.config_.dense.Variant()) return;
+      readers = engine.Readers(static_cast<int64_t>(before));
+      readers.resize(static_cast<size_t>(engine.length()), PlaceOf(engine.config_, action));
+    }
   };
-  try {
-    const StepOutput output = Forward(tokens, count, action, interrupted, rows);
-    mark();
-    return output;
-  } catch (...) {
-    mark();
-    throw;
-  }
+  const Mark mark{*this, action, static_cast<size_t>(length())};
+  return Forward(tokens, count, action, interrupted, rows);
 }
 
 StepOutput Engine::Forward(const int32_t* tokens, size_t count, const Action& action, const Interrupted& interrupted, const Rows& rows) {

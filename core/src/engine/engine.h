@@ -119,8 +119,7 @@ class Engine {
   const Variant& VariantOf(const std::string& key) const;
   // The graph inputs of its active channels, in the order of kChannelInputs: [4, layers], 0 for all channels, which saves sorting them.
   std::vector<int64_t> ChannelsOf(const Variant& variant) const;
-  // In place of what `Readers` returns, for all tokens; empty: all are dense.
-  void SetReaders(std::vector<int32_t> readers) { readers_ = std::move(readers); }
+  std::vector<int32_t> readers_;  // of the first tokens; all after them are dense
   void Report(size_t done, size_t total) const {
     if (progress_) progress_(done, total);
   }
@@ -133,7 +132,6 @@ class Engine {
 
   const Config& config_;
   RunProgress progress_;
-  std::vector<int32_t> readers_;            // of the first tokens; all after them are dense
   std::map<std::string, Variant> changed_;  // variants whose active channels are not the bundle's
 };
 

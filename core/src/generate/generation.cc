@@ -238,7 +238,7 @@ PromptSeen Generation::SeenPrompt(bool reuse_cache) const {
   const Engine& engine = parts_.engine;
   const auto difference = std::mismatch(history_.begin(), history_.end() - 1, engine.tokens().begin(), engine.tokens().end());
   seen.readers = engine.Readers(difference.first - history_.begin());  // the last token always runs: its logits are needed
-  seen.held = [&engine](int64_t length) { return engine.Held(length); };
+  seen.engine = &engine;
   return seen;
 }
 

@@ -389,18 +389,18 @@ uint64_t OrtEngine::PrivateBytes() const {
 }
 
 void OrtEngine::Save(std::ostream& stream) const {
-  SaveCache(stream, *state_->model, state_->cache, state_->StatesOrNull(), state_->tokens, Readers(length()));
+  SaveCache(stream, *state_->model, state_->cache, state_->StatesOrNull(), state_->tokens, readers_.empty() ? readers_ : Readers(length()));
 }
 
 void OrtEngine::Restore(std::istream& stream) {
   state_->tokens.clear();
-  SetReaders({});
+  readers_.clear();
   state_->cache.Forget();
   if (state_->states) state_->states->Forget(0);
   SavedTokens saved = RestoreCache(stream, *state_->model, state_->cache, state_->StatesOrNull(),
                                    [this](int64_t tokens) { state_->EnsureCapacity(tokens); });
   state_->tokens = std::move(saved.tokens);
-  SetReaders(std::move(saved.readers));
+  readers_ = std::move(saved.readers);
 }
 
 }  // namespace sol_rt

@@ -121,11 +121,7 @@ void SaveCache(std::ostream& stream, const OrtModel& model, const KvCache& cache
   };
   const auto count = static_cast<int64_t>(tokens.size());
   const std::vector<int64_t>& firsts = cache.firsts();
-  const Config& config = model.config();
-  const bool read = std::any_of(readers.begin(), readers.end(), [&](int32_t reader) {
-    return config.variant_order[static_cast<size_t>(reader)] != config.dense.Variant();
-  });
-  const Header header = HeaderOf(model, tokens.size(), read ? kRead : kDense);
+  const Header header = HeaderOf(model, tokens.size(), readers.empty() ? kDense : kRead);
   write(&header, sizeof(header));
   if (count > 0) {
     write(tokens.data(), tokens.size() * sizeof(int32_t));
@@ -144,7 +140,7 @@ void SaveCache(std::ostream& stream, const OrtModel& model, const KvCache& cache
       WriteCopies(write, states->kept().data(), states->kept().size());
       WriteCopies(write, states->last().data(), states->last().size());
     }
-    if (read) write(readers.data(), readers.size() * sizeof(int32_t));
+    write(readers.data(), readers.size() * sizeof(int32_t));
   }
   const std::array<uint8_t, 32> digest = sha.Digest();
   stream.write(reinterpret_cast<const char*>(digest.data()), static_cast<std::streamsize>(digest.size()));

@@ -16,7 +16,7 @@ class OrtModel;
 // Writes format and version, the bundle's identity, whether native operators filled the cache, its layout, the tokens, by layer the first that is held
 // (int64), what every buffer holds, and the SHA-256 of all that. Numbers are little-endian. Where layers have states, the copies of the states come after the
 // buffers, those at chosen lengths and those of the last runs: their number (int64), and of each its length (int64) and its numbers (float32).
-// Last come the tokens' readers (int32), in version 2: where all are dense, the file is of version 1.
+// Last come the tokens' readers (int32), in version 2; without them, all being dense, the file is of version 1.
 // `states` is null where no layer has one.
 void SaveCache(std::ostream& stream, const OrtModel& model, const KvCache& cache, const States* states, const std::vector<int32_t>& tokens,
                const std::vector<int32_t>& readers);
