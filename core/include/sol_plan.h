@@ -59,6 +59,9 @@ SOL_RT_API sol_error* sol_costs_losses(const sol_costs* costs, const char* const
 SOL_RT_API sol_error* sol_costs_actions(const sol_costs* costs, const char* schedule, int32_t targets, char* tags, size_t capacity, size_t* length);
 // The schedule of a run that names none: `sol`, `hull` or `uniform`. `targets`: 1 under targets on the axes.
 SOL_RT_API sol_error* sol_costs_default_schedule(const sol_costs* costs, int32_t targets, const char** schedule);
+// A line for the user about a schedule that is named, mostly empty: how much of a step's time the policy of `sol` takes, where `hull` is the default for it.
+// `length` is as in `sol_costs_actions`.
+SOL_RT_API sol_error* sol_costs_schedule_note(const sol_costs* costs, const char* schedule, char* note, size_t capacity, size_t* length);
 
 typedef struct sol_profile {
   uint32_t size;

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers import philox
+from helpers.cost_tables import table_for
 from helpers.made_configs import made_config, with_losses
 from helpers.plans import ScriptedPolicy, follow
 from sol_rt.budget.cost.cost_table import CostTable, MeasuredCost
@@ -114,6 +115,32 @@ def test_default_schedule() -> None:
     assert [default(config) for config in (bare, told)] == ["uniform"] * 2  # without losses there is no hull
     assert [default(with_losses(config)) for config in (bare, told)] == ["hull", "sol"]
     assert [default(with_losses(config), axis_targets=True) for config in (bare, told)] == ["uniform"] * 2
+
+
+@pytest.mark.parametrize(("share", "schedule"), [(0.029, "sol"), (0.031, "hull"), (0.1, "hull")])
+def test_sol_is_not_the_default_where_its_policy_takes_long(share: float, schedule: str) -> None:
+    """The share is of a dense step at 512 tokens; the table's times depend on the context."""
+    config = with_losses(made_config(policy_bytes=1))
+    dense = MeasuredCost(config, table_for(config)).dense(512)
+    cost = MeasuredCost(config, table_for(config, policy_ms=share * dense))
+    assert cost.default_schedule() == schedule
+    assert cost.default_schedule(axis_targets=True) == "uniform"
+    policy = ScriptedPolicy(config, np.zeros(len(config.actions), np.float32))
+    follow(Plan(cost, Dial(0.7), policy=policy), 64)
+    assert bool(policy.asked) == (schedule == "sol")
+    follow(Plan(cost, Dial(0.7, "sol"), policy=policy), 64)
+    assert policy.asked
+    told = f"schedule sol: a run of the policy takes {100 * share:.0f}% of a dense step's time; hull, the default here,"
+    assert cost.schedule_note("sol").startswith(told) == (schedule == "hull")
+    assert [cost.schedule_note(name) for name in ("hull", "uniform", "")] == [""] * 3
+    assert bool(cost.schedule_note("sol")) == (schedule == "hull")
+
+
+def test_a_policy_without_measured_times_is_the_default() -> None:
+    config = with_losses(made_config(policy_bytes=10**8))
+    assert BytesCost(config).policy() > 0.5 * BytesCost(config).dense(512)
+    assert BytesCost(config).default_schedule() == "sol"
+    assert BytesCost(config).schedule_note("sol") == ""
 
 
 @pytest.mark.parametrize("budget", [0.45, 0.7])

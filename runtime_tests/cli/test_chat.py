@@ -20,8 +20,10 @@ from typing import Any
 
 import pytest
 
+from helpers.cost_tables import save_table
 from helpers.program import started
 from helpers.tiny_bundle import with_word, write_bundle
+from sol_rt.bundle.bundle import Bundle
 from sol_rt.cli import main
 from sol_rt.cli.run import chat_input, generate
 from sol_rt.cli.run.chat import Conversation
@@ -76,6 +78,24 @@ def prompts(monkeypatch: pytest.MonkeyPatch) -> list[list[dict[str, str]]]:
 
     monkeypatch.setattr(SolModel, "stream", noted)
     return asked
+
+
+def test_a_named_policy_that_takes_long_is_told(
+    chat: Chat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_bundle(tmp_path / "policy", policy=True, losses=True)
+    monkeypatch.setenv("SOL_RT_MODEL", str(folder))
+    save_table(Bundle.open(folder))
+    told = "schedule sol: a run of the policy takes "
+    _, err = chat("/schedule sol", "/schedule hull")
+    assert err.count(told) == 1
+    _, err = chat("w1", options=("--schedule", "sol"))
+    assert err.count(told) == 1
+    for name, argv in (("hull", []), ("sol", ["--schedule", "sol"])):
+        assert main(["generate", "-p", "w1", "-n", "5", "-b", "0.7", *argv]) == 0
+        err = capsys.readouterr().err
+        assert f"({name})" in err
+        assert err.count(told) == (name == "sol")
 
 
 @pytest.mark.parametrize(

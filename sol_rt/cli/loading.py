@@ -152,7 +152,7 @@ class PromptBar:
 
 
 def note_ineffective(loaded: SolModel, how: Mapping[str, Any]) -> None:
-    """Notes on stderr which of the settings that `dial` returned save nothing on the GPU."""
+    """Notes on stderr which of the settings that `dial` returned do not pay on this device."""
     if line := loaded.ineffective(how["schedule"], how["kv_density"], how["channel_density"], how["bits"]):
         note(line)
 

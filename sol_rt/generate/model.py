@@ -224,14 +224,15 @@ class SolModel:
     def ineffective(
         self, schedule: str | None, kv_density: float | None, channel_density: float | None, bits: float | None
     ) -> str:
-        """One line about settings of a `Dial` that save nothing on this GPU, though they are followed.
+        """One line about settings of a `Dial` that do not pay on this device, though they are followed.
 
         Empty where there is nothing to say. Raises UsageError for a malformed tag.
         """
-        if self._gpu_cost is None:
-            return ""
-        targets = {"kv_density": kv_density, "channel_density": channel_density, "bits": bits}
-        return ineffective(self.bundle.config, self._gpu_cost, schedule, targets, self.provider.name)
+        lines = [self.cost.schedule_note(schedule or "")]
+        if self._gpu_cost is not None:
+            targets = {"kv_density": kv_density, "channel_density": channel_density, "bits": bits}
+            lines.append(ineffective(self.bundle.config, self._gpu_cost, schedule, targets, self.provider.name))
+        return "; ".join(filter(None, lines))
 
     def stream(
         self,

@@ -97,6 +97,7 @@ _FAILING: dict[str, tuple[Any, ...]] = {
     "sol_costs_losses": (c_void_p, POINTER(c_char_p), c_size_t, c_int64, c_void_p),
     "sol_costs_actions": (c_void_p, c_char_p, c_int32, c_char_p, c_size_t, POINTER(c_size_t)),
     "sol_costs_default_schedule": (c_void_p, c_int32, POINTER(c_char_p)),
+    "sol_costs_schedule_note": (c_void_p, c_char_p, c_char_p, c_size_t, POINTER(c_size_t)),
     "sol_hull_create": (c_void_p, POINTER(c_char_p), c_size_t, POINTER(c_void_p)),
     "sol_hull_corners": (
         c_void_p, c_int64, POINTER(c_size_t), POINTER(c_double), POINTER(c_double), POINTER(c_size_t),

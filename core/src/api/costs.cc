@@ -40,6 +40,14 @@ sol_rt::AxisTargets Targets(int32_t given) {
   return targets;
 }
 
+// Fills nothing if the capacity is too small for the text and its NUL.
+void CopyText(const std::string& text, const char* name, char* copy, size_t capacity, size_t* length) {
+  *length = text.size();
+  if (text.size() >= capacity) return;
+  RequirePointer(copy, name);
+  std::memcpy(copy, text.c_str(), text.size() + 1);
+}
+
 }  // namespace
 
 namespace sol_rt {
@@ -159,10 +167,7 @@ sol_error* sol_costs_actions(const sol_costs* costs, const char* schedule, int32
     RequirePointer(length, "sol_costs_actions: length");
     std::string text;
     for (const Action& action : sol_rt::ScheduleActions(*costs->config, schedule, Targets(targets))) text += (text.empty() ? "" : " ") + action.Tag();
-    *length = text.size();
-    if (text.size() >= capacity) return;
-    RequirePointer(tags, "sol_costs_actions: tags");
-    std::memcpy(tags, text.c_str(), text.size() + 1);
+    CopyText(text, "sol_costs_actions: tags", tags, capacity, length);
   });
 }
 
@@ -170,8 +175,17 @@ sol_error* sol_costs_default_schedule(const sol_costs* costs, int32_t targets, c
   return Guard([&] {
     RequireHandle(costs, "sol_costs_default_schedule");
     RequirePointer(schedule, "sol_costs_default_schedule: schedule");
-    const std::string name = sol_rt::DefaultSchedule(*costs->config, Targets(targets));
+    const std::string name = sol_rt::DefaultSchedule(*costs->config, costs->cost(), Targets(targets));
     *schedule = name == "sol" ? "sol" : name == "hull" ? "hull" : "uniform";
+  });
+}
+
+sol_error* sol_costs_schedule_note(const sol_costs* costs, const char* schedule, char* note, size_t capacity, size_t* length) {
+  return Guard([&] {
+    RequireHandle(costs, "sol_costs_schedule_note");
+    RequirePointer(schedule, "sol_costs_schedule_note: schedule");
+    RequirePointer(length, "sol_costs_schedule_note: length");
+    CopyText(sol_rt::ScheduleNote(*costs->config, costs->cost(), schedule), "sol_costs_schedule_note: note", note, capacity, length);
   });
 }
 

@@ -17,16 +17,14 @@ using sol_rt::Guard;
 
 namespace {
 
-constexpr int64_t kContext = 512;  // tokens, at which the relative costs of actions are reported
-
 sol_model_options Defaults() {
   sol_model_options options{};
   options.verify = SOL_VERIFY_SMALL;
   return options;
 }
 
-const char* ScheduleName(const sol_rt::Config& config) {
-  const std::string name = sol_rt::DefaultSchedule(config, sol_rt::AxisTargets{});
+const char* ScheduleName(const sol_rt::Model& model) {
+  const std::string name = sol_rt::DefaultSchedule(model.config(), *model.cost(), sol_rt::AxisTargets{});
   return name == "sol" ? "sol" : name == "hull" ? "hull" : "uniform";
 }
 
@@ -47,7 +45,7 @@ sol_model_info InfoOf(const sol_model& handle) {
   info.has_tokenizer = model.tokenizer() ? 1 : 0;
   info.has_chat = model.chat() ? 1 : 0;
   info.native = model.factory() != nullptr && model.factory()->native() ? 1 : 0;
-  info.default_schedule = ScheduleName(config);
+  info.default_schedule = ScheduleName(model);
   info.cost_model = model.cost()->InMilliseconds() ? "measured" : "bytes";
   info.dense = handle.dense.c_str();
   info.mapped_bytes = model.factory() == nullptr ? 0 : model.factory()->mapped_bytes();
@@ -149,7 +147,7 @@ sol_error* sol_model_get_action(const sol_model* model, int32_t index, sol_actio
     const std::shared_ptr<const sol_rt::CostModel> cost = model->model->cost();
     sol_action_info made{};
     made.tag = model->tags[static_cast<size_t>(index)].c_str();
-    made.relative_cost = cost->Step(entry.action, kContext) / cost->Step(config.dense, kContext);
+    made.relative_cost = cost->Step(entry.action, sol_rt::kReferenceContext) / cost->Step(config.dense, sol_rt::kReferenceContext);
     made.loss = entry.loss ? *entry.loss : std::numeric_limits<double>::quiet_NaN();
     sol_rt::FillStruct(made, info);
   });

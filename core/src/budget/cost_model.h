@@ -13,6 +13,8 @@
 
 namespace sol_rt {
 
+constexpr int64_t kReferenceContext = 512;  // tokens, at which costs are compared where no run says which context it has
+
 // cost = fixed + per_token * tokens read + per_page * pages scored.
 struct CostLine {
   double fixed, per_token, per_page;

@@ -72,6 +72,9 @@ void TestWrongCalls() {
   CHECK_FAILS(SOL_ERROR_USAGE, "NULL", sol_costs_steps(costs.handle, &tag, 1, nullptr, 1, &number));
   CHECK_FAILS(SOL_ERROR_USAGE, "dense action", sol_hull_create(costs.handle, nullptr, 0, &hull));
   CHECK_FAILS(SOL_ERROR_USAGE, "NULL", sol_costs_actions(costs.handle, nullptr, 0, nullptr, 0, &count));
+  CHECK_FAILS(SOL_ERROR_USAGE, "NULL", sol_costs_schedule_note(costs.handle, nullptr, nullptr, 0, &count));
+  CHECK_OK(sol_costs_schedule_note(costs.handle, "sol", nullptr, 0, &count));
+  CHECK(count == 0);  // costs are bytes
   CHECK_FAILS(SOL_ERROR_USAGE, "NULL", sol_plan_create(nullptr, nullptr, &plan));
   sol_generate_options dial = Options(0);
   dial.budget = 2;

@@ -199,6 +199,8 @@ class Conversation:
         self.model.check(_dial_of(settings))  # raises for a schedule that this bundle or the dial cannot have
         self.settings = settings
         note(f"schedule {argument}")
+        if line := self.model.ineffective(argument, None, None, None):
+            note(line)
 
     def _held(self) -> str:
         """Names in words what holds the cost of the next answer: the governor, or the dial."""

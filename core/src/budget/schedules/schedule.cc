@@ -2,15 +2,18 @@
 #include "budget/schedules/schedule.h"
 
 #include <algorithm>
+#include <cmath>
 #include <set>
 #include <tuple>
 
 #include "base/error.h"
+#include "base/text/number_text.h"
 
 namespace sol_rt {
 namespace {
 
 constexpr const char* kFixed = "fixed:";
+constexpr double kMostPolicyShare = 0.03;  // of a dense step's time: a dearer policy costs more than it gains
 
 bool IsFixed(const std::string& name) { return name.rfind(kFixed, 0) == 0; }
 
@@ -22,6 +25,11 @@ class ConstantSchedule final : public Schedule {
  private:
   Action action_;
 };
+
+// Time of the policy's run in dense steps; 0 where costs are bytes.
+double PolicyShare(const Config& config, const CostModel& cost) {
+  return config.policy && cost.InMilliseconds() ? cost.Policy() / cost.Step(config.dense, kReferenceContext) : 0.0;
+}
 
 std::string Listed(const std::vector<std::string>& names) {
   std::string text;
@@ -64,9 +72,15 @@ std::unique_ptr<Schedule> MakeSchedule(const Config& config, const std::string& 
 
 bool IsConstant(const std::string& name) { return name == "dense" || IsFixed(name); }
 
-std::string DefaultSchedule(const Config& config, const AxisTargets& targets) {
+std::string DefaultSchedule(const Config& config, const CostModel& cost, const AxisTargets& targets) {
   if (!config.LossesMeasured() || targets.Any()) return "uniform";
-  return config.policy ? "sol" : "hull";
+  return config.policy && PolicyShare(config, cost) <= kMostPolicyShare ? "sol" : "hull";
+}
+
+std::string ScheduleNote(const Config& config, const CostModel& cost, const std::string& name) {
+  const double share = PolicyShare(config, cost);
+  if (name != "sol" || share <= kMostPolicyShare) return "";
+  return "schedule sol: a run of the policy takes " + ShortNumberText(std::round(share * 100)) + "% of a dense step's time; hull, the default here, needs none";
 }
 
 std::vector<Action> Once(const std::vector<Action>& actions) {
