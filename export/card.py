@@ -64,6 +64,7 @@ def model_card(config: SolConfig, parity: Parity | None, selection: Selection | 
         f"| vocabulary, longest context | {model.vocab_size}, {model.max_context} |",
         f"| KV cache | {config.kv.dtype}, {token_bytes} bytes a token{_windows(config)} |",
         *_states(config),
+        *([] if config.policy is None else [f"| policy | {config.policy.description} |"]),
         f"| weights.bin | {config.files[config.weights_file].bytes / 1e6:.1f} MB, shared by all variants |",
         "",
         "## Variants",

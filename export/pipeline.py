@@ -27,11 +27,12 @@ from sol_rt.export.actions.effort import Effort, about_seconds, slowness
 from sol_rt.export.actions.lm_head_bits import choose_lm_head_bits, may_screen
 from sol_rt.export.actions.measuring import measure
 from sol_rt.export.actions.prompt_losses import PromptLosses, measure_prompts, with_prompt_losses
+from sol_rt.export.actions.readout import fit_readout
 from sol_rt.export.actions.stored import Settings, StoredCalibration, is_device_table, is_stored
 from sol_rt.export.bundle_folder import check_output, hashed, seal, written_aside
 from sol_rt.export.gpu import write_kernel_graphs
 from sol_rt.export.graphs.graph import write_graphs
-from sol_rt.export.policy_file import write_policy_graph
+from sol_rt.export.policy_file import read_fitting, readout_policy, write_policy_graph
 from sol_rt.export.sources import tokenizer_files
 from sol_rt.export.sources.chat_segments import write_chat_segments
 from sol_rt.export.sources.checkpoint import Checkpoint, check_tensors
@@ -54,10 +55,12 @@ from sol_rt.text.tokenizer import Tokenizer
 QUICK, FULL, NO_TEXT = "quick", "full", "none"
 """Values of `calibration` that are no file: a short text, the model's own or the package's; a long own one; none."""
 MAX_ACTIONS = 16
+NO_POLICY = "none"
+"""Value of `policy` that is no file: the bundle gets none."""
 WEIGHTS = "weights.bin"
 POLICY = "policy.onnx"
 _SMALL_FILES = 64 << 20  # more than graphs, tokenizer and card take
-_OPEN, _ROUND, _WRITE, _FIT, _HEAD, _SEARCH, _MEASURE, _PROMPTS, _COMPARE, _HASH = (
+_OPEN, _ROUND, _WRITE, _FIT, _HEAD, _SEARCH, _MEASURE, _PROMPTS, _POLICY, _COMPARE, _HASH = (
     "opening the source",
     "rounding weights",
     "writing calibration text",
@@ -66,18 +69,20 @@ _OPEN, _ROUND, _WRITE, _FIT, _HEAD, _SEARCH, _MEASURE, _PROMPTS, _COMPARE, _HASH
     "searching active channels",
     "measuring losses",
     "measuring prompts",
+    "fitting a policy",
     "comparing with the source",
     "hashing weights",
 )
 _SHARES = {
     _OPEN: 1,
     _ROUND: 5,
-    _WRITE: 34,
-    _FIT: 27,
+    _WRITE: 33,
+    _FIT: 25,
     _HEAD: 6,
     _SEARCH: 8,
-    _MEASURE: 17,
-    _PROMPTS: 4,
+    _MEASURE: 14,
+    _PROMPTS: 3,
+    _POLICY: 3,
     _COMPARE: 3,
     _HASH: 1,
 }
@@ -129,6 +134,8 @@ class ExportReport:
             ]
         if self.selection is not None:
             lines += action_set.report_lines(self.selection)
+        if self.config.policy is not None:
+            lines.append(f"policy: {self.config.policy.description}")
         return [*lines, *self.dropped]
 
 
@@ -144,7 +151,7 @@ def export_bundle(
     channel_density: Sequence[float] = CHANNEL_DENSITIES,
     kv_density: Sequence[float] = KV_DENSITIES,
     max_context: int | None = None,
-    policy: Path | None = None,
+    policy: Path | str | None = None,
     kv: str = "float16",
     calibration: str | Path | None = None,
     save_calibration: Path | None = None,
@@ -165,7 +172,8 @@ def export_bundle(
         kv_density: shares of the old cached tokens that a step reads, 1 among them.
         max_context: longest context in tokens; by default the model's own, or with longrope and little memory the
             one up to which its short factors hold.
-        policy: file of a trained policy.
+        policy: file of a trained policy, or NO_POLICY. None: where losses are measured, one is fitted to them if it
+            helps.
         kv: type of the cache's keys and values, float16 or int8.
         calibration: QUICK, FULL, NO_TEXT, a text file or a stored calibration. With a text, GPTQ fits the weights to it
             and the actions are chosen on it. Without one, all combinations of the levels stay, and their losses are
@@ -229,8 +237,9 @@ def export_bundle(
         config = write_graphs(folder, config, decoder)
         if advice := memory.running_advice(config, memory.available_memory()):
             say(advice)
-        if policy is not None:
-            config = replace(config, policy=write_policy_graph(folder, policy, config, POLICY))
+        if policy not in (None, NO_POLICY):
+            trained = read_fitting(Path(str(policy)), config)
+            config = replace(config, policy=write_policy_graph(folder, trained, config, POLICY))
 
         def save(config: SolConfig) -> SolConfig:
             size = blob_bytes(config.tensors.values())
@@ -306,6 +315,17 @@ def export_bundle(
         if fit is not None:
             chosen = action_set.choose_actions(folder, config, measured, fit.origin, max_actions or MAX_ACTIONS)
             config, selection = save(with_prompt_losses(chosen.config, prompts)), chosen.selection
+            actions, front = [entry.action for entry in config.actions], measured.fronts[min(measured.fronts)]
+            order = sorted({replace(each, kv_density=1.0) for each in actions}, key=lambda each: -front[each].bytes)
+            readout = None if stored is None else stored.readout
+            if text is not None and policy is None:
+                with stages(_POLICY) as report:
+                    readout = fit_readout(folder, text, order, effort.scored_windows, report)
+            if to_store is not None:
+                to_store = replace(to_store, readout=readout)
+            if readout is not None and policy is None:
+                fitted = readout_policy(readout, actions, order, config.model.name)
+                config = save(replace(config, policy=write_policy_graph(folder, fitted, config, POLICY)))
 
         # compare with the source
         compared: parity_report.Parity | None = None
@@ -313,9 +333,9 @@ def export_bundle(
         if parity:
             # bits that serve lower channel densities alone have no graph to compare as it is
             whole = [each for each in config.variants.values() if each.channel_density == config.dense.channel_density]
-            kept = sorted({variant.bits for variant in whole}, reverse=True)
+            kept_bits = sorted({variant.bits for variant in whole}, reverse=True)
             with stages(_COMPARE) as report:
-                compared = parity_report.measure(checkpoint, decoder, family, folder, kept, report)
+                compared = parity_report.measure(checkpoint, decoder, family, folder, kept_bits, report)
             if selection is None:
                 config, dominated = action_set.without_dominated_bits(folder, config, compared)
                 dropped += dominated

@@ -6,7 +6,7 @@ The file is safetensors: the parameters, and as metadata the policy's sizes, inp
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import PolicySpec, SolConfig
 from sol_rt.bundle.policy_inputs import KNOWN_SCALARS
 from sol_rt.errors import CheckpointError, UsageError, brief, one_line
+from sol_rt.export.actions.readout import SCALARS, Readout
 from sol_rt.export.bundle_folder import give_file
 from sol_rt.export.graphs.policy_graph import PolicyShape, build_policy
 from sol_rt.read_file import require_regular
@@ -48,6 +49,31 @@ class TrainedPolicy:
     description: str
     parameters: Mapping[str, npt.NDArray[np.float32]]
     model: str = ""
+
+
+def readout_policy(readout: Readout, actions: Sequence[Action], order: Sequence[Action], model: str) -> TrainedPolicy:
+    """The policy whose logit of an action is a readout times the negative place of the action's channels and bits.
+
+    Args:
+        readout: the fitted one.
+        actions: the bundle's.
+        order: the channels and bits of the actions at KV density 1, from the most bytes to the fewest.
+        model: the model's name.
+    """
+    weights = np.array(readout.weights, np.float32)
+    places = np.array([order.index(replace(action, kv_density=1.0)) for action in actions], np.float32)
+    # the two layers hold a regression as it is, since gelu(x) - gelu(-x) = x
+    parameters = {
+        "direct.0.weight": np.stack([weights, -weights]),
+        "direct.0.bias": np.zeros(2, np.float32),
+        "direct.2.weight": np.stack([-places, places], 1),
+        "direct.2.bias": np.zeros(len(actions), np.float32),
+    }
+    shape = PolicyShape(
+        len(weights) - len(SCALARS), len(SCALARS), len(actions), width=0, scalar_size=2, use_embedding=False
+    )
+    description = f"fitted at export; of what hull adds it avoids about {readout.avoided:.0%} on windows left out"
+    return TrainedPolicy(shape, SCALARS, tuple(actions), description, parameters, model)
 
 
 def write_policy(path: Path, policy: TrainedPolicy) -> None:
@@ -140,21 +166,26 @@ def check_fits(
         raise CheckpointError(f"{path}: {'; '.join(differs)}; train a policy for this bundle with sol-rt train -m")
 
 
-def write_policy_graph(folder: Path, source: Path, config: SolConfig, name: str) -> PolicySpec:
-    """Writes the graph of the policy in the file `source` to `folder` / `name`. Returns its entry in the config.
-
-    Raises CheckpointError if the file is no policy, or one for another model or other actions.
-    """
-    content, spec = _policy_graph(source, config)
+def write_policy_graph(folder: Path, policy: TrainedPolicy, config: SolConfig, name: str) -> PolicySpec:
+    """Writes the graph of a policy that fits to `folder` / `name`. Returns its entry in the config."""
+    content, spec = _policy_graph(policy, config)
     (folder / name).write_bytes(content)
     return replace(spec, file=name)
 
 
-def _policy_graph(source: Path, config: SolConfig) -> tuple[bytes, PolicySpec]:
-    """The graph of the policy in the file `source`, and its entry in the config, which lacks the file's name."""
+def read_fitting(source: Path, config: SolConfig) -> TrainedPolicy:
+    """Reads a policy's file for a bundle.
+
+    Raises CheckpointError if the file is no policy, or one for another model or other actions.
+    """
     policy = read_policy(source)
     actions = [entry.action for entry in config.actions]
     check_fits(source, policy, config.model.name, config.model.hidden_size, config.variants, actions)
+    return policy
+
+
+def _policy_graph(policy: TrainedPolicy, config: SolConfig) -> tuple[bytes, PolicySpec]:
+    """The graph of a policy, and its entry in the config, which lacks the file's name."""
     graph = build_policy(policy.shape, policy.parameters, config.tensors, config.weights_file)
     shape = policy.shape
     spec = PolicySpec("", shape.horizon, policy.scalars, policy.actions, shape.state_shape, policy.description)
@@ -165,11 +196,11 @@ def give_policy(path: Path, source: Path) -> Bundle:
     """Gives the bundle in the folder `path` the policy in the file `source`. It replaces the bundle's policy, if any.
 
     Raises BundleError if `path` is not a complete bundle or would not be one with the policy, and CheckpointError for
-    the reasons of `write_policy_graph`, or where it cannot write.
+    the reasons of `read_fitting`, or where it cannot write.
     """
 
     def make(bundle: Bundle) -> tuple[bytes, Callable[[str], SolConfig]]:
-        content, spec = _policy_graph(source, bundle.config)
+        content, spec = _policy_graph(read_fitting(source, bundle.config), bundle.config)
         return content, lambda name: replace(bundle.config, policy=replace(spec, file=name))
 
     return give_file(path, "policy", ".onnx", make)

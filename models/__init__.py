@@ -2,6 +2,4 @@
 
 NAME.json is a recipe: it makes NAME an alias, and says where the checkpoint is and how to check it. The keys are those
 of `Recipe` in sol_rt/store/recipes/recipe.py. NAME.calibration.json is a stored calibration.
-NAME.policy.safetensors is a policy that `sol-rt export -m NAME` puts into the bundle, and NAME.policy.yaml the config
-of its training.
 """

@@ -34,6 +34,7 @@ _PRODUCTS = 12  # the first ones of a process take twice as long
 _STEP = 4e-3  # seconds a decode step, whatever the weights
 _TRIALS, _VARIANTS, _LEVELS = 40, 25, 3  # LM heads or active channels tried; candidates; KV densities below 1
 _UNBEATEN = 14  # of the candidates
+_READ_OUT = 7  # actions that a policy is fitted to, on half of each window, in calls that take twice as long
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ def about_seconds(weights: int, effort: Effort | None, *, coded: bool, measured:
     contexts = effort.long // CONTEXTS[1]
     of_all = min(effort.windows_of_all, effort.scored_windows)
     rows = _VARIANTS * of_all + _UNBEATEN * (effort.scored_windows - of_all)
-    tokens = effort.scored_windows * WINDOW + rows * effort.scored_tokens
+    tokens = effort.scored_windows * WINDOW * (2 + _READ_OUT) + rows * effort.scored_tokens
     tokens += effort.long + contexts * _VARIANTS // 2 * effort.long_tokens
     searched = effort.searched_windows if weights <= _SEARCHED else 0
     seconds += weights * _TRYING * _TRIALS * effort.trial_tokens * (effort.head_windows + searched)

@@ -7,15 +7,15 @@ Actions of lower KV density run step by step.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from sol_rt.bundle.actions import Action
-from sol_rt.engine.distribution import Distribution, SoftmaxSums, native_sums, numpy_sums
+from sol_rt.engine.distribution import Distribution, native_sums, numpy_sums
 from sol_rt.generate.native.session import Session
 from sol_rt.progress import Progress, silent
 
@@ -43,6 +43,24 @@ class Candidate:
         return {name: counts for name, counts in named.items() if counts is not None}
 
 
+class Watch(Protocol):
+    """A callback for every step of a measurement."""
+
+    def __call__(self, action: Action, distribution: Distribution, token: int, hidden: npt.NDArray[np.float32]) -> None:
+        """Sees a step.
+
+        Args:
+            action: what ran.
+            distribution: what the step predicted; valid until the callback returns.
+            token: the text's next token.
+            hidden: the hidden state [H] that the step left; valid until the callback returns.
+        """
+
+
+def unwatched(action: Action, distribution: Distribution, token: int, hidden: npt.NDArray[np.float32]) -> None:
+    """Sees nothing."""
+
+
 def token_losses(
     engine: Session,
     windows: Sequence[Sequence[int]],
@@ -51,6 +69,7 @@ def token_losses(
     prefill: Action | None = None,
     context: int | None = None,
     keep: bool = False,
+    watch: Watch = unwatched,
 ) -> Losses:
     """The loss of every scored token under every candidate in nats, float64 [candidates, tokens].
 
@@ -66,17 +85,17 @@ def token_losses(
         context: the length of that part in tokens; by default half of the window.
         keep: leave the last window's first part in the cache, and begin with what the cache holds of the first window
             if a call with the same `prefill` left it there.
+        watch: sees each candidate's steps in turn.
 
     Raises UsageError for counts that the bundle's graphs cannot hold, SolError if a run fails.
     """
-    sums = _sums(engine)
 
     def score(window: Sequence[int]) -> Callable[[Action], Losses]:
         scored = window[_prefilled(window, context) :]
 
         def losses(action: Action) -> Losses:
-            rows = zip(_rows(engine, scored, action), scored[1:], strict=True)
-            return np.array([-Distribution(row, sums).log_probability(target) for row, target in rows])
+            rows = zip(_rows(engine, scored, action, watch), scored[1:], strict=True)
+            return np.array([-distribution.log_probability(target) for distribution, target in rows])
 
         return losses
 
@@ -114,15 +133,17 @@ def losses_and_divergences(
     progress: Progress = silent,
     context: int | None = None,
     keep: bool = False,
+    watch: Watch = unwatched,
+    rows: int = _ROWS,
 ) -> tuple[Losses, Losses]:
     """The loss of every scored token under `reference` in nats, float64 [tokens], and what `token_divergences` gives.
 
-    The reference runs once for both.
+    The reference runs once for both. `watch` sees its steps, then each candidate's. `rows` tokens run in a call.
     """
     reference_losses: list[float] = []
 
     def score(window: Sequence[int]) -> Callable[[Action], Losses]:
-        losses, divergences = _scored(engine, window[_prefilled(window, context) :], reference)
+        losses, divergences = _scored(engine, window[_prefilled(window, context) :], reference, watch, rows)
         reference_losses.extend(losses)
         return divergences
 
@@ -160,21 +181,21 @@ def prompt_divergences(engine: Session, window: Sequence[int], context: int, pro
 
 
 def _scored(
-    engine: Session, scored: Sequence[int], reference: Action
+    engine: Session, scored: Sequence[int], reference: Action, watch: Watch = unwatched, rows: int = _ROWS
 ) -> tuple[list[float], Callable[[Action], Losses]]:
     """The reference's losses behind what the cache holds, and a function: an action's divergences behind the same."""
-    sums = _sums(engine)
     tokens, logprobs, losses = [], [], []
-    for row, target in zip(_rows(engine, scored, reference), scored[1:], strict=True):
-        losses.append(-float(_logprobs(row, np.array([target]), sums)[0]))
+    for distribution, target in zip(_rows(engine, scored, reference, watch, rows), scored[1:], strict=True):
+        losses.append(-distribution.log_probability(target))
+        row = distribution.logits
         tokens.append(np.argpartition(row, -_TOP)[-_TOP:] if row.size > _TOP else np.arange(row.size))
-        logprobs.append(_logprobs(row, tokens[-1], sums))
+        logprobs.append(_logprobs(distribution, tokens[-1]))
     expected = np.array(logprobs)
     shares, rest = np.exp(expected), _rest(expected)
 
     def divergences(action: Action) -> Losses:
-        rows = zip(_rows(engine, scored, action), tokens, strict=True)
-        got = np.array([_logprobs(row, at, sums) for row, at in rows])
+        pairs = zip(_rows(engine, scored, action, watch, rows), tokens, strict=True)
+        got = np.array([_logprobs(distribution, at) for distribution, at in pairs])
         return np.asarray((shares * (expected - got)).sum(-1) + rest * np.log(rest / _rest(got)))
 
     return losses, divergences
@@ -236,23 +257,22 @@ def _prefilled(window: Sequence[int], context: int | None = None) -> int:
     return len(window) // 2 if context is None else context
 
 
-def _rows(engine: Session, scored: Sequence[int], action: Action) -> Iterator[npt.NDArray[np.float32]]:
-    """Yields the logits, float32 [vocab], after each token except the last."""
-    tokens = scored[:-1]
-    rows = _ROWS if action.kv_density == 1.0 else 1
-    for start in range(0, len(tokens), rows):
-        part = tokens[start : start + rows]
-        yield from engine.forward(part, action, num_logits=len(part)).logits
+def _rows(
+    engine: Session, scored: Sequence[int], action: Action, watch: Watch, rows: int = _ROWS
+) -> Iterator[Distribution]:
+    """Yields the distribution after each token except the last; each is valid until the next one."""
+    sums, count = native_sums() if engine.native else numpy_sums, len(scored) - 1
+    rows = rows if action.kv_density == 1.0 else 1
+    for start in range(0, count, rows):
+        part = scored[start : min(start + rows, count)]
+        out = engine.forward(part, action, num_logits=len(part))
+        for place, row in enumerate(out.logits):
+            distribution = Distribution(row, sums)
+            watch(action, distribution, scored[start + place + 1], out.hidden[place])
+            yield distribution
 
 
-def _sums(engine: Session) -> Callable[[np.ndarray], SoftmaxSums]:
-    return native_sums() if engine.native else numpy_sums
-
-
-def _logprobs(
-    logits: npt.NDArray[np.float32], at: npt.NDArray[np.int64], sums: Callable[[np.ndarray], SoftmaxSums]
-) -> Losses:
-    """The log-probabilities of the tokens `at`, float64 [len(at)], from logits [vocab]."""
-    found = sums(logits)
-    assert found.top is not None  # the engine refuses logits that are not finite
-    return logits[at].astype(np.float64) - (found.largest + math.log(found.total))
+def _logprobs(distribution: Distribution, at: npt.NDArray[np.int64]) -> Losses:
+    """The log-probabilities of the tokens `at`, float64 [len(at)]."""
+    assert distribution.finite  # the engine refuses logits that are not finite
+    return distribution.logits[at].astype(np.float64) - distribution.log_sum

@@ -28,6 +28,7 @@ from sol_rt.export.actions.calibration_text import CalibrationText
 from sol_rt.export.actions.lm_head_bits import Head, with_heads
 from sol_rt.export.actions.measuring import Measurements
 from sol_rt.export.actions.prompt_losses import PromptLosses
+from sol_rt.export.actions.readout import Readout
 from sol_rt.export.graphs.graph import weight_bytes
 from sol_rt.export.sources.decoder import Decoder
 from sol_rt.read_file import read_bytes, require_regular
@@ -102,6 +103,7 @@ class StoredCalibration:
         active_channels: by variant key and by name, the active channels of every layer.
         measured: the measurements of the candidates.
         prompt_losses: of `measure_prompts`; empty in files of exports that measured none.
+        readout: what a policy was fitted to them; None if none was, or if it was not ahead of chance.
     """
 
     settings: Settings
@@ -112,6 +114,7 @@ class StoredCalibration:
     active_channels: dict[str, dict[str, tuple[int, ...]]]
     measured: Measurements
     prompt_losses: PromptLosses = field(default_factory=dict)
+    readout: Readout | None = None
 
     @property
     def screens_by_three_bits(self) -> bool:
@@ -207,6 +210,7 @@ class StoredCalibration:
                 for at, front in measured.fronts.items()
             ),
             **({"prompt_losses": json.dumps(self.prompt_losses)} if self.prompt_losses else {}),
+            **({} if self.readout is None else {"readout": json.dumps(asdict(self.readout))}),
             "fitted": "[\n  " + ",\n  ".join(json.dumps(row, separators=(",", ":")) for row in self.fitted) + "\n ]",
         }
         text = ",\n ".join(f"{json.dumps(key)}: {value}" for key, value in lines.items())
@@ -281,7 +285,12 @@ def _read(raw: Any) -> StoredCalibration:
             key: {_length(length): _finite(loss) for length, loss in losses.items()}
             for key, losses in raw.get("prompt_losses", {}).items()
         },
+        readout=_readout(raw["readout"]) if "readout" in raw else None,
     )
+
+
+def _readout(raw: Mapping[str, Any]) -> Readout:
+    return Readout(tuple(map(_finite, raw["weights"])), _finite(raw["avoided"]))
 
 
 def _settings(raw: Mapping[str, Any]) -> Settings:

@@ -144,7 +144,7 @@ OPTIONS: dict[str, Rows] = {
         ("-c 64", {"max_context": 64}),
         ("--ctx-size 64", {"max_context": 64}),
         ("--policy p.safetensors", {"policy": Path("p.safetensors")}),
-        ("--policy none", {}),
+        ("--policy none", {"policy": "none"}),
         ("--kv int8", {"kv": "int8"}),
         ("--calibration full", {"calibration": "full"}),
         ("--save-calibration c.json", {"save_calibration": Path("c.json")}),

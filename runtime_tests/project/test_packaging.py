@@ -87,10 +87,7 @@ def test_the_wheel_holds_one_package(wheel: Path) -> None:
         "sol_rt/train/__init__.py",
         "sol_rt/train/configs/default.yaml",
         "sol_rt/models/smollm2-135m.json",
-        "sol_rt/models/smollm2-135m.policy.safetensors",
-        "sol_rt/models/smollm2-135m.policy.yaml",
-        "sol_rt/models/gemma-3-270m.policy.safetensors",
-        "sol_rt/models/gemma-3-270m.policy.yaml",
+        "sol_rt/models/smollm2-135m.calibration.json",
         "sol_rt/ops/libsol_ops_cpu.so",
         "sol_rt/export/actions/sample_text/letter.txt",
     ):

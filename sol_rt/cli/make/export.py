@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -70,8 +70,8 @@ def export(
         options.option(
             "--policy",
             env=False,
-            help="Trained policy to put into the bundle, or none; default: the alias's policy, if it has one. An "
-            "existing bundle gets the policy and is not exported again.",
+            help="Trained policy to put into the bundle, or none; default: one fitted to its losses, if it helps. "
+            "An existing bundle gets the policy and is not exported again.",
         ),
     ] = None,
     kv: Annotated[
@@ -164,12 +164,6 @@ def export(
 
         _change(bundle, "this policy", partial(give_policy, bundle, given))
         return
-    if policy is None:
-        given = _policy_of_alias(
-            model,
-            {"kv_density": kv_levels, "channel_density": channel_levels, "bits": bit_levels},
-            by_default=calibration is None and kv == "float16",
-        )
     from sol_rt.export import export_bundle
 
     by_default = bundles_dir() / bundle_name(model)  # before a folder is made: it refuses what is no model
@@ -186,7 +180,7 @@ def export(
             channel_density=channel_levels,
             kv_density=kv_levels,
             max_context=ctx_size,
-            policy=given,
+            policy=_NO_POLICY if policy == _NO_POLICY else given,
             kv=kv,
             calibration=calibration,
             save_calibration=save_calibration,
@@ -300,34 +294,6 @@ def _existing(model: str, output: Path | None, force: bool) -> Path | None:
     if output is not None:
         return output if (output / CONFIG_NAME).is_file() else None
     return _bundle_of(model)
-
-
-def _policy_of_alias(model: str, levels: Mapping[str, Sequence[float]], *, by_default: bool) -> Path | None:
-    """The policy that comes with the alias; None if the requested levels lack one of the policy's actions.
-
-    None as well where calibration or KV cache are not those of a default export (`by_default`): the policy was measured
-    on its weights and losses.
-    """
-    from sol_rt.export.policy_file import read_policy
-    from sol_rt.store.recipes.recipe import aliases
-
-    recipe = aliases().get(model)
-    path = None if recipe is None else recipe.policy_path()
-    if path is None:
-        return None
-    if not by_default:
-        note(f"no policy: {model}'s was measured on a default export; leave out --calibration and --kv for it")
-        return None
-    for action in read_policy(path).actions:
-        for axis, level in (
-            ("kv_density", action.kv_density),
-            ("channel_density", action.channel_density),
-            ("bits", action.bits),
-        ):
-            if level not in levels[axis]:
-                note(f"no policy: {model}'s policy picks {action.tag}, which --{axis.replace('_', '-')} leaves out")
-                return None
-    return path
 
 
 def _bits(text: str) -> tuple[int, ...]:

