@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -119,33 +118,43 @@ def steps_of(engine: Session, window: Sequence[int], order: Sequence[Action], pr
 
 def fit_steps(windows: Sequence[Steps]) -> Readout | None:
     """Fits a readout to the steps of two windows or more; None if it avoids too little."""
-    added = np.concatenate([window.added for window in windows], 1)
-    gaps, starts = np.diff(added, axis=0), np.cumsum([0, *(window.added.shape[1] for window in windows)])
+    gaps = np.diff(np.concatenate([window.added for window in windows], 1), axis=0)
     targets = np.sign(gaps) * np.sqrt(np.abs(gaps))
     targets = ((targets - targets.mean(1, keepdims=True)) / _deviation(targets, 1)).mean(0)
-
-    places = [slice(start, end) for start, end in pairwise(starts)]
-    moments = [_Moments.of(window.inputs, targets[place]) for window, place in zip(windows, places, strict=True)]
-    random = np.array([added[1:].mean(1) - share * gaps.mean(1) for share in _SHARES]).mean(0)  # [pairs], nats
-    gains = []
-    for left_out, (window, place) in enumerate(zip(windows, places, strict=True)):
-        weights = _Moments.sum([each for number, each in enumerate(moments) if number != left_out]).ridge()
-        scores = window.inputs.astype(np.float64) @ weights
-        gains += [
-            _gain(scores[:, at : at + _STRETCH], gaps[:, place][:, at : at + _STRETCH], random)
-            for at in range(0, scores.shape[1], _STRETCH)
-        ]
-    total, error = float(np.sum(gains)), float(np.std(gains, ddof=1)) * len(gains) ** 0.5
-    avoided = total / added.shape[1]
+    ends = np.cumsum([window.added.shape[1] for window in windows])[:-1]
+    moments = [_Moments.of(window.inputs, own) for window, own in zip(windows, np.split(targets, ends), strict=True)]
+    others = [[each for each in moments if each is not own] for own in moments]
+    gained = gains(windows, [_Moments.sum(each).ridge() for each in others])
+    total, error = float(gained.sum()), float(gained.std(ddof=1)) * len(gained) ** 0.5
+    avoided = total / gaps.shape[1]
     if not total > _CERTAIN * error or avoided < _LEAST_AVOIDED:
         return None
     return Readout(tuple(map(float, _Moments.sum(moments).ridge().astype(np.float32))), avoided)
 
 
-def _gain(scores: Floats, gaps: Losses, random: Floats) -> float:
-    """Gain of a choice by score over a random one on a stretch, mean over _SHARES and pairs.
+def gains(windows: Sequence[Steps], weights: Sequence[Floats]) -> Floats:
+    """Gains of a choice of steps by score over a random one, float64 [stretches of up to 64 steps].
 
-    Its unit is what random steps add to one step of each pair.
+    Their unit is what random steps under the cheaper action of a pair add to one step, mean over pairs; so the sum over
+    the number of steps is the share that the choice avoids.
+
+    Args:
+        windows: the steps.
+        weights: for each window, those of its scores, [inputs].
+    """
+    added = np.concatenate([window.added for window in windows], 1)
+    steps = np.diff(added, axis=0).mean(1)  # [pairs], nats
+    random = np.array([added[1:].mean(1) - share * steps for share in _SHARES]).mean(0)
+    found = []
+    for window, own in zip(windows, weights, strict=True):
+        scores, gaps = window.inputs.astype(np.float64) @ own, np.diff(window.added, axis=0)
+        for at in range(0, scores.shape[1], _STRETCH):
+            found.append(_gain(scores[:, at : at + _STRETCH], gaps[:, at : at + _STRETCH], random))
+    return np.array(found)
+
+
+def _gain(scores: Floats, gaps: Losses, random: Floats) -> float:
+    """Gain on a stretch, mean over _SHARES and pairs, in the unit of `gains`.
 
     Args:
         scores: float64 [actions, n]; a pair is judged by those after its dear action and after its cheap one.
