@@ -20,6 +20,7 @@ WAYS: list[dict[str, Any]] = [
     {"temperature": 0, "extra_body": {"budget": 0.4}},
     {"temperature": 1.2, "extra_body": {"budget": 0.8}},
     {"temperature": 1.2, "extra_body": {"budget": 0.6}, "response_format": NESTED},
+    {"temperature": 1.2, "extra_body": {"lossless": True}},
 ]
 CLIENTS = 12
 
@@ -62,3 +63,34 @@ def test_clients_at_once_get_what_each_gets_alone(address: str, client: openai.O
             first = next(together)
             stream.close()
             assert [first, *together] == alone
+
+
+@pytest.mark.parametrize("temperature", [0, 1.2])
+def test_a_lossless_answer_is_the_dense_one_with_drafts(client: openai.OpenAI, temperature: float) -> None:
+    asked: dict[str, Any] = {"temperature": temperature, "max_tokens": 60}
+    dense = ask(client, 7, extra_body={"schedule": "dense"}, **asked)
+    drafted = ask(client, 7, extra_body={"lossless": True}, **asked)
+    assert drafted.choices[0].message.content == dense.choices[0].message.content
+    assert drafted.sol["actions"] == dense.sol["actions"]
+    assert dense.sol["drafted_tokens"] == 0
+    assert drafted.sol["drafted_tokens"] > 0
+    assert drafted.sol["asked"] == {"lossless": True}
+    by_header = ask(client, 7, extra_body={}, extra_headers={"X-Sol-Lossless": "true"}, stream=True, **asked)
+    said = "".join(chunk.choices[0].delta.content or "" for chunk in by_header if chunk.choices)
+    assert said == dense.choices[0].message.content
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "message"),
+    [
+        ({"lossless": True, "budget": 0.5}, {}, "lossless: gives the text of full quality; leave out budget"),
+        ({"lossless": True, "schedule": "hull"}, {}, "lossless: gives the text of full quality; leave out schedule"),
+        ({"lossless": "yes"}, {}, "lossless: got 'yes', expected true or false"),
+        ({}, {"X-Sol-Lossless": "yes"}, "lossless: got 'yes', expected true or false"),
+    ],
+)
+def test_lossless_beside_another_dial_is_refused(
+    client: openai.OpenAI, body: dict[str, Any], headers: dict[str, str], message: str
+) -> None:
+    with pytest.raises(openai.BadRequestError, match=message):
+        ask(client, 7, extra_body=body, extra_headers=headers)

@@ -121,7 +121,8 @@ def ceiling_of(model: SolModel, arguments: Mapping[str, Any], context: int) -> f
         return float(budget)
     if (rate := arguments.get("tokens_per_second")) is not None:
         return min(1e3 / rate / model.cost.dense(context), 1.0)
-    max_loss = arguments.get("max_loss", DEFAULT_MAX_LOSS if "schedule" not in arguments else None)
+    fixed = "schedule" in arguments or "lossless" in arguments
+    max_loss = arguments.get("max_loss", None if fixed else DEFAULT_MAX_LOSS)
     if max_loss is None or model.hull is None:
         return 1.0
     return min(budget_of_loss(max_loss, model.hull, context), 1.0)

@@ -62,11 +62,12 @@ class BudgetControl:
         self._governed, self._governed_at = GovernorState(load.highest), 0.0
 
     def dial(self, stream: Stream, asked: Asked) -> AnswerDial:
-        """The dial of an answer that is about to wait. Raises FieldError for a schedule that no budget moves."""
+        """The dial of an answer that is about to wait. Raises FieldError for one that no budget moves."""
         load = self._load
         moves = load.moves or load.highest < 1 or self._sensors is not None or asked.deadline_ms is not None
-        if moves and "schedule" in asked.arguments and not stream.movable:
-            raise FieldError("schedule", "this server moves budgets; ask for a budget")
+        fixed = next((name for name in ("schedule", "lossless") if name in asked.arguments), None)
+        if moves and fixed is not None and not stream.movable:
+            raise FieldError(fixed, "this server moves budgets; ask for a budget")
         dial = AnswerDial(stream, ceiling_of(self._model, asked.arguments, stream.prompt_tokens), asked)
         if dial.limit is not None:
             dial.limit = min(dial.limit, self._model.engine.max_context - stream.prompt_tokens)

@@ -31,6 +31,7 @@ _DIAL: Schema = {
     "max_loss": _maybe(float, minimum=0, description="bound of the expected loss, a share of the dense model's"),
     "tokens_per_second": _maybe(float, exclusiveMinimum=0, description="rate to hold"),
     "schedule": _maybe(str, description="what chooses each step's action"),
+    "lossless": _maybe(bool, description="the text of full quality, sooner where it repeats itself or the prompt"),
 }
 _COMMON: Schema = {
     **_DIAL,

@@ -169,6 +169,8 @@ def sol(asked: Asked, result: Generation) -> dict[str, Any]:
         "achieved_budget": result.achieved_budget,
         "expected_loss": result.expected_loss,
         "prefill": result.prefill,
+        "drafted_tokens": result.drafted_tokens,
+        "accepted_tokens": result.accepted_tokens,
         "actions": result.actions,
         "tokens_per_second": result.tokens_per_second,
     }

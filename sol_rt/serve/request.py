@@ -15,7 +15,7 @@ from sol_rt.errors import UsageError, brief, plain
 from sol_rt.generate.grammar import Grammar, GrammarError
 
 _HELD = ("budget", "max_loss", "tokens_per_second")
-DIAL = (*_HELD, "schedule")
+DIAL = (*_HELD, "schedule", "lossless")
 """Fields of the dial."""
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 """Values of `reasoning_effort`, from the least on."""
@@ -334,7 +334,22 @@ class _Reader:
         schedule = self.take("schedule", str)
         if schedule is None:
             schedule = headers.get(_header("schedule"))
-        return found if schedule is None else {**found, "schedule": schedule}
+        if schedule is not None:
+            found["schedule"] = schedule
+        if self._lossless(headers):
+            if found:
+                raise FieldError("lossless", f"gives the text of full quality; leave out {next(iter(found))}")
+            found["lossless"] = True
+        return found
+
+    def _lossless(self, headers: Mapping[str, str]) -> bool:
+        """True if tokens are to be drafted and checked at full quality, by field or header."""
+        given: bool | None = self.take("lossless", bool)
+        if given is None and (text := headers.get(_header("lossless"))) is not None:
+            if text not in ("true", "false"):
+                raise FieldError("lossless", f"got {brief(text)}, expected true or false")
+            given = text == "true"
+        return given or False
 
     def _refuse(self) -> None:
         """Refuses what would be a wrong answer if it were ignored."""
