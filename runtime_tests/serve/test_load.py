@@ -114,7 +114,7 @@ class Run:
         def tell(event: Event | None) -> None:
             self.begun.set()
             if isinstance(event, Generation):
-                self.served = dial.served(event, 0)
+                self.served = dial.served(event)
             if isinstance(event, (Generation, Exception)) or event is None:
                 self.ended.set()
 
