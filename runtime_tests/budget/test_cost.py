@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from helpers.cost_tables import save_table, table_for
 from helpers.made_configs import made_config
 from helpers.tiny_bundle import write_bundle
+from sol_rt import SolModel
 from sol_rt.budget.cost.cost_table import CostTable, MeasuredCost, stored_cost, tables_of
 from sol_rt.budget.cost.model import BytesCost, CostModel
 from sol_rt.bundle.actions import Action
@@ -150,7 +151,6 @@ def test_without_a_table_costs_are_bytes(bundle: Bundle) -> None:
     assert (cost.name, cost.unit, cost.note) == ("bytes", "bytes", "")
 
 
-@pytest.mark.usefixtures("measuring")
 def test_a_table_serves_its_bundle_on_its_device(bundle: Bundle, tmp_path: Path) -> None:
     path = save_table(bundle, device="a processor")
     cost = stored_cost(bundle, "a processor", quick=False)
@@ -166,6 +166,19 @@ def test_a_table_serves_its_bundle_on_its_device(bundle: Bundle, tmp_path: Path)
     assert (stored_cost(changed, "a processor").name, stored_cost(changed, "a processor").note) == ("bytes", "")
     assert tables_of(bundle.path) == [path]
     assert tables_of(changed.path) == []
+
+
+@pytest.mark.parametrize(("costs", "told"), [("profiled", True), ("bytes", False)])
+def test_the_core_says_why_costs_are_bytes(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, costs: str, told: bool
+) -> None:
+    monkeypatch.setenv("SOL_RT_COSTS", costs)
+    save_table(bundle, device="another processor", quick=True)
+    assert SolModel.from_pretrained(bundle, provider="cpu").cost.note == ""  # a first load measures it here, too
+    save_table(bundle, device="another processor")
+    model = SolModel.from_pretrained(bundle, provider="cpu")
+    said = "measured on another device or with another number of threads than this run's; costs are bytes"
+    assert model.cost.note == model.engine.info.cost_note.decode() == (said if told else "")
 
 
 def test_a_quick_table_serves_loads_alone(bundle: Bundle) -> None:

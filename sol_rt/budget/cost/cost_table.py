@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from ctypes import byref, c_void_p, sizeof
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +19,6 @@ from sol_rt.store.home import costs_dir
 
 COST_TABLE_FORMAT = "sol_rt.cost_table"
 COST_TABLE_VERSION = 1
-_IN_BYTES = "; costs are bytes"
 
 
 @dataclass(frozen=True)
@@ -128,10 +126,7 @@ def _cost_of(bundle: Bundle, read: Any, handle: c_void_p) -> CostModel:
     text, file, note = (told.decode("utf-8", "surrogateescape") for told in (found.text, found.file, found.note))
     if text:
         return MeasuredCost(bundle.config, CostTable.from_json(text), note, Path(file) if file else None)
-    asked = os.environ.get("SOL_RT_COSTS") == "bytes"
-    if not note and not asked and any(not path.name.endswith(".quick.json") for path in tables_of(bundle.path)):
-        note = "measured on another device or with another number of threads than this run's"
-    return BytesCost(bundle.config, note and f"{note}{_IN_BYTES}")
+    return BytesCost(bundle.config, note)
 
 
 def keep(cost: MeasuredCost) -> Path:

@@ -49,4 +49,13 @@ void MakeFolders(const std::string& folder) {
   if (error) throw Error(SOL_ERROR_WRITE, folder + ": cannot be made (" + error.message() + "); make it writable, or set SOL_RT_HOME to another folder");
 }
 
+std::vector<std::string> NamesIn(const std::string& folder) {
+  std::vector<std::string> names;
+  std::error_code error;
+  for (fs::directory_iterator entry(SystemPath(folder), error); !error && entry != fs::directory_iterator(); entry.increment(error)) {
+    names.push_back(entry->path().filename().u8string());
+  }
+  return names;
+}
+
 }  // namespace sol_rt

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 namespace sol_rt {
 
@@ -13,5 +14,8 @@ std::string UserDataFolder();
 
 // Makes a folder and those above it. Throws SOL_ERROR_WRITE.
 void MakeFolders(const std::string& folder);
+
+// Names of a folder's entries, in no order; none where it cannot be read.
+std::vector<std::string> NamesIn(const std::string& folder);
 
 }  // namespace sol_rt

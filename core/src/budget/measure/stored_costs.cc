@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cctype>
+#include <cstring>
 #include <ctime>
 
 #include "base/error.h"
@@ -18,11 +19,27 @@ constexpr size_t kLongestName = 80;     // bytes of the model's name in a file's
 constexpr size_t kDigest = 8;           // hexadecimal digits of a hash in a file's name
 constexpr std::time_t kServes = 3600;   // seconds that a table serves whose times scattered
 
-std::string FileOf(const std::string& folder, const Config& config, const std::string& identity, const std::string& device, bool quick) {
+constexpr const char *kProfiled = ".json", *kQuick = ".quick.json";
+
+// Beginning of the names of a bundle's tables.
+std::string StemOf(const Config& config, const std::string& identity) {
   std::string name = config.model.name.substr(0, kLongestName);
   std::replace_if(name.begin(), name.end(), [](unsigned char c) { return !std::isalnum(c) && c != '.' && c != '_'; }, '-');
   if (name.empty() || name[0] == '.') name.insert(0, "model");
-  return JoinPath(folder, name + "-" + identity.substr(0, kDigest) + "-" + Sha256Hex(device).substr(0, kDigest) + (quick ? ".quick.json" : ".json"));
+  return name + "-" + identity.substr(0, kDigest) + "-";
+}
+
+std::string FileOf(const std::string& folder, const Config& config, const std::string& identity, const std::string& device, bool quick) {
+  return JoinPath(folder, StemOf(config, identity) + Sha256Hex(device).substr(0, kDigest) + (quick ? kQuick : kProfiled));
+}
+
+// True if `sol-rt profile` measured the bundle on some device.
+bool IsProfiled(const std::string& folder, const Config& config, const std::string& identity) {
+  const std::string stem = StemOf(config, identity);
+  const std::vector<std::string> names = NamesIn(folder);
+  return std::any_of(names.begin(), names.end(), [&](const std::string& name) {
+    return name.size() == stem.size() + kDigest + std::strlen(kProfiled) && name.rfind(stem, 0) == 0 && name.substr(stem.size() + kDigest) == kProfiled;
+  });
 }
 
 bool IsExpired(const CostTable& table) {
@@ -43,14 +60,8 @@ StoredCosts Read(const std::string& file, const Config& config, const std::strin
   return found;
 }
 
-}  // namespace
-
-std::string CostsFolder() {
-  const std::string folder = UserDataFolder();
-  return folder.empty() ? folder : JoinPath(folder, "costs");
-}
-
-StoredCosts FindCosts(const std::string& folder, const Config& config, const std::string& identity, const std::string& device, bool quick) {
+// As FindCosts; the note has no word on costs that stay bytes.
+StoredCosts Find(const std::string& folder, const Config& config, const std::string& identity, const std::string& device, bool quick) {
   std::string problem;
   for (const bool of_first_load : {false, true}) {
     const std::string file = FileOf(folder, config, identity, device, of_first_load);
@@ -69,10 +80,31 @@ StoredCosts FindCosts(const std::string& folder, const Config& config, const std
   return bytes;
 }
 
+// Says why costs stay bytes where a table might have served.
+StoredCosts WithReason(StoredCosts costs, const std::string& folder, const Config& config, const std::string& identity) {
+  if (!costs.table.empty()) return costs;
+  if (costs.note.empty() && !folder.empty() && IsProfiled(folder, config, identity)) {
+    costs.note = "measured on another device or with another number of threads than this run's";
+  }
+  if (!costs.note.empty()) costs.note += "; costs are bytes";
+  return costs;
+}
+
+}  // namespace
+
+std::string CostsFolder() {
+  const std::string folder = UserDataFolder();
+  return folder.empty() ? folder : JoinPath(folder, "costs");
+}
+
+StoredCosts FindCosts(const std::string& folder, const Config& config, const std::string& identity, const std::string& device, bool quick) {
+  return WithReason(Find(folder, config, identity, device, quick), folder, config, identity);
+}
+
 StoredCosts FirstCosts(const std::string& folder, EngineFactory& factory, const Bundle& bundle, int64_t max_context, const Progress& progress) {
   const Config& config = bundle.config();
-  StoredCosts costs = FindCosts(folder, config, bundle.identity(), factory.Device(), true);
-  if (!costs.table.empty() || !config.LossesMeasured() || max_context < 2) return costs;
+  StoredCosts costs = Find(folder, config, bundle.identity(), factory.Device(), true);
+  if (!costs.table.empty() || !config.LossesMeasured() || max_context < 2) return WithReason(std::move(costs), folder, config, bundle.identity());
   const CostTable table = MeasureCosts(factory, bundle, max_context, progress);
   costs.table = table.ToJson();
   costs.cost = MakeMeasuredCost(config, table);

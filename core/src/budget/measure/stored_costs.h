@@ -15,7 +15,7 @@ struct StoredCosts {
   std::shared_ptr<const CostModel> cost;
   std::string table;  // its text; empty where costs are bytes
   std::string file;   // where it lies; empty where it lies nowhere
-  std::string note;   // a line for the user: what was done, or why a table was not used; empty where there is nothing to say
+  std::string note;   // a line for the user: what was done, or why a table was not used or costs are bytes; empty where there is nothing to say
 };
 
 // `costs` in the user's folder for sol_rt; empty where the environment names none.
