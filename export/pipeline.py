@@ -320,7 +320,7 @@ def export_bundle(
             readout = None if stored is None else stored.readout
             if text is not None and policy is None:
                 with stages(_POLICY) as report:
-                    readout = fit_readout(folder, text, order, effort.scored_windows, report)
+                    readout = fit_readout(folder, text, order, effort.windows_of_all, report)
             if to_store is not None:
                 to_store = replace(to_store, readout=readout)
             if readout is not None and policy is None:

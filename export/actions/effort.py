@@ -53,7 +53,8 @@ class Effort:
         searched_windows: fitted windows on which active channels are searched.
         trial_tokens: of each of these windows, half of them scored.
         scored_windows: most windows on which variants are scored.
-        windows_of_all: of these, the first ones, after which variants that others beat are scored no more.
+        windows_of_all: of these, the first ones, after which variants that others beat are scored no more; a policy is
+            fitted to them.
         scored_tokens: tokens at the end of each of these windows.
         long_tokens: most tokens scored after each context of the long stretch.
         kv_steps: tokens at each context for actions of KV density below 1, which run step by step.
@@ -151,7 +152,7 @@ def about_seconds(weights: int, effort: Effort | None, *, coded: bool, measured:
     contexts = effort.long // CONTEXTS[1]
     of_all = min(effort.windows_of_all, effort.scored_windows)
     rows = _VARIANTS * of_all + _UNBEATEN * (effort.scored_windows - of_all)
-    tokens = effort.scored_windows * WINDOW * (2 + _READ_OUT) + rows * effort.scored_tokens
+    tokens = (effort.scored_windows + of_all / 2 + of_all * _READ_OUT) * WINDOW + rows * effort.scored_tokens
     tokens += effort.long + contexts * _VARIANTS // 2 * effort.long_tokens
     searched = effort.searched_windows if weights <= _SEARCHED else 0
     seconds += weights * _TRYING * _TRIALS * effort.trial_tokens * (effort.head_windows + searched)

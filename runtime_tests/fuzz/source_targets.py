@@ -28,7 +28,7 @@ from sol_rt.export.actions.stored import Settings, StoredCalibration
 from sol_rt.export.bundle_folder import seal
 from sol_rt.export.graphs.policy_graph import PolicyShape, random_policy_parameters
 from sol_rt.export.pipeline import _write_small_files, export_bundle
-from sol_rt.export.policy_file import TrainedPolicy, write_policy, write_policy_graph
+from sol_rt.export.policy_file import TrainedPolicy, read_fitting, write_policy, write_policy_graph
 from sol_rt.export.sources.checkpoint import check_tensors
 from sol_rt.export.sources.decoder import family_of, from_hf_config
 from sol_rt.export.sources.model_section import model_section
@@ -152,7 +152,7 @@ def policy_file(folder: Path) -> Reader:
     def read(data: bytes) -> None:
         path.unlink(missing_ok=True)
         path.write_bytes(data)
-        write_policy_graph(folder, path, config, "made.onnx")
+        write_policy_graph(folder, read_fitting(path, config), config, "made.onnx")
 
     return Reader(read, [seed])
 
