@@ -194,7 +194,8 @@ class Stream(Iterator[GeneratedToken]):
         session = self._session
         session.displace()
         self._begun = True
-        self._request.start(session.handle)
+        with raising_of(session.host, self._turns):  # it asks what the cache holds
+            self._request.start(session.handle)
         session.newest, session.owner = self, self._mark
         if self._moved:
             self._set_dial()
