@@ -72,7 +72,9 @@ def readout_policy(readout: Readout, actions: Sequence[Action], order: Sequence[
     shape = PolicyShape(
         len(weights) - len(SCALARS), len(SCALARS), len(actions), width=0, scalar_size=2, use_embedding=False
     )
-    description = f"fitted at export; of what hull adds it avoids about {readout.avoided:.0%} on windows left out"
+    description = (
+        f"fitted at export; of what random steps add it avoids about {readout.avoided:.0%} on windows left out"
+    )
     return TrainedPolicy(shape, SCALARS, tuple(actions), description, parameters, model)
 
 

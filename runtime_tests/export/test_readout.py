@@ -116,5 +116,5 @@ def test_an_export_without_skill_or_wish_has_no_policy(
     llama_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert export(llama_checkpoint, tmp_path / "out", calibration="quick").config.policy is None
-    monkeypatch.setattr(readout, "fit_readout", lambda *_: pytest.fail("fitted"))
+    monkeypatch.setattr("sol_rt.export.pipeline.fit_readout", lambda *_: pytest.fail("fitted"))
     assert export(llama_checkpoint, tmp_path / "none", calibration="quick", policy=NO_POLICY).config.policy is None

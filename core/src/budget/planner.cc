@@ -145,7 +145,7 @@ PromptRun PromptOf(const Config& config, const Dial& dial, const Request& reques
       allowed = hull->LossAt(request.budget, dial.prompt->tokens);
     }
   }
-  return ChoosePrompt(config, *dial.prompt, kPromptShare * allowed);
+  return ChoosePrompt(config, *dial.prompt, kPromptShare * std::max(allowed, 0.0));
 }
 
 }  // namespace
