@@ -27,7 +27,7 @@ from sol_rt.export.actions.effort import Effort, about_seconds, slowness
 from sol_rt.export.actions.lm_head_bits import choose_lm_head_bits, may_screen
 from sol_rt.export.actions.measuring import measure
 from sol_rt.export.actions.prompt_losses import PromptLosses, measure_prompts, with_prompt_losses
-from sol_rt.export.actions.readout import fit_readout
+from sol_rt.export.actions.readout import fit_readout, plain_actions
 from sol_rt.export.actions.stored import Settings, StoredCalibration, is_device_table, is_stored
 from sol_rt.export.bundle_folder import check_output, hashed, seal, written_aside
 from sol_rt.export.gpu import write_kernel_graphs
@@ -315,16 +315,15 @@ def export_bundle(
         if fit is not None:
             chosen = action_set.choose_actions(folder, config, measured, fit.origin, max_actions or MAX_ACTIONS)
             config, selection = save(with_prompt_losses(chosen.config, prompts)), chosen.selection
-            actions, front = [entry.action for entry in config.actions], measured.fronts[min(measured.fronts)]
-            order = sorted({replace(each, kv_density=1.0) for each in actions}, key=lambda each: -front[each].bytes)
             readout = None if stored is None else stored.readout
             if text is not None and policy is None:
                 with stages(_POLICY) as report:
-                    readout = fit_readout(folder, text, order, effort.windows_of_all, report)
+                    readout = fit_readout(folder, text, effort.windows_of_all, report)
             if to_store is not None:
                 to_store = replace(to_store, readout=readout)
             if readout is not None and policy is None:
-                fitted = readout_policy(readout, actions, order, config.model.name)
+                kept = [entry.action for entry in config.actions]
+                fitted = readout_policy(readout, kept, plain_actions(config), config.model.name)
                 config = save(replace(config, policy=write_policy_graph(folder, fitted, config, POLICY)))
 
         # compare with the source
@@ -424,9 +423,9 @@ def _stages(calibration: str | Path | None, source: str, parity: bool) -> dict[s
     """The stages of an export, each with its share of the time; those that are not expected have next to none."""
     recipe = aliases().get(source) if calibration is None else None
     if calibration == NO_TEXT:
-        unlikely = {_WRITE, _FIT, _HEAD, _SEARCH, _MEASURE, _PROMPTS}
+        unlikely = {_WRITE, _FIT, _HEAD, _SEARCH, _MEASURE, _PROMPTS, _POLICY}
     elif is_stored(Path(str(calibration))) or (recipe is not None and recipe.calibration is not None):
-        unlikely = {_ROUND, _WRITE, _HEAD, _SEARCH, _MEASURE, _PROMPTS}
+        unlikely = {_ROUND, _WRITE, _HEAD, _SEARCH, _MEASURE, _PROMPTS, _POLICY}
     else:
         unlikely = set() if calibration in (None, QUICK, FULL) else {_ROUND, _WRITE}
     if not parity:

@@ -2,25 +2,23 @@
 
     python benchmarks quality.readout BUNDLE -f austen-emma.txt -f melville-moby_dick.txt
 
-The readout is fitted anew to the package's sample texts, as in an export. Of each text two windows of 512 tokens are
-scored, from the middle on. *Avoids* is the share of what random steps under the cheaper of two neighbouring actions
-add, mean over pairs; z counts standard errors over stretches of 64 steps.
+The readout is fitted anew to all of the package's sample texts; an export of a large model takes two of them. Of each
+text two windows of 512 tokens are scored, from the middle on. *Avoids* is the share of what random steps under the
+cheaper of two neighbouring actions add, mean over pairs; z counts standard errors over stretches of 64 steps.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from sol_rt.budget.cost.model import BytesCost
 from sol_rt.export.actions.calibration_text import LONG, package_text
 from sol_rt.export.actions.effort import Effort
-from sol_rt.export.actions.readout import SCALARS, Steps, fit_readout, gains, steps_of
+from sol_rt.export.actions.readout import SCALARS, Steps, fit_readout, gains, plain_actions, steps_of
 from sol_rt.export.runs import open_runs
 from sol_rt.progress import silent
 
@@ -34,12 +32,10 @@ def main() -> None:
     given = parser.parse_args()
     engine = open_runs(given.bundle)
     bundle, tokenizer = engine.bundle, engine.bundle.tokenizer()
-    cost = BytesCost(bundle.config)
-    plain = {replace(entry.action, kv_density=1.0) for entry in bundle.config.actions}
-    order = sorted(plain, key=lambda action: -cost.step(action, _WINDOW))
+    order = plain_actions(bundle.config)
     began = time.process_time()
     text = package_text(tokenizer, bundle.config.model.max_context, LONG)
-    fitted = fit_readout(given.bundle, text, order, Effort.full().scored_windows, silent)
+    fitted = fit_readout(given.bundle, text, Effort.full().scored_windows, silent)
     print(f"fitted in {time.process_time() - began:.0f} s of CPU; {[action.tag for action in order]}")
     windows = []
     for file in given.file:

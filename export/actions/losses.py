@@ -7,6 +7,7 @@ Actions of lower KV density run step by step.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -69,7 +70,6 @@ def token_losses(
     prefill: Action | None = None,
     context: int | None = None,
     keep: bool = False,
-    watch: Watch = unwatched,
 ) -> Losses:
     """The loss of every scored token under every candidate in nats, float64 [candidates, tokens].
 
@@ -85,7 +85,6 @@ def token_losses(
         context: the length of that part in tokens; by default half of the window.
         keep: leave the last window's first part in the cache, and begin with what the cache holds of the first window
             if a call with the same `prefill` left it there.
-        watch: sees each candidate's steps in turn.
 
     Raises UsageError for counts that the bundle's graphs cannot hold, SolError if a run fails.
     """
@@ -94,7 +93,7 @@ def token_losses(
         scored = window[_prefilled(window, context) :]
 
         def losses(action: Action) -> Losses:
-            rows = zip(_rows(engine, scored, action, watch), scored[1:], strict=True)
+            rows = zip(_rows(engine, scored, action), scored[1:], strict=True)
             return np.array([-distribution.log_probability(target) for distribution, target in rows])
 
         return losses
@@ -201,6 +200,29 @@ def _scored(
     return losses, divergences
 
 
+@dataclass(frozen=True)
+class SharedLoss:
+    """Loss that a KV density or a prompt's variant adds to all steps, nats a token, and its standard error."""
+
+    loss: float
+    stderr: float
+
+
+def shared_loss(added: Losses) -> SharedLoss:
+    """Conservative added loss: max(mean + standard error, 0).
+
+    Args:
+        added: what is added to the dense action at each token, [n].
+    """
+    error = standard_error(added)
+    return SharedLoss(max(float(added.mean()) + error, 0.0), error)
+
+
+def standard_error(values: Losses) -> float:
+    """Standard error of the mean of values [n]; 0 of a single one."""
+    return float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+
+
 def _rest(logprobs: Losses) -> Losses:
     """The probability of all tokens except those of `logprobs` [positions, tokens]: [positions]."""
     return np.asarray(np.maximum(1 - np.exp(logprobs).sum(-1), _LEAST))
@@ -258,7 +280,7 @@ def _prefilled(window: Sequence[int], context: int | None = None) -> int:
 
 
 def _rows(
-    engine: Session, scored: Sequence[int], action: Action, watch: Watch, rows: int = _ROWS
+    engine: Session, scored: Sequence[int], action: Action, watch: Watch = unwatched, rows: int = _ROWS
 ) -> Iterator[Distribution]:
     """Yields the distribution after each token except the last; each is valid until the next one."""
     sums, count = native_sums() if engine.native else numpy_sums, len(scored) - 1

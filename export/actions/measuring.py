@@ -32,7 +32,14 @@ from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.selection import Measured
 from sol_rt.export.actions.calibration_text import CONTEXTS, CalibrationText, contexts
 from sol_rt.export.actions.effort import Effort
-from sol_rt.export.actions.losses import Candidate, Losses, losses_and_divergences, token_losses
+from sol_rt.export.actions.losses import (
+    Candidate,
+    Losses,
+    losses_and_divergences,
+    shared_loss,
+    standard_error,
+    token_losses,
+)
 from sol_rt.export.actions.selection import NEAR, near_hull
 from sol_rt.export.runs import open_runs
 from sol_rt.progress import Progress
@@ -136,27 +143,9 @@ def beaten(rows: Mapping[Action, Losses], sizes: Mapping[Action, float]) -> set[
 
     def beats(other: Action, action: Action) -> bool:
         more = rows[action] - rows[other]
-        return bool(more.mean() > _DOUBT * _stderr(more) and sizes[other] < (1 - _MARGIN) * sizes[action])
+        return bool(more.mean() > _DOUBT * standard_error(more) and sizes[other] < (1 - _MARGIN) * sizes[action])
 
     return {action for action in rows if any(beats(other, action) for other in rows)}
-
-
-@dataclass(frozen=True)
-class SharedLoss:
-    """Loss that a KV density adds to every variant, nats a token, and the standard error of the mean."""
-
-    loss: float
-    stderr: float
-
-
-def shared_loss(added: Losses) -> SharedLoss:
-    """Conservative added loss of a KV density: max(mean + standard error, 0).
-
-    Args:
-        added: what the density adds to the dense action at each token, [n].
-    """
-    error = _stderr(added)
-    return SharedLoss(max(float(added.mean()) + error, 0.0), error)
 
 
 class _Scorer:
@@ -264,7 +253,7 @@ class _Scorer:
 
     def measured(self, action: Action, context: int, added: Losses) -> Measured:
         """The measurement of an action whose added losses are `added`; the dense action's are 0."""
-        return Measured(self.bytes(action, context), float(added.mean()), _stderr(added))
+        return Measured(self.bytes(action, context), float(added.mean()), standard_error(added))
 
     def bytes(self, action: Action, context: int) -> float:
         """Bytes that a step of the action reads."""
@@ -274,10 +263,6 @@ class _Scorer:
 def _joined(rows: Sequence[Mapping[Action, Losses]], actions: Iterable[Action]) -> dict[Action, Losses]:
     """The losses of some actions on all windows, one window after another."""
     return {action: np.concatenate([of_window[action] for of_window in rows]) for action in actions}
-
-
-def _stderr(values: Losses) -> float:
-    return float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else 0.0
 
 
 def _frequency_entropy(text: CalibrationText) -> float:

@@ -6,7 +6,6 @@ losses of short contexts are measured on. The reported loss is the mean plus its
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -15,7 +14,7 @@ import numpy as np
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import SolConfig
-from sol_rt.export.actions.losses import prompt_divergences
+from sol_rt.export.actions.losses import prompt_divergences, shared_loss
 from sol_rt.export.runs import open_runs
 from sol_rt.progress import Progress
 
@@ -44,9 +43,8 @@ def measure_prompts(bundle: Bundle, windows: Sequence[Sequence[int]], progress: 
         progress("measuring prompts", done, len(windows))
         found.append(prompt_divergences(engine, window[: context + SCORED + 1], context, [prompt])[0])
     progress("measuring prompts", len(windows), len(windows))
-    losses = np.concatenate(found)  # two at least: a window has three tokens or more behind the prompt
-    loss = float(losses.mean() + losses.std(ddof=1) / math.sqrt(len(losses)))
-    return {prompt.variant: {context: max(loss, 0.0)}}
+    losses = np.concatenate(found)
+    return {prompt.variant: {context: shared_loss(losses).loss}}
 
 
 def with_prompt_losses(config: SolConfig, losses: PromptLosses) -> SolConfig:

@@ -17,16 +17,18 @@ densities. Actions that differ in KV density alone have equal logits, and `sol` 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from sol_rt.budget.cost.model import BytesCost
 from sol_rt.bundle.actions import Action
+from sol_rt.bundle.config import SolConfig
 from sol_rt.bundle.policy_inputs import PolicyInputs, StepObservation
 from sol_rt.engine.distribution import Distribution
-from sol_rt.export.actions.calibration_text import CalibrationText
+from sol_rt.export.actions.calibration_text import CONTEXTS, CalibrationText
 from sol_rt.export.actions.losses import Candidate, Losses, losses_and_divergences
 from sol_rt.export.runs import open_runs
 from sol_rt.generate.native.session import Session
@@ -73,22 +75,25 @@ class Steps:
     added: Losses
 
 
-def fit_readout(
-    folder: Path, text: CalibrationText, order: Sequence[Action], most: int, progress: Progress
-) -> Readout | None:
+def plain_actions(config: SolConfig) -> list[Action]:
+    """Channels and bits of a bundle's actions at KV density 1, from the most bytes, the dense one's, to the fewest."""
+    cost, found = BytesCost(config), {replace(entry.action, kv_density=1.0) for entry in config.actions}
+    return sorted(found, key=lambda action: -cost.step(action, CONTEXTS[0]))
+
+
+def fit_readout(folder: Path, text: CalibrationText, most: int, progress: Progress) -> Readout | None:
     """Fits a readout to the second halves of the text's scored windows; None if it avoids too little.
 
     Args:
         folder: the unfinished bundle.
         text: has the windows.
-        order: actions of KV density 1, from the most bytes to the fewest, the bundle's dense one first.
         most: windows to score.
         progress: reports how far the steps are.
     """
-    windows = text.scored[:most]
+    engine, windows = open_runs(folder), text.scored[:most]
+    order, found = plain_actions(engine.bundle.config), []
     if len(order) < 2 or len(windows) < 2:
         return None
-    engine, found = open_runs(folder), []
     for number, window in enumerate(windows):
 
         def report(step: str, done: float, total: float, number: int = number) -> None:

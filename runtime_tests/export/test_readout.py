@@ -75,7 +75,7 @@ def test_losses_by_chance_give_no_readout(seed: int) -> None:
 
 
 def test_one_window_gives_no_readout(llama_bundle: Path) -> None:
-    assert fit_readout(llama_bundle, random_text(), ORDER, 1, silent) is None
+    assert fit_readout(llama_bundle, random_text(), 1, silent) is None
 
 
 def test_differences_of_logits_are_the_score_and_densities_of_kv_have_none() -> None:
