@@ -26,7 +26,7 @@ class Mixed {
     for (const std::string& key : config.variant_order) losses_.push_back(WholeLoss(config, key, seen.tokens));
   }
 
-  // Of the first `cached` tokens of the cache, or of fewer where they lose more than `most`; `kept` is how many.
+  // The loss of the first `cached` tokens of the cache, or of fewer where they lose more than `most`; `kept` is their number.
   double Of(int64_t cached, double most, int64_t& kept) const {
     double loss = 0.0;
     for (kept = 0; kept < cached; ++kept) {

@@ -60,7 +60,7 @@ StoredCosts Read(const std::string& file, const Config& config, const std::strin
   return found;
 }
 
-// As FindCosts; the note has no word on costs that stay bytes.
+// FindCosts, but for the note's words on costs that stay bytes.
 StoredCosts Find(const std::string& folder, const Config& config, const std::string& identity, const std::string& device, bool quick) {
   std::string problem;
   for (const bool of_first_load : {false, true}) {
