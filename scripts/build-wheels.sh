@@ -1,6 +1,7 @@
 #!/bin/sh
-# Builds wheels with the native operators for Linux: scripts/build-wheels.sh ENVIRONMENT FOLDER ARCHITECTURE...
-# ENVIRONMENT is a virtual environment with the packages ziglang and auditwheel; architectures are x86_64 and aarch64.
+# Builds wheels with the native operators: scripts/build-wheels.sh ENVIRONMENT FOLDER ARCHITECTURE...
+# ENVIRONMENT is a virtual environment with the packages ziglang, auditwheel and delvewheel. Architectures: x86_64 and aarch64 for Linux,
+# win_amd64 for Windows, which needs mingw-w64 (Debian's g++-mingw-w64-x86-64-posix).
 # The native core is in, built with releases that CMake fetches; without network give $CMAKE_ARGS with
 # -DFETCHCONTENT_SOURCE_DIR_PCRE2=FOLDER and the like for UTF8PROC and JSON.
 #
@@ -14,7 +15,13 @@ folder=$2
 shift 2
 cd "$(dirname "$0")/.."
 work=$PWD/build/wheels
-zig=$("$environment/bin/python" -c 'import pathlib, ziglang; print(pathlib.Path(ziglang.__file__).with_name("zig"))')
+
+# wheel ARCHITECTURE PLATFORM SYSTEM PROCESSOR: the compilers are cc and c++ in the architecture's work folder.
+wheel() {
+    SOL_NATIVE=ON SOL_CORE=ON SOL_RT_FETCH=ON SOL_CUDA=OFF CC="$work/$1/cc" CXX="$work/$1/c++" LDFLAGS=-s _PYTHON_HOST_PLATFORM="$2" \
+        CMAKE_ARGS="-DCMAKE_SYSTEM_NAME=$3 -DCMAKE_SYSTEM_PROCESSOR=$4 -DHIGHWAY_INCLUDE_DIR=$work/headers -DONNXRUNTIME_INCLUDE_DIR=$work/headers ${CMAKE_ARGS:-}" \
+        "$environment/bin/python" -m pip wheel --no-deps -w "$work/$1/wheel" -C build-dir="$work/$1/build" -C install.strip=false .
+}
 
 "$environment/bin/python" scripts/fetch_headers.py "$work/headers" >/dev/null || {
     echo "using the headers in /usr/include" >&2
@@ -26,14 +33,20 @@ for architecture in "$@"; do
     # because the strip of this machine may not know the other processor. What the core links is fetched: installed
     # libraries are there for this processor and this glibc alone.
     mkdir -p "$work/$architecture"
+    if [ "$architecture" = win_amd64 ]; then
+        for tool in cc:gcc c++:g++; do
+            ln -sf "$(command -v "x86_64-w64-mingw32-${tool#*:}-posix")" "$work/$architecture/${tool%:*}"
+        done
+        wheel "$architecture" win-amd64 Windows AMD64
+        # Ends with an error if a library needs one that is neither here nor Windows' own.
+        "$environment/bin/delvewheel" repair --analyze-existing -w "$folder" "$work/$architecture/wheel/"*.whl
+        continue
+    fi
+    zig=$("$environment/bin/python" -c 'import pathlib, ziglang; print(pathlib.Path(ziglang.__file__).with_name("zig"))')
     for tool in cc c++; do # programs of one word: CMake loses the second one of CC
         printf '#!/bin/sh\nexec "%s" %s -target %s "$@"\n' "$zig" $tool "$architecture-linux-gnu.$GLIBC" >"$work/$architecture/$tool"
         chmod +x "$work/$architecture/$tool"
     done
-    CC="$work/$architecture/cc" CXX="$work/$architecture/c++" LDFLAGS=-s \
-        SOL_NATIVE=ON SOL_CORE=ON SOL_RT_FETCH=ON SOL_CUDA=OFF _PYTHON_HOST_PLATFORM="linux-$architecture" \
-        CMAKE_ARGS="-DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=$architecture -DHIGHWAY_INCLUDE_DIR=$work/headers -DONNXRUNTIME_INCLUDE_DIR=$work/headers ${CMAKE_ARGS:-}" \
-        "$environment/bin/python" -m pip wheel --no-deps -w "$work/$architecture/wheel" \
-        -C build-dir="$work/$architecture/build" -C install.strip=false .
+    wheel "$architecture" "linux-$architecture" Linux "$architecture"
     PATH="$environment/bin:$PATH" "$environment/bin/auditwheel" repair -w "$folder" "$work/$architecture/wheel/"*.whl
 done

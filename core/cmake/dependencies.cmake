@@ -20,12 +20,6 @@ if(SOL_RT_OPERATORS AND NOT HIGHWAY_INCLUDE_DIR)
   message(FATAL_ERROR "Highway's headers (hwy/highway.h) were not found; run `python scripts/fetch_headers.py`, or pass -DSOL_RT_OPERATORS=OFF")
 endif()
 
-if(MINGW)
-  # What ONNX Runtime's header expects of every compiler on Windows: an annotation of Microsoft's sal.h, and a keyword that is no name in standard C++.
-  add_compile_options("-D_Return_type_success_(condition)=" -D_stdcall=__stdcall)
-  add_link_options(-static)  # mingw's own libraries, which no Windows has
-endif()
-
 add_library(sol_rt_dependencies INTERFACE)
 target_compile_definitions(sol_rt_dependencies INTERFACE PCRE2_CODE_UNIT_WIDTH=8 PCRE2_STATIC UTF8PROC_STATIC)
 target_link_libraries(sol_rt_dependencies INTERFACE Threads::Threads ${CMAKE_DL_LIBS})

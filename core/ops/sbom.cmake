@@ -54,6 +54,11 @@ if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
 elseif(CMAKE_CXX_COMPILER_ID MATCHES "Clang" AND NOT APPLE AND NOT MSVC)
   sol_component("libc++" "${CMAKE_CXX_COMPILER_VERSION}" "Apache-2.0 WITH LLVM-exception" "pkg:github/llvm/llvm-project")
 endif()
+if(MINGW)  # so are its start-up code and threads
+  find_path(SOL_MINGW_INCLUDE_DIR _mingw_mac.h HINTS ${CMAKE_CXX_IMPLICIT_INCLUDE_DIRECTORIES})
+  sol_component_of_header("mingw-w64" ${SOL_MINGW_INCLUDE_DIR}/_mingw_mac.h __MINGW64_VERSION_ "ZPL-2.1" "pkg:sourceforge/mingw-w64"
+    MAJOR MINOR BUGFIX)
+endif()
 if(TARGET sol_rt)  # the native core
   sol_component_of_header("nlohmann-json" ${SOL_JSON_INCLUDE_DIR}/nlohmann/detail/abi_macros.hpp NLOHMANN_JSON_VERSION_ "MIT"
     "pkg:github/nlohmann/json" MAJOR MINOR PATCH)
