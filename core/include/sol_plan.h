@@ -1,5 +1,5 @@
-// Costs and plans of decode steps, mostly from a bundle's config alone. For exports, trainings and reports; hosts that generate need none of it. The rules
-// of sol_rt.h hold here, too.
+// Costs and plans of decode steps, mostly from a bundle's config alone, and checks of files. For exports, trainings, reports and engines of the host's; other
+// hosts that generate need none of it. The rules of sol_rt.h hold here, too.
 //
 // Threads: a `sol_costs` and a `sol_hull` may be used by any number of threads at once, a `sol_plan` by one at a time.
 #ifndef SOL_PLAN_H_
@@ -10,6 +10,19 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
+
+// ---- Files ----------------------------------------------------------------------------------------------------------------------------------------
+// For hosts that read them. `path` names the file in errors.
+
+// Checks the text of a sol_config.json as a load does. `shapes`: 1 to compare dims and bits with the shapes of its tensors, too. One that no bundle may have is
+// SOL_ERROR_BUNDLE.
+SOL_RT_API sol_error* sol_config_check(const char* config, size_t length, const char* path, int32_t shapes);
+// Weights that a graph file takes from other files: ONNX Runtime does not report them, and reads whatever a graph refers to. A list in JSON with the keys
+// `name`, `dtype` and `shape` (as in sol_config.json), `location`, `offset` and `length`, -1 where the graph gives none. A file that is no ONNX model, or one
+// that would end the process, is SOL_ERROR_BUNDLE. No NUL is written.
+SOL_RT_API sol_error* sol_graph_weights(const void* graph, size_t size, const char* path, char* json, size_t capacity, size_t* length);
+// Checks the text of a trace as a replay does. One that is none, damaged or cut off is SOL_ERROR_USAGE.
+SOL_RT_API sol_error* sol_trace_check(const char* trace, size_t length, const char* path);
 
 // ---- Costs ----------------------------------------------------------------------------------------------------------------------------------------
 

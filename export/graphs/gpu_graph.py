@@ -21,12 +21,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from sol_rt.bundle.bits import SCREENED
 from sol_rt.bundle.config import BLOCK, KvLayout
-from sol_rt.bundle.graph_file import ONNX_DTYPES
 from sol_rt.engine.gpu.gpu_graphs import Value
 from sol_rt.engine.signature import GATHER_CAPACITY
 
 import onnxruntime as ort
 
+_DTYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 10: "float16", 21: "uint4"}
 _CHANNEL_MAJOR = "channel_major_base"
 """In a recipe: a 4-bit matrix [K, N] as the bytes [N, K / 32, 16] that MatMulNBits reads."""
 
@@ -381,7 +381,7 @@ class _Rewriter:
         """Name of the graph input that holds a value of an ONNX type and shape; it is added where it is new."""
         name = key if key in self.weights else f"made.{hashlib.sha256(key.encode()).hexdigest()[:24]}"
         if name not in self.values:
-            self.values[name] = Value(name, weights, ONNX_DTYPES[kind[0]], tuple(kind[1]), recipe, repacked)
+            self.values[name] = Value(name, weights, _DTYPES[kind[0]], tuple(kind[1]), recipe, repacked)
             self.graph.input.append(helper.make_tensor_value_info(name, *kind))
         return name
 

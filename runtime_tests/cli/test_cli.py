@@ -21,7 +21,7 @@ from sol_rt import __version__
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.cli import main
 from sol_rt.cli.app import COMMANDS, make_app
-from sol_rt.engine.hardware import check_simd_targets
+from sol_rt.native.simd_targets import check_simd_targets
 from sol_rt.store.home import remember_last_export
 
 

@@ -87,7 +87,7 @@ def test_a_trace_overwrites_no_file_of_the_bundle(tmp_path: Path, name: str, way
         (lambda text: text + '{"a":' * 300000 + "1" + "}" * 300000 + "\n", " is not a record; record the run again"),
     ],
 )
-def test_damaged_traces_are_refused_in_the_words_of_python(
+def test_damaged_traces_are_refused_where_they_are_read_and_replayed(
     model: SolModel, tmp_path: Path, change: Any, message: str
 ) -> None:
     path = tmp_path / "trace.jsonl"

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from sol_rt.bundle.config import BLOCK, CODEBOOK, CODEBOOK_SHAPE, CONFIG_NAME, FileEntry, SolConfig
+from sol_rt.bundle.config import CONFIG_NAME, FileEntry, SolConfig
 from sol_rt.bundle.config_reader import read_config
 from sol_rt.bundle.file_state import FileState
 from sol_rt.errors import BundleError, UsageError, brief
@@ -67,7 +67,7 @@ class Bundle:
         if not config_path.is_file():
             raise BundleError(folder, CONFIG_NAME, "no such file", "a bundle's config", hint)
         content = _content(config_path)
-        config = read_config(config_path, content)
+        config = read_config(config_path, content, shapes=True)
         for name, entry in config.files.items():
             check_size(folder / name, entry)
             if verify and name != config.weights_file:
@@ -75,7 +75,6 @@ class Bundle:
         if (folder / config.weights_file).is_symlink():
             hint = "replace the link by the file: ONNX Runtime reads weights only from the bundle's own folder"
             raise BundleError(folder, config.weights_file, "a symbolic link", "a regular file", hint)
-        _check_shapes(config_path, config)
         return cls(folder, config, hashlib.sha256(content).hexdigest(), verify)
 
     def file(self, name: str) -> Path:
@@ -232,43 +231,3 @@ def _require_unchanged(path: Path, entry: FileEntry, digest: str) -> None:
 
 def _short(digest: str) -> str:
     return f"{digest[:12]}…"
-
-
-def _check_shapes(path: Path, config: SolConfig) -> None:
-    """Compares dims and bits with the tensors: an edited dim must not misread the cache later."""
-    for name, axis, expected, key in _carried_dims(config):
-        entry = config.tensors.get(name)
-        if entry is not None and (len(entry.shape) <= axis or entry.shape[axis] != expected):
-            got = f"{list(entry.shape)} in the weights"
-            raise BundleError(path, f"weights.tensors.{name}.shape", got, f"{expected} at axis {axis}, from {key}")
-
-    codebook = config.tensors.get(CODEBOOK)
-    if codebook is not None and (codebook.dtype, codebook.shape) != ("int8", CODEBOOK_SHAPE):
-        got = f"{codebook.dtype} {list(codebook.shape)}"
-        raise BundleError(path, f"weights.tensors.{CODEBOOK}", got, f"int8 {list(CODEBOOK_SHAPE)}")
-    widest = 4 + 2 * sum(f"embed.plane{index}" in config.tensors for index in (1, 2))
-    for key, variant in config.variants.items():
-        layers = "bits" if variant.layer_bits is None else "layer_bits"
-        for name, bits in ((layers, variant.precision.widest), ("lm_head_bits", variant.lm_head_bits)):
-            if bits > widest:
-                raise BundleError(path, f"variants.{key}.{name}", bits, f"at most {widest}, the widest in the weights")
-
-
-def _carried_dims(config: SolConfig) -> Iterator[tuple[str, int, int, str]]:
-    """Yields (tensor, axis, expected size, config key) for every dimension that a tensor's shape repeats."""
-    model = config.model
-    yield "embed.scale", 0, model.hidden_size // BLOCK, "model.hidden_size"
-    yield "embed.scale", 1, model.vocab_size, "model.vocab_size"
-    yield "rope.cos", 0, model.max_context, "model.max_context"
-    attended, both = model.num_heads * model.head_dim, 2 * model.num_kv_heads * model.head_dim
-    for layer in range(model.num_layers):
-        conv = layer in config.kv.convolving
-        if conv:
-            yield f"layers.{layer}.conv.weight", 0, model.hidden_size, "model.hidden_size"
-            yield f"layers.{layer}.conv.weight", 1, config.kv.conv_size, "kv.conv_size"
-        for scale in ("scale", "block_scale"):
-            qkv, o, down = (f"layers.{layer}.{matrix}.{scale}" for matrix in ("qkv", "o", "down"))
-            yield qkv, 0, model.hidden_size // BLOCK, "model.hidden_size"
-            yield qkv, 1, *((3 * model.hidden_size, "kv.layers") if conv else (attended + both, "model.num_heads"))
-            yield o, 0, attended // BLOCK, "model.num_heads"
-            yield down, 0, model.intermediate_size // BLOCK, "model.intermediate_size"

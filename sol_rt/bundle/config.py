@@ -1,6 +1,6 @@
 """The schema of `sol_config.json`: frozen dataclasses that mirror the file, and how they are written as JSON.
 
-docs/reference/bundle-details.md section 4 specifies the format. config_reader.py reads and checks the file.
+docs/reference/bundle-details.md section 4 specifies the format. config_reader.py reads the file.
 """
 
 from __future__ import annotations
@@ -30,8 +30,6 @@ CODEBOOK = "codebook"
 CODEBOOK_SHAPE = (4, 8)
 KV_DTYPES = ("float16", "int8")
 """Types of cached keys and values. int8 has one float16 scale per token and KV head."""
-LAYER_KINDS = ("attention", "conv")
-"""Kinds of a layer, by the part before its MLP: attention, or a gated short convolution, which keeps a state."""
 LONGEST_FILTER = 32
 """Tokens that a short convolution reads at most."""
 _CACHE_LINE = 64
@@ -86,7 +84,8 @@ class KvLayout:
         capacity_step: the capacity in tokens is a multiple of this.
         dense_layers: layers whose attention reads all pages under any action.
         windows: how many tokens each layer attends to, the new one included; 0: all. Empty: all layers attend to all.
-        layers: each layer's kind, one of LAYER_KINDS. Empty: all layers attend.
+        layers: each layer's kind: `attention`, or `conv`, a gated short convolution, which keeps a state. Empty: all
+            layers attend.
         conv_size: tokens that a short convolution reads, the new one included; 0 without layers of that kind.
     """
 

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sol_rt.engine.gpu import cuda, webgpu
-from sol_rt.engine.hardware import Gpu, check_simd_targets, check_threads, processor_name, usable_cores
+from sol_rt.engine.hardware import Gpu, check_threads, processor_name, usable_cores
 from sol_rt.engine.probes import attention_probe
 from sol_rt.errors import BundleError, ProviderError, UsageError, brief, one_line
+from sol_rt.native.simd_targets import check_simd_targets
 from sol_rt.ops import library_path
 
 import onnxruntime as ort

@@ -7,21 +7,18 @@ has no action and no cost.
 from __future__ import annotations
 
 import json
-import math
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.errors import SolError, UsageError, brief, cut
+from sol_rt.native.library import core
 from sol_rt.read_file import read_bytes
 
 FORMAT = "sol_rt.trace"
 FORMAT_VERSION = 1
-_LARGEST = 2**31 - 1  # of a token id or a context
-_LARGEST_INT = 2**63 - 1
 _LONGEST_NAME = 200
 
 
@@ -114,121 +111,21 @@ def read_trace(path: Path | str) -> Trace:
         raise UsageError(f"trace: got {brief(path)}, expected a file that `--trace` wrote")
     path = Path(path)
     try:
-        lines = read_bytes(path, pipes=True).decode("utf-8").split("\n")
+        text = read_bytes(path, pipes=True)
     except OSError as error:
         raise SolError(f"trace {cut(path)}: {error.strerror}; give a file that `--trace` wrote") from None
-    except UnicodeDecodeError:
-        raise SolError(f"trace {path}: not UTF-8 text; give a file that `--trace` wrote") from None
     except ValueError as error:  # a NUL in the name, or half of a surrogate pair
         raise SolError(f"trace {brief(str(path))}: {error}; give a file that `--trace` wrote") from None
-    header = _header(path, lines[0])
-    records: list[TraceRecord] = []
-    for number, line in enumerate(lines[1:], 2):
-        if not line and number == len(lines):
-            break
-        last = number == len(lines)
-        records.append(_record(path, number, line, last, len(records)))
-    return Trace(header, tuple(records))
-
-
-def _parsed(line: str) -> dict[str, Any]:
     try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _header(path: Path, line: str) -> TraceHeader:
-    raw = _parsed(line)
-    if raw.pop("format", None) != FORMAT:
-        raise SolError(f"trace {path}: line 1 is not a trace's header; give a file that `--trace` wrote")
-    version = raw.pop("format_version", None)
-    if version != FORMAT_VERSION:
-        raise SolError(
-            f"trace {path}: format version {brief(version)}, expected {FORMAT_VERSION}; record the run again"
-        )
-    kinds = {
-        "bundle": str, "config_sha256": str, "prompt_tokens": list, "prompt": str, "schedule": str,
-        "budget": (int, float, type(None)), "cost_model": str, "generation": dict,
-    }  # fmt: skip
-    if "prefill" in raw:
-        kinds["prefill"] = str
-    problem = _problem(raw, kinds)
-    if not problem and not (raw["prompt_tokens"] and all(_is_token(token) for token in raw["prompt_tokens"])):
-        problem = "prompt_tokens are not token ids"
-    for key in ("schedule", "cost_model"):
-        if not problem and not is_name(raw[key]):
-            problem = f"{key}: got {brief(raw[key])}, expected a name of 1 to {_LONGEST_NAME} printable characters"
-    if not problem and not _is_finite(raw["generation"]):
-        problem = "generation: got a number that is not finite"
-    if problem:
-        raise SolError(f"trace {path}: line 1: {problem}; record the run again")
-    return TraceHeader(**{**raw, "prompt_tokens": tuple(raw["prompt_tokens"])})
-
-
-def _record(path: Path, number: int, line: str, cut: bool, step: int) -> TraceRecord:
-    raw = _parsed(line)
-    if not raw:
-        got = "cut off" if cut else "not a record"
-        hint = "remove the line to use the rest" if cut else "record the run again"
-        raise SolError(f"trace {path}: line {number} is {got}; {hint}")
-    number_kind = (int, float)
-    kinds = {
-        "step": int, "token": int, "text": str, "action": (str, type(None)), "context": int, "cost": number_kind,
-        "relative_cost": number_kind, "logprob": number_kind, "ms": number_kind, "achieved": number_kind,
-    }  # fmt: skip
-    problem = _problem(raw, kinds)
-    if not problem and raw["step"] != step:
-        problem = f"step {brief(raw['step'])}, expected {step}"
-    if not problem and not (_is_token(raw["token"]) and 0 <= raw["context"] <= _LARGEST):
-        problem = f"token {brief(raw['token'])}, context {brief(raw['context'])}, expected numbers from 0"
-    if not problem and (raw["action"] is None) != (step == 0):
-        problem = f"{'no' if step else 'an'} action at step {step}, expected one at every step but 0"
-    if not problem and raw["action"] is not None:
-        try:
-            Action.parse(raw["action"])
-        except UsageError as error:
-            problem = str(error)
-    if problem:
-        raise SolError(f"trace {path}: line {number}: {problem}; record the run again")
-    return TraceRecord(**raw)
-
-
-def _problem(raw: dict[str, Any], kinds: dict[str, Any]) -> str:
-    """Describes a wrong key or type of a line; empty if all are right."""
-    for name, kind in kinds.items():
-        if name not in raw:
-            return f"no key {name!r}"
-        value = raw[name]
-        good = isinstance(value, bool) if kind is bool else _is_number(value, kind)
-        if not good:
-            return f"{name}: got {brief(value)}, which has the wrong type"
-        if isinstance(value, int) and abs(value) > _LARGEST_INT:
-            return f"{name}: got {brief(value)}, expected a number of at most 63 bits"
-    unknown = sorted(set(raw) - set(kinds))
-    return f"unknown key {brief(unknown[0])}" if unknown else ""
-
-
-def _is_finite(settings: dict[str, Any]) -> bool:
-    """True if JSON can hold every number of `settings`. Python's own reader takes NaN, Infinity and 1e999."""
-    try:
-        json.dumps(settings, allow_nan=False)
-    except ValueError:
-        return False
-    return True
+        core().sol_trace_check(text, len(text), str(path).encode("utf-8", "replace"))
+    except UsageError as error:
+        raise SolError(str(error)) from None
+    header, *records = map(json.loads, text.decode("utf-8").rstrip("\n").split("\n"))
+    del header["format"], header["format_version"]
+    header["prompt_tokens"] = tuple(header["prompt_tokens"])
+    return Trace(TraceHeader(**header), tuple(TraceRecord(**record) for record in records))
 
 
 def is_name(text: str) -> bool:
     """True if a text can be the name of a schedule or of costs in a trace's header."""
     return 0 < len(text) <= _LONGEST_NAME and text.isprintable()
-
-
-def _is_token(value: Any) -> bool:
-    return _is_number(value, int) and 0 <= value <= _LARGEST
-
-
-def _is_number(value: Any, kind: Any) -> bool:
-    if isinstance(value, bool) or not isinstance(value, kind):
-        return False
-    return not isinstance(value, float) or math.isfinite(value)

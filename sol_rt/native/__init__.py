@@ -1,4 +1,4 @@
 """Opens the native core (core/): its functions, structs and errors.
 
-May import: sol_rt.engine and the folders below it.
+May import: sol_rt.ops, sol_rt.errors.
 """

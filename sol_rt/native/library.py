@@ -25,9 +25,9 @@ from ctypes import (
 from pathlib import Path
 from typing import Any
 
-from sol_rt.engine.hardware import check_simd_targets
 from sol_rt.errors import BundleError, BusyError, ContextError, NumericError, ProviderError, SolError, UsageError
 from sol_rt.native import structs
+from sol_rt.native.simd_targets import check_simd_targets
 from sol_rt.ops import HOW_TO_INSTALL, core_path
 
 _VERSION = 2  # of the interface
@@ -85,6 +85,9 @@ _FAILING: dict[str, tuple[Any, ...]] = {
         POINTER(structs.GovernorSettings), POINTER(structs.GovernorReading), POINTER(structs.GovernorState),
     ),
     # of sol_plan.h
+    "sol_config_check": (c_char_p, c_size_t, c_char_p, c_int32),
+    "sol_graph_weights": (c_char_p, c_size_t, c_char_p, c_char_p, c_size_t, POINTER(c_size_t)),
+    "sol_trace_check": (c_char_p, c_size_t, c_char_p),
     "sol_costs_find": (c_char_p, c_char_p, c_char_p, c_int32, POINTER(c_void_p)),
     "sol_costs_keep": (c_void_p, c_char_p),
     "sol_costs_get_table": (c_void_p, POINTER(structs.CostTable)),

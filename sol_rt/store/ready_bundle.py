@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 from sol_rt.bundle.config import CONFIG_NAME, SolConfig
-from sol_rt.bundle.config_reader import parse_config
+from sol_rt.bundle.config_reader import read_config
 from sol_rt.errors import BundleError, HubError, UsageError
 from sol_rt.progress import Progress
 from sol_rt.store.download import check_room, checked_files, download, remove_unfinished, staged
@@ -37,7 +36,7 @@ def fetch_bundle(
         UsageError: another bundle, or a folder that is no bundle, has the name.
         HubError: the repository's bundle is faulty, or cannot be fetched or stored.
     """
-    raw = _read_config(listing)
+    raw = _fetched_config(listing)
     config = _parse(listing, raw)
     files = _files(listing, config)
     target = bundles_dir() / name
@@ -59,7 +58,7 @@ def fetch_bundle(
     return target
 
 
-def _read_config(listing: Listing) -> bytes:
+def _fetched_config(listing: Listing) -> bytes:
     size, expected = listing.files[CONFIG_NAME].bytes, listing.files[CONFIG_NAME].digest
     if size > _LARGEST_CONFIG:
         raise HubError(f"{listing.hub_id}: {CONFIG_NAME}: got {size} bytes, expected at most {_LARGEST_CONFIG}")
@@ -82,16 +81,10 @@ def _read_config(listing: Listing) -> bytes:
 
 
 def _parse(listing: Listing, raw: bytes) -> SolConfig:
-    where = f"{listing.hub_id}: {CONFIG_NAME}"
     try:
-        return parse_config(json.loads(raw.decode("utf-8")), Path(CONFIG_NAME))
-    except (ValueError, RecursionError):
-        raise HubError(f"{where}: got text that is not JSON, expected a bundle's config; tell its owner") from None
+        return read_config(Path(f"{listing.hub_id}: {CONFIG_NAME}"), raw)
     except BundleError as error:
-        key = f": {error.key}" if error.key else ""
-        raise HubError(
-            f"{where}{key}: got {error.got}, expected {error.expected}; tell its owner, or export the model yourself"
-        ) from None
+        raise HubError(f"{error}; or tell its owner") from None
 
 
 def _files(listing: Listing, config: SolConfig) -> list[RemoteFile]:

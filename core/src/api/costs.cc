@@ -175,8 +175,7 @@ sol_error* sol_costs_default_schedule(const sol_costs* costs, int32_t targets, c
   return Guard([&] {
     RequireHandle(costs, "sol_costs_default_schedule");
     RequirePointer(schedule, "sol_costs_default_schedule: schedule");
-    const std::string name = sol_rt::DefaultSchedule(*costs->config, costs->cost(), Targets(targets));
-    *schedule = name == "sol" ? "sol" : name == "hull" ? "hull" : "uniform";
+    *schedule = sol_rt::DefaultSchedule(*costs->config, costs->cost(), Targets(targets));
   });
 }
 

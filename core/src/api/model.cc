@@ -23,11 +23,6 @@ sol_model_options Defaults() {
   return options;
 }
 
-const char* ScheduleName(const sol_rt::Model& model) {
-  const std::string name = sol_rt::DefaultSchedule(model.config(), *model.cost(), sol_rt::AxisTargets{});
-  return name == "sol" ? "sol" : name == "hull" ? "hull" : "uniform";
-}
-
 sol_model_info InfoOf(const sol_model& handle) {
   const sol_rt::Model& model = *handle.model;
   const sol_rt::Config& config = model.config();
@@ -45,7 +40,7 @@ sol_model_info InfoOf(const sol_model& handle) {
   info.has_tokenizer = model.tokenizer() ? 1 : 0;
   info.has_chat = model.chat() ? 1 : 0;
   info.native = model.factory() != nullptr && model.factory()->native() ? 1 : 0;
-  info.default_schedule = ScheduleName(model);
+  info.default_schedule = sol_rt::DefaultSchedule(config, *model.cost(), {});
   info.cost_model = model.cost()->InMilliseconds() ? "measured" : "bytes";
   info.dense = handle.dense.c_str();
   info.mapped_bytes = model.factory() == nullptr ? 0 : model.factory()->mapped_bytes();

@@ -154,7 +154,7 @@ std::unique_ptr<Planner> MakePlanner(const Config& config, std::shared_ptr<const
   const AxisTargets targets{dial.kv_density, dial.channel_density, dial.bits};
   const bool named = dial.schedule && !dial.schedule->empty();
   // an own schedule works on the bundle's actions and keeps no loss, whatever it is called
-  const std::string name = dial.own ? kOwn : named ? *dial.schedule : DefaultSchedule(config, *cost, targets);
+  const std::string name = dial.own ? kOwn : named ? dial.schedule->c_str() : DefaultSchedule(config, *cost, targets);
   Request request = RequestOf(config, dial, name);
   std::shared_ptr<Hull> hull;
   const auto actions_of = [&](const std::string& schedule, const AxisTargets& held) {

@@ -72,7 +72,7 @@ std::unique_ptr<Schedule> MakeSchedule(const Config& config, const std::string& 
 
 bool IsConstant(const std::string& name) { return name == "dense" || IsFixed(name); }
 
-std::string DefaultSchedule(const Config& config, const CostModel& cost, const AxisTargets& targets) {
+const char* DefaultSchedule(const Config& config, const CostModel& cost, const AxisTargets& targets) {
   if (!config.LossesMeasured() || targets.Any()) return "uniform";
   return config.policy && PolicyShare(config, cost) <= kMostPolicyShare ? "sol" : "hull";
 }

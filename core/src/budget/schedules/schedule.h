@@ -47,7 +47,7 @@ std::unique_ptr<Schedule> MakeSchedule(const Config& config, const std::string& 
 bool IsConstant(const std::string& name);
 // `sol` where the bundle has a policy, and a run of it takes little of the time of a dense step where times were measured; else `hull`. Without measured losses
 // and under axis targets `uniform`.
-std::string DefaultSchedule(const Config& config, const CostModel& cost, const AxisTargets& targets);
+const char* DefaultSchedule(const Config& config, const CostModel& cost, const AxisTargets& targets);
 // A line for the user about a schedule that was named, where it is not the default for its policy's time; else empty.
 std::string ScheduleNote(const Config& config, const CostModel& cost, const std::string& name);
 // The actions that the controller and the schedule work with; the dense action is always among them. `sol`, `hull` and `random` have the bundle's action

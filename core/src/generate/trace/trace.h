@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "bundle/action.h"
@@ -62,5 +63,7 @@ class TraceWriter {
 
 // Throws SOL_ERROR_USAGE for a file that is missing, no trace, damaged or cut off.
 Trace ReadTrace(const std::string& path);
+// The same of a file's content; errors name `path`.
+Trace ParseTrace(std::string_view text, const std::string& path);
 
 }  // namespace sol_rt

@@ -177,12 +177,16 @@ Trace ReadTrace(const std::string& path) {
   } catch (const std::system_error& error) {
     Fault(path, Reason(error) + kGiveAFile);
   }
+  return ParseTrace(text, path);
+}
+
+Trace ParseTrace(std::string_view text, const std::string& path) {
   if (!IsValidUtf8(text)) Fault(path, std::string("not UTF-8 text") + kGiveAFile);
   std::vector<std::string> lines;
   for (size_t start = 0;;) {
     const size_t end = text.find('\n', start);
-    lines.push_back(text.substr(start, end == std::string::npos ? end : end - start));
-    if (end == std::string::npos) break;
+    lines.emplace_back(text.substr(start, end == std::string_view::npos ? end : end - start));
+    if (end == std::string_view::npos) break;
     start = end + 1;
   }
   Trace trace{ReadHeader(path, lines[0]), {}};
