@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from helpers import full_disk, no_network
-from helpers.core_build import ADDRESS, THREAD, core_build, ort_library
+from helpers.core_build import ADDRESS, THREAD, core_build, ort_library, valgrind
 from helpers.core_steps import Core
 from helpers.places import TESTS
 from helpers.policy_session import PolicySession
@@ -530,9 +530,5 @@ def test_under_sanitizers(folder: Path, tmp_path: Path, sanitize: str) -> None:
 
 @pytest.mark.slow
 def test_under_valgrind(folder: Path, tmp_path: Path) -> None:
-    valgrind = shutil.which("valgrind")
-    if valgrind is None:
-        pytest.skip("no valgrind")
-    before = (valgrind, "--error-exitcode=9", "--leak-check=no", "--undef-value-errors=no", "-q")
-    with Core(tmp_path / "results", before=before) as core:
+    with Core(tmp_path / "results", before=valgrind()) as core:
         run_a_little(core, folder, tmp_path / "session")

@@ -16,7 +16,15 @@ from pathlib import Path
 
 import pytest
 
-from helpers.core_build import ADDRESS, SANITIZER_OPTIONS, THREAD, core_build, ort_library, skip_without_room
+from helpers.core_build import (
+    ADDRESS,
+    SANITIZER_OPTIONS,
+    THREAD,
+    core_build,
+    ort_library,
+    skip_without_room,
+    valgrind,
+)
 from helpers.places import GOLDEN
 
 IN_OPEN = 0x20  # of inotify
@@ -34,8 +42,8 @@ def built(request: pytest.FixtureRequest) -> tuple[Path, list[str]]:
     return folder, [] if operators else ["--bodies"]
 
 
-def run(program: Path, *arguments: object) -> str:
-    command = [program, ort_library(), *arguments]
+def run(program: Path, *arguments: object, before: tuple[str, ...] = ()) -> str:
+    command = [*before, program, ort_library(), *arguments]
     done = subprocess.run(
         list(map(str, command)), capture_output=True, text=True, check=False, env=os.environ | SANITIZER_OPTIONS
     )
@@ -88,3 +96,9 @@ def test_calls(built: tuple[Path, list[str]], program: str, tmp_path: Path) -> N
     """The first comment of each program says which calls."""
     folder, more = built
     assert run(folder / program, GOLDEN / "tiny", tmp_path, *more) == "0 checks failed\n"
+
+
+def test_calls_under_valgrind(tmp_path: Path) -> None:
+    """Function bodies draft nothing, so no sanitizer sees drafts."""
+    program = core_build("session_calls") / "session_calls"
+    assert run(program, GOLDEN / "tiny", tmp_path, before=valgrind()) == "0 checks failed\n"

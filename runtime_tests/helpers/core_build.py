@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -92,6 +93,14 @@ def _build(cmake: str, folder: Path, targets: tuple[str, ...], sanitize: str, op
     build = [cmake, "--build", str(folder), "--parallel", "2", *(["--target", *targets] if targets else [])]
     done = subprocess.run(build, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+def valgrind() -> tuple[str, ...]:
+    """The beginning of a command under valgrind, which ends with code 9 at an error. Skips the test without it."""
+    program = shutil.which("valgrind")
+    if program is None:
+        pytest.skip("no valgrind")
+    return program, "--error-exitcode=9", "--leak-check=no", "--undef-value-errors=no", "-q"
 
 
 def skip_without_room(errors: str) -> None:

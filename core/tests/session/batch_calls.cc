@@ -103,6 +103,13 @@ void RunRandomly(const Host& host, uint32_t seed, int events) {
         const Job job = Draw(random, below(2) == 0);
         CHECK_OK(sol_session_start(pair->session, job.prompt.data(), job.prompt.size(), &job.options));
         CHECK_OK(sol_session_start(pair->twin, job.prompt.data(), job.prompt.size(), &job.options));
+        for (uint32_t parts = below(3); parts > 0; --parts) {  // as much of the prompt as it has before the first round
+          const size_t most = below(20);
+          size_t left = 0, twin_left = 0;
+          CHECK_OK(sol_session_read_prompt(pair->session, most, &left));
+          CHECK_OK(sol_session_read_prompt(pair->twin, most, &twin_left));
+          CHECK(left == twin_left);
+        }
         pair->runs = true;
         pair->drafts = job.options.lossless != 0;
         --events;
