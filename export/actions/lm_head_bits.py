@@ -8,9 +8,8 @@ more bits saves per byte (a Lagrange multiplier). A graph then gets the LM head 
 The factor 2 asks the LM head to save twice as much per byte: the graph also serves the lower channel densities, whose
 purpose is to read little. Loss here is the divergence from the dense action.
 
-A screened LM head is one more choice: all rows at 3 or 4 bits, and those with the highest scores at all bits. The
-divergence from dense counts tokens that dense finds unlikely as one. A screened LM head changes how these share their
-probability, so its divergence from the whole LM head is measured over all tokens, and added.
+A screened LM head is one more choice: all rows at 3 or 4 bits, and those with the highest scores at all bits. It loses
+what the widest LM head does, and its divergence from that one.
 """
 
 from __future__ import annotations

@@ -7,11 +7,15 @@ All variants are scored at KV density 1 at the end of windows of 512 tokens. Tho
 one long stretch of text, after 2048 and 4096 tokens. A large model's variants that another one beats beyond doubt on
 the first windows are not scored on the others: most of those that read few channels at many bits.
 
+Texts of another kind may lose twice as much, and `--max-loss` has to hold on them as well. So where nobody chose the
+text, a variant's reported loss is not its mean over the windows, each of another kind, but one that nine in ten kinds
+keep (`losses.margin`). The long stretch is of one kind, so the factor between the two is that of the short context.
+
 KV densities below 1 run step by step, so they are scored on fewer tokens. These are too few to compare variants, and a
 choice among many noisy losses takes the lucky ones. What a lower density adds hardly depends on the variant, so it is
-measured once, with the dense variant. With l the added loss of a variant, the reported loss at a lower KV density is
+measured once, with the dense variant. With l the reported loss of a variant, that at a lower KV density is
 
-    mean of l + max(0, d + e),
+    l + max(0, d + e),
 
 where d is what the density adds to the dense action, mean over the tokens that it was scored on, and e the standard
 error of d. A lower density saves next to nothing after a short context, so chance alone would often favour it.
@@ -36,6 +40,7 @@ from sol_rt.export.actions.losses import (
     Candidate,
     Losses,
     losses_and_divergences,
+    margin,
     shared_loss,
     standard_error,
     token_losses,
@@ -155,6 +160,7 @@ class _Scorer:
         self.engine = open_runs(bundle.path)
         self._text, self._effort, self._progress = text, effort, progress
         self._dense, self._bytes = bundle.config.dense, BytesCost(bundle.config)
+        self._margins: dict[Action, float] = {}
 
     def windows(
         self, plain: Sequence[Action], sparse: Sequence[Action], short: int, kept: Collection[Action]
@@ -187,6 +193,8 @@ class _Scorer:
                 dropped = beaten(_joined(found, plain), sizes)
                 plain = [action for action in plain if action in kept or action not in dropped]
         self._progress(stage, 1, 1)
+        if self._text.by_divergence:
+            self._margins = {action: margin([float(rows[action].mean()) for rows in found]) for action in plain}
         return _joined(found, [*plain, *sparse]), float(np.concatenate(dense_losses).mean())
 
     def along(
@@ -253,7 +261,8 @@ class _Scorer:
 
     def measured(self, action: Action, context: int, added: Losses) -> Measured:
         """The measurement of an action whose added losses are `added`; the dense action's are 0."""
-        return Measured(self.bytes(action, context), float(added.mean()), standard_error(added))
+        factor = self._margins.get(action, 1.0)
+        return Measured(self.bytes(action, context), factor * float(added.mean()), factor * standard_error(added))
 
     def bytes(self, action: Action, context: int) -> float:
         """Bytes that a step of the action reads."""

@@ -1,7 +1,8 @@
 """Measures what a prompt that a cheaper variant runs adds to the loss of the dense steps after it.
 
 Dense steps behind such a prompt are compared with dense steps behind a dense one, by divergence, on the texts that
-losses of short contexts are measured on. The reported loss is the mean plus its standard error.
+losses of short contexts are measured on. The reported loss is the mean plus its standard error, times the margin for
+texts of other kinds.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 from sol_rt.bundle.actions import Action
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import SolConfig
-from sol_rt.export.actions.losses import prompt_divergences, shared_loss
+from sol_rt.export.actions.losses import margin, prompt_divergences, shared_loss
 from sol_rt.export.runs import open_runs
 from sol_rt.progress import Progress
 
@@ -44,7 +45,8 @@ def measure_prompts(bundle: Bundle, windows: Sequence[Sequence[int]], progress: 
         found.append(prompt_divergences(engine, window[: context + SCORED + 1], context, [prompt])[0])
     progress("measuring prompts", len(windows), len(windows))
     losses = np.concatenate(found)
-    return {prompt.variant: {context: shared_loss(losses).loss}}
+    factor = margin([float(each.mean()) for each in found])
+    return {prompt.variant: {context: factor * shared_loss(losses).loss}}
 
 
 def with_prompt_losses(config: SolConfig, losses: PromptLosses) -> SolConfig:

@@ -35,8 +35,8 @@ from sol_rt.read_file import read_bytes, require_regular
 
 FORMAT = "sol_rt.stored_calibration"
 FORMAT_VERSION = 1
-RULES = 1
-"""Counts the exporter's rules, by which the same settings give other graphs."""
+RULES = 2
+"""Counts the exporter's rules, by which the same settings give other graphs or losses."""
 _ONNX = ("*.onnx", "*.onnx_data", "*.onnx.data")
 _WEIGHTS = ("*.safetensors", "*.bin", *_ONNX, *(f"onnx/{pattern}" for pattern in _ONNX), "config.json")
 _DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, UsageError)

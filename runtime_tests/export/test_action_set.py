@@ -33,7 +33,7 @@ from sol_rt.export.actions import action_set, effort, measuring
 from sol_rt.export.actions.action_set import ActionSet
 from sol_rt.export.actions.calibration_text import WINDOW, CalibrationText
 from sol_rt.export.actions.effort import Effort
-from sol_rt.export.actions.losses import Losses, losses_and_divergences
+from sol_rt.export.actions.losses import Candidate, Losses, losses_and_divergences, margin
 from sol_rt.export.actions.selection import Verdict
 from sol_rt.export.bundle_folder import seal
 from sol_rt.export.policy_file import write_policy
@@ -187,6 +187,31 @@ def test_losses_are_those_of_the_runtime(llama_bundle: Path) -> None:
         assert measured.fronts[context][action].bytes == BytesCost(bundle.config).step(action, context)
     for front in measured.fronts.values():
         assert (front[dense].loss, front[dense].stderr) == (0.0, 0.0)
+
+
+def test_losses_on_kinds_of_text_have_a_margin(llama_bundle: Path) -> None:
+    """Against divergences of each window; the long stretch has the factor of the short context."""
+    bundle, text = Bundle.open(llama_bundle), replace(random_text(4), by_divergence=True)
+    measured = measuring.measure(bundle, text, (1.0,), replace(SHORT, scored_windows=4, windows_of_all=4), silent)
+    engine, cheap = Engine(bundle, provider="cpu"), Action(1.0, 0.4, 4)
+    context = 512 - SHORT.scored_tokens - 1
+
+    def mean(window: Sequence[int], context: int) -> float:
+        found = losses_and_divergences(engine, [window], bundle.config.dense, [Candidate(cheap)], context=context)
+        return float(found[1].mean())
+
+    kinds = [mean(window, context) for window in text.scored]
+    bound = np.mean(kinds) + 1.5 * np.std(kinds, ddof=1)
+    assert bound > 1.01 * np.mean(kinds)
+    assert measured.fronts[512][cheap].loss == pytest.approx(bound, rel=1e-3)
+    long = mean(text.long[: 640 + SHORT.long_tokens + 1], 640)
+    assert measured.fronts[640][cheap].loss == pytest.approx(long * bound / np.mean(kinds), rel=1e-3)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=9))
+def test_a_margin_never_lowers_a_loss(losses: list[float]) -> None:
+    assert margin(losses) >= 1
+    assert margin([0.5] * 8) == 1
 
 
 def test_variants_that_others_beat_are_dropped_after_a_few_windows(
