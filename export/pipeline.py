@@ -316,7 +316,7 @@ def export_bundle(
             chosen = action_set.choose_actions(folder, config, measured, fit.origin, max_actions or MAX_ACTIONS)
             config, selection = save(with_prompt_losses(chosen.config, prompts)), chosen.selection
             readout = None if stored is None else stored.readout
-            if text is not None and policy is None:
+            if text is not None and (policy is None or to_store is not None):
                 with stages(_POLICY) as report:
                     readout = fit_readout(folder, text, effort.windows_of_all, report)
             if to_store is not None:

@@ -18,6 +18,7 @@ from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.verify import verify_bundle
 from sol_rt.export.actions import readout
 from sol_rt.export.actions.readout import SCALARS, Steps, fit_readout, fit_steps, steps_of
+from sol_rt.export.actions.stored import StoredCalibration
 from sol_rt.export.pipeline import NO_POLICY
 from sol_rt.export.policy_file import readout_policy
 from sol_rt.export.runs import open_runs
@@ -118,3 +119,15 @@ def test_an_export_without_skill_or_wish_has_no_policy(
     assert export(llama_checkpoint, tmp_path / "out", calibration="quick").config.policy is None
     monkeypatch.setattr("sol_rt.export.pipeline.fit_readout", lambda *_: pytest.fail("fitted"))
     assert export(llama_checkpoint, tmp_path / "none", calibration="quick", policy=NO_POLICY).config.policy is None
+
+
+def test_a_calibration_that_is_stored_without_a_policy_has_what_one_needs(
+    llama_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readout, "_CERTAIN", -math.inf)
+    monkeypatch.setattr(readout, "_LEAST_AVOIDED", -math.inf)
+    stored = tmp_path / "stored.json"
+    given = {"calibration": "quick", "policy": NO_POLICY, "save_calibration": stored}
+    assert export(llama_checkpoint, tmp_path / "none", **given).config.policy is None
+    assert StoredCalibration.read(stored).readout is not None
+    assert export(llama_checkpoint, tmp_path / "out", calibration=stored).config.policy is not None
