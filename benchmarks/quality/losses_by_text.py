@@ -62,12 +62,12 @@ def main() -> None:
         print(f"| `{action.tag}` | {' | '.join(cells)} |")
 
 
-def spread_windows(bundle: Bundle, file: Path, count: int) -> list[list[int]]:
-    """Windows of SIZE tokens that `sol-rt perplexity` would cut, `count` at most, spread evenly over the text.
+def spread_windows(bundle: Bundle, file: Path, count: int, size: int = SIZE) -> list[list[int]]:
+    """Windows of `size` tokens that `sol-rt perplexity` would cut, `count` at most, spread evenly over the text.
 
     Raises UsageError if the text is shorter than two windows.
     """
-    cut = text_windows(file.read_text(encoding="utf-8"), bundle.tokenizer(), bundle.config.model, SIZE)
+    cut = text_windows(file.read_text(encoding="utf-8"), bundle.tokenizer(), bundle.config.model, size)
     count = min(count, len(cut))
     return [cut[len(cut) * index // count] for index in range(count)]
 
