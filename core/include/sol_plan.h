@@ -18,7 +18,7 @@ extern "C" {
 // SOL_ERROR_BUNDLE.
 SOL_RT_API sol_error* sol_config_check(const char* config, size_t length, const char* path, int32_t shapes);
 // Weights that a graph file takes from other files: ONNX Runtime does not report them, and reads whatever a graph refers to. A list in JSON with the keys
-// `name`, `dtype` and `shape` (as in sol_config.json), `location`, `offset` and `length`, -1 where the graph gives none. A file that is no ONNX model, or one
+// `name`, `dtype` and `shape` (as in sol_config.json), `location`, `offset` (0 where none is given) and `length` (-1). A file that is no ONNX model, or one
 // that would end the process, is SOL_ERROR_BUNDLE. No NUL is written.
 SOL_RT_API sol_error* sol_graph_weights(const void* graph, size_t size, const char* path, char* json, size_t capacity, size_t* length);
 // Checks the text of a trace as a replay does. One that is none, damaged or cut off is SOL_ERROR_USAGE.

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 
 from helpers.core_build import core_program, run_lines
@@ -24,6 +25,7 @@ from sol_rt.bundle.bits import Screen
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.bundle.config import CONFIG_NAME
 from sol_rt.bundle.config_reader import read_config
+from sol_rt.bundle.graph_file import external_tensors
 from sol_rt.bundle.verify import verify_bundle
 from sol_rt.bundle.weights import SharedWeights
 from sol_rt.errors import SolError
@@ -121,6 +123,13 @@ def test_graphs_that_broke_a_reader_once(program: Path) -> None:
     paths = sorted((CORPUS / "graph").iterdir())
     taken = {path.stem for path, line in zip(paths, graphs_said(program, paths), strict=True) if line == "ok"}
     assert taken == {"weight-elsewhere", "weight-of-a-long-name", "weight-of-control-characters"}
+    for path in (path for path in paths if path.stem in taken):
+        weights = [each for each in onnx.load(path, load_external_data=False).graph.initializer if each.external_data]
+        expected = [
+            (each.name, tuple(each.dims), {entry.key: entry.value for entry in each.external_data}["location"])
+            for each in weights
+        ]
+        assert [(each.name, each.shape, each.location) for each in external_tensors(path)] == expected != []
 
 
 def test_graphs_with_changed_bytes(program: Path, pristine: Path, tmp_path: Path) -> None:

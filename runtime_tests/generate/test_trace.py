@@ -82,6 +82,17 @@ def test_foreign_file(tmp_path: Path, content: str | bytes) -> None:
     failing(tmp_path, content)
 
 
+def test_json_that_only_some_readers_take(tmp_path: Path) -> None:
+    """A NUL ends JSON for the core's library, which also passes over a byte order mark; Python's refuses both."""
+    header, *records = lines_of(tmp_path)
+    for first, second in (
+        (header + "\0{}", records[0]),
+        ("\ufeff" + header, records[0]),
+        (header, "\ufeff" + records[0]),
+    ):
+        failing(tmp_path, "\n".join([first, second, *records[1:]]) + "\n")
+
+
 def test_edited_trace(tmp_path: Path) -> None:
     lines = lines_of(tmp_path)
 
@@ -95,6 +106,9 @@ def test_edited_trace(tmp_path: Path) -> None:
     for large in (10**400, -(10**310)):
         assert "line 1 is not a trace's header" in edited(0, budget=large)
         assert "line 3 is not a record" in edited(2, cost=large)
+    lines[2] = json.dumps(json.loads(lines[2]) | {"relative_cost": 10**60})
+    (tmp_path / "t.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    assert read_trace(tmp_path / "t.jsonl").records[1].relative_cost == 1e60
     for text in ("x" * 10_000, "", "\x1b[31mred", "two\nlines"):
         for key in ("schedule", "cost_model"):
             assert f"line 1: {key}: got '" in (said := edited(0, **{key: text}))

@@ -63,6 +63,8 @@ def texts(document: Any) -> Iterator[tuple[str, str]]:
         "a list": "[]",
         "null": "null",
         "twice": whole + whole,
+        "NUL": whole + "\0{}",
+        "mark": "\ufeff" + whole,
         "long": f'"{LONG}"',
     }
     yield from others.items()

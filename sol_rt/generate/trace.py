@@ -120,10 +120,19 @@ def read_trace(path: Path | str) -> Trace:
         core().sol_trace_check(text, len(text), str(path).encode("utf-8", "replace"))
     except UsageError as error:
         raise SolError(str(error)) from None
-    header, *records = map(json.loads, text.decode("utf-8").rstrip("\n").split("\n"))
+    header, *records = map(_loads, text.decode("utf-8").rstrip("\n").split("\n"))
     del header["format"], header["format_version"]
     header["prompt_tokens"] = tuple(header["prompt_tokens"])
     return Trace(TraceHeader(**header), tuple(TraceRecord(**record) for record in records))
+
+
+def _loads(line: str) -> dict[str, Any]:
+    """The object of a line, with numbers as the core reads them: what 63 bits don't hold is a float."""
+
+    def number(digits: str) -> int | float:
+        return value if -(2**63) <= (value := int(digits)) < 2**63 else float(value)
+
+    return dict(json.loads(line, parse_int=number))
 
 
 def is_name(text: str) -> bool:

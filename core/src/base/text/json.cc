@@ -77,6 +77,9 @@ class Bounded {
   std::vector<Open> open_;
 };
 
+// nlohmann takes a NUL for the text's end and passes over a byte order mark.
+bool HasNulOrMark(std::string_view text) { return text.find('\0') != std::string_view::npos || text.substr(0, 3) == "\xEF\xBB\xBF"; }
+
 constexpr size_t kLongest = 400;  // bytes; errors show less
 
 void Dump(const Json& value, std::string& text) {
@@ -102,7 +105,12 @@ void Dump(const Json& value, std::string& text) {
 Json ParseJson(std::string_view text, const std::string& path, size_t most_keys) {
   Json made;
   Bounded builder(made, most_keys);
-  if (!Json::sax_parse(text.begin(), text.end(), &builder)) {
+  if (HasNulOrMark(text)) {
+    builder.fault = "a NUL or a byte order mark";
+  } else {
+    Json::sax_parse(text.begin(), text.end(), &builder);
+  }
+  if (!builder.fault.empty()) {
     BundleFault(path, "", "text that is not JSON (" + Short(builder.fault) + ")", "UTF-8 JSON");
   }
   return made;
@@ -114,7 +122,7 @@ nlohmann::json ParseShallow(std::string_view text, bool throws) {
     deep = deep || depth > static_cast<int>(kJsonDepth);
     return !deep;
   };
-  nlohmann::json value = nlohmann::json::parse(text, bounded, throws);
+  nlohmann::json value = nlohmann::json::parse(HasNulOrMark(text) ? "" : text, bounded, throws);
   if (deep) return nlohmann::json(nlohmann::json::value_t::discarded);
   return value;
 }
