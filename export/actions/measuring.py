@@ -139,7 +139,7 @@ def beaten(rows: Mapping[Action, Losses], sizes: Mapping[Action, float]) -> set[
     """The actions that another one beats beyond doubt: it reads fewer bytes by more than _MARGIN, and loses less by
     more than _DOUBT standard errors of the paired difference.
 
-    `near_hull` with the same losses and margin leaves all of them out.
+    `near_hull` leaves all of them out where losses scatter alike between kinds of text.
 
     Args:
         rows: added losses of the same tokens by action, each float64 [n].

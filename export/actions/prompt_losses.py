@@ -2,7 +2,7 @@
 
 Dense steps behind such a prompt are compared with dense steps behind a dense one, by divergence, on the texts that
 losses of short contexts are measured on. The reported loss is the mean plus its standard error, times the margin for
-texts of other kinds.
+texts of other kinds unless a user chose the text.
 """
 
 from __future__ import annotations
@@ -19,20 +19,23 @@ from sol_rt.export.actions.losses import margin, prompt_divergences, shared_loss
 from sol_rt.export.runs import open_runs
 from sol_rt.progress import Progress
 
-WINDOWS, SCORED = 4, 64  # texts, and tokens of each that are scored
+WINDOWS, SCORED = 8, 64  # texts, and tokens of each that are scored
 FASTER = 4  # bits of the one variant that is known to run prompts faster than the dense one, in 0.6 to 0.7 of the time
 
 PromptLosses = Mapping[str, Mapping[int, float]]
 """Losses in nats a token, by the variant's key and the prompt's length in tokens."""
 
 
-def measure_prompts(bundle: Bundle, windows: Sequence[Sequence[int]], progress: Progress) -> PromptLosses:
+def measure_prompts(
+    bundle: Bundle, windows: Sequence[Sequence[int]], progress: Progress, *, kinds: bool
+) -> PromptLosses:
     """Measures the losses of prompts by variants that are faster, each at half of the shortest window's length.
 
     Args:
         bundle: its variants are final.
         windows: token ids of texts, of which the first WINDOWS count.
         progress: reports how far it is.
+        kinds: the windows are of different kinds of text, so that others need a margin.
     """
     config, windows = bundle.config, windows[:WINDOWS]
     context = min(map(len, windows), default=0) // 2
@@ -45,7 +48,7 @@ def measure_prompts(bundle: Bundle, windows: Sequence[Sequence[int]], progress: 
         found.append(prompt_divergences(engine, window[: context + SCORED + 1], context, [prompt])[0])
     progress("measuring prompts", len(windows), len(windows))
     losses = np.concatenate(found)
-    factor = margin([float(each.mean()) for each in found])
+    factor = margin([float(each.mean()) for each in found]) if kinds else 1.0
     return {prompt.variant: {context: factor * shared_loss(losses).loss}}
 
 

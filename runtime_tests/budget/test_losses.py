@@ -92,7 +92,7 @@ def test_dense_steps_diverge_behind_a_prompt_of_fewer_bits(engine: Engine) -> No
 
 
 def test_prompts_are_measured_where_they_are_faster(engine: Engine) -> None:
-    found = measure_prompts(engine.bundle, WINDOWS, lambda *_: None)
+    found = measure_prompts(engine.bundle, WINDOWS, lambda *_: None, kinds=True)
     config = with_prompt_losses(engine.bundle.config, found)
     assert {key for key, variant in config.variants.items() if variant.prompt_losses} == {"s100-q4"}
     context = len(WINDOWS[1]) // 2
@@ -103,10 +103,13 @@ def test_prompts_are_measured_where_they_are_faster(engine: Engine) -> None:
     rows = np.concatenate(texts)
     means = np.array([text.mean() for text in texts])
     margin = 1 + 1.5 * means.std(ddof=1) / means.mean()
-    loss = margin * (rows.mean() + rows.std(ddof=1) / len(rows) ** 0.5)
-    assert found["s100-q4"] == {context: pytest.approx(loss)}
+    loss = rows.mean() + rows.std(ddof=1) / len(rows) ** 0.5
+    assert found["s100-q4"] == {context: pytest.approx(margin * loss)}
+    of_one_text = measure_prompts(engine.bundle, WINDOWS, lambda *_: None, kinds=False)
+    assert of_one_text["s100-q4"] == {context: pytest.approx(loss)}
+    assert margin > 1
     assert found.keys() == {"s100-q4"}
-    assert measure_prompts(engine.bundle, [window[:5] for window in WINDOWS], lambda *_: None) == {}
+    assert measure_prompts(engine.bundle, [window[:5] for window in WINDOWS], lambda *_: None, kinds=True) == {}
 
 
 def test_counts_of_candidates_count_and_leave_the_engine_as_it_was(engine: Engine) -> None:

@@ -21,7 +21,10 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class Measured:
-    """A candidate at one context: bytes that a decode step reads, loss over dense in nats, and its standard error."""
+    """A candidate at one context: bytes that a decode step reads, loss over dense in nats, and its standard error.
+
+    Both have the margin for other kinds of text, unless a user chose the text.
+    """
 
     bytes: float
     loss: float

@@ -135,7 +135,8 @@ class Distribution:
 
     def log_probability_under(self, probabilities: np.ndarray) -> float:
         """Expected log-probability, in nats, of a token drawn with `probabilities` (floats [vocab], their sum is 1)."""
-        return float(np.einsum("i,i->", probabilities, self.logits)) - self.log_sum
+        largest = np.float32(self._sums.largest)  # float32 sums of terms near 0 err less
+        return float(np.einsum("i,i->", probabilities, self.logits - largest)) + float(largest) - self.log_sum
 
 
 class Reference:
