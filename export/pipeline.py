@@ -177,7 +177,7 @@ def export_bundle(
         kv: type of the cache's keys and values, float16 or int8.
         calibration: QUICK, FULL, NO_TEXT, a text file or a stored calibration. With a text, GPTQ fits the weights to it
             and the actions are chosen on it. Without one, all combinations of the levels stay, and their losses are
-            unknown. None: the alias's stored calibration if it has one that fits, else QUICK.
+            unknown. None: the alias's stored calibration if it has one that fits and none is saved, else QUICK.
         save_calibration: a file to store in what was measured.
         max_actions: most actions to choose, by default MAX_ACTIONS; needs a calibration text.
         progress: reports how far the work is.
@@ -193,10 +193,13 @@ def export_bundle(
     """
     began, output = time.monotonic(), Path(output)
     levels = Levels.checked(bits, channel_density, kv_density)
+    if save_calibration is not None and calibration is None:
+        calibration = QUICK  # with an alias's stored one nothing would be measured
     _check_arguments(source, levels, kv, calibration, save_calibration, max_actions)
     check_output(output)
 
-    stages = Stages(progress or silent, _stages(calibration, source, parity))
+    fits_policy = policy is None or save_calibration is not None
+    stages = Stages(progress or silent, _stages(calibration, source, parity, fits_policy))
 
     # open the source
     with stages(_OPEN) as report:
@@ -260,7 +263,7 @@ def export_bundle(
         if calibration not in (None, QUICK, FULL, NO_TEXT):
             fitted_by = replace(effort, writes=False)  # the text is there
         seconds = slowness() * about_seconds(
-            decoder.weights, fitted_by, coded=coded, measured=stored is None, parity=parity
+            decoder.weights, fitted_by, coded=coded, measured=stored is None, parity=parity, fits_policy=fits_policy
         )
         if seconds >= _LEAST_TOLD:
             say(f"time: about {math.ceil(seconds / 60)} min on this machine, if little else runs")
@@ -306,7 +309,7 @@ def export_bundle(
                 required = () if config.policy is None else config.policy.actions
                 measured = measure(Bundle.open(folder), text, levels.kv_density, effort, report, required=required)
             with stages(_PROMPTS) as report:
-                prompts = measure_prompts(Bundle.open(folder), text.scored, report)
+                prompts = measure_prompts(Bundle.open(folder), text.scored, report, kinds=text.by_divergence)
             if save_calibration is not None:
                 to_store = StoredCalibration.of(settings(), text, effort.most_channels, config, measured, prompts)
         elif stored is not None:
@@ -404,10 +407,10 @@ def _check_arguments(
             f"calibration {calibration}: a table of this device's speed, which sol-rt profile wrote, expected "
             f"{QUICK}, {FULL}, {NO_TEXT}, a text file or a stored calibration; --save-calibration writes one of those"
         )
-    if save_calibration is not None and (calibration in (None, NO_TEXT) or is_stored(Path(str(calibration)))):
+    if save_calibration is not None and (calibration == NO_TEXT or is_stored(Path(str(calibration)))):
         raise UsageError(
-            f"save calibration: give --calibration {QUICK}, {FULL} or a text file; got "
-            f"{'no --calibration' if calibration is None else calibration}, with which nothing is measured"
+            f"save calibration: got --calibration {calibration}, with which nothing is measured, expected {QUICK}, "
+            f"{FULL} or a text file"
         )
     if save_calibration is not None:
         if save_calibration.is_dir():
@@ -419,7 +422,7 @@ def _check_arguments(
         active_channels.check_targets(levels.channel_density)
 
 
-def _stages(calibration: str | Path | None, source: str, parity: bool) -> dict[str, float]:
+def _stages(calibration: str | Path | None, source: str, parity: bool, fits_policy: bool) -> dict[str, float]:
     """The stages of an export, each with its share of the time; those that are not expected have next to none."""
     recipe = aliases().get(source) if calibration is None else None
     if calibration == NO_TEXT:
@@ -430,6 +433,8 @@ def _stages(calibration: str | Path | None, source: str, parity: bool) -> dict[s
         unlikely = set() if calibration in (None, QUICK, FULL) else {_ROUND, _WRITE}
     if not parity:
         unlikely.add(_COMPARE)
+    if not fits_policy:
+        unlikely.add(_POLICY)
     return {stage: _LEAST_SHARE if stage in unlikely else share for stage, share in _SHARES.items()}
 
 

@@ -130,7 +130,9 @@ def _bounded(value: float, least: float, most: float) -> float:
     return min(max(value, least), most)
 
 
-def about_seconds(weights: int, effort: Effort | None, *, coded: bool, measured: bool, parity: bool) -> float:
+def about_seconds(
+    weights: int, effort: Effort | None, *, coded: bool, measured: bool, parity: bool, fits_policy: bool = True
+) -> float:
     """Estimates the seconds of an export on the machine whose speed is _SPEED.
 
     Args:
@@ -139,6 +141,7 @@ def about_seconds(weights: int, effort: Effort | None, *, coded: bool, measured:
         coded: most weights have 4-bit codes in the source.
         measured: losses are measured, not read from a stored calibration.
         parity: the export ends with a comparison.
+        fits_policy: a policy is fitted where losses are measured.
     """
     seconds = weights * _COPYING * (1 + parity)
     if effort is None:
@@ -152,7 +155,8 @@ def about_seconds(weights: int, effort: Effort | None, *, coded: bool, measured:
     contexts = effort.long // CONTEXTS[1]
     of_all = min(effort.windows_of_all, effort.scored_windows)
     rows = _VARIANTS * of_all + _UNBEATEN * (effort.scored_windows - of_all)
-    tokens = (effort.scored_windows + of_all / 2 + of_all * _READ_OUT) * WINDOW + rows * effort.scored_tokens
+    read_out = of_all * (_READ_OUT + 0.5) if fits_policy else 0.0
+    tokens = (effort.scored_windows + read_out) * WINDOW + rows * effort.scored_tokens
     tokens += effort.long + contexts * _VARIANTS // 2 * effort.long_tokens
     searched = effort.searched_windows if weights <= _SEARCHED else 0
     seconds += weights * _TRYING * _TRIALS * effort.trial_tokens * (effort.head_windows + searched)

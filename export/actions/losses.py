@@ -253,6 +253,7 @@ def _measure(
                 _set_counts(engine, candidate)
                 losses[index].append(measure(candidate.action))
                 _set_counts(engine, Candidate(candidate.action))
+            del measure  # it holds the window's distributions
     finally:
         for candidate in candidates:
             _set_counts(engine, Candidate(candidate.action))

@@ -40,6 +40,7 @@ _PENALTY = 10.0  # of standardised hidden states, times the number of examples
 _OF_SCALARS = 1 / 400  # of that penalty: four numbers that say much need none
 _SHARES = (0.25, 0.5, 0.75)  # of the dearer action, at which the fit is judged
 _ROWS = 16  # tokens in a call, the most that have the bits of single steps
+_SHORTEST = 4  # tokens of a window in which no step follows one of the same action
 _STRETCH = 64  # most steps whose gains count as one observation
 _CERTAIN = 3.0  # standard errors
 _LEAST_AVOIDED = 0.02  # less would not pay for the policy's own time
@@ -90,7 +91,8 @@ def fit_readout(folder: Path, text: CalibrationText, most: int, progress: Progre
         most: windows to score.
         progress: reports how far the steps are.
     """
-    engine, windows = open_runs(folder), text.scored[:most]
+    engine = open_runs(folder)
+    windows = [window for window in text.scored[:most] if len(window) > _SHORTEST]
     order, found = plain_actions(engine.bundle.config), []
     if len(order) < 2 or len(windows) < 2:
         return None

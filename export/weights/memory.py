@@ -34,7 +34,7 @@ PIECE_WEIGHTS = 1 << 20  # weights that a thread quantizes at once
 _MB = 1 << 20
 _LIBRARIES = 700 * _MB  # interpreter, torch, transformers, onnxruntime
 _PIECE_BYTES = 16  # for each weight of a piece: two float32 copies, codes, planes and their packed form
-_TEXT_TOKENS, _LONG_TOKENS, _LOGIT_ROWS = 1 << 13, 4608, 128  # as in actions/
+_TEXT_TOKENS, _LONG_TOKENS, _LOGIT_ROWS, _REFERENCES = 1 << 13, 4608, 128, 511  # as in actions/
 _SQUARES = 6  # matrices [K, K] in memory at once, K being the largest number of input channels
 
 
@@ -136,10 +136,11 @@ def _hessians(decoder: Decoder) -> int:
 
 
 def _measuring(decoder: Decoder) -> int:
-    """The KV cache of a long context, and the logits of a batch."""
+    """The KV cache of a long context, the logits of a batch, and the dense distributions that actions are compared
+    with."""
     attending = sum(decoder.kind(layer) == "attention" for layer in range(decoder.num_layers))
     cache = _LONG_TOKENS * attending * decoder.num_kv_heads * decoder.head_dim * 4
-    return cache + _LOGIT_ROWS * decoder.vocab_size * 4
+    return cache + (_LOGIT_ROWS + _REFERENCES) * decoder.vocab_size * 4
 
 
 def _widest_qkv(decoder: Decoder) -> int:

@@ -130,6 +130,8 @@ def test_no_default_export_of_an_alias_takes_hours() -> None:
             seconds = about_seconds(int(weights), effort, coded=coded, measured=True, parity=True)
             assert seconds < 90 * 60
             assert about_seconds(int(weights), effort, coded=coded, measured=False, parity=True) < seconds
+            unfitted = about_seconds(int(weights), effort, coded=coded, measured=True, parity=True, fits_policy=False)
+            assert unfitted < seconds
             assert about_seconds(int(weights), None, coded=coded, measured=True, parity=True) < seconds / 4
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,12 @@ def test_losses_by_chance_give_no_readout(seed: int) -> None:
 
 def test_one_window_gives_no_readout(llama_bundle: Path) -> None:
     assert fit_readout(llama_bundle, random_text(), 1, silent) is None
+
+
+def test_windows_without_a_step_give_no_readout(llama_bundle: Path) -> None:
+    text = random_text()
+    short = replace(text, scored=[text.scored[0], *(window[:4] for window in text.scored[1:])])
+    assert fit_readout(llama_bundle, short, 8, silent) is None
 
 
 def test_differences_of_logits_are_the_score_and_densities_of_kv_have_none() -> None:
