@@ -35,7 +35,8 @@ for architecture in "$@"; do
     mkdir -p "$work/$architecture"
     if [ "$architecture" = win_amd64 ]; then
         for tool in cc:gcc c++:g++; do
-            ln -sf "$(command -v "x86_64-w64-mingw32-${tool#*:}-posix")" "$work/$architecture/${tool%:*}"
+            compiler=$(command -v "x86_64-w64-mingw32-${tool#*:}-posix") || { echo "error: mingw-w64 is missing" >&2; exit 1; }
+            ln -sf "$compiler" "$work/$architecture/${tool%:*}"
         done
         wheel "$architecture" win-amd64 Windows AMD64
         # Ends with an error if a library needs one that is neither here nor Windows' own.

@@ -338,11 +338,15 @@ def test_without_a_compiler_the_package_says_what_running_a_model_needs(llama_bu
         assert findings[what]["state"] == state
         assert "scripts/install-packages.sh build" in findings[what]["detail"]
 
-    run = alone(folder, "generate", "-m", llama_bundle, "-p", "Once upon a time", "-n", "6", env=home)
-    assert run.returncode == 1
-    error = run.stderr.splitlines()[-1]
-    assert error.startswith("sol-rt: error: this installation has no native core, libsol_rt, which runs models; ")
-    assert "scripts/install-packages.sh build" in error
+    generate = ("generate", "-m", llama_bundle, "-p", "Once upon a time", "-n", "6")
+    for command in (generate, ("inspect", "-m", llama_bundle)):
+        run = alone(folder, *command, env=home)
+        assert run.returncode == 1
+        error = run.stderr.splitlines()[-1]
+        assert error.startswith(
+            "sol-rt: error: this installation has no native core, libsol_rt, which reads bundles and runs models; "
+        )
+        assert "scripts/install-packages.sh build" in error
 
 
 @pytest.mark.slow

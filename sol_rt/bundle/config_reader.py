@@ -31,7 +31,7 @@ from sol_rt.read_file import read_bytes
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 
-def read_config(path: Path, content: bytes | None = None, *, shapes: bool = False) -> SolConfig:
+def read_config(path: Path | str, content: bytes | None = None, *, shapes: bool = False) -> SolConfig:
     """Reads and checks a file `sol_config.json`, or its `content`.
 
     With `shapes`, dims and bits have to fit the tensors: an edited dim must not misread the cache later.

@@ -153,7 +153,9 @@ def core() -> Any:
     """
     path = core_path()
     if path is None:
-        raise ProviderError(f"this installation has no native core, libsol_rt, which runs models; {HOW_TO_INSTALL}")
+        raise ProviderError(
+            f"this installation has no native core, libsol_rt, which reads bundles and runs models; {HOW_TO_INSTALL}"
+        )
     check_simd_targets()
     library = ctypes.CDLL(str(path))
     for name, (result, arguments) in _OTHERS.items():

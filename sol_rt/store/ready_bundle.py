@@ -82,7 +82,7 @@ def _fetched_config(listing: Listing) -> bytes:
 
 def _parse(listing: Listing, raw: bytes) -> SolConfig:
     try:
-        return read_config(Path(f"{listing.hub_id}: {CONFIG_NAME}"), raw)
+        return read_config(f"{listing.hub_id}: {CONFIG_NAME}", raw)
     except BundleError as error:
         raise HubError(f"{error}; or tell its owner") from None
 
