@@ -18,13 +18,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from quality.losses_by_text import spread_windows
 from sol_rt import SolModel
 from sol_rt.budget.cost.model import BytesCost
 from sol_rt.budget.dial import DEFAULT_MAX_LOSS, Dial
 from sol_rt.budget.losses import share_of_nats
 from sol_rt.bundle.bundle import Bundle
 from sol_rt.engine.distribution import Reference
+from sol_rt.evaluation.quality.perplexity import text_windows
 from sol_rt.store.home import find_bundle
 
 DENSE = Dial(budget=1.0)
@@ -85,6 +85,16 @@ def _steps(model: SolModel, window: list[int], context: int, dials: list[Dial]) 
             else:
                 found[row, :, at] = loss - dense[at], references[at].divergence(distribution), cost
     return found
+
+
+def spread_windows(bundle: Bundle, file: Path, count: int, size: int) -> list[list[int]]:
+    """Windows of `size` tokens that `sol-rt perplexity` would cut, `count` at most, spread evenly over the text.
+
+    Raises UsageError if the text is shorter than two windows.
+    """
+    cut = text_windows(file.read_text(encoding="utf-8"), bundle.tokenizer(), bundle.config.model, size)
+    count = min(count, len(cut))
+    return [cut[len(cut) * index // count] for index in range(count)]
 
 
 if __name__ == "__main__":

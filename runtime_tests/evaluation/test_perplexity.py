@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -54,34 +53,18 @@ def test_the_command_scores_the_windows_of_its_text(bundle: Bundle, monkeypatch:
     assert scored == cut
 
 
-def test_benchmarks_score_the_windows_of_the_command(
-    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_benchmarks_score_the_windows_of_the_command(bundle: Bundle, tmp_path: Path) -> None:
     pytest.importorskip("gguf", reason="exporting comes with the extra export")
     from peers import peers
-    from quality import losses_by_text
+    from quality.promise import spread_windows
 
     file, random = tmp_path / "text.txt", np.random.default_rng(0)
     file.write_text(" ".join(f"w{word}" for word in random.integers(3, 86, 512 * 7)))
     cut = text_windows(file.read_text(), bundle.tokenizer(), bundle.config.model, 512)
     assert len(cut) == 7
     assert peers.windows_of(file.read_text(), bundle, 512, 3) == cut[:3]
-    found: list[list[int]] = []
-    sample = (9,) * 512
-
-    monkeypatch.setattr(losses_by_text, "sample_windows", lambda *_: (sample,))
-
-    def divergences(_: object, windows: Any, dense: object, candidates: Any, **__: object) -> np.ndarray:
-        found.extend(list(window) for window in windows)
-        return np.zeros((len(candidates), 255))
-
-    monkeypatch.setattr(losses_by_text, "token_divergences", divergences)
-    for count, scored in ((3, [cut[0], cut[2], cut[4]]), (9, cut)):
-        found.clear()
-        argv = ["losses_by_text.py", str(bundle.path), "--windows", str(count), "-f", str(file)]
-        monkeypatch.setattr(sys, "argv", argv)
-        losses_by_text.main()
-        assert [window for window in found if window != list(sample)] == scored
+    assert spread_windows(bundle, file, 3, 512) == [cut[0], cut[2], cut[4]]
+    assert spread_windows(bundle, file, 9, 512) == cut
 
 
 def test_windows_need_two() -> None:
