@@ -187,6 +187,19 @@ def test_budget_alone_shows_the_dial(chat: Chat) -> None:
     assert said[-2:] == ["budget 0.8", "budget 0.8, schedule random"]
 
 
+def test_drafts_give_the_dense_text_until_the_dial_is_set(chat: Chat, tmp_path: Path) -> None:
+    file = tmp_path / "chat.json"
+    dense, _ = chat("w1 w2", "w3", options=("--budget", "1"))
+    drafted, err = chat("w1 w2", f"/save {file}", "/budget", "w3", "/budget 0.8", options=("--lossless",))
+    assert drafted == dense
+    assert err.splitlines()[-1] == "budget 0.8"
+    assert "lossless: the text of budget 1, by drafts" in err.splitlines()
+    assert json.loads(file.read_text(encoding="utf-8"))["settings"]["lossless"] is True
+    loaded, err = chat(f"/load {file}", "w3", "/schedule dense", "/stats", "w3")
+    assert dense.endswith(loaded.splitlines(keepends=True)[0])
+    assert "2 messages, lossless: the text of budget 1, by drafts" in err
+
+
 def test_a_tab_separates_a_command_from_its_argument(chat: Chat) -> None:
     _, err = chat("/budget\t0.8", "/system \t w8  w9", "/system")
     assert "budget 0.8" in err.splitlines()
@@ -292,6 +305,7 @@ GOOD = {
         ({"settings": {"temperature": "hot"}}, "temperature: got 'hot'"),
         ({"settings": {"budget": "low"}}, "budget: got 'low', expected a number"),
         ({"settings": {"budget": 7}}, "budget: got 7"),
+        ({"settings": {"lossless": 1}}, "lossless: got 1, expected True or False"),
         ({"settings": {"schedule": "nonsense"}}, "nonsense"),
         ({"settings": {"logit_bias": {"5000": 1}}}, "logit bias: got token 5000"),
         ({"settings": {"logit_bias": {"1" * 5000: 1}}}, "logit_bias: got '111"),

@@ -35,6 +35,8 @@ _HELP = """/budget 0.3     set the budget of the next answers, a share (0 to 1) 
 /exit           leave the chat, as Ctrl-D does; Ctrl-C stops an answer
 A line that ends with \\ goes on in the next one. A message between \"\"\" and \"\"\" may have several lines."""
 
+_DRAFTS = ("lossless", "lookup")
+
 
 @dataclass
 class Conversation:
@@ -176,7 +178,7 @@ class Conversation:
         if not argument:
             note(self._held())
             return
-        asked: dict[str, float | None] = {"budget": None, "tokens_per_second": None, "max_loss": None}
+        asked: dict[str, Any] = {"budget": None, "tokens_per_second": None, "max_loss": None, "lossless": False}
         if argument != "default":
             asked[name[1:].replace("-", "_")] = _budget(argument) if name == "/budget" else _max_loss(argument)
         settings = {**self.settings, **asked}
@@ -193,7 +195,7 @@ class Conversation:
             raise UsageError(f"/schedule: expected one of {', '.join(NAMES)}")
         if self.governor is not None:
             check_keeps_loss(argument, self.governor.max_loss)
-        settings = {**self.settings, "schedule": argument}
+        settings = {**self.settings, "schedule": argument, "lossless": False}
         if is_constant(argument):
             settings |= {"budget": None, "tokens_per_second": None, "max_loss": None}  # a fixed action takes no budget
         self.model.check(_dial_of(settings))  # raises for a schedule that this bundle or the dial cannot have
@@ -211,6 +213,8 @@ class Conversation:
 
     def _dial(self) -> str:
         """The settings of the dial in words."""
+        if self.settings.get("lossless"):
+            return "lossless: the text of budget 1, by drafts"
         dial = asdict(_dial_of(self.settings))
         return (
             ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in dial.items() if value is not None)
@@ -233,7 +237,7 @@ class Conversation:
         from sol_rt.cli.run.saved_chat import SavedChat
 
         said = [message for message in self.messages if message["role"] != "system"]
-        given = {name: value for name, value in self.settings.items() if value is not None}
+        given = {name: value for name, value in self.settings.items() if value is not None and value is not False}
         path = SavedChat(self.model.bundle.config.model.name, self.system, said, given).write(file)
         note(f"{path}: saved, {len(said)} messages")
 
@@ -288,9 +292,12 @@ def _dial_of(settings: dict[str, Any]) -> Dial:
 
 def _checked(settings: dict[str, Any], model: SolModel) -> dict[str, Any]:
     """Settings of a file as arguments of `SolModel.stream`. Raises UsageError for those that the model can't use."""
+    from sol_rt.generate.arguments import as_switch
     from sol_rt.generate.generation_config import GenerationConfig
 
-    dial, names = _dial_of(settings), _dial_names()
+    for name in _DRAFTS:
+        as_switch(name, settings.get(name, False))
+    dial, names = _dial_of(settings), _dial_names().union(_DRAFTS)
     others = {name: value for name, value in settings.items() if name not in names}
     GenerationConfig().updated(**others).check_vocabulary(model.bundle.config.model.vocab_size)
     model.check(dial)  # raises for values that are out of range, contradict or can't be reached
@@ -321,6 +328,8 @@ def chat(
     governor: options.Governor = False,
     max_loss: options.MaxLoss = None,
     schedule: options.Schedule = None,
+    lossless: options.Lossless = False,
+    lookup: options.Lookup = False,
     prefill: options.Prefill = None,
     provider: options.Provider = "auto",
     device: options.Device = 0,
@@ -345,6 +354,8 @@ def chat(
         **dial(schedule, budget, rate, None, None, None, loss),
         **sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed, stop),
         **penalties(presence_penalty, frequency_penalty, logit_bias),
+        "lossless": lossless,
+        "lookup": lookup,
     }
     if max_new_tokens is not None:
         settings["max_new_tokens"] = max_new_tokens
