@@ -42,6 +42,7 @@ ASKED = {"role": "user", "content": "a"}
 SYSTEM = {"role": "system", "content": "brief"}
 DIAL_NAMES = ("schedule", "budget", "tokens_per_second", "max_loss", "kv_density", "channel_density", "bits")
 NO_DIAL = dict.fromkeys(DIAL_NAMES)
+NO_DRAFTS = {"lossless": False, "lookup": False}
 DEFAULTS: dict[str, Call] = {
     "generate": {
         **NO_DIAL,
@@ -51,10 +52,9 @@ DEFAULTS: dict[str, Call] = {
         "trace": None,
         "parse_special": False,
         "grammar": None,
-        "lossless": False,
-        "lookup": False,
+        **NO_DRAFTS,
     },
-    "chat": {**NO_DIAL, "asked": [ASKED]},
+    "chat": {**NO_DIAL, **NO_DRAFTS, "asked": [ASKED]},
     "perplexity": {**NO_DIAL, "asked": "a text", "size": 512, "chunks": None, "seed": None},
     "export": {
         "asked": Path("out"),
@@ -88,6 +88,7 @@ AXES: Rows = [
     ("--channel-density 0.6", {"channel_density": 0.6}),
     ("--bits 5.5", {"bits": 5.5}),
 ]
+DRAFTS: Rows = [("--lossless", {"lossless": True}), ("--lookup", {"lookup": True})]
 SAMPLING: Rows = [
     ("-n 9", {"max_new_tokens": 9}),
     ("--max-new-tokens 9", {"max_new_tokens": 9}),
@@ -113,8 +114,7 @@ OPTIONS: dict[str, Rows] = {
         ("--parse-special", {"parse_special": True}),
         ("--top-logprobs 3", {"top_logprobs": 3}),
         ("--trace t.jsonl", {"trace": Path("t.jsonl")}),
-        ("--lossless", {"lossless": True}),
-        ("--lookup", {"lookup": True}),
+        *DRAFTS,
         *SAMPLING,
         *DIAL,
         *AXES,
@@ -123,6 +123,7 @@ OPTIONS: dict[str, Rows] = {
         ("", {}),
         ("--prompt b", {"asked": [{**ASKED, "content": "b"}]}),
         ("--system brief", {"asked": [SYSTEM, ASKED]}),
+        *DRAFTS,
         *SAMPLING,
         *DIAL,
     ],
