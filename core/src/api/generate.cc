@@ -65,7 +65,7 @@ void Start(sol_session& session, const int32_t* prompt, size_t num_tokens, const
   if (!dial_chooses) request.dial.prefill = model.prefill();
   session.generation = std::make_unique<Generation>(
       sol_rt::GenerationParts{*session.engine, model.config(), model.identity(), model.tokenizer(), model.cost(), sol_rt::PolicyOf(session), session.live,
-                              session.pace},
+                              session.pace, session.draft_actions},
       std::move(request));
 }
 

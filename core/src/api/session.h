@@ -31,6 +31,7 @@ struct sol_session {
   sol_rt::HostPolicy* host_policy = nullptr;     // the same, where the host runs its graph
   sol_rt::LiveDial live;
   sol_rt::DraftPace pace;
+  sol_rt::DraftActions draft_actions;
   std::unique_ptr<sol_rt::Generation> generation;  // the running or last one
   std::string schedule, cost_model;  // what the last `sol_result` points to
   std::string text, action;          // what the last `sol_token` points to, as do the two below

@@ -1,8 +1,10 @@
 #include "generate/generation.h"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <random>
+#include <utility>
 
 #include "base/error.h"
 #include "generate/model.h"
@@ -133,7 +135,8 @@ Generation::Generation(const GenerationParts& parts, GenerationRequest request)
   } else {
     request.dial.prompt = SeenPrompt(request.reuse_cache);
     planner_ = MakePlanner(parts.config, parts.cost, request.dial, parts.policy);
-    if (request.lossless || request.lookup) drafts_.emplace(parts.config.model, parts.pace);
+    if (request.lossless) parts.draft_actions.Offer(parts.config, *parts.cost, static_cast<int64_t>(prompt_tokens_));
+    if (request.lossless || request.lookup) drafts_.emplace(parts.config.model, parts.pace, request.lossless ? &parts.draft_actions : nullptr);
     if (!HasAxisTargets(request.dial)) asked_ = planner_->Asked(static_cast<int64_t>(prompt_tokens_));
   }
   prompt_ = planner_->Prompt();
@@ -178,7 +181,7 @@ const StepToRun& Generation::Begin(const Interrupted& interrupted, bool alone) {
   if (running_) return *running_;
   alone_ = alone;
   try {
-    running_ = begun_ ? Step() : Prompt();
+    running_ = begun_ ? Step(interrupted) : Prompt();
   } catch (...) {
     Abandon();
     throw;
@@ -284,12 +287,31 @@ StepSeen Generation::Seen() const {
   return {context_, generated_.token, output_.hidden, output_.distribution, static_cast<int64_t>(history_.size() - prompt_tokens_) - 1};
 }
 
-StepToRun Generation::Step() {
+StepToRun Generation::Step(const Interrupted& interrupted) {
   if (drafts_ && drafts_->ready()) return {nullptr, 0, generated_.action};
   const Action action = planner_->Choose(Seen());
   if (!drafts_) return {&generated_.token, 1, action};
-  const std::vector<int32_t>& tokens = drafts_->Propose(history_, action, alone_ ? MostDrafts(action) : 0, mask_ ? mask_->Words() : nullptr);
-  return {tokens.data(), tokens.size(), action};
+  const size_t most = alone_ ? MostDrafts(action) : 0;
+  const Action* const cheaper = drafts_->Propose(history_, action, most, mask_ ? mask_->Words() : nullptr);
+  if (cheaper != nullptr) DraftBySteps(*cheaper, most, interrupted);
+  return {drafts_->tokens().data(), drafts_->tokens().size(), action};
+}
+
+void Generation::DraftBySteps(const Action& action, size_t most, const Interrupted& interrupted) {
+  const std::vector<int64_t>& ends = config_.eos_token_id;
+  std::vector<int32_t> text = history_;
+  const uint32_t* mask = mask_ ? mask_->Words() : nullptr;
+  while (drafts_->Goes(most) && std::find(ends.begin(), ends.end(), text.back()) == ends.end()) {
+    const Clock::time_point begun = Clock::now();
+    const Distribution next = parts_.engine.Forward(&text.back(), 1, action, interrupted).distribution;
+    const Sampler::Picked picked = sampler_->Sample(next, text, std::exchange(mask, nullptr));  // what may follow a draft is not known
+    sampler_->Count(picked.token, 1);
+    drafting_ += parts_.cost->Step(action, static_cast<int64_t>(text.size()) - 1);
+    drafts_->Add(picked.token, std::exp(picked.logprob), Milliseconds(Clock::now() - begun));
+    text.push_back(picked.token);
+  }
+  for (size_t i = history_.size(); i < text.size(); ++i) sampler_->Count(text[i], -1);
+  parts_.engine.Truncate(processed_);
 }
 
 size_t Generation::MostDrafts(const Action& action) {
@@ -327,6 +349,7 @@ void Generation::EndStep() {
   if (tokens > 0 && alone_) parts_.pace.Took(generated_.action, tokens, Milliseconds(Clock::now() - run_start_));
   if (tokens != 1) {
     generated_.cost = tokens == 0 ? 0.0 : charge.cost + CostOfMore(*parts_.cost, generated_.action, context_, tokens, parts_.pace);
+    generated_.cost += std::exchange(drafting_, 0.0);
     generated_.relative_cost = generated_.cost / dense;
   }
   spent_ += generated_.cost;
@@ -337,6 +360,7 @@ double Generation::Achieved() const { return drafts_ && drafts_->drafted() > 0 ?
 
 void Generation::Pick() {
   const Sampler::Picked picked = sampler_->Sample(output_.distribution, history_, mask_ ? mask_->Words() : nullptr);
+  sampler_->Count(picked.token, 1);
   generated_.token = picked.token;
   generated_.logprob = picked.logprob;
   generated_.likeliest.clear();

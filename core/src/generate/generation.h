@@ -38,6 +38,7 @@ struct GenerationParts {
   PolicyRunner* policy;  // null where the bundle has none
   LiveDial& live;
   DraftPace& pace;
+  DraftActions& draft_actions;
 };
 
 // In a replay the dial is not used. `settings` are changes to `defaults`, in the order in which they apply.
@@ -123,8 +124,10 @@ class Generation {
   PromptSeen SeenPrompt(bool reuse_cache) const;
   size_t Left();  // tokens of the prompt that are not in the cache, from which the others are dropped
   StepToRun Prompt();
-  StepToRun Step();
+  StepToRun Step(const Interrupted& interrupted);
   size_t MostDrafts(const Action& action);
+  // Drafts at most `most` tokens by steps of a cheaper action, which leave nothing in the cache.
+  void DraftBySteps(const Action& action, size_t most, const Interrupted& interrupted);
   void DropDrafts();  // cuts off the cache what is not of the text
   double Achieved() const;
   void EndPrompt();
@@ -154,6 +157,7 @@ class Generation {
   int64_t context_ = 0;  // tokens in the cache before the step of `generated_`
   int64_t processed_ = 0;  // tokens of prompt and text that have run: of the cache, all but drafts
   int64_t limit_;  // tokens
+  double drafting_ = 0.0;  // cost of the steps that drafted the run
   double spent_ = 0.0, full_ = 0.0;  // of all tokens run, and of a dense step for each of the text
   double prefill_seconds_ = 0.0, first_token_ms_ = 0.0, decode_ms_ = 0.0;
   bool cut_ = false, begun_ = false, entered_ = false, alone_ = true, over_ = false;

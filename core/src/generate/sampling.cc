@@ -70,7 +70,6 @@ Sampler::Picked Sampler::Sample(const Distribution& distribution, const std::vec
       token = NoisyArgmax(random_, static_cast<int64_t>(history.size()), tokens_, values_);
     }
   }
-  Count(token);
   return {token, distribution.LogProbability(token)};
 }
 
@@ -179,10 +178,12 @@ void Sampler::Keep(const std::vector<size_t>& places) {
   weights_ = std::move(weights);
 }
 
-void Sampler::Count(int32_t token) {
+void Sampler::Count(int32_t token, int change) {
   if (penalties_.empty()) return;
-  const double count = static_cast<double>(++counts_[token]);
-  penalties_[static_cast<size_t>(token)] = static_cast<float>(-(config_.presence_penalty + config_.frequency_penalty * count));
+  const int64_t count = counts_[token] += change;
+  if (count == 0) counts_.erase(token);
+  penalties_[static_cast<size_t>(token)] =
+      count == 0 ? 0.0f : static_cast<float>(-(config_.presence_penalty + config_.frequency_penalty * static_cast<double>(count)));
 }
 
 }  // namespace sol_rt

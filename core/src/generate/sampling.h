@@ -13,8 +13,7 @@
 
 namespace sol_rt {
 
-// A draw depends on seed, position and scores alone, not on the draws before it. But a sampler counts its tokens for the penalties, so each generation has
-// its own.
+// A draw depends on seed, position and scores alone, not on the draws before it. But a sampler counts tokens for the penalties, so each generation has its own.
 class Sampler {
  public:
   struct Picked {
@@ -29,6 +28,8 @@ class Sampler {
   // for the repetition penalty.
   // `mask`: the tokens that may be picked, one at least; null for all.
   Picked Sample(const Distribution& distribution, const std::vector<int32_t>& history, const uint32_t* mask);
+  // After each token of the text: counts it for the penalties; with -1 takes it back.
+  void Count(int32_t token, int change);
 
  private:
   bool Changes(const std::vector<int32_t>& history) const;
@@ -38,7 +39,6 @@ class Sampler {
   void FindCandidates(bool masked);                                      // fills tokens_ and values_ from scores_
   void KeepNucleus();
   void Keep(const std::vector<size_t>& places);  // of the candidates, in this order
-  void Count(int32_t token);
 
   const GenerationConfig config_;
   const int32_t vocab_size_;

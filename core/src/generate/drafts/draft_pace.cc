@@ -12,7 +12,7 @@ constexpr double kNewShare = 1.0 / 12;  // weight of a new drafted token in a sh
 constexpr double kNewTime = 1.0 / 6;    // weight of a new time
 constexpr int64_t kFirstSteps = 2;      // steps before a time counts: the first ones make buffers
 constexpr double kCreditStep = 0.005;   // credit for each step alone
-constexpr double kMostCredit = 8.0;     // steps: a text that repeats itself no more soon draws on no more
+constexpr int64_t kMostRuns = 24;        // in a row: then a step keeps its time up to date
 
 }  // namespace
 
@@ -20,12 +20,13 @@ size_t DraftPace::ClassOf(size_t match) { return match < 4 ? match - 1 : match <
 
 size_t DraftPace::SizeOf(size_t tokens) { return tokens <= 2 ? 0 : tokens <= 4 ? 1 : tokens <= 8 ? 2 : 3; }
 
-size_t DraftPace::Choose(const Action& action, size_t match, size_t most) {
-  if (match == 0 || times_[action].steps <= kFirstSteps) return 0;
+size_t DraftPace::Choose(const Action& action, size_t match, size_t most, double gain) {
+  if (match == 0) return 0;
   while (most > 0 && Price(action, most + 1) - 1.0 > credit_) --most;
   if (most == 0) return 0;
   size_t best = 0;
-  double gain = kLeastGain, tokens = 1.0, all_kept = 1.0;
+  gain = std::max(gain, kLeastGain);
+  double tokens = 1.0, all_kept = 1.0;
   for (size_t drafted = 1; drafted <= most; ++drafted) {
     all_kept *= kept_[ClassOf(match + drafted - 1)];  // each one that is kept makes the match longer
     tokens += all_kept;
@@ -45,17 +46,39 @@ void DraftPace::Kept(size_t match, size_t drafted, size_t kept) {
     double& share = kept_[ClassOf(match + i)];
     share += kNewShare * ((i < kept ? 1.0 : 0.0) - share);
   }
-  credit_ = std::min(credit_ + static_cast<double>(kept), kMostCredit);
+  Saved(kept);
+}
+
+bool DraftPace::Measured(const Action& action) const {
+  const auto found = times_.find(action);
+  return found != times_.end() && found->second.steps > kFirstSteps && found->second.runs < kMostRuns;
+}
+
+void DraftPace::Step(Times& times, double ms) {
+  times.runs = 0;
+  if (++times.steps <= kFirstSteps) return;
+  times.step_ms += (times.steps == kFirstSteps + 1 ? 1.0 : kNewTime) * (ms - times.step_ms);
+}
+
+void DraftPace::Drew(const Action& action, double ms, double steps) {
+  Step(times_[action], ms);
+  credit_ -= steps;
+}
+
+double DraftPace::Ratio(const Action& action, const Action& dense, double otherwise) const {
+  const auto own = times_.find(action), other = times_.find(dense);
+  const bool measured = own != times_.end() && other != times_.end() && std::min(own->second.steps, other->second.steps) > kFirstSteps;
+  return measured ? own->second.step_ms / other->second.step_ms : otherwise;
 }
 
 void DraftPace::Took(const Action& action, size_t tokens, double ms) {
   Times& times = times_[action];
   if (tokens == 1) {
     credit_ = std::min(credit_ + kCreditStep, kMostCredit);
-    if (++times.steps <= kFirstSteps) return;
-    times.step_ms += (times.steps == kFirstSteps + 1 ? 1.0 : kNewTime) * (ms - times.step_ms);
+    Step(times, ms);
     return;
   }
+  ++times.runs;
   if (times.step_ms <= 0.0) return;
   const double added = (ms / times.step_ms - 1.0) / static_cast<double>(tokens - 1);
   double& mean = times.added[SizeOf(tokens)];

@@ -3,6 +3,7 @@
 // and 0.5% of its steps: a text of which too much was expected is hardly slower.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -15,27 +16,39 @@ namespace sol_rt {
 class DraftPace {
  public:
   void BeginText() { credit_ = kFirstCredit; }
-  // Tokens to draft, 0 to `most`, of a guess whose source is alike for `match` tokens. The action runs them.
-  size_t Choose(const Action& action, size_t match, size_t most);
+  // Tokens to draft, 0 to `most`, of a guess whose source is alike for `match` tokens. The action runs them. More than `gain` tokens a step are wanted.
+  size_t Choose(const Action& action, size_t match, size_t most, double gain);
   // Learns from such a guess: of its `drafted` tokens the first `kept` were those of the text; one after them was compared, too.
   void Kept(size_t match, size_t drafted, size_t kept);
+  // Credits the tokens of another draft that the text kept.
+  void Saved(size_t kept) { credit_ = std::min(credit_ + static_cast<double>(kept), kMostCredit); }
   // A run of so many tokens took so long.
   void Took(const Action& action, size_t tokens, double ms);
+  // A step of a draft took so long, and is charged as so many steps of the text.
+  void Drew(const Action& action, double ms, double steps);
+  // Time of a step over that of `dense`; `otherwise` before both were measured.
+  double Ratio(const Action& action, const Action& dense, double otherwise) const;
+  // True if the action's steps were measured, and not long ago.
+  bool Measured(const Action& action) const;
   // Time of a run over that of a step, 1 or more.
   double Price(const Action& action, size_t tokens) const;
+  double credit() const { return credit_; }  // steps that a draft may take
 
  private:
   static constexpr size_t kClasses = 5;  // of `match`: 1, 2, 3, 4 to 7, 8 and more
   static constexpr size_t kSizes = 4;    // of runs: 2, 3 to 4, 5 to 8, 9 and more tokens
   static constexpr double kFirstCredit = 2.0;  // steps
+  static constexpr double kMostCredit = 8.0;   // steps: a text that repeats itself no more soon draws on no more
 
   struct Times {
     int64_t steps = 0;
+    int64_t runs = 0;  // of several tokens, since the last step
     double step_ms = 0.0;
     // By size, what each token after the first adds, in steps. At first a guess on the dear side.
     std::array<double, kSizes> added{0.15, 0.15, 0.15, 0.15};
   };
 
+  void Step(Times& times, double ms);
   static size_t ClassOf(size_t match);
   static size_t SizeOf(size_t tokens);
 

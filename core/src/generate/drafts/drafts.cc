@@ -4,13 +4,21 @@
 
 namespace sol_rt {
 
-const std::vector<int32_t>& Drafts::Propose(const std::vector<int32_t>& text, const Action& action, size_t most, const uint32_t* mask) {
+const Action* Drafts::Propose(const std::vector<int32_t>& text, const Action& action, size_t most, const uint32_t* mask) {
   tokens_.assign(1, text.back());
-  if (most == 0) return tokens_;
+  stepping_ = nullptr;
+  if (most == 0 || !pace_.Measured(action)) return nullptr;
+  const double gain = actions_ == nullptr ? 1.0 : actions_->Choose(pace_, most);
   match_ = lookup_.Guess(text, most, tokens_);
   if (match_ > 0 && mask != nullptr && !Allows(mask, static_cast<size_t>(tokens_[1]))) tokens_.resize(1);
-  tokens_.resize(1 + pace_.Choose(action, match_, tokens_.size() - 1));
-  return tokens_;
+  tokens_.resize(1 + pace_.Choose(action, match_, tokens_.size() - 1, gain));
+  if (actions_ != nullptr && tokens_.size() == 1) stepping_ = actions_->Begin();
+  return stepping_;
+}
+
+void Drafts::Add(int32_t token, double probability, double ms) {
+  tokens_.push_back(token);
+  actions_->Drew(pace_, probability, ms);
 }
 
 Rows Drafts::Buffers() {
@@ -38,16 +46,25 @@ bool Drafts::Follow(int32_t token) {
     ready_ = true;
     return true;
   }
-  pace_.Kept(match_, tokens_.size() - 1, used_ - 1);
+  Learn(tokens_.size() - 1, used_ - 1);
   const bool all = used_ == tokens_.size();
   used_ = 0;
   return all;
 }
 
 void Drafts::Drop() {
-  if (used_ > 0) pace_.Kept(match_, used_ - 1, used_ - 1);
+  if (used_ > 0) Learn(used_ - 1, used_ - 1);
   used_ = 0;
   ready_ = false;
+}
+
+void Drafts::Learn(size_t drafted, size_t kept) {
+  if (stepping_ == nullptr) {
+    pace_.Kept(match_, drafted, kept);
+  } else {
+    pace_.Saved(kept);
+    actions_->Kept(drafted, kept);
+  }
 }
 
 StepOutput Drafts::Row(size_t index) const {

@@ -1,11 +1,12 @@
-// Drafts the next tokens and keeps the results of the run that checks them. A row of results counts only if the text goes on with the tokens that led to it, so
-// the text is that of single steps.
+// Holds a draft of the next tokens and the results of the run that checks it. A row of results counts only if the text goes on with the tokens that led to it,
+// so the text is that of single steps.
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
 #include "engine/engine.h"
+#include "generate/drafts/draft_actions.h"
 #include "generate/drafts/draft_pace.h"
 #include "generate/drafts/ngram_lookup.h"
 
@@ -13,10 +14,18 @@ namespace sol_rt {
 
 class Drafts {
  public:
-  Drafts(const ModelDims& model, DraftPace& pace) : vocab_(model.vocab_size), hidden_(model.hidden_size), pace_(pace) { pace.BeginText(); }
+  // `actions` draft where nothing is found in the text; null: none do.
+  Drafts(const ModelDims& model, DraftPace& pace, DraftActions* actions)
+      : vocab_(model.vocab_size), hidden_(model.hidden_size), pace_(pace), actions_(actions) {
+    pace.BeginText();
+  }
 
-  // Tokens of the next run: the last of the text, then at most `most` guesses. `mask` is of the token after the text; null allows all.
-  const std::vector<int32_t>& Propose(const std::vector<int32_t>& text, const Action& action, size_t most, const uint32_t* mask);
+  // Begins the next run with the last token of the text and at most `most` guesses from it. `mask` is of the token after the text; null allows all. Returns the
+  // action whose steps are to guess instead, by `Goes` and `Add`; null for none.
+  const Action* Propose(const std::vector<int32_t>& text, const Action& action, size_t most, const uint32_t* mask);
+  bool Goes(size_t most) const { return actions_->Goes(pace_, most); }
+  void Add(int32_t token, double probability, double ms);
+  const std::vector<int32_t>& tokens() const { return tokens_; }  // of the run
   // Buffers of that run's results, a row for each token, and the output of the first token when they are filled.
   Rows Buffers();
   StepOutput First();
@@ -35,9 +44,12 @@ class Drafts {
 
  private:
   StepOutput Row(size_t index) const;
+  void Learn(size_t drafted, size_t kept);
 
   const int32_t vocab_, hidden_;
   DraftPace& pace_;
+  DraftActions* const actions_;
+  const Action* stepping_ = nullptr;  // drafted the run; null: it was found in the text
   NgramLookup lookup_;
   std::vector<int32_t> tokens_;  // of the run
   size_t match_ = 0;
