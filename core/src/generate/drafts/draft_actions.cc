@@ -8,12 +8,13 @@
 namespace sol_rt {
 namespace {
 
-constexpr double kLeastGain = 1.03;      // tokens a step that a draft has to promise
+constexpr double kLeastGain = 1.05;      // tokens a step that a draft has to promise
 constexpr double kMostLoss = 0.15;       // nats, of an action that may draft
+constexpr double kCheaper = 0.9;         // cost of an action over that of the next one with less loss, at most: who saves less is not worth its tries
 constexpr double kLostPerRoot = 0.4;     // share of tokens not kept, over the root of the loss in nats, on ordinary text
 constexpr double kUnknownKept = 0.8;     // share of an action whose loss was not measured
 constexpr int kFirstWait = 8;            // steps without a draft after which a short one is tried: one held-up run may have ended the drafts
-constexpr int kMostWait = 64;            // each try that changes nothing doubles them up to this
+constexpr int kMostWait = 256;           // each try that changes nothing doubles them up to this
 constexpr size_t kShort = 2;             // tokens of that
 constexpr double kNewShare = 1.0 / 32;   // weight of a new token in a share
 constexpr double kNewInClass = 1.0 / 16;
@@ -32,11 +33,23 @@ void DraftActions::Offer(const Config& config, const CostModel& cost, int64_t co
     const double loss = losses.At(entry.action, context);
     if (entry.action == dense_ || loss > kMostLoss) continue;
     const double kept = std::isnan(loss) ? kUnknownKept : 1.0 - kLostPerRoot * std::sqrt(std::max(loss, 0.0));
-    offered.push_back({entry.action, 1.0, kept, {0.5, 0.75, 0.93, 0.99}});
+    offered.push_back({entry.action, cost.Step(entry.action, context) / dense, kept, {0.5, 0.75, 0.93, 0.99}});
+  }
+  std::stable_sort(offered.begin(), offered.end(),
+                   [](const Candidate& one, const Candidate& other) { return one.kept == other.kept ? one.cost < other.cost : one.kept > other.kept; });
+  double most = kCheaper;
+  const auto dear = [&most](const Candidate& candidate) {
+    if (candidate.cost > most) return true;
+    most = kCheaper * candidate.cost;
+    return false;
+  };
+  offered.erase(std::remove_if(offered.begin(), offered.end(), dear), offered.end());
+  for (Candidate& candidate : offered) {
     for (const Candidate& known : candidates_) {
-      if (known.action == entry.action) offered.back() = known;
+      if (!(known.action == candidate.action)) continue;
+      candidate.kept = known.kept;
+      candidate.class_kept = known.class_kept;
     }
-    offered.back().cost = cost.Step(entry.action, context) / dense;
   }
   candidates_ = std::move(offered);
 }
@@ -91,7 +104,7 @@ bool DraftActions::Goes(const DraftPace& pace, size_t most) const {
 
 void DraftActions::Drew(DraftPace& pace, double probability, double ms) {
   const Candidate& candidate = candidates_[now_];
-  pace.Drew(candidate.action, ms, Step(candidate, pace));
+  pace.Drew(candidate.action, dense_, ms);
   classes_.push_back(ClassOf(probability));
   all_kept_ *= candidate.class_kept[classes_.back()];
 }

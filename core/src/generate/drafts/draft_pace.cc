@@ -9,10 +9,9 @@ constexpr double kLeastGain = 1.03;     // tokens a step that a draft has to pro
 constexpr int kLookAgain = 64;          // guesses after which a short draft is tried
 constexpr size_t kShort = 3;            // tokens of that
 constexpr double kNewShare = 1.0 / 12;  // weight of a new drafted token in a share
-constexpr double kNewTime = 1.0 / 6;    // weight of a new time
 constexpr int64_t kFirstSteps = 2;      // steps before a time counts: the first ones make buffers
 constexpr double kCreditStep = 0.005;   // credit for each step alone
-constexpr int64_t kMostRuns = 24;        // in a row: then a step keeps its time up to date
+constexpr int64_t kMostRuns = 12;       // in a row: then a step keeps its time up to date
 
 }  // namespace
 
@@ -57,18 +56,19 @@ bool DraftPace::Measured(const Action& action) const {
 void DraftPace::Step(Times& times, double ms) {
   times.runs = 0;
   if (++times.steps <= kFirstSteps) return;
-  times.step_ms += (times.steps == kFirstSteps + 1 ? 1.0 : kNewTime) * (ms - times.step_ms);
+  if (times.steps == kFirstSteps + 1) times.step_ms = Recent<3>(ms);
+  times.step_ms.Add(ms);
 }
 
-void DraftPace::Drew(const Action& action, double ms, double steps) {
+void DraftPace::Drew(const Action& action, const Action& dense, double ms) {
   Step(times_[action], ms);
-  credit_ -= steps;
+  credit_ -= ms / times_[dense].step_ms.Median();
 }
 
 double DraftPace::Ratio(const Action& action, const Action& dense, double otherwise) const {
   const auto own = times_.find(action), other = times_.find(dense);
   const bool measured = own != times_.end() && other != times_.end() && std::min(own->second.steps, other->second.steps) > kFirstSteps;
-  return measured ? own->second.step_ms / other->second.step_ms : otherwise;
+  return measured ? own->second.step_ms.Median() / other->second.step_ms.Median() : otherwise;
 }
 
 void DraftPace::Took(const Action& action, size_t tokens, double ms) {
@@ -79,17 +79,18 @@ void DraftPace::Took(const Action& action, size_t tokens, double ms) {
     return;
   }
   ++times.runs;
-  if (times.step_ms <= 0.0) return;
-  const double added = (ms / times.step_ms - 1.0) / static_cast<double>(tokens - 1);
-  double& mean = times.added[SizeOf(tokens)];
-  mean += kNewTime * (std::clamp(added, 0.0, 1.0) - mean);  // one run that was held up says little
-  credit_ -= Price(action, tokens) - 1.0;
+  const double step_ms = times.step_ms.Median();
+  if (step_ms <= 0.0) return;
+  if (ms < step_ms) times.step_ms.Add(ms);  // a step takes no longer than a run: the machine has become faster
+  const double added = std::clamp(ms / step_ms - 1.0, 0.0, static_cast<double>(tokens - 1));
+  times.added[SizeOf(tokens)].Add(added / static_cast<double>(tokens - 1));
+  credit_ -= added;
 }
 
 double DraftPace::Price(const Action& action, size_t tokens) const {
   const auto found = times_.find(action);
   if (tokens <= 1 || found == times_.end()) return 1.0;
-  return 1.0 + found->second.added[SizeOf(tokens)] * static_cast<double>(tokens - 1);
+  return 1.0 + found->second.added[SizeOf(tokens)].Median() * static_cast<double>(tokens - 1);
 }
 
 }  // namespace sol_rt

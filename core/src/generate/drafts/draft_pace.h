@@ -24,8 +24,8 @@ class DraftPace {
   void Saved(size_t kept) { credit_ = std::min(credit_ + static_cast<double>(kept), kMostCredit); }
   // A run of so many tokens took so long.
   void Took(const Action& action, size_t tokens, double ms);
-  // A step of a draft took so long, and is charged as so many steps of the text.
-  void Drew(const Action& action, double ms, double steps);
+  // A step of a draft under the action took so long.
+  void Drew(const Action& action, const Action& dense, double ms);
   // Time of a step over that of `dense`; `otherwise` before both were measured.
   double Ratio(const Action& action, const Action& dense, double otherwise) const;
   // True if the action's steps were measured, and not long ago.
@@ -37,18 +37,36 @@ class DraftPace {
  private:
   static constexpr size_t kClasses = 5;  // of `match`: 1, 2, 3, 4 to 7, 8 and more
   static constexpr size_t kSizes = 4;    // of runs: 2, 3 to 4, 5 to 8, 9 and more tokens
+  static constexpr double kGuess = 0.15;
   static constexpr double kFirstCredit = 2.0;  // steps
   static constexpr double kMostCredit = 8.0;   // steps: a text that repeats itself no more soon draws on no more
+
+  // Median of the last values: one run that was held up changes nothing.
+  template <size_t kCount>
+  class Recent {
+   public:
+    explicit Recent(double first) { values_.fill(first); }
+    void Add(double value) { values_[next_++ % kCount] = value; }
+    double Median() const {
+      std::array<double, kCount> sorted = values_;
+      std::nth_element(sorted.begin(), sorted.begin() + kCount / 2, sorted.end());
+      return sorted[kCount / 2];
+    }
+
+   private:
+    std::array<double, kCount> values_;
+    size_t next_ = 0;
+  };
 
   struct Times {
     int64_t steps = 0;
     int64_t runs = 0;  // of several tokens, since the last step
-    double step_ms = 0.0;
-    // By size, what each token after the first adds, in steps. At first a guess on the dear side.
-    std::array<double, kSizes> added{0.15, 0.15, 0.15, 0.15};
+    Recent<3> step_ms{0.0};
+    // By size, what each token after the first adds, in steps. At first a guess.
+    std::array<Recent<3>, kSizes> added{Recent<3>(kGuess), Recent<3>(kGuess), Recent<3>(kGuess), Recent<3>(kGuess)};
   };
 
-  void Step(Times& times, double ms);
+  static void Step(Times& times, double ms);
   static size_t ClassOf(size_t match);
   static size_t SizeOf(size_t tokens);
 
