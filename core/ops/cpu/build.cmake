@@ -51,7 +51,7 @@ function(sol_cpu_settings target)
     if(NOT SOL_SANITIZE)
       # These check shapes and call kernels; at -O3 they would be up to twice as large.
       get_target_property(checks ${target} SOURCES)
-      list(FILTER checks INCLUDE REGEX "operators/(block_matmul|nested_gather|nested_matmul|pruned_matmul|pruned_mlp|sparse_attention)\\.cc$")
+      list(FILTER checks INCLUDE REGEX "(layer/decoder_layer|operators/(block_matmul|nested_gather|nested_matmul|pruned_matmul|pruned_mlp|sparse_attention))\\.cc$")
       set_source_files_properties(${checks} PROPERTIES COMPILE_OPTIONS $<$<CONFIG:Release>:-O2>)
     endif()
   endif()

@@ -10,7 +10,7 @@ namespace {
 
 constexpr double kLeastGain = 1.05;      // tokens a step that a draft has to promise
 constexpr double kMostLoss = 0.15;       // nats, of an action that may draft
-constexpr double kCheaper = 0.9;         // cost of an action over that of the next one with less loss, at most: who saves less is not worth its tries
+constexpr double kCheaper = 0.9;         // most that an action may cost over the one before, in the bundle's order: to save less is not worth its tries
 constexpr double kLostPerRoot = 0.4;     // share of tokens not kept, over the root of the loss in nats, on ordinary text
 constexpr double kUnknownKept = 0.8;     // share of an action whose loss was not measured
 constexpr int kFirstWait = 8;            // steps without a draft after which a short one is tried: one held-up run may have ended the drafts
@@ -28,30 +28,22 @@ void DraftActions::Offer(const Config& config, const CostModel& cost, int64_t co
   dense_ = config.dense;
   const double dense = cost.Step(dense_, context);
   const ActionLosses losses(config);
-  std::vector<Candidate> offered;
-  for (const ActionEntry& entry : config.actions) {
-    const double loss = losses.At(entry.action, context);
-    if (entry.action == dense_ || loss > kMostLoss) continue;
-    const double kept = std::isnan(loss) ? kUnknownKept : 1.0 - kLostPerRoot * std::sqrt(std::max(loss, 0.0));
-    offered.push_back({entry.action, cost.Step(entry.action, context) / dense, kept, {0.5, 0.75, 0.93, 0.99}});
-  }
-  std::stable_sort(offered.begin(), offered.end(),
-                   [](const Candidate& one, const Candidate& other) { return one.kept == other.kept ? one.cost < other.cost : one.kept > other.kept; });
+  std::vector<Candidate> known;
+  known.swap(candidates_);
   double most = kCheaper;
-  const auto dear = [&most](const Candidate& candidate) {
-    if (candidate.cost > most) return true;
-    most = kCheaper * candidate.cost;
-    return false;
-  };
-  offered.erase(std::remove_if(offered.begin(), offered.end(), dear), offered.end());
-  for (Candidate& candidate : offered) {
-    for (const Candidate& known : candidates_) {
-      if (!(known.action == candidate.action)) continue;
-      candidate.kept = known.kept;
-      candidate.class_kept = known.class_kept;
+  for (const ActionEntry& entry : config.actions) {
+    const double loss = losses.At(entry.action, context), price = cost.Step(entry.action, context) / dense;
+    if (loss > kMostLoss || price > most) continue;
+    most = kCheaper * price;
+    const auto found = std::find_if(known.begin(), known.end(), [&](const Candidate& one) { return one.action == entry.action; });
+    if (found != known.end()) {
+      candidates_.push_back(*found);
+      candidates_.back().cost = price;
+    } else {
+      const double kept = std::isnan(loss) ? kUnknownKept : 1.0 - kLostPerRoot * std::sqrt(std::max(loss, 0.0));
+      candidates_.push_back({entry.action, price, kept, {0.5, 0.75, 0.93, 0.99}});
     }
   }
-  candidates_ = std::move(offered);
 }
 
 double DraftActions::Gain(const Candidate& candidate, const DraftPace& pace, size_t most) const {
