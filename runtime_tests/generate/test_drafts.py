@@ -97,6 +97,26 @@ def test_the_text_is_that_of_dense_steps(model: SolModel, dense: SolModel, mode:
     assert 0 < accepted < drafted
 
 
+def test_a_cheaper_action_drafts_where_nothing_is_found(dense: SolModel) -> None:
+    """Its steps are in the cost of the run that checks them, and leave nothing behind: neither entries nor counts."""
+    made = kept = 0
+    modes = {**MODES, "grammar": {**SAMPLED, "grammar": Grammar.regex("[a-z ]{60}")}}
+    for index, (prompt, mode) in enumerate(zip(prompts(6 * len(modes)), [*modes] * 6, strict=True)):
+        model = SolModel.from_pretrained(GOLDEN / "tiny", provider="cpu", measure_costs=False)  # it has learned nothing
+        settings = {"max_new_tokens": 40, "seed": index, "eos_token_id": [], **modes[mode]}
+        stream = model.stream(prompt, lossless=True, **settings)
+        tokens = list(stream)
+        assert stream.result is not None
+        assert facts(stream.result) == facts(dense.generate(prompt, budget=1.0, **settings)), (mode, prompt)
+        assert model.engine.tokens == dense.engine.tokens
+        assert whole_pages(model) == whole_pages(dense)
+        for place in range(1, len(tokens) - 1):
+            if tokens[place].relative_cost > 1.2:  # a found draft reads the weights once
+                made += 1
+                kept += tokens[place + 1].cost == 0
+    assert 0 < kept < made
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_a_grammar_holds_each_token_of_a_run(model: SolModel, dense: SolModel, seed: int) -> None:
     drafted = 0
