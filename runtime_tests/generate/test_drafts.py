@@ -100,7 +100,11 @@ def test_the_text_is_that_of_dense_steps(model: SolModel, dense: SolModel, mode:
 def test_a_cheaper_action_drafts_where_nothing_is_found(dense: SolModel) -> None:
     """Its steps are in the cost of the run that checks them, and leave nothing behind: neither entries nor counts."""
     made = kept = 0
-    modes = {**MODES, "grammar": {**SAMPLED, "grammar": Grammar.regex("[a-z ]{60}")}}
+    modes = {
+        **MODES,
+        "grammar": {**SAMPLED, "grammar": Grammar.regex("[a-z ]{60}")},
+        "counts": {**SAMPLED, "frequency_penalty": 1.5},
+    }
     for index, (prompt, mode) in enumerate(zip(prompts(6 * len(modes)), [*modes] * 6, strict=True)):
         model = SolModel.from_pretrained(GOLDEN / "tiny", provider="cpu", measure_costs=False)  # it has learned nothing
         settings = {"max_new_tokens": 40, "seed": index, "eos_token_id": [], **modes[mode]}

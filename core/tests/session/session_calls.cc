@@ -563,6 +563,32 @@ void TestDrafts(const Host& host) {
     CHECK(Held(session) == Held(dense));
   }
   CHECK((drafted > 0 && ahead) == (host.info.native != 0));  // function bodies step one by one
+
+  // cancelled at any moment: what a draft ran has left the cache
+  sol_generate_options options = Options(60);
+  options.schedule = "dense";
+  const std::vector<int32_t> prompt = Prompt(60), whole = Run(dense, prompt, options);
+  options.lossless = 1;
+  const auto keep = [](void* user, const sol_token* token) {
+    static_cast<std::vector<int32_t>*>(user)->push_back(token->token);
+    return int32_t{0};
+  };
+  int cancelled = 0;
+  for (int round = 0; round < 40; ++round) {
+    Session other(host);
+    std::vector<int32_t> text = prompt;
+    std::thread canceller([&] {
+      std::this_thread::sleep_for(std::chrono::microseconds(round * 250));
+      sol_session_cancel(other);
+    });
+    cancelled += Code(sol_session_generate(other, prompt.data(), prompt.size(), &options, keep, &text, nullptr)) == SOL_ERROR_CANCELLED;
+    canceller.join();
+    const std::vector<int32_t> held = Held(other);
+    CHECK(held.size() <= text.size() && std::equal(held.begin(), held.end(), text.begin()));
+    CHECK_OK(sol_session_stop(other));
+    CHECK(Run(other, prompt, options) == whole);
+  }
+  CHECK(cancelled > 0);
   CHECK(reports == 20);
 }
 
