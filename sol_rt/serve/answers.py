@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections import deque
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -26,6 +27,8 @@ from sol_rt.serve.scheduler import Event, Job, Scheduler
 
 _PROMPT_END = 8
 """Last tokens of a prompt, which may begin the answer's reasoning."""
+_MOST_AT_ONCE = 64
+"""Tokens of a write, so that others have their turn beside what a slow reader left to write."""
 
 
 @dataclass(frozen=True)
@@ -43,23 +46,49 @@ class Prepared:
     markers: Mapping[int, str] = field(default_factory=dict)
 
 
+class Mail:
+    """Brings the events of a round to the event loops, which it wakes once."""
+
+    def __init__(self) -> None:
+        self._posted: list[tuple[Answer, Event | None]] = []
+
+    def post(self, answer: Answer, event: Event | None) -> None:
+        """Takes an event of an answer; only in the scheduler's thread."""
+        self._posted.append((answer, event))
+
+    def deliver(self) -> None:
+        """Gives the events to their answers' loops; only in the scheduler's thread."""
+        posted, self._posted = self._posted, []
+        for loop in {answer.loop for answer, _ in posted}:
+            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(_take_all, [each for each in posted if each[0].loop is loop])
+
+
+def _take_all(posted: Sequence[tuple[Answer, Event | None]]) -> None:
+    for answer, event in posted:
+        answer.take(event)
+
+
 class Answer:
     """An answer that runs or waits. `job.cancelled` ends it.
 
     Attributes:
         job: what the scheduler runs.
+        loop: the event loop that waits for it.
         result: the summary, once the answer has ended; None where it ended without a token.
     """
 
-    def __init__(self, scheduler: Scheduler, prepared: Prepared, asked: Asked, metrics: Metrics) -> None:
-        self._scheduler, self._metrics = scheduler, metrics
+    def __init__(self, scheduler: Scheduler, mail: Mail, prepared: Prepared, asked: Asked, metrics: Metrics) -> None:
+        self._scheduler, self._mail, self._metrics = scheduler, mail, metrics
         self._parser, self._markers = prepared.parser, prepared.markers
-        self._events: asyncio.Queue[Event | None] = asyncio.Queue()
-        self._loop = asyncio.get_running_loop()
+        self._events: deque[Event | None] = deque()
+        self.loop = asyncio.get_running_loop()
+        self._coming: asyncio.Future[None] | None = None
         stream = prepared.stream
         dial = scheduler.control.dial(stream, asked)
         self.job = Job(stream, stream.prompt, self._tell, dial, asked.background)
         self.result: Generation | None = None
+        self._failed: Exception | None = None
         self._ended = self._begun = False
 
     def start(self) -> None:
@@ -68,27 +97,53 @@ class Answer:
 
     def _tell(self, event: Event | None) -> None:
         """Takes an event in the scheduler's thread."""
+        self._mail.post(self, self.job.dial.served(event) if isinstance(event, Generation) else event)
+
+    def take(self, event: Event | None) -> None:
+        """Takes an event in the event loop."""
         if isinstance(event, GeneratedToken):
             self._metrics.token(event, first=not self._begun)
             self._begun = True
         elif isinstance(event, Generation):
-            event = self.job.dial.served(event)
             self._metrics.end(event, self.job.waited_ms)
-        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+        self._events.append(event)
+        self._wake()
 
-    async def tokens(self) -> AsyncIterator[tuple[GeneratedToken, list[Piece]]]:
-        """The tokens as they come, each with the pieces that became certain. Raises what ended the answer early."""
-        while not self._ended:
-            event = await self._events.get()
+    def _wake(self) -> None:
+        if self._coming is not None and not self._coming.done():
+            self._coming.set_result(None)
+
+    async def tokens(self, seconds: float | None = None) -> list[tuple[GeneratedToken, list[Piece]]] | None:
+        """Waits for a token and returns those that have come, each with the pieces that became certain.
+
+        Returns an empty list at the end, and None where nothing came in so many seconds. Raises what ended the answer
+        early, after its tokens.
+        """
+        if not self._events and not self._ended:
+            self._coming = self.loop.create_future()
+            timer = None if seconds is None else self.loop.call_later(seconds, self._wake)
+            try:
+                await self._coming
+            finally:
+                if timer is not None:
+                    timer.cancel()
+            if not self._events:
+                return None
+        made = []
+        while self._events and len(made) < _MOST_AT_ONCE:
+            event = self._events.popleft()
             if isinstance(event, GeneratedToken):
                 pieces = self._parser.feed(event.text + self._markers.get(event.token, ""))
-                yield event, pieces if event.finish_reason is None else [*pieces, *self._parser.finish()]
+                made.append((event, pieces if event.finish_reason is None else [*pieces, *self._parser.finish()]))
                 continue
             self._ended = True
             if isinstance(event, Exception):
-                raise event
-            self.result = event
+                self._failed = event
+            else:
+                self.result = event
+        if self._failed is not None and not made:
+            raise self._failed
+        return made
 
 
 async def prepare(model: SolModel, asked: Asked) -> Prepared:

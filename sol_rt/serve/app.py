@@ -25,7 +25,7 @@ from sol_rt.generate.model import SolModel
 from sol_rt.generate.results import Generation
 from sol_rt.serve import anthropic_api, ollama_api, openai_api, responses_api
 from sol_rt.serve.about import About
-from sol_rt.serve.answers import Answer, prepare
+from sol_rt.serve.answers import Answer, Mail, prepare
 from sol_rt.serve.budget_control import least_budget
 from sol_rt.serve.deadline import DeadlineImpossibleError, DeadlineMissedError
 from sol_rt.serve.effort import with_effort
@@ -79,6 +79,7 @@ class Server:
         self.model, self.settings = model, settings
         self._ends = frozenset(model.bundle.config.model.eos_token_ids)
         self._load = settings.load or LoadSettings(least_budget(model))
+        self._mail = Mail()
         self.scheduler = Scheduler(
             model,
             sessions=settings.sessions,
@@ -86,6 +87,7 @@ class Server:
             load=self._load,
             sensors=settings.sensors,
             prefixes=settings.prefixes,
+            deliver=self._mail.deliver,
         )
         self.metrics = Metrics(self.scheduler)
         self._answers: dict[str, Answer] = {}
@@ -117,7 +119,7 @@ class Server:
         asked = with_effort(asked, self.settings.efforts, self._load.lowest)
         self.scheduler.require_room()  # before the prompt is encoded
         prepared = await prepare(self.model, asked)
-        stream, answer = prepared.stream, Answer(self.scheduler, prepared, asked, self.metrics)
+        stream, answer = prepared.stream, Answer(self.scheduler, self._mail, prepared, asked, self.metrics)
         stop_of = partial(self._stop_of, asked)
         step_of = StepFacts(self.model, stream).of if asked.step_facts else None
         writer = endpoint.writer(Facts(asked, self.settings.name, len(stream.prompt), self._text_of, stop_of, step_of))
@@ -157,30 +159,19 @@ class Server:
         del self._answers[writer.answer_id]
 
     async def _events(self, answer: Answer, writer: Writer) -> AsyncIterator[str]:
-        """The writer's text for each token, and pings where none come. An error ends it."""
-        tokens = answer.tokens()
-        step = None
+        """The writer's text for the tokens that are there, and pings where none come. An error ends it."""
         try:
             if text := writer.begin():
                 yield text
-            step = asyncio.ensure_future(anext(tokens, None))
-            while True:
-                done, _ = await asyncio.wait({step}, timeout=self.settings.ping_seconds)
-                if not done:
+            while (made := await answer.tokens(self.settings.ping_seconds)) != []:
+                if made is None:
                     yield writer.ping()
-                    continue
-                if (part := step.result()) is None:
-                    break
-                if text := writer.part(part[0], writer.content.add(*part)):
+                elif text := "".join(writer.part(token, writer.content.add(token, pieces)) for token, pieces in made):
                     yield text
-                step = asyncio.ensure_future(anext(tokens, None))
             if answer.result is not None:  # else the client has gone
                 yield writer.end(answer.result)
         except Exception as error:
             yield writer.failed(_told(error))
-        finally:
-            if step is not None:
-                step.cancel()
 
     async def _budget(self, request: Request) -> Response:
         """Moves the dial of an answer that runs."""
@@ -282,8 +273,9 @@ async def _unless_gone(request: Request, answer: Answer, writer: Writer) -> None
             pass
 
     async def all_tokens() -> None:
-        async for token, pieces in answer.tokens():
-            writer.content.add(token, pieces)
+        while made := await answer.tokens():
+            for token, pieces in made:
+                writer.content.add(token, pieces)
 
     leaving, answering = asyncio.ensure_future(gone()), asyncio.ensure_future(all_tokens())
     try:

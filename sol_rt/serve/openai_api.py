@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 from sol_rt.generate.results import GeneratedToken, Generation
 from sol_rt.serve.content import Block, Delta
-from sol_rt.serve.protocol import Endpoint, Facts, Failure, Writer, event, logprobs, sol
+from sol_rt.serve.protocol import Endpoint, Facts, Failure, Writer, dumps, event, logprobs, sol
 from sol_rt.serve.request import read_chat, read_completion
 
 
@@ -89,9 +90,21 @@ class _ChatWriter(_OpenAiWriter):
         asked = self._logprobs([token])
         step = {} if self.facts.step_of is None else {"sol": self.facts.step_of(token)}
         if asked is None and not step:
-            return "".join(self._delta(_delta(delta), None) for delta in deltas)
+            return "".join(map(self._plain, deltas))
         *before, last = [_delta(delta) for delta in deltas] or [{"content": ""}]
         return "".join(self._delta(each, None) for each in before) + self._delta(last, asked, step)
+
+    def _plain(self, delta: Delta) -> str:
+        """A delta alone; of a text only the text is written anew."""
+        if delta.block.kind != "text":
+            return self._delta(_delta(delta), None)
+        before, after = self._around_text
+        return before + dumps(delta.text) + after
+
+    @cached_property
+    def _around_text(self) -> tuple[str, str]:
+        before, _, after = self._delta({"content": ""}, None).rpartition('""')
+        return before, after
 
     def _delta(self, delta: dict[str, Any], logprobs: Any, more: dict[str, Any] | None = None) -> str:
         return event(self._chunk([self._choice(None, logprobs) | {"delta": delta}]) | (more or {}))

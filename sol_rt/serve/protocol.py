@@ -17,6 +17,8 @@ from sol_rt.serve.content import Block, Content, Delta
 from sol_rt.serve.request import Asked, FieldError
 from sol_rt.serve.strict_json import loads
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -149,9 +151,9 @@ async def body_of(request: Request) -> Mapping[str, Any]:
     return body
 
 
-def dumps(content: Mapping[str, Any]) -> str:
+def dumps(content: Mapping[str, Any] | str) -> str:
     """JSON in one line."""
-    return json.dumps(content, ensure_ascii=False, allow_nan=False)
+    return _ENCODER.encode(content)
 
 
 def event(content: Mapping[str, Any], name: str = "") -> str:

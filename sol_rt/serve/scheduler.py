@@ -103,6 +103,7 @@ class Scheduler:
         load: bounds of the budgets and targets of load; by default load moves nothing.
         sensors: reads battery and heat for the governor; None for no governor.
         prefixes: keeps caches that others take the sessions of; None for none.
+        deliver: called in the scheduler's thread once jobs were told of events, those of a round together.
 
     Attributes:
         control: sets the budgets.
@@ -117,8 +118,9 @@ class Scheduler:
         load: LoadSettings | None = None,
         sensors: Callable[[], Reading] | None = None,
         prefixes: PrefixCache | None = None,
+        deliver: Callable[[], None] = lambda: None,
     ) -> None:
-        self._model, self._most, self._prefixes = model, sessions + queue, prefixes
+        self._model, self._most, self._prefixes, self._deliver = model, sessions + queue, prefixes, deliver
         self.control = BudgetControl(model, load or LoadSettings(least_budget(model)), sensors, 1 / BACKGROUND_ROUNDS)
         self._files = ThreadPoolExecutor(1, "sol-rt caches")
         self._rewind = _LONGEST_REWIND if model.bundle.config.kv.windows else None
@@ -201,7 +203,9 @@ class Scheduler:
                     if self._closing:
                         break
                     self._seat_jobs()
+                self._deliver()
                 self._step_all()
+                self._deliver()
         except Exception as error:
             failed = error
         except BaseException as error:  # a panic of a library in Rust
@@ -214,6 +218,7 @@ class Scheduler:
             with suppress(BaseException):  # one that can't be told keeps no other from it
                 job.stream.close()
                 job.tell(failed)
+        self._deliver()
         self._files.shutdown()
         if self._prefixes is not None and self._prefixes.lasting:
             for seat in sorted(self._seats, key=lambda seat: seat.used_at):
@@ -286,6 +291,7 @@ class Scheduler:
         for seat, job in busy:
             if (seat, job) not in together:
                 self._advance(seat, job, partial(self._step, seat, job))
+                self._deliver()  # a first token waits for no round
         if not together:
             return
         begun = time.monotonic()
