@@ -26,12 +26,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import h11
 import httpx
 import numpy as np
 
 from report import FOLDER, facts, machine, write_page
 
 FORM = "sol_rt.serving_load"
+_CLOSE = ("Connection", "close")
 _TOPICS = ("rivers", "bridges", "glass", "winter", "bread", "clocks", "whales", "maps", "salt", "trains")
 
 
@@ -45,6 +47,7 @@ class Seen:
         prompts: tokens of all prompts.
         sols: the objects `sol` of the answers, each with its number of tokens.
         seconds: from the first request to the last answer.
+        own_seconds: CPU time of the clients meanwhile.
     """
 
     first: list[float] = field(default_factory=list)
@@ -53,6 +56,7 @@ class Seen:
     prompts: int = 0
     sols: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
     seconds: float = 0.0
+    own_seconds: float = 0.0
 
 
 def main() -> None:
@@ -118,21 +122,45 @@ def until(seconds: float) -> Iterator[str]:
 
 
 async def load(address: str, clients: int, asked: Iterator[str], count: int, **fields: Any) -> Seen:
-    """Lets clients ask, each for one answer after the other, until the prompts end."""
-    seen, begun = Seen(), time.perf_counter()
-    async with httpx.AsyncClient(base_url=address, timeout=300, limits=httpx.Limits(max_connections=clients)) as http:
+    """Lets clients ask, each for one answer after the other, until the prompts end.
 
-        async def ask_on() -> None:
-            for question in asked:
-                await ask(http, seen, question, count, **fields)
+    Bytes are noted as they arrive and read afterwards: whoever asks shares the server's cores.
+    """
+    seen, begun, used = Seen(), time.perf_counter(), time.process_time()
+    answers: list[tuple[float, _Arrivals]] = []
 
-        await asyncio.gather(*(ask_on() for _ in range(clients)))
-    seen.seconds = time.perf_counter() - begun
+    async def ask_on() -> None:
+        for question in asked:
+            answers.append(await ask(address, question, count, **fields))
+
+    await asyncio.gather(*(ask_on() for _ in range(clients)))
+    seen.seconds, seen.own_seconds = time.perf_counter() - begun, time.process_time() - used
+    for before, arrivals in answers:
+        read(seen, before, arrivals)
     return seen
 
 
-async def ask(http: httpx.AsyncClient, seen: Seen, question: str, count: int, **fields: Any) -> None:
-    """Asks for one answer, with further fields in the request."""
+class _Arrivals(asyncio.Protocol):
+    """One request, and the bytes of its answer, each with the time at which it came."""
+
+    def __init__(self, request: bytes, connection: h11.Connection) -> None:
+        self._request, self.connection = request, connection
+        self.parts: list[tuple[float, bytes]] = []
+        self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.WriteTransport)
+        transport.write(self._request)
+
+    def data_received(self, data: bytes) -> None:
+        self.parts.append((time.perf_counter(), data))
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.closed.set_result(None)
+
+
+async def ask(address: str, question: str, count: int, **fields: Any) -> tuple[float, _Arrivals]:
+    """Asks for one answer, with further fields in the request. Returns when it asked, and what came."""
     body = {
         "messages": [{"role": "user", "content": question}],
         "max_tokens": count,
@@ -141,22 +169,44 @@ async def ask(http: httpx.AsyncClient, seen: Seen, question: str, count: int, **
         "stream_options": {"include_usage": True},
         **fields,
     }
-    before, first = time.perf_counter(), True
-    async with http.stream("POST", "/chat/completions", json=body) as answer:
-        answer.raise_for_status()
-        async for text in answer.aiter_lines():
-            if not text.startswith("data: {"):
+    url, data, connection = httpx.URL(address), json.dumps(body).encode(), h11.Connection(h11.CLIENT)
+    headers = {"Host": url.netloc, "Content-Type": "application/json", "Content-Length": str(len(data))}
+    head = h11.Request(method="POST", target=url.path + "/chat/completions", headers=[*headers.items(), _CLOSE])
+    sent = b"".join(connection.send(event) or b"" for event in (head, h11.Data(data=data), h11.EndOfMessage()))
+    before = time.perf_counter()
+    _, arrivals = await asyncio.get_running_loop().create_connection(
+        lambda: _Arrivals(sent, connection), url.host, url.port
+    )
+    await arrivals.closed
+    return before, arrivals
+
+
+def read(seen: Seen, before: float, arrivals: _Arrivals) -> None:
+    """Notes the times of an answer that was asked for then."""
+    first, rest = True, b""
+    for now, part in [*arrivals.parts, (0.0, b"")]:
+        arrivals.connection.receive_data(part)
+        while not isinstance(event := arrivals.connection.next_event(), (type(h11.NEED_DATA), h11.ConnectionClosed)):
+            if isinstance(event, h11.Response) and event.status_code != 200:
+                sys.exit(f"error: the server answers with status {event.status_code}")
+            if not isinstance(event, h11.Data):
                 continue
-            chunk, now = json.loads(text.removeprefix("data: ")), time.perf_counter()
-            if chunk["choices"] and chunk["choices"][0]["delta"].get("content"):
-                (seen.first if first else seen.between).append(now - before)
-                before, first = now, False
-            elif chunk.get("usage"):
-                made = chunk["usage"]["completion_tokens"]
-                seen.tokens += made
-                seen.prompts += chunk["usage"]["prompt_tokens"]
-                if "sol" in chunk:
-                    seen.sols.append((made, chunk["sol"]))
+            *lines, rest = (rest + bytes(event.data)).split(b"\n")
+            for line in lines:
+                if not line.startswith(b"data: {"):
+                    continue
+                chunk = json.loads(line.removeprefix(b"data: "))
+                if chunk["choices"] and chunk["choices"][0]["delta"].get("content"):
+                    (seen.first if first else seen.between).append(now - before)
+                    before, first = now, False
+                elif chunk.get("usage"):
+                    made = chunk["usage"]["completion_tokens"]
+                    seen.tokens += made
+                    seen.prompts += chunk["usage"]["prompt_tokens"]
+                    if "sol" in chunk:
+                        seen.sols.append((made, chunk["sol"]))
+        if isinstance(event, h11.ConnectionClosed):
+            return
 
 
 def summary(seen: Seen) -> dict[str, Any]:
@@ -177,6 +227,7 @@ def times(seen: Seen) -> dict[str, Any]:
     return {
         "answers": len(seen.first),
         "tokens_per_second": seen.tokens / seen.seconds,
+        "client_us_per_token": seen.own_seconds / seen.tokens * 1e6,
         **percentiles("first_token_ms", seen.first),
         **percentiles("between_tokens_ms", seen.between),
     }

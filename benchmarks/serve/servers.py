@@ -145,8 +145,8 @@ def measure(
             for each in rotated([*asked, None], turn):
                 if each is None:
                     prompts = [model.encode([{"role": "user", "content": text}]) for text in texts]
-                    count = {"count": args.count, "sessions": clients}
-                    found = core.ask(do="rounds", prompts=prompts, **count)["ms"] / 1e3
+                    how = {"count": args.count, "sessions": clients, "logit_bias": bias}
+                    found = core.ask(do="rounds", prompts=prompts, **how)["ms"] / 1e3
                     alone += [found] * (turn > 0)
                     continue
                 each.process.send_signal(signal.SIGCONT)
@@ -180,6 +180,7 @@ def joined(parts: Sequence[Seen]) -> Seen:
         whole.tokens += part.tokens
         whole.prompts += part.prompts
         whole.seconds += part.seconds
+        whole.own_seconds += part.own_seconds
     return whole
 
 
