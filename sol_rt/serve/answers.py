@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections import deque
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -47,10 +48,14 @@ class Prepared:
 
 
 class Mail:
-    """Brings the events of a round to the event loops, which it wakes once."""
+    """Brings the events of a round to the event loops, which it wakes once.
+
+    A thread of its own wakes them: woken by the scheduler's, a loop would run before the core's next round begins.
+    """
 
     def __init__(self) -> None:
         self._posted: list[tuple[Answer, Event | None]] = []
+        self._waker = ThreadPoolExecutor(1, "sol-rt events")
 
     def post(self, answer: Answer, event: Event | None) -> None:
         """Takes an event of an answer; only in the scheduler's thread."""
@@ -58,10 +63,17 @@ class Mail:
 
     def deliver(self) -> None:
         """Gives the events to their answers' loops; only in the scheduler's thread."""
+        if not self._posted:
+            return
         posted, self._posted = self._posted, []
-        for loop in {answer.loop for answer, _ in posted}:
-            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                loop.call_soon_threadsafe(_take_all, [each for each in posted if each[0].loop is loop])
+        with suppress(RuntimeError):  # the process ends
+            self._waker.submit(_wake_loops, posted)
+
+
+def _wake_loops(posted: Sequence[tuple[Answer, Event | None]]) -> None:
+    for loop in {answer.loop for answer, _ in posted}:
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(_take_all, [each for each in posted if each[0].loop is loop])
 
 
 def _take_all(posted: Sequence[tuple[Answer, Event | None]]) -> None:
