@@ -174,6 +174,13 @@ def test_the_order_of_the_dial() -> None:
     assert dial({}, max_loss="0.1") == {"max_loss": 0.1}
     assert dial({"max_loss": 0.2}, budget="0.5") == {"max_loss": 0.2}
     assert dial({"schedule": "uniform"}) == {"budget": 0.4, "schedule": "uniform"}
+    assert dial({"lossless": True}, budget="0.5", schedule="uniform") == {"lossless": True}
+    assert dial({}, lossless="true") == {"lossless": True}
+    assert dial({"max_loss": 0.2}, lossless="true") == {"max_loss": 0.2}
+    assert dial({"lossless": False}, lossless="true", budget="0.5") == {"budget": 0.5}
+    for body, headers in (({"lossless": True, "budget": 1}, {}), ({}, {"lossless": "true", "budget": "0.5"})):
+        with pytest.raises(FieldError, match="leave out budget"):
+            dial(body, **headers)
 
 
 def test_two_conversations_keep_their_caches(model: SolModel) -> None:

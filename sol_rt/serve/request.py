@@ -327,29 +327,23 @@ class _Reader:
     def _dial(self, headers: Mapping[str, str], budget: float | None) -> dict[str, Any]:
         """The dial: by field, by header `X-Sol-Budget` and the like, or by the model's name, in that order."""
         fields = {name: value for name in _HELD if (value := self.take(name, float)) is not None}
-        given = {name: text for name in _HELD if (text := headers.get(_header(name))) is not None}
+        lossless, schedule = self.take("lossless", bool), self.take("schedule", str)
+        by_header = not fields and not lossless
+        given = {name: text for name in _HELD if by_header and (text := headers.get(_header(name))) is not None}
         found: dict[str, Any] = fields or {name: number(name, text) for name, text in given.items()}
-        if budget is not None and not found:
+        if by_header and lossless is None and schedule is None:
+            lossless = _lossless(headers)
+        if budget is not None and not found and not lossless:
             found["budget"] = budget
-        schedule = self.take("schedule", str)
-        if schedule is None:
+        if schedule is None and (by_header or not lossless):
             schedule = headers.get(_header("schedule"))
         if schedule is not None:
             found["schedule"] = schedule
-        if self._lossless(headers):
+        if lossless:
             if found:
                 raise FieldError("lossless", f"gives the text of full quality; leave out {next(iter(found))}")
             found["lossless"] = True
         return found
-
-    def _lossless(self, headers: Mapping[str, str]) -> bool:
-        """True if tokens are to be drafted and checked at full quality, by field or header."""
-        given: bool | None = self.take("lossless", bool)
-        if given is None and (text := headers.get(_header("lossless"))) is not None:
-            if text not in ("true", "false"):
-                raise FieldError("lossless", f"got {brief(text)}, expected true or false")
-            given = text == "true"
-        return given or False
 
     def _refuse(self) -> None:
         """Refuses what would be a wrong answer if it were ignored."""
@@ -361,6 +355,14 @@ class _Reader:
 
 def _header(name: str) -> str:
     return "x-sol-" + name.replace("_", "-")
+
+
+def _lossless(headers: Mapping[str, str]) -> bool:
+    """True if a header asks for drafts that are checked at full quality. Raises FieldError."""
+    text = headers.get(_header("lossless"), "false")
+    if text not in ("true", "false"):
+        raise FieldError("lossless", f"got {brief(text)}, expected true or false")
+    return text == "true"
 
 
 def _most_budget(headers: Mapping[str, str]) -> float:
