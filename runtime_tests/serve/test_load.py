@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from dataclasses import replace
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from helpers.random_decoder import describe
 from helpers.tiny_bundle import write_bundle
 from sol_rt.budget.governor import Reading
+from sol_rt.bundle.config import CONFIG_NAME
 from sol_rt.errors import UsageError
 from sol_rt.generate.model import SolModel
 from sol_rt.generate.results import Generation
@@ -164,6 +166,30 @@ def test_the_queue_lowers_budgets_and_its_end_raises_them(model: SolModel, monke
         first.job.cancelled = True
         assert first.result().reason == "load"
         assert waiting.ended.wait(60)
+    finally:
+        scheduler.close()
+
+
+def test_where_load_lets_go_a_prompt_s_loss_counts_once(tmp_path: Path) -> None:
+    """The steps come back to the budget that the core holds them to where load never moved them."""
+    bundle = write_bundle(tmp_path / "tiny", decoder=replace(describe("llama"), max_context=8192), losses=True)
+    config = json.loads((bundle / CONFIG_NAME).read_text())
+    config["variants"]["s100-q4"]["prompt_losses"] = {"512": 0.002}
+    (bundle / CONFIG_NAME).write_text(json.dumps(config))
+    model = SolModel.from_pretrained(bundle, provider="cpu", measure_costs=False)
+    prompt = [3 + n % 80 for n in range(600)]
+    alone = model.generate(prompt, max_new_tokens=8, eos_token_id=[])
+    assert (alone.prefill, alone.expected_loss) == ("s100-q4", pytest.approx(0.005, abs=1e-3))
+    scheduler = Scheduler(model, sessions=1, load=LoadSettings(0.1))
+    try:
+        run = Run(scheduler, model, asked({"x-sol-budget-max": "0.2"}, prompt=prompt), 6000)
+        assert run.begun.wait(60)
+        run.job.dial.most = 1.0 - 1e-9
+        while run.job.dial.budget == 0.2:
+            assert not run.ended.wait(0.01)
+        assert run.job.dial.budget == pytest.approx(alone.requested_budget, abs=0.005)
+        run.job.cancelled = True
+        assert run.ended.wait(60)
     finally:
         scheduler.close()
 

@@ -186,6 +186,16 @@ class Stream(Iterator[GeneratedToken]):
         """The summary once the generation has ended; None before, and where it ended without a token."""
         return self._result if self._ended else None
 
+    @property
+    def expected_loss(self) -> float | None:
+        """Expected loss of the prompt's run and the steps so far, nats a token.
+
+        None before the first token, and where it was not measured.
+        """
+        with self._turns.paused():
+            summary = self._summary() if self.open else self._result
+        return None if summary is None else summary.expected_loss
+
     def _enter(self) -> None:
         """Begins in the session, in place of what ran there; later, raises BusyError if something else took it over."""
         if self._begun:

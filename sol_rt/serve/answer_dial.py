@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from sol_rt.budget.dial import DEFAULT_MAX_LOSS, budget_of_loss
+from sol_rt.budget.losses import nats_of_share, share_of_nats
 from sol_rt.generate.model import SolModel
 from sol_rt.generate.results import Generation
 from sol_rt.generate.stream import Stream
@@ -85,6 +86,13 @@ class AnswerDial:
             self.ceiling = self._lowest = budget
             self._asked, self._reason, self.held = {"budget": budget}, "asked", None
 
+    def begin(self, model: SolModel) -> None:
+        """Takes what the prompt is expected to lose from what the ceiling allows; after the first token."""
+        with self._moving:
+            prompt_loss = self.stream.expected_loss or 0.0
+            self.ceiling = ceiling_of(model, self._asked, self.stream.prompt_tokens, prompt_loss)
+            self._lowest = min(self._lowest, self.ceiling)
+
     def hold(self, budget: float, reason: Reason) -> None:
         """Holds the next steps to a budget at most the ceiling."""
         with self._moving:
@@ -115,8 +123,11 @@ class AnswerDial:
         return Served(**(found | {"finish_reason": finish}), asked=self._asked, reason=self._reason, deadline_met=met)
 
 
-def ceiling_of(model: SolModel, arguments: Mapping[str, Any], context: int) -> float:
-    """The budget that a request's dial comes to at a context of tokens, 0 to 1; 1 where that is not known."""
+def ceiling_of(model: SolModel, arguments: Mapping[str, Any], context: int, prompt_loss: float = 0.0) -> float:
+    """The budget that a request's dial comes to at a context of tokens, 0 to 1; 1 where that is not known.
+
+    `prompt_loss`, nats a token, is what a prompt's run that the dial chose takes of the loss that is allowed.
+    """
     if (budget := arguments.get("budget")) is not None:
         return float(budget)
     if (rate := arguments.get("tokens_per_second")) is not None:
@@ -125,4 +136,6 @@ def ceiling_of(model: SolModel, arguments: Mapping[str, Any], context: int) -> f
     max_loss = arguments.get("max_loss", None if fixed else DEFAULT_MAX_LOSS)
     if max_loss is None or model.hull is None:
         return 1.0
+    if model.prefill == model.bundle.config.dense:  # else the operator chose the run
+        max_loss = share_of_nats(nats_of_share(max_loss) - prompt_loss)
     return min(budget_of_loss(max_loss, model.hull, context), 1.0)

@@ -345,6 +345,8 @@ class Scheduler:
             raise token
         before, seat.stepped_at = seat.stepped_at, begun
         job.dial.made += 1
+        if job.dial.made == 1:
+            job.dial.begin(self._model)
         # without a number of tokens, the last one is that after which the next would be late
         if token.finish_reason is None and job.dial.late(0.0 if job.dial.limit is not None else begun - before):
             token = replace(token, finish_reason="length")
