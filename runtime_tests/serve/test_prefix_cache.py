@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import stat
 import sys
 import threading
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -16,11 +18,13 @@ import pytest
 from helpers.random_decoder import describe
 from helpers.servers import served
 from helpers.tiny_bundle import write_bundle
+from sol_rt.bundle.config import CONFIG_NAME
 from sol_rt.errors import SolError
 from sol_rt.generate.model import SolModel
 from sol_rt.generate.results import GeneratedToken
 from sol_rt.serve.answer_dial import AnswerDial
 from sol_rt.serve.prefix_cache import Entry, PrefixCache
+from sol_rt.serve.request import Asked
 from sol_rt.serve.scheduler import Event, Job, Scheduler
 
 ONE, TWO, THREE = ([start + n * step % 70 for n in range(200)] for start, step in ((3, 1), (5, 3), (7, 11)))
@@ -39,7 +43,9 @@ class Said(list[str]):
 
 
 def prefixes_of(model: SolModel, folder: Path, said: Said | None = None, most: int = PLENTY) -> PrefixCache:
-    return PrefixCache(folder, most, model.bundle.identity, Said().append if said is None else said.append)
+    config = model.bundle.config
+    dense = list(config.variants).index(config.dense.variant)
+    return PrefixCache(folder, most, model.bundle.identity, dense, Said().append if said is None else said.append)
 
 
 @contextmanager
@@ -53,9 +59,9 @@ def scheduled(model: SolModel, prefixes: PrefixCache | None) -> Iterator[Schedul
         scheduler.close()
 
 
-def answer(scheduler: Scheduler, model: SolModel, prompt: list[int]) -> tuple[list[int], int]:
+def answer(scheduler: Scheduler, model: SolModel, prompt: list[int], **dial: Any) -> tuple[list[int], int]:
     """The tokens of an answer, and how many tokens of its prompt were cached."""
-    stream = model.stream(prompt, max_new_tokens=12, eos_token_id=[], do_sample=False, reuse_cache=True)
+    stream = model.stream(prompt, max_new_tokens=12, eos_token_id=[], do_sample=False, reuse_cache=True, **dial)
     tokens: list[int] = []
     errors: list[Event | None] = []
     ended = threading.Event()
@@ -67,7 +73,7 @@ def answer(scheduler: Scheduler, model: SolModel, prompt: list[int]) -> tuple[li
         errors.extend([event] if isinstance(event, Exception) else [])
         ended.set()
 
-    job = Job(stream, prompt, tell, AnswerDial(stream))
+    job = Job(stream, prompt, tell, AnswerDial(stream, asked=Asked(prompt, dial)))
     scheduler.submit(job)
     assert ended.wait(60)
     assert not errors
@@ -169,6 +175,31 @@ def test_a_longer_cache_takes_the_place_of_its_beginning(model: SolModel, tmp_pa
         assert sorted(entry.tokens[0] for entry in prefixes.entries) == [ONE[0], TWO[0]]
 
 
+def test_a_dense_answer_takes_no_cache_that_a_cheaper_variant_read(tmp_path: Path) -> None:
+    """Nor does that cache stay in the place of the dense one."""
+    bundle = write_bundle(tmp_path / "tiny", decoder=replace(describe("llama"), max_context=2048), losses=True)
+    config = json.loads((bundle / CONFIG_NAME).read_text())
+    config["variants"]["s100-q4"]["prompt_losses"] = {"512": 0.001}
+    (bundle / CONFIG_NAME).write_text(json.dumps(config))
+    model = SolModel.from_pretrained(bundle, provider="cpu", measure_costs=False)
+    prefixes = prefixes_of(model, tmp_path / "caches")
+    dense, ones = {"schedule": "dense"}, len(ONE) + 11  # the last token of an answer is not in the cache
+    with scheduled(model, prefixes) as scheduler:
+        cheap = answer(scheduler, model, ONE)[0]
+        answer(scheduler, model, TWO)
+        assert [(begins(entry), entry.dense) for entry in prefixes.entries] == [(tuple(ONE[:50]), 0)]
+        assert prefixes_of(model, tmp_path / "caches").entries[0].dense == 0
+        fresh = answer(scheduler, model, ONE, **dense)
+        assert fresh[1] == 0
+        assert begins(prefixes.entries[-1]) == tuple(TWO[:50])  # ONE's was not used
+        answer(scheduler, model, TWO)
+        assert [entry.dense for entry in prefixes.entries if begins(entry) == tuple(ONE[:50])][-1] == ones
+        assert answer(scheduler, model, ONE, **dense) == (fresh[0], len(ONE) - 1)
+        answer(scheduler, model, TWO)
+        assert answer(scheduler, model, ONE)[1] == len(ONE) - 1
+    assert len(cheap) == 12
+
+
 def test_short_prompts_and_small_gains_stay_off_the_disk(model: SolModel, tmp_path: Path) -> None:
     prefixes = prefixes_of(model, tmp_path)
     with scheduled(model, prefixes) as scheduler:
@@ -185,10 +216,10 @@ def test_another_bundle_s_caches_are_not_read_but_count(model: SolModel, tmp_pat
     with scheduled(model, prefixes_of(model, tmp_path)) as scheduler:
         answer(scheduler, model, ONE)
     said = Said()
-    other = PrefixCache(tmp_path, PLENTY, "another", said.append)
+    other = PrefixCache(tmp_path, PLENTY, "another", 0, said.append)
     assert (other.entries, said) == ([], [])
     (tmp_path / "mine.kv").write_bytes(b"of another program")
-    PrefixCache(tmp_path, 0, "another", said.append)
+    PrefixCache(tmp_path, 0, "another", 0, said.append)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.kv"]
 
 

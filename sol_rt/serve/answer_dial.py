@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-from sol_rt.budget.dial import DEFAULT_MAX_LOSS, budget_of_loss
+from sol_rt.budget.dial import DEFAULT_MAX_LOSS, KEEP_LOSS, budget_of_loss
 from sol_rt.budget.losses import nats_of_share, share_of_nats
 from sol_rt.generate.model import SolModel
 from sol_rt.generate.results import Generation
@@ -92,6 +92,17 @@ class AnswerDial:
             prompt_loss = self.stream.expected_loss or 0.0
             self.ceiling = ceiling_of(model, self._asked, self.stream.prompt_tokens, prompt_loss)
             self._lowest = min(self._lowest, self.ceiling)
+
+    def needs_dense_prompt(self, model: SolModel) -> bool:
+        """True if no cheaper variant may have read the prompt's tokens."""
+        asked = self._asked
+        if model.prefill != model.bundle.config.dense:  # the operator chose the run
+            return False
+        if model.hull is None or "lossless" in asked or "tokens_per_second" in asked:
+            return True
+        if asked.get("schedule", KEEP_LOSS[0]) not in KEEP_LOSS:
+            return True
+        return bool(asked.get("budget", 0.0) >= 1 or asked.get("max_loss", DEFAULT_MAX_LOSS) <= 0)
 
     def hold(self, budget: float, reason: Reason) -> None:
         """Holds the next steps to a budget at most the ceiling."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import struct
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -24,6 +25,7 @@ from sol_rt.generate.native.session import Session
 LEAST_TOKENS = 64
 """Tokens that an entry has to save a prompt, beside the caches of the sessions."""
 _CACHE, _TOKENS = ".kv", ".tokens"
+_WITH_READERS, _CHECKSUM_BYTES = 2, 32
 _NAMES = "[0-9a-f]" * 16 + "-*"
 """Pattern of the names of all bundles' entries."""
 
@@ -34,11 +36,13 @@ class Entry:
 
     Attributes:
         tokens: the tokens in it, int32 [T].
+        dense: how many of the first ones the dense variant read.
         path: its file.
         size: bytes of its files.
     """
 
     tokens: np.ndarray
+    dense: int
     path: Path
     size: int
 
@@ -53,6 +57,7 @@ class PrefixCache:
         folder: where the files are; made, for its owner alone, if it is missing.
         most_bytes: bytes that files in the folder may take.
         identity: of the bundle.
+        dense: place of the dense variant among the bundle's.
         say: tells the operator a line.
         least: tokens from which on a cache is kept.
         lasting: the caches that sessions have at a server's end are saved, too.
@@ -65,12 +70,14 @@ class PrefixCache:
         folder: Path,
         most_bytes: int,
         identity: str,
+        dense: int,
         say: Callable[[str], None],
         *,
         least: int = LEAST_TOKENS,
         lasting: bool = True,
     ) -> None:
         self._folder, self._most, self._say, self.least, self.lasting = folder, most_bytes, say, least, lasting
+        self._dense = dense
         self._prefix = hashlib.sha256(identity.encode()).hexdigest()[:16] + "-"
         self._lock = threading.Lock()
         self._entries: dict[str, Entry] = {}  # by name, those used last at the end
@@ -86,14 +93,17 @@ class PrefixCache:
         with self._lock:
             return list(self._entries.values())
 
-    def find(self, prompt: Sequence[int], rewind: int | None = None) -> tuple[Entry | None, int]:
+    def find(
+        self, prompt: Sequence[int], rewind: int | None = None, *, dense: bool = False
+    ) -> tuple[Entry | None, int]:
         """The entry that begins with most of a prompt, and how many tokens that are.
 
-        With `rewind`, an entry may have at most so many more.
+        With `rewind`, an entry may have at most so many more. With `dense`, tokens that a cheaper variant read do not
+        count, nor any after them.
         """
         best, longest, wanted = None, 0, np.array(prompt, "<i4")
         for entry in self.entries:
-            shared = _shared(entry.tokens, wanted)
+            shared = min(_shared(entry.tokens, wanted), entry.dense if dense else len(entry.tokens))
             if shared > longest and (rewind is None or len(entry.tokens) - shared <= rewind):
                 best, longest = entry, shared
         return best, longest
@@ -103,7 +113,8 @@ class PrefixCache:
         tokens = np.array(session.tokens, "<i4")
         name = self._name(tokens)
         with self._lock:
-            if len(tokens) < self.least or self._touch(name):
+            known = self._entries.get(name)
+            if len(tokens) < self.least or (known is not None and known.dense == len(tokens) and self._touch(name)):
                 return
         path = self._folder / (name + _CACHE)
         try:
@@ -111,15 +122,17 @@ class PrefixCache:
                 os.close(os.open(file, os.O_CREAT | os.O_WRONLY, 0o600))
             session.save(path)
             write_bytes(path.with_suffix(_TOKENS), tokens.tobytes())
-            size = _size(path)
+            made = self._entry(tokens, path)
         except (SolError, OSError) as error:
             self._say(f"a cache was not saved: {one_line(error)}")
             _remove(path)
             return
         with self._lock:
-            self._entries[name] = Entry(tokens, path, size)
+            self._entries.pop(name, None)
+            self._entries[name] = made
             for older, entry in list(self._entries.items()):
-                if older != name and _shared(entry.tokens, tokens) == len(entry.tokens):
+                continued = _shared(entry.tokens, tokens) == len(entry.tokens) and entry.dense <= made.dense
+                if older != name and continued:
                     self._drop(older)
             self._make_room()
 
@@ -141,6 +154,9 @@ class PrefixCache:
     def _name(self, tokens: np.ndarray) -> str:
         return self._prefix + hashlib.sha256(tokens.tobytes()).hexdigest()
 
+    def _entry(self, tokens: np.ndarray, path: Path) -> Entry:
+        return Entry(tokens, _dense_in(path, len(tokens), self._dense), path, _size(path))
+
     def _read_index(self) -> None:
         """Reads the entries of this bundle, and removes what is damaged."""
         with self._lock:
@@ -152,7 +168,7 @@ class PrefixCache:
                     self._say(f"{path}: the list of its tokens is missing or damaged; it is removed")
                     _remove(path)
                     continue
-                self._entries[path.stem] = Entry(tokens, path, _size(path))
+                self._entries[path.stem] = self._entry(tokens, path)
             for alone in lists.values():
                 _remove(alone)
             self._make_room()
@@ -196,6 +212,20 @@ def _tokens_in(path: Path | None) -> np.ndarray | None:
         return None if path is None else np.frombuffer(path.read_bytes(), "<i4")
     except (OSError, ValueError):
         return None
+
+
+def _dense_in(path: Path, count: int, dense: int) -> int:
+    """How many of a saved cache's first tokens the dense variant read; all where the file can't be read.
+
+    The core's saved_cache.h has the format: the second version ends with each token's reader and a checksum.
+    """
+    with suppress(OSError, ValueError, struct.error), path.open("rb") as file:
+        (version,) = struct.unpack("<8xI", file.read(12))
+        if version == _WITH_READERS:
+            file.seek(-_CHECKSUM_BYTES - 4 * count, os.SEEK_END)
+            others = np.flatnonzero(np.frombuffer(file.read(4 * count), "<i4") != dense)
+            return int(others[0]) if len(others) else count
+    return count
 
 
 def _used_at(path: Path) -> float:

@@ -184,7 +184,7 @@ class Scheduler:
         free = len(self._seats) - len(running)
         shared = max((common_prefix(seat.held, job.prompt) for seat in self._seats), default=0)
         if self._prefixes is not None:
-            shared = max(shared, self._prefixes.find(job.prompt, self._rewind)[1])
+            shared = max(shared, self._find(job, self._prefixes)[1])
         self.control.admit(
             job.dial,
             running,
@@ -262,8 +262,11 @@ class Scheduler:
         """The saved cache that is worth restoring; None where the sessions have about as much."""
         if self._prefixes is None:
             return None
-        entry, length = self._prefixes.find(job.prompt, self._rewind)
+        entry, length = self._find(job, self._prefixes)
         return entry if length >= shared + self._prefixes.least else None
+
+    def _find(self, job: Job, prefixes: PrefixCache) -> tuple[Entry | None, int]:
+        return prefixes.find(job.prompt, self._rewind, dense=job.dial.needs_dense_prompt(self._model))
 
     def _open(self, seat: _Seat, saved: Entry | None, prefixes: PrefixCache) -> None:
         """Saves a seat's cache and restores another, beside the steps of the others."""

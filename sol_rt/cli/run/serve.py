@@ -240,13 +240,15 @@ def _prefixes(model: SolModel, folder: Path | None, most_bytes: int | None) -> I
     """
     from sol_rt.serve.prefix_cache import PrefixCache
 
+    config = model.bundle.config
+    dense = list(config.variants).index(config.dense.variant)
     if model.provider.gpu is not None:
         if folder is not None:
             note(f"--cache-dir {folder}: caches on a GPU are not saved")
         yield None
     elif folder is not None:
         most_bytes = _FOLDER_BYTES if most_bytes is None else most_bytes
-        yield PrefixCache(folder, most_bytes, model.bundle.identity, note)
+        yield PrefixCache(folder, most_bytes, model.bundle.identity, dense, note)
     elif most_bytes == 0:
         yield None
     else:
@@ -257,7 +259,8 @@ def _prefixes(model: SolModel, folder: Path | None, most_bytes: int | None) -> I
             yield None
             return
         with temporary as name:
-            yield PrefixCache(Path(name), most_bytes or _TEMPORARY_BYTES, model.bundle.identity, note, lasting=False)
+            most_bytes = most_bytes or _TEMPORARY_BYTES
+            yield PrefixCache(Path(name), most_bytes, model.bundle.identity, dense, note, lasting=False)
 
 
 def _is_loopback(host: str) -> bool:
