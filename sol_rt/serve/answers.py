@@ -141,7 +141,7 @@ class Answer:
                     timer.cancel()
             if not self._events:
                 return None
-        made = []
+        made: list[tuple[GeneratedToken, list[Piece]]] = []
         while self._events and len(made) < _MOST_AT_ONCE:
             event = self._events.popleft()
             if isinstance(event, GeneratedToken):
