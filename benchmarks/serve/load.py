@@ -170,12 +170,13 @@ async def ask(address: str, question: str, count: int, **fields: Any) -> tuple[f
         **fields,
     }
     url, data, connection = httpx.URL(address), json.dumps(body).encode(), h11.Connection(h11.CLIENT)
-    headers = {"Host": url.netloc, "Content-Type": "application/json", "Content-Length": str(len(data))}
-    head = h11.Request(method="POST", target=url.path + "/chat/completions", headers=[*headers.items(), _CLOSE])
+    about = {"Host": url.netloc.decode(), "Content-Type": "application/json", "Content-Length": str(len(data))}
+    headers: list[tuple[str, str]] = [*about.items(), _CLOSE]
+    head = h11.Request(method="POST", target=url.path + "/chat/completions", headers=headers)
     sent = b"".join(connection.send(event) or b"" for event in (head, h11.Data(data=data), h11.EndOfMessage()))
     before = time.perf_counter()
     _, arrivals = await asyncio.get_running_loop().create_connection(
-        lambda: _Arrivals(sent, connection), url.host, url.port
+        lambda: _Arrivals(sent, connection), url.host, url.port or 80
     )
     await arrivals.closed
     return before, arrivals
