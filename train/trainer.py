@@ -7,14 +7,15 @@
     state             what a checkpoint holds                            run/state.py
 
 Whatever is drawn comes from generators seeded by the config's seed, the stage and the update. So a killed training goes
-on from its last checkpoint with the same numbers, bit by bit, and several processes draw what one process draws.
+on from its last checkpoint with the same numbers, bit by bit, and several processes draw what one process draws. Their
+processors may round otherwise, so the first process measures what decides, and gives it to all.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,6 +39,7 @@ from sol_rt.train.rollouts.counterfactuals import (
 )
 from sol_rt.train.run.checkpoints import CHECKPOINT, CONFIG, check_resumable, load_checkpoint, save_checkpoint
 from sol_rt.train.run.distributed import Group
+from sol_rt.train.run.exchange import exchange, missing_everywhere
 from sol_rt.train.run.log import TrainLog
 from sol_rt.train.run.progress import MEASURING, STAGE_1, STAGE_2, Report, TrainingProgress
 from sol_rt.train.run.setup import TrainSetup
@@ -70,6 +72,7 @@ class Trainer:
         self.config, self.spec, self.windows = setup.config, setup.rollouts.spec, setup.windows
         self.first = group.rank == 0
         setup.check_processes(group.size)
+        group.require_same(setup.resume_key() | setup.counterfactuals_key() | {"config": self.config.to_yaml()})
         hidden_size = setup.embed(torch.zeros(1, dtype=torch.int64)).shape[-1]
         sizes = hidden_size, len(self.spec.scalars), len(self.spec.actions)
         self.network = new_network(self.config.policy, self.config.seed, *sizes)
@@ -78,11 +81,7 @@ class Trainer:
             self.parallel = nn.parallel.DistributedDataParallel(self.network)
         multipliers = [Multipliers(*self.config.grpo.budget) for _ in self.windows.lengths]
         self.state = TrainingState(self.network, multipliers)
-        log_bytes = 0
-        if resume:
-            log_bytes = self._restore()
-        elif (setup.folder / CHECKPOINT).exists():
-            raise UsageError(f"{setup.folder} has a training already; go on with --resume, or choose another -o")
+        log_bytes = self._restore(group.from_process(0, lambda: self._saved(resume)))
         self.progress = TrainingProgress(report, setup, self.state)
         group.wait()  # the first process writes a checkpoint as soon as it runs
         self.log = TrainLog(setup.folder, log_bytes, self.state.step) if self.first else None
@@ -147,10 +146,8 @@ class Trainer:
         names = [f"held-{i:06d}" for i in range(len(held))]
         names += [f"train-{i:06d}" for i in range(len(wanted) - len(held))]
         about = self.setup.counterfactuals_key()
-        store = CounterfactualStore(self.setup.counterfactuals, about, KNOWN_SCALARS, create=self.first)
-        group.wait()
-        missing = [number for number in range(len(wanted)) if not store.has(names[number])]
-        group.wait()  # no process writes before all have looked
+        store = CounterfactualStore(self.setup.counterfactuals, about, KNOWN_SCALARS, create=group.local_rank == 0)
+        missing = missing_everywhere(store, names, group)
         with self.progress.stage(MEASURING, warm.share) as report:
             for done, number in enumerate(missing):
                 if number > len(held) and not begun and self._out_of_time(warm.share):
@@ -158,15 +155,13 @@ class Trainer:
                 report(len(wanted) - len(missing) + done, len(wanted))
                 if done % self.config.checkpoint_every == 0:
                     self._checkpoint(now=True)
-                if number % group.size == group.rank:
+                if done % group.size == group.rank:
                     is_held = number < len(held)
                     place = number if is_held else number - len(held)
                     store.write(names[number], self._measured(wanted[number], is_held, place))
-            group.wait()
-        there = list(itertools.takewhile(lambda number: store.has(names[number]), range(len(wanted))))
-        there = list(range(int(self.group.from_first(len(there)))))  # another training may be filling the folder
-        read = [store.read(names[number], self.spec.scalars) for number in there]
-        kinds = [wanted[number].kind for number in there]
+            there = exchange(store, names, group)
+        read = [store.read(name, self.spec.scalars) for name in names[:there]]
+        kinds = [window.kind for window in wanted[:there]]
         training = MeasuredWindows(read[len(held) :], kinds[len(held) :])
         state.measured = len(training.windows)
         if not state.measured:
@@ -200,13 +195,14 @@ class Trainer:
         )
         if state.update == 0:
             stage.begin()
+            self.network.load_state_dict(self.group.from_process(0, self.network.state_dict))
         every = max(updates // _MEASUREMENTS, 1)
         with self.progress.stage(STAGE_1) as report:
             while state.update < updates and state.best.since < patience:
                 values = stage.update(state.update)
                 state.count_update()
                 if state.update % every == 0 or state.update == updates:
-                    values["held_out_gain"] = gain = stage.held_out_gain()
+                    values["held_out_gain"] = gain = self.group.from_process(0, stage.held_out_gain)
                     state.best.measured(self.network, gain, state.update)
                 self._log(WARM_START, values)
                 report(state.update, updates)
@@ -214,6 +210,9 @@ class Trainer:
         if updates:  # without any, nothing was measured, and the best is what `begin` found
             self.network.load_state_dict(state.best.network)
         stage.fit_multipliers(state.multipliers, training.kinds)
+        fitted = self.group.from_process(0, lambda: [each.logarithms for each in state.multipliers])
+        for multipliers, logarithms in zip(state.multipliers, fitted, strict=True):
+            multipliers.logarithms[:] = logarithms
         if updates:
             self.note(f"stage 1: {state.best.gain:.4f} nats a step over static actions on held-out windows")
         state.begin(GRPO)
@@ -282,7 +281,7 @@ class Trainer:
     def _out_of_time(self, share: float) -> bool:
         """True if this share of `--minutes` has passed. The first process decides for all."""
         minutes = self.setup.minutes
-        return minutes is not None and self.group.from_first(self.state.seconds) > share * minutes * 60
+        return minutes is not None and self.group.from_process(0, lambda: self.state.seconds) > share * minutes * 60
 
     def _checkpoint(self, now: bool = False) -> None:
         """Saves the state: now, or where another `checkpoint_every` updates have passed."""
@@ -290,16 +289,26 @@ class Trainer:
             about = {"config": self.config.to_yaml(), "about": self.setup.resume_key(), "log_bytes": self.log.size}
             save_checkpoint(self.setup.folder, {**about, **self.state.to_dict()})
 
-    def _restore(self) -> int:
-        """Goes back to the folder's checkpoint. Returns how many bytes of the log belong to it."""
+    def _saved(self, resume: bool) -> dict[str, Any] | None:
+        """The folder's checkpoint, which the first process alone has for sure; None for a new training."""
         folder = self.setup.folder
+        if not resume:
+            if (folder / CHECKPOINT).exists():
+                raise UsageError(f"{folder} has a training already; go on with --resume, or choose another -o")
+            return None
         saved = load_checkpoint(folder)
         check_resumable(folder, saved, self.setup.resume_key(), self.config.to_yaml())
+        return saved
+
+    def _restore(self, saved: dict[str, Any] | None) -> int:
+        """Goes back to a checkpoint, if there is one. Returns how many bytes of the log belong to it."""
+        if saved is None:
+            return 0
         try:
             self.state.restore(saved)
         except (RuntimeError, ValueError) as error:
             problem = " ".join(str(error).split())[:120]
             raise CheckpointError(
-                f"{folder / CHECKPOINT}: of another network ({problem}); begin anew with another -o"
+                f"{self.setup.folder / CHECKPOINT}: of another network ({problem}); begin anew with another -o"
             ) from None
         return int(saved["log_bytes"])

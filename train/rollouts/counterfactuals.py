@@ -140,8 +140,12 @@ class CounterfactualStore:
         return self.folder / f"{window}.safetensors"
 
     def has(self, window: str) -> bool:
-        """True if the window has been measured."""
-        return self.path(window).exists()
+        """True if the window has been measured and its file is whole."""
+        try:
+            with safe_open(str(self.path(window)), framework="pt"):  # refuses a file of another length than it says
+                return True
+        except (SafetensorError, OSError):
+            return False
 
     def write(self, window: str, measured: Counterfactuals) -> None:
         """Stores a window's counterfactuals. Hidden states become float16, which keeps them to a thousandth."""

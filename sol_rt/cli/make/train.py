@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,8 +14,10 @@ from sol_rt.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import torch
     from torch import Tensor
 
+    from sol_rt.budget.cost.model import CostModel
     from sol_rt.budget.hull import Hull
     from sol_rt.bundle.bundle import Bundle
     from sol_rt.generate.native.engine import Engine
@@ -89,6 +90,7 @@ def train(
     from sol_rt.budget.dial import untried_states
     from sol_rt.bundle.bundle import Bundle
     from sol_rt.cli.loading import usable_threads
+    from sol_rt.engine.hardware import usable_cores
     from sol_rt.generate.native.engine import Engine
     from sol_rt.progress import Stages
     from sol_rt.store.home import file_name, home
@@ -121,11 +123,11 @@ def train(
         with stages("reading text") as reading:
             windows = _windows(data, bundle, settings, reading)
 
-        engine = Engine(bundle, provider="cpu", threads=usable_threads(threads) or _threads_each(group))
+        gpus = torch.cuda.device_count()
+        device = group.device(gpus) if rollouts == "reference" or (rollouts == "auto" and gpus) else None
+        engine = Engine(bundle, provider="cpu", threads=usable_threads(threads) or group.threads(usable_cores()))
         torch.set_num_threads(engine.threads)
-        in_torch = rollouts == "reference" or (rollouts == "auto" and torch.cuda.is_available())
-
-        source = _rollouts(engine, settings, in_torch=in_torch, say=say)
+        source = _rollouts(engine, _shared_cost(engine.cost, group), settings, device, say)
         setup = TrainSetup(
             rollouts=source,
             embed=_embedding(bundle),
@@ -154,17 +156,24 @@ def _settings(config: str | None, seed: int | None) -> TrainConfig:
     return settings if seed is None else replace(settings, seed=seed)
 
 
-def _threads_each(group: Group) -> int | None:
-    """Threads of each of several processes; None, the engine's default, for a single one."""
-    return max((os.cpu_count() or 1) // group.size, 1) if group.size > 1 else None
-
-
 def _bundle_path(model: str | None, group: Group, stages: Stages) -> Path:
-    """The folder of the bundle. Where `-m` names a checkpoint, the first process exports it while the others wait."""
+    """The folder of the bundle. Where `-m` names a checkpoint, one process after the other exports it or finds it."""
+    for turn in range(group.size):
+        if turn == group.rank:
+            path = _found_or_exported(model, stages, (lambda line: None) if turn else note)
+        group.wait()
+    return path
+
+
+def _shared_cost(cost: CostModel, group: Group) -> CostModel:
+    """The costs of the first process's host, in every process."""
+    from sol_rt.budget.cost.cost_table import MeasuredCost
+    from sol_rt.budget.cost.model import BytesCost
+
+    table = group.from_process(0, lambda: cost.cost_table if isinstance(cost, MeasuredCost) else None)
     if group.rank == 0:
-        path = _found_or_exported(model, stages, note)
-    group.wait()
-    return path if group.rank == 0 else _found_or_exported(model, stages, lambda line: None)
+        return cost
+    return BytesCost(cost.config) if table is None else MeasuredCost(cost.config, table)
 
 
 def _found_or_exported(model: str | None, stages: Stages, say: Callable[[str], None]) -> Path:
@@ -206,26 +215,25 @@ def _windows(data: list[Path], bundle: Bundle, settings: TrainConfig, report: Pr
     return Windows(documents, settings.data, model.max_context, starting_token(tokenizer, model))
 
 
-def _rollouts(engine: Engine, settings: TrainConfig, *, in_torch: bool, say: Callable[[str], None]) -> Rollouts:
-    """Makes the rollouts that run the steps, with actions and costs of the bundle."""
-    import torch
-
+def _rollouts(
+    engine: Engine, cost: CostModel, settings: TrainConfig, device: torch.device | None, say: Callable[[str], None]
+) -> Rollouts:
+    """Makes the rollouts that run the steps: in a reference model on `device`, or in the engine where that is None."""
     from sol_rt.train.rollouts.rollout import RolloutSpec
     from sol_rt.train.run.policy_actions import policy_actions
 
-    bundle, policy, cost = engine.bundle, settings.policy, engine.cost
+    bundle, policy = engine.bundle, settings.policy
     unit = "bytes; to train on this device's milliseconds run sol-rt profile first"
     say(cost.note or f"costs are {unit if cost.name == 'bytes' else 'milliseconds, measured on this device'}")
     actions = policy_actions(bundle.config, cost, policy.actions, settings.data.windows)
     spec = RolloutSpec(actions, cost, policy.scalars, midway=True)
-    if not in_torch:
+    if device is None:
         from sol_rt.train.rollouts.runtime import RuntimeRollouts
 
         return RuntimeRollouts(engine, spec)
     from sol_rt.train.reference_model.model import ReferenceModel
     from sol_rt.train.rollouts.reference import ReferenceRollouts
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     return ReferenceRollouts(ReferenceModel.from_bundle(bundle.path).to(device), spec)
 
 
