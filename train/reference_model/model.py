@@ -4,7 +4,8 @@ docs/reference/bundle-details.md, sections 2 and 3, has the arithmetic.
 
 It dequantizes nested weights in float32, rounds activations before every nested product, and takes exactly the largest
 channels. Keys and values are float16 or int8, and old tokens are chosen by 4-bit codes of their keys. So runtime and
-reference model differ only in the order of float32 additions. The decoder is frozen: no gradient flows through it.
+reference model differ only in the order of float32 additions, unless products are in bfloat16, which GPUs run faster.
+The decoder is frozen: no gradient flows through it.
 
 Shapes: B rows, S tokens per row in a pass, T tokens of the longest row, H query heads, Hk KV heads, D head size.
 """
@@ -51,10 +52,12 @@ class Arithmetic:
     Attributes:
         rounded_activations: whether the input of every nested product is rounded, in blocks of 32 channels.
         kv_dtype: dtype of keys and values.
+        products: dtype of weights and inputs in all products but the LM head's, whose logits stay float32.
     """
 
     rounded_activations: bool = True
     kv_dtype: torch.dtype = torch.float16
+    products: torch.dtype = torch.float32
 
 
 UNROUNDED = Arithmetic(rounded_activations=False, kv_dtype=torch.float32)
@@ -130,10 +133,10 @@ class ReferenceModel(nn.Module):
         self.page_size, self.sinks, self.dense_layers = page_size, sinks, frozenset(dense_layers)
 
     @classmethod
-    def from_bundle(cls, path: Path | str) -> ReferenceModel:
+    def from_bundle(cls, path: Path | str, products: torch.dtype = torch.float32) -> ReferenceModel:
         """The reference model of a bundle folder, with the bundle's cache and attention. Raises BundleError."""
         kv = read_config(Path(path) / CONFIG_NAME).kv
-        arithmetic = Arithmetic(kv_dtype=getattr(torch, kv.dtype))
+        arithmetic = Arithmetic(kv_dtype=getattr(torch, kv.dtype), products=products)
         levels = {"page_size": kv.page_size, "sinks": kv.sinks}
         return cls(read_bundle(path), arithmetic, **levels, dense_layers=kv.dense_layers)
 
@@ -200,7 +203,7 @@ class ReferenceModel(nn.Module):
             return None
         lengths = past.lengths.tolist()
         counts = [action.pages(length, self.page_size) for action, length in zip(actions, lengths, strict=True)]
-        return torch.tensor(counts, device=past.lengths.device)
+        return torch.tensor(counts, device=self.weights.vector("rope.cos").device)
 
     def _run(self, tokens: Tensor, batch: Batch, past: Cache, num_logits: int | None) -> tuple[Tensor, Tensor]:
         decoder, slots = self.decoder, past.open(tokens.shape[1])
@@ -266,7 +269,11 @@ class ReferenceModel(nn.Module):
     def _product(self, x: Tensor, name: str, bits: int, bias: str = "") -> Tensor:
         if self.arithmetic.rounded_activations:
             x = round_activations(x, bits)
-        return F.linear(x, self.weights.matrix(name).at(bits), self.weights.vector_or_none(bias))
+        of_head = name in (self.decoder.lm_head, screen_matrix(self.decoder.lm_head))
+        dtype = torch.float32 if of_head else self.arithmetic.products
+        added = self.weights.vector_or_none(bias)
+        y = F.linear(x.to(dtype), self.weights.matrix(name).at(bits, dtype), None if added is None else added.to(dtype))
+        return y.float()
 
     def _mlp(self, x: Tensor, layer: int, batch: Batch) -> Tensor:
         name = f"layers.{layer}"
@@ -382,6 +389,12 @@ def _by_rows(groups: Sequence[_Group], x: Tensor, function: Callable[[Tensor, _G
     for group, part in zip(groups, parts, strict=True):
         out[group.rows] = part
     return out
+
+
+def fast_products(device: torch.device) -> torch.dtype:
+    """The dtype of products on a device: bfloat16 on a GPU that computes in it, else float32."""
+    fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if fast else torch.float32
 
 
 def round_activations(x: Tensor, bits: int) -> Tensor:

@@ -1,7 +1,7 @@
 """Weights of the torch reference model, from a bundle or from a checkpoint.
 
 A nested matrix is held as one byte per weight (`code8` of docs/reference/bundle-details.md, section 2), and so is level
-3, where the bundle has it. Float32 values at 3, 4, 6 or 8 bits are computed on first use.
+3, where the bundle has it. Values at 3, 4, 6 or 8 bits are computed on first use, and kept.
 """
 
 from __future__ import annotations
@@ -41,8 +41,19 @@ _MASKS = {4: 0xF0, 6: 0xFC, 8: 0xFF}
 class Matrix(nn.Module):
     """A weight matrix [N, K] (outputs, inputs) as the reference model uses it."""
 
-    def at(self, bits: int) -> Tensor:
-        """The matrix at 3, 4, 6 or 8 bits, float32 [N, K]."""
+    def __init__(self) -> None:
+        super().__init__()
+        self._kept: dict[tuple[int, torch.dtype], Tensor] = {}
+
+    def at(self, bits: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The matrix at 3, 4, 6 or 8 bits, [N, K]. It is dequantized on first use, and kept until `release`."""
+        kept, device = self._kept.get((bits, dtype)), next(self.buffers()).device
+        if kept is None or kept.device != device:
+            kept = self._kept[bits, dtype] = self._values(bits).to(dtype)
+        return kept
+
+    def _values(self, bits: int) -> Tensor:
+        """The matrix at some bits, float32 [N, K]."""
         raise NotImplementedError
 
     def rows(self, ids: Tensor) -> Tensor:
@@ -51,6 +62,7 @@ class Matrix(nn.Module):
 
     def release(self) -> None:
         """Drops dequantized values. What they are made from stays."""
+        self._kept.clear()
 
 
 class FloatMatrix(Matrix):
@@ -62,7 +74,7 @@ class FloatMatrix(Matrix):
         super().__init__()
         self.register_buffer("values", values.float(), persistent=False)
 
-    def at(self, bits: int) -> Tensor:
+    def _values(self, bits: int) -> Tensor:
         return self.values
 
     def rows(self, ids: Tensor) -> Tensor:
@@ -70,7 +82,7 @@ class FloatMatrix(Matrix):
 
 
 class NestedMatrix(Matrix):
-    """Nested codes. They are dequantized to float32 on first use of some bits, and kept so until `release`.
+    """Nested codes.
 
     value = (code8 & mask(bits) - zero - offset(bits)) * scale / 16, by docs/reference/bundle-details.md section 2.
 
@@ -88,21 +100,14 @@ class NestedMatrix(Matrix):
     def __init__(self, codes: Tensor, scale: Tensor, zero: Tensor, widest: int) -> None:
         super().__init__()
         self.widest = widest
-        self._levels: dict[int, Tensor] = {}
         for name, tensor in (("codes", codes), ("scale", scale), ("zero", zero)):
             self.register_buffer(name, tensor, persistent=False)
 
-    def at(self, bits: int) -> Tensor:
-        level = self._levels.get(bits)
-        if level is None or level.device != self.codes.device:
-            level = self._levels[bits] = self._dequantize(self.codes, self.scale, self.zero, bits)
-        return level
+    def _values(self, bits: int) -> Tensor:
+        return self._dequantize(self.codes, self.scale, self.zero, bits)
 
     def rows(self, ids: Tensor) -> Tensor:
         return self._dequantize(self.codes[ids], self.scale[ids], self.zero[ids], self.widest)
-
-    def release(self) -> None:
-        self._levels.clear()
 
     def _dequantize(self, codes: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Tensor:
         if bits not in _MASKS or bits > self.widest:
@@ -115,7 +120,7 @@ class NestedMatrix(Matrix):
 
 
 class CodedMatrix(Matrix):
-    """Level 3: codes into tables, dequantized to float32 on first use, and kept so until `release`.
+    """Level 3: codes into tables.
 
     value = output_scale * scale * codebook[table, code], as docs/reference/bundle-details.md, section 2, has it.
 
@@ -134,23 +139,17 @@ class CodedMatrix(Matrix):
 
     def __init__(self, codes: Tensor, scale: Tensor, table: Tensor, output_scale: Tensor, codebook: Tensor) -> None:
         super().__init__()
-        self._values: Tensor | None = None
         parts = {"codes": codes, "scale": scale, "table": table, "output_scale": output_scale, "codebook": codebook}
         for name, tensor in parts.items():
             self.register_buffer(name, tensor, persistent=False)
 
-    def at(self, bits: int) -> Tensor:
+    def _values(self, bits: int) -> Tensor:
         if bits != THREE:
             raise ValueError(f"weight bits: got {bits}, the matrix holds 3")
-        if self._values is None or self._values.device != self.codes.device:
-            step = self.scale.float() * self.output_scale.float().unsqueeze(-1)
-            entries = step.unsqueeze(-1) * self.codebook.float()[self.table.long()]  # [N, K / 32, 8]
-            codes = torch.unflatten(self.codes.long(), -1, (-1, BLOCK))
-            self._values = entries.gather(-1, codes).flatten(-2)
-        return self._values
-
-    def release(self) -> None:
-        self._values = None
+        step = self.scale.float() * self.output_scale.float().unsqueeze(-1)
+        entries = step.unsqueeze(-1) * self.codebook.float()[self.table.long()]  # [N, K / 32, 8]
+        codes = torch.unflatten(self.codes.long(), -1, (-1, BLOCK))
+        return entries.gather(-1, codes).flatten(-2)
 
 
 class TwoFoldMatrix(Matrix):
@@ -160,8 +159,8 @@ class TwoFoldMatrix(Matrix):
         super().__init__()
         self.nested, self.coded = nested, coded
 
-    def at(self, bits: int) -> Tensor:
-        return self.coded.at(bits) if bits == THREE else self.nested.at(bits)
+    def at(self, bits: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return self.coded.at(bits, dtype) if bits == THREE else self.nested.at(bits, dtype)
 
     def rows(self, ids: Tensor) -> Tensor:
         return self.nested.rows(ids)

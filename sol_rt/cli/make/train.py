@@ -231,10 +231,10 @@ def _rollouts(
         from sol_rt.train.rollouts.runtime import RuntimeRollouts
 
         return RuntimeRollouts(engine, spec)
-    from sol_rt.train.reference_model.model import ReferenceModel
+    from sol_rt.train.reference_model.model import ReferenceModel, fast_products
     from sol_rt.train.rollouts.reference import ReferenceRollouts
 
-    return ReferenceRollouts(ReferenceModel.from_bundle(bundle.path).to(device), spec)
+    return ReferenceRollouts(ReferenceModel.from_bundle(bundle.path, fast_products(device)).to(device), spec)
 
 
 def _hull(bundle: Bundle, source: Rollouts) -> Hull | None:
