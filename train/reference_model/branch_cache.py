@@ -45,7 +45,7 @@ class BranchCache:
 
     Args:
         prefix: the shared text.
-        starts: int64 [B].
+        starts: int64 [B], on the CPU.
         decoder, dtype: as for KVCache.
         capacity: own tokens per row to make room for.
     """
@@ -54,7 +54,8 @@ class BranchCache:
         self, prefix: Prefix, starts: Tensor, decoder: Decoder, dtype: torch.dtype, capacity: int = 16
     ) -> None:
         self._prefix, self._starts = prefix, starts
-        self._own = KVCache.empty(decoder, len(starts), dtype, starts.device)
+        self._places = starts.unsqueeze(1).to(prefix.keys.device)
+        self._own = KVCache.empty(decoder, len(starts), dtype, prefix.keys.device)
         self._own.reserve(capacity, step=1)
         self._width = int(starts.max())
         self._ragged = int(starts.min()) < self._width
@@ -69,8 +70,7 @@ class BranchCache:
         if count != 1:
             raise ValueError(f"branch cache: got {count} tokens a row, expected 1, as rows branch step by step")
         own = self._own.open(count)
-        starts = self._starts.unsqueeze(1)
-        return replace(own, longest=own.longest + self._width, positions=own.positions + starts)
+        return replace(own, longest=own.longest + self._width, positions=own.positions + self._places)
 
     def append(self, slots: Slots, layer: int, keys: Tensor, values: Tensor) -> None:
         self._own.append(self._own_slots(slots), layer, keys, values)
@@ -81,12 +81,12 @@ class BranchCache:
         at = positions_before(slots, before)
         shared = self._prefix.inputs[layer]
         old = shared[at.clamp(0, len(shared) - 1)].where((at >= 0).unsqueeze(-1), 0.0)
-        own = (at >= self._starts.unsqueeze(1)).unsqueeze(-1)
+        own = (at >= self._places).unsqueeze(-1)
         return torch.cat([mine[:, :before].where(own, old), mine[:, before:]], dim=1)
 
     def _own_slots(self, slots: Slots) -> Slots:
         """The places of new tokens among the rows' own."""
-        return replace(slots, positions=slots.positions - self._starts.unsqueeze(1))
+        return replace(slots, positions=slots.positions - self._places)
 
     def close(self, slots: Slots) -> None:
         self._own.close(slots)
@@ -94,7 +94,7 @@ class BranchCache:
     def follow(self, row: int) -> None:
         """Gives every row the own tokens of row `row`. All rows have to start alike."""
         assert not self._ragged
-        self._own = self._own.select(torch.full((len(self._starts),), row, device=self._starts.device))
+        self._own = self._own.select(torch.full((len(self._starts),), row))
 
     def token_scores(self, layer: int, query: Tensor, slots: Slots) -> Tensor:
         """Does what `Cache.token_scores` says."""
@@ -149,7 +149,7 @@ class BranchCache:
     def _own_positions(self, slots: Slots, like: Tensor) -> Tensor:
         """Positions of the rows' own tokens, int64 [Hk, B, G, t], for a tensor `like` [Hk, B, G, T]."""
         own = torch.arange(slots.longest - self._width, device=like.device)
-        positions = (self._starts.unsqueeze(1) + own).unsqueeze(1)  # [B, 1, t]
+        positions = (self._places + own).unsqueeze(1)  # [B, 1, t]
         return positions.expand(*like.shape[:-1], -1)
 
 

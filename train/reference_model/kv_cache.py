@@ -89,7 +89,7 @@ class KVCache:
         key_ranges: float16 [L, B, Hk, C, 2], minimum and step of a token's key: key = minimum + step * code.
         key_scales, value_scales: float16 [L, B, Hk, C], factors of a token's int8 codes; empty (C = 0) where the cache
             has another dtype.
-        lengths: int64 [B], tokens in each row.
+        lengths: int64 [B], tokens in each row, on the CPU, which decides by them.
         inputs: by layer with a short convolution, what its filters get, float32 [B, C, hidden]. The runtime holds those
             of the last tokens alone; with all of them, a rewind is a shorter length here as well.
     """
@@ -117,7 +117,7 @@ class KVCache:
         nothing = torch.zeros(shape, dtype=dtype, device=device)
         no_range = torch.zeros((*shape[:4], 2), dtype=torch.float16, device=device)
         no_scale = torch.zeros(shape[:4], dtype=torch.float16, device=device)
-        lengths = torch.zeros(rows, dtype=torch.int64, device=device)
+        lengths = torch.zeros(rows, dtype=torch.int64)
         inputs = {
             layer: torch.zeros((rows, 0, decoder.hidden_size), device=device)
             for layer in range(decoder.num_layers)
@@ -153,7 +153,7 @@ class KVCache:
             count=count,
             longest=longest,
             row=torch.arange(len(self.lengths), device=device).unsqueeze(1),
-            positions=self.lengths.unsqueeze(1) + torch.arange(count, device=device),
+            positions=(self.lengths.unsqueeze(1) + torch.arange(count)).to(device),
         )
 
     def append(self, slots: Slots, layer: int, keys: Tensor, values: Tensor) -> None:
@@ -220,13 +220,13 @@ class KVCache:
 
     def truncate(self, lengths: int | Tensor) -> None:
         """Rewinds rows to `lengths` tokens, one number or int64 [B]. Raises ValueError where a row is shorter."""
-        wanted = torch.as_tensor(lengths, dtype=torch.int64, device=self.lengths.device).expand_as(self.lengths)
+        wanted = torch.as_tensor(lengths, dtype=torch.int64).expand_as(self.lengths)
         if bool((wanted > self.lengths).any()) or bool((wanted < 0).any()):
             raise ValueError(f"truncate: got lengths {wanted.tolist()}, the rows hold {self.lengths.tolist()}")
         self.lengths = wanted.clone()
 
     def select(self, rows: Tensor) -> KVCache:
-        """A new cache of the given rows, int64 [n], repeats allowed."""
+        """A new cache of the given rows, int64 [n] on the CPU, repeats allowed."""
         return KVCache(
             self.keys[:, rows],
             self.values[:, rows],

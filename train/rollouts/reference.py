@@ -61,7 +61,7 @@ class ReferenceRollouts:
     def run(self, start: int, horizon: int, budget: float | Tensor, choose: Choose, schedules: int) -> Episode:
         check_range(start, horizon, self._tokens)
         tokens = self._tokens[start : start + horizon]
-        cache = self._branches(torch.full((schedules,), start, device=self._device), horizon)
+        cache = self._branches(torch.full((schedules,), start), horizon)
         before = StepResult(
             self._hidden[start - 1].expand(schedules, -1),
             [self._before[start - 1]] * schedules,
@@ -98,7 +98,7 @@ class ReferenceRollouts:
     def losses_along_run(self, start: int, taken: Sequence[int], budget: float) -> tuple[PolicyView, StepLosses]:
         check_range(start, len(taken), self._tokens)
         actions = self.spec.actions
-        cache = self._branches(torch.full((len(actions),), start, device=self._device), len(taken))
+        cache = self._branches(torch.full((len(actions),), start), len(taken))
         reference = self._log_probabilities(start, len(taken))
         hidden, before = [self._hidden[start - 1]], [self._before[start - 1]]
         losses, divergences = [], []
@@ -130,7 +130,7 @@ class ReferenceRollouts:
                 losses.append(dense)
                 divergences.append(torch.zeros_like(dense))
                 continue
-            cache = self._branches(torch.arange(first, stop, device=self._device), 1)
+            cache = self._branches(torch.arange(first, stop), 1)
             logits, _ = self._reference.step(ids[:-1], [action] * (stop - first), cache)
             losses.append(torch.nn.functional.cross_entropy(logits, ids[1:], reduction="none"))
             divergences.append(_divergence(reference, logits))
