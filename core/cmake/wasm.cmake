@@ -4,7 +4,7 @@ set(functions malloc free)
 set(exported sol_error_code sol_error_message sol_error_release sol_model_options_init sol_model_load sol_model_release sol_model_get_info
   sol_model_get_action sol_model_encode sol_model_encode_rendered sol_model_decode sol_session_create_on sol_session_release sol_session_tokens
   sol_session_rewind sol_generate_options_init sol_session_start sol_session_begin_policy sol_session_end_policy sol_session_begin_step sol_session_end_step sol_session_stop sol_session_result
-  sol_session_set_budget)
+  sol_session_set_budget sol_graph_weights)
 list(APPEND functions ${exported})
 list(TRANSFORM functions PREPEND _)
 list(JOIN functions "," functions)

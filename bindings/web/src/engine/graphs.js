@@ -110,7 +110,7 @@ export class Graphs {
     const { config } = bundle;
     const path = `${bundle.name}/${file}`;
     const graph = await bundle.read(file);
-    const external = externalTensors(graph, path);
+    const external = await externalTensors(graph, path);
     const made = external.filter((tensor) => madeWeight(tensor.location) !== null);
     const madeBytes = made.reduce((sum, tensor) => sum + tensor.length, 0);
     if (this.#madeBytes + madeBytes > MOST_MADE_BYTES) return null;

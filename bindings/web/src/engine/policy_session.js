@@ -38,7 +38,7 @@ export class PolicySession {
     }
     const graph = await bundle.read(policy.file);
     const path = `${bundle.name}/${policy.file}`;
-    for (const tensor of externalTensors(graph, path)) requireStored(tensor, config, path);
+    for (const tensor of await externalTensors(graph, path)) requireStored(tensor, config, path);
     const externalData = [{ path: config.weights_file, data: await bundle.weights() }];
     const provider = runtime.provider === "cpu" ? "cpu" : "wasm";
     const session = await runtime.session(policy.file, graph, { externalData }, provider);
