@@ -8,6 +8,7 @@ set(exported sol_error_code sol_error_message sol_error_release sol_model_option
 list(APPEND functions ${exported})
 list(TRANSFORM functions PREPEND _)
 list(JOIN functions "," functions)
+set_source_files_properties(${CMAKE_CURRENT_SOURCE_DIR}/src/engine/distribution.cc PROPERTIES COMPILE_OPTIONS "-O3;-msimd128") # onnxruntime-web needs it, too
 add_executable(sol_rt ${SOL_RT_OBJECTS})
 set_target_properties(sol_rt PROPERTIES LINKER_LANGUAGE CXX SUFFIX .js)
 target_link_options(sol_rt PRIVATE -Oz --no-entry -sMODULARIZE -sEXPORT_ES6 -sENVIRONMENT=web,worker,node -sALLOW_MEMORY_GROWTH -sFORCE_FILESYSTEM
