@@ -398,9 +398,9 @@ typedef struct sol_generate_options {
   sol_mask mask;         // NULL for none
   void* mask_user;       // given to `mask`
 
-  // Drafts: the next tokens are guessed from the text so far, and one run checks several. The text stays that of single steps, token for token, where one
-  // action runs every step. Engines of the host's, function bodies, layers with a state and KV densities below 1 step one by one all the same. A replay
-  // takes neither.
+  // Drafts: the next tokens are guessed from the text so far, under `lossless` by cheaper steps, too, and one run checks several. The text stays that of
+  // single steps, token for token, where one action runs every step. Engines of the host's, function bodies, layers with a state and KV densities below 1
+  // step one by one all the same. A replay takes neither.
   int32_t lossless;      // 1: dense steps, with drafts; the dial has to ask for nothing else
   int32_t lookup;        // 1: drafts under whatever the dial asks for; in a mix of `hull` one action runs all tokens of a run
 } sol_generate_options;

@@ -303,7 +303,13 @@ void Generation::DraftBySteps(const Action& action, size_t most, const Interrupt
   const uint32_t* mask = mask_ ? mask_->Words() : nullptr;
   while (drafts_->Goes(most) && std::find(ends.begin(), ends.end(), text.back()) == ends.end()) {
     const Clock::time_point begun = Clock::now();
-    const Distribution next = parts_.engine.Forward(&text.back(), 1, action, interrupted).distribution;
+    Distribution next;
+    try {
+      next = parts_.engine.Forward(&text.back(), 1, action, interrupted).distribution;
+    } catch (const Error& error) {
+      if (error.code() != SOL_ERROR_NUMERIC) throw;
+      break;  // the text needs nothing of this action
+    }
     const Sampler::Picked picked = sampler_->Sample(next, text, std::exchange(mask, nullptr));  // what may follow a draft is not known
     sampler_->Count(picked.token, 1);
     drafting_ += parts_.cost->Step(action, static_cast<int64_t>(text.size()) - 1);
