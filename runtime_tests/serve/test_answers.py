@@ -47,9 +47,15 @@ def parts(model: SolModel) -> Iterator[Parts]:
 def test_what_waits_for_a_slow_reader_comes_in_pieces(parts: Parts) -> None:
     async def read() -> tuple[list[int], list[int], Answer]:
         answer, sizes, found = await parts.start(200), [], []
-        while parts.scheduler.running or parts.scheduler.waiting:
+        while answer.job.dial.made < 200:
             time.sleep(0.01)  # the loop, too
+        parts.scheduler.close()
+        parts.mail.close()
+        turns: list[int] = []
+        asyncio.get_running_loop().call_soon(turns.append, 0)
         while made := await answer.tokens():
+            assert len(turns) == len(sizes) + 1  # another one had its turn
+            asyncio.get_running_loop().call_soon(turns.append, 0)
             sizes.append(len(made))
             found += [token.token for token, _ in made]
         return sizes, found, answer
@@ -89,6 +95,25 @@ def test_an_error_comes_after_the_tokens(parts: Parts) -> None:
         return -1
 
     assert asyncio.run(read()) == 0
+
+
+def test_the_dial_moves_while_a_prompt_runs(parts: Parts) -> None:
+    """A client holds the dial and waits for the session, which the scheduler holds while it steps."""
+
+    async def read() -> int:
+        answer, count = await parts.start(20, "w3 w4 " * 100), 0
+
+        def move() -> None:
+            while answer.job.dial.made < 10:
+                answer.job.dial.ask(0.9)
+
+        moved = asyncio.get_running_loop().run_in_executor(None, move)
+        while made := await asyncio.wait_for(answer.tokens(), 60):
+            count += len(made)
+        await asyncio.wait_for(moved, 60)
+        return count
+
+    assert [asyncio.run(read()) for _ in range(5)] == [20] * 5
 
 
 def test_a_wait_that_is_too_long_says_so(parts: Parts) -> None:

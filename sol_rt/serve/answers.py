@@ -29,7 +29,7 @@ from sol_rt.serve.scheduler import Event, Job, Scheduler
 _PROMPT_END = 8
 """Last tokens of a prompt, which may begin the answer's reasoning."""
 _MOST_AT_ONCE = 64
-"""Tokens of a write, so that others have their turn beside what a slow reader left to write."""
+"""Tokens of a write: other answers have their turn before the next."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,10 @@ class Mail:
         posted, self._posted = self._posted, []
         with suppress(RuntimeError):  # the process ends
             self._waker.submit(_wake_loops, posted)
+
+    def close(self) -> None:
+        """Waits until all that was delivered is in its loop; after the scheduler's end."""
+        self._waker.shutdown()
 
 
 def _wake_loops(posted: Sequence[tuple[Answer, Event | None]]) -> None:
@@ -141,6 +145,8 @@ class Answer:
                     timer.cancel()
             if not self._events:
                 return None
+        else:
+            await asyncio.sleep(0)  # other answers have their turn
         made: list[tuple[GeneratedToken, list[Piece]]] = []
         while self._events and len(made) < _MOST_AT_ONCE:
             event = self._events.popleft()

@@ -125,6 +125,8 @@ class PrefixCache:
             made = self._entry(tokens, path)
         except (SolError, OSError) as error:
             self._say(f"a cache was not saved: {one_line(error)}")
+            with self._lock:
+                self._drop(name)
             _remove(path)
             return
         with self._lock:
@@ -215,7 +217,7 @@ def _tokens_in(path: Path | None) -> np.ndarray | None:
 
 
 def _dense_in(path: Path, count: int, dense: int) -> int:
-    """How many of a saved cache's first tokens the dense variant read; all where the file can't be read.
+    """Counts the first tokens of a saved cache that the dense variant read; all where the file can't be read.
 
     The core's saved_cache.h has the format: the second version ends with each token's reader and a checksum.
     """

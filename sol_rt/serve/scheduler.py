@@ -308,12 +308,15 @@ class Scheduler:
 
     def _advance(self, seat: _Seat, job: Job, step: Callable[[], bool]) -> None:
         """Runs a part of a job, which returns True at its end, and then frees the seat."""
+        begins = not job.dial.made
         try:
             if seat.opening is not None:
                 opened, seat.opening = seat.opening, None
                 opened.result()
             with seat.session.turns.paused():
                 ended = step()
+            if begins and job.dial.made:  # not in the turn, which a client that moves the dial waits for
+                job.dial.begin(self._model)
         except Exception as error:
             job.tell(error)
             ended = True
@@ -348,8 +351,6 @@ class Scheduler:
             raise token
         before, seat.stepped_at = seat.stepped_at, begun
         job.dial.made += 1
-        if job.dial.made == 1:
-            job.dial.begin(self._model)
         # without a number of tokens, the last one is that after which the next would be late
         if token.finish_reason is None and job.dial.late(0.0 if job.dial.limit is not None else begun - before):
             token = replace(token, finish_reason="length")
