@@ -1,4 +1,4 @@
-"""What training a policy costs on 8 GPUs, for a model of 8B parameters: counted on the `meta` device, without weights.
+"""Cost of training a policy on 8 GPUs, for a model of 8B parameters: counted on the `meta` device, without weights.
 
 Every operator of a pass takes  max(operations / peak, bytes / bandwidth) / EFFICIENCY + LAUNCH  seconds. Operations are
 those of matrix products, bytes those of all inputs and outputs, as eager PyTorch reads and writes them. Peaks are those

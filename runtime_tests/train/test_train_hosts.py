@@ -93,7 +93,7 @@ def arguments(folder: Path) -> list[str]:
 
 
 def copies(alone: Path, folder: Path) -> list[Path]:
-    """What each host has: the inputs, and no training."""
+    """Folders of two hosts: the inputs, and no training."""
     return [shutil.copytree(alone, folder / name, ignore=shutil.ignore_patterns("out")) for name in "ab"]
 
 

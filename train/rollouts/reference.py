@@ -35,7 +35,7 @@ class ReferenceRollouts:
     """
 
     def __init__(self, reference: ReferenceModel, spec: RolloutSpec) -> None:
-        self.spec = spec
+        self.spec, self.products = spec, str(reference.arithmetic.products).removeprefix("torch.")
         self._reference = reference
         table = reference.weights.vector("rope.cos")
         self._device, self._longest = table.device, len(table)

@@ -125,9 +125,14 @@ class StepLosses:
 
 
 class Rollouts(Protocol):
-    """A source of episodes. It works on one text at a time."""
+    """A source of episodes. It works on one text at a time.
+
+    Attributes:
+        products: dtype of products, of which losses of another one are not continued.
+    """
 
     spec: RolloutSpec
+    products: str
 
     def open(self, tokens: Sequence[int]) -> None:
         """Takes up a text. A dense pass over it serves every call until the next text.

@@ -45,7 +45,7 @@ class RuntimeRollouts:
     """
 
     def __init__(self, engine: Engine, spec: RolloutSpec) -> None:
-        self.spec = spec
+        self.spec, self.products = spec, "float32"
         self._engine = engine
         self._tokens: list[int] = []
         self._dense = 0  # tokens of the text that the cache holds from dense steps

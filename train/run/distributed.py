@@ -85,7 +85,7 @@ class Group:
         return values
 
     def from_process(self, rank: int, make: Callable[[], _Value]) -> _Value:
-        """What `make` returns in the process of this rank. Each must call this.
+        """Shares the result of `make` in the process of this rank. Each must call this.
 
         Raises, in all processes, the UsageError or CheckpointError that `make` raises in that one.
         """
@@ -122,13 +122,19 @@ class Group:
 def joined() -> Iterator[Group]:
     """The group that torchrun's environment variables describe. Without them, a group of one process.
 
-    Raises UsageError where some of them are missing, and SolError where another process is lost.
+    Raises UsageError where some of them are missing, and SolError where another process is lost or can't be joined.
     """
     if os.environ.get("WORLD_SIZE", "1") == "1":
         yield Group()
         return
     group = Group(*(_number(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")))
-    dist.init_process_group("gloo", timeout=_LONGEST_WAIT)
+    try:
+        dist.init_process_group("gloo", timeout=_LONGEST_WAIT)
+    except RuntimeError as error:
+        raise SolError(
+            f"process {group.rank} of {group.size}: can't join the others ({' '.join(str(error).split())[:120]}); "
+            "check torchrun's --master-addr, and GLOO_SOCKET_IFNAME where a host's name does not resolve"
+        ) from None
     try:
         yield group
     except RuntimeError as error:

@@ -58,6 +58,7 @@ class TrainSetup:
             "text": self.windows.digest,
             "actions": " ".join(action.tag for action in spec.actions),
             "measured costs": hashlib.sha256(costs).hexdigest(),
+            "products": self.rollouts.products,
         }
 
     def counterfactuals_key(self) -> dict[str, object]:
@@ -70,6 +71,7 @@ class TrainSetup:
             "windows": list(self.config.data.windows),
             "held_out": self.config.data.held_out,
             "text": self.windows.digest,
+            "products": self.rollouts.products,
         }
 
     def _run_along(self) -> dict[str, object] | None:
