@@ -60,7 +60,7 @@ WAYS = (
     *(Way(f"native, {name}", mask=mask) for name, mask in X86_TARGETS.items()),
     *(Way(f"native, shaken {seed}", shake=_SMALL, seed=seed) for seed in range(2)),
     Way("bodies", native=False),
-    *(Way(f"bodies, shaken {seed}", native=False, shake=_LARGE, seed=seed) for seed in range(4)),
+    *(Way(f"bodies, shaken {seed}", native=False, shake=_LARGE, seed=seed) for seed in range(8)),
 )
 
 _SAMPLED = {"do_sample": "1", "seed": "?"}
