@@ -293,8 +293,8 @@ Lossless = Annotated[
     option(
         "--lossless",
         env=False,
-        help="Instead of --budget: give the text of --budget 1, sooner where it repeats itself or the prompt: guess "
-        "tokens and check several at once.",
+        help="Instead of --budget: give the text of --budget 1, often sooner: guess tokens by repeated text or "
+        "cheaper steps, and check several at once.",
         panel=BUDGET,
     ),
 ]
