@@ -25,12 +25,11 @@ import llguidance
 import numpy as np
 
 from serve.load import started
+from serve.servers import SERVER
 from sol_rt import SolModel
 from sol_rt.errors import SolError
 from sol_rt.generate.grammar import JSON_SPACES, Grammar
 from sol_rt.store.home import find_bundle
-
-PEER = Path(__file__).resolve().parents[1] / "peers" / "workers" / "llama_cpp_server.py"
 
 
 @dataclass
@@ -79,7 +78,7 @@ def main() -> None:
     tokenizer = llguidance.LLTokenizer(model.tokenizer.to_json(), config.vocab_size, sorted(config.eos_token_ids))
     show("sol_rt", ask(schemas, given.count, lambda *asked: own(model, tokenizer, masks, *asked)))
     if given.peer:
-        command = [str(given.peer), str(PEER), given.file, "--slots", "1", "--context", "4096"]
+        command = [str(given.peer), str(SERVER), given.file, "--slots", "1", "--context", "4096"]
         with started(command) as (address, _), httpx.Client(base_url=address, timeout=600) as client:
             show("llama.cpp", ask(schemas, given.count, lambda *asked: peer(client, *asked)))
     compiled, mask = (np.percentile(times, [50, 95, 100]) for times in (masks.compile_ms, masks.mask_us))

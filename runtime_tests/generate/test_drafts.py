@@ -98,7 +98,7 @@ def test_the_text_is_that_of_dense_steps(model: SolModel, dense: SolModel, mode:
 
 
 def test_a_cheaper_action_drafts_where_nothing_is_found(dense: SolModel) -> None:
-    """Its steps are in the cost of the run that checks them, and leave nothing behind: neither entries nor counts."""
+    """Steps of a draft are in the cost of the run that checks them, and leave neither entries nor counts behind."""
     made = kept = 0
     modes = {
         **MODES,

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from helpers.tiny_bundle import write_bundle
+from helpers.tiny_bundle import with_losing_prompts, write_bundle
 from sol_rt import SolModel
-from sol_rt.bundle.config import CONFIG_NAME
 from sol_rt.errors import BundleError, UsageError
 from sol_rt.generate.trace import read_trace
 from sol_rt.ops import library_path
@@ -25,12 +23,7 @@ HALF = math.log1p(0.005) / 2  # nats: what the prompt may take of the default
 
 def bundle_with(folder: Path, **losses: float) -> Path:
     """A bundle whose variants lose that much behind a prompt of 512 tokens; a key is `q4` for `s100-q4`."""
-    bundle = write_bundle(folder, losses=True)
-    config = json.loads((bundle / CONFIG_NAME).read_text())
-    for bits, loss in losses.items():
-        config["variants"][f"s100-{bits}"]["prompt_losses"] = {"512": loss}
-    (bundle / CONFIG_NAME).write_text(json.dumps(config))
-    return bundle
+    return with_losing_prompts(write_bundle(folder, losses=True), **losses)
 
 
 def opened(bundle: Path, prefill: str | None = None) -> SolModel:

@@ -131,6 +131,16 @@ def with_word(folder: Path, token: int, word: str) -> Path:
     return folder
 
 
+def with_losing_prompts(folder: Path, **losses: float) -> Path:
+    """Gives variants a loss in nats behind a prompt of 512 tokens; a key is `q4` for `s100-q4`. Returns the folder."""
+    path = folder / CONFIG_NAME
+    config = json.loads(path.read_text())
+    for bits, loss in losses.items():
+        config["variants"][f"s100-{bits}"]["prompt_losses"] = {"512": loss}
+    path.write_text(json.dumps(config))
+    return folder
+
+
 def _entry(action: Action, dense_bits: int, losses: bool) -> ActionEntry:
     if not losses:
         return ActionEntry(action, None)

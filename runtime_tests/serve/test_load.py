@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from dataclasses import replace
@@ -15,9 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.random_decoder import describe
-from helpers.tiny_bundle import write_bundle
+from helpers.tiny_bundle import with_losing_prompts, write_bundle
 from sol_rt.budget.governor import Reading
-from sol_rt.bundle.config import CONFIG_NAME
 from sol_rt.errors import UsageError
 from sol_rt.generate.model import SolModel
 from sol_rt.generate.results import Generation
@@ -172,10 +170,9 @@ def test_the_queue_lowers_budgets_and_its_end_raises_them(model: SolModel, monke
 
 def test_where_load_lets_go_a_prompt_s_loss_counts_once(tmp_path: Path) -> None:
     """The steps come back to the budget that the core holds them to where load never moved them."""
-    bundle = write_bundle(tmp_path / "tiny", decoder=replace(describe("llama"), max_context=8192), losses=True)
-    config = json.loads((bundle / CONFIG_NAME).read_text())
-    config["variants"]["s100-q4"]["prompt_losses"] = {"512": 0.002}
-    (bundle / CONFIG_NAME).write_text(json.dumps(config))
+    bundle = with_losing_prompts(
+        write_bundle(tmp_path / "tiny", decoder=replace(describe("llama"), max_context=8192), losses=True), q4=0.002
+    )
     model = SolModel.from_pretrained(bundle, provider="cpu", measure_costs=False)
     prompt = [3 + n % 80 for n in range(600)]
     alone = model.generate(prompt, max_new_tokens=8, eos_token_id=[])

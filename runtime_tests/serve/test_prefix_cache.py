@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import stat
 import sys
 import threading
@@ -17,8 +16,7 @@ import pytest
 
 from helpers.random_decoder import describe
 from helpers.servers import served
-from helpers.tiny_bundle import write_bundle
-from sol_rt.bundle.config import CONFIG_NAME
+from helpers.tiny_bundle import with_losing_prompts, write_bundle
 from sol_rt.errors import SolError
 from sol_rt.generate.model import SolModel
 from sol_rt.generate.results import GeneratedToken
@@ -177,10 +175,9 @@ def test_a_longer_cache_takes_the_place_of_its_beginning(model: SolModel, tmp_pa
 
 def test_a_dense_answer_takes_no_cache_that_a_cheaper_variant_read(tmp_path: Path) -> None:
     """Nor does that cache stay in the place of the dense one."""
-    bundle = write_bundle(tmp_path / "tiny", decoder=replace(describe("llama"), max_context=2048), losses=True)
-    config = json.loads((bundle / CONFIG_NAME).read_text())
-    config["variants"]["s100-q4"]["prompt_losses"] = {"512": 0.001}
-    (bundle / CONFIG_NAME).write_text(json.dumps(config))
+    bundle = with_losing_prompts(
+        write_bundle(tmp_path / "tiny", decoder=replace(describe("llama"), max_context=2048), losses=True), q4=0.001
+    )
     model = SolModel.from_pretrained(bundle, provider="cpu", measure_costs=False)
     prefixes = prefixes_of(model, tmp_path / "caches")
     dense, ones = {"schedule": "dense"}, len(ONE) + 11  # the last token of an answer is not in the cache

@@ -14,8 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.random_decoder import describe
-from helpers.tiny_bundle import write_bundle
-from sol_rt.bundle.config import CONFIG_NAME
+from helpers.tiny_bundle import with_losing_prompts, write_bundle
 from sol_rt.errors import SolError
 from sol_rt.generate.model import SolModel
 from sol_rt.generate.results import GeneratedToken, Generation
@@ -81,10 +80,9 @@ def test_a_long_prompt_lets_others_go_on(model: SolModel) -> None:
 
 
 def test_every_chunk_of_a_prompt_runs_by_the_variant_that_the_core_chose(tmp_path: Path) -> None:
-    bundle = write_bundle(tmp_path / "tiny", decoder=replace(describe("llama"), max_context=8192), losses=True)
-    config = json.loads((bundle / CONFIG_NAME).read_text())
-    config["variants"]["s100-q4"]["prompt_losses"] = {"512": 0.001}
-    (bundle / CONFIG_NAME).write_text(json.dumps(config))
+    bundle = with_losing_prompts(
+        write_bundle(tmp_path / "tiny", decoder=replace(describe("llama"), max_context=8192), losses=True), q4=0.001
+    )
     cheap = SolModel.from_pretrained(bundle, provider="cpu", measure_costs=False)
     prompt = [3 + n % 80 for n in range(600)]
     listener, scheduler = Listener(), Scheduler(cheap, sessions=1)

@@ -36,7 +36,7 @@ class Entry:
 
     Attributes:
         tokens: the tokens in it, int32 [T].
-        dense: how many of the first ones the dense variant read.
+        dense: number of the first ones that the dense variant read.
         path: its file.
         size: bytes of its files.
     """
