@@ -48,7 +48,14 @@ def choose_actions(folder: Path, config: SolConfig, measured: Measurements, orig
         context: {action: point for action, point in front.items() if action in candidates}
         for context, front in measured.fronts.items()
     }
-    verdicts = choose(fronts, config.dense, max_actions, collapse_loss=measured.collapse_loss, required=required)
+    verdicts = choose(
+        fronts,
+        config.dense,
+        max_actions,
+        weight_bytes={key: variant.weight_bytes for key, variant in config.variants.items()},
+        collapse_loss=measured.collapse_loss,
+        required=required,
+    )
     selection = Selection(
         dense=config.dense,
         text=origin,

@@ -18,7 +18,7 @@ _WRITTEN = 1.5e12  # weights times tokens that a quick calibration writes, withi
 _SMALL = 1.5e8  # weights of a model that is searched and scored on more tokens
 _LEAST_WINDOWS = 4
 _LARGE = 1e9  # weights of a model that does not write the text: a token of its own costs as much as a gigabyte read
-_SCORED_WINDOWS = 8  # a window of each kind of the package's sample texts
+_SCORED_WINDOWS = 10  # a window of each kind of the package's sample texts
 _LONG_WINDOWS = 5  # at most in the long stretch, which then reaches beyond the context of 2048 tokens
 
 _SPEED = 172e9  # float32 operations a second of two idle cores of a Zen 3 server, whose seconds the following are
@@ -120,8 +120,8 @@ class Effort:
             trial_tokens=WINDOW * 3 // 4 if small else WINDOW // 2,
             scored_windows=_SCORED_WINDOWS,
             windows_of_all=_SCORED_WINDOWS if writes else 2,
-            scored_tokens=64 if small else 32,
-            long_tokens=WINDOW - 1 if small else 127,
+            scored_tokens=64 if small else 32 if writes else 24,
+            long_tokens=WINDOW - 1 if small else 127 if writes else 95,
             kv_steps=256 if small else 64,
         )
 

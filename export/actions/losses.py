@@ -22,7 +22,7 @@ from sol_rt.progress import Progress, silent
 
 Losses = npt.NDArray[np.float64]
 
-_DEVIATIONS = 1.5  # between kinds of text, of which the package has eight: t(0.9, 7)*sqrt(1 + 1/8)
+_DEVIATIONS = 1.45  # between kinds of text, of which the package has ten: t(0.9, 9)*sqrt(1 + 1/10)
 _ROWS = 128  # rows of logits at once: a row of a large vocabulary takes half a megabyte
 
 

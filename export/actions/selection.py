@@ -14,6 +14,9 @@ the share of its bytes that a would have to save to be on the hull; 0 for action
 NEAR at any context are kept. Actions near the hull of the actions that read all tokens, at the shortest context, stay
 too. There, and on hosts without native operators, lower KV densities save little or nothing.
 
+Where a model of many layers or few KV heads is fast to read, its attention is arithmetic: a byte of the cache then
+takes as long as several of the weights. So the hulls count twice, also with DEAR times the cache's bytes.
+
 If these are too many, those are removed in turn that raise the hulls least; of actions that raise none, the one of the
 largest excess goes first.
 """
@@ -23,7 +26,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -37,6 +40,9 @@ NEAR = 0.1
 Between actions that read as many bytes, times of a step differ by up to a tenth: single rows of a matrix come slower
 from memory than whole matrices, and scoring old tokens is arithmetic.
 """
+
+DEAR = 8
+"""Bytes of weights that take as long as a byte of the KV cache, where attention is slowest."""
 
 _LEAST_RISE = 1e-9  # nats; less is rounding
 _MIX = "a mix of two others loses"
@@ -58,6 +64,7 @@ def choose(
     dense: Action,
     max_actions: int,
     *,
+    weight_bytes: Mapping[str, int] = {},
     collapse_loss: float = math.inf,
     required: Collection[Action] = (),
 ) -> dict[Action, Verdict]:
@@ -68,6 +75,8 @@ def choose(
         dense: the dense action, which is always kept.
         max_actions: most actions to keep, 1 or more. Required ones are kept even beyond it, and so is the cheapest at
             each context if it is 2 or more.
+        weight_bytes: bytes that a step of each variant reads of the weights; the rest of an action's are the cache's.
+            Without them no hull counts the cache's bytes several times.
         collapse_loss: added loss in nats per token. An action that loses more at a context is not kept for that
             context.
         required: actions that are kept in any case.
@@ -75,7 +84,8 @@ def choose(
     Returns:
         A verdict on every action of `fronts`, in descending order of the actions.
     """
-    views = _views({context: _useful(front, dense, collapse_loss) for context, front in fronts.items()})
+    useful = {context: _useful(front, dense, collapse_loss) for context, front in fronts.items()}
+    views = _views(useful) | _dear_views(useful, weight_bytes)
     excess = {view: _excess(front, dense) for view, front in views.items()}
     near = {action for found in excess.values() for action, share in found.items() if share <= NEAR}
     found = near | set(required) | {dense}
@@ -128,6 +138,20 @@ def _views(fronts: Mapping[int, Front]) -> dict[str, Front]:
     if plain.keys() != fronts[short].keys():
         views[f"at {short} without lower KV densities"] = plain
     return views
+
+
+def _dear_views(fronts: Mapping[int, Front], weight_bytes: Mapping[str, int]) -> dict[str, Front]:
+    """The fronts with DEAR times the bytes of the KV cache, of actions measured at the longest context, too."""
+    longest = fronts[max(fronts)]
+    return {
+        f"at {context} where the cache is slow": {
+            action: replace(point, bytes=DEAR * point.bytes - (DEAR - 1) * weight_bytes[action.variant])
+            for action, point in front.items()
+            if action in longest
+        }
+        for context, front in fronts.items()
+        if weight_bytes and any(action.kv_density < 1 for action in front)
+    }
 
 
 def _useful(front: Front, dense: Action, collapse_loss: float) -> Front:

@@ -130,6 +130,18 @@ def test_a_dearer_and_worse_action_goes() -> None:
     assert dropped.reason == "a mix of two others loses as little at 512 and reads 29% fewer bytes"
 
 
+def test_a_low_kv_density_stays_where_the_cache_may_be_slow() -> None:
+    """It saves 1% of the bytes, all of them the cache's, which takes as long as weights of eight times the bytes."""
+    measured = {
+        512: front(
+            k100_s100_q6=(7.0, 0.059), k100_s100_q4=(5.0, 0.1), k025_s100_q4=(4.95, 0.11), k100_s050_q4=(4.0, 0.3)
+        )
+    }
+    weights = {"s100-q8": 9.95, "s100-q6": 6.95, "s100-q4": 4.93, "s050-q4": 3.93}
+    plain, slow = choose(measured, DENSE, 4), choose(measured, DENSE, 4, weight_bytes=weights)
+    assert [found[Action(0.25, 1.0, 4)].kept for found in (plain, slow)] == [False, True]
+
+
 def test_actions_near_the_hull_stay() -> None:
     """A corner between 5 and 10 bytes, moved away from the hull's line step by step."""
     for size, kept in ((7.0, True), (7.5, True), (8.2, True), (8.4, False)):
