@@ -18,6 +18,7 @@ _WRITTEN = 1.5e12  # weights times tokens that a quick calibration writes, withi
 _SMALL = 1.5e8  # weights of a model that is searched and scored on more tokens
 _LEAST_WINDOWS = 4
 _LARGE = 1e9  # weights of a model that does not write the text: a token of its own costs as much as a gigabyte read
+_MIDDLE = 4e9  # weights of a model whose single steps still take little of an export
 _SCORED_WINDOWS = 10  # a window of each kind of the package's sample texts
 _LONG_WINDOWS = 5  # at most in the long stretch, which then reaches beyond the context of 2048 tokens
 
@@ -122,7 +123,7 @@ class Effort:
             windows_of_all=_SCORED_WINDOWS if writes else 2,
             scored_tokens=64 if small else 32 if writes else 24,
             long_tokens=WINDOW - 1 if small else 127 if writes else 95,
-            kv_steps=256 if small else 64,
+            kv_steps=256 if small else 160 if weights < _MIDDLE else 64,
         )
 
 

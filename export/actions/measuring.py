@@ -17,8 +17,8 @@ measured once, with the dense variant. With l the reported loss of a variant, th
 
     l + max(0, d + e),
 
-where d is what the density adds to the dense action, mean over the tokens that it was scored on, and e the standard
-error of d. A lower density saves next to nothing after a short context, so chance alone would often favour it.
+where d is what the density adds to the dense action, its mean over tokens times the same kind of margin, and e the
+standard error of d. A lower density saves next to nothing after a short context, so chance alone would often favour it.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from sol_rt.export.actions.effort import Effort
 from sol_rt.export.actions.losses import (
     Candidate,
     Losses,
+    SharedLoss,
     losses_and_divergences,
     margin,
     shared_loss,
@@ -105,7 +106,7 @@ def measure(
     collapse_loss = max(_frequency_entropy(text) - loss, 0.0) / 2 or math.inf
     tokens, dense_loss = {short: len(added[dense])}, {short: loss}
     fronts = {short: {action: scorer.measured(action, short, added[action]) for action in variants if action in added}}
-    shared = {short: {action.kv_density: shared_loss(added[action]) for action in below}}
+    shared = {short: {action.kv_density: scorer.shared(action, added[action]) for action in below}}
 
     useful = near_hull(fronts[short], dense, collapse_loss, _MARGIN) | kept
     for context in reached:
@@ -115,7 +116,7 @@ def measure(
         added, loss = scorer.along(plain, below, context)
         tokens[context], dense_loss[context] = len(added[dense]), loss
         fronts[context] = {action: scorer.measured(action, context, added[action]) for action in plain}
-        shared[context] = {action.kv_density: shared_loss(added[action]) for action in below}
+        shared[context] = {action.kv_density: scorer.shared(action, added[action]) for action in below}
 
     grid = [
         replace(action, kv_density=density)
@@ -194,7 +195,8 @@ class _Scorer:
                 plain = [action for action in plain if action in kept or action not in dropped]
         self._progress(stage, 1, 1)
         if self._text.by_divergence:
-            self._margins = {action: margin([float(rows[action].mean()) for rows in found]) for action in plain}
+            kinds = [*plain, *sparse]
+            self._margins = {action: margin([float(rows[action].mean()) for rows in found]) for action in kinds}
         return _joined(found, [*plain, *sparse]), float(np.concatenate(dense_losses).mean())
 
     def along(
@@ -263,6 +265,10 @@ class _Scorer:
         """The measurement of an action whose added losses are `added`; the dense action's are 0."""
         factor = self._margins.get(action, 1.0)
         return Measured(self.bytes(action, context), factor * float(added.mean()), factor * standard_error(added))
+
+    def shared(self, action: Action, added: Losses) -> SharedLoss:
+        """The loss that the KV density of a dense action of a lower one adds to every variant."""
+        return shared_loss(self._margins.get(action, 1.0) * added)
 
     def bytes(self, action: Action, context: int) -> float:
         """Bytes that a step of the action reads."""

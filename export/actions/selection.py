@@ -44,7 +44,8 @@ from memory than whole matrices, and scoring old tokens is arithmetic.
 DEAR = 8
 """Bytes of weights that take as long as a byte of the KV cache, where attention is slowest."""
 
-_LEAST_RISE = 1e-9  # nats; less is rounding
+_LEAST_RISE = 1e-9  # less is rounding
+_LEAST_LOSS = 0.002  # nats; what a hull adds below it hardly counts
 _MIX = "a mix of two others loses"
 
 Front = Mapping[Action, Measured]
@@ -214,7 +215,7 @@ def _within_limit(
         least = min(rises, key=lambda action: (rises[action], -shares[action], action))
         kept.remove(least)
         costs[least] = (
-            f"without it the best mixes lose {rises[least]:.2g} nats more"
+            f"without it the best mixes lose {math.expm1(rises[least]):.1%} more"
             if rises[least] > 0
             else f"{_MIX} as little and reads {shares[least]:.1%} fewer bytes"
         )
@@ -222,9 +223,9 @@ def _within_limit(
 
 
 def _rise(views: Mapping[str, Front], kept: set[Action], without: Action, dense: Action) -> float:
-    """Rise of the hull by the removal of the action `without`: mean in nats, summed over the views.
+    """Rise of the hull by the removal of the action `without`: mean of log(loss + _LEAST_LOSS), summed over the views.
 
-    The mean is over the range of relative costs.
+    The mean is over the range of relative costs. In nats, hulls would count most where text falls apart.
     """
     area = 0.0
     for front in views.values():
@@ -238,10 +239,10 @@ def _rise(views: Mapping[str, Front], kept: set[Action], without: Action, dense:
         low, high = with_it[0][0], with_it[-1][0]
         if high > low:
             grid = sorted({min(max(at, low), high) for hull in (rest, with_it) for at, _ in hull})
-            rise = _height(rest, grid) - _height(with_it, grid)
+            rise = np.log(_height(rest, grid) / _height(with_it, grid))
             area += float(((rise[1:] + rise[:-1]) / 2 * np.diff(grid)).sum()) / (high - low)
     return area if area > _LEAST_RISE else 0.0
 
 
 def _height(hull: Sequence[tuple[float, float]], at: Sequence[float]) -> np.ndarray:
-    return np.interp(at, [x for x, _ in hull], [y for _, y in hull])
+    return np.maximum(np.interp(at, [x for x, _ in hull], [y for _, y in hull]), 0.0) + _LEAST_LOSS

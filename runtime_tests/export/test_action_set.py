@@ -192,13 +192,23 @@ def test_losses_are_those_of_the_runtime(llama_bundle: Path) -> None:
 def test_losses_on_kinds_of_text_have_a_margin(llama_bundle: Path) -> None:
     """Against divergences of each window; the long stretch has the factor of the short context."""
     bundle, text = Bundle.open(llama_bundle), replace(random_text(4), by_divergence=True)
-    measured = measuring.measure(bundle, text, (1.0,), replace(SHORT, scored_windows=4, windows_of_all=4), silent)
+    measured = measuring.measure(bundle, text, (1.0, 0.1), replace(SHORT, scored_windows=4, windows_of_all=4), silent)
     engine, cheap = Engine(bundle, provider="cpu"), Action(1.0, 0.4, 4)
     context = 512 - SHORT.scored_tokens - 1
 
+    def losses(window: Sequence[int], context: int, action: Action = cheap) -> np.ndarray:
+        return losses_and_divergences(engine, [window], bundle.config.dense, [Candidate(action)], context=context)[1]
+
     def mean(window: Sequence[int], context: int) -> float:
-        found = losses_and_divergences(engine, [window], bundle.config.dense, [Candidate(cheap)], context=context)
-        return float(found[1].mean())
+        return float(losses(window, context).mean())
+
+    few = replace(bundle.config.dense, kv_density=0.1)
+    steps = [losses(window[: context + SHORT.kv_steps // 4 + 1], context, few) for window in text.scored]
+    means = [float(each.mean()) for each in steps]
+    factor = (np.mean(means) + 1.45 * np.std(means, ddof=1)) / np.mean(means)
+    every = factor * np.concatenate(steps, axis=None)
+    shared = every.mean() + every.std(ddof=1) / every.size**0.5
+    assert measured.fronts[512][few].loss == pytest.approx(shared, rel=1e-3)
 
     kinds = [mean(window, context) for window in text.scored]
     bound = np.mean(kinds) + 1.45 * np.std(kinds, ddof=1)
