@@ -52,7 +52,7 @@ def main() -> None:
     held = np.zeros((len(allowed), 2), int)
     for path in given.file:
         windows = spread_windows(bundle, path, given.windows, given.context + given.scored + 1)
-        found = np.concatenate([_steps(model, window, given.context, dials) for window in windows], axis=-1)
+        found = np.concatenate([under_dials(model, window, given.context, dials) for window in windows], axis=-1)
         cells = []
         for place, (added, divergence, cost) in enumerate(found):
             rise, expected = (share_of_nats(float(each.mean())) for each in (added, divergence))
@@ -64,7 +64,7 @@ def main() -> None:
     print(f"| hold, of {len(given.file)} | {' | '.join(counts)} |")
 
 
-def _steps(model: SolModel, window: list[int], context: int, dials: list[Dial]) -> Floats:
+def under_dials(model: SolModel, window: list[int], context: int, dials: list[Dial]) -> Floats:
     """Losses over dense, divergences from it, and relative costs of a window's steps, float64 [dials, 3, n]."""
     engine, scored = model.engine, window[context:]
     engine.truncate(0)

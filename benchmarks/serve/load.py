@@ -5,6 +5,8 @@
 `sol-rt serve` runs as a process and is asked over loopback. Each client asks for one answer after the other, each with
 a prompt of its own and budget 1. Fixed: nothing lowers it. Free: load does, between the bounds, towards the target.
 First token: from the request to the first text. Between tokens: from one text to the next, as they arrive.
+
+With `-f TEXT` the divergence from dense is measured on the text at each budget that answers achieved, to 0.05.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import argparse
 import asyncio
 import itertools
 import json
+import math
 import os
 import re
 import subprocess
@@ -30,9 +33,14 @@ import h11
 import httpx
 import numpy as np
 
+from quality.promise import spread_windows, under_dials
 from report import FOLDER, facts, machine, write_page
+from sol_rt import SolModel
+from sol_rt.budget.dial import Dial
 
 FORM = "sol_rt.serving_load"
+_BUDGET_STEP = 0.05  # to which budgets are told apart where losses are measured
+_CONTEXT = 128  # tokens before the steps that are measured, about an answer's
 _CLOSE = ("Connection", "close")
 _TOPICS = ("rivers", "bridges", "glass", "winter", "bread", "clocks", "whales", "maps", "salt", "trains")
 
@@ -69,6 +77,7 @@ def main() -> None:
     parser.add_argument("--target-latency", type=float, default=60.0, help="milliseconds between tokens")
     parser.add_argument("--budget-min", type=float, default=0.4)
     parser.add_argument("-t", "--threads", type=int, default=os.cpu_count())
+    parser.add_argument("-f", "--file", type=Path, help="held-out text on which to measure the loss")
     parser.add_argument("-o", "--output", type=Path, default=FOLDER / "serving_load.json")
     arguments = parser.parse_args()
     common = ["--sessions", str(arguments.sessions), "--threads", str(arguments.threads)]
@@ -81,9 +90,12 @@ def main() -> None:
                 seen = asyncio.run(load(address, clients, until(arguments.seconds), arguments.count, budget=1.0))
                 rows.append({"dial": dial, "clients": clients, **summary(seen)})
                 print(line(rows[-1]), flush=True)
+    if arguments.file is not None:
+        measure_losses(arguments, rows)
     document = facts(FORM, arguments.bundle, None, arguments.threads) | {"settings": settings(arguments), "rows": rows}
     write_page(arguments.output, json.dumps(document, indent=1) + "\n")
     write_page(arguments.output.with_suffix(".md"), page(arguments, rows))
+    print("\n" + page(arguments, rows), end="")
 
 
 @contextmanager
@@ -215,12 +227,30 @@ def summary(seen: Seen) -> dict[str, Any]:
     weights = np.array([made for made, _ in seen.sols], np.float64)
     budgets = np.array([sol["achieved_budget"] for _, sol in seen.sols])
     losses = np.array([sol["expected_loss"] or 0.0 for _, sol in seen.sols])
+    tokens: Counter[int] = Counter()
+    for made, sol in seen.sols:
+        tokens[round(sol["achieved_budget"] / _BUDGET_STEP)] += made
     return {
         **times(seen),
         "achieved_budget": float(np.average(budgets, weights=weights)),
         "expected_loss": float(np.average(losses, weights=weights)),
+        "budgets": dict(tokens),
         "reasons": dict(Counter(sol["reason"] for _, sol in seen.sols)),
     }
+
+
+def measure_losses(arguments: argparse.Namespace, rows: Sequence[dict[str, Any]]) -> None:
+    """Adds to each row the divergence from dense in nats a token, on windows of the text at the row's budgets."""
+    model = SolModel.from_pretrained(arguments.bundle, provider="cpu", threads=arguments.threads)
+    steps = sorted({step for row in rows for step in row["budgets"]})
+    dials = [Dial(budget=min(step * _BUDGET_STEP, 1.0)) for step in steps]
+    windows = spread_windows(model.bundle, arguments.file, 8, _CONTEXT + 129)
+    found = np.mean([under_dials(model, window, _CONTEXT, dials)[:, 1].mean(axis=1) for window in windows], axis=0)
+    for row in rows:
+        tokens = row["budgets"]
+        row["measured_loss"] = sum(count * found[steps.index(step)] for step, count in tokens.items()) / sum(
+            tokens.values()
+        )
 
 
 def times(seen: Seen) -> dict[str, Any]:
@@ -251,7 +281,7 @@ def line(row: dict[str, Any]) -> str:
     return (
         f"| {row['dial']} | {row['clients']} | {row['tokens_per_second']:.1f} | {row['first_token_ms_p50']:.0f} | "
         f"{row['first_token_ms_p95']:.0f} | {row['between_tokens_ms_p50']:.1f} | {row['between_tokens_ms_p95']:.1f} | "
-        f"{row['achieved_budget']:.2f} | {row['expected_loss']:.4f} |"
+        f"{row['achieved_budget']:.2f} | {row['expected_loss']:.4f} | {row.get('measured_loss', math.nan):.4f} |"
     )
 
 
@@ -261,8 +291,9 @@ def page(arguments: argparse.Namespace, rows: Sequence[dict[str, Any]]) -> str:
         f"{machine()}; {arguments.bundle}, {arguments.threads} threads, {arguments.sessions} sessions, "
         f"{arguments.count} tokens an answer, {arguments.seconds:g} s a row; free: {arguments.budget_min:g} to 1, "
         f"target {arguments.target_latency:g} ms between tokens\n\n"
-        "| dial | clients | tokens/s | first token, ms: p50 | p95 | between tokens, ms: p50 | p95 | budget | nats |\n"
-        "|---|--:|--:|--:|--:|--:|--:|--:|--:|\n"
+        "| dial | clients | tokens/s | first token, ms: p50 | p95 | between tokens, ms: p50 | p95 | budget | "
+        "expected nats | measured |\n"
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n"
     )
     return head + "\n".join(map(line, rows)) + "\n"
 

@@ -21,18 +21,12 @@ from sol_rt.generate.model import SolModel
 from sol_rt.generate.results import Generation
 from sol_rt.serve.answer_dial import Served
 from sol_rt.serve.effort import DEFAULTS, parse_effort, with_effort
-from sol_rt.serve.load import BAND, RISE_AFTER, Load, LoadSettings, LoadState, Running, next_state, wanted_budget
+from sol_rt.serve.load import BAND, RISE_AFTER, Load, LoadSettings, LoadState, next_state, wanted_budget
 from sol_rt.serve.request import EFFORTS, Asked, FieldError, read_completion
 from sol_rt.serve.scheduler import Event, Job, Scheduler
 
 UNIT = st.floats(0, 1)
-RUNNING = st.builds(Running, UNIT, st.sampled_from([0.25, 1.0]), st.booleans())
-LOADS = st.builds(
-    Load,
-    st.lists(RUNNING, max_size=8).map(tuple),
-    st.integers(0, 40),
-    st.none() | st.floats(0.01, 500),
-)
+LOADS = st.builds(Load, st.integers(0, 40), st.none() | st.floats(0.01, 500))
 SETTINGS = st.builds(
     lambda one, other, latency, queue: LoadSettings(min(one, other), max(one, other), latency, queue),
     UNIT,
@@ -43,37 +37,30 @@ SETTINGS = st.builds(
 TOLERANCE = 1e-9
 
 
-@given(LOADS, SETTINGS, RUNNING)
-def test_more_load_never_allows_more(load: Load, settings: LoadSettings, another: Running) -> None:
-    budget = wanted_budget(load, settings)
-    assert settings.lowest <= budget <= settings.highest
-    more = [replace(load, running=(*load.running, another)), replace(load, waiting=load.waiting + 1)]
-    if load.dense_ms is not None:
-        more.append(replace(load, dense_ms=2 * load.dense_ms))
-    assert all(wanted_budget(each, settings) <= budget + TOLERANCE for each in more)
-
-
-@given(LOADS, SETTINGS)
-def test_a_round_takes_what_the_target_allows(load: Load, settings: LoadSettings) -> None:
-    budget = wanted_budget(load, settings)
-    if settings.target_latency_ms is None or load.dense_ms is None or budget == settings.lowest:
-        return
-    steps = sum(each.share * (min(each.ceiling, budget) if each.movable else each.ceiling) for each in load.running)
-    assert steps * load.dense_ms <= settings.target_latency_ms * (1 + 1e-6)
-
-
 @given(LOADS, SETTINGS, UNIT)
-def test_it_settles_within_the_bounds(load: Load, settings: LoadSettings, start: float) -> None:
-    state, wanted = LoadState(start), wanted_budget(load, settings)
-    budgets = []
-    for _ in range(RISE_AFTER + 40):
-        state = next_state(state, load, settings)
+def test_more_load_never_allows_more(load: Load, settings: LoadSettings, held: float) -> None:
+    budget = wanted_budget(held, load, settings)
+    assert settings.lowest <= budget <= settings.highest
+    more = [replace(load, waiting=load.waiting + 1)]
+    if load.between_ms is not None:
+        more.append(replace(load, between_ms=2 * load.between_ms))
+    assert all(wanted_budget(held, each, settings) <= budget + TOLERANCE for each in more)
+
+
+@given(SETTINGS, UNIT, st.floats(0, 300), st.floats(0, 300), st.integers(0, 40))
+def test_it_settles_at_what_the_target_allows(
+    settings: LoadSettings, start: float, fixed_ms: float, dense_ms: float, waiting: int
+) -> None:
+    """On a machine where a part of a round's time does not depend on the budget."""
+    state, budgets = LoadState(start), []
+    for _ in range(40 * RISE_AFTER):
+        state = next_state(state, Load(waiting, fixed_ms + dense_ms * state.budget), settings)
         budgets.append(state.budget)
     assert all(settings.lowest <= budget <= settings.highest for budget in budgets)
-    assert abs(budgets[-1] - wanted) <= BAND + TOLERANCE
-    assert budgets[-1] == budgets[-2]
-    rises = [after >= before for before, after in pairwise(budgets)]
-    assert all(rises) or not any(after > before for before, after in pairwise(budgets))
+    held, between_ms = budgets[-1], fixed_ms + dense_ms * budgets[-1]
+    assert wanted_budget(held, Load(waiting, between_ms), settings) == pytest.approx(held, abs=BAND + TOLERANCE)
+    if settings.target_latency_ms is not None and held > max(settings.lowest, 2 * BAND):
+        assert between_ms <= settings.target_latency_ms * held / (held - BAND) + TOLERANCE
 
 
 @given(LOADS, LOADS, SETTINGS)
@@ -82,7 +69,8 @@ def test_loads_in_turn_do_not_move_it_up_and_down(one: Load, other: Load, settin
     for turn in range(60):
         state = next_state(state, (one, other)[turn % 2], settings)
         budgets.append(state.budget)
-    assert all(after <= before for before, after in pairwise(budgets))
+    turns = sum(after > before for before, after in pairwise(budgets))
+    assert turns <= 60 / RISE_AFTER or one.between_ms is None or other.between_ms is None
 
 
 @pytest.mark.parametrize(
@@ -132,11 +120,11 @@ def asked(headers: dict[str, str] | None = None, **fields: Any) -> Asked:
 
 
 def test_load_lowers_all_but_the_priority(model: SolModel) -> None:
-    """Any answer that runs is more than a target of a microsecond allows."""
+    """A target of a microsecond is never met."""
     scheduler = Scheduler(model, sessions=3, load=LoadSettings(0.4, 1.0, target_latency_ms=1e-3))
     try:
         runs = [
-            Run(scheduler, model, each)
+            Run(scheduler, model, each, 4000)
             for each in (asked(budget=1), asked(budget=1, service_tier="priority"), asked(budget=0.3))
         ]
         lowered, kept, below = (run.result() for run in runs)

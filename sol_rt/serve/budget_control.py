@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from statistics import median
 from typing import Protocol
 
 from sol_rt.budget.dial import sensible_budget
@@ -19,13 +20,15 @@ from sol_rt.generate.results import GeneratedToken
 from sol_rt.generate.stream import Stream
 from sol_rt.serve.answer_dial import AnswerDial, Reason, ceiling_of
 from sol_rt.serve.deadline import DeadlineImpossibleError, Pace, budget_in_time, estimate
-from sol_rt.serve.load import Load, LoadSettings, LoadState, Running, next_state
+from sol_rt.serve.load import Load, LoadSettings, LoadState, next_state
 from sol_rt.serve.request import Asked, FieldError
 
 _READING_SECONDS, _GOVERNOR_SECONDS = 0.05, 1.0
 _CONTEXT = 512  # tokens for which the least sensible budget is taken
 _NEWEST = 0.1
 """Weight of the newest time in a mean."""
+_LEAST_TIMES = 4
+"""Steps of each answer, after its budget moved, from which on the time between tokens counts."""
 
 
 class Runs(Protocol):
@@ -58,7 +61,8 @@ class BudgetControl:
     ) -> None:
         self._model, self._load, self._sensors, self._background_share = model, load, sensors, background_share
         self.pace = Pace(model.cost.dense(_CONTEXT) if model.cost.name == "measured" else None)
-        self._state, self._read_at, self._counts = LoadState(load.highest), 0.0, (0, 0, True)
+        self._state, self._read_at, self._counts = LoadState(load.highest), 0.0, (0, 0)
+        self._between: list[float] = []
         self._governed, self._governed_at = GovernorState(load.highest), 0.0
 
     def dial(self, stream: Stream, asked: Asked) -> AnswerDial:
@@ -78,6 +82,11 @@ class BudgetControl:
         if token.relative_cost > 0:
             dense_ms = _mean(self.pace.dense_ms, 1e3 * seconds / token.relative_cost)
             self.pace = Pace(dense_ms, self.pace.prompt_rate, self.pace.answer_seconds)
+
+    def waited(self, seconds: float) -> None:
+        """Notes the time between two tokens of an answer."""
+        if self._load.target_latency_ms is not None:
+            self._between.append(seconds)
 
     def read(self, tokens: int, seconds: float) -> None:
         """Notes the time of a part of a prompt."""
@@ -140,19 +149,16 @@ class BudgetControl:
         return min(held, key=lambda each: each[0])
 
     def _follow_load(self, jobs: Sequence[Runs], waiting: int, now: float) -> None:
-        counts = len(jobs), waiting, self.pace.dense_ms is None
+        counts = len(jobs), waiting
         if not self._load.moves or (counts == self._counts and now - self._read_at < _READING_SECONDS):
             return
         self._counts, self._read_at = counts, now
-        running = [
-            Running(
-                min(job.dial.ceiling, self._load.highest),
-                self._share(job, len(jobs)),
-                job.dial.stream.movable and not job.dial.priority,
-            )
-            for job in jobs
-        ]
-        self._state = next_state(self._state, Load(tuple(running), waiting, self.pace.dense_ms), self._load)
+        known = len(self._between) >= _LEAST_TIMES * max(len(jobs), 1)
+        # no budget of steps changes what prompts between them take, so the middle counts, not the mean
+        between_ms = 1e3 * median(self._between) if known else None
+        before, self._state = self._state, next_state(self._state, Load(waiting, between_ms), self._load)
+        if known or before.budget != self._state.budget:
+            self._between = []
 
     def _follow_sensors(self, now: float) -> None:
         if self._sensors is None or now - self._governed_at < _GOVERNOR_SECONDS:

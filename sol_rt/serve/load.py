@@ -1,12 +1,11 @@
 """The policy that turns the dial by load: which budget answers may have as more of them run and wait. Pure functions.
 
-Budgets are shares of the dense cost, 0 to 1. The time between two tokens of an answer is the sum of one step of each
-answer that runs. So the budget that keeps a target follows from the time of a dense step, without trial and error.
+Budgets are shares of the dense cost, 0 to 1. Answers that step together share reads of the weights, so a lower budget
+may save less time than its share. The time between two tokens is therefore measured, and the budget follows it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sol_rt.errors import UsageError
@@ -53,33 +52,16 @@ class LoadSettings:
 
 
 @dataclass(frozen=True)
-class Running:
-    """An answer that runs.
-
-    Attributes:
-        ceiling: the budget that it asked for.
-        share: share of the rounds in which it takes a step, 0 to 1.
-        movable: False where load may not lower its budget.
-    """
-
-    ceiling: float
-    share: float = 1.0
-    movable: bool = True
-
-
-@dataclass(frozen=True)
 class Load:
     """A reading.
 
     Attributes:
-        running: answers that run.
         waiting: answers in the queue.
-        dense_ms: time of a dense step; None before one was measured.
+        between_ms: median time between two tokens of an answer under the budget that holds; None before it is known.
     """
 
-    running: tuple[Running, ...]
     waiting: int
-    dense_ms: float | None
+    between_ms: float | None
 
 
 @dataclass(frozen=True)
@@ -95,14 +77,21 @@ class LoadState:
     quiet: int = 0
 
 
-def wanted_budget(load: Load, settings: LoadSettings) -> float:
-    """The most that an answer may have under this load. It never rises with an answer more, running or waiting."""
+def wanted_budget(held: float, load: Load, settings: LoadSettings) -> float:
+    """The most that an answer may have under this load.
+
+    Args:
+        held: the budget under which times were measured. Where they grow with it in proportion, the budget that is
+            returned has the target's; where they grow less, more readings find it.
+        load: the reading.
+        settings: bounds and targets.
+    """
     found = settings.highest
     if settings.target_queue is not None and load.waiting > settings.target_queue:
         over = (load.waiting - settings.target_queue) / max(settings.target_queue, 1)
         found -= min(over, 1.0) * (settings.highest - settings.lowest)
-    if settings.target_latency_ms is not None and load.dense_ms is not None and load.dense_ms > 0:
-        found = min(found, _level(load.running, settings.target_latency_ms / load.dense_ms))
+    if settings.target_latency_ms is not None:
+        found = min(found, held * settings.target_latency_ms / load.between_ms if load.between_ms else held)
     return min(max(found, settings.lowest), settings.highest)
 
 
@@ -113,25 +102,10 @@ def next_state(state: LoadState, load: Load, settings: LoadSettings) -> LoadStat
     a row allow it, so that an answer that comes and goes does not move it up and down.
     """
     held = min(max(state.budget, settings.lowest), settings.highest)
-    wanted = wanted_budget(load, settings)
+    wanted = wanted_budget(held, load, settings)
     if abs(wanted - held) <= BAND and settings.lowest < wanted < settings.highest:
         return LoadState(held)
     if wanted <= held:
         return LoadState(wanted)
     quiet = min(state.quiet + 1, RISE_AFTER)
     return LoadState(held if quiet < RISE_AFTER else min(wanted, held + RISE), quiet)
-
-
-def _level(running: Sequence[Running], room: float) -> float:
-    """The budget at which a round costs `room` dense steps, where answers have what they asked for or this budget."""
-    room -= sum(each.share * each.ceiling for each in running if not each.movable)
-    movable = sorted((each for each in running if each.movable), key=lambda each: each.ceiling)
-    shares = sum(each.share for each in movable)
-    for each in movable:
-        if shares <= 0 or room <= shares * each.ceiling:
-            break
-        room -= each.share * each.ceiling
-        shares -= each.share
-    else:
-        return 1.0 if room >= 0 else 0.0
-    return min(max(room / shares, 0.0), 1.0) if shares > 0 else 1.0

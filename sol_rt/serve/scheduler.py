@@ -350,6 +350,8 @@ class Scheduler:
         if isinstance(token, Exception):
             raise token
         before, seat.stepped_at = seat.stepped_at, begun
+        if job.dial.made and not job.background:
+            self.control.waited(begun - before)
         job.dial.made += 1
         # without a number of tokens, the last one is that after which the next would be late
         if token.finish_reason is None and job.dial.late(0.0 if job.dial.limit is not None else begun - before):
