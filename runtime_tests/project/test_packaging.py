@@ -89,7 +89,7 @@ def test_the_wheel_holds_one_package(wheel: Path) -> None:
         "sol_rt/models/smollm2-135m.json",
         "sol_rt/models/smollm2-135m.calibration.json",
         "sol_rt/ops/libsol_ops_cpu.so",
-        "sol_rt/export/actions/sample_text/letter.txt",
+        "sol_rt/export/actions/sample_text/verse.txt",
     ):
         assert wanted in names
     others = [name for name in names if name.endswith((".cc", ".h", ".map", ".txt", ".pyc"))]
