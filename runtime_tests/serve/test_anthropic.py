@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -267,8 +268,12 @@ def test_a_key_is_taken_from_both_headers(bundle: Any) -> None:
             assert ask(anthropic.Anthropic(base_url=address, max_retries=0, **key), max_tokens=1).role == "assistant"
 
 
-def test_pings_while_a_stream_waits_and_an_error_that_ends_it(slow: tuple[str, Server]) -> None:
+def test_pings_while_a_stream_waits_and_an_error_that_ends_it(
+    slow: tuple[str, Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With steps of a millisecond and more, so that the first answer outlasts the other's wait."""
     address, server = slow
+    monkeypatch.setattr(server.scheduler.control, "took", lambda token, seconds: time.sleep(1e-3))
     first = ask(client_of(address), stream=True, max_tokens=8000, extra_body=NEVER_ENDS)
     events = iter(first)
     while next(events).type != "content_block_delta":
