@@ -145,12 +145,14 @@ sol_token EndSeat(Seat& seat) {
 void Round(sol_session* const* sessions, size_t count, sol_token* const* tokens, sol_error** errors) {
   constexpr const char* kName = "sol_batch_next";
   std::vector<Seat> seats;
+  std::vector<sol_rt::Action> actions;
   for (size_t i = 0; i < count; ++i) {
     Seat& seat = seats.emplace_back(Seat{sessions[i]});
     errors[i] = Guard([&] {
       seat.turn = std::make_unique<Turn>(seat.session, kName);
       RequireSized(tokens[i], "sol_token");
-      seat.step = &Stepping(*seat.session, kName).Begin([&] { return seat.session->TakeCancel(); }, count == 1);
+      seat.step = &Stepping(*seat.session, kName).Begin([&] { return seat.session->TakeCancel(); }, count == 1 ? nullptr : &actions);
+      if (seat.step->count == 1) actions.push_back(seat.step->action);
     });
   }
   std::vector<RoundToken> round;

@@ -23,6 +23,7 @@ struct StepSeen {
   const float* hidden;         // [hidden] of the step before
   Distribution distribution;   // from which `token` was picked
   int64_t step;                // decode steps of the run before this one
+  const std::vector<Action>* round = nullptr;  // what other sessions take in the same round; null for a step alone
 };
 
 class Controller;

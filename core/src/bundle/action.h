@@ -19,6 +19,7 @@ struct Action {
   double channel_density() const { return channels / 100.0; }
   std::string Tag() const;      // `k030-s050-q4`
   std::string Variant() const;  // `s050-q4`
+  bool SharesRead(const Action& other) const { return channels == other.channels && bits == other.bits; }  // of the weights, in a round
 
   // Old KV pages that a step reads after `context` tokens: the graph's input `kv_pages`.
   int64_t Pages(int64_t context, int64_t page_size) const;

@@ -102,7 +102,7 @@ void Engine::Check(const int32_t* tokens, size_t count) const {
 
 bool Engine::SharesRun(const RoundToken& mine, const RoundToken& other) const {
   const std::string variant = mine.action.Variant();
-  return variant == other.action.Variant() && changed_.count(variant) == 0 && other.engine->changed_.count(variant) == 0 && SharesRunsWith(*other.engine);
+  return mine.action.SharesRead(other.action) && changed_.count(variant) == 0 && other.engine->changed_.count(variant) == 0 && SharesRunsWith(*other.engine);
 }
 
 size_t Engine::ForwardTogether(std::vector<RoundToken>& round) {

@@ -176,10 +176,10 @@ const PolicyQuestion* Generation::BeginPolicy(const Interrupted& interrupted) {
   }
 }
 
-const StepToRun& Generation::Begin(const Interrupted& interrupted, bool alone) {
+const StepToRun& Generation::Begin(const Interrupted& interrupted, const std::vector<Action>* round) {
   Enter(interrupted);
   if (running_) return *running_;
-  alone_ = alone;
+  round_ = round;
   try {
     running_ = begun_ ? Step(interrupted) : Prompt();
   } catch (...) {
@@ -289,9 +289,11 @@ StepSeen Generation::Seen() const {
 
 StepToRun Generation::Step(const Interrupted& interrupted) {
   if (drafts_ && drafts_->ready()) return {nullptr, 0, generated_.action};
-  const Action action = planner_->Choose(Seen());
+  StepSeen seen = Seen();
+  seen.round = round_;
+  const Action action = planner_->Choose(seen);
   if (!drafts_) return {&generated_.token, 1, action};
-  const size_t most = alone_ ? MostDrafts(action) : 0;
+  const size_t most = round_ == nullptr ? MostDrafts(action) : 0;
   const Action* const cheaper = drafts_->Propose(history_, action, most, mask_ ? mask_->Words() : nullptr);
   if (cheaper != nullptr) DraftBySteps(*cheaper, most, interrupted);
   return {drafts_->tokens().data(), drafts_->tokens().size(), action};
@@ -352,7 +354,7 @@ void Generation::EndStep() {
   if (!drafts_) return;
   const double dense = charge.cost / charge.relative;
   const size_t tokens = running_->count;
-  if (tokens > 0 && alone_) parts_.pace.Took(generated_.action, tokens, Milliseconds(Clock::now() - run_start_));
+  if (tokens > 0 && round_ == nullptr) parts_.pace.Took(generated_.action, tokens, Milliseconds(Clock::now() - run_start_));
   if (tokens != 1) {
     generated_.cost = tokens == 0 ? 0.0 : charge.cost + CostOfMore(*parts_.cost, generated_.action, context_, tokens, parts_.pace);
     generated_.cost += std::exchange(drafting_, 0.0);

@@ -100,8 +100,9 @@ class Generation {
   // `Begin`, it returns the same.
   const PolicyQuestion* BeginPolicy(const Interrupted& interrupted);
   // The first half: drops from the cache what the prompt does not keep, or chooses the action of the step. Called again, it returns the same step.
-  // `alone`: no other session's step runs between the halves. Else nothing new is drafted: the shared read serves one token of each session.
-  const StepToRun& Begin(const Interrupted& interrupted, bool alone = true);
+  // `round`: what other sessions take, whose steps run between the halves; null if none does. In a round nothing new is drafted: the shared read serves one
+  // token of each session.
+  const StepToRun& Begin(const Interrupted& interrupted, const std::vector<Action>* round = nullptr);
   // Runs the step's tokens, between its halves.
   StepOutput Run(const StepToRun& step, const Interrupted& interrupted);
   // The second half: takes the output of the tokens, charges the step, picks the token and asks what may follow it. Throws SOL_ERROR_USAGE if no step has
@@ -150,6 +151,7 @@ class Generation {
   std::unique_ptr<TextWriter> writer_;
   std::unique_ptr<TraceWriter> trace_;
 
+  const std::vector<Action>* round_ = nullptr;  // as in `Begin`, while it runs
   std::optional<StepToRun> running_;  // what the engine runs between the halves of a step
   Clock::time_point start_, run_start_;  // of the step, and of the engine's run in it
   StepOutput output_;
@@ -160,7 +162,7 @@ class Generation {
   double drafting_ = 0.0;  // cost of the steps that drafted the run
   double spent_ = 0.0, full_ = 0.0;  // of all tokens run, and of a dense step for each of the text
   double prefill_seconds_ = 0.0, first_token_ms_ = 0.0, decode_ms_ = 0.0;
-  bool cut_ = false, begun_ = false, entered_ = false, alone_ = true, over_ = false;
+  bool cut_ = false, begun_ = false, entered_ = false, over_ = false;
 };
 
 }  // namespace sol_rt

@@ -55,6 +55,7 @@ class BudgetController final : public Controller {
   }
 
   bool dense_only() const override { return dense_only_; }
+  bool moved() const override { return moved_; }
 
   double Target(int64_t context) override {
     const StepCosts& costs = costs_.At(context);
@@ -137,6 +138,7 @@ class BudgetController final : public Controller {
     hull_.reset();
     spend_.allowed = served_;  // what a floor cost is not made up for
     changed_ = changed_ || spend_.steps > 0;
+    moved_ = true;
     FindDenseOnly();
   }
 
@@ -168,6 +170,7 @@ class BudgetController final : public Controller {
 
   bool runs_policy_, dense_only_ = false;
   bool changed_ = false;  // whether something else was asked for at first
+  bool moved_ = false;
   double budget_;
   std::optional<double> step_limit_;  // what the rate leaves for a step, in milliseconds
   std::shared_ptr<Hull> hull_;        // of max_loss

@@ -45,6 +45,9 @@ class Controller {
   // True if only the dense action is allowed, at every step until the budget changes. The policy is then not run, and steps do not pay for it.
   virtual bool dense_only() const { return false; }
 
+  // True once the host has moved the budget or the rate: nobody can expect the actions of a run alone.
+  virtual bool moved() const { return false; }
+
   // Questions that a schedule asks before a step. Arrays are valid until the next call with another context, `Allowed` until its next call.
 
   // Cost of each action in dense steps, the policy's run included: [A].

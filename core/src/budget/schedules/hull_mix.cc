@@ -21,6 +21,16 @@ void HullMix::Find(int64_t context) {
   gap_ = std::max(gap, 0.0);
 }
 
+bool HullMix::WithRound(bool dear, const StepSeen& seen) {
+  if (seen.round == nullptr || !controller_.moved() || !mixes()) return dear;
+  const auto shares = [&](bool side) {
+    const Action& own = controller_.actions()[side ? dear_ : cheap_];
+    return std::any_of(seen.round->begin(), seen.round->end(), [&](const Action& other) { return other.SharesRead(own); });
+  };
+  if (shares(dear) || !shares(!dear)) return dear;
+  return controller_.Allows(dear ? cheap_ : dear_, seen.context) != dear;
+}
+
 double HullMix::owed() const { return carry_ + share_ + (gap_ > 0 ? debt_ / gap_ : 0.0); }
 
 size_t HullMix::Give(bool dear, int64_t context) {

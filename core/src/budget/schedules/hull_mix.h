@@ -19,6 +19,8 @@ class HullMix {
 
   // Finds the two actions of the step at a context. A second call for the same step changes nothing.
   void Find(int64_t context);
+  // The side that shares a read with the round, where the host has moved the budget and only the other side does; else `dear`. Budgets hold as without it.
+  bool WithRound(bool dear, const StepSeen& seen);
   // Gives the step to the dear action or the cheap one. Returns the place of the action to run: this one, or the nearest that is allowed.
   size_t Give(bool dear, int64_t context);
 

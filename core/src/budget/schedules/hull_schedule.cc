@@ -14,7 +14,7 @@ class HullSchedule final : public Schedule {
   Action Choose(const StepSeen& seen) override {
     if (controller_.dense_only()) return controller_.dense();
     mix_.Find(seen.context);
-    return controller_.actions()[mix_.Give(HullMix::IsDue(mix_.owed()), seen.context)];
+    return controller_.actions()[mix_.Give(mix_.WithRound(HullMix::IsDue(mix_.owed()), seen), seen.context)];
   }
 
  private:

@@ -57,7 +57,7 @@ class PolicySchedule final : public Schedule {
       const bool wanted = HullMix::IsDue(mix_.owed() + kStrength * mix_.share() * (1.0 - mix_.share()) * (rank - 0.5));
       if (wanted != dear && controller_.Allows(wanted ? mix_.dear() : mix_.cheap(), seen.context)) dear = wanted;
     }
-    const size_t place = mix_.Give(dear, seen.context);
+    const size_t place = mix_.Give(mix_.WithRound(dear, seen), seen.context);
     inputs_.Record(logit_of_[place], controller_.RelativeCosts(seen.context)[place]);
     asked_ = -1;
     recorded_ = seen.step + 1;
