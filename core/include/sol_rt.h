@@ -253,6 +253,8 @@ SOL_RT_API void sol_session_release(sol_session* session);
 
 // Tokens in the KV cache.
 SOL_RT_API sol_error* sol_session_tokens(const sol_session* session, int32_t* tokens, size_t capacity, size_t* count);
+// Number of the first ones that no prompt's run by a cheaper variant read.
+SOL_RT_API sol_error* sol_session_dense_tokens(const sol_session* session, size_t* count);
 // Keeps the first `length` tokens of the cache. Ends a running generation. After a rewind by more than about 512 tokens, layers with a window may not find
 // the tokens that they read; then the next generation runs the kept tokens once more. If layers have a state, a copy of it is put back, and the next
 // generation runs the tokens after the copy once more, dense.
@@ -451,6 +453,8 @@ typedef struct sol_result {
   sol_finish finish;
   int64_t drafted_tokens;      // tokens that were guessed and run
   int64_t accepted_tokens;     // of these, tokens of the text
+  double asked_budget;         // that the dial comes to after this prompt, before the first step; NaN under targets on the axes
+  int32_t dense_prompt;        // 1: of the cache, the prompt keeps only tokens that the dense variant read
 } sol_result;
 
 // Checks everything and begins; the prompt runs at the first `sol_session_next`. A generation that was running ends.

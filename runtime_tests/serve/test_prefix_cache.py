@@ -19,6 +19,7 @@ from helpers.servers import served
 from helpers.tiny_bundle import with_losing_prompts, write_bundle
 from sol_rt.errors import SolError
 from sol_rt.generate.model import SolModel
+from sol_rt.generate.native.session import Session
 from sol_rt.generate.results import GeneratedToken
 from sol_rt.serve.answer_dial import AnswerDial
 from sol_rt.serve.prefix_cache import Entry, PrefixCache
@@ -41,9 +42,7 @@ class Said(list[str]):
 
 
 def prefixes_of(model: SolModel, folder: Path, said: Said | None = None, most: int = PLENTY) -> PrefixCache:
-    config = model.bundle.config
-    dense = list(config.variants).index(config.dense.variant)
-    return PrefixCache(folder, most, model.bundle.identity, dense, Said().append if said is None else said.append)
+    return PrefixCache(folder, most, model.bundle.identity, Said().append if said is None else said.append)
 
 
 @contextmanager
@@ -71,7 +70,7 @@ def answer(scheduler: Scheduler, model: SolModel, prompt: list[int], **dial: Any
         errors.extend([event] if isinstance(event, Exception) else [])
         ended.set()
 
-    job = Job(stream, prompt, tell, AnswerDial(stream, asked=Asked(prompt, dial)))
+    job = Job(stream, prompt, tell, AnswerDial(stream, Asked(prompt, dial)))
     scheduler.submit(job)
     assert ended.wait(60)
     assert not errors
@@ -173,12 +172,48 @@ def test_a_longer_cache_takes_the_place_of_its_beginning(model: SolModel, tmp_pa
         assert sorted(entry.tokens[0] for entry in prefixes.entries) == [ONE[0], TWO[0]]
 
 
-def test_a_dense_answer_takes_no_cache_that_a_cheaper_variant_read(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def losing(tmp_path_factory: pytest.TempPathFactory) -> SolModel:
+    """A model of whose prompts 4 bits read those of answers that may lose a little."""
+    decoder, folder = replace(describe("llama"), max_context=2048), tmp_path_factory.mktemp("losing")
+    bundle = with_losing_prompts(write_bundle(folder / "tiny", decoder=decoder, losses=True), q4=0.001)
+    return SolModel.from_pretrained(bundle, provider="cpu", measure_costs=False)
+
+
+def read(model: SolModel, prompt: list[int], **dial: Any) -> Session:
+    """A session whose cache has a prompt alone."""
+    session = model.session()
+    stream = model.stream(prompt, max_new_tokens=1, eos_token_id=[], reuse_cache=True, **dial)
+    stream.move_to(session)
+    next(stream)
+    return session
+
+
+def test_a_dense_answer_prefers_a_saved_dense_cache_to_a_cheaper_one_of_a_session(
+    losing: SolModel, tmp_path: Path
+) -> None:
+    prefixes = prefixes_of(losing, tmp_path)
+    with scheduled(losing, prefixes) as scheduler:
+        assert answer(scheduler, losing, ONE)[1] == 0
+        prefixes.save(read(losing, ONE, schedule="dense"))
+        assert answer(scheduler, losing, [*ONE, 9], schedule="dense")[1] == len(ONE)
+
+
+def test_a_cache_replaces_none_of_more_dense_tokens(losing: SolModel, tmp_path: Path) -> None:
+    """Also one that another server wrote."""
+    sessions = [read(losing, ONE, **dial) for dial in ({}, {"schedule": "dense"}, {})]
+    assert [session.dense_tokens for session in sessions] == [0, len(ONE), 0]
+    prefixes, other = prefixes_of(losing, tmp_path), prefixes_of(losing, tmp_path)
+    for session, dense in zip(sessions, (0, len(ONE), len(ONE)), strict=True):
+        prefixes.save(session)
+        assert [entry.dense for entry in prefixes.entries] == [dense]
+    other.save(sessions[0])
+    assert {entry.dense for entry in prefixes_of(losing, tmp_path).entries} == {0, len(ONE)}
+
+
+def test_a_dense_answer_takes_no_cache_that_a_cheaper_variant_read(losing: SolModel, tmp_path: Path) -> None:
     """Nor does that cache stay in the place of the dense one."""
-    bundle = with_losing_prompts(
-        write_bundle(tmp_path / "tiny", decoder=replace(describe("llama"), max_context=2048), losses=True), q4=0.001
-    )
-    model = SolModel.from_pretrained(bundle, provider="cpu", measure_costs=False)
+    model = losing
     prefixes = prefixes_of(model, tmp_path / "caches")
     dense, ones = {"schedule": "dense"}, len(ONE) + 11  # the last token of an answer is not in the cache
     with scheduled(model, prefixes) as scheduler:
@@ -213,10 +248,10 @@ def test_another_bundle_s_caches_are_not_read_but_count(model: SolModel, tmp_pat
     with scheduled(model, prefixes_of(model, tmp_path)) as scheduler:
         answer(scheduler, model, ONE)
     said = Said()
-    other = PrefixCache(tmp_path, PLENTY, "another", 0, said.append)
+    other = PrefixCache(tmp_path, PLENTY, "another", said.append)
     assert (other.entries, said) == ([], [])
     (tmp_path / "mine.kv").write_bytes(b"of another program")
-    PrefixCache(tmp_path, 0, "another", 0, said.append)
+    PrefixCache(tmp_path, 0, "another", said.append)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.kv"]
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from ctypes import c_int32, c_void_p
+from ctypes import byref, c_int32, c_void_p, sizeof
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,6 +72,29 @@ class Request:
             core().sol_session_start(session, ids, len(ids), options)
 
 
+@dataclass(frozen=True)
+class Checked:
+    """Facts of a request that can run.
+
+    Attributes:
+        fixed: why the dial cannot be moved while it runs: texts by `budget` and `tokens_per_second`. A name whose value
+            can be set is left out.
+        asked_budget: the budget that the dial comes to after this prompt; None under targets on the axes.
+        dense_prompt: of the cache, the prompt keeps only tokens that the dense variant read.
+    """
+
+    fixed: Mapping[str, str]
+    asked_budget: float | None
+    dense_prompt: bool
+
+
+def result_of(session: c_void_p) -> structs.Result:
+    """The core's summary of the generation in a session."""
+    result = structs.Result(size=sizeof(structs.Result))
+    core().sol_session_result(session, byref(result))
+    return result
+
+
 class Checks:
     """Checks requests without disturbing what runs. Any thread may call it, also while a generation runs.
 
@@ -84,14 +108,11 @@ class Checks:
         self._spare: Session | None = None
         self._lock = threading.Lock()
 
-    def check(self, request: Request) -> Mapping[str, str]:
-        """Explains why the dial of a request cannot be moved while it runs: texts by `budget` and `tokens_per_second`.
-
-        A name whose value can be set is left out. Raises SolError for a request that cannot run.
-        """
+    def check(self, request: Request) -> Checked:
+        """Checks a request. Raises SolError for one that cannot run."""
         with self._session_for_check() as session:
             request.start(session, trace=request.trace_is_a_file)
-            fixed = {}
+            fixed, started = {}, result_of(session)
             for name, change in (
                 ("budget", core().sol_session_set_budget),
                 ("tokens_per_second", core().sol_session_set_tokens_per_second),
@@ -101,7 +122,8 @@ class Checks:
                 except UsageError as error:
                     fixed[name] = str(error)
             core().sol_session_stop(session)
-            return fixed
+            budget = None if math.isnan(started.asked_budget) else started.asked_budget
+            return Checked(fixed, budget, bool(started.dense_prompt))
 
     def write_empty_trace(self, request: Request) -> None:
         """Writes the trace of a generation that ended without a token. Raises SolError."""

@@ -15,7 +15,7 @@ from sol_rt.engine.hardware import peak_rss_mb
 from sol_rt.errors import BusyError, SolError, UsageError
 from sol_rt.generate.native.callbacks import raising_of
 from sol_rt.generate.native.session import Session, interruptible
-from sol_rt.generate.request import Checks, Request
+from sol_rt.generate.request import Checks, Request, result_of
 from sol_rt.generate.results import GeneratedToken, Generation
 from sol_rt.native import structs
 from sol_rt.native.library import core, raise_error
@@ -52,7 +52,7 @@ class Stream(Iterator[GeneratedToken]):
         self._moved = False  # the dial, before the start
         self._mark = object()  # owns the session; the stream itself may be dropped
         self._begun = self._ended = self._running = self._closing = self._interrupted = False
-        self._fixed = checks.check(request)
+        self._checked = checks.check(request)
 
     def __next__(self) -> GeneratedToken:
         return self._take(self._run_next)
@@ -123,7 +123,7 @@ class Stream(Iterator[GeneratedToken]):
     @property
     def movable(self) -> bool:
         """True if its budget can be set, also where it holds something else at first."""
-        return "budget" not in self._fixed
+        return "budget" not in self._checked.fixed
 
     @property
     def prompt(self) -> Sequence[int]:
@@ -187,14 +187,21 @@ class Stream(Iterator[GeneratedToken]):
         return self._result if self._ended else None
 
     @property
-    def expected_loss(self) -> float | None:
-        """Expected loss of the prompt's run and the steps so far, nats a token.
+    def asked_budget(self) -> float | None:
+        """The budget that the dial of the request comes to after its prompt, 0 to 1; None under axis targets.
 
-        None before the first token, and where it was not measured.
+        Once the prompt has begun, what the cache kept of it counts.
         """
-        with self._turns.paused():
-            summary = self._summary() if self.open else self._result
-        return None if summary is None else summary.expected_loss
+        if self.open:
+            with self._turns.paused():
+                if self.open:
+                    return _number(result_of(self._session.handle).asked_budget)
+        return self._checked.asked_budget
+
+    @property
+    def dense_prompt(self) -> bool:
+        """True if the prompt keeps only those cached tokens that the dense variant read."""
+        return self._checked.dense_prompt
 
     def _enter(self) -> None:
         """Begins in the session, in place of what ran there; later, raises BusyError if something else took it over."""
@@ -222,8 +229,8 @@ class Stream(Iterator[GeneratedToken]):
 
     def _move(self, name: str, budget: float | None, rate: float | None) -> None:
         """Holds the next steps to a budget or a rate. A stream that has not begun does so at its start."""
-        if name in self._fixed:
-            raise UsageError(self._fixed[name])
+        if name in self._checked.fixed:
+            raise UsageError(self._checked.fixed[name])
         with self._turns.paused():
             if not self._ended:
                 self._require_undisturbed()
@@ -291,8 +298,7 @@ class Stream(Iterator[GeneratedToken]):
     def _summary(self) -> Generation | None:
         if not self._tokens:
             return None
-        result = structs.Result(size=sizeof(structs.Result))
-        core().sol_session_result(self._session.handle, byref(result))
+        result = result_of(self._session.handle)
         return Generation(
             text="".join(token.text for token in self._tokens),
             tokens=[token.token for token in self._tokens],

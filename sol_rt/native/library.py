@@ -57,6 +57,7 @@ _FAILING: dict[str, tuple[Any, ...]] = {
     "sol_session_create_on": (c_void_p, POINTER(structs.HostEngine), POINTER(c_void_p)),
     "sol_session_set_progress": (c_void_p, structs.PromptProgress, c_void_p),
     "sol_session_tokens": (c_void_p, POINTER(c_int32), c_size_t, POINTER(c_size_t)),
+    "sol_session_dense_tokens": (c_void_p, POINTER(c_size_t)),
     "sol_session_rewind": (c_void_p, c_size_t),
     "sol_session_save": (c_void_p, c_char_p),
     "sol_session_restore": (c_void_p, c_char_p),

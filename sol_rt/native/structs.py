@@ -334,6 +334,8 @@ class Result(ctypes.Structure):
         ("finish", c_int),
         ("drafted_tokens", c_int64),
         ("accepted_tokens", c_int64),
+        ("asked_budget", c_double),
+        ("dense_prompt", c_int32),
     )
 
 

@@ -8,9 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-from sol_rt.budget.dial import DEFAULT_MAX_LOSS, KEEP_LOSS, budget_of_loss
-from sol_rt.budget.losses import nats_of_share, share_of_nats
-from sol_rt.generate.model import SolModel
 from sol_rt.generate.results import Generation
 from sol_rt.generate.stream import Stream
 from sol_rt.serve.request import DIAL, Asked
@@ -46,11 +43,11 @@ class AnswerDial:
 
     Args:
         stream: the answer.
-        ceiling: the budget that its dial comes to, which nothing raises.
         asked: the request; None for one without any wish.
 
     Attributes:
-        stream, ceiling: as given.
+        stream: as given.
+        ceiling: the budget that its dial comes to, which nothing but its client raises.
         priority: load does not lower it.
         most: the budget that load before this server leaves it.
         deadline_ms: the deadline as it was asked for; None for any.
@@ -60,9 +57,9 @@ class AnswerDial:
         held: the budget that was set; None while it has the dial that it asked for.
     """
 
-    def __init__(self, stream: Stream, ceiling: float = 1.0, asked: Asked | None = None) -> None:
+    def __init__(self, stream: Stream, asked: Asked | None = None) -> None:
         asked = asked or Asked("", {})
-        self.stream, self.ceiling, self.priority = stream, ceiling, asked.priority
+        self.stream, self.ceiling, self.priority = stream, _ceiling_of(stream), asked.priority
         self.most = 1.0 if asked.priority else asked.most_budget
         self.deadline_ms = asked.deadline_ms
         self.deadline = None if asked.deadline_ms is None else asked.arrived_at + asked.deadline_ms / 1e3
@@ -70,7 +67,7 @@ class AnswerDial:
         self.held: float | None = None
         self._asked = {name: value for name, value in asked.arguments.items() if name in DIAL}
         self._reason: Reason = "effort" if asked.by_effort else "asked"
-        self._lowest = ceiling
+        self._lowest, self._moved = self.ceiling, False
         self._cut = False
         self._moving = threading.Lock()  # between a client that asks and the scheduler, which holds
 
@@ -84,25 +81,14 @@ class AnswerDial:
         with self._moving:
             self.stream.budget = budget
             self.ceiling = self._lowest = budget
-            self._asked, self._reason, self.held = {"budget": budget}, "asked", None
+            self._asked, self._reason, self.held, self._moved = {"budget": budget}, "asked", None, True
 
-    def begin(self, model: SolModel) -> None:
+    def begin(self) -> None:
         """Takes what the prompt is expected to lose from what the ceiling allows; after the first token."""
         with self._moving:
-            prompt_loss = self.stream.expected_loss or 0.0
-            self.ceiling = ceiling_of(model, self._asked, self.stream.prompt_tokens, prompt_loss)
-            self._lowest = min(self._lowest, self.ceiling)
-
-    def needs_dense_prompt(self, model: SolModel) -> bool:
-        """True if no cheaper variant may have read the prompt's tokens."""
-        asked = self._asked
-        if model.prefill != model.bundle.config.dense:  # the operator chose the run
-            return False
-        if model.hull is None or "lossless" in asked or "tokens_per_second" in asked:
-            return True
-        if asked.get("schedule", KEEP_LOSS[0]) not in KEEP_LOSS:
-            return True
-        return bool(asked.get("budget", 0.0) >= 1 or asked.get("max_loss", DEFAULT_MAX_LOSS) <= 0)
+            if not self._moved:
+                self.ceiling = _ceiling_of(self.stream)
+                self._lowest = min(self._lowest, self.ceiling)
 
     def hold(self, budget: float, reason: Reason) -> None:
         """Holds the next steps to a budget at most the ceiling."""
@@ -134,19 +120,6 @@ class AnswerDial:
         return Served(**(found | {"finish_reason": finish}), asked=self._asked, reason=self._reason, deadline_met=met)
 
 
-def ceiling_of(model: SolModel, arguments: Mapping[str, Any], context: int, prompt_loss: float = 0.0) -> float:
-    """The budget that a request's dial comes to at a context of tokens, 0 to 1; 1 where that is not known.
-
-    `prompt_loss`, nats a token, is what a prompt's run that the dial chose takes of the loss that is allowed.
-    """
-    if (budget := arguments.get("budget")) is not None:
-        return float(budget)
-    if (rate := arguments.get("tokens_per_second")) is not None:
-        return min(1e3 / rate / model.cost.dense(context), 1.0)
-    fixed = "schedule" in arguments or "lossless" in arguments
-    max_loss = arguments.get("max_loss", None if fixed else DEFAULT_MAX_LOSS)
-    if max_loss is None or model.hull is None:
-        return 1.0
-    if model.prefill == model.bundle.config.dense:  # else the operator chose the run
-        max_loss = share_of_nats(nats_of_share(max_loss) - prompt_loss)
-    return min(budget_of_loss(max_loss, model.hull, context), 1.0)
+def _ceiling_of(stream: Stream) -> float:
+    budget = stream.asked_budget
+    return 1.0 if budget is None else budget

@@ -18,7 +18,7 @@ from sol_rt.budget.governor import GovernorSettings, GovernorState, Reading, def
 from sol_rt.generate.model import SolModel
 from sol_rt.generate.results import GeneratedToken
 from sol_rt.generate.stream import Stream
-from sol_rt.serve.answer_dial import AnswerDial, Reason, ceiling_of
+from sol_rt.serve.answer_dial import AnswerDial, Reason
 from sol_rt.serve.deadline import DeadlineImpossibleError, Pace, budget_in_time, estimate
 from sol_rt.serve.load import Load, LoadSettings, LoadState, next_state
 from sol_rt.serve.request import Asked, FieldError
@@ -72,7 +72,7 @@ class BudgetControl:
         fixed = next((name for name in ("schedule", "lossless") if name in asked.arguments), None)
         if moves and fixed is not None and not stream.movable:
             raise FieldError(fixed, "this server moves budgets; ask for a budget")
-        dial = AnswerDial(stream, ceiling_of(self._model, asked.arguments, stream.prompt_tokens), asked)
+        dial = AnswerDial(stream, asked)
         if dial.limit is not None:
             dial.limit = min(dial.limit, self._model.engine.max_context - stream.prompt_tokens)
         return dial

@@ -1,15 +1,14 @@
 """Prefixes of prompts on disk: the KV caches of sessions that others needed, for prompts that begin alike.
 
-An entry is a file that the core wrote and a file with its tokens, int32. Their name has hashes of the bundle and of
-the tokens, by which a damaged list is found. The core checks the cache itself. The system keeps files that were used
-lately in memory.
+An entry is a file that the core wrote and a list, int32: its tokens, then how many of them the dense variant read.
+Their name has hashes of the bundle and of the list, by which a damaged list is found. The core checks the cache itself.
+The system keeps files that were used lately in memory.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import struct
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -25,7 +24,6 @@ from sol_rt.generate.native.session import Session
 LEAST_TOKENS = 64
 """Tokens that an entry has to save a prompt, beside the caches of the sessions."""
 _CACHE, _TOKENS = ".kv", ".tokens"
-_WITH_READERS, _CHECKSUM_BYTES = 2, 32
 _NAMES = "[0-9a-f]" * 16 + "-*"
 """Pattern of the names of all bundles' entries."""
 
@@ -57,7 +55,6 @@ class PrefixCache:
         folder: where the files are; made, for its owner alone, if it is missing.
         most_bytes: bytes that files in the folder may take.
         identity: of the bundle.
-        dense: place of the dense variant among the bundle's.
         say: tells the operator a line.
         least: tokens from which on a cache is kept.
         lasting: the caches that sessions have at a server's end are saved, too.
@@ -70,14 +67,12 @@ class PrefixCache:
         folder: Path,
         most_bytes: int,
         identity: str,
-        dense: int,
         say: Callable[[str], None],
         *,
         least: int = LEAST_TOKENS,
         lasting: bool = True,
     ) -> None:
         self._folder, self._most, self._say, self.least, self.lasting = folder, most_bytes, say, least, lasting
-        self._dense = dense
         self._prefix = hashlib.sha256(identity.encode()).hexdigest()[:16] + "-"
         self._lock = threading.Lock()
         self._entries: dict[str, Entry] = {}  # by name, those used last at the end
@@ -109,20 +104,25 @@ class PrefixCache:
         return best, longest
 
     def save(self, session: Session) -> None:
-        """Saves a session's cache, in place of those that it continues; the oldest entries make room for it."""
-        tokens = np.array(session.tokens, "<i4")
-        name = self._name(tokens)
+        """Saves a session's cache, in place of those that it continues; the oldest entries make room for it.
+
+        Saves nothing where an entry has the same tokens, and as many that the dense variant read.
+        """
+        tokens, dense = np.array(session.tokens, "<i4"), session.dense_tokens
+        made = np.append(tokens, np.int32(dense)).astype("<i4")
+        name = self._name(made)
+        if len(tokens) < self.least:
+            return
         with self._lock:
-            known = self._entries.get(name)
-            if len(tokens) < self.least or (known is not None and known.dense == len(tokens) and self._touch(name)):
-                return
+            for known, entry in list(self._entries.items()):
+                if entry.dense >= dense and np.array_equal(entry.tokens, tokens) and self._touch(known):
+                    return
         path = self._folder / (name + _CACHE)
         try:
             for file in (path, path.with_suffix(_TOKENS)):  # replacing a file keeps its permissions
                 os.close(os.open(file, os.O_CREAT | os.O_WRONLY, 0o600))
             session.save(path)
-            write_bytes(path.with_suffix(_TOKENS), tokens.tobytes())
-            made = self._entry(tokens, path)
+            write_bytes(path.with_suffix(_TOKENS), made.tobytes())
         except (SolError, OSError) as error:
             self._say(f"a cache was not saved: {one_line(error)}")
             with self._lock:
@@ -131,9 +131,9 @@ class PrefixCache:
             return
         with self._lock:
             self._entries.pop(name, None)
-            self._entries[name] = made
+            self._entries[name] = Entry(tokens, dense, path, _size(path))
             for older, entry in list(self._entries.items()):
-                continued = _shared(entry.tokens, tokens) == len(entry.tokens) and entry.dense <= made.dense
+                continued = _shared(entry.tokens, tokens) == len(entry.tokens) and entry.dense <= dense
                 if older != name and continued:
                     self._drop(older)
             self._make_room()
@@ -153,11 +153,8 @@ class PrefixCache:
             self._touch(entry.path.stem)
         return True
 
-    def _name(self, tokens: np.ndarray) -> str:
-        return self._prefix + hashlib.sha256(tokens.tobytes()).hexdigest()
-
-    def _entry(self, tokens: np.ndarray, path: Path) -> Entry:
-        return Entry(tokens, _dense_in(path, len(tokens), self._dense), path, _size(path))
+    def _name(self, made: np.ndarray) -> str:
+        return self._prefix + hashlib.sha256(made.tobytes()).hexdigest()
 
     def _read_index(self) -> None:
         """Reads the entries of this bundle, and removes what is damaged."""
@@ -165,19 +162,19 @@ class PrefixCache:
             own = self._prefix + "*"
             lists = {path.stem: path for path in self._folder.glob(own + _TOKENS)}
             for path in sorted(self._folder.glob(own + _CACHE), key=_used_at):
-                tokens = _tokens_in(lists.pop(path.stem, None))
-                if tokens is None or self._name(tokens) != path.stem:
+                made = _list_in(lists.pop(path.stem, None))
+                if made is None or not 0 <= made[-1] < len(made) or self._name(made) != path.stem:
                     self._say(f"{path}: the list of its tokens is missing or damaged; it is removed")
                     _remove(path)
                     continue
-                self._entries[path.stem] = self._entry(tokens, path)
+                self._entries[path.stem] = Entry(made[:-1], int(made[-1]), path, _size(path))
             for alone in lists.values():
                 _remove(alone)
             self._make_room()
 
     def _touch(self, name: str) -> bool:
-        """Marks an entry as used last. Returns False if there is none."""
-        if (entry := self._entries.pop(name, None)) is None:
+        """Marks an entry as used last. Returns False if there is none, or its file is gone."""
+        if (entry := self._entries.pop(name, None)) is None or not entry.path.exists():
             return False
         self._entries[name] = entry
         with suppress(OSError):
@@ -208,26 +205,13 @@ def _shared(one: np.ndarray, other: np.ndarray) -> int:
     return int(differ[0]) if len(differ) else length
 
 
-def _tokens_in(path: Path | None) -> np.ndarray | None:
-    """The tokens of a list; None for one that is missing or no list."""
+def _list_in(path: Path | None) -> np.ndarray | None:
+    """An entry's list, of one number or more; None for one that is missing or no list."""
     try:
-        return None if path is None else np.frombuffer(path.read_bytes(), "<i4")
+        made = np.array((), "<i4") if path is None else np.frombuffer(path.read_bytes(), "<i4")
     except (OSError, ValueError):
         return None
-
-
-def _dense_in(path: Path, count: int, dense: int) -> int:
-    """Counts the first tokens of a saved cache that the dense variant read; all where the file can't be read.
-
-    The core's saved_cache.h has the format: the second version ends with each token's reader and a checksum.
-    """
-    with suppress(OSError, ValueError, struct.error), path.open("rb") as file:
-        (version,) = struct.unpack("<8xI", file.read(12))
-        if version == _WITH_READERS:
-            file.seek(-_CHECKSUM_BYTES - 4 * count, os.SEEK_END)
-            others = np.flatnonzero(np.frombuffer(file.read(4 * count), "<i4") != dense)
-            return int(others[0]) if len(others) else count
-    return count
+    return made if len(made) else None
 
 
 def _used_at(path: Path) -> float:

@@ -9,6 +9,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import NamedTuple
 
 from sol_rt.budget.governor import Reading
 from sol_rt.errors import SolError
@@ -79,6 +80,24 @@ class Job:
         return 0 if self.dial.priority else 1 + self.background
 
 
+class _Held(NamedTuple):
+    """Tokens in a session's cache, and how many of the first ones the dense variant read."""
+
+    tokens: Sequence[int] = ()
+    dense: int = 0
+
+    @classmethod
+    def by(cls, session: Session) -> _Held:
+        """The tokens of a session, which a check of another request may be in."""
+        with session.turns.paused():
+            return cls(session.tokens, session.dense_tokens)
+
+    def kept(self, job: Job) -> int:
+        """The tokens that a job's prompt keeps."""
+        shared = common_prefix(self.tokens, job.prompt)
+        return min(shared, self.dense) if job.stream.dense_prompt else shared
+
+
 @dataclass(eq=False)
 class _Seat:
     """A session, and the job that runs in it."""
@@ -89,7 +108,7 @@ class _Seat:
     used_at: float = 0.0
     begun_at: float = 0.0
     stepped_at: float = field(default_factory=time.monotonic)
-    held: Sequence[int] = ()  # tokens in the cache when its last job ended
+    held: _Held = field(default_factory=_Held)  # when its last job ended
     opening: Future[None] | None = None  # saves what the cache had, and restores what the prompt begins with
 
 
@@ -182,7 +201,7 @@ class Scheduler:
         running = [seat.job for seat in tuple(self._seats) if seat.job is not None]
         before = sum(other.rank <= job.rank and not other.cancelled for other in self._waiting)
         free = len(self._seats) - len(running)
-        shared = max((common_prefix(seat.held, job.prompt) for seat in self._seats), default=0)
+        shared = max((seat.held.kept(job) for seat in self._seats if seat.job is None), default=0)
         if self._prefixes is not None:
             shared = max(shared, self._find(job, self._prefixes)[1])
         self.control.admit(
@@ -242,19 +261,18 @@ class Scheduler:
 
     def _sit(self, job: Job, free: Sequence[_Seat]) -> None:
         """Takes the session whose cache begins with most of the prompt, if that is worth it, else the oldest one."""
-        shared, held = {}, {}
+        kept, held = {}, {}
         for seat in free:
-            with seat.session.turns.paused():  # a check of another request may be in this session
-                tokens = seat.session.tokens
-            shared[id(seat)], held[id(seat)] = common_prefix(tokens, job.prompt), len(tokens)
-        best = max(free, key=lambda seat: shared[id(seat)])
+            seat.held = _Held.by(seat.session)
+            kept[id(seat)], held[id(seat)] = seat.held.kept(job), len(seat.held.tokens)
+        best = max(free, key=lambda seat: kept[id(seat)])
         oldest = min(free, key=lambda seat: (held[id(seat)] > 0, seat.used_at))
-        saved = self._saved(job, shared[id(best)])
-        poor = shared[id(best)] < _WORTH_REUSE * min(held[id(best)], len(job.prompt)) or not shared[id(best)]
+        saved = self._saved(job, kept[id(best)])
+        poor = kept[id(best)] < _WORTH_REUSE * min(held[id(best)], len(job.prompt)) or not kept[id(best)]
         if poor or saved is not None:
             best = oldest
         best.job, best.begun_at = job, time.monotonic()
-        dropped = held[id(best)] - (0 if saved is not None else shared[id(best)])
+        dropped = held[id(best)] - (0 if saved is not None else kept[id(best)])
         if self._prefixes is not None and (saved is not None or dropped >= self._prefixes.least):
             best.opening = self._files.submit(self._open, best, saved, self._prefixes)
 
@@ -266,7 +284,7 @@ class Scheduler:
         return entry if length >= shared + self._prefixes.least else None
 
     def _find(self, job: Job, prefixes: PrefixCache) -> tuple[Entry | None, int]:
-        return prefixes.find(job.prompt, self._rewind, dense=job.dial.needs_dense_prompt(self._model))
+        return prefixes.find(job.prompt, self._rewind, dense=job.stream.dense_prompt)
 
     def _open(self, seat: _Seat, saved: Entry | None, prefixes: PrefixCache) -> None:
         """Saves a seat's cache and restores another, beside the steps of the others."""
@@ -316,15 +334,14 @@ class Scheduler:
             with seat.session.turns.paused():
                 ended = step()
             if begins and job.dial.made:  # not in the turn, which a client that moves the dial waits for
-                job.dial.begin(self._model)
+                job.dial.begin()
         except Exception as error:
             job.tell(error)
             ended = True
         self._stepped_at = time.monotonic()
         if ended:
             seat.job, seat.used_at = None, time.monotonic()
-            with seat.session.turns.paused():
-                seat.held = seat.session.tokens
+            seat.held = _Held.by(seat.session)
             self.control.ended(seat.used_at - seat.begun_at)
 
     def _step(self, seat: _Seat, job: Job) -> bool:

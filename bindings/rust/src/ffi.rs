@@ -281,6 +281,8 @@ pub struct sol_result {
     pub finish: sol_finish,
     pub drafted_tokens: i64,
     pub accepted_tokens: i64,
+    pub asked_budget: f64,
+    pub dense_prompt: i32,
 }
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -418,6 +420,7 @@ extern "C" {
     pub fn sol_session_create_on(model: *mut sol_model, engine: *const sol_host_engine, session: *mut *mut sol_session) -> *mut sol_error;
     pub fn sol_session_release(session: *mut sol_session);
     pub fn sol_session_tokens(session: *const sol_session, tokens: *mut i32, capacity: usize, count: *mut usize) -> *mut sol_error;
+    pub fn sol_session_dense_tokens(session: *const sol_session, count: *mut usize) -> *mut sol_error;
     pub fn sol_session_rewind(session: *mut sol_session, length: usize) -> *mut sol_error;
     pub fn sol_session_save(session: *mut sol_session, file: *const std::ffi::c_char) -> *mut sol_error;
     pub fn sol_session_restore(session: *mut sol_session, file: *const std::ffi::c_char) -> *mut sol_error;

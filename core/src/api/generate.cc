@@ -260,6 +260,8 @@ sol_result Result(sol_session& session) {
   result.finish = FinishOf(made.finish);
   result.drafted_tokens = made.drafted_tokens;
   result.accepted_tokens = made.accepted_tokens;
+  result.asked_budget = made.asked.value_or(kNone);
+  result.dense_prompt = made.dense_prompt ? 1 : 0;
   return result;
 }
 

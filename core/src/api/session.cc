@@ -1,6 +1,7 @@
 // Sessions of the C interface: their cache, and their files.
 #include "api/session.h"
 
+#include <algorithm>
 #include <fstream>
 
 #include "api/border.h"
@@ -136,6 +137,14 @@ sol_error* sol_session_tokens(const sol_session* session, int32_t* tokens, size_
   return Guard([&] {
     const Turn turn(session, "sol_session_tokens", true);
     FillArray(session->engine->tokens().data(), HeldBy(*session), tokens, capacity, count);
+  });
+}
+
+sol_error* sol_session_dense_tokens(const sol_session* session, size_t* count) {
+  return Guard([&] {
+    const Turn turn(session, "sol_session_dense_tokens", true);
+    RequirePointer(count, "sol_session_dense_tokens: count");
+    *count = std::min(session->engine->DenseTokens(), HeldBy(*session));
   });
 }
 

@@ -55,14 +55,14 @@ PromptRun ChoosePrompt(const Config& config, const PromptSeen& seen, double most
   cached = Held(seen, cached);
   if (cached == 0) before = 0.0;
   const int64_t left = seen.tokens - cached;
-  PromptRun best{config.dense, cached, before};
+  PromptRun best{config.dense, cached, before, !(most > 0.0)};
   if (!(most > 0.0) || left < kLeastCheapTokens) return best;
   int64_t bytes = config.variants.at(config.dense.Variant()).weight_bytes;
   for (const auto& [key, variant] : config.variants) {
     if (variant.prompt_losses.empty() || variant.weight_bytes >= bytes) continue;
     const double loss = before + WholeLoss(config, key, seen.tokens) * mixed.Share(left);
     if (!(loss <= most)) continue;
-    best = {Action::Parse("k100-" + key), cached, loss};
+    best = {Action::Parse("k100-" + key), cached, loss, false};
     bytes = variant.weight_bytes;
   }
   return best;
@@ -77,7 +77,7 @@ PromptRun FixedPrompt(const Config& config, const PromptSeen& seen, const Action
   const Mixed mixed(config, seen);
   int64_t cached;
   const double before = mixed.Of(Held(seen, other - seen.readers.begin()), std::numeric_limits<double>::infinity(), cached);
-  return {action, cached, before + WholeLoss(config, own, seen.tokens) * mixed.Share(seen.tokens - cached)};
+  return {action, cached, before + WholeLoss(config, own, seen.tokens) * mixed.Share(seen.tokens - cached), own == dense};
 }
 
 }  // namespace sol_rt

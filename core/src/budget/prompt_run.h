@@ -21,6 +21,7 @@ struct PromptRun {
   Action action;   // runs what the cache does not have
   int64_t cached;  // tokens of the cache that stay
   double loss;     // expected of dense steps after the prompt, nats a token; NaN if a variant was not measured
+  bool dense = true;  // of the cache, only tokens that the dense variant read stay
 };
 
 // Share of the loss that a dial allows which the prompt may take. The rest is for the steps.

@@ -63,6 +63,12 @@ std::vector<int32_t> Engine::Readers(int64_t count) const {
   return readers;
 }
 
+size_t Engine::DenseTokens() const {
+  const int32_t dense = PlaceOf(config_, config_.dense);
+  const auto other = std::find_if(readers_.begin(), readers_.end(), [dense](int32_t reader) { return reader != dense; });
+  return other == readers_.end() ? tokens().size() : static_cast<size_t>(other - readers_.begin());
+}
+
 StepOutput Engine::Read(const int32_t* tokens, size_t count, const Action& action, const Interrupted& interrupted, const Rows& rows) {
   struct Mark {
     Engine& engine;

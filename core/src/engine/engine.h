@@ -74,6 +74,7 @@ class Engine {
   // The variants that read the first `count` tokens of the cache, as places in the config's order. Tokens of decode steps count as dense: who takes a step
   // has said what its action may lose.
   std::vector<int32_t> Readers(int64_t count) const;
+  size_t DenseTokens() const;  // the first ones of the cache, up to one that another variant read
   // Keeps the first `length` tokens. Throws SOL_ERROR_USAGE beyond the tokens in the cache.
   void Truncate(int64_t length);
 

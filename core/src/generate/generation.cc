@@ -414,6 +414,8 @@ GenerationResult Generation::Result() const {
   result.first_difference = replay_ ? replay_->FirstDifference(made) : -1;
   result.drafted_tokens = drafts_ ? drafts_->drafted() : 0;
   result.accepted_tokens = drafts_ ? drafts_->accepted() : 0;
+  result.asked = asked_;
+  result.dense_prompt = prompt_.dense;
   result.finish = made.empty() ? Finish::kNone : generated_.finish;
   return result;
 }

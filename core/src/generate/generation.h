@@ -76,6 +76,8 @@ struct GenerationResult {
   int64_t first_difference;  // -1 where a replay agrees, or none runs
   Finish finish;
   int64_t drafted_tokens, accepted_tokens;
+  std::optional<double> asked;  // the budget that the dial comes to before the first step; nothing under targets on the axes
+  bool dense_prompt;            // as `PromptRun::dense`
 };
 
 // Tokens that the engine is to run next; none where a run before checked the draft of this step. They are valid until the step ends.

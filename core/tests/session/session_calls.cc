@@ -431,6 +431,7 @@ void TestBadCalls(const Host& host) {
   CHECK_FAILS(SOL_ERROR_USAGE, "NULL", sol_session_result(nullptr, nullptr));
   CHECK_FAILS(SOL_ERROR_USAGE, "NULL", sol_session_set_budget(nullptr, 0.5));
   CHECK_FAILS(SOL_ERROR_USAGE, "NULL", sol_session_tokens(nullptr, nullptr, 0, nullptr));
+  CHECK_FAILS(SOL_ERROR_USAGE, "NULL", sol_session_dense_tokens(session, nullptr));
   sol_session_cancel(nullptr);
   sol_session_release(nullptr);
   sol_generate_options_init(nullptr, sizeof(sol_generate_options));

@@ -111,6 +111,13 @@ class Session:
         return held[: count.value]
 
     @property
+    def dense_tokens(self) -> int:
+        """The first tokens in the cache that no prompt's run by a cheaper variant read."""
+        count = c_size_t()
+        core().sol_session_dense_tokens(self.handle, byref(count))
+        return count.value
+
+    @property
     def length(self) -> int:
         """Tokens in the cache."""
         count = c_size_t()

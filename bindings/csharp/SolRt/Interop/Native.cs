@@ -191,6 +191,8 @@ internal unsafe struct NativeResult
     public double RequestedBudget, AchievedBudget, ExpectedLoss, PromptTokensPerSecond, TokensPerSecond, TimeToFirstTokenMs, FastestTokensPerSecond;
     public int Floored, FirstDifference, Finish;
     public long DraftedTokens, AcceptedTokens;
+    public double AskedBudget;
+    public int DensePrompt;
 }
 
 internal struct NativeGovernorSettings

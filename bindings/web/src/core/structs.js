@@ -42,5 +42,5 @@ export const STRUCTS = {
   sol_result: layout(`size:u32 num_tokens:i32 prompt_tokens:i32 cached_tokens:i32 schedule:ptr cost_model:ptr requested_budget:f64
     achieved_budget:f64 expected_loss:f64 prompt_tokens_per_second:f64 tokens_per_second:f64 time_to_first_token_ms:f64
     fastest_tokens_per_second:f64 floored:i32 first_difference:i32 finish:i32 drafted_tokens:i64
-    accepted_tokens:i64`),
+    accepted_tokens:i64 asked_budget:f64 dense_prompt:i32`),
 };
