@@ -4,7 +4,8 @@
 
 `sol-rt serve` runs as a process and is asked over loopback. Each client asks for one answer after the other, each with
 a prompt of its own and budget 1. Fixed: nothing lowers it. Free: load does, between the bounds, towards the target.
-First token: from the request to the first text. Between tokens: from one text to the next, as they arrive.
+The two servers take turns. First token: from the request to the first text. Between tokens: from one text to the next,
+as they arrive. Answer: from the request to its last text.
 
 With `-f TEXT` the divergence from dense is measured on the text at each budget that answers achieved, to 0.05.
 """
@@ -50,7 +51,7 @@ class Seen:
     """Times that clients saw.
 
     Attributes:
-        first, between: seconds to the first text, and from each text to the next.
+        first, between, whole: seconds to the first text, from each text to the next, and to an answer's end.
         tokens: tokens of all answers.
         prompts: tokens of all prompts.
         sols: the objects `sol` of the answers, each with its number of tokens.
@@ -60,6 +61,7 @@ class Seen:
 
     first: list[float] = field(default_factory=list)
     between: list[float] = field(default_factory=list)
+    whole: list[float] = field(default_factory=list)
     tokens: int = 0
     prompts: int = 0
     sols: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
@@ -83,13 +85,14 @@ def main() -> None:
     common = ["--sessions", str(arguments.sessions), "--threads", str(arguments.threads)]
     bounds = ["--budget-min", str(arguments.budget_min), "--target-latency", str(arguments.target_latency)]
     counts, rows = [int(count) for count in arguments.clients.split(",")], []
-    for dial, options in (("fixed", []), ("free", bounds)):
-        with served(arguments.bundle, *common, *options) as address:
+    with served(arguments.bundle, *common) as fixed, served(arguments.bundle, *common, *bounds) as free:
+        servers = {"fixed": fixed, "free": free}
+        for address in servers.values():
             asyncio.run(load(address, 1, until(1.0), arguments.count, budget=1.0))  # warms up
-            for clients in counts:
-                seen = asyncio.run(load(address, clients, until(arguments.seconds), arguments.count, budget=1.0))
-                rows.append({"dial": dial, "clients": clients, **summary(seen)})
-                print(line(rows[-1]), flush=True)
+        for clients, (dial, address) in itertools.product(counts, servers.items()):
+            seen = asyncio.run(load(address, clients, until(arguments.seconds), arguments.count, budget=1.0))
+            rows.append({"dial": dial, "clients": clients, **summary(seen)})
+            print(line(rows[-1]), flush=True)
     if arguments.file is not None:
         measure_losses(arguments, rows)
     document = facts(FORM, arguments.bundle, None, arguments.threads) | {"settings": settings(arguments), "rows": rows}
@@ -196,7 +199,7 @@ async def ask(address: str, question: str, count: int, **fields: Any) -> tuple[f
 
 def read(seen: Seen, before: float, arrivals: _Arrivals) -> None:
     """Notes the times of an answer that was asked for then."""
-    first, rest = True, b""
+    asked, first, rest = before, True, b""
     for now, part in [*arrivals.parts, (0.0, b"")]:
         arrivals.connection.receive_data(part)
         while not isinstance(event := arrivals.connection.next_event(), (type(h11.NEED_DATA), h11.ConnectionClosed)):
@@ -219,6 +222,7 @@ def read(seen: Seen, before: float, arrivals: _Arrivals) -> None:
                     if "sol" in chunk:
                         seen.sols.append((made, chunk["sol"]))
         if isinstance(event, h11.ConnectionClosed):
+            seen.whole.append(before - asked)
             return
 
 
@@ -261,6 +265,7 @@ def times(seen: Seen) -> dict[str, Any]:
         "client_us_per_token": seen.own_seconds / seen.tokens * 1e6,
         **percentiles("first_token_ms", seen.first),
         **percentiles("between_tokens_ms", seen.between),
+        **percentiles("answer_ms", seen.whole),
     }
 
 
@@ -281,6 +286,7 @@ def line(row: dict[str, Any]) -> str:
     return (
         f"| {row['dial']} | {row['clients']} | {row['tokens_per_second']:.1f} | {row['first_token_ms_p50']:.0f} | "
         f"{row['first_token_ms_p95']:.0f} | {row['between_tokens_ms_p50']:.1f} | {row['between_tokens_ms_p95']:.1f} | "
+        f"{row['answer_ms_p50']:.0f} | {row['answer_ms_p95']:.0f} | "
         f"{row['achieved_budget']:.2f} | {row['expected_loss']:.4f} | {row.get('measured_loss', math.nan):.4f} |"
     )
 
@@ -291,9 +297,9 @@ def page(arguments: argparse.Namespace, rows: Sequence[dict[str, Any]]) -> str:
         f"{machine()}; {arguments.bundle}, {arguments.threads} threads, {arguments.sessions} sessions, "
         f"{arguments.count} tokens an answer, {arguments.seconds:g} s a row; free: {arguments.budget_min:g} to 1, "
         f"target {arguments.target_latency:g} ms between tokens\n\n"
-        "| dial | clients | tokens/s | first token, ms: p50 | p95 | between tokens, ms: p50 | p95 | budget | "
-        "expected nats | measured |\n"
-        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n"
+        "| dial | clients | tokens/s | first token, ms: p50 | p95 | between tokens, ms: p50 | p95 | "
+        "answer, ms: p50 | p95 | budget | expected nats | measured |\n"
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n"
     )
     return head + "\n".join(map(line, rows)) + "\n"
 
