@@ -42,7 +42,8 @@ class Said(list[str]):
 
 
 def prefixes_of(model: SolModel, folder: Path, said: Said | None = None, most: int = PLENTY) -> PrefixCache:
-    return PrefixCache(folder, most, model.bundle.identity, Said().append if said is None else said.append)
+    say = Said().append if said is None else said.append
+    return PrefixCache(folder, most, model.bundle.identity, model.bundle.config.kv, say)
 
 
 @contextmanager
@@ -232,6 +233,23 @@ def test_a_dense_answer_takes_no_cache_that_a_cheaper_variant_read(losing: SolMo
     assert len(cheap) == 12
 
 
+def test_a_cache_that_cannot_go_back_serves_no_beginning(tmp_path: Path) -> None:
+    """Where layers have a window, a long cache no longer has what a short beginning needs."""
+    decoder = replace(describe("gemma2"), max_context=2048)
+    model = SolModel.from_pretrained(
+        write_bundle(tmp_path / "tiny", decoder=decoder), provider="cpu", measure_costs=False
+    )
+    assert 0 < max(model.bundle.config.kv.windows) < len(ONE)
+    prefixes, long = prefixes_of(model, tmp_path / "caches"), [*ONE, *TWO, *THREE]
+    for prompt in (ONE, long):
+        prefixes.save(read(model, prompt))
+    assert [len(entry.tokens) for entry in prefixes.entries] == [len(ONE), len(long)]
+    with scheduled(model, prefixes) as scheduler:
+        answer(scheduler, model, [*long, *range(20, 40)])
+        answer(scheduler, model, [*ONE, *THREE[50:]])
+        assert len(prefixes.entries[-1].tokens) == len(ONE)
+
+
 def test_short_prompts_and_small_gains_stay_off_the_disk(model: SolModel, tmp_path: Path) -> None:
     prefixes = prefixes_of(model, tmp_path)
     with scheduled(model, prefixes) as scheduler:
@@ -248,10 +266,10 @@ def test_another_bundle_s_caches_are_not_read_but_count(model: SolModel, tmp_pat
     with scheduled(model, prefixes_of(model, tmp_path)) as scheduler:
         answer(scheduler, model, ONE)
     said = Said()
-    other = PrefixCache(tmp_path, PLENTY, "another", said.append)
+    other = PrefixCache(tmp_path, PLENTY, "another", model.bundle.config.kv, said.append)
     assert (other.entries, said) == ([], [])
     (tmp_path / "mine.kv").write_bytes(b"of another program")
-    PrefixCache(tmp_path, 0, "another", said.append)
+    PrefixCache(tmp_path, 0, "another", model.bundle.config.kv, said.append)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.kv"]
 
 

@@ -32,6 +32,7 @@ KV_DTYPES = ("float16", "int8")
 """Types of cached keys and values. int8 has one float16 scale per token and KV head."""
 LONGEST_FILTER = 32
 """Tokens that a short convolution reads at most."""
+_BEHIND_WINDOWS = 256  # tokens that every cache keeps behind a window
 _CACHE_LINE = 64
 DTYPE_BITS = {"float32": 32, "float16": 16, "int64": 64, "int32": 32, "int8": 8, "uint8": 8, "uint4": 4}
 
@@ -106,6 +107,11 @@ class KvLayout:
             for layer, window in enumerate(self.windows)
             if not self.layers or self.layers[layer] == "attention"
         )
+
+    def goes_back(self, held: int, length: int) -> bool:
+        """True if a cache of `held` tokens has all that layers read after its first `length` ones, without the rest."""
+        narrowest = min(filter(None, self.windows), default=held)
+        return held <= narrowest or held - length <= _BEHIND_WINDOWS
 
     def attending(self, num_layers: int) -> tuple[int, ...]:
         """The indices of the layers that attend, which have keys and values in the cache."""

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from sol_rt.atomic_write import write_bytes
+from sol_rt.bundle.config import KvLayout
 from sol_rt.errors import BundleError, SolError, one_line
 from sol_rt.generate.native.session import Session
 
@@ -55,6 +56,7 @@ class PrefixCache:
         folder: where the files are; made, for its owner alone, if it is missing.
         most_bytes: bytes that files in the folder may take.
         identity: of the bundle.
+        kv: layout of the bundle's cache.
         say: tells the operator a line.
         least: tokens from which on a cache is kept.
         lasting: the caches that sessions have at a server's end are saved, too.
@@ -67,12 +69,14 @@ class PrefixCache:
         folder: Path,
         most_bytes: int,
         identity: str,
+        kv: KvLayout,
         say: Callable[[str], None],
         *,
         least: int = LEAST_TOKENS,
         lasting: bool = True,
     ) -> None:
-        self._folder, self._most, self._say, self.least, self.lasting = folder, most_bytes, say, least, lasting
+        self._folder, self._most, self._kv = folder, most_bytes, kv
+        self._say, self.least, self.lasting = say, least, lasting
         self._prefix = hashlib.sha256(identity.encode()).hexdigest()[:16] + "-"
         self._lock = threading.Lock()
         self._entries: dict[str, Entry] = {}  # by name, those used last at the end
@@ -88,23 +92,20 @@ class PrefixCache:
         with self._lock:
             return list(self._entries.values())
 
-    def find(
-        self, prompt: Sequence[int], rewind: int | None = None, *, dense: bool = False
-    ) -> tuple[Entry | None, int]:
-        """The entry that begins with most of a prompt, and how many tokens that are.
+    def find(self, prompt: Sequence[int], *, dense: bool = False) -> tuple[Entry | None, int]:
+        """The entry that begins with most of a prompt and can go back to it, and how many tokens that are.
 
-        With `rewind`, an entry may have at most so many more. With `dense`, tokens that a cheaper variant read do not
-        count, nor any after them.
+        With `dense`, tokens that a cheaper variant read do not count, nor any after them.
         """
         best, longest, wanted = None, 0, np.array(prompt, "<i4")
         for entry in self.entries:
             shared = min(_shared(entry.tokens, wanted), entry.dense if dense else len(entry.tokens))
-            if shared > longest and (rewind is None or len(entry.tokens) - shared <= rewind):
+            if shared > longest and self._kv.goes_back(len(entry.tokens), shared):
                 best, longest = entry, shared
         return best, longest
 
     def save(self, session: Session) -> None:
-        """Saves a session's cache, in place of those that it continues; the oldest entries make room for it.
+        """Saves a session's cache, in place of those that it continues and can go back to; the oldest make room.
 
         Saves nothing where an entry has the same tokens, and as many that the dense variant read.
         """
@@ -133,8 +134,9 @@ class PrefixCache:
             self._entries.pop(name, None)
             self._entries[name] = Entry(tokens, dense, path, _size(path))
             for older, entry in list(self._entries.items()):
-                continued = _shared(entry.tokens, tokens) == len(entry.tokens) and entry.dense <= dense
-                if older != name and continued:
+                length = len(entry.tokens)
+                continued = _shared(entry.tokens, tokens) == length and self._kv.goes_back(len(tokens), length)
+                if older != name and continued and entry.dense <= dense:
                     self._drop(older)
             self._make_room()
 

@@ -12,6 +12,7 @@ from functools import partial
 from typing import NamedTuple
 
 from sol_rt.budget.governor import Reading
+from sol_rt.bundle.config import KvLayout
 from sol_rt.errors import SolError
 from sol_rt.generate.model import SolModel
 from sol_rt.generate.native.decoder import common_prefix
@@ -30,8 +31,6 @@ BACKGROUND_ROUNDS = 4
 """Beside other answers, one in the background gets a step every so many rounds."""
 _WORTH_REUSE = 0.5
 """Share of a prompt, or of what a cache holds, from which on its beginning is worth the rest of that cache."""
-_LONGEST_REWIND = 256
-"""Tokens by which a cache may go back where layers have a window, and still has what they read."""
 _FIRST_CHUNK, _LEAST_CHUNK, _MOST_CHUNK = 64, 16, 1024  # tokens
 
 Event = GeneratedToken | Generation | Exception
@@ -92,10 +91,11 @@ class _Held(NamedTuple):
         with session.turns.paused():
             return cls(session.tokens, session.dense_tokens)
 
-    def kept(self, job: Job) -> int:
+    def kept(self, job: Job, kv: KvLayout) -> int:
         """The tokens that a job's prompt keeps."""
         shared = common_prefix(self.tokens, job.prompt)
-        return min(shared, self.dense) if job.stream.dense_prompt else shared
+        shared = min(shared, self.dense) if job.stream.dense_prompt else shared
+        return shared if kv.goes_back(len(self.tokens), shared) else 0
 
 
 @dataclass(eq=False)
@@ -142,7 +142,7 @@ class Scheduler:
         self._model, self._most, self._prefixes, self._deliver = model, sessions + queue, prefixes, deliver
         self.control = BudgetControl(model, load or LoadSettings(least_budget(model)), sensors, 1 / BACKGROUND_ROUNDS)
         self._files = ThreadPoolExecutor(1, "sol-rt caches")
-        self._rewind = _LONGEST_REWIND if model.bundle.config.kv.windows else None
+        self._kv = model.bundle.config.kv
         self._seats = [_Seat(model.engine), *(_Seat(model.session()) for _ in range(sessions - 1))]
         self._waiting: list[Job] = []
         self._changed = threading.Condition()
@@ -201,7 +201,7 @@ class Scheduler:
         running = [seat.job for seat in tuple(self._seats) if seat.job is not None]
         before = sum(other.rank <= job.rank and not other.cancelled for other in self._waiting)
         free = len(self._seats) - len(running)
-        shared = max((seat.held.kept(job) for seat in self._seats if seat.job is None), default=0)
+        shared = max((seat.held.kept(job, self._kv) for seat in self._seats if seat.job is None), default=0)
         if self._prefixes is not None:
             shared = max(shared, self._find(job, self._prefixes)[1])
         self.control.admit(
@@ -264,7 +264,7 @@ class Scheduler:
         kept, held = {}, {}
         for seat in free:
             seat.held = _Held.by(seat.session)
-            kept[id(seat)], held[id(seat)] = seat.held.kept(job), len(seat.held.tokens)
+            kept[id(seat)], held[id(seat)] = seat.held.kept(job, self._kv), len(seat.held.tokens)
         best = max(free, key=lambda seat: kept[id(seat)])
         oldest = min(free, key=lambda seat: (held[id(seat)] > 0, seat.used_at))
         saved = self._saved(job, kept[id(best)])
@@ -284,7 +284,7 @@ class Scheduler:
         return entry if length >= shared + self._prefixes.least else None
 
     def _find(self, job: Job, prefixes: PrefixCache) -> tuple[Entry | None, int]:
-        return prefixes.find(job.prompt, self._rewind, dense=job.stream.dense_prompt)
+        return prefixes.find(job.prompt, dense=job.stream.dense_prompt)
 
     def _open(self, seat: _Seat, saved: Entry | None, prefixes: PrefixCache) -> None:
         """Saves a seat's cache and restores another, beside the steps of the others."""

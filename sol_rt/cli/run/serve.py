@@ -240,13 +240,14 @@ def _prefixes(model: SolModel, folder: Path | None, most_bytes: int | None) -> I
     """
     from sol_rt.serve.prefix_cache import PrefixCache
 
+    identity, kv = model.bundle.identity, model.bundle.config.kv
     if model.provider.gpu is not None:
         if folder is not None:
             note(f"--cache-dir {folder}: caches on a GPU are not saved")
         yield None
     elif folder is not None:
         most_bytes = _FOLDER_BYTES if most_bytes is None else most_bytes
-        yield PrefixCache(folder, most_bytes, model.bundle.identity, note)
+        yield PrefixCache(folder, most_bytes, identity, kv, note)
     elif most_bytes == 0:
         yield None
     else:
@@ -258,7 +259,7 @@ def _prefixes(model: SolModel, folder: Path | None, most_bytes: int | None) -> I
             return
         with temporary as name:
             most_bytes = most_bytes or _TEMPORARY_BYTES
-            yield PrefixCache(Path(name), most_bytes, model.bundle.identity, note, lasting=False)
+            yield PrefixCache(Path(name), most_bytes, identity, kv, note, lasting=False)
 
 
 def _is_loopback(host: str) -> bool:
