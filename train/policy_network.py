@@ -91,6 +91,39 @@ class PolicyNetwork(nn.Module):
         self.get_parameter("direct.2.bias").copy_(logits - logits.mean())
 
     @torch.no_grad()
+    def take_units(self, weight: Tensor, bias: Tensor) -> None:
+        """Makes the first units of a network of width 0 these, which read inputs that are not standardised.
+
+        Args:
+            weight: float32 [units, scalars + observed].
+            bias: float32 [units].
+        """
+        mean, scale = (
+            torch.cat([self.get_buffer(f"{name}_{part}") for name in ("told", "observed")])
+            for part in ("mean", "scale")
+        )
+        self.get_parameter("direct.0.weight")[: len(bias)] = weight / scale
+        self.get_parameter("direct.0.bias")[: len(bias)] = bias + weight @ mean
+
+    @torch.no_grad()
+    def fit_units(self, count: int, scalars: Tensor, hidden: Tensor, embedding: Tensor, wanted: Tensor) -> None:
+        """Sets the last layer so that logits are about the wanted ones, by least squares on the first `count` units.
+
+        Args:
+            count: number of units; others count for nothing at first.
+            scalars, hidden, embedding: float32 [n, …], as `forward` takes them.
+            wanted: float32 [n, A].
+        """
+        inputs = torch.cat([self._standardised("told", scalars), self._observed(hidden, embedding)], dim=-1)
+        units = self.direct[:2](inputs)[:, :count].double()
+        means = units.mean(0), wanted.double().mean(0)
+        found = torch.linalg.lstsq((units - means[0]).cpu(), (wanted - means[1]).cpu(), driver="gelsd").solution
+        weight = self.get_parameter("direct.2.weight")
+        weight.zero_()
+        weight[:, :count] = found.T
+        self.get_parameter("direct.2.bias").copy_(means[1] - found.T.to(means[0]) @ means[0])
+
+    @torch.no_grad()
     def exported(self) -> dict[str, npt.NDArray[np.float32]]:
         """The graph's parameters, as `build_policy` takes them, with the standardisation multiplied in (in float64)."""
         values = {name: self.get_parameter(name).double() for name, _ in self.named_parameters()}

@@ -194,8 +194,12 @@ class Trainer:
             group=self.group,
         )
         if state.update == 0:
-            stage.begin()
+            begins_with_bundle_s = stage.begin(self.setup.first_layer)
             self.network.load_state_dict(self.group.from_process(0, self.network.state_dict))
+            gain = self.group.from_process(0, stage.held_out_gain)
+            state.best.measured(self.network, gain, 0)
+            if begins_with_bundle_s:
+                self.note(f"stage 1 begins at the bundle's policy: {gain:.4f} nats a step over static actions")
         every = max(updates // _MEASUREMENTS, 1)
         with self.progress.stage(STAGE_1) as report:
             while state.update < updates and state.best.since < patience:

@@ -42,6 +42,7 @@ from sol_rt.train.rollouts.counterfactuals import Counterfactuals
 from sol_rt.train.rollouts.observation import relative_costs
 from sol_rt.train.rollouts.rollout import RolloutSpec
 from sol_rt.train.run.distributed import Group, require_finite
+from sol_rt.train.run.first_layer import FirstLayer
 
 _SEED, _HELD_OUT_SEED = 1, 3  # second number of the seeds of what is drawn; the first is the training's
 _LEAST_MULTIPLIER = 1e-3
@@ -146,14 +147,26 @@ class WarmStart:
         per_window = len(self._check.multiplier) // len(held_out_kinds)
         self._check_kinds = torch.tensor(held_out_kinds).repeat_interleave(per_window)
 
-    def begin(self) -> None:
-        """Prepares a new network: standardises its inputs, and starts its logits at minus the mean added losses."""
+    def begin(self, first: FirstLayer | None = None) -> bool:
+        """Prepares a new network: standardises its inputs, and starts its logits at minus the mean added losses.
+
+        A network that can take `first` begins at what these units tell of the losses. Returns True where it does.
+        """
         random = np.random.default_rng([self.config.seed, _SEED])
         shown = self._drawn(self.training, _STANDARDISING_EPISODES, random)
         self.network.standardise(
             shown.hidden.flatten(0, 1), self.embed(shown.token).flatten(0, 1), shown.scalars.flatten(0, 1)
         )
-        self.network.begin_at(-self.training.added.mean(dim=(0, 1)) / self.config.warm_start.unit)
+        unit = self.config.warm_start.unit
+        self.network.begin_at(-self.training.added.mean(dim=(0, 1)) / unit)
+        weight = None if first is None else first.inputs(self.network.shape, self.columns)
+        if first is None or weight is None:
+            return False
+        self.network.take_units(weight, first.bias)
+        flat = {name: value.flatten(0, 1) for name, value in vars(shown).items() if name != "multiplier"}
+        inputs = flat["scalars"], flat["hidden"], self.embed(flat["token"])
+        self.network.fit_units(len(first.bias), *inputs, -flat["added"] / unit)
+        return True
 
     def update(self, number: int) -> dict[str, float | str]:
         """Runs update `number`, counted from 0. Returns its figures for the log.

@@ -13,6 +13,7 @@ from sol_rt.train.data.windows import Windows
 from sol_rt.train.policy_network import Embed
 from sol_rt.train.rollouts.observation import relative_costs
 from sol_rt.train.rollouts.rollout import Rollouts
+from sol_rt.train.run.first_layer import FirstLayer
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class TrainSetup:
         model: name of the model.
         identity: hash of weights and variants, for which the counterfactuals are valid.
         hull: of the bundle's losses; None where it has none.
+        first_layer: of the bundle's policy; None where it has none to begin with.
         minutes: wall-clock limit over all runs of the training. None: the config's counts alone end it.
     """
 
@@ -41,6 +43,7 @@ class TrainSetup:
     model: str
     identity: str
     hull: Hull | None = None
+    first_layer: FirstLayer | None = None
     minutes: float | None = None
 
     def __post_init__(self) -> None:

@@ -96,6 +96,7 @@ def train(
     from sol_rt.store.home import file_name, home
     from sol_rt.store.verified import check_weights
     from sol_rt.train.run.distributed import joined
+    from sol_rt.train.run.first_layer import FirstLayer
     from sol_rt.train.run.setup import TrainSetup
     from sol_rt.train.trainer import Trainer
 
@@ -138,6 +139,7 @@ def train(
             model=name,
             identity=_identity(bundle),
             hull=_hull(bundle, source),
+            first_layer=FirstLayer.of(bundle),
             minutes=minutes,
         )
         with stages("training") as training:
