@@ -425,6 +425,17 @@ def test_sol_asks_where_two_actions_share_the_steps() -> None:
     assert not policy.asked
 
 
+def test_between_kv_densities_sol_is_hull_and_asks_nobody() -> None:
+    config = with_losses(made_config((1.0, 0.3), (1.0,), (8,), policy_bytes=3 * 10**6))
+    policy, cost = RandomPolicy(config, 0), BytesCost(config)
+    cheap = cost.step(Action(0.3, 1.0, 8), 2000) / cost.dense(2000)
+    plans = [made(name, (1 + cheap) / 2, config, policy if name == "sol" else None) for name in ("sol", "hull")]
+    steps = [[plan.step(2000 + number, 7) for number in range(60)] for plan in plans]
+    assert [(step.action, step.cost) for step in steps[0]] == [(step.action, step.cost) for step in steps[1]]
+    assert len({step.action for step in steps[0]}) == 2
+    assert not policy.asked
+
+
 @pytest.mark.parametrize(
     ("config", "dial", "message"),
     [

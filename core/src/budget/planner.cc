@@ -92,15 +92,18 @@ class RunPlanner final : public Planner {
 // Takes the recorded actions, step by step.
 class ReplaySchedule final : public Schedule {
  public:
-  explicit ReplaySchedule(std::vector<Action> actions) : actions_(std::move(actions)) {}
+  ReplaySchedule(Controller& controller, std::vector<ReplayedStep> steps) : controller_(controller), steps_(std::move(steps)) {}
   bool ChoosesEachStep() const override { return true; }
   Action Choose(const StepSeen& seen) override {
-    if (seen.step < 0 || static_cast<size_t>(seen.step) >= actions_.size()) UsageFault("replay: the trace has no more steps");
-    return actions_[static_cast<size_t>(seen.step)];
+    if (seen.step < 0 || static_cast<size_t>(seen.step) >= steps_.size()) UsageFault("replay: the trace has no more steps");
+    const ReplayedStep& step = steps_[static_cast<size_t>(seen.step)];
+    controller_.SetPolicyRuns(step.policy);
+    return step.action;
   }
 
  private:
-  std::vector<Action> actions_;
+  Controller& controller_;
+  std::vector<ReplayedStep> steps_;
 };
 
 class HostSchedule final : public Schedule {
@@ -178,8 +181,8 @@ std::unique_ptr<Planner> MakePlanner(const Config& config, std::shared_ptr<const
 }
 
 std::unique_ptr<Planner> MakeReplayPlanner(const Config& config, std::shared_ptr<const CostModel> cost, const std::string& schedule,
-                                           std::vector<Action> actions_of_trace, double budget, const PromptRun& prompt) {
-  for (const Action& action : actions_of_trace) {
+                                           std::vector<ReplayedStep> steps, double budget, const PromptRun& prompt) {
+  for (const auto& [action, policy] : steps) {
     if (config.variants.count(action.Variant()) == 0) {
       UsageFault("replay: " + action.Tag() + " is in the trace, its variant is not in the bundle");
     }
@@ -187,7 +190,8 @@ std::unique_ptr<Planner> MakeReplayPlanner(const Config& config, std::shared_ptr
   Request request;
   request.budget = budget;
   auto controller = MakeController(ScheduleActions(config, "random", {}), std::move(cost), request, nullptr, schedule == "sol");
-  return std::make_unique<RunPlanner>(config, schedule, prompt, std::move(controller), std::make_unique<ReplaySchedule>(std::move(actions_of_trace)),
+  auto replay = std::make_unique<ReplaySchedule>(*controller, std::move(steps));
+  return std::make_unique<RunPlanner>(config, schedule, prompt, std::move(controller), std::move(replay),
                                       "a replay runs the trace's actions");
 }
 

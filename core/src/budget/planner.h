@@ -76,9 +76,14 @@ class Planner {
 // `policy` may be null if the bundle has none; it outlives the planner, as `config` does. Throws SOL_ERROR_USAGE for a dial that contradicts itself, or that
 // this bundle or device cannot hold.
 std::unique_ptr<Planner> MakePlanner(const Config& config, std::shared_ptr<const CostModel> cost, const Dial& dial, PolicyRunner* policy);
-// A replay of these actions in place of the dial, after this run of the prompt. `schedule` and `budget` are the trace's, `budget` 1 where it has none. Throws
+struct ReplayedStep {
+  Action action;
+  bool policy;  // true if it paid for a run of the policy
+};
+
+// A replay of these steps in place of the dial, after this run of the prompt. `schedule` and `budget` are the trace's, `budget` 1 where it has none. Throws
 // SOL_ERROR_USAGE for an action whose variant the bundle lacks.
 std::unique_ptr<Planner> MakeReplayPlanner(const Config& config, std::shared_ptr<const CostModel> cost, const std::string& schedule,
-                                           std::vector<Action> actions_of_trace, double budget, const PromptRun& prompt);
+                                           std::vector<ReplayedStep> steps, double budget, const PromptRun& prompt);
 
 }  // namespace sol_rt

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "budget/controller/controller.h"
 #include "generate/model.h"
 #include "generate/settings/json_repr.h"
 
@@ -117,7 +118,7 @@ Generation::Generation(const GenerationParts& parts, GenerationRequest request)
       throw Error(SOL_ERROR_CONTEXT, "replay: got a trace of " + std::to_string(prompt_tokens_ + replay_->records.size() - 1) + " tokens, expected at most " +
                                          std::to_string(parts.engine.max_context()) + ", the model's context; open the model with a larger one");
     }
-    std::vector<Action> actions;
+    std::vector<ReplayedStep> steps;
     for (const TraceRecord& record : replay_->records) {
       if (record.token >= vocab_size) {
         UsageFault("replay: got token " + std::to_string(record.token) + " at step " + std::to_string(record.step) + " of the trace, expected 0 to " +
@@ -127,11 +128,13 @@ Generation::Generation(const GenerationParts& parts, GenerationRequest request)
       if (parts.config.variants.count(record.action->Variant()) == 0) {
         UsageFault("replay: " + record.action->Tag() + " is in the trace, its variant is not in the bundle");
       }
-      actions.push_back(*record.action);
+      // a cost that is the action's alone shows that no policy ran
+      const double alone = parts.cost->Step(*record.action, static_cast<int64_t>(prompt_tokens_ + steps.size()));
+      steps.push_back({*record.action, std::abs(record.cost - alone) > kCostEpsilon * alone});
     }
     const PromptRun prompt = FixedPrompt(parts.config, SeenPrompt(request.reuse_cache), PrefillAction(parts.config, replay_->header.prefill));
     asked_ = replay_->header.budget.value_or(1.0);
-    planner_ = MakeReplayPlanner(parts.config, parts.cost, replay_->header.schedule, std::move(actions), *asked_, prompt);
+    planner_ = MakeReplayPlanner(parts.config, parts.cost, replay_->header.schedule, std::move(steps), *asked_, prompt);
   } else {
     request.dial.prompt = SeenPrompt(request.reuse_cache);
     planner_ = MakePlanner(parts.config, parts.cost, request.dial, parts.policy);

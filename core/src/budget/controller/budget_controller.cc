@@ -45,7 +45,10 @@ class BudgetController final : public Controller {
  public:
   BudgetController(std::vector<Action> actions, std::shared_ptr<const CostModel> cost, const Request& request, std::shared_ptr<Hull> hull,
                    bool runs_policy)
-      : Controller(std::move(actions), std::move(cost), 0.0), runs_policy_(runs_policy), budget_(request.budget) {
+      : Controller(std::move(actions), std::move(cost), 0.0),
+        other_costs_(actions_, *cost_, cost_->Policy()),
+        runs_policy_(runs_policy),
+        budget_(request.budget) {
     if (request.tokens_per_second) step_limit_ = StepLimit(*request.tokens_per_second);
     if (request.max_loss) {
       hull_ = std::move(hull);
@@ -56,6 +59,13 @@ class BudgetController final : public Controller {
 
   bool dense_only() const override { return dense_only_; }
   bool moved() const override { return moved_; }
+
+  void SetPolicyRuns(bool runs) override {
+    const double policy_cost = runs && runs_policy_ && !dense_only_ ? cost_->Policy() : 0.0;  // dense steps alone need no policy
+    if (policy_cost == policy_cost_) return;
+    policy_cost_ = policy_cost;
+    std::swap(costs_, other_costs_);
+  }
 
   double Target(int64_t context) override {
     const StepCosts& costs = costs_.At(context);
@@ -142,14 +152,9 @@ class BudgetController final : public Controller {
     FindDenseOnly();
   }
 
-  // Dense steps alone need no policy, and so do not pay for it.
   void FindDenseOnly() {
     dense_only_ = budget_ == 1.0 && !step_limit_ && !hull_;
-    const double policy_cost = runs_policy_ && !dense_only_ ? cost_->Policy() : 0.0;
-    if (policy_cost != policy_cost_) {
-      policy_cost_ = policy_cost;
-      costs_ = StepCostTable(actions_, *cost_, policy_cost);
-    }
+    SetPolicyRuns(true);
   }
 
   // Allowed mean cost of a step, in the cost model's unit.
@@ -168,6 +173,7 @@ class BudgetController final : public Controller {
     return 1000.0 / tokens_per_second;
   }
 
+  StepCostTable other_costs_;  // with a run of the policy where `costs_` has none, else without
   bool runs_policy_, dense_only_ = false;
   bool changed_ = false;  // whether something else was asked for at first
   bool moved_ = false;

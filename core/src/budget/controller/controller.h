@@ -48,6 +48,9 @@ class Controller {
   // True once the host has moved the budget or the rate: nobody can expect the actions of a run alone.
   virtual bool moved() const { return false; }
 
+  // Says whether the next step runs the policy: where the schedule `sol` holds a budget, a rate or a loss, costs include a run of it or leave it out.
+  virtual void SetPolicyRuns(bool runs) { (void)runs; }
+
   // Questions that a schedule asks before a step. Arrays are valid until the next call with another context, `Allowed` until its next call.
 
   // Cost of each action in dense steps, the policy's run included: [A].

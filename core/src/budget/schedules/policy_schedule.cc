@@ -1,4 +1,5 @@
-// `sol`: `hull`'s two actions, of which the policy gives the dear one to the steps that it helps most.
+// `sol`: `hull`'s two actions, of which the policy gives the dear one to the steps that it helps most. Between KV densities alone, and where there is one
+// action, it is `hull`, and pays for no policy.
 #include <algorithm>
 #include <utility>
 
@@ -29,13 +30,18 @@ class PolicySchedule final : public Schedule {
     }
   }
 
-  // None where one action alone has the allowance, and where the policy has no logit for one of the two.
+  // None where one action alone has the allowance, two differ in KV density alone, or the policy has no logit for one of them.
   const PolicyQuestion* Question(const StepSeen& seen) override {
     if (controller_.dense_only()) return nullptr;
     if (asked_ == seen.step) return &question_;
     if (seen.step > recorded_) inputs_ = fresh_;  // dense steps went by
+    controller_.SetPolicyRuns(true);
     mix_.Find(seen.context);
-    if (!mix_.mixes() || logit_of_[mix_.cheap()] < 0 || logit_of_[mix_.dear()] < 0) return nullptr;
+    if (!Orders(mix_.cheap(), mix_.dear())) {
+      controller_.SetPolicyRuns(false);
+      mix_.Find(seen.context);
+      return nullptr;
+    }
     if (seen.step != next_) first_ = seen.step;  // the run was rewound, or steps went by without the policy
     next_ = seen.step + 1;
     if (!begun_) {
@@ -65,6 +71,11 @@ class PolicySchedule final : public Schedule {
   }
 
  private:
+  bool Orders(size_t cheap, size_t dear) const {
+    const std::vector<Action>& actions = controller_.actions();
+    return mix_.mixes() && logit_of_[cheap] >= 0 && logit_of_[dear] >= 0 && !actions[cheap].SharesRead(actions[dear]);
+  }
+
   // Budget that the policy gets: this step's. Under a rate or a loss: the budget of the steps so far.
   double Budget() const {
     const std::optional<double> budget = controller_.Budget();
