@@ -184,7 +184,8 @@ void TestPlans() {
       CHECK(index < 63 || std::fabs(step.achieved_budget - step.requested_budget) <= 0.02);
     }
     CHECK(step.floored == 0 && step.context == 419);
-    CHECK(asked.calls == (schedule == "sol" ? 120 : 0) && asked.fresh == (schedule == "sol" ? 1 : 0));
+    // at 0.9 the two actions differ in KV density alone, which asks no policy
+    CHECK(asked.calls == (schedule == "sol" ? 60 : 0) && asked.fresh == (schedule == "sol" ? 1 : 0));
     CHECK_FAILS(SOL_ERROR_USAGE, "--budget", sol_plan_set_budget(plan, NAN));
     CHECK_FAILS(SOL_ERROR_USAGE, "sol-rt profile", sol_plan_set_tokens_per_second(plan, 5));
     const sol_plan_seen narrow{sizeof narrow, 1, 120, 420, hidden, 3, logits, 4};
