@@ -5,6 +5,11 @@
 Prints a row per text: tokens per second of dense steps, the ratio of `--lossless` to them, the shares of tokens that
 were drafted and of drafts that were kept, and the achieved budget. Modes and texts take turns, and a ratio compares two
 runs of the same turn. Figures are medians over the turns, with quartiles. Stops where the two texts differ.
+
+    ... --peer PYTHON --file smollm2-135m.gguf
+
+With the python of an environment with xllamacpp, llama.cpp's server takes turns with its kinds of n-gram drafts, too.
+A second table has the ratios of each to its plain steps, and the texts that are not those of plain steps.
 """
 
 from __future__ import annotations
@@ -13,12 +18,15 @@ import argparse
 import json
 import sys
 from collections import defaultdict
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 
 from report import facts, machine, quartiles, rotated, write_page
+from serve.load import started
 from sol_rt.generate.model import SolModel
 from sol_rt.generate.results import Generation
 
@@ -64,6 +72,9 @@ TEXTS = {
     "summary with quotes": f"Summarize this report. Quote each speaker word by word:\n{_REPORT}",
 }
 """Requests by what their answers are like: the first two are ordinary text, the others repeat the request."""
+PEER_DRAFTS = ("", "ngram_simple", "ngram_mod", "ngram_cache", "ngram_map_k")
+"""Drafts of llama.cpp that need no second model; the empty name is none."""
+_SERVER = Path(__file__).parents[1] / "peers" / "workers" / "llama_cpp_server.py"
 MODES: dict[str, dict[str, Any]] = {"dense": {"budget": 1.0}, "lossless": {"lossless": True}}
 
 
@@ -75,6 +86,8 @@ def main() -> None:
     parser.add_argument("-t", "--threads", type=int)
     parser.add_argument("--temperature", type=float, default=0.0, help="0: greedy")
     parser.add_argument("-o", "--output", type=Path, help="file for every figure, as JSON")
+    parser.add_argument("--peer", type=Path, help="python of an environment with xllamacpp")
+    parser.add_argument("--file", help="the model's .gguf, for xllamacpp")
     args = parser.parse_args()
     model = SolModel.from_pretrained(args.model, threads=args.threads, provider="cpu")
     runs: dict[tuple[str, str], list[Generation]] = defaultdict(list)
@@ -93,12 +106,51 @@ def main() -> None:
     )
     for text in TEXTS:
         print(f"| {text} | {row(runs[text, 'dense'], runs[text, 'lossless'])} |")
+    if args.peer is not None:
+        print("\n" + peer_table(args))
     if args.output is not None:
         figures = [
             {"text": text, "mode": mode, "runs": list(map(figures_of, made))} for (text, mode), made in runs.items()
         ]
         document = facts("sol_rt.lossless", args.model, None, model.provider.threads) | {"results": figures}
         write_page(args.output, json.dumps(document, indent=1) + "\n")
+
+
+def peer_table(args: argparse.Namespace) -> str:
+    """llama.cpp's tokens per second by plain steps, and the ratios of its drafts to them."""
+    found: dict[tuple[str, str], list[tuple[float, str]]] = defaultdict(list)
+    with ExitStack() as stack:
+        addresses = {}
+        for kind in PEER_DRAFTS:
+            command = [str(args.peer), str(_SERVER), args.file, "--slots", "1", *(("--drafts", kind) if kind else ())]
+            addresses[kind] = stack.enter_context(started(command))[0]
+        for number in range(args.rounds + 1):
+            for text in rotated(list(TEXTS), number):
+                for kind in rotated(list(PEER_DRAFTS), number):
+                    body = {
+                        "messages": [{"role": "user", "content": TEXTS[text]}],
+                        "max_tokens": args.count,
+                        "temperature": args.temperature,
+                        "cache_prompt": False,
+                    }
+                    said = (
+                        httpx.post(f"{addresses[kind]}/chat/completions", json=body, timeout=600)
+                        .raise_for_status()
+                        .json()
+                    )
+                    if number:
+                        made = said["choices"][0]["message"]["content"]
+                        found[text, kind].append((said["timings"]["predicted_per_second"], made))
+    kinds = PEER_DRAFTS[1:]
+    lines = [f"| text | llama.cpp, tokens/s | {' | '.join(kinds)} |", "|:--|--:|" + "--:|" * len(kinds)]
+    for text in TEXTS:
+        plain, cells = found[text, ""], []
+        for kind in kinds:
+            ratios = [one / other for (one, _), (other, _) in zip(found[text, kind], plain, strict=True)]
+            differ = sum(one != other for (_, one), (_, other) in zip(found[text, kind], plain, strict=True))
+            cells.append(quartiles(ratios) + (f", {differ} texts differ" if differ else ""))
+        lines.append(f"| {text} | {quartiles([rate for rate, _ in plain], 1)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def answer(model: SolModel, text: str, mode: str, number: int, args: argparse.Namespace) -> Generation:
