@@ -4,10 +4,10 @@
     python benchmarks peers.peers FILE.gguf --peers llama.cpp,genai --depths 512
 
 Prints a Markdown page: prompts of 512 tokens (pp512), and greedy decoding after a prompt of a given depth (tg64 @
-d512), in tokens per second and as ratios. sol_rt runs the prompt dense, its default, and under each action's variant,
-which takes `sol-rt --prefill VARIANT`. With a text (-f), each row of decoding also has the perplexity of tokens after
-that depth. llama.cpp is measured with flash attention, its default, and without (-fa 0). -o also writes the figures as
-.json. `make peers` first makes the environments, ENVIRONMENTS/PEER/bin/python.
+d512), in tokens per second and as ratios. sol_rt runs the prompt as its default dial does, dense, and under each
+action's variant, which takes `sol-rt --prefill VARIANT`. With a text (-f), each row of decoding also has the perplexity
+of tokens after that depth. llama.cpp is measured with flash attention, its default, and without (-fa 0). -o also writes
+the figures as .json. `make peers` first makes the environments, ENVIRONMENTS/PEER/bin/python.
 """
 
 from __future__ import annotations
@@ -39,20 +39,23 @@ from sol_rt.store.pull import bundle_name, resolve
 
 PEERS = ("llama.cpp", "genai", "optimum")
 PROMPT = 512
+DEFAULT = "default"
+"""Name of sol_rt's column, and of the request, of a prompt that the default dial runs."""
 DEEP = 4096  # from this depth on: half the repetitions and steps, and one more row with sparse attention
 SPARSE_TOKENS = 512
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A column of a test: an engine, and its action if the engine is sol_rt."""
+    """A column of a test: an engine, its action if the engine is sol_rt, and a request in place of the test's."""
 
     worker: WorkerProcess
     tag: str | None = None
+    do: str | None = None
 
     @property
     def name(self) -> str:
-        return self.tag or self.worker.name
+        return self.do or self.tag or self.worker.name
 
 
 def sparse_action(depth: int, page_size: int) -> Action:
@@ -71,7 +74,8 @@ def measure(
     rates: dict[str, list[float]] = {entry.name: [] for entry in entries}
     for turn in range(repetitions + 1):
         for entry in rotated(entries, turn):
-            rate = tokens * 1e3 / float(entry.worker.ask(**request, action=entry.tag)["ms"])
+            asked = {**request, "action": entry.tag} | ({"do": entry.do} if entry.do else {})
+            rate = tokens * 1e3 / float(entry.worker.ask(**asked)["ms"])
             if turn:
                 rates[entry.name].append(rate)
     return rates
@@ -84,7 +88,7 @@ def tests(
     bundle: Bundle,
     args: argparse.Namespace,
 ) -> Iterator[Test]:
-    """Measures the prompt, dense and under the variant of each action, then decoding at each depth."""
+    """Measures the prompt by default, dense and under each action's variant, then decoding at each depth."""
     longest = max([PROMPT, *args.depths])
     words = np.random.default_rng(0).integers(0, bundle.config.model.vocab_size, longest).tolist()
     others = [Entry(peer) for peer in peers]
@@ -98,10 +102,12 @@ def tests(
     tags, dense = [action.tag for action in actions], bundle.config.dense
     prompts = dict.fromkeys(replace(action, kv_density=1.0) for action in (*actions, dense))
     request: dict[str, object] = {"do": "prompt", "tokens": words[:PROMPT]}
-    entries = [Entry(own, action.tag) for action in prompts] + others
+    chosen = own.ask(**request | {"do": DEFAULT})["variant"]
+    entries = [Entry(own, do=DEFAULT), *(Entry(own, action.tag) for action in prompts), *others]
     rates = measure(entries, request, PROMPT, args.repetitions)
     notes = {action.tag: f"(`--prefill {action.variant}`)" for action in prompts if action != dense}
-    yield test(f"pp{PROMPT}", [action.tag for action in prompts], rates, notes)
+    rows = [DEFAULT, *(action.tag for action in prompts)]
+    yield test(f"pp{PROMPT}", rows, rates, {DEFAULT: f"(prompt by `{chosen}`)", **notes})
     for depth in args.depths:
         deep = depth >= DEEP
         count = max(1, args.count // 2) if deep else args.count
@@ -177,14 +183,14 @@ def report(
 
 {tables(results, peers, config.dense.tag)}
 
-Median [quartiles] over {args.repetitions} repetitions{fewer}, all engines in
-turn in each, after a turn of warm-up; ratios are taken within a repetition. `pp{PROMPT}`: a prompt of {PROMPT} tokens
-into an empty cache, last logits included; a prompt under an action is that of `sol-rt --prefill VARIANT`; without the
-option prompts run dense (`{config.dense.tag}`). `tg{args.count} @ d512`: {args.count} decode steps after a prompt of
-512 tokens, which is not timed. A step of sol_rt is a token of the loop that apps run, its text included, read from
-Python. The best peer of a row is the one with the highest median. While one engine is measured, the processes of the
-others are stopped. Weights: sol_rt's bundle and the models of genai and optimum are made of the file that llama.cpp
-reads; genai and optimum get it in float32 and quantize it on their own.{_scored_note(args)}{notes}
+Median [quartiles] over {args.repetitions} repetitions{fewer}, all engines in turn in each, after a turn of warm-up;
+ratios are taken within a repetition. `pp{PROMPT}`: a prompt of {PROMPT} tokens into an empty cache, last logits
+included. `default` is the time to the first token of a generation without options; a prompt under an action is that
+of `sol-rt --prefill VARIANT`. `tg{args.count} @ d512`: {args.count} decode steps after a prompt of 512 tokens, which
+is not timed. A step of sol_rt is a token of the loop that apps run, its text included, read from Python. The best
+peer of a row is the one with the highest median. While one engine is measured, the processes of the others are
+stopped. Weights: sol_rt's bundle and the models of genai and optimum are made of the file that llama.cpp reads; genai
+and optimum get it in float32 and quantize it on their own.{_scored_note(args)}{notes}
 """
 
 

@@ -51,7 +51,12 @@ class Recorder:
     def rewind(self, length): self.calls.append(["rewind", length])
     def step(self): self.calls.append(["step", self.action])
 
-serve(Recorder(), calls=lambda request: {"calls": Recorder.calls})
+    def default(self, request):
+        self.calls.append(["default", request["tokens"], request.get("action")])
+        return {"ms": 1, "variant": "s100-q4"}
+
+own = Recorder()
+serve(own, calls=lambda request: {"calls": Recorder.calls}, default=own.default)
 """
 
 
@@ -134,11 +139,12 @@ def test_a_decode_request_rewinds_to_its_prompt_and_takes_one_step_more_than_it_
 
 def test_every_entry_is_measured_in_every_turn_and_the_warm_up_is_left_out(recorder: WorkerProcess) -> None:
     with recorder:
-        entries = [peers.Entry(recorder, tag) for tag in "xyz"]
+        entries = [peers.Entry(recorder, "x"), peers.Entry(recorder, "y"), peers.Entry(recorder, do="default")]
         rates = peers.measure(entries, {"do": "prompt", "tokens": [1]}, 1, 2)
         calls = recorder.ask(do="calls")["calls"]
-    assert {name: len(values) for name, values in rates.items()} == {"x": 2, "y": 2, "z": 2}
-    assert [call[2] for call in calls if call[0] == "prompt"] == list("xyzyzxzxy")
+    assert {name: len(values) for name, values in rates.items()} == {"x": 2, "y": 2, "default": 2}
+    made = [call[2] or call[0] for call in calls if call[0] != "reset"]
+    assert made == ["x", "y", "default", "y", "default", "x", "default", "x", "y"]
 
 
 def test_fresh_processes_take_turns_at_being_the_first() -> None:
@@ -240,7 +246,9 @@ def test_an_environment_that_is_not_there_is_named(tmp_path: Path, monkeypatch: 
         next(peers.run(args))
 
 
-def test_a_prompt_runs_dense_and_under_the_variants_of_the_actions(recorder: WorkerProcess, tmp_path: Path) -> None:
+def test_a_prompt_runs_by_default_dense_and_under_the_variants_of_the_actions(
+    recorder: WorkerProcess, tmp_path: Path
+) -> None:
     bundle = Bundle.open(write_bundle(tmp_path / "tiny"))
     actions = [Action(0.3, 1.0, 4), Action(1.0, 1.0, 4), Action(1.0, 0.5, 4)]
     with recorder:
@@ -249,8 +257,9 @@ def test_a_prompt_runs_dense_and_under_the_variants_of_the_actions(recorder: Wor
         calls = recorder.ask(do="calls")["calls"]
     tags = ["k100-s100-q4", "k100-s050-q4", "k100-s100-q8"]
     assert [call[2] for call in calls if call[0] == "prompt" and len(call[1]) == peers.PROMPT][:3] == tags
-    assert list(prompt.own) == tags
-    assert prompt.notes == {tags[0]: "(`--prefill s100-q4`)", tags[1]: "(`--prefill s050-q4`)"}
+    assert list(prompt.own) == ["default", *tags]
+    told = {tags[0]: "(`--prefill s100-q4`)", tags[1]: "(`--prefill s050-q4`)"}
+    assert prompt.notes == {"default": "(prompt by `s100-q4`)", **told}
     assert decoding.notes == {}
     assert list(decoding.own) == [action.tag for action in actions]
     row = tables(
@@ -287,7 +296,7 @@ def test_a_page_says_what_was_measured(recorder: WorkerProcess, tmp_path: Path) 
     assert "PEERS=llama.cpp DEPTHS=64 TEXT=valid.txt" in page
     assert '--actions k050-s100-q4 --windows 3 --scored 64"' in page
     assert "Perplexity: of 3 windows of\nvalid.txt the 64 tokens after the depth" in page
-    assert "`sol-rt --prefill VARIANT`; without the\noption prompts run dense (`k100-s100-q8`)." in page
+    assert "`default` is the time to the first token" in page
     args.file = None
     assert "--windows" not in peers.report(recorder, [recorder], results, config, args)
 
@@ -308,6 +317,20 @@ def test_scored_are_the_tokens_after_the_first_half_and_one(window: list[int], s
         row = [float(x) for x in logits[position - 1]]
         expected = math.log(math.fsum(math.exp(x - max(row)) for x in row)) + max(row) - row[window[position]]
         assert nats == pytest.approx(expected, rel=1e-12, abs=1e-12)
+
+
+def test_the_default_prompt_is_that_of_a_generation_without_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(peers.__file__).parent / "workers"))
+    bundle, prompt = write_bundle(tmp_path / "tiny"), [5, 6, 7]
+    own = importlib.import_module("sol_rt_worker").SolRt(bundle, None)
+    model = SolModel.from_pretrained(bundle, provider="cpu", measure_costs=False)
+    expected = model.generate(prompt, max_new_tokens=1, eos_token_id=[]).prefill
+    for _ in range(2):
+        answer = own.default({"tokens": prompt})
+        assert answer["variant"] == expected
+        assert answer["ms"] > 0
 
 
 def test_a_start_runs_prompts_by_its_variant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

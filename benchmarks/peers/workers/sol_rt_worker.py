@@ -1,4 +1,4 @@
-"""Worker of sol_rt: the native core, called from Python. It also answers `nll` (scoring.py) and `rounds`.
+"""Worker of sol_rt: the native core, called from Python. It also answers `nll` (scoring.py), `default` and `rounds`.
 
 python sol_rt_worker.py BUNDLE --threads N
 ... --prefill s100-q4    a prompt without "action" runs this variant
@@ -85,6 +85,13 @@ class SolRt:
         found = token_losses(self._model.engine, request["windows"], candidates, context=context)
         return {"nll": dict(zip(tags, found.tolist(), strict=True))}
 
+    def default(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Generates one token after "tokens" without options. The answer has its "ms" and the prompt's "variant"."""
+        self.reset(len(request["tokens"]) + 1)
+        begun = time.perf_counter()
+        first = next(self._model.stream(request["tokens"], max_new_tokens=1, eos_token_id=[], reuse_cache=False))
+        return {"ms": (time.perf_counter() - begun) * 1e3, "variant": first.action.variant}
+
     def rounds(self, request: dict[str, Any]) -> dict[str, Any]:
         """Gives each of "prompts" a greedy answer of "count" dense tokens, "sessions" at a time, in rounds.
 
@@ -119,7 +126,7 @@ def main() -> None:
     parser.add_argument("--prefill", metavar="VARIANT")
     args = parser.parse_args()
     worker = SolRt(args.model, args.threads, args.prefill)
-    serve(worker, nll=worker.nll, rounds=worker.rounds)
+    serve(worker, nll=worker.nll, default=worker.default, rounds=worker.rounds)
 
 
 if __name__ == "__main__":
