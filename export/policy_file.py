@@ -52,7 +52,7 @@ class TrainedPolicy:
 
 
 def readout_policy(readout: Readout, actions: Sequence[Action], order: Sequence[Action], model: str) -> TrainedPolicy:
-    """The policy whose logit of an action is a readout times the negative place of the action's channels and bits.
+    """The policy whose logit of an action is a readout's score times the negative of its place for the action.
 
     Args:
         readout: the fitted one.
@@ -61,7 +61,7 @@ def readout_policy(readout: Readout, actions: Sequence[Action], order: Sequence[
         model: the model's name.
     """
     weights = np.array(readout.weights, np.float32)
-    places = np.array([order.index(replace(action, kv_density=1.0)) for action in actions], np.float32)
+    places = readout.places(order)[[order.index(replace(action, kv_density=1.0)) for action in actions]]
     # the two layers hold a regression as it is, since gelu(x) - gelu(-x) = x
     parameters = {
         "direct.0.weight": np.stack([weights, -weights]),

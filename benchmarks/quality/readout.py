@@ -4,7 +4,7 @@
 
 The readout is fitted anew to as many of the package's sample texts as a quick export takes. Of each text two windows of
 512 tokens are scored, from the middle on. *Avoids* is the share of what random steps under the cheaper of two
-neighbouring actions add, mean over pairs; z counts standard errors over stretches of 64 steps.
+neighbouring actions add, mean over pairs and of each; z counts standard errors over stretches of 64 steps.
 """
 
 from __future__ import annotations
@@ -54,12 +54,14 @@ def main() -> None:
         print("readout: avoids too little, so there is none")
     else:
         _report("readout", windows, np.array(fitted.weights))
+        print(f"closed gates: {', '.join(fitted.closed) or 'none'}")
 
 
 def _report(name: str, windows: list[Steps], weights: npt.NDArray[np.float64]) -> None:
-    found = gains(windows, [weights] * len(windows))
-    steps = sum(window.added.shape[1] for window in windows)
+    pairs = gains(windows, [weights] * len(windows))
+    steps, found = sum(window.added.shape[1] for window in windows), pairs.mean(1)
     print(f"{name}: avoids {found.sum() / steps:.1%}, z {found.sum() / found.std(ddof=1) / len(found) ** 0.5:.1f}")
+    print("  " + ", ".join(f"{share:.1%}" for share in pairs.sum(0) / steps))
 
 
 if __name__ == "__main__":

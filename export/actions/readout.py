@@ -10,8 +10,10 @@ where g is what the cheaper neighbour adds to the dearer one. The root tames the
 the mean. The step before may have run any action, so all actions' inputs are examples.
 
 Cross-validation over windows of text judges the fit. One that is not ahead of chance by 3 standard errors, or avoids
-less than 2% of the loss, is no policy, and `sol` is then `hull`. The score does not order the losses of low KV
-densities. Actions that differ in KV density alone have equal logits, and `sol` is `hull` between them.
+less than 2% of the loss, is no policy, and `sol` is then `hull`. Each pair of neighbours has its own gate, too: where
+the score is not ahead of chance by 1 standard error, both have equal logits, and `sol` is `hull` between them. A pair
+is a range of expected loss, and the same on every machine. The score does not order the losses of low KV densities, so
+actions that differ in KV density alone have equal logits as well.
 """
 
 from __future__ import annotations
@@ -42,7 +44,8 @@ _SHARES = (0.25, 0.5, 0.75)  # of the dearer action, at which the fit is judged
 _ROWS = 16  # tokens in a call, the most that have the bits of single steps
 _SHORTEST = 4  # tokens of a window in which no step follows one of the same action
 _STRETCH = 64  # most steps whose gains count as one observation
-_CERTAIN = 3.0  # standard errors
+_CERTAIN = 3.0  # standard errors, for a policy
+_LIKELY = 1.0  # and for a pair
 _LEAST_AVOIDED = 0.02  # less would not pay for the policy's own time
 _LEAST_DEVIATION = 1e-6  # a number that varies less is constant
 
@@ -56,11 +59,19 @@ class Readout:
     Attributes:
         weights: of SCALARS and the hidden state.
         avoided: share of what random steps under a cheaper action add that its choice of the steps avoids, in
-            cross-validation; mean over neighbouring actions.
+            cross-validation; mean over neighbouring actions, 0 for those of a closed gate.
+        closed: tags of actions without the KV density, whose gate to the neighbour of more bytes is closed.
     """
 
     weights: tuple[float, ...]
     avoided: float
+    closed: tuple[str, ...] = ()
+
+    def places(self, order: Sequence[Action]) -> npt.NDArray[np.float32]:
+        """Places of actions in the order of `plain_actions`, float32 [actions]; those of a closed gate are equal."""
+        return np.cumsum([place > 0 and action.tag not in self.closed for place, action in enumerate(order)]).astype(
+            np.float32
+        )
 
 
 @dataclass(frozen=True)
@@ -103,7 +114,7 @@ def fit_readout(folder: Path, text: CalibrationText, most: int, progress: Progre
 
         found.append(steps_of(engine, window, order, report))
     progress("steps", 1, 1)
-    return fit_steps(found)
+    return fit_steps(found, order)
 
 
 def steps_of(engine: Session, window: Sequence[int], order: Sequence[Action], progress: Progress) -> Steps:
@@ -123,8 +134,8 @@ def steps_of(engine: Session, window: Sequence[int], order: Sequence[Action], pr
     return Steps(np.array([seen[action][:-1] for action in order]), added[:, 1:])
 
 
-def fit_steps(windows: Sequence[Steps]) -> Readout | None:
-    """Fits a readout to the steps of two windows or more; None if it avoids too little."""
+def fit_steps(windows: Sequence[Steps], order: Sequence[Action]) -> Readout | None:
+    """Fits a readout to steps of two windows or more under the actions of `order`; None if it avoids too little."""
     gaps = np.diff(np.concatenate([window.added for window in windows], 1), axis=0)
     targets = np.sign(gaps) * np.sqrt(np.abs(gaps))
     targets = ((targets - targets.mean(1, keepdims=True)) / _deviation(targets, 1)).mean(0)
@@ -132,18 +143,26 @@ def fit_steps(windows: Sequence[Steps]) -> Readout | None:
     moments = [_Moments.of(window.inputs, own) for window, own in zip(windows, np.split(targets, ends), strict=True)]
     others = [[each for each in moments if each is not own] for own in moments]
     gained = gains(windows, [_Moments.sum(each).ridge() for each in others])
-    total, error = float(gained.sum()), float(gained.std(ddof=1)) * len(gained) ** 0.5
-    avoided = total / gaps.shape[1]
-    if not total > _CERTAIN * error or avoided < _LEAST_AVOIDED:
+    likely = _ahead(gained, _LIKELY)
+    gained = np.where(likely, gained, 0.0).mean(1)
+    avoided = float(gained.sum()) / gaps.shape[1]
+    if not _ahead(gained, _CERTAIN) or avoided < _LEAST_AVOIDED:
         return None
-    return Readout(tuple(map(float, _Moments.sum(moments).ridge().astype(np.float32))), avoided)
+    closed = tuple(action.tag for action, open_gate in zip(order[1:], likely, strict=True) if not open_gate)
+    return Readout(tuple(map(float, _Moments.sum(moments).ridge().astype(np.float32))), avoided, closed)
+
+
+def _ahead(gained: Floats, errors: float) -> npt.NDArray[np.bool_]:
+    """True where the sum of gains along the first axis is more than this many of its standard errors."""
+    ahead: npt.NDArray[np.bool_] = gained.sum(0) > errors * gained.std(0, ddof=1) * len(gained) ** 0.5
+    return ahead
 
 
 def gains(windows: Sequence[Steps], weights: Sequence[Floats]) -> Floats:
-    """Gains of a choice of steps by score over a random one, float64 [stretches of up to 64 steps].
+    """Gains of a choice of steps by score over a random one, float64 [stretches of up to 64 steps, pairs].
 
-    Their unit is what random steps under the cheaper action of a pair add to one step, mean over pairs; so the sum over
-    the number of steps is the share that the choice avoids.
+    Their unit is what random steps under the cheaper action of a pair add to one step; so the sum over the number of
+    steps is the share that the choice avoids.
 
     Args:
         windows: the steps.
@@ -160,21 +179,22 @@ def gains(windows: Sequence[Steps], weights: Sequence[Floats]) -> Floats:
     return np.array(found)
 
 
-def _gain(scores: Floats, gaps: Losses, random: Floats) -> float:
-    """Gain on a stretch, mean over _SHARES and pairs, in the unit of `gains`.
+def _gain(scores: Floats, gaps: Losses, random: Floats) -> list[float]:
+    """Gains of all pairs on a stretch, mean over _SHARES, in the unit of `gains`.
 
     Args:
         scores: float64 [actions, n]; a pair is judged by those after its dear action and after its cheap one.
         gaps: float64 [pairs, n], in nats.
         random: float64 [pairs], nats per step.
     """
-    ahead = []
+    found = []
     for pair, gap in enumerate(gaps):
+        nats = []
         for score in scores[pair : pair + 2]:
             ordered = gap[np.argsort(-score, kind="stable")]
-            nats = [ordered[: round(share * len(gap))].sum() - share * gap.sum() for share in _SHARES]
-            ahead.append(float(np.mean(nats)) / float(random[pair]) if random[pair] > 0 else 0.0)
-    return float(np.mean(ahead))
+            nats += [ordered[: round(share * len(gap))].sum() - share * gap.sum() for share in _SHARES]
+        found.append(float(np.mean(nats)) / float(random[pair]) if random[pair] > 0 else 0.0)
+    return found
 
 
 def _deviation(values: Floats, axis: int) -> Floats:

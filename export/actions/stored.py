@@ -290,7 +290,8 @@ def _read(raw: Any) -> StoredCalibration:
 
 
 def _readout(raw: Mapping[str, Any]) -> Readout:
-    return Readout(tuple(map(_finite, raw["weights"])), _finite(raw["avoided"]))
+    closed = tuple(Action.parse(tag).tag for tag in raw.get("closed", ()))
+    return Readout(tuple(map(_finite, raw["weights"])), _finite(raw["avoided"]), closed)
 
 
 def _settings(raw: Mapping[str, Any]) -> Settings:

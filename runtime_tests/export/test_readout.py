@@ -63,17 +63,32 @@ def test_the_examples_are_those_of_single_steps(llama_bundle: Path) -> None:
 
 
 def test_a_planted_rule_is_found() -> None:
-    fitted = fit_steps(_windows(1.0))
+    fitted = fit_steps(_windows(1.0), ORDER)
     assert fitted is not None
     assert 0.2 < fitted.avoided < 0.6
     assert int(np.abs(fitted.weights).argmax()) == len(SCALARS) + 3
     assert fitted.weights[len(SCALARS) + 5] == 0  # constant
 
 
+def test_a_pair_that_the_score_does_not_order_is_hull() -> None:
+    """The dear action's losses fall where the score is high; what the cheap one adds to them follows the rule."""
+    whole = fit_steps(_windows(1.0), ORDER)
+    assert whole is not None
+    assert whole.closed == ()
+    windows = [
+        replace(each, added=np.array([0 * own, np.exp(-own), np.exp(-own) + 20 * own]))
+        for each, own in ((each, each.added[1]) for each in _windows(1.0))
+    ]
+    fitted = fit_steps(windows, ORDER)
+    assert fitted is not None
+    assert fitted.closed == (DEAR.tag,)
+    assert list(fitted.places(ORDER)) == [0, 0, 1]
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_losses_by_chance_give_no_readout(seed: int) -> None:
     """So the export writes no policy, and `sol` is `hull`."""
-    assert fit_steps(_windows(0.0, seed)) is None
+    assert fit_steps(_windows(0.0, seed), ORDER) is None
 
 
 def test_one_window_gives_no_readout(llama_bundle: Path) -> None:
@@ -87,7 +102,7 @@ def test_windows_without_a_step_give_no_readout(llama_bundle: Path) -> None:
 
 
 def test_differences_of_logits_are_the_score_and_densities_of_kv_have_none() -> None:
-    fitted = fit_steps(_windows(1.0))
+    fitted = fit_steps(_windows(1.0), ORDER)
     assert fitted is not None
     actions = (DENSE, Action(0.1, 1.0, 8), DEAR, Action(0.1, 1.0, 4), CHEAP)
     policy = readout_policy(fitted, actions, ORDER, "tiny")
@@ -100,6 +115,9 @@ def test_differences_of_logits_are_the_score_and_densities_of_kv_have_none() -> 
     assert logits[:, 2] - logits[:, 4] == pytest.approx(score, abs=1e-5)
     assert np.array_equal(logits[:, 0], logits[:, 1])
     assert np.array_equal(logits[:, 2], logits[:, 3])
+    half = readout_policy(replace(fitted, closed=(CHEAP.tag,)), actions, ORDER, "tiny").parameters["direct.2.weight"]
+    assert np.array_equal(half[2], half[4])
+    assert not np.array_equal(half[0], half[2])
 
 
 @pytest.mark.parametrize("preset", ["tiny-llama", "tiny-gemma3", "tiny-phi", "tiny-lfm2"])
@@ -136,5 +154,9 @@ def test_a_calibration_that_is_stored_without_a_policy_has_what_one_needs(
     stored = tmp_path / "stored.json"
     given = {"calibration": "quick", "policy": NO_POLICY, "save_calibration": stored}
     assert export(llama_checkpoint, tmp_path / "none", **given).config.policy is None
-    assert StoredCalibration.read(stored).readout is not None
+    readings = StoredCalibration.read(stored)
+    assert readings.readout is not None
+    closed = replace(readings, readout=replace(readings.readout, closed=("k100-s050-q4",)))
+    closed.write(stored)
+    assert StoredCalibration.read(stored) == closed
     assert export(llama_checkpoint, tmp_path / "out", calibration=stored).config.policy is not None
